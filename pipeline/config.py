@@ -1,0 +1,247 @@
+"""The experiment file: one YAML, validated before anything is computed. All defaults live here.
+
+>>> config = Experiment.model_validate({
+...     "name": "toy",
+...     "corpus": {"path": "texts.jsonl"},
+...     "a": {"model": "gpt2", "dictionary": "identity", "sites": ["layers.1"]},
+...     "b": {"model": "gpt2", "dictionary": "identity", "sites": ["layers.2", "layers.3"]},
+... })
+>>> config.correlate.top_k
+16
+>>> config.site_pairs
+[('layers.1', 'layers.2'), ('layers.1', 'layers.3')]
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from storage.errors import InputError, MissingInputError
+
+ActivationKind = Literal["post", "pre_topk", "raw"]
+Kernel = Literal["auto", "sparse", "dense"]
+MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
+Metric = Literal["svcca", "svcca_pc1", "rsa"]
+
+SITE_PLACEHOLDER = "{site}"
+
+
+class Section(BaseModel):
+    """A part of the experiment file: unknown keys are errors, values are not coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    """Which text both models read."""
+
+    dataset: str | None = Field(None, description="Hugging Face dataset id, or the folder of a local one")
+    path: str | None = Field(None, description="a .txt, .jsonl or .parquet file, or a folder of them")
+    split: str = "train"
+    column: str = Field("text", description="the column or JSON key that holds the text")
+    revision: str | None = None
+    documents: PositiveInt | None = Field(None, description="how many documents; all by default")
+    seed: int | None = Field(
+        None, description="sample the documents at random with this seed; the first ones if absent"
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(300, description="tokens a window, special tokens included")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("give exactly one of 'dataset' and 'path'")
+        return self
+
+
+class ModelConfig(Section):
+    """One of the two models, and where and how its activations are read."""
+
+    model: str = Field(description="hub id, local folder, or GGUF file")
+    revision: str | None = None
+    dictionary: str | dict[str, str] = Field(
+        description="hub id or folder of the dictionaries, 'identity' for raw units, or one for each site; "
+        "'{site}' in it stands for the site"
+    )
+    sites: list[str] = Field(min_length=1)
+    kind: ActivationKind = "post"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    prepend_bos: bool | None = Field(None, description="as the dictionary was trained, if absent")
+    batch_size: PositiveInt = 8
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    @field_validator("sites")
+    @classmethod
+    def _unique_sites(cls, sites: list[str]) -> list[str]:
+        if len(set(sites)) < len(sites):
+            raise ValueError(f"a site is named twice: {sites}")
+        return sites
+
+    def dictionary_of(self, site: str) -> str:
+        """Return where the dictionary of `site` is, with ``{site}`` filled in."""
+        if isinstance(self.dictionary, dict):
+            if site not in self.dictionary:
+                raise InputError(f"No dictionary is given for site {site!r}; the file names {sorted(self.dictionary)}")
+            return self.dictionary[site]
+        return self.dictionary.replace(SITE_PLACEHOLDER, site)
+
+
+class StoreConfig(Section):
+    """How activations are kept on disk."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_rows: Annotated[int, Field(ge=1)] = Field(16_384, description="rows that one task writes as one file")
+
+
+class CorrelateConfig(Section):
+    """How features are correlated."""
+
+    top_k: Annotated[int, Field(ge=1, le=256)] = 16
+    keep_above: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="keep every pair with at least this r")
+    select: Literal["half", "all"] = Field(
+        "half", description="rows that choose candidates: half of the documents (r_heldout is on the others), or all"
+    )
+    kernel: Kernel = "auto"
+    memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
+
+
+class MatchConfig(Section):
+    """How pairs are chosen."""
+
+    method: MatchMethod = "greedy"
+    min_correlation: Annotated[float, Field(gt=-1, le=1)] = 0.1
+
+
+class CompareConfig(Section):
+    """What the matched spaces are compared by, and against which chance."""
+
+    metrics: list[Metric] = ["svcca", "rsa", "svcca_pc1"]
+    null_runs: PositiveInt = 1000
+    seed: int = 0
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    contexts: PositiveInt = Field(8, description="top activating contexts kept for each feature")
+    pairs: PositiveInt = Field(100, description="best pairs shown for each pair of sites")
+
+
+class Experiment(Section):
+    """A whole experiment: two models on the same text, at a grid of sites."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    corpus: CorpusConfig
+    a: ModelConfig
+    b: ModelConfig
+    store: StoreConfig = StoreConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    match: MatchConfig = MatchConfig()
+    compare: CompareConfig = CompareConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _kept_pairs_suffice(self) -> Experiment:
+        if self.match.min_correlation < self.correlate.keep_above:
+            raise ValueError(
+                f"match.min_correlation ({self.match.min_correlation}) is below correlate.keep_above "
+                f"({self.correlate.keep_above}): pairs below keep_above are not kept; lower keep_above"
+            )
+        return self
+
+    @property
+    def site_pairs(self) -> list[tuple[str, str]]:
+        """The grid A.sites × B.sites, in the order of the file."""
+        return [(a, b) for a in self.a.sites for b in self.b.sites]
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read and validate an experiment file; relative paths in it start at the file's folder.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    InputError
+        If it is no YAML mapping, or a key or value is wrong; the message names each.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingInputError(f"No experiment file at {file}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a mapping of settings, not {type(content).__name__}")
+    try:
+        experiment = Experiment.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{file}:\n" + "\n".join(_explain(error))) from error
+    return _resolve_paths(experiment, file.parent)
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = list(_fields_at(item["loc"][:-1]))
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
+            yield f"  {where}: unknown key; {hint}"
+        else:
+            yield f"  {where or 'experiment'}: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+
+
+def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the valid keys of the section at `location`."""
+    section: Any = Experiment
+    for part in location:
+        field = section.model_fields.get(part)
+        section = field.annotation if field is not None else Section
+    yield from getattr(section, "model_fields", {})
+
+
+def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """Make relative paths absolute, where something exists under `folder`; hub ids stay as they are."""
+    corpus = experiment.corpus.model_copy(
+        update={
+            "path": _resolve(experiment.corpus.path, folder),
+            "dataset": _resolve(experiment.corpus.dataset, folder),
+        }
+    )
+    sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
+    return experiment.model_copy(update={"corpus": corpus, **sides})
+
+
+def _resolve_model(side: ModelConfig, folder: Path) -> ModelConfig:
+    dictionary = side.dictionary
+    resolved: Any = (
+        {site: _resolve(value, folder) for site, value in dictionary.items()}
+        if isinstance(dictionary, dict)
+        else _resolve(dictionary, folder)
+    )
+    return side.model_copy(update={"model": _resolve(side.model, folder), "dictionary": resolved})
+
+
+def _resolve(value: str | None, folder: Path) -> str | None:
+    if value is None or Path(value).is_absolute():
+        return value
+    stem = value.split(SITE_PLACEHOLDER)[0] or "."
+    return str(folder.resolve() / value) if (folder / stem).exists() and stem != "." else value

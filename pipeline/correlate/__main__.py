@@ -1,0 +1,51 @@
+"""``python -m pipeline.correlate A.zarr B.zarr --out C.zarr``: every feature of A with every feature of B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.correlate.run import correlate
+from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, describe, open_client, run_script, show
+
+
+def command(
+    context: typer.Context,
+    a: Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)],
+    out: Out,
+    top_k: Annotated[int, typer.Option(min=1, max=256, help="Partners kept for each feature, both ways.")] = 16,
+    keep_above: Annotated[float, typer.Option(help="Keep every pair with at least this r.")] = 0.1,
+    select: Annotated[
+        Literal["half", "all"],
+        typer.Option(help="Rows that choose the partners: half of the documents (the other half is held out), or all."),
+    ] = "half",
+    kernel: Annotated[
+        Literal["auto", "sparse", "dense"], typer.Option(help="How products are computed; auto: by density.")
+    ] = "auto",
+    memory: Memory = "auto",
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correlate every feature of A with every feature of B, exactly and in bounded memory."""
+    with open_client(context, cluster, cluster_file) as client:
+        result = correlate(
+            a,
+            b,
+            top_k=top_k,
+            keep_above=keep_above,
+            select=select,
+            kernel=kernel,
+            memory=memory,
+            out=out,
+            client=client,
+        )
+    names = ("n_rows_select", "n_rows_heldout", "n_undefined_a", "n_undefined_b", "n_kept", "keep_above", "kernel")
+    show({"result": str(out), **describe(result, *names)}, as_json=as_json)
+
+
+if __name__ == "__main__":
+    run_script(command)

@@ -1,0 +1,31 @@
+"""``python -m pipeline.harvest EXPERIMENT.yaml``: text to activation stores, for both models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.run import run
+from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show
+
+
+def command(
+    context: typer.Context,
+    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the text with both models and write one activation store a site."""
+    with open_client(context, cluster, cluster_file) as client:
+        result = run(experiment, run_dir=run_dir, until="harvest", client=client)
+    sides = (("a", result.experiment.a), ("b", result.experiment.b))
+    stores = {f"{side} {site}": str(result.directory.activations(side, site)) for side, m in sides for site in m.sites}
+    show(stores, as_json=as_json)
+
+
+if __name__ == "__main__":
+    run_script(command)

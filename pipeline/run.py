@@ -1,0 +1,164 @@
+"""One experiment from text to report: every stage over the grid of sites, each skipped when it is done already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import xarray as xr
+from distributed import Client
+
+from pipeline.compare.run import compare
+from pipeline.config import Experiment, ModelConfig, load_experiment
+from pipeline.correlate.run import correlate
+from pipeline.harvest.contexts import contexts
+from pipeline.match.run import match
+from pipeline.report.run import report
+from pipeline.workers import ensure_client
+from storage.results import open_result
+from storage.rundir import RunDirectory, Side
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["harvest", "correlate", "match", "compare", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What :func:`run` leaves behind: the folder, and its results opened lazily."""
+
+    directory: RunDirectory
+    experiment: Experiment
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.directory.report
+
+    def pairs(self, site_a: str, site_b: str) -> xr.Dataset:
+        """Open the matched pairs of two sites."""
+        return open_result(self.directory.pairs(site_a, site_b))
+
+    def scores(self, site_a: str, site_b: str) -> xr.Dataset:
+        """Open the scores, nulls and p-values of two sites."""
+        return open_result(self.directory.scores(site_a, site_b))
+
+
+def run(
+    experiment: str | Path | Experiment,
+    *,
+    run_dir: str | Path | None = None,
+    until: Stage = "report",
+    client: Client | None = None,
+) -> RunResult:
+    """Run an experiment, or go on with it.
+
+    A finished stage whose inputs and settings have not changed is skipped; a half-finished one goes on at its first
+    missing part.
+
+    Parameters
+    ----------
+    experiment
+        The YAML file, or an experiment in memory.
+    run_dir
+        Where everything is written; ``runs/NAME`` by default.
+    until
+        The last stage to run.
+    client
+        Where the tasks run; threads of this process by default.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    InputError
+        If the experiment is not valid, or something that it names is missing; before anything is computed.
+
+    Examples
+    --------
+    >>> run("experiment.yaml", until="match")  # doctest: +SKIP
+    """
+    config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / config.name)
+    wanted = STAGES[: STAGES.index(until) + 1]
+    with ensure_client(client) as used:
+        for stage in wanted:
+            logger.info("[%d/%d] %s", STAGES.index(stage) + 1, len(STAGES), stage)
+            _RUNNERS[stage](config, directory, used)
+    return RunResult(directory, config)
+
+
+def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    # torch and transformers take seconds to import: only the stage that runs models pays for them
+    from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415
+    from pipeline.harvest.run import harvest, make_rows  # noqa: PLC0415
+
+    directory.write_experiment(config.model_dump(mode="json"))
+    build_corpus(config.corpus, directory.corpus)
+    make_rows(directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows, client=client)
+    for side, model in _sides(config):
+        folder = directory.activations(side, "x").parent
+        harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
+        for site in model.sites:
+            contexts(
+                directory.activations(side, site),
+                out=directory.contexts(side, site),
+                top_n=config.report.contexts,
+                client=client,
+            )
+
+
+def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    for site_a, site_b in config.site_pairs:
+        correlate(
+            directory.activations("a", site_a),
+            directory.activations("b", site_b),
+            out=directory.correlation(site_a, site_b),
+            client=client,
+            **config.correlate.model_dump(),
+        )
+
+
+def _match(config: Experiment, directory: RunDirectory, _: Client) -> None:
+    for site_a, site_b in config.site_pairs:
+        match(
+            directory.correlation(site_a, site_b),
+            out=directory.pairs(site_a, site_b),
+            **config.match.model_dump(),
+        )
+
+
+def _compare(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    for site_a, site_b in config.site_pairs:
+        compare(
+            directory.pairs(site_a, site_b),
+            directory.activations("a", site_a),
+            directory.activations("b", site_b),
+            out=directory.scores(site_a, site_b),
+            client=client,
+            **config.compare.model_dump(),
+        )
+
+
+def _report(config: Experiment, directory: RunDirectory, _: Client) -> None:  # noqa: ARG001
+    logger.info("Report: %s", report(directory.root))
+
+
+def _sides(config: Experiment) -> Iterator[tuple[Side, ModelConfig]]:
+    yield "a", config.a
+    yield "b", config.b
+
+
+_RUNNERS: dict[Stage, Callable[[Experiment, RunDirectory, Client], None]] = {
+    "harvest": _harvest,
+    "correlate": _correlate,
+    "match": _match,
+    "compare": _compare,
+    "report": _report,
+}

@@ -1,0 +1,131 @@
+"""What the stage scripts (``python -m pipeline.STAGE``) and the ``subspace`` command have in common.
+
+A stage's ``__main__`` module defines one typer function over paths. Run as a script it accepts the address of a
+running Dask scheduler as ``--cluster``; the ``subspace`` command registers the same function and hands in, through
+typer's context, a way to open named cluster profiles too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+from distributed import Client
+from rich.console import Console
+from rich.logging import RichHandler
+
+from pipeline.workers import ensure_client
+from storage.errors import InputError, SubspaceError
+
+#: Exit status after Ctrl-C, as shells expect it.
+INTERRUPTED = 130
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        help="Profile of cluster.yaml, or a scheduler's address. Default: threads here.",
+    ),
+]
+ClusterFile = Annotated[
+    Path | None, typer.Option("--cluster-file", metavar="YAML", help="Your own cluster.yaml; only what differs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="Budget over all workers, as 4GB; auto: half of the free memory.")
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the program that runs a command brings: how it connects to clusters."""
+
+    connect: Callable[[str, Path | None], contextlib.AbstractContextManager[Client]]
+
+
+@contextlib.contextmanager
+def open_client(context: typer.Context, cluster: str | None, cluster_file: Path | None = None) -> Iterator[Client]:
+    """Yield the client that ``--cluster`` asks for; threads of this process where it is absent.
+
+    Raises
+    ------
+    InputError
+        If a profile is named but the script knows none.
+    """
+    session = context.obj
+    if isinstance(session, Session):
+        with session.connect(cluster or "local", cluster_file) as client:
+            yield client
+    elif cluster is None:
+        with ensure_client(None) as client:
+            yield client
+    elif "://" in cluster:
+        with Client(cluster) as client:
+            yield client
+    else:
+        raise InputError(
+            f"This script takes a scheduler's address (tcp://…) as --cluster, not {cluster!r}; "
+            "the `subspace` command knows the profiles of cluster.yaml"
+        )
+
+
+def show(summary: dict[str, Any], *, as_json: bool) -> None:
+    """Print a summary on standard output: a line for each entry, or one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(summary, default=str))
+        return
+    width = max(map(len, summary))
+    for key, value in summary.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send the package's log to standard error; of the libraries, only what concerns the user."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for name in ("pipeline", "storage", "jobs"):
+        logging.getLogger(name).setLevel(level)
+    # closing a local cluster while its last results are dropped is not news
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command: errors on purpose print their message alone; Ctrl-C says how to go on."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        try:
+            command(*args, **kwargs)
+        except SubspaceError as error:
+            errors.print(f"Error: {error}", style="red", markup=False)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            errors.print("Interrupted. Finished parts are kept: the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def run_script(command: Callable[..., None]) -> None:
+    """Run one stage's command as a script."""
+    set_up_logging()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded(command))
+    app()
+
+
+def describe(result: xr.Dataset, *names: str) -> dict[str, Any]:
+    """Return the named attributes of `result` that are there."""
+    return {name: result.attrs[name] for name in names if name in result.attrs}

@@ -1,0 +1,215 @@
+"""Running many small tasks on Dask: bounded submission, readable names, progress, clean interruption.
+
+Every stage hands its work to :func:`run_tasks`, so that all of them show progress in the same way, keep only a few
+futures in flight, and leave nothing running on the cluster when they are interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from distributed import Client, LocalCluster, as_completed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Seconds between two progress lines where the output is not a terminal.
+LOG_INTERVAL = 15.0
+
+#: Where the dashboard of a local cluster listens, if nothing else does.
+DASHBOARD_PORT = 8787
+
+
+@contextlib.contextmanager
+def local_client(n_workers: int = 1, threads_per_worker: int | None = None) -> Iterator[Client]:
+    """Run workers that are threads of this process, for as long as the block lasts.
+
+    Threads start in about 0.1 s, need no ``if __name__ == "__main__"`` guard, and share memory; the kernels release
+    the interpreter lock. The dashboard is bound to localhost: port 8787, or any free one when that is taken.
+
+    Parameters
+    ----------
+    n_workers
+        Number of workers in this process.
+    threads_per_worker
+        Threads of each; by default the CPUs this process may use, divided among the workers.
+
+    Yields
+    ------
+    distributed.Client
+    """
+    threads = threads_per_worker or max(1, n_cpus() // n_workers)
+    # Worker memory is limited by each stage's own plan; Dask's limit would pause threads that share one process.
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=threads,
+            processes=False,
+            memory_limit=0,
+            dashboard_address=f"127.0.0.1:{_free_port(DASHBOARD_PORT)}",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        logger.info("Dashboard: %s", dashboard_url(client))
+        yield client
+
+
+@contextlib.contextmanager
+def ensure_client(client: Client | None) -> Iterator[Client]:
+    """Yield `client`, or a thread-based local one that lives as long as the block."""
+    if client is not None:
+        yield client
+        return
+    with local_client() as own:
+        yield own
+
+
+def dashboard_url(client: Client) -> str:
+    """Return the address of `client`'s dashboard, as a browser on the scheduler's machine opens it."""
+    port = client.scheduler_info(n_workers=0)["services"].get("dashboard")
+    local = isinstance(client.cluster, LocalCluster)
+    return f"http://127.0.0.1:{port}/status" if local else client.dashboard_link
+
+
+def n_cpus() -> int:
+    """Return how many CPUs this process may use (fewer than the machine has, under Slurm or ``taskset``)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_port(wanted: int) -> int:
+    """Return `wanted` if nothing listens there, else 0, which lets the system choose."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
+
+
+def n_slots(client: Client) -> int:
+    """Return how many tasks `client`'s workers can run at once (at least 1)."""
+    return max(1, sum(client.nthreads().values()))
+
+
+def run_tasks(
+    client: Client,
+    function: Callable[..., Result],
+    items: Sequence[Item],
+    *,
+    name: str,
+    label: str,
+    args: Sequence[Any] = (),
+    retries: int = 2,
+    per_slot: int = 2,
+) -> Iterator[tuple[Item, Result]]:
+    """Run ``function(item, *args)`` for every item and yield ``(item, result)`` as they finish.
+
+    Parameters
+    ----------
+    client
+        Where to run.
+    function
+        A module-level function. Its result should be small: large ones are written to disk by the task.
+    items
+        One task each. Their order is the order of submission, not of completion.
+    name
+        Prefix of the task keys, as the dashboard shows them (``correlate-panel``).
+    label
+        What the progress bar says.
+    args
+        Further arguments, the same for every task.
+    retries
+        How often a task is tried again when it raises or its worker dies.
+    per_slot
+        Tasks in flight for each thread of the cluster; bounds the memory that waiting results can take.
+
+    Yields
+    ------
+    tuple
+        The item and what the function returned for it.
+    """
+    run = f"{time.time_ns():x}"
+    waiting = iter(enumerate(items))
+    in_flight: dict[str, Item] = {}
+
+    def submit(count: int) -> list[Any]:
+        futures = []
+        for i, item in itertools.islice(waiting, count):
+            # dask takes the part before the last dashes as the group's name
+            future = client.submit(function, item, *args, key=(f"{name}-{run}", i), retries=retries, pure=False)
+            in_flight[str(future.key)] = item
+            futures.append(future)
+        return futures
+
+    completed = as_completed(submit(per_slot * n_slots(client)), with_results=False)
+    try:
+        with progress(label, len(items)) as advance:
+            for future in completed:
+                result = future.result()
+                item = in_flight.pop(str(future.key))
+                future.release()
+                for new in submit(1):
+                    completed.add(new)
+                advance(1)
+                yield item, result
+    finally:
+        if completed.futures:
+            client.cancel(list(completed.futures), force=True)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress on standard error: a bar on a terminal, a log line now and then elsewhere."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda n: bar.advance(task, n)
+        return
+    yield _logged(label, total)
+
+
+def _logged(label: str, total: int) -> Callable[[int], None]:
+    """Return an ``advance`` that logs at most every :data:`LOG_INTERVAL` seconds, and at the end."""
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if done == total or now - last >= LOG_INTERVAL:
+            last = now
+            logger.info("%s: %d of %d in %.1f s", label, done, total, now - start)
+
+    return advance
+
+
+def in_order(results: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """Yield the results of numbered tasks in the order of their numbers, holding only those that came early."""
+    early: dict[int, Result] = {}
+    expected = 0
+    for number, result in results:
+        early[number] = result
+        while expected in early:
+            yield early.pop(expected)
+            expected += 1

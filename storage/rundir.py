@@ -1,0 +1,106 @@
+"""Where an experiment's results stand below its run directory.
+
+======================================  ===============================================================
+``corpus.zarr``                         the text
+``rows.zarr``                           the token rows that both models share
+``activations/{a,b}/SITE.zarr``         activation stores
+``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
+``correlation/SITE_A--SITE_B.zarr``     top-k, kept pairs, statistics
+``pairs/SITE_A--SITE_B.zarr``           matched pairs
+``scores/SITE_A--SITE_B.zarr``          metrics and nulls
+``report.html``, ``*.csv``              the report
+======================================  ===============================================================
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from storage.errors import FormatError, MissingInputError
+
+Side = Literal["a", "b"]
+
+_EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run; nothing is created until something is written.
+
+    Examples
+    --------
+    >>> run = RunDirectory(Path("runs/toy"))
+    >>> run.correlation("layers.1", "layers.3").as_posix()
+    'runs/toy/correlation/layers.1--layers.3.zarr'
+    """
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        """The text."""
+        return self.root / "corpus.zarr"
+
+    @property
+    def rows(self) -> Path:
+        """The token rows."""
+        return self.root / "rows.zarr"
+
+    def activations(self, side: Side, site: str) -> Path:
+        """Return the path of one site's activation store."""
+        return self.root / "activations" / side / f"{site}.zarr"
+
+    def contexts(self, side: Side, site: str) -> Path:
+        """Return the path of the top activating rows of one site's features."""
+        return self.root / "contexts" / side / f"{site}.zarr"
+
+    def correlation(self, site_a: str, site_b: str) -> Path:
+        """Return the path of the correlation result of two sites."""
+        return self._of_pair("correlation", site_a, site_b)
+
+    def pairs(self, site_a: str, site_b: str) -> Path:
+        """Return the path of the matched pairs of two sites."""
+        return self._of_pair("pairs", site_a, site_b)
+
+    def scores(self, site_a: str, site_b: str) -> Path:
+        """Return the path of the comparison of two sites."""
+        return self._of_pair("scores", site_a, site_b)
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.root / "report.html"
+
+    def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
+        return self.root / stage / f"{site_a}--{site_b}.zarr"
+
+    def write_experiment(self, experiment: dict[str, Any]) -> None:
+        """Keep the validated experiment, so that later stages know the grid without its YAML file."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = self.root / f"{_EXPERIMENT}.partial"
+        temporary.write_text(json.dumps(experiment, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(self.root / _EXPERIMENT)
+
+    def read_experiment(self) -> dict[str, Any]:
+        """Return what :meth:`write_experiment` kept.
+
+        Raises
+        ------
+        MissingInputError
+            If the folder is no run directory.
+        FormatError
+            If the file is damaged.
+        """
+        file = self.root / _EXPERIMENT
+        if not file.is_file():
+            raise MissingInputError(
+                f"{self.root} is no run directory (it has no {_EXPERIMENT}); `subspace run` makes one"
+            )
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise FormatError(f"{file} is damaged ({error}); `subspace run EXPERIMENT.yaml` writes it again") from error
+        return content

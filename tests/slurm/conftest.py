@@ -1,0 +1,127 @@
+"""A private Slurm on this host: one controller, two nodes, no root services touched.
+
+The tests start it and stop exactly the processes that they started. It needs ``slurmctld``, ``slurmd`` and
+``sbatch`` on PATH (Debian: ``slurm-wlm``) and root, which slurmd wants; set ``SUBSPACE_REQUIRE_SLURM=1`` to make
+their absence an error instead of a skip.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SLURM_CONF = """
+ClusterName=subspace-tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+MpiDefault=none
+ReturnToService=2
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+KillWait=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=2 RealMemory=8000 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _why_not() -> str | None:
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "squeue") if shutil.which(name) is None]
+    if missing:
+        return f"not on PATH: {', '.join(missing)} (Debian: apt-get install slurm-wlm)"
+    return None if os.geteuid() == 0 else "slurmd needs root"
+
+
+def _write_configuration(folder: Path) -> Path:
+    controller_port, *ports = _free_ports(3)
+    for name in ("state", "spool-n1", "spool-n2"):
+        (folder / name).mkdir()
+    for i in range(2):
+        (folder / f"gpu{i}").touch()
+    host = socket.gethostname().split(".")[0]
+    configuration = folder / "slurm.conf"
+    configuration.write_text(
+        SLURM_CONF.format(
+            host=host, controller_port=controller_port, ports=ports, folder=folder, user=getpass.getuser()
+        )
+    )
+    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
+    return configuration
+
+
+def _wait_until_idle(daemons: list[subprocess.Popen[bytes]], folder: Path, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        states = subprocess.run(["sinfo", "-h", "-o", "%T %D"], capture_output=True, text=True, check=False).stdout
+        if states.strip() == "idle 2":
+            return
+        time.sleep(0.2)
+    logs = "\n".join(f"--- {log.name}\n{log.read_text()[-2000:]}" for log in folder.glob("*.log"))
+    codes = [daemon.poll() for daemon in daemons]
+    raise RuntimeError(f"Slurm's nodes are not idle after {seconds} s: {states!r}; exit codes {codes}\n{logs}")
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Run a Slurm of two nodes for the session; yields the folder of its files."""
+    reason = _why_not()
+    if reason is not None:
+        if os.environ.get("SUBSPACE_REQUIRE_SLURM"):
+            pytest.fail(f"Slurm is required here, but {reason}")
+        pytest.skip(f"no Slurm: {reason}")
+    folder = tmp_path_factory.mktemp("slurm")
+    previous = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(_write_configuration(folder))
+    commands = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
+    daemons: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            with (folder / f"{'-'.join(command)}.out.log").open("wb") as out:
+                daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
+        _wait_until_idle(daemons, folder)
+        yield folder
+        subprocess.run(["scancel", "--user", getpass.getuser(), "--full"], check=False)
+        time.sleep(1)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(timeout=20)
+        if previous is None:
+            os.environ.pop("SLURM_CONF", None)
+        else:
+            os.environ["SLURM_CONF"] = previous

@@ -1,0 +1,82 @@
+"""The `slurm-cpu` profile on a real Slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from distributed import Client
+from distributed.security import Security
+
+from jobs.cluster import connect
+
+pytestmark = pytest.mark.slurm
+
+
+def job_of_worker() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path) -> Path:
+    """What a site changes in cluster.yaml."""
+    (tmp_path / "logs").mkdir()
+    job = {
+        "queue": "main",
+        "cores": 1,
+        "memory": "2GB",
+        "walltime": "00:10:00",
+        "interface": "lo",
+        "log-directory": str(tmp_path / "logs"),
+        "shared-temp-directory": str(tmp_path),
+        "local-directory": str(tmp_path / "scratch"),
+        "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
+    }
+    settings = {
+        "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60}}},
+        "jobqueue": {"slurm-cpu": job},
+    }
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_workers_are_slurm_jobs_that_talk_tls(slurm: Path, cluster_file: Path) -> None:
+    with connect("slurm-cpu", cluster_file) as client:
+        client.wait_for_workers(2, timeout=60)
+        jobs = client.run(job_of_worker)
+        assert len(set(jobs.values())) == 2
+        assert None not in jobs.values()
+        assert client.scheduler.address.startswith("tls://")
+        queue = subprocess.run(["squeue", "-h", "-o", "%T"], capture_output=True, text=True, check=True).stdout
+        assert queue.split() == ["RUNNING", "RUNNING"]
+        keys = list(cluster_file.parent.glob(".dask-jobqueue.worker.*"))
+        assert keys
+        assert not [path for path in keys if path.stat().st_mode & 0o077], "TLS keys are readable by others"
+
+
+def test_a_cancelled_job_is_replaced(slurm: Path, cluster_file: Path) -> None:
+    with connect("slurm-cpu", cluster_file) as client:
+        client.wait_for_workers(2, timeout=60)
+        before = set(client.run(job_of_worker).values())
+        victim = min(before, key=int)
+        subprocess.run(["scancel", victim], check=True)
+        deadline = time.monotonic() + 90
+        after = before
+        while time.monotonic() < deadline and (victim in after or len(after) < 2):
+            time.sleep(1)
+            after = set(client.run(job_of_worker, on_error="ignore").values())
+        assert len(after) == 2
+        assert victim not in after
+
+
+def test_a_client_with_other_keys_is_refused(slurm: Path, cluster_file: Path) -> None:
+    with (
+        connect("slurm-cpu", cluster_file) as client,
+        pytest.raises(OSError, match=r"TLS|SSL|certificate|connect"),
+    ):
+        Client(client.scheduler.address, security=Security.temporary(), timeout=3)

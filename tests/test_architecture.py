@@ -1,0 +1,57 @@
+"""Imports run one way: jobs → pipeline → storage; stages do not reach into each other."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("storage", "pipeline", "jobs")
+ALLOWED = {"storage": {"storage"}, "pipeline": {"storage", "pipeline"}, "jobs": {"storage", "pipeline", "jobs"}}
+STAGES = {"harvest", "correlate", "match", "compare", "semantics", "report"}
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the absolute names of the modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    package, *inner = path.relative_to(ROOT).parts
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top not in PACKAGES:
+            continue
+        assert top in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
+        other_stage = top == "pipeline" and package == "pipeline" and rest and rest[0] in STAGES
+        if other_stage and inner[0] in STAGES and inner[-1] != "__main__.py":
+            assert rest[0] == inner[0], f"stage {inner[0]} reaches into stage {rest[0]}: {name}"
+
+
+def test_the_rule_looks_at_something() -> None:
+    assert len(MODULES) > 30
+    assert any(name.startswith("storage.") for path in MODULES for name in imported(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_chunk_by_keyword(path: Path) -> None:
+    """``Dataset.chunk(token=…)`` is taken for another argument of that method and leaves `token` unchunked."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    chunks = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "chunk"]
+    assert not [node.lineno for node in chunks if any(k.arg in ("token", "feature") for k in node.keywords)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_pickle(path: Path) -> None:
+    assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve"} & set(imported(path))
+    assert "allow_pickle=True" not in path.read_text()

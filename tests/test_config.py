@@ -1,0 +1,76 @@
+"""The experiment file: what is accepted, and what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import load_experiment
+from storage.errors import InputError, MissingInputError
+
+MINIMAL: dict[str, Any] = {
+    "name": "toy",
+    "corpus": {"path": "texts.jsonl"},
+    "a": {"model": "gpt2", "dictionary": "identity", "sites": ["layers.1"]},
+    "b": {"model": "gpt2", "dictionary": "saes/{site}", "sites": ["layers.2"]},
+}
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**MINIMAL, **changes}
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = load_experiment(write(tmp_path, MINIMAL))
+    assert config.correlate.keep_above == 0.1
+    assert config.match.method == "greedy"
+    assert config.b.dictionary_of("layers.2") == "saes/layers.2"
+
+
+def test_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "saes").mkdir()
+    config = load_experiment(write(tmp_path, MINIMAL))
+    assert config.corpus.path == str(tmp_path / "texts.jsonl")
+    assert config.a.model == "gpt2", "a hub id is no path"
+    assert config.b.dictionary == str(tmp_path / "saes" / "{site}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(mach={}), r"mach: unknown key; did you mean 'match'\?"),
+        (changed(correlate={"topk": 3}), r"correlate.topk: unknown key; did you mean 'top_k'\?"),
+        (changed(corpus={"path": "x", "dataset": "y"}), "exactly one of 'dataset' and 'path'"),
+        (changed(correlate={"top_k": 0}), "correlate.top_k: .* greater than or equal to 1 .*given: 0"),
+        (changed(match={"min_correlation": 0.05}), "below correlate.keep_above"),
+        (changed(a={**MINIMAL["a"], "sites": ["x", "x"]}), "named twice"),
+        ({"name": "toy"}, "corpus: Field required"),
+        ("- a list", "must hold a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_wrong_files_say_what_is_wrong(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, content))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"nowhere\.yaml"):
+        load_experiment(tmp_path / "nowhere.yaml")
+
+
+def test_a_site_without_dictionary(tmp_path: Path) -> None:
+    side = {**MINIMAL["a"], "dictionary": {"layers.9": "x"}}
+    config = load_experiment(write(tmp_path, changed(a=side)))
+    with pytest.raises(InputError, match=r"layers\.1.*layers\.9"):
+        config.a.dictionary_of("layers.1")
