@@ -1,0 +1,71 @@
+"""Make the README's performance table from the JSON lines that benchmarks printed.
+
+Run a benchmark, keep its last line, and make the table again::
+
+    python -m benchmarks.correlate --rows 300000 | tail -n 1 > benchmarks/results/correlate.json
+    python -m benchmarks.table
+
+The table is never typed; a test checks that it is what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+
+
+def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the JSON objects of a folder, ordered by file name."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """Return the table in Markdown: a row for each result.
+
+    >>> one = {"command": "python -m benchmarks.x", "seconds": 8.04, "peak_gb": 1.5, "ratios": {"sgemm": 0.002}}
+    >>> print(render([one]).splitlines()[-1])
+    | `python -m benchmarks.x` | 8.0 | 1.50 | – | sgemm: 1/500 |
+    """
+    lines = [
+        "| command | seconds | peak GB, all processes | largest error of r | our time ÷ the peer's |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [_row(result) for result in results])
+
+
+def _row(result: dict[str, Any]) -> str:
+    error = result.get("max_error")
+    ratios = ", ".join(f"{peer}: {_ratio(value)}" for peer, value in result.get("ratios", {}).items())
+    cells = [
+        f"`{result['command']}`",
+        f"{result['seconds']:.1f}",
+        f"{result['peak_gb']:.2f}",
+        "–" if error is None else f"{error:.0e}",
+        ratios or "–",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(value: float) -> str:
+    return f"1/{1 / value:,.0f}" if value < 0.1 else f"{value:.2f}"
+
+
+def insert(readme: str, table: str) -> str:
+    """Return the README's text with the table between its marks."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Rewrite the README's table."""
+    README.write_text(insert(README.read_text(encoding="utf-8"), render(load_results())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""Train the demo's four dictionaries.
+
+    python -m jobs.demo.train_dictionaries --work SCRATCH --out jobs/demo/dictionaries
+
+Text that the demo does not read goes through both models with the identity dictionary (our own harvest: the raw
+residual stream); sae-lens's own trainer fits a TopK dictionary to each site; each is judged on the held-out documents
+and written in the layout of sae-lens, in float16. ``README.md`` beside them states what each reached. Everything is
+seeded; a harvest that is there already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import multiprocessing
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.demo.models import MINILM, SMOLLM2, PackagedModel
+from jobs.demo.text import documents, held_out
+from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.harvest.corpus import build_corpus
+from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
+from pipeline.harvest.run import harvest, make_rows, variance_unexplained
+from pipeline.workers import local_client
+from storage import iter_shards, open_activations
+
+logger = logging.getLogger(__name__)
+
+#: Longest window, special tokens included; the demo's experiment uses the same.
+MAX_LENGTH = 256
+
+#: Limits that a dictionary must keep.
+MAX_FVU, MAX_DEAD = 0.25, 0.10
+
+#: A feature that has not fired for so many steps is dead for the trainer's auxiliary loss.
+DEAD_AFTER_STEPS = 100
+
+#: Rows judged at once; bounds the memory of judging.
+JUDGED_AT_ONCE = 8192
+
+SIDES: tuple[Literal["a"], Literal["b"]] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the dictionaries are trained.
+
+    Attributes
+    ----------
+    n_features, k
+        Width, and active features a row.
+    documents
+        Training documents, drawn with the seed.
+    samples
+        Rows that training sees, with repetition.
+    batch
+        Rows a step.
+    lr
+        Learning rate; it falls to a tenth over the last third.
+    seed
+        Of the sample, the initial weights and the order of rows.
+    """
+
+    n_features: int = 2560
+    k: int = 32
+    documents: int = 1400
+    samples: int = 1_000_000
+    batch: int = 1024
+    lr: float = 3e-3
+    seed: int = 0
+
+
+def raw_models() -> dict[str, tuple[PackagedModel, ModelConfig]]:
+    """Return both sides with the identity dictionary."""
+    return {
+        side: (packaged, ModelConfig(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites)))
+        for side, packaged in (("a", SMOLLM2), ("b", MINILM))
+    }
+
+
+def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
+    """Write the raw residual streams of the training and the held-out documents; return part → site → store."""
+    models = {side: config for side, (_, config) in raw_models().items()}
+    stores: dict[str, dict[str, Path]] = {}
+    with local_client() as client:
+        for part, count in (("train", recipe.documents), ("held-out", None)):
+            folder = work / part
+            _write_text(folder / "text.jsonl", held=part == "held-out")
+            corpus = CorpusConfig(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
+            build_corpus(corpus, folder / "corpus.zarr")
+            make_rows(folder / "corpus.zarr", models["a"], models["b"], MAX_LENGTH, folder / "rows.zarr", client=client)
+            stores[part] = {}
+            for side in SIDES:
+                stores[part] |= harvest(
+                    folder / "corpus.zarr", folder / "rows.zarr", models[side], side,
+                    StoreConfig(dtype="float16"), folder / side, client=client,
+                )  # fmt: skip
+    return stores
+
+
+def _write_text(path: Path, *, held: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents():
+            if held_out(document.name) == held:
+                file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
+
+
+def read_rows(store: Path) -> NDArray[np.float16]:
+    """Return a raw store's rows without its attention sinks, float16 (rows, d_model)."""
+    sink = np.asarray(open_activations(store)["sink"].values, bool)
+    parts = [np.asarray(part, np.float16)[~sink[rows]] for rows, part in iter_shards(store)]
+    return np.concatenate(parts)
+
+
+def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
+    """Train one dictionary with sae-lens's own trainer.
+
+    Parameters
+    ----------
+    rows
+        Raw activations (rows, d_model).
+    recipe
+        How.
+
+    Returns
+    -------
+    sae_lens.TopKTrainingSAE
+        With the scale of its input folded into the weights: it reads raw activations.
+    """
+    import torch
+    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+
+    torch.manual_seed(recipe.seed)
+    steps = recipe.samples // recipe.batch
+    d_model = rows.shape[1]
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=d_model, d_sae=recipe.n_features, k=recipe.k, normalize_activations="expected_average_only_in"
+        )
+    )
+    trainer = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * recipe.batch,
+            train_batch_size_samples=recipe.batch,
+            lr=recipe.lr,
+            lr_end=recipe.lr / 10,
+            lr_warm_up_steps=steps // 20,
+            lr_decay_steps=steps // 3,
+            dead_feature_window=DEAD_AFTER_STEPS,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=sae,
+        data_provider=_batches(rows, recipe),
+    )
+    # The trainer would estimate the scale itself, but the bias has to start at the mean in the scaled space: at the
+    # steps' size it would take most of the training to get there.
+    sample = rows[: 1 << 15].astype(np.float32)
+    scale = float(np.sqrt(d_model) / np.linalg.norm(sample, axis=1).mean())
+    trainer.activation_scaler.scaling_factor = scale
+    sae.b_dec.data = torch.from_numpy(sample.mean(axis=0) * scale)
+    return trainer.fit()
+
+
+def _batches(rows: NDArray[np.float16], recipe: Recipe) -> Iterator[Any]:
+    """Yield float32 batches without end: every row once in a random order, then again in another."""
+    import torch
+
+    generator = np.random.default_rng(recipe.seed)
+    while True:
+        order = generator.permutation(len(rows))
+        for i in range(0, len(order) - recipe.batch + 1, recipe.batch):
+            yield torch.from_numpy(rows[np.sort(order[i : i + recipe.batch])].astype(np.float32))
+
+
+def save(sae: Any, folder: Path, site: str, model: PackagedModel) -> None:
+    """Write a trained dictionary as an inference dictionary of sae-lens, in float16, whole or not at all."""
+    from safetensors.torch import load_file, save_file
+
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    sae.save_inference_model(partial)
+    weights = partial / "sae_weights.safetensors"
+    save_file({name: value.half().contiguous() for name, value in load_file(weights).items()}, weights)
+    config = json.loads((partial / "cfg.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float16"
+    config["device"] = "cpu"
+    config["metadata"] |= {
+        "model_name": model.name, "hook_name": site, "context_size": MAX_LENGTH, "prepend_bos": model is SMOLLM2,
+    }  # fmt: skip
+    (partial / "cfg.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def judge(folder: Path, rows: NDArray[np.float16]) -> dict[str, float]:
+    """Return what a stored dictionary reaches on rows: FVU, L0, and the share of features that never fire.
+
+    Parameters
+    ----------
+    folder
+        The dictionary as written: what is judged is what people load.
+    rows
+        Raw activations (rows, d_model) that training has not seen.
+    """
+    dictionary = load_dictionary(str(folder), rows.shape[1])
+    fired = np.zeros(dictionary.n_features, np.int64)
+    exact = rows.astype(np.float32)
+    error = np.empty_like(exact)
+    for i in range(0, len(exact), JUDGED_AT_ONCE):
+        encoded = dictionary.encode(exact[i : i + JUDGED_AT_ONCE])
+        fired += np.bincount(encoded.indices, minlength=dictionary.n_features)
+        error[i : i + JUDGED_AT_ONCE] = exact[i : i + JUDGED_AT_ONCE] - dictionary.decode(encoded)
+    return {
+        "fvu": variance_unexplained(exact, error),
+        "l0": float(fired.sum() / len(exact)),
+        "dead": float((fired == 0).mean()),
+        "rows": len(exact),
+    }
+
+
+def train_site(
+    site: str, stores: dict[str, dict[str, Path]], out: Path, model: PackagedModel, recipe: Recipe
+) -> dict[str, Any]:
+    """Train, write and judge the dictionary of one site; return its figures."""
+    import torch
+
+    # One thread each: two dictionaries are trained at once, and sums keep one order.
+    torch.set_num_threads(1)
+    rows = read_rows(stores["train"][site])
+    start = time.monotonic()
+    sae = fit(rows, recipe)
+    seconds = time.monotonic() - start
+    folder = out / site
+    save(sae, folder, site, model)
+    figures = {
+        "site": site, "model": model.name, "d_model": rows.shape[1], "training_rows": len(rows),
+        "seconds": seconds, **judge(folder, read_rows(stores["held-out"][site])),
+    }  # fmt: skip
+    logger.info("%s", figures)
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train all four dictionaries; the exit code says whether each keeps its limits."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for activations (about 2 GB); may be deleted")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "dictionaries")
+    for field in dataclasses.fields(Recipe):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--only", nargs="*", help="sites to train; all four by default")
+    options = parser.parse_args(arguments)
+    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
+    stores = harvest_raw(options.work, recipe)
+    figures = _train_all(stores, options.out, recipe, options.only)
+    write_readme(options.out, recipe)
+    return int(any(one["fvu"] > MAX_FVU or one["dead"] > MAX_DEAD for one in figures))
+
+
+def _train_all(
+    stores: dict[str, dict[str, Path]], out: Path, recipe: Recipe, only: list[str] | None
+) -> list[dict[str, Any]]:
+    """Train two dictionaries at a time, each in a process of its own; keep each one's figures beside it."""
+    out.mkdir(parents=True, exist_ok=True)
+    owners = {site: model for model in (SMOLLM2, MINILM) for site in model.sites if not only or site in only}
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(train_site, site, stores, out, model, recipe) for site, model in owners.items()]
+        figures = [future.result() for future in futures]
+    for one in figures:
+        (out / one["site"] / "figures.json").write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+README = """\
+# The demo's dictionaries
+
+TopK sparse autoencoders (k = {recipe.k}, {recipe.n_features} features) of the residual stream of two models,
+float16, in the layout of sae-lens. Made by
+
+    python -m jobs.demo.train_dictionaries --work SCRATCH {options}
+
+with sae-lens's own trainer on activations that our own harvest wrote with the identity dictionary:
+{recipe.documents} documents of Lee news and Wikipedia (the gensim wheel), windows of at most {max_length} tokens,
+{recipe.samples:,} samples (rows seen, with repetition) in batches of {recipe.batch}, learning rate {recipe.lr},
+seed {recipe.seed}. SmolLM2 read each window with its BOS token in front. The figures are on the held-out documents,
+which are the ones that the demo reads, without attention sinks. *Dead* is the share of features that fire on no
+held-out row.
+
+| site | model | training rows | FVU | L0 | dead | held-out rows | training took |
+|---|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def write_readme(out: Path, recipe: Recipe) -> None:
+    """Write what each dictionary reached, from the figures beside it."""
+    figures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*/figures.json"))]
+    rows = "\n".join(
+        f"| `{f['site']}` | {f['model']} | {f['training_rows']:,} | {f['fvu']:.3f} | {f['l0']:.1f} | {f['dead']:.1%} "
+        f"| {f['rows']:,} | {f['seconds']:.0f} s |"
+        for f in figures
+    )
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in dataclasses.asdict(recipe).items()
+        if value != getattr(Recipe(), name)
+    )  # fmt: skip
+    text = README.format(recipe=recipe, rows=rows, options=options, max_length=MAX_LENGTH)
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

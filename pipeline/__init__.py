@@ -1,0 +1,14 @@
+"""Do two language models learn the same feature space?
+
+The science, as functions over stores and results on disk. Each of the names below is a stage; they take paths or
+opened datasets and, where they need workers, a Dask client.
+"""
+
+from pipeline.compare.run import compare
+from pipeline.correlate.run import correlate
+from pipeline.harvest.contexts import contexts
+from pipeline.match.run import match
+from pipeline.report.run import report
+from pipeline.run import run
+
+__all__ = ["compare", "contexts", "correlate", "match", "report", "run"]

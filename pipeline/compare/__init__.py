@@ -1,0 +1,5 @@
+"""Comparison: how alike the spaces of matched features are, and how alike by chance."""
+
+from pipeline.compare.run import compare
+
+__all__ = ["compare"]

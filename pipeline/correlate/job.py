@@ -1,0 +1,225 @@
+"""What the tasks of one correlation share: paths, plan, and the data that each worker process loads once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.correlate.kernels.csr import NOWHERE, Rows
+from pipeline.correlate.moments import Moments, add_extremes, finish_extremes, join, shift_and_add
+from pipeline.correlate.plan import Plan
+from storage import read_csr, read_dense
+
+Array = NDArray[Any]
+
+HALVES_FILE = "halves.npy"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One side of a job.
+
+    Attributes
+    ----------
+    path
+        The activation store.
+    n_features
+        Its features.
+    sparse
+        Whether its rows are kept as csr.
+    """
+
+    path: Path
+    n_features: int
+    sparse: bool
+
+    def read_rows(self, rows: slice, features: slice = slice(None)) -> Rows:
+        """Read sparse rows; ids count from the start of `features`."""
+        csr = read_csr(self.path, rows, features)
+        ids = np.uint16 if csr.shape[1] <= 2**16 else np.uint32
+        return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), csr.data)
+
+    def read_block(self, rows: slice, features: slice) -> Array:
+        """Read a dense block of rows, whatever the layout of the store."""
+        if self.sparse:
+            return read_csr(self.path, rows, features).toarray()
+        return read_dense(self.path, rows, features)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One correlation, as its tasks see it. Small: it travels with every task.
+
+    Attributes
+    ----------
+    key
+        Names the data that a worker process keeps for this job.
+    a, b
+        The two stores.
+    plan
+        How the work is cut.
+    folder
+        The unfinished result.
+    top_k, keep_above
+        As in :func:`pipeline.correlate.run.correlate`.
+    n_halves
+        2 if half of the rows is held out, else 1.
+    """
+
+    key: str
+    a: Store
+    b: Store
+    plan: Plan
+    folder: Path
+    top_k: int
+    keep_above: float
+    n_halves: int
+
+    @property
+    def panels(self) -> Path:
+        """Where finished panels, and what workers share, are kept until the result is complete."""
+        return self.folder / "panels"
+
+    def panel_file(self, i: int) -> Path:
+        """Return the file with the reduced results of panel `i`; it exists once all of the panel is on disk."""
+        return self.panels / f"panel-{i:05d}.npz"
+
+    def moments_file(self, i: int) -> Path:
+        """Return the file with the statistics of panel `i` of the B features."""
+        return self.panels / f"moments-{i:05d}.npz"
+
+    @property
+    def moments_files(self) -> list[Path]:
+        """The files with the statistics of the B features, in their order."""
+        return sorted(self.panels.glob("moments-*.npz"))
+
+
+@dataclass
+class Shared:
+    """What a worker process loads once for a job and shares among its threads."""
+
+    job: Job
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def half(self) -> NDArray[np.int8]:
+        """The half that each row belongs to."""
+        return np.load(self.job.panels / HALVES_FILE, allow_pickle=False)
+
+    @cached_property
+    def n(self) -> NDArray[np.int64]:
+        """How many rows each half has; (halves,)."""
+        return np.array([np.count_nonzero(self.half == h) for h in range(self.job.n_halves)])
+
+    @cached_property
+    def _resident(self) -> tuple[Rows, Moments]:
+        rows, moments = load_rows(self, self.job.b, slice(0, self.job.b.n_features))
+        rows = shift_and_add(moments, (rows, self.half), moments.positions())
+        save_arrays(moments.to_arrays(), self.job.moments_file(0))
+        return rows, moments
+
+    @property
+    def rows(self) -> Rows:
+        """All rows of B, values shifted, features in the order of `defined`; only where the plan is resident."""
+        return self._resident[0]
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Statistics of all B features."""
+        if self.job.plan.method == "resident":
+            return self._resident[1]
+        return join(Moments(**load_arrays(file)) for file in self.job.moments_files)
+
+    @cached_property
+    def positions(self) -> NDArray[np.int32]:
+        """Where each B feature is in the kernels' output, or nowhere; (feature_b,)."""
+        return self.moments.positions()
+
+    @cached_property
+    def defined(self) -> NDArray[np.int32]:
+        """The B features that have a place in the kernels' output, in their order."""
+        return np.flatnonzero(self.positions != NOWHERE).astype(np.int32)
+
+    @cached_property
+    def floor(self) -> NDArray[np.float64]:
+        """Lower bound of the last r in the final list of each defined B feature, from the panels done here so far."""
+        return np.full(len(self.defined), -np.inf)
+
+    def load(self) -> Shared:
+        """Load everything, in one thread; the others wait."""
+        with self.lock:
+            _ = (self._resident if self.job.plan.method == "resident" else None, self.half, self.n, self.floor)
+        return self
+
+    def raise_floor(self, last: NDArray[np.float64]) -> None:
+        """Take in the last r of every B feature's list in a finished panel."""
+        with self.lock:
+            np.maximum(self.floor, last, out=self.floor)
+
+    def slabs(self) -> Iterator[slice]:
+        """Yield the slabs of rows, in order."""
+        step = self.job.plan.slab_rows
+        for start in range(0, len(self.half), step):
+            yield slice(start, min(start + step, len(self.half)))
+
+
+_shared: dict[str, Shared] = {}
+_shared_lock = threading.Lock()
+
+
+def shared(job: Job) -> Shared:
+    """Return what this process keeps for a job; :meth:`Shared.load` fills it."""
+    with _shared_lock:
+        return _shared.setdefault(job.key, Shared(job))
+
+
+def release(key: str) -> None:
+    """Forget what this process keeps for a job."""
+    with _shared_lock:
+        _shared.pop(key, None)
+
+
+def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
+    """Read all rows of some features slab by slab, with their counts, extremes and pivots."""
+    moments = Moments.empty(mine.n, features.stop - features.start)
+    starts, ids, values = [np.zeros(1, np.int64)], [], []
+    for slab in mine.slabs():
+        rows = store.read_rows(slab, features)
+        add_extremes(moments, (rows, mine.half[slab]))
+        starts.append(rows.start[1:] + starts[-1][-1])
+        ids.append(rows.feature)
+        values.append(rows.value)
+    finish_extremes(moments)
+    return Rows(np.concatenate(starts), _joined(ids), _joined(values)), moments
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Join arrays and drop the parts, before the next ones are joined."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def save_arrays(arrays: Mapping[str, Array], file: Path) -> None:
+    """Write arrays to an ``.npz`` file that is there whole or not at all; several processes may write the same."""
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def load_arrays(file: Path) -> dict[str, Array]:
+    """Read what :func:`save_arrays` wrote."""
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)

@@ -1,0 +1,318 @@
+"""From sums of products to results: correlation, histogram, top-k both ways, kept pairs; one row of pairs at a time.
+
+The row of one A feature is reduced while its sums of products with every B feature are still in the cache::
+
+    sums (feature_b) ──▶ approximate r, all of them ──▶ histogram
+                                     │ r ≥ bar of this B feature, or of this A feature (less SLACK)
+                                     ▼
+                             candidates (few) ──▶ exact r, and r on held-out rows ──▶ top-k of a, top-k of b, kept pairs
+
+The approximation, ``covariance · 1/σ_a · 1/σ_b``, needs no division and runs in vector registers; it is within a few
+units in the last place of the exact formula, ``covariance / sqrt(σ_a² · σ_b²)``, which gives exactly 1 for a feature
+and its copy. A bar is the lowest r that could still enter a list, so no pair that belongs in a result is passed over.
+Rows of pairs come in ascending order of both ids and only a *greater* r displaces an entry: ties go to the lower id.
+"""
+
+# ruff: noqa: PLR0917  (compiled functions take everything by position)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: By how much an approximate r may miss the exact one: more than the difference ever is, a few 1e-16.
+SLACK = 1e-12
+#: Values that are worked on at a time: their r stay in the first-level cache.
+BLOCK = 128
+#: The histogram is kept in so many copies (a power of two), so that equal values in a row do not wait for each other.
+COPIES = 4
+
+
+class Side(NamedTuple):
+    """What the kernels know of the features of one side in one half of the rows; each (feature,) float64.
+
+    Attributes
+    ----------
+    total
+        Sum of the values, less their pivot.
+    variance
+        n times the variance.
+    scale
+        1 / sqrt(variance), or 0 where r is not defined.
+    """
+
+    total: Array
+    variance: Array
+    scale: Array
+
+
+class Half(NamedTuple):
+    """All that makes r of sums of products in one half of the rows.
+
+    Attributes
+    ----------
+    inverse_n
+        1 / number of rows.
+    a, b
+        The features of both sides.
+    snap
+        |r| that is nearer to 1 than this is 1: the rounding error of a kernel that sums squares in another order
+        than products (dense ones); 0 where both orders are the same.
+    """
+
+    inverse_n: float
+    a: Side
+    b: Side
+    snap: float
+
+
+class Best(NamedTuple):
+    """For each feature its k best partners, best first; empty places have id -1 and r -inf. Each (feature, k)."""
+
+    id: Array
+    r: Array
+    held_out: Array
+
+
+class Kept(NamedTuple):
+    """Kept pairs in the order of their rows: how many each row has, and their column, r and held-out r."""
+
+    length: Array
+    feature: Array
+    r: Array
+    held_out: Array
+
+
+class Output(NamedTuple):
+    """Where the results of a panel go.
+
+    Attributes
+    ----------
+    row, column
+        Best partners of the panel's A features, and of all B features within the panel.
+    floor
+        (feature_b,) float64: r below this is known not to enter the final list of this B feature.
+    bar
+        (feature_b,) float64: approximate r below this is of no interest to this B feature.
+    keep
+        Pairs with at least this r are kept.
+    kept
+        The pairs kept so far.
+    histogram
+        (COPIES, bins + 1) int64 over [-1, 1]; the last bin holds what rounding put beyond 1.
+    """
+
+    row: Best
+    column: Best
+    floor: Array
+    bar: Array
+    keep: float
+    kept: Kept
+    histogram: Array
+
+
+class Scratch(NamedTuple):
+    """Working memory of one panel.
+
+    Attributes
+    ----------
+    sums
+        (feature_b,) float64 sums of products of one A feature.
+    candidate
+        (feature_b,) int32.
+    r, held_out
+        (feature_b,) float64 of the candidates.
+    block
+        (BLOCK,) float64 approximate r.
+    top
+        (k,) float64 the best approximate r of this row, ascending.
+    """
+
+    sums: Array
+    candidate: Array
+    r: Array
+    held_out: Array
+    block: Array
+    top: Array
+
+
+def scratch(n_features_b: int, top_k: int) -> Scratch:
+    """Allocate the working memory of one panel."""
+    return Scratch(
+        np.zeros(n_features_b),
+        np.empty(n_features_b, np.int32),
+        np.empty(n_features_b),
+        np.empty(n_features_b),
+        np.empty(BLOCK),
+        np.empty(top_k),
+    )
+
+
+@njit(nogil=True, cache=True)
+def correlation(product: float, half: Half, a: int, b: int) -> float:
+    """Return r of features `a` and `b` from their sum of products; NaN if it is not defined."""
+    if half.a.scale[a] == 0.0 or half.b.scale[b] == 0.0:
+        return np.nan
+    covariance = product - (half.a.total[a] * half.b.total[b]) * half.inverse_n
+    r = covariance / np.sqrt(half.a.variance[a] * half.b.variance[b])
+    if abs(r) > 1.0 - half.snap:
+        return np.copysign(1.0, r)
+    return r
+
+
+@njit(nogil=True, cache=True)
+def approximate(sums: Array, total: Array, scale: Array, a: tuple[float, float, float], out: Array) -> None:
+    """Set `out` to the approximate r of a block of sums; `a` is (total, scale, 1 / n) of the A feature."""
+    for i in range(out.size):
+        out[i] = (sums[i] - (a[0] * total[i]) * a[2]) * scale[i] * a[1]
+
+
+@njit(nogil=True, cache=True)
+def any_above(block: Array, bar: Array, row_bar: float) -> bool:
+    """Say whether a value reaches its own bar or that of the row."""
+    hits = 0
+    for i in range(block.size):
+        hits += (block[i] >= bar[i]) | (block[i] >= row_bar)
+    return hits > 0
+
+
+@njit(nogil=True, cache=True)
+def count(block: Array, histogram: Array) -> None:
+    """Add a block of values to the histogram."""
+    half_bins = (histogram.shape[1] - 1) / 2.0
+    for i in range(block.size):
+        histogram[i & (COPIES - 1), int((block[i] + 1.0) * half_bins)] += 1
+
+
+@njit(nogil=True, cache=True)
+def push(top: Array, value: float) -> float:
+    """Put a value among the ascending best ones if it is better than the worst; return the new worst."""
+    if value > top[0]:
+        i = 0
+        while i + 1 < top.size and top[i + 1] < value:
+            top[i] = top[i + 1]
+            i += 1
+        top[i] = value
+    return top[0]
+
+
+@njit(nogil=True, cache=True)
+def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scratch) -> int:
+    """Count all r of a row into the histogram; collect the B features that may enter a list, and their exact r."""
+    found = 0
+    row_bar = -np.inf
+    work.top[:] = -np.inf
+    feature_a = (half.a.total[a], half.a.scale[a], half.inverse_n)
+    for first in range(0, sums.size, BLOCK):
+        last = min(first + BLOCK, sums.size)
+        block = work.block[: last - first]
+        approximate(sums[first:last], half.b.total[first:last], half.b.scale[first:last], feature_a, block)
+        count(block, output.histogram)
+        if any_above(block, output.bar[first:last], row_bar):
+            for i in range(block.size):
+                if block[i] >= output.bar[first + i] or block[i] >= row_bar:
+                    work.candidate[found] = first + i
+                    work.r[found] = correlation(sums[first + i], half, a, first + i)
+                    found += 1
+                    row_bar = push(work.top, block[i]) - SLACK
+    return found
+
+
+@njit(nogil=True, cache=True)
+def correlate_candidates(sums: Array, a: int, half: Half, found: int, work: Scratch) -> None:
+    """Set the held-out r of the candidates from the sums over the held-out rows."""
+    for i in range(found):
+        b = work.candidate[i]
+        work.held_out[i] = correlation(sums[b], half, a, b)
+
+
+@njit(nogil=True, cache=True)
+def insert(best: Best, feature: int, partner: int, r: float, held_out: float) -> None:
+    """Put a partner in a feature's list, if its r is greater than the last one's."""
+    ids, values, others = best.id[feature], best.r[feature], best.held_out[feature]
+    i = ids.size - 1
+    if not r > values[i]:
+        return
+    while i > 0 and values[i - 1] < r:
+        ids[i], values[i], others[i] = ids[i - 1], values[i - 1], others[i - 1]
+        i -= 1
+    ids[i], values[i], others[i] = partner, r, held_out
+
+
+@njit(nogil=True, cache=True)
+def record(a: int, first_a: int, found: int, written: int, output: Output, work: Scratch) -> int:
+    """Enter the candidates of a row in all lists; return how many pairs have been kept since the last flush."""
+    last = output.column.r.shape[1] - 1
+    before = written
+    for i in range(found):
+        b, r, held_out = work.candidate[i], work.r[i], work.held_out[i]
+        insert(output.row, a, b, r, held_out)
+        if r >= output.floor[b]:
+            insert(output.column, b, first_a + a, r, held_out)
+            output.bar[b] = min(output.keep, max(output.floor[b], output.column.r[b, last])) - SLACK
+        if r >= output.keep:
+            output.kept.feature[written] = b
+            output.kept.r[written] = r
+            output.kept.held_out[written] = held_out
+            written += 1
+    output.kept.length[a] = written - before
+    return written
+
+
+@njit(nogil=True, cache=True)
+def reduce_tile(
+    tile: Array,
+    held_out_tile: Array,
+    start: int,
+    first_a: int,
+    halves: tuple[Half, Half],
+    output: Output,
+    work: Scratch,
+) -> int:
+    """Reduce the rows of finished tiles from row `start` on, until all are done or the buffer of kept pairs is full.
+
+    Parameters
+    ----------
+    tile, held_out_tile
+        (panel, feature_b) float64 sums of products; the second is empty where there are no held-out rows.
+    start
+        First row to reduce.
+    first_a
+        The A feature of row 0.
+    halves
+        Selecting and held-out rows.
+    output, work
+        See there.
+
+    Returns
+    -------
+    int
+        The first row that is not yet reduced.
+    """
+    written = 0
+    work.held_out[:] = np.nan
+    for a in range(start, tile.shape[0]):
+        if output.kept.feature.size - written < tile.shape[1]:
+            return a
+        if halves[0].a.scale[a] != 0.0:
+            found = find_candidates(tile[a], a, halves[0], output, work)
+            if held_out_tile.shape[0] > 0:
+                correlate_candidates(held_out_tile[a], a, halves[1], found, work)
+            written = record(a, first_a, found, written, output, work)
+    return tile.shape[0]
+
+
+@njit(nogil=True, cache=True)
+def merge(best: Best, start: Array, partner: Array, r: Array, held_out: Array) -> None:
+    """Merge the lists of a panel, those of feature f at ``start[f]:start[f + 1]``, into the lists of all.
+
+    Panels are merged in the order of their A features, so that ties still go to the lower id.
+    """
+    for feature in range(start.size - 1):
+        for at in range(start[feature], start[feature + 1]):
+            insert(best, feature, partner[at], r[at], held_out[at])

@@ -1,0 +1,187 @@
+"""Counts, extremes and sums of every feature, for each half of the rows; what Pearson's r needs besides products.
+
+r is computed from plain float64 sums, ``cov = Σxy − Σx·Σy/n``. That loses digits only where a mean is much greater
+than its standard deviation, and a feature with so much as one zero among n rows has mean/std ≤ √n. What remains are
+features that are active in *every* row. From these a pivot, their smallest magnitude, is subtracted first: r does not
+change, entries stay entries, and where all values lie within a factor of two of each other the subtraction is exact
+in the stored type (Sterbenz 1974). Elsewhere mean/std ≤ √(8n) again, and no pivot is needed.
+
+A feature with one value in all rows of a half has no correlation there: it is not *defined*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.correlate.kernels.csr import NOWHERE, Rows, extremes, shift
+from pipeline.correlate.kernels.dense import ROWS
+from pipeline.correlate.kernels.reduce import Side
+
+Floats = NDArray[np.float64]
+Slab = tuple[Rows, NDArray[np.int8]]
+
+
+@dataclass
+class Moments:
+    """Statistics of the features of one side, or of a panel of them.
+
+    Attributes
+    ----------
+    n
+        (halves,) int64, rows of each half.
+    stored, active
+        (halves, feature) int64, entries on disk and entries that are not zero.
+    low, high
+        (halves, feature) float64, over all rows of the half, zeros included.
+    pivot
+        (halves, feature) float64, subtracted from every stored value.
+    total, square
+        (halves, feature) float64, sums of the shifted values and of their squares.
+    """
+
+    n: NDArray[np.int64]
+    stored: NDArray[np.int64]
+    active: NDArray[np.int64]
+    low: Floats
+    high: Floats
+    pivot: Floats
+    total: Floats
+    square: Floats
+
+    @classmethod
+    def empty(cls, n: NDArray[np.int64], n_features: int) -> Self:
+        """Return the statistics of no rows, to be filled."""
+        shape = (len(n), n_features)
+        zeros = np.zeros(shape)
+        counts = np.zeros(shape, np.int64)
+        low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        return cls(n, counts, counts.copy(), low, high, zeros, zeros.copy(), zeros.copy())
+
+    @property
+    def variance(self) -> Floats:
+        """Variance times n, by the formula and in the order of operations of the kernels; (halves, feature)."""
+        return self.square - (self.total * self.total) * (1.0 / self.n)[:, None]
+
+    @property
+    def defined(self) -> NDArray[np.bool_]:
+        """Whether r is defined: the feature varies, and not by less than float64 can square; (halves, feature)."""
+        return self.varies & (self.variance > 0)
+
+    @property
+    def varies(self) -> NDArray[np.bool_]:
+        """Whether the feature has more than one value; known before its sums are; (halves, feature)."""
+        return self.low < self.high
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of each feature; (halves, feature)."""
+        return self.pivot + self.total / self.n[:, None]
+
+    @property
+    def std(self) -> Floats:
+        """Standard deviation of each feature (divided by n), 0 where it does not vary; (halves, feature)."""
+        return np.where(self.defined, np.sqrt(np.maximum(self.variance, 0) / self.n[:, None]), 0.0)
+
+    def side(self, half: int, features: NDArray[np.integer] | slice = slice(None)) -> Side:
+        """Return what the kernels need of some features in one half."""
+        variance = self.variance[half, features]
+        defined = self.defined[half, features]
+        scale = np.divide(1.0, np.sqrt(variance, where=defined, out=np.ones_like(variance)), where=defined,
+                          out=np.zeros_like(variance))  # fmt: skip
+        return Side(np.ascontiguousarray(self.total[half, features]), np.ascontiguousarray(variance), scale)
+
+    def positions(self) -> NDArray[np.int32]:
+        """Return (feature,): a running number where a feature varies in the selecting half, or nowhere."""
+        varies = self.varies[0]
+        return np.where(varies, np.cumsum(varies) - 1, NOWHERE).astype(np.int32)
+
+    def without_sums(self) -> Self:
+        """Return the same extremes and pivots with sums of zero."""
+        return replace(self, total=np.zeros_like(self.total), square=np.zeros_like(self.square))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, to be stored; ``Moments(**arrays)`` is the way back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def join(parts: Iterable[Moments]) -> Moments:
+    """Return the statistics of several panels of features as one."""
+    listed = list(parts)
+    joined: dict[str, Any] = {
+        field.name: np.concatenate([getattr(part, field.name) for part in listed], axis=1)
+        for field in fields(Moments)
+        if field.name != "n"
+    }
+    return Moments(n=listed[0].n, **joined)
+
+
+def add_extremes(moments: Moments, slab: Slab) -> None:
+    """Take in the counts and extremes of a slab of rows; the first of two passes."""
+    rows, half = slab
+    extremes(rows, half, moments.stored, moments.active, moments.low, moments.high)
+
+
+def finish_extremes(moments: Moments) -> None:
+    """Count the zeros that are not stored, and choose the pivots."""
+    implicit = moments.stored < moments.n[:, None]
+    moments.low = np.where(implicit, np.minimum(moments.low, 0.0), moments.low)
+    moments.high = np.where(implicit, np.maximum(moments.high, 0.0), moments.high)
+    moments.pivot = choose_pivot(moments.low, moments.high)
+
+
+def choose_pivot(low: Floats, high: Floats) -> Floats:
+    """Return what to subtract from features with these extremes: exactly representable differences only.
+
+    >>> choose_pivot(np.array([0.0, 10.0, 1.0, -8.0]), np.array([5.0, 11.0, 5.0, -7.0]))
+    array([ 0., 10.,  0., -7.])
+    """
+    positive = (low > 0) & (high <= 2 * low)
+    negative = (high < 0) & (low >= 2 * high)
+    return np.where(positive, low, np.where(negative, high, 0.0))
+
+
+def shift_and_add(moments: Moments, slab: Slab, positions: NDArray[np.int32]) -> Rows:
+    """Subtract the pivots, move features to their positions and take in the sums; the second pass.
+
+    Returns
+    -------
+    Rows
+        The slab, changed in place and cut to the entries that are left.
+    """
+    rows, half = slab
+    left = shift(rows, half, moments.pivot, positions, moments.total, moments.square)
+    return Rows(rows.start, rows.feature[:left], rows.value[:left])
+
+
+def add_dense_extremes(moments: Moments, block: NDArray[Any], half: NDArray[np.int8]) -> None:
+    """Take in counts, extremes and sums of a dense slab; the first of two passes."""
+    for h in range(len(moments.n)):
+        rows = block[half == h]
+        if not len(rows):
+            continue
+        moments.stored[h] += len(rows)
+        moments.active[h] += np.count_nonzero(rows, axis=0)
+        moments.low[h] = np.minimum(moments.low[h], rows.min(axis=0))
+        moments.high[h] = np.maximum(moments.high[h], rows.max(axis=0))
+        moments.total[h] += rows.sum(axis=0, dtype=np.float64)
+
+
+def finish_dense_extremes(moments: Moments) -> None:
+    """Make the means the pivots: values are centred in float64, so nothing needs to be exact in their own type."""
+    moments.pivot = moments.total / moments.n[:, None]
+    moments.total = np.zeros_like(moments.total)
+
+
+def add_dense_sums(moments: Moments, block: NDArray[Any], half: NDArray[np.int8]) -> None:
+    """Take in the sums of a dense slab's centred values and their squares; the second pass."""
+    for h in range(len(moments.n)):
+        rows = block[half == h]
+        for first in range(0, len(rows), ROWS):
+            centred = rows[first : first + ROWS] - moments.pivot[h]
+            moments.total[h] += centred.sum(axis=0)
+            moments.square[h] += np.einsum("ij,ij->j", centred, centred)

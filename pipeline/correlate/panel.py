@@ -1,0 +1,290 @@
+"""The tasks: one panel of A features against all B features, from stores to reduced results on disk.
+
+A panel's kept pairs are one shard of the result's sparse arrays; its other reduced results are one file. That file is
+written last, so it says that the panel is done: a run that was stopped goes on with the panels that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from pipeline.correlate.job import Job, Shared, load_rows, save_arrays, shared
+from pipeline.correlate.kernels import dense
+from pipeline.correlate.kernels.csr import NOWHERE, by_feature
+from pipeline.correlate.kernels.reduce import COPIES, SLACK, Best, Half, Kept, Output, Scratch, reduce_tile, scratch
+from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.moments import (
+    Moments,
+    add_dense_extremes,
+    add_dense_sums,
+    add_extremes,
+    finish_dense_extremes,
+    finish_extremes,
+    shift_and_add,
+)
+from pipeline.correlate.plan import DENSE_FEATURES, kept_buffer
+from pipeline.correlate.topk import compact, empty_best, nan_where_empty
+from storage import write_sparse_shard
+
+Array = NDArray[Any]
+#: Reduces A features from the given one on; returns the first that is not reduced.
+Step = Callable[[int, Output, Scratch], int]
+
+#: Bins of the histogram over [-1, 1].
+BINS = 2000
+#: |r| of the dense kernel that is nearer to 1 than this is 1; rounding in its sums is of this size.
+DENSE_SNAP = 1e-12
+R, R_HELD_OUT = "r", "r_heldout"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a task tells the caller; everything else is on disk.
+
+    Attributes
+    ----------
+    n_done
+        A features that were reduced: all of the panel, unless its kept pairs outgrew their budget.
+    n_kept
+        Kept pairs.
+    histogram
+        (bin,) int64 of the features that were reduced.
+    overflow
+        Whether the kept pairs outgrew the panel's budget. Nothing is on disk then.
+    """
+
+    n_done: int
+    n_kept: int
+    histogram: NDArray[np.int64]
+    overflow: bool
+
+
+def correlate_panel(i: int, job: Job) -> Summary:
+    """Task: correlate panel `i` of the A features with all B features, and put the results on disk."""
+    mine = shared(job)
+    features = job.plan.features(i, job.a.n_features)
+    moments, step = _METHODS[job.plan.method](mine, features)
+    output = _empty_output(mine, features.stop - features.start)
+    pieces, n_done = _run(step, output, features, job)
+    histogram = _fold(output.histogram)
+    n_kept = int(output.kept.length.sum())
+    if n_kept > job.plan.kept_per_panel:
+        return Summary(n_done, n_kept, histogram, overflow=True)
+    mine.raise_floor(output.column.r[:, -1])
+    _write_kept(i, job, mine, output.kept.length, pieces)
+    save_arrays(_reduced(mine, moments, output, histogram), job.panel_file(i))
+    return Summary(n_done, n_kept, histogram, overflow=False)
+
+
+def measure_panel(i: int, job: Job) -> int:
+    """Task: put the statistics of panel `i` of the B features on disk; return `i`.
+
+    Only streaming and dense plans need it: a resident one sees all rows of B anyway.
+    """
+    mine = shared(job)
+    features = slice(i * DENSE_FEATURES, min((i + 1) * DENSE_FEATURES, job.b.n_features))
+    if job.plan.method == "dense":
+        moments = _dense_extremes(mine, job.b, features)
+        for slab in mine.slabs():
+            add_dense_sums(moments, job.b.read_block(slab, features), mine.half[slab])
+    else:
+        moments = _sparse_extremes(mine, job.b, features)
+        for slab in mine.slabs():
+            shift_and_add(moments, (job.b.read_rows(slab, features), mine.half[slab]), _places(moments))
+    save_arrays(moments.to_arrays(), job.moments_file(i))
+    return i
+
+
+def _places(moments: Moments) -> NDArray[np.int32]:
+    """Leave the features of a panel where they are, but for those that do not vary in the selecting half."""
+    features = np.arange(moments.low.shape[1], dtype=np.int32)
+    return np.where(moments.varies[0], features, np.int32(NOWHERE))
+
+
+def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
+    """All of B is in memory: read the panel of A, and correlate feature by feature."""
+    rows, moments = load_rows(mine, mine.job.a, features)
+    rows = shift_and_add(moments, (rows, mine.half), _places(moments))
+    n_halves = mine.job.n_halves
+    columns = by_feature(rows, mine.half, features.stop - features.start, n_halves)
+    del rows
+    mine.load()
+    halves = _halves(mine, moments)
+
+    def step(start: int, output: Output, work: Scratch) -> int:
+        return correlate_resident(columns, mine.rows, start, features.start, halves, n_halves > 1, output, work)
+
+    return moments, step
+
+
+def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
+    """Neither side is in memory: add products slab by slab, then reduce the tile."""
+    job = mine.load().job
+    moments = _sparse_extremes(mine, job.a, features)
+    places, width = _places(moments), features.stop - features.start
+    tiles = np.zeros((job.n_halves, width, len(mine.defined)))
+    ignored = mine.moments.without_sums()
+    for slab in mine.slabs():
+        half = mine.half[slab]
+        a = shift_and_add(moments, (job.a.read_rows(slab, features), half), places)
+        columns = by_feature(a, half, width, job.n_halves)
+        b = shift_and_add(ignored, (job.b.read_rows(slab), half), mine.positions)
+        for h in range(job.n_halves):
+            add_products(tiles[h], h, columns, b)
+    return moments, _tile_step(mine, features, tiles, _halves(mine, moments))
+
+
+def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
+    """Make slabs of both sides dense, add matrix products, then reduce the tile."""
+    job = mine.load().job
+    moments = _dense_extremes(mine, job.a, features)
+    tiles = np.zeros((job.n_halves, features.stop - features.start, len(mine.defined)))
+    for slab in mine.slabs():
+        half = mine.half[slab]
+        a = job.a.read_block(slab, features)
+        add_dense_sums(moments, a, half)
+        a_halves = [a[half == h] for h in range(job.n_halves)]
+        for b_features, at in _b_panels(mine):
+            b = job.b.read_block(slab, b_features)
+            for h in range(job.n_halves):
+                means = moments.pivot[h], mine.moments.pivot[h, at.features]
+                b_half = b[half == h][:, at.within]
+                dense.add_centred_products(np, tiles[h, :, at.columns], a_halves[h], b_half, means)
+    return moments, _tile_step(mine, features, tiles, _halves(mine, moments, DENSE_SNAP))
+
+
+_METHODS = {"resident": _resident, "streaming": _streaming, "dense": _dense}
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which features of a panel of B vary: their ids, their places within the panel, and in the kernels' output."""
+
+    features: NDArray[np.intp]
+    within: NDArray[np.intp]
+    columns: slice
+
+
+def _b_panels(mine: Shared) -> Iterator[tuple[slice, _Places]]:
+    """Yield the panels of B features that are made dense together."""
+    for start in range(0, mine.job.b.n_features, DENSE_FEATURES):
+        panel = slice(start, min(start + DENSE_FEATURES, mine.job.b.n_features))
+        positions = mine.positions[panel]
+        within = np.flatnonzero(positions != NOWHERE)
+        if len(within):
+            first = int(positions[within[0]])
+            yield panel, _Places(start + within, within, slice(first, first + len(within)))
+
+
+def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
+    """First pass over a panel of sparse features: counts, extremes, pivots."""
+    moments = Moments.empty(mine.n, features.stop - features.start)
+    for slab in mine.slabs():
+        add_extremes(moments, (store.read_rows(slab, features), mine.half[slab]))
+    finish_extremes(moments)
+    return moments
+
+
+def _dense_extremes(mine: Shared, store: Any, features: slice) -> Moments:
+    """First pass over a panel of dense features: counts, extremes, means."""
+    moments = Moments.empty(mine.n, features.stop - features.start)
+    for slab in mine.slabs():
+        add_dense_extremes(moments, store.read_block(slab, features), mine.half[slab])
+    finish_dense_extremes(moments)
+    return moments
+
+
+def _halves(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
+    """Return what the kernels need of both halves; where all rows select, the second is never used."""
+    both = [
+        Half(1.0 / float(mine.n[h]), a.side(h), mine.moments.side(h, mine.defined), snap)
+        for h in range(mine.job.n_halves)
+    ]
+    return both[0], both[-1]
+
+
+def _tile_step(mine: Shared, features: slice, tiles: Array, halves: tuple[Half, Half]) -> Step:
+    held_out = tiles[1] if mine.job.n_halves > 1 else tiles[0, :0]
+
+    def step(start: int, output: Output, work: Scratch) -> int:
+        return reduce_tile(tiles[0], held_out, start, features.start, halves, output, work)
+
+    return step
+
+
+def _empty_output(mine: Shared, width: int) -> Output:
+    """Allocate the results of a panel; bars start from what other panels of this process have found."""
+    job, n = mine.job, len(mine.defined)
+    floor = mine.floor.copy()
+    size = kept_buffer(n)
+    return Output(
+        row=empty_best(width, job.top_k),
+        column=empty_best(n, job.top_k),
+        floor=floor,
+        bar=np.minimum(floor, job.keep_above) - SLACK,
+        keep=job.keep_above,
+        kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
+        histogram=np.zeros((COPIES, BINS + 1), np.int64),
+    )
+
+
+def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[list[Array]], int]:
+    """Reduce the whole panel, moving kept pairs out of the buffer whenever it is full.
+
+    Returns
+    -------
+    tuple
+        Column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
+    """
+    pieces: list[list[Array]] = [[], [], []]
+    work = scratch(len(output.floor), job.top_k)
+    done, n_kept = 0, 0
+    while done < features.stop - features.start and n_kept <= job.plan.kept_per_panel:
+        following = step(done, output, work)
+        new = int(output.kept.length[done:following].sum())
+        for piece, buffer in zip(pieces, output.kept[1:], strict=True):
+            piece.append(buffer[:new].copy())
+        done, n_kept = following, n_kept + new
+    return pieces, done
+
+
+def _fold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Join the copies of the histogram, and the last bin with the one before: r that rounding put beyond 1."""
+    bins = histogram.sum(axis=0)
+    bins[-2] += bins[-1]
+    return bins[:-1]
+
+
+def _write_kept(i: int, job: Job, mine: Shared, length: NDArray[np.int64], pieces: list[list[Array]]) -> None:
+    """Write a panel's kept pairs as a shard of ``r`` and one of ``r_heldout``, of the same pattern."""
+    start = np.concatenate([[0], np.cumsum(length)])
+    feature = mine.defined[_joined(pieces[0])]
+    for name, parts in zip((R, R_HELD_OUT)[: job.n_halves], pieces[1:], strict=False):
+        shape = (len(length), job.b.n_features)
+        write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((_joined(parts), feature, start), shape=shape))
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Join the pieces and let go of them."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def _reduced(mine: Shared, moments: Moments, output: Output, histogram: NDArray[np.int64]) -> dict[str, Array]:
+    """Return a panel's reduced results by name, with B features by their own ids."""
+    row = nan_where_empty(output.row)
+    row = Best(np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1), row.r, row.held_out)
+    parts: dict[str, dict[str, Array]] = {
+        "row": row._asdict(),
+        "column": compact(output.column) | {"feature": mine.defined},
+        "moments": moments.to_arrays(),
+    }
+    named = {f"{part}_{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+    return named | {"histogram": histogram, "n_kept": output.kept.length.sum()}

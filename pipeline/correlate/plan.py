@@ -1,0 +1,362 @@
+"""How the work is cut: which kernel, how wide the panels, how much memory, decided before anything is computed.
+
+A task owns a panel of A features against all B features, and its results leave it reduced::
+
+                 all B features
+               ┌─────────────────┐
+      panel 0  │ task 0          │  ──▶ top-k of its A features, candidates for the B features' top-k,
+               ├─────────────────┤      kept pairs, histogram
+      panel 1  │ task 1          │
+               └─────────────────┘
+
+Three methods share this layout. *Resident*: the rows of B fit in memory, once for each process; a panel needs little
+more. *Streaming*: rows of both come in slabs, and a tile (panel × all B features) of float64 sums waits for the last
+one. *Dense*: as streaming, with matrix products of dense slabs in place of scattered ones.
+
+Everything here is arithmetic on sizes; :func:`make_plan` is a pure function.
+
+>>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
+>>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
+>>> plan.method, plan.panel, plan.n_panels
+('resident', 2048, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Kernel
+from pipeline.correlate.kernels.dense import FEATURES, ROWS
+from storage.errors import BudgetError, InputError
+
+Method = Literal["resident", "streaming", "dense"]
+
+#: Memory of a process before it holds any data: interpreter, libraries, compiled kernels, scheduler (measured).
+RESERVED = 420 * 10**6
+#: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
+CHUNK = 4096
+#: Entries of a slab of sparse rows that are aimed at.
+SLAB_ENTRIES = 4_000_000
+#: Rows of a dense slab, and features of B that are made dense at once. Fixed, so that sums do not depend on the plan.
+DENSE_ROWS, DENSE_FEATURES = 4096, 4096
+#: Narrowest and widest panel of the sparse kernel.
+NARROWEST, WIDEST = 16, 8 * CHUNK
+#: Share of the pairs of a panel that may be kept, and the number that always may.
+KEPT_SHARE, KEPT_AT_LEAST = 0.05, 500_000
+#: Share of the budget that all kept pairs may take when they are loaded for matching, and bytes of a pair then.
+MATCHING_SHARE, MATCHING_BYTES = 0.5, 40
+#: Bytes of a pair in a list: id (int32), r and held-out r (float64).
+PAIR_BYTES = 20
+#: Seconds for a product of two stored values, for a pair of features, and for a dense product, on one core (measured).
+SPARSE_PRODUCT, PAIR, DENSE_PRODUCT = 1.3e-9, 1.5e-9, 5e-11
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """What the plan needs to know of a store.
+
+    Attributes
+    ----------
+    sparse
+        Whether its rows are kept as csr.
+    value_bytes
+        Bytes of a value in memory: 4 or 8.
+    entries
+        (feature,) how many rows each feature is active in.
+    """
+
+    sparse: bool
+    value_bytes: int
+    entries: NDArray[np.int64]
+
+    @property
+    def n_features(self) -> int:
+        """How many features the store has."""
+        return len(self.entries)
+
+    def heaviest(self, panel: int) -> int:
+        """Return the entries of the heaviest panel of so many features."""
+        starts = np.arange(0, self.n_features, panel)
+        return int(np.add.reduceat(self.entries, starts).max())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a correlation is cut, and what it takes.
+
+    Attributes
+    ----------
+    method
+        ``resident``, ``streaming`` (both the sparse kernel) or ``dense``.
+    panel, n_panels
+        A features of a task, and number of tasks.
+    slab_rows
+        Rows that are read at a time.
+    kept_per_panel, kept
+        Kept pairs that a panel, and the whole result, may have.
+    projected
+        Peak memory of each process, bytes.
+    allowed
+        Memory that each process may take, bytes.
+    """
+
+    method: Method
+    panel: int
+    n_panels: int
+    slab_rows: int
+    kept_per_panel: int
+    kept: int
+    projected: int
+    allowed: int
+
+    @property
+    def kernel(self) -> Literal["sparse", "dense"]:
+        """The kernel of the method."""
+        return "dense" if self.method == "dense" else "sparse"
+
+    def features(self, i: int, n_features: int) -> slice:
+        """Return the A features of panel `i`."""
+        return slice(i * self.panel, min((i + 1) * self.panel, n_features))
+
+
+def choose_kernel(a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "auto") -> Literal["sparse", "dense"]:
+    """Return the kernel to use: the one asked for, or the faster one by a cost model.
+
+    The sparse kernel works on every product of two entries in a row, the dense one on every product of two values.
+    They break even where the two densities multiply to about 0.04.
+
+    Parameters
+    ----------
+    a, b
+        Sizes of the stores.
+    n_rows
+        Their rows.
+    kernel
+        ``sparse``, ``dense`` or ``auto``.
+
+    Raises
+    ------
+    InputError
+        If the sparse kernel is asked for and a store is dense, or there is no such kernel.
+
+    Examples
+    --------
+    >>> thin = StoreSize(True, 4, np.full(100, 10))
+    >>> choose_kernel(thin, thin, n_rows=1000)
+    'sparse'
+    """
+    if kernel not in ("auto", "sparse", "dense"):
+        raise InputError(f"There is no kernel {kernel!r}; it is 'auto', 'sparse' or 'dense'")
+    both_sparse = a.sparse and b.sparse
+    if kernel == "sparse" and not both_sparse:
+        raise InputError("The sparse kernel needs two stores of layout csr, and one is dense; use kernel='auto'")
+    if kernel != "auto":
+        return kernel
+    return "sparse" if both_sparse and sparse_seconds(a, b, n_rows) < dense_seconds(a, b, n_rows) else "dense"
+
+
+def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int) -> float:
+    """Estimate the seconds that the sparse kernel takes on one core."""
+    products = float(a.entries.sum()) * float(b.entries.sum()) / n_rows
+    return products * SPARSE_PRODUCT + a.n_features * b.n_features * PAIR
+
+
+def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int) -> float:
+    """Estimate the seconds that the dense kernel takes on one core."""
+    return a.n_features * b.n_features * (n_rows * DENSE_PRODUCT + PAIR)
+
+
+def make_plan(
+    a: StoreSize,
+    b: StoreSize,
+    *,
+    n_rows: int,
+    n_halves: int,
+    top_k: int,
+    memory: int,
+    kernel: Kernel = "auto",
+    processes: int = 1,
+    threads: int = 1,
+    panel: int | None = None,
+) -> Plan:
+    """Cut the work to fit the memory.
+
+    Parameters
+    ----------
+    a, b
+        Sizes of the stores.
+    n_rows
+        Their rows.
+    n_halves
+        2 if half of the rows is held out, else 1.
+    top_k
+        Partners kept for each feature.
+    memory
+        Bytes that all worker processes together may take.
+    kernel
+        ``sparse``, ``dense`` or ``auto``.
+    processes, threads
+        Worker processes, and tasks that each runs at once.
+    panel
+        Width of a panel, if it is already decided (work that is resumed).
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    BudgetError
+        If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
+    """
+    shape = _Shape(a, b, n_rows, n_halves, top_k, threads, int(memory * MATCHING_SHARE) // MATCHING_BYTES)
+    allowed = memory // processes
+    methods = _methods(choose_kernel(a, b, n_rows, kernel))
+    smallest: Plan | None = None
+    for method in methods:
+        for width in [panel] if panel else _widths(method, a.n_features, processes * threads):
+            plan = _plan(method, width, shape, allowed)
+            if plan.projected <= allowed:
+                return plan
+            smallest = plan if smallest is None or plan.projected < smallest.projected else smallest
+    assert smallest is not None  # noqa: S101 - there is always a method and a width
+    raise BudgetError(_refusal(smallest, processes))
+
+
+def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
+    return ["dense"] if kernel == "dense" else ["resident", "streaming"]
+
+
+def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
+    """Yield widths of panels to try, the best first.
+
+    There are to be at least two panels for each slot, so that none idles for long. A resident panel gains nothing
+    from being wider than a chunk; a streaming or dense one is as wide as possible, since every panel reads all of B.
+    """
+    widest, narrowest = CHUNK if method == "resident" else WIDEST, NARROWEST
+    if method == "dense":
+        narrowest = FEATURES
+    width = widest
+    while width > narrowest and -(-n_features // width) < 2 * slots:
+        width //= 2
+    while width >= narrowest:
+        yield width
+        width //= 2
+
+
+def _refusal(plan: Plan, processes: int) -> str:
+    gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, RESERVED)]
+    return (
+        f"The correlation does not fit: it needs {gb[0]} in each worker process (projected) at the least, and "
+        f"{gb[1]} is allowed, of which {gb[2]} is reserved for the interpreter and libraries. Raise memory to at "
+        f"least {plan.projected * processes / 1e9:.2f} GB in all, or lower top_k"
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes that the memory depends on."""
+
+    a: StoreSize
+    b: StoreSize
+    n_rows: int
+    n_halves: int
+    top_k: int
+    threads: int
+    kept: int
+
+
+def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
+    """Project the peak memory of a process for one method and width of panels."""
+    width = min(width, shape.a.n_features)
+    pairs = width * shape.b.n_features
+    kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
+    slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
+    task = _lists(width, kept, shape) + _WORK[method](width, slab_rows, shape)
+    shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
+    projected = RESERVED + max(shared + shape.threads * task, _merge(shape))
+    n_panels = -(-shape.a.n_features // width)
+    return Plan(method, width, n_panels, slab_rows, kept, shape.kept, projected, allowed)
+
+
+def _slab_rows(width: int, shape: _Shape) -> int:
+    """Return a number of rows, whole chunks of them, that has about `SLAB_ENTRIES` entries on the fuller side."""
+    fullest = max(shape.a.heaviest(width), int(shape.b.entries.sum())) / shape.n_rows
+    chunks = round(SLAB_ENTRIES / max(fullest, 1.0) / CHUNK)
+    return CHUNK * min(max(chunks, 1), 16)
+
+
+def _statistics(shape: _Shape) -> int:
+    """Return the bytes of the moments of all B features (eight arrays and what is derived from them)."""
+    return 8 * 16 * shape.n_halves * shape.b.n_features
+
+
+def _lists(width: int, kept: int, shape: _Shape) -> int:
+    """Return the bytes of top-k lists and their copy, kept pairs (collected, joined, encoded), and working memory."""
+    top = (width + 2 * shape.b.n_features) * shape.top_k * PAIR_BYTES
+    buffer = kept_buffer(shape.b.n_features) * PAIR_BYTES
+    return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.b.n_features
+
+
+def kept_buffer(n_features_b: int) -> int:
+    """Return how many kept pairs a panel gathers before they are moved out of the kernel: some rows at the least."""
+    return max(4 * n_features_b, 2**16)
+
+
+def _resident(shape: _Shape) -> int:
+    """Return the bytes of all rows of B, at the moment when slabs of values are joined."""
+    entries = int(shape.b.entries.sum())
+    return entries * (_id_bytes(shape.b.n_features) + 2 * shape.b.value_bytes) + 16 * shape.n_rows
+
+
+def _id_bytes(n_features: int) -> int:
+    return 2 if n_features <= 2**16 else 4
+
+
+def _slab(entries: float, value_bytes: int, slab_rows: int) -> int:
+    """Return the bytes of rows as they are read (int32 ids, values, decoded chunks) and with narrower ids."""
+    return int(entries * (4 + 2 * value_bytes + 4)) + 24 * slab_rows
+
+
+def _work_resident(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the bytes of one panel of A: read by slabs, joined, and turned to columns."""
+    entries, value = shape.a.heaviest(width), shape.a.value_bytes
+    slab = _slab(entries * min(1.0, slab_rows / shape.n_rows), value, slab_rows)
+    b_slab = _slab(shape.b.entries.sum() * min(1.0, slab_rows / shape.n_rows), shape.b.value_bytes, slab_rows)
+    return entries * (6 + 2 * value) + 16 * shape.n_rows + max(slab, b_slab // shape.threads)
+
+
+def _work_streaming(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the bytes of a tile of sums for each half, and a slab of both sides."""
+    share = min(1.0, slab_rows / shape.n_rows)
+    a = _slab(shape.a.heaviest(width) * share, shape.a.value_bytes, slab_rows)
+    b = _slab(shape.b.entries.sum() * share, shape.b.value_bytes, slab_rows)
+    columns = int(shape.a.heaviest(width) * share) * (4 + shape.a.value_bytes) + 16 * shape.n_halves * width
+    return tile_bytes(width, shape) + 2 * (a + b) + columns
+
+
+def tile_bytes(width: int, shape: _Shape) -> int:
+    """Return the bytes of the sums of products of a panel with all B features, float64, for each half."""
+    return 8 * width * shape.b.n_features * shape.n_halves
+
+
+def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the bytes of the tiles, of a dense slab of each side (read, and cut to one half), and of products."""
+    b_features = min(DENSE_FEATURES, shape.b.n_features)
+    rows = min(slab_rows, shape.n_rows)
+    slabs = 3 * rows * (width * shape.a.value_bytes + b_features * shape.b.value_bytes)
+    centred = 2 * 8 * min(rows, ROWS) * (width + b_features)
+    return tile_bytes(width, shape) + slabs + centred + 8 * min(width, FEATURES) * b_features
+
+
+_WORK = {"resident": _work_resident, "streaming": _work_streaming, "dense": _work_dense}
+
+
+def _merge(shape: _Shape) -> int:
+    """Return the bytes of the top-k lists of all features of both sides, and their copy on the way to disk."""
+    return 3 * (shape.a.n_features + shape.b.n_features) * shape.top_k * PAIR_BYTES

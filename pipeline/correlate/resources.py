@@ -1,0 +1,117 @@
+"""What the workers of a client have: processes, threads, and how much memory may be taken."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from dask.utils import parse_bytes
+from distributed import Client
+from distributed.system import MEMORY_LIMIT
+
+from storage.errors import InputError
+
+#: Share of the free memory that is taken where no budget is given, and share of a worker's own limit, above which
+#: Dask would begin to act.
+FREE_SHARE, LIMIT_SHARE = 0.5, 0.6
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What may be used.
+
+    Attributes
+    ----------
+    memory
+        Bytes, of all processes together.
+    processes
+        Worker processes.
+    threads
+        Tasks that one of them runs at once, at most.
+    hosts
+        Names of the hosts that they run on.
+    """
+
+    memory: int
+    processes: int
+    threads: int
+    hosts: set[str]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What one Dask worker says of itself."""
+
+    host: str
+    process: int
+    threads: int
+    free: int
+    limit: int | None
+
+
+def parse_memory(memory: str | int) -> int | None:
+    """Return a budget in bytes, or None for ``auto``.
+
+    Raises
+    ------
+    InputError
+        If it is no positive number of bytes.
+
+    Examples
+    --------
+    >>> parse_memory("4GB")
+    4000000000
+    """
+    if memory == "auto":
+        return None
+    try:
+        n_bytes = int(parse_bytes(memory))
+    except ValueError:
+        n_bytes = 0
+    if n_bytes <= 0:
+        raise InputError(f"memory must be a number of bytes, as '4GB', or 'auto', not {memory!r}")
+    return n_bytes
+
+
+def find_resources(client: Client, memory: int | None) -> Resources:
+    """Ask the workers what they have.
+
+    Parameters
+    ----------
+    client
+        Its workers are asked; where there are none yet, the first one is waited for.
+    memory
+        Budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower limit).
+    """
+    if not client.nthreads():
+        client.submit(os.getpid, pure=False).result()
+    workers: list[_Worker] = list(client.run(_describe).values())
+    processes: dict[tuple[str, int], list[_Worker]] = {}
+    for worker in workers:
+        processes.setdefault((worker.host, worker.process), []).append(worker)
+    on_host = {host: sum(1 for other, _ in processes if other == host) for host, _ in processes}
+    free = [_allowance(group, on_host[host]) for (host, _), group in processes.items()]
+    # Every process gets the same plan, so the poorest one sets the budget of all
+    total = memory if memory is not None else min(free) * len(processes)
+    threads = max(sum(worker.threads for worker in group) for group in processes.values())
+    return Resources(total, len(processes), threads, set(on_host))
+
+
+def _allowance(workers: list[_Worker], processes_on_host: int) -> int:
+    """Return the bytes that one process may take by default."""
+    free = int(FREE_SHARE * workers[0].free / processes_on_host)
+    limits = [int(LIMIT_SHARE * worker.limit) for worker in workers if worker.limit]
+    return min([free, *limits])
+
+
+def _describe(dask_worker: Any) -> _Worker:
+    return _Worker(
+        host=socket.gethostname(),
+        process=os.getpid(),
+        threads=dask_worker.state.nthreads,
+        free=min(psutil.virtual_memory().available, MEMORY_LIMIT),
+        limit=dask_worker.memory_manager.memory_limit,
+    )

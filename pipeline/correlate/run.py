@@ -1,0 +1,516 @@
+"""Correlate two activation stores: the public call, from checks to the finished result.
+
+::
+
+    checks ─▶ plan ─▶ PARTIAL: halves, empty arrays ─▶ one task a panel (Dask) ─▶ merge ─▶ rename to OUT
+                         ▲                                   │
+                         └── a run that was stopped goes on with the panels that are not on disk
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+import zarr
+import zarr.codecs
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.config import Kernel
+from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
+from pipeline.correlate.kernels.reduce import Best
+from pipeline.correlate.moments import Moments, join
+from pipeline.correlate.panel import BINS, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
+from pipeline.correlate.plan import CHUNK, DENSE_FEATURES, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.resources import Resources, find_resources, parse_memory
+from pipeline.correlate.rows import Select, read_halves
+from pipeline.correlate.topk import merge_all, nan_where_empty
+from pipeline.workers import ensure_client, run_tasks
+from storage import (
+    BudgetError,
+    InputError,
+    Manifest,
+    begin_result,
+    check_same_rows,
+    create_sparse_array,
+    fingerprint,
+    finish_result,
+    is_current,
+    new_manifest,
+    open_activations,
+    open_result,
+)
+
+logger = logging.getLogger(__name__)
+
+STAGE = "correlate"
+LARGEST_TOP_K = 256
+PLAN_FILE = "plan.json"
+#: Attributes of a store that say what it is; the result carries them with ``_a`` and ``_b``.
+DESCRIPTION = ("model", "site", "dictionary", "kind")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the result depends on besides the stores."""
+
+    top_k: int
+    keep_above: float
+    select: Select
+    kernel: Kernel
+
+    def check(self) -> None:
+        """Raise :class:`InputError` unless every setting is possible."""
+        if not 1 <= self.top_k <= LARGEST_TOP_K:
+            raise InputError(f"top_k must be 1 to {LARGEST_TOP_K}, not {self.top_k}")
+        if not 0 < self.keep_above <= 1:
+            raise InputError(f"keep_above must be above 0 and at most 1, not {self.keep_above}")
+        if self.select not in get_args(Select):
+            raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
+
+    @property
+    def n_halves(self) -> int:
+        """2 if half of the rows is held out, else 1."""
+        return 2 if self.select == "half" else 1
+
+
+def correlate(
+    a: str | Path | xr.Dataset,
+    b: str | Path | xr.Dataset,
+    *,
+    top_k: int = 16,
+    keep_above: float = 0.1,
+    select: Select = "half",
+    kernel: Kernel = "auto",
+    memory: str | int = "auto",
+    out: str | Path | None = None,
+    client: Client | None = None,
+) -> xr.Dataset:
+    """Correlate every feature of one store with every feature of another, exactly and out of core.
+
+    Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays is
+    the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do not
+    vary have no r: they are NaN, never ranked, and counted. Ties go to the lower id. The result does not depend on
+    workers, panels or memory, and a run that was stopped goes on where it was when it is called again.
+
+    Parameters
+    ----------
+    a, b
+        Two activation stores of the same rows: paths, or datasets from :func:`storage.open_activations`.
+    top_k
+        Partners kept for each feature, 1 to 256.
+    keep_above
+        Every pair with at least this r is kept; matching can go no lower.
+    select
+        ``half``: half of the documents chooses (``r``), and the chosen pairs' r on the other half is given beside it
+        (``r_heldout``). ``all``: all rows choose, and there is no held-out r.
+    kernel
+        ``sparse``, ``dense``, or ``auto``: the faster one for the densities of the stores.
+    memory
+        Peak memory of all worker processes together, in bytes or as ``"4GB"``; ``auto`` is half of what is free.
+    out
+        Where the result is to be; workers on other hosts must see it. By default a temporary folder that is deleted
+        when Python exits.
+    client
+        Where to run; by default threads of this process.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazily read from `out`:
+
+        ``best_b`` (feature_a, rank) int32, ``r_b``, ``r_heldout_b`` float64
+            The best B features of each A feature, best first; -1 and NaN where there are no more.
+        ``best_a`` (feature_b, rank) int32, ``r_a``, ``r_heldout_a`` float64
+            The best A features of each B feature.
+        ``r``, ``r_heldout`` (feature_a, feature_b) float64
+            The kept pairs, as csr arrays (:func:`storage.read_csr` with ``name="r"``); 0 elsewhere.
+        ``histogram`` (bin) int64, ``bin_left``, ``bin_right`` float64
+            How many pairs have r in [left, right); 1 itself is in the last bin. Undefined pairs are in none.
+        ``mean_a``, ``std_a`` float64, ``n_active_a`` int64, ``defined_a`` bool (feature_a), and ``…_b`` (feature_b)
+            Statistics on the rows that choose; the standard deviation divides by n.
+
+    Raises
+    ------
+    RowMismatchError
+        If the stores hold different rows.
+    InputError
+        If a setting is out of range, or there are too few rows.
+    BudgetError
+        If the work does not fit the memory, or so many pairs are kept that they do not; the message says what would.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> folder = tempfile.mkdtemp()
+    >>> x = np.random.default_rng(0).random((200, 5), dtype="f4")
+    >>> storage.write_activations(f"{folder}/a.zarr", x)
+    >>> storage.write_activations(f"{folder}/b.zarr", x[:, [3, 1, 4, 0, 2]])
+    >>> cor = correlate(f"{folder}/a.zarr", f"{folder}/b.zarr", top_k=1, out=f"{folder}/cor.zarr")
+    >>> cor["best_b"].values.ravel(), cor["r_b"].values.ravel()
+    (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
+    """
+    settings = Settings(top_k, keep_above, select, kernel)
+    settings.check()
+    budget = parse_memory(memory)
+    inputs = Inputs.open(_path(a), _path(b))
+    method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, kernel)
+    manifest = _manifest(inputs, settings, method)
+    path = Path(out) if out is not None else _temporary_path()
+    if is_current(path, manifest):
+        logger.info("%s is up to date", path)
+        return open_result(path, stage=STAGE)
+    with ensure_client(client) as active:
+        resources = find_resources(active, budget)
+        if out is None and resources.hosts != {socket.gethostname()}:
+            raise InputError(
+                f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
+                "give out= on a file system that all of them share"
+            )
+        _run(inputs, settings, begin_result(path, manifest).absolute(), resources, active)
+        finish_result(path, manifest)
+    return open_result(path, stage=STAGE)
+
+
+def _path(store: str | Path | xr.Dataset) -> Path:
+    """Return where a store is; a dataset knows it by the encoding that ``open_activations`` gave it."""
+    if not isinstance(store, xr.Dataset):
+        return Path(store)
+    source = store.encoding.get("source")
+    if source is None:
+        raise InputError("This dataset does not know which store it is from: pass the path instead")
+    return Path(source)
+
+
+def _temporary_path() -> Path:
+    folder = tempfile.mkdtemp(prefix="subspace-correlate-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / "correlation.zarr"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The two stores, and what of their metadata matters here."""
+
+    stores: tuple[Store, Store]
+    sizes: tuple[StoreSize, StoreSize]
+    n_rows: int
+    attrs: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path_a: Path, path_b: Path) -> Inputs:
+        """Open both stores and check that they hold the same rows."""
+        opened = [open_activations(path) for path in (path_a, path_b)]
+        check_same_rows(path_a, path_b)
+        described = {
+            f"{name}_{side}": ds.attrs[name]
+            for side, ds in zip("ab", opened, strict=True)
+            for name in DESCRIPTION
+            if name in ds.attrs
+        }
+        if described.get("kind_a") != described.get("kind_b"):
+            logger.warning(
+                "Activations of kind %s are correlated with %s: two different quantities",
+                described.get("kind_a"), described.get("kind_b"),
+            )  # fmt: skip
+        if "row_hash" in opened[0].attrs:
+            described["row_hash"] = opened[0].attrs["row_hash"]
+        described["inputs"] = {"a": str(path_a), "b": str(path_b)}
+        a, b = (_measure(path, ds) for path, ds in zip((path_a, path_b), opened, strict=True))
+        return cls((a[0], b[0]), (a[1], b[1]), opened[0].sizes["token"], described)
+
+
+def _measure(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
+    """Return a store and its size; sinks are in no statistics, so their entries are counted as typical ones."""
+    sparse = ds.attrs["layout"] == "csr"
+    share_of_sinks = ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
+    entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
+    value_bytes = max(4, ds["activation"].dtype.itemsize)
+    return Store(path.absolute(), ds.sizes["feature"], sparse), StoreSize(sparse, value_bytes, entries)
+
+
+def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "dense"]) -> Manifest:
+    hashes = {side: fingerprint(store.path) for side, store in zip("ab", inputs.stores, strict=True)}
+    return new_manifest(
+        STAGE,
+        hashes,
+        {
+            "top_k": settings.top_k,
+            "keep_above": settings.keep_above,
+            "select": settings.select,
+            "kernel": kernel,
+        },
+    )
+
+
+def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources, client: Client) -> None:
+    """Do what is not on disk yet, so that the folder holds the whole result."""
+    half = read_halves(inputs.stores[0].path, inputs.stores[1].path, settings.select)
+    plan = _plan(inputs, settings, resources, folder)
+    job = Job(
+        key=f"{folder}-{uuid.uuid4().hex}",
+        a=inputs.stores[0],
+        b=inputs.stores[1],
+        plan=plan,
+        folder=folder,
+        top_k=settings.top_k,
+        keep_above=settings.keep_above,
+        n_halves=settings.n_halves,
+    )
+    _prepare(job, half)
+    try:
+        _measure_b(job, client)
+        _correlate_panels(job, client)
+    finally:
+        client.run(release, job.key)
+    _write_result(job, _attributes(inputs, settings, plan, half))
+    shutil.rmtree(job.panels)
+
+
+def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path) -> Plan:
+    """Return the plan; unfinished work keeps the width of its panels where that still fits."""
+
+    def make(panel: int | None) -> Plan:
+        return make_plan(
+            *inputs.sizes,
+            n_rows=inputs.n_rows,
+            n_halves=settings.n_halves,
+            top_k=settings.top_k,
+            memory=resources.memory,
+            kernel=settings.kernel,
+            processes=resources.processes,
+            threads=resources.threads,
+            panel=panel,
+        )
+
+    plan = make(None)
+    begun = _begun_width(folder)
+    if begun is not None and begun != plan.panel:
+        try:
+            plan = make(begun)
+        except BudgetError:
+            logger.info("The panels of %s no longer fit the memory: starting anew", folder)
+            shutil.rmtree(folder / "panels", ignore_errors=True)
+    _log_plan(plan, inputs)
+    return plan
+
+
+def _begun_width(folder: Path) -> int | None:
+    """Return the width of the panels of unfinished work, or None if there is none."""
+    file = folder / "panels" / PLAN_FILE
+    return int(json.loads(file.read_text())["panel"]) if file.is_file() else None
+
+
+def _log_plan(plan: Plan, inputs: Inputs) -> None:
+    density = [
+        size.entries.sum() / size.n_features / max(inputs.n_rows, 1) * 100 if size.sparse else 100.0
+        for size in inputs.sizes
+    ]
+    logger.info(
+        "Correlating %d × %d features over %d rows (densities %.2g %% and %.2g %%): %s kernel, %s; %d panels of %d "
+        "features, at most %.2f of %.2f GB in each worker process",
+        inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
+        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9,
+    )  # fmt: skip
+
+
+def _prepare(job: Job, half: NDArray[np.int8]) -> None:
+    """Write what the tasks share; work that has begun is left as it is."""
+    if (job.panels / PLAN_FILE).is_file():
+        return
+    shutil.rmtree(job.panels, ignore_errors=True)
+    # A group of its own, else Zarr warns of a folder that it does not know
+    zarr.create_group(str(job.panels), zarr_format=3)
+    for name in (R, R_HELD_OUT)[: job.n_halves]:
+        create_sparse_array(
+            job.folder,
+            name,
+            (job.a.n_features, job.b.n_features),
+            np.float64,
+            dims=("feature_a", "feature_b"),
+            shard_rows=job.plan.panel,
+            chunk=(min(CHUNK, job.plan.panel), CHUNK),
+        )
+    np.save(job.panels / HALVES_FILE, half, allow_pickle=False)
+    # Last, since it says that the rest is there
+    (job.panels / PLAN_FILE).write_text(json.dumps({"panel": job.plan.panel}))
+
+
+def _measure_b(job: Job, client: Client) -> None:
+    """Put the statistics of all B features on disk, where no single process sees all of B."""
+    if job.plan.method == "resident":
+        return
+    n_panels = -(-job.b.n_features // DENSE_FEATURES)
+    missing = [i for i in range(n_panels) if not job.moments_file(i).is_file()]
+    for _ in run_tasks(client, measure_panel, missing, name="correlate-moments", label="Statistics", args=(job,)):
+        pass
+
+
+def _correlate_panels(job: Job, client: Client) -> None:
+    """Run the panels that are not on disk, and stop when the kept pairs outgrow their budget."""
+    done = [i for i in range(job.plan.n_panels) if job.panel_file(i).is_file()]
+    if done:
+        logger.info("%d of %d panels are already done", len(done), job.plan.n_panels)
+    tally = Tally(job)
+    for i in done:
+        arrays = load_arrays(job.panel_file(i))
+        width = arrays["row_id"].shape[0]
+        tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
+    missing = sorted(set(range(job.plan.n_panels)) - set(done))
+    tasks = run_tasks(client, correlate_panel, missing, name="correlate-panel", label="Correlating", args=(job,))
+    for _, summary in tasks:
+        tally.add(summary)
+
+
+class Tally:
+    """Counts kept pairs as panels finish, and stops the run when there are too many."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.n_done = 0
+        self.n_kept = 0
+        self.histogram = np.zeros(BINS, np.int64)
+
+    def add(self, summary: Summary) -> None:
+        """Take in a panel.
+
+        Raises
+        ------
+        BudgetError
+            If the pairs kept so far, or those of this panel, are more than the plan allows.
+        """
+        self.n_done += summary.n_done
+        self.n_kept += summary.n_kept
+        self.histogram += summary.histogram
+        plan, n_features = self.job.plan, self.job.a.n_features
+        if summary.overflow:
+            width = min(plan.panel, n_features)
+            self._stop(summary.histogram, summary.n_done / width, plan.kept_per_panel, "of one panel")
+        elif self.n_kept > plan.kept:
+            self._stop(self.histogram, self.n_done / n_features, plan.kept, "in all")
+
+    def _stop(self, histogram: NDArray[np.int64], share_done: float, budget: int, which: str) -> None:
+        threshold = threshold_that_fits(histogram, budget * share_done)
+        advice = f"keep_above={threshold:.3f} would fit" if threshold is not None else "no threshold would fit"
+        raise BudgetError(
+            f"Too many pairs have r ≥ {self.job.keep_above}: the budget is {budget} pairs {which}, at "
+            f"{self.job.plan.allowed / 1e9:.2f} GB in each worker process, and {int(histogram.sum())} r hold more. "
+            f"{advice}; or raise memory"
+        )
+
+
+def threshold_that_fits(histogram: NDArray[np.int64], budget: float) -> float | None:
+    """Return the lowest bin edge above which no more than `budget` pairs lie; None if even the last bin has more.
+
+    >>> histogram = np.zeros(2000, np.int64)
+    >>> histogram[[1100, 1500, 1999]] = 5, 3, 1
+    >>> threshold_that_fits(histogram, 4)
+    0.101
+    """
+    above = np.cumsum(histogram[::-1])[::-1]
+    fits = np.flatnonzero(above <= budget)
+    return None if not len(fits) else float(np.round(2 * fits[0] / len(histogram) - 1, 6))
+
+
+def _write_result(job: Job, attrs: dict[str, Any]) -> None:
+    """Merge the panels and add everything but the kept pairs to the result."""
+    merged = _merge(job)
+    attrs |= {
+        "n_undefined_a": int((~merged["defined_a"]).sum()),
+        "n_undefined_b": int((~merged["defined_b"]).sum()),
+        "n_kept": int(merged.pop("n_kept")),
+    }
+    if attrs["n_undefined_a"] or attrs["n_undefined_b"]:
+        logger.info(
+            "%d A features and %d B features do not vary over the rows that choose, and have no correlation",
+            attrs["n_undefined_a"], attrs["n_undefined_b"],
+        )  # fmt: skip
+    ds = xr.Dataset({name: (_DIMS[name], values) for name, values in merged.items()}, attrs=attrs)
+    compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
+    encoding = {name: {"compressors": compressors} for name in ds.variables}
+    ds.to_zarr(job.folder, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+
+
+_DIMS = {
+    "best_b": ("feature_a", "rank"),
+    "r_b": ("feature_a", "rank"),
+    "r_heldout_b": ("feature_a", "rank"),
+    "best_a": ("feature_b", "rank"),
+    "r_a": ("feature_b", "rank"),
+    "r_heldout_a": ("feature_b", "rank"),
+    "histogram": ("bin",),
+    "bin_left": ("bin",),
+    "bin_right": ("bin",),
+    **{f"{name}_{side}": (f"feature_{side}",) for side in "ab" for name in ("mean", "std", "n_active", "defined")},
+}
+
+
+def _merge(job: Job) -> dict[str, NDArray[Any]]:
+    """Return the final arrays from the panels on disk, by name."""
+    rows: list[Best] = []
+    moments_a: list[Moments] = []
+    histogram = np.zeros(BINS, np.int64)
+    n_kept = 0
+
+    def panels() -> Iterator[dict[str, NDArray[Any]]]:
+        nonlocal n_kept, histogram
+        for i in range(job.plan.n_panels):
+            arrays = load_arrays(job.panel_file(i))
+            rows.append(Best(**_part(arrays, "row")))
+            moments_a.append(Moments(**_part(arrays, "moments")))
+            histogram = histogram + arrays["histogram"]
+            n_kept += int(arrays["n_kept"])
+            yield _part(arrays, "column")
+
+    columns = nan_where_empty(merge_all(job.b.n_features, job.top_k, panels()))
+    row = Best(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+    moments_b = join(Moments(**load_arrays(file)) for file in job.moments_files)
+    edges = np.linspace(-1, 1, BINS + 1)
+    merged = {"best_b": row.id, "r_b": row.r, "best_a": columns.id, "r_a": columns.r}
+    if job.n_halves > 1:
+        merged |= {"r_heldout_b": row.held_out, "r_heldout_a": columns.held_out}
+    merged |= {"histogram": histogram, "bin_left": edges[:-1], "bin_right": edges[1:]}
+    merged |= _statistics(join(moments_a), "a") | _statistics(moments_b, "b")
+    return merged | {"n_kept": np.asarray(n_kept)}
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(f"{part}_"): array for name, array in arrays.items() if name.startswith(f"{part}_")}
+
+
+def _statistics(moments: Moments, side: str) -> dict[str, NDArray[Any]]:
+    """Return the statistics on the rows that choose."""
+    return {
+        f"mean_{side}": moments.mean[0],
+        f"std_{side}": moments.std[0],
+        f"n_active_{side}": moments.active[0],
+        f"defined_{side}": moments.defined[0],
+    }
+
+
+def _attributes(inputs: Inputs, settings: Settings, plan: Plan, half: NDArray[np.int8]) -> dict[str, Any]:
+    attrs = {
+        **inputs.attrs,
+        "top_k": settings.top_k,
+        "keep_above": settings.keep_above,
+        "select": settings.select,
+        "kernel": plan.kernel,
+        "n_rows_select": int(np.count_nonzero(half == 0)),
+        "n_rows_heldout": int(np.count_nonzero(half == 1)),
+        "n_rows_excluded": int(np.count_nonzero(half < 0)),
+    }
+    if "site_a" in attrs and "site_b" in attrs:
+        attrs["sites"] = [attrs["site_a"], attrs["site_b"]]
+    return attrs

@@ -1,0 +1,52 @@
+"""Lists of best partners: made empty, kept on disk for each finished panel, merged into those of all features.
+
+A panel keeps its own lists for all B features. Most of their places are empty once the first panels are done, since a
+panel is told which r can no longer enter; so only the places in use go to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.correlate.kernels.reduce import Best, merge
+
+Array = NDArray[Any]
+
+
+def empty_best(n_features: int, top_k: int) -> Best:
+    """Return lists without partners: ids -1, r -inf, held-out r NaN; each (feature, k)."""
+    shape = (n_features, top_k)
+    return Best(np.full(shape, -1, np.int32), np.full(shape, -np.inf), np.full(shape, np.nan))
+
+
+def compact(best: Best) -> dict[str, Array]:
+    """Return the places in use, one feature's after the other's, and where each feature's begin."""
+    used = best.id >= 0
+    start = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
+    return {"start": start, "id": best.id[used], "r": best.r[used], "held_out": best.held_out[used]}
+
+
+def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -> Best:
+    """Merge what :func:`compact` returned for every panel, in the order of the panels.
+
+    Examples
+    --------
+    >>> one, two = empty_best(1, 2), empty_best(1, 2)
+    >>> one.id[0, 0], one.r[0, 0] = 3, 0.5
+    >>> two.id[0], two.r[0] = [7, 8], [0.9, 0.5]
+    >>> merge_all(1, 2, [compact(one), compact(two)]).id
+    array([[7, 3]], dtype=int32)
+    """
+    best = empty_best(n_features, top_k)
+    for panel in panels:
+        merge(best, panel["start"], panel["id"], panel["r"], panel["held_out"])
+    return best
+
+
+def nan_where_empty(best: Best) -> Best:
+    """Return the lists with NaN in place of -inf."""
+    return best._replace(r=np.where(best.id >= 0, best.r, np.nan))

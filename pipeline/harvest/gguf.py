@@ -1,0 +1,120 @@
+"""GGUF files: dequantised once, kept as safetensors in a cache folder in the layout of the Hugging Face hub.
+
+Dequantising takes half a minute even for a small model and needs the optional packages ``gguf`` and ``accelerate``;
+reading the converted folder takes a second and needs neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from storage.errors import InputError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+#: Where converted models are kept, unless ``SUBSPACE_CACHE`` names another folder.
+CACHE_NAME = "semantic-subspace-matching"
+
+#: Raised when a change here makes older conversions unusable.
+CONVERSION_VERSION = 1
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted models: ``$SUBSPACE_CACHE``, or one under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("SUBSPACE_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_NAME
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def converted(path: Path) -> Path:
+    """Return the folder with the dequantised copy of a GGUF file, making it on first use.
+
+    Parameters
+    ----------
+    path
+        The ``.gguf`` file of a causal language model that transformers can read.
+
+    Returns
+    -------
+    Path
+        A folder with ``config.json``, ``model.safetensors`` (float32) and the tokenizer. Its name holds the SHA-256
+        of the GGUF file, so that another file never gets this one's copy.
+
+    Raises
+    ------
+    MissingDependencyError
+        If ``gguf`` or ``accelerate`` is not installed and there is no copy yet.
+    InputError
+        If transformers cannot read the file.
+    """
+    folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:16]}-v{CONVERSION_VERSION}"
+    if (folder / "config.json").is_file():
+        return folder
+    logger.info("Dequantising %s to %s (once; about half a minute for each 100 MB)", path.name, folder)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _convert(path, partial)
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Rename the finished copy into place; another process may have been first, with the same content."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+
+
+def _convert(path: Path, target: Path) -> None:
+    """Write config, tokenizer and dequantised weights of `path` into `target`."""
+    from safetensors.torch import save_file
+
+    model, tokenizer = _read(path)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    # A tied output layer is the embedding under a second name; readers of the base model want the embedding.
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(model).__name__]
+    tokenizer.save_pretrained(target)
+    config.save_pretrained(target)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Load a GGUF file as a float32 model and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32), AutoTokenizer.from_pretrained(
+            **place
+        )
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Reading {path.name} needs the packages gguf and accelerate: "
+            "pip install 'semantic-subspace-matching[models]'"
+        ) from error
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        raise InputError(f"{path} cannot be read as a GGUF language model: {error}") from error

@@ -1,0 +1,405 @@
+"""Corpus → rows: which characters are a row, and which token stands for it on either side.
+
+A row table holds everything that harvesting needs of the text, so that both models get the same rows by
+construction: per row its document, characters, and per side the position and id of its token; per window the slice of
+ready-made model inputs (special tokens included) on either side. ``row_hash`` of every store made from it is the same.
+
+Special tokens and padding are never rows: neither those that the tokenizer adds, nor those that are written out in
+the text (``<|endoftext|>`` in a web page).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.config import ModelConfig
+from pipeline.harvest.align import (
+    Tokens,
+    Windows,
+    cut_windows,
+    segment_starts,
+    shared_boundaries,
+)
+from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
+from pipeline.harvest.models import ModelInfo, describe
+from pipeline.workers import ensure_client, in_order, run_tasks
+from storage import is_current, new_manifest, open_corpus, write_result
+from storage.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Side = Literal["a", "b"]
+
+#: Documents that one task tokenizes.
+_BLOCK_DOCUMENTS = 64
+
+#: Special tokens that mark structure; the unknown token is not among them: it stands for text.
+_STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens around a window's text."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return how many tokens of a window they take."""
+        return len(self.prefix) + len(self.suffix)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What a task needs to tokenize for one model."""
+
+    model: ModelConfig
+    template: Template
+    capacity: int
+
+
+def make_rows(
+    corpus_path: str | Path,
+    a: ModelConfig,
+    b: ModelConfig,
+    max_length: int,
+    out: str | Path,
+    *,
+    client: Client | None = None,
+) -> Path:
+    """Align both models' tokens over a corpus and write the table of rows.
+
+    Parameters
+    ----------
+    corpus_path
+        A corpus of ``storage.write_corpus``.
+    a, b
+        The two models.
+    max_length
+        Longest window in tokens, special tokens included; less where a model's context is shorter.
+    out
+        The table to write.
+    client
+        Where the tasks run; threads of this process by default.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        If a site or dictionary does not fit its model, or no row is shared; before anything is written.
+
+    Notes
+    -----
+    Variables: ``document`` int32, ``char_start``, ``char_end`` int64, ``window_of_row`` int32, ``position_a``,
+    ``token_id_a``, ``position_b``, ``token_id_b`` int32 over ``token``; ``window_document`` int32,
+    ``window_start``, ``window_end``, ``first_a``, ``stop_a``, ``first_b``, ``stop_b`` int64 over ``window``;
+    ``input_a``, ``input_b`` int32, the model inputs of all windows one after the other. Attributes count what found
+    no row. Memory: about 40 bytes a row and 4 bytes a token and side.
+    """
+    out = Path(out)
+    corpus = open_corpus(corpus_path)
+    infos = {"a": check_model(a), "b": check_model(b)}
+    sides = {side: _side(model, infos[side], max_length) for side, model in (("a", a), ("b", b))}
+    manifest = new_manifest(
+        "rows",
+        {"corpus": corpus.hash, **{side: info.fingerprint for side, info in infos.items()}},
+        {
+            side: {"prefix": s.template.prefix, "suffix": s.template.suffix, "capacity": s.capacity}
+            for side, s in sides.items()
+        },
+    )
+    if is_current(out, manifest):
+        return out
+    starts = range(0, len(corpus), _BLOCK_DOCUMENTS)
+    with ensure_client(client) as used:
+        tasks = run_tasks(
+            used, _align_block, starts, name="align-block", label="align tokens",
+            args=(str(corpus_path), sides["a"], sides["b"]),
+        )  # fmt: skip
+        blocks = list(in_order((start // _BLOCK_DOCUMENTS, block) for start, block in tasks))
+    table = _assemble(blocks)
+    if not table.sizes["token"]:
+        raise InputError(f"Not one token of {corpus_path} ends at the same character in both models: no rows")
+    table.attrs |= {"corpus_hash": corpus.hash, "max_length": max_length} | _template_attrs(sides)
+    write_result(table, out, manifest)
+    _log_counts(table)
+    return out
+
+
+def check_model(model: ModelConfig) -> ModelInfo:
+    """Describe a model and load its dictionaries, so that what does not fit is known before any work.
+
+    Raises
+    ------
+    InputError
+        See :func:`pipeline.harvest.models.describe` and :func:`pipeline.harvest.dictionaries.load_dictionary`.
+    """
+    info = describe(model)
+    for site in model.sites:
+        load_dictionary(model.dictionary_of(site), info.d_model, site, model.kind)
+    return info
+
+
+def _side(model: ModelConfig, info: ModelInfo, max_length: int) -> _Side:
+    template = special_tokens(model, info)
+    longest = min(max_length, info.context or max_length)
+    if longest < max_length:
+        logger.info("Windows for %s are %d tokens (its context), not %d", model.model, longest, max_length)
+    if longest <= len(template):
+        raise InputError(f"max_length {longest} leaves no room for text beside {len(template)} special tokens")
+    return _Side(model, template, longest - len(template))
+
+
+def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
+    """Return the special tokens around every window: the tokenizer's own, and BOS as the dictionary was trained.
+
+    A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a
+    norm hundreds of times the others'; BOS in front takes that part. Dictionaries may say that they were trained
+    without it, and ``prepend_bos`` in the experiment overrides both.
+
+    Raises
+    ------
+    InputError
+        If BOS is asked for and the tokenizer has none.
+    """
+    encoding = info.tokenizer.backend_tokenizer.encode("a")
+    special = np.asarray(encoding.special_tokens_mask, bool)
+    text = np.flatnonzero(~special)
+    ids = list(encoding.ids)
+    prefix, suffix = (ids[: text[0]], ids[text[-1] + 1 :]) if len(text) else (ids, [])
+    bos = info.tokenizer.bos_token_id
+    wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
+    if wanted and bos is None:
+        raise InputError(f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token")
+    if wanted is None:
+        wanted = bos is not None and not prefix
+    if wanted and bos not in prefix:
+        prefix = [int(bos), *prefix]
+    elif wanted is False and prefix[:1] == [bos]:
+        prefix = prefix[1:]
+    return Template(tuple(prefix), tuple(suffix))
+
+
+def _trained_with_bos(model: ModelConfig, info: ModelInfo) -> bool | None:
+    """Return what the dictionaries say about BOS; None if nothing, or if they contradict each other."""
+    said = {
+        load_dictionary(spec, info.d_model, site, model.kind).prepend_bos
+        for site, spec in ((site, model.dictionary_of(site)) for site in model.sites)
+        if spec != IDENTITY
+    } - {None}
+    if len(said) > 1:
+        raise InputError(
+            f"The dictionaries of {model.model!r} disagree whether text starts with BOS: set 'prepend_bos', or "
+            "harvest the sites in two experiments"
+        )
+    return said.pop() if said else None
+
+
+_tokenizers: dict[str, Any] = {}
+_tokenizers_lock = threading.Lock()
+
+
+def _tokenizer(model: ModelConfig) -> Any:
+    """Return the tokenizer that all tasks of this process share; its encoding is free of state."""
+    key = f"{model.model}@{model.revision}"
+    with _tokenizers_lock:
+        if key not in _tokenizers:
+            _tokenizers[key] = describe(model).tokenizer
+        return _tokenizers[key]
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Tokenize texts without special tokens, truncation or padding.
+
+    Parameters
+    ----------
+    tokenizer
+        A fast tokenizer of transformers, as :func:`pipeline.harvest.models.describe` prepares it.
+    texts
+        Any number of them.
+    """
+    encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [Tokens.of(encoding.ids, encoding.offsets) for encoding in encodings]
+
+
+def _align_block(start: int, corpus_path: str, a: _Side, b: _Side) -> dict[str, Any]:
+    """Tokenize and align a block of documents; one task."""
+    corpus = open_corpus(corpus_path)
+    texts = corpus.texts(start, min(start + _BLOCK_DOCUMENTS, len(corpus)))
+    readings = [_read_side(side, texts) for side in (a, b)]
+    return _concatenate([_align_document(start + i, *both) for i, both in enumerate(zip(*readings, strict=True))])
+
+
+class _Reading(NamedTuple):
+    """One document as one side reads it."""
+
+    tokens: Tokens
+    special: NDArray[np.bool_]
+    side: _Side
+
+
+def _read_side(side: _Side, texts: Sequence[str]) -> list[_Reading]:
+    tokenizer = _tokenizer(side.model)
+    structural = _StructuralTokens(tokenizer)
+    return [
+        _Reading(tokens, structural(tokens, text), side)
+        for tokens, text in zip(tokenize(tokenizer, texts), texts, strict=True)
+    ]
+
+
+class _StructuralTokens:
+    """Finds the tokens of a text that are special: written-out BOS, EOS, separators and so on."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._structural = {getattr(tokenizer, name, None) for name in _STRUCTURAL} - {None}
+        self._special = {
+            int(id_): str(token)
+            for token, id_ in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        }
+
+    def __call__(self, tokens: Tokens, text: str) -> NDArray[np.bool_]:
+        """Return which tokens are special, as bool (tokens,)."""
+        suspects = np.isin(tokens.ids, list(self._special))
+        for i in np.flatnonzero(suspects):
+            spelled = text[tokens.starts[i] : tokens.ends[i]].strip() == self._special[int(tokens.ids[i])].strip()
+            suspects[i] = spelled or int(tokens.ids[i]) in self._structural
+        return suspects
+
+
+def _align_document(number: int, a: _Reading, b: _Reading) -> dict[str, Any]:
+    """Return one document's part of the table; window numbers and input offsets start at 0."""
+    boundaries = shared_boundaries(a.tokens, b.tokens)
+    windows = cut_windows(boundaries, a.side.capacity, b.side.capacity)
+    inside = _rows_of(windows)
+    kept = inside[~(a.special[boundaries.last_a[inside]] | b.special[boundaries.last_b[inside]])]
+    window = np.searchsorted(windows.last_row, kept)
+    starts = segment_starts(boundaries, a.tokens, b.tokens)
+    return {
+        "document": np.full(len(kept), number, np.int32),
+        "char_start": starts[kept],
+        "char_end": boundaries.ends[kept],
+        "window_of_row": window.astype(np.int32),
+        "window_document": np.full(len(windows.first_row), number, np.int32),
+        "window_start": starts[windows.first_row],
+        "window_end": boundaries.ends[windows.last_row],
+        **_side_part(
+            "a", a, boundaries.last_a[kept] - windows.first_a[window], (windows.first_a, windows.stop_a), window
+        ),
+        **_side_part(
+            "b", b, boundaries.last_b[kept] - windows.first_b[window], (windows.first_b, windows.stop_b), window
+        ),
+        "n_special": len(inside) - len(kept),
+        "n_outside": len(boundaries.ends) - len(inside),
+    }
+
+
+def _rows_of(windows: Windows) -> NDArray[np.int64]:
+    """Return the numbers of the boundaries that lie in some window."""
+    spans = [np.arange(first, last + 1) for first, last in zip(windows.first_row, windows.last_row, strict=True)]
+    return np.concatenate([np.empty(0, np.int64), *spans])
+
+
+def _side_part(
+    name: str,
+    reading: _Reading,
+    offset: NDArray[np.int64],
+    spans: tuple[NDArray[np.int64], NDArray[np.int64]],
+    window: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Return one side's columns of a document: positions, token ids, and the model inputs of its windows.
+
+    `offset` is each row's token counted from its window's first; `spans` are the windows' first and stop tokens.
+    """
+    first, stop = spans
+    ids, template = reading.tokens.ids, reading.side.template
+    pieces = [part for i, j in zip(first, stop, strict=True) for part in (template.prefix, ids[i:j], template.suffix)]
+    lengths = stop - first + len(template)
+    ends = np.cumsum(lengths)
+    return {
+        f"position_{name}": (offset + len(template.prefix)).astype(np.int32),
+        f"token_id_{name}": ids[first[window] + offset].astype(np.int32),
+        f"first_{name}": ends - lengths,
+        f"stop_{name}": ends,
+        f"input_{name}": np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int32),
+        f"n_tokens_{name}": len(ids),
+    }
+
+
+#: What to add to the values of a part when it is put behind others: the number of windows or of input tokens so far.
+_SHIFTED_BY = {
+    "window_of_row": "window_document",
+    "first_a": "input_a",
+    "stop_a": "input_a",
+    "first_b": "input_b",
+    "stop_b": "input_b",
+}
+
+
+def _concatenate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put parts of the table one behind the other; counts are summed."""
+    joined: dict[str, Any] = {}
+    for name, value in parts[0].items():
+        if isinstance(value, int):
+            joined[name] = sum(part[name] for part in parts)
+        else:
+            joined[name] = np.concatenate(list(_shifted(parts, name)))
+    return joined
+
+
+def _shifted(parts: Sequence[dict[str, Any]], name: str) -> Iterator[NDArray[Any]]:
+    """Yield a column's parts, numbers of windows or input tokens counted on from the parts before."""
+    counter, shift = _SHIFTED_BY.get(name), 0
+    for part in parts:
+        yield part[name] if counter is None else (part[name] + shift).astype(part[name].dtype)
+        shift += len(part[counter]) if counter else 0
+
+
+def _assemble(blocks: Sequence[dict[str, Any]]) -> xr.Dataset:
+    """Make the table of all blocks."""
+    joined = _concatenate(blocks)
+    table = xr.Dataset(
+        {name: (_dimension(name), value) for name, value in joined.items() if not isinstance(value, int)},
+        attrs={name: value for name, value in joined.items() if isinstance(value, int)},
+    )
+    table.attrs["n_rows"] = table.sizes["token"]
+    return table
+
+
+def _dimension(name: str) -> str:
+    if name.startswith("input_"):
+        return name.replace("input", "slot")
+    if name.startswith(("window_", "first_", "stop_")) and name != "window_of_row":
+        return "window"
+    return "token"
+
+
+def _template_attrs(sides: dict[str, _Side]) -> dict[str, Any]:
+    return {
+        f"{part}_{side}": list(getattr(s.template, part)) for side, s in sides.items() for part in ("prefix", "suffix")
+    }
+
+
+def _log_counts(table: xr.Dataset) -> None:
+    """Say how many tokens found a row, so that nothing is dropped silently."""
+    n_rows = table.sizes["token"]
+    shares = [
+        f"{n_rows / max(1, table.attrs[f'n_tokens_{side}']):.1%} of {side.upper()}'s tokens" for side in ("a", "b")
+    ]
+    logger.info(
+        "%d rows in %d windows (%s); left out: %d special tokens written in the text, %d ends that fit no window",
+        n_rows, table.sizes["window"], ", ".join(shares), table.attrs["n_special"], table.attrs["n_outside"],
+    )  # fmt: skip

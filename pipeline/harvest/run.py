@@ -1,0 +1,461 @@
+"""Rows → activation stores, through Dask.
+
+::
+
+    rows.zarr ──▶ calibrate: a few windows, all sites ──▶ sink threshold, FVU, L0 of every site
+        │
+        └──▶ task i: every window that overlaps rows of shard i ──▶ model (one pass, stops at the deepest site)
+                     ──▶ dictionary of each site ──▶ shard i of each site's store
+
+A task owns one shard of rows in every store, so that tasks never wait for each other and a run resumes at the first
+missing shard. Windows are batched by length within a shard, always in the same way, and torch uses one thread in a
+task: a shard's bytes depend on neither the number of workers nor the order of tasks.
+
+**Attention sinks.** Rows whose norm exceeds :data:`SINK_MULTIPLE` times the median norm of the calibration sample are
+marked in ``sink``; they are stored, but left out of statistics and of everything downstream.
+
+**Memory of a worker process**: the model's weights up to the deepest site, the dictionaries, and for each thread
+
+    shard_rows × Σ_sites (4·n_features if dense, else 8·L0)  +  batch × length × (4·d_model·(sites + 1) + 4·d_mlp)
+    + 64 MiB while a block of rows is encoded
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import zarr
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.config import ModelConfig, StoreConfig
+from pipeline.harvest.dictionaries import Dictionary, Encoded, load_dictionary
+from pipeline.harvest.models import LoadedModel, shared
+from pipeline.harvest.rows import Side, check_model, make_rows
+from pipeline.workers import ensure_client, in_order, run_tasks
+from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
+from storage.errors import InputError
+
+__all__ = ["SINK_MULTIPLE", "harvest", "make_rows"]
+
+logger = logging.getLogger(__name__)
+
+#: A row is an attention sink if its norm exceeds this multiple of the calibration sample's median norm.
+SINK_MULTIPLE = 10.0
+
+#: Windows of the calibration sample, evenly spaced over the corpus.
+CALIBRATION_WINDOWS = 16
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a site's calibration sample says.
+
+    Attributes
+    ----------
+    threshold
+        Norm above which a row is a sink.
+    n_rows, n_sinks
+        Rows of the sample, and how many of them are sinks.
+    fvu, fvu_with_sinks
+        Fraction of variance unexplained by the dictionary.
+    l0
+        Mean number of active features a row, sinks excluded.
+    """
+
+    threshold: float
+    n_rows: int
+    n_sinks: int
+    fvu: float
+    fvu_with_sinks: float
+    l0: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task of one harvest is told; small and picklable.
+
+    Attributes
+    ----------
+    rows_path, side, model
+        As given to :func:`harvest`.
+    paths
+        Site → module path, of the sites to be harvested.
+    d_model
+        Width of the residual stream.
+    stores
+        Site → the store to be written.
+    """
+
+    rows_path: str
+    side: Side
+    model: ModelConfig
+    paths: dict[str, str]
+    d_model: int
+    stores: dict[str, Path]
+
+    def dictionary(self, site: str) -> Dictionary:
+        """Return the dictionary of a site; it is loaded once a process."""
+        return load_dictionary(self.model.dictionary_of(site), self.d_model, site, self.model.kind)
+
+
+def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
+    corpus_path: str | Path,
+    rows_path: str | Path,
+    model: ModelConfig,
+    side: Side,
+    store: StoreConfig,
+    out_dir: str | Path,
+    *,
+    client: Client | None = None,
+) -> dict[str, Path]:
+    """Write one activation store for each site of one model, in one pass over the text.
+
+    Parameters
+    ----------
+    corpus_path
+        The corpus that the rows were made from.
+    rows_path
+        The table of :func:`make_rows`.
+    model
+        The model, its sites and dictionaries.
+    side
+        Which side of the table the model is.
+    store
+        How activations are kept.
+    out_dir
+        Folder of the stores, ``SITE.zarr`` each.
+    client
+        Where the tasks run; threads of this process by default.
+
+    Returns
+    -------
+    dict
+        Site → path of its finished store. A store that is current is left as it is; a half-finished one is resumed.
+
+    Raises
+    ------
+    InputError
+        If a site or dictionary does not fit the model, a dictionary leaves more variance unexplained than there is
+        (FVU > 1: it belongs to another site or model), or an activation is not finite.
+    """
+    info = check_model(model)
+    stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
+    job = _Job(str(rows_path), side, model, info.paths, info.d_model, stores)
+    inputs = {"corpus": open_corpus(corpus_path).hash, "rows": fingerprint(rows_path), "model": info.fingerprint}
+    manifests = {site: _manifest(job, site, inputs, store) for site in model.sites}
+    todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
+    if not todo:
+        return stores
+    job = dataclasses.replace(job, paths={site: info.paths[site] for site in todo})
+    with ensure_client(client) as used:
+        calibrations = _calibrate(job, used)
+        writers = {site: _create(job, site, manifests[site], store, calibrations[site]) for site in todo}
+        _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
+    for site, writer in writers.items():
+        writer.finalise()
+        _log_store(site, stores[site])
+    return stores
+
+
+def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
+    """Return what a site's store depends on."""
+    dictionary = job.dictionary(site)
+    return new_manifest(
+        "harvest",
+        {**inputs, "dictionary": dictionary.id},
+        {
+            "side": job.side,
+            "module": job.paths[site],
+            "kind": dictionary.kind,
+            "model_dtype": job.model.dtype,
+            "batch_size": job.model.batch_size,
+            "sink_multiple": SINK_MULTIPLE,
+            **store.model_dump(),
+        },
+    )
+
+
+def _create(job: _Job, site: str, manifest: Manifest, store: StoreConfig, calibration: Calibration) -> ActivationWriter:
+    """Start or resume a site's store."""
+    dictionary = job.dictionary(site)
+    tokens = _token_coordinates(job.rows_path, job.side)
+    attrs = {
+        "kind": dictionary.kind,
+        "model": job.model.model,
+        "model_revision": job.model.revision or manifest.inputs["model"],
+        "site": site,
+        "module": job.paths[site],
+        "dictionary": dictionary.id,
+        "corpus_hash": manifest.inputs["corpus"],
+        "sink_threshold": calibration.threshold,
+        "sink_multiple": SINK_MULTIPLE,
+        "calibration": dataclasses.asdict(calibration),
+    }
+    return ActivationWriter.create(
+        job.stores[site],
+        n_tokens=len(tokens["document"]),
+        n_features=dictionary.n_features,
+        tokens=tokens,
+        decoder=dictionary.decoder,
+        attrs=attrs,
+        dtype=store.dtype,
+        layout=dictionary.layout,
+        shard_rows=store.shard_rows,
+        manifest=manifest,
+    )
+
+
+def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
+    table = zarr.open_group(rows_path, mode="r")
+    names = {"position": f"position_{side}", "token_id": f"token_id_{side}"}
+    return {
+        name: np.asarray(table[names.get(name, name)][:])
+        for name in ("document", "position", "char_start", "char_end", "token_id")
+    }
+
+
+# --- the model's pass over some windows -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The inputs of consecutive windows, and where their rows are.
+
+    Attributes
+    ----------
+    inputs
+        Token ids of each window.
+    rows
+        Row numbers of each window, counted from the first row asked for.
+    positions
+        Position in the window of each of these rows.
+    """
+
+    inputs: list[NDArray[np.int32]]
+    rows: list[NDArray[np.int64]]
+    positions: list[NDArray[np.int64]]
+
+
+def _read_windows(rows_path: str, side: Side, rows: slice) -> _Windows:
+    """Read every window that overlaps the rows."""
+    table = zarr.open_group(rows_path, mode="r")
+    window = np.asarray(table["window_of_row"][rows])
+    position = np.asarray(table[f"position_{side}"][rows], np.int64)
+    first_window, stop_window = int(window[0]), int(window[-1]) + 1
+    first = np.asarray(table[f"first_{side}"][first_window:stop_window])
+    stop = np.asarray(table[f"stop_{side}"][first_window:stop_window])
+    slots = np.asarray(table[f"input_{side}"][int(first[0]) : int(stop[-1])])
+    edges = np.searchsorted(window, np.arange(first_window, stop_window + 1))
+    spans = list(itertools.pairwise(edges))
+    return _Windows(
+        inputs=[slots[i - first[0] : j - first[0]] for i, j in zip(first, stop, strict=True)],
+        rows=[np.arange(i, j) for i, j in spans],
+        positions=[position[i:j] for i, j in spans],
+    )
+
+
+def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Group items of like length, so that little is padded; the same lengths always give the same groups.
+
+    Examples
+    --------
+    >>> batches([5, 1, 4, 1], 2)
+    [[0, 2], [1, 3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _run_windows(
+    windows: _Windows, model: LoadedModel, size: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Rows]]]:
+    """Run batches of windows; yield row numbers and, for each site, the rows' activations float32 (rows, d_model)."""
+    for batch in batches([len(ids) for ids in windows.inputs], size):
+        rows = np.concatenate([windows.rows[i] for i in batch])
+        if not len(rows):
+            continue
+        where = np.repeat(np.arange(len(batch)), [len(windows.rows[i]) for i in batch])
+        position = np.concatenate([windows.positions[i] for i in batch])
+        values = model.reader(*_padded([windows.inputs[i] for i in batch], model))
+        yield rows, {site: value[where, position].cpu().numpy() for site, value in values.items()}
+
+
+def _padded(inputs: Sequence[NDArray[np.int32]], model: LoadedModel) -> tuple[Any, Any]:
+    """Return ids and attention mask (batch, longest), padded on the right with any valid id: it is masked."""
+    import torch
+
+    longest = max(len(ids) for ids in inputs)
+    ids = torch.zeros((len(inputs), longest), dtype=torch.long)
+    mask = torch.zeros((len(inputs), longest), dtype=torch.long)
+    for i, one in enumerate(inputs):
+        ids[i, : len(one)] = torch.from_numpy(one.astype(np.int64))
+        mask[i, : len(one)] = 1
+    return ids.to(model.device), mask.to(model.device)
+
+
+def _one_thread() -> None:
+    """Let torch use one thread in this thread: Dask runs tasks in parallel, and sums keep one order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def _calibrate(job: _Job, client: Client) -> dict[str, Calibration]:
+    """Run evenly spaced windows and judge each site by them.
+
+    Raises
+    ------
+    InputError
+        If a dictionary leaves more variance unexplained than there is.
+    """
+    spans = _calibration_rows(np.asarray(zarr.open_group(job.rows_path, mode="r")["window_of_row"][:]))
+    label = f"calibrate {job.side.upper()}"
+    tasks = run_tasks(client, _sample, list(enumerate(spans)), name="calibrate", label=label, args=(job,))
+    samples = list(in_order((number, sample) for (number, _), sample in tasks))
+    return {
+        site: _judge(site, np.concatenate([sample[site] for sample in samples]), job.dictionary(site))
+        for site in job.paths
+    }
+
+
+def _calibration_rows(window_of_row: NDArray[np.int32]) -> list[slice]:
+    """Return the rows of evenly spaced windows; the numbers of windows ascend."""
+    present = np.unique(window_of_row)
+    chosen = np.unique(present[np.linspace(0, len(present) - 1, CALIBRATION_WINDOWS).astype(int)])
+    first = np.searchsorted(window_of_row, chosen)
+    stop = np.searchsorted(window_of_row, chosen, side="right")
+    return [slice(int(i), int(j)) for i, j in zip(first, stop, strict=True)]
+
+
+def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Rows]:
+    """Return the rows of one window at every site; one task."""
+    _one_thread()
+    windows = _read_windows(job.rows_path, job.side, item[1])
+    model = shared(job.model, job.paths)
+    return next(values for _, values in _run_windows(windows, model, job.model.batch_size))
+
+
+def _judge(site: str, rows: Rows, dictionary: Dictionary) -> Calibration:
+    """Compute a site's sink threshold, FVU and L0; refuse what cannot be the right dictionary."""
+    norms = np.linalg.norm(rows, axis=1)
+    threshold = SINK_MULTIPLE * float(np.median(norms))
+    sink = norms > threshold
+    encoded = dictionary.encode(rows)
+    error = rows - dictionary.decode(encoded)
+    active = (encoded != 0).sum(axis=1)
+    calibration = Calibration(
+        threshold=threshold,
+        n_rows=len(rows),
+        n_sinks=int(sink.sum()),
+        fvu=variance_unexplained(rows[~sink], error[~sink]),
+        fvu_with_sinks=variance_unexplained(rows, error),
+        l0=float(np.mean(np.asarray(active).ravel()[~sink])),
+    )
+    logger.info(
+        "%s: FVU %.3f (%.3f with sinks), L0 %.1f, %d of %d sample rows above %.4g are sinks",
+        site, calibration.fvu, calibration.fvu_with_sinks, calibration.l0, calibration.n_sinks, len(rows), threshold,
+    )  # fmt: skip
+    if calibration.fvu > 1:
+        raise InputError(
+            f"The dictionary {dictionary.id} leaves {calibration.fvu:.2f} times the variance of {site} unexplained: it "
+            "belongs to another site, another model, or text with other special tokens (see prepend_bos)"
+        )
+    return calibration
+
+
+def variance_unexplained(rows: Rows, error: Rows) -> float:
+    """Return the fraction of variance unexplained: Σ‖error‖² / Σ‖row − mean row‖², in float64.
+
+    Parameters
+    ----------
+    rows, error
+        Arrays (rows, d_model): activations, and activations minus their reconstruction.
+
+    Examples
+    --------
+    >>> variance_unexplained(np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32))
+    0.0
+    """
+    exact = rows.astype(np.float64)
+    total = float(np.square(exact - exact.mean(axis=0)).sum())
+    unexplained = float(np.square(error.astype(np.float64)).sum())
+    return unexplained / total if total else 0.0
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def _write_shards(
+    job: _Job, thresholds: dict[str, float], writers: dict[str, ActivationWriter], client: Client
+) -> None:
+    """Write every missing shard of every store, one task for all sites of a shard."""
+    missing = {site: set(writer.missing()) for site, writer in writers.items()}
+    shards = sorted(set().union(*missing.values()))
+    items = [(shard, tuple(site for site in writers if shard in missing[site])) for shard in shards]
+    label = f"harvest {job.side.upper()}"
+    for _ in run_tasks(
+        client, _harvest_shard, items, name="harvest-shard", label=label, args=(job, thresholds), per_slot=1
+    ):
+        pass  # the shards are on disk
+
+
+def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dict[str, float]) -> None:
+    """Run every window of one shard and write the shard of each site; one task."""
+    _one_thread()
+    shard, sites = item
+    writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
+    rows = next(iter(writers.values())).shard_slice(shard)
+    collected = {site: _Collected(job.dictionary(site), thresholds[site]) for site in sites}
+    windows = _read_windows(job.rows_path, job.side, rows)
+    for numbers, values in _run_windows(windows, shared(job.model, job.paths), job.model.batch_size):
+        for site in sites:
+            collected[site].add(numbers, values[site])
+    for site in sites:
+        writers[site].write_shard(shard, *collected[site].finish())
+
+
+class _Collected:
+    """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows."""
+
+    def __init__(self, dictionary: Dictionary, threshold: float) -> None:
+        self._dictionary = dictionary
+        self._threshold = threshold
+        self._numbers: list[NDArray[np.int64]] = []
+        self._encoded: list[Encoded] = []
+        self._sink: list[NDArray[np.bool_]] = []
+
+    def add(self, numbers: NDArray[np.int64], rows: Rows) -> None:
+        """Encode rows and note which are sinks."""
+        self._numbers.append(numbers)
+        self._encoded.append(self._dictionary.encode(rows))
+        self._sink.append(np.linalg.norm(rows, axis=1) > self._threshold)
+
+    def finish(self) -> tuple[Encoded, NDArray[np.bool_]]:
+        """Return the shard's activations and sink marks."""
+        order = np.argsort(np.concatenate(self._numbers))
+        stack = np.concatenate if self._dictionary.layout == "dense" else _stack_csr
+        return stack(self._encoded)[order], np.concatenate(self._sink)[order]
+
+
+def _stack_csr(blocks: Sequence[Encoded]) -> sp.csr_array:
+    return sp.vstack(blocks, format="csr")
+
+
+def _log_store(site: str, path: Path) -> None:
+    """Say how many rows a store has and how many of them are sinks."""
+    sink = np.asarray(zarr.open_group(path, mode="r")["sink"][:])
+    logger.info("%s: %d rows, %d of them attention sinks (left out downstream)", site, len(sink), int(sink.sum()))

@@ -1,0 +1,211 @@
+"""The kept pairs of a correlation result as flat arrays, in one order that every method relies on.
+
+An *edge* is a pair of features that correlation kept: an A feature, a B feature and their r. Matching needs nothing
+else: pairs below the smallest r that may be matched cannot become matches, so the edges are the whole problem and the
+feature × feature matrix is never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numba
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from storage import read_csr
+from storage.errors import InputError
+
+#: Rows of the correlation result that are read at a time; with the densest real data about 0.3 GB.
+SLAB_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Candidate pairs, sorted by (A feature, B feature); no pair twice, no undefined r.
+
+    Attributes
+    ----------
+    ids_a, ids_b
+        Feature ids, int32, shape (edge,).
+    r
+        Correlation, float64, shape (edge,).
+    n_a, n_b
+        Number of features of either side, with or without edges.
+    """
+
+    ids_a: NDArray[np.int32]
+    ids_b: NDArray[np.int32]
+    r: NDArray[np.float64]
+    n_a: int
+    n_b: int
+
+    def __len__(self) -> int:
+        return len(self.r)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Positions of the edges from the highest r to the lowest; equal r by A feature, then B feature.
+
+        One stable sort by −r is enough, because the edges already are in the order of their ids.
+        """
+        return np.argsort(-self.r, kind="stable")
+
+
+def make_edges(ids_a: ArrayLike, ids_b: ArrayLike, r: ArrayLike, n_a: int, n_b: int) -> Edges:
+    """Build :class:`Edges` from arrays in any order; undefined pairs (NaN) are left out.
+
+    Parameters
+    ----------
+    ids_a, ids_b
+        Feature ids, shape (edge,).
+    r
+        Correlation, shape (edge,).
+    n_a, n_b
+        Number of features of either side.
+
+    Returns
+    -------
+    Edges
+
+    Raises
+    ------
+    InputError
+        If the arrays differ in length, an id is out of range, or a pair occurs twice.
+
+    Examples
+    --------
+    >>> edges = make_edges([1, 0, 0], [0, 1, 0], [0.5, 0.9, float("nan")], n_a=2, n_b=2)
+    >>> edges.ids_a.tolist(), edges.ids_b.tolist(), edges.r.tolist()
+    ([0, 1], [1, 0], [0.9, 0.5])
+    """
+    a, b, values = np.asarray(ids_a, np.int32), np.asarray(ids_b, np.int32), np.asarray(r, np.float64)
+    if not (a.ndim == b.ndim == values.ndim == 1 and len(a) == len(b) == len(values)):
+        raise InputError(f"ids_a, ids_b and r must be 1-D and of one length, not {a.shape}, {b.shape}, {values.shape}")
+    for name, ids, n in (("ids_a", a, n_a), ("ids_b", b, n_b)):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < n):
+            raise InputError(
+                f"{name} holds ids from {ids.min()} to {ids.max()}, but there are {n} features: 0 to {n - 1}"
+            )
+    defined = np.flatnonzero(~np.isnan(values))
+    by_ids = defined[np.lexsort((b[defined], a[defined]))]
+    a, b = a[by_ids], b[by_ids]
+    if np.any((a[1:] == a[:-1]) & (b[1:] == b[:-1])):
+        raise InputError("a pair of features occurs twice among the edges; give each pair once")
+    return Edges(a, b, values[by_ids], n_a, n_b)
+
+
+def read_edges(path: str | Path, correlation: xr.Dataset, minimum: float) -> Edges:
+    """Read the kept pairs with r ≥ `minimum` from a correlation result, a slab of A features at a time.
+
+    Parameters
+    ----------
+    path
+        The correlation result on disk.
+    correlation
+        The same result, opened; only its sizes are used.
+    minimum
+        Lowest r that is read, inclusive.
+
+    Returns
+    -------
+    Edges
+        Memory is 16 bytes an edge, and one slab of :data:`SLAB_ROWS` A features.
+    """
+    n_a, n_b = correlation.sizes["feature_a"], correlation.sizes["feature_b"]
+    parts = [_at_least(slab, minimum, first) for first, slab in _slabs(path, "r", n_a)]
+    ids_a, ids_b, r = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Edges(ids_a, ids_b, r, n_a, n_b)
+
+
+def lookup(
+    path: str | Path, name: str, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32], n_a: int
+) -> NDArray[np.float64]:
+    """Return the stored values of the given pairs in the sparse array `name` of a correlation result.
+
+    Parameters
+    ----------
+    path
+        The correlation result on disk.
+    name
+        Variable with the pattern of the kept pairs, such as ``r_heldout``.
+    ids_a, ids_b
+        The pairs, shape (pair,), in any order.
+    n_a
+        Number of A features.
+
+    Returns
+    -------
+    ndarray of float64, shape (pair,)
+        A pair that is not stored has the fill value, 0.
+    """
+    values = np.zeros(len(ids_a))
+    for first, slab in _slabs(path, name, n_a):
+        here = np.flatnonzero((ids_a >= first) & (ids_a < first + slab.shape[0]))
+        values[here] = _values_at(slab, ids_a[here] - first, ids_b[here])
+    return values
+
+
+def ranks(edges: Edges, side: str) -> NDArray[np.int32]:
+    """Return, for every edge, its place in the list of one of its two features, best first from 0.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+    side
+        ``"a"``: the place of the B feature in the A feature's list; ``"b"``: the other way round.
+
+    Returns
+    -------
+    ndarray of int32, shape (edge,)
+
+    Examples
+    --------
+    >>> edges = make_edges([0, 0, 1], [0, 1, 1], [0.5, 0.9, 0.7], n_a=2, n_b=2)
+    >>> ranks(edges, "a").tolist(), ranks(edges, "b").tolist()
+    ([1, 0, 0], [0, 0, 1])
+    """
+    ids, n = (edges.ids_a, edges.n_a) if side == "a" else (edges.ids_b, edges.n_b)
+    return _count_up(edges.order, ids, n)
+
+
+def _slabs(path: str | Path, name: str, n_rows: int) -> Iterator[tuple[int, sparse.csr_array]]:
+    """Yield ``(first row, rows)`` of a stored sparse array, with column ids in ascending order."""
+    for first in range(0, max(n_rows, 1), SLAB_ROWS):
+        slab = read_csr(path, rows=slice(first, min(first + SLAB_ROWS, n_rows)), name=name)
+        slab.sort_indices()
+        yield first, slab
+
+
+def _at_least(
+    slab: sparse.csr_array, minimum: float, first: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
+    kept = np.flatnonzero(slab.data >= minimum)  # NaN compares false: an undefined r is never a candidate
+    ids_a = first + np.searchsorted(slab.indptr, kept, side="right") - 1
+    return ids_a.astype(np.int32), slab.indices[kept].astype(np.int32), slab.data[kept].astype(np.float64)
+
+
+def _values_at(slab: sparse.csr_array, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.float64]:
+    width = slab.shape[1]
+    stored = np.repeat(np.arange(slab.shape[0], dtype=np.int64), np.diff(slab.indptr)) * width + slab.indices
+    wanted = rows.astype(np.int64) * width + columns
+    if not len(stored):
+        return np.zeros(len(wanted))
+    place = np.minimum(np.searchsorted(stored, wanted), len(stored) - 1)
+    return np.where(stored[place] == wanted, slab.data[place], 0.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_up(order: NDArray[np.int64], ids: NDArray[np.int32], n: int) -> NDArray[np.int32]:
+    seen = np.zeros(n, np.int32)
+    place = np.empty(len(order), np.int32)
+    for edge in order:
+        place[edge] = seen[ids[edge]]
+        seen[ids[edge]] += 1
+    return place

@@ -1,0 +1,152 @@
+"""Matchings that take edges from the highest r to the lowest: one sort, then one sweep.
+
+All five methods are one sweep with different limits on how often a feature may be used. Ties in r go to the lower A
+feature, then to the lower B feature.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.match.edges import Edges
+
+
+def greedy(edges: Edges) -> NDArray[np.int64]:
+    """Match globally best-first, one to one: take the highest r, remove both features, repeat.
+
+    Equal to sorting all pairs of the full matrix, as long as every pair that may be matched is among the edges.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first.
+
+    Examples
+    --------
+    >>> from pipeline.match.edges import make_edges
+    >>> edges = make_edges([0, 0, 1, 1], [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.1], n_a=2, n_b=2)
+    >>> greedy(edges).tolist()
+    [0, 3]
+    """
+    return _sweep(edges, edges.order, 1, 1)
+
+
+def best(edges: Edges) -> NDArray[np.int64]:
+    """Match every A feature with its best B feature; a B feature may be used many times.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first.
+
+    Examples
+    --------
+    >>> from pipeline.match.edges import make_edges
+    >>> edges = make_edges([0, 0, 1, 1], [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.1], n_a=2, n_b=2)
+    >>> best(edges).tolist(), best_of_b(edges).tolist()
+    ([0, 2], [0, 1])
+    """
+    return _sweep(edges, edges.order, 1, len(edges))
+
+
+def best_of_b(edges: Edges) -> NDArray[np.int64]:
+    """Match every B feature with its best A feature; an A feature may be used many times.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first.
+    """
+    return _sweep(edges, edges.order, len(edges), 1)
+
+
+def mutual(edges: Edges) -> NDArray[np.int64]:
+    """Match the features that are each other's best.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first.
+
+    Examples
+    --------
+    >>> from pipeline.match.edges import make_edges
+    >>> edges = make_edges([0, 0, 1, 1], [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.1], n_a=2, n_b=2)
+    >>> mutual(edges).tolist()
+    [0]
+    """
+    of_a = best(edges)
+    return of_a[np.isin(of_a, best_of_b(edges), assume_unique=True)]
+
+
+def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
+    """Match every A feature with its best B feature, and keep a B feature's `max_uses` best pairs only.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+    max_uses
+        How many A features may share a B feature.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first. An A feature that loses its best B feature gets no other:
+        use :func:`greedy` for that.
+
+    Examples
+    --------
+    >>> from pipeline.match.edges import make_edges
+    >>> edges = make_edges([0, 0, 1, 1], [0, 1, 0, 1], [0.7, 0.2, 0.9, 0.1], n_a=2, n_b=2)
+    >>> unique(edges).tolist()
+    [2]
+    """
+    return _sweep(edges, best(edges), 1, max_uses)
+
+
+def _sweep(edges: Edges, order: NDArray[np.int64], uses_a: int, uses_b: int) -> NDArray[np.int64]:
+    free_a = np.full(edges.n_a, uses_a, np.int64)
+    free_b = np.full(edges.n_b, uses_b, np.int64)
+    return order[_take(order, edges.ids_a, edges.ids_b, free_a, free_b)]
+
+
+@numba.njit(nogil=True, cache=True)
+def _take(
+    order: NDArray[np.int64],
+    ids_a: NDArray[np.int32],
+    ids_b: NDArray[np.int32],
+    free_a: NDArray[np.int64],
+    free_b: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Mark the edges, in `order`, whose two features both have uses left; `free_a` and `free_b` are used up."""
+    taken = np.zeros(len(order), np.bool_)
+    for i in range(len(order)):
+        a, b = ids_a[order[i]], ids_b[order[i]]
+        if free_a[a] > 0 and free_b[b] > 0:
+            free_a[a] -= 1
+            free_b[b] -= 1
+            taken[i] = True
+    return taken

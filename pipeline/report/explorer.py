@@ -1,0 +1,168 @@
+"""Pairs of features side by side: what each fires on, in the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.snippets import (
+    Passage,
+    Segment,
+    cut_passages,
+    distinct_tokens,
+    feature_texts,
+    shade_passages,
+)
+
+#: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
+MAX_SHOWN = 600
+#: Tokens that stand for a feature in the list of pairs, and in the tables.
+N_TOKENS = 5
+
+
+@dataclass(frozen=True)
+class ContextView:
+    """One top activating context: the activation, the shaded passage, and whether the partner lists it too."""
+
+    row: int
+    document: int
+    value: float
+    segments: list[Segment]
+    shared: bool
+
+
+@dataclass(frozen=True)
+class FeatureView:
+    """One feature of a pair."""
+
+    side: Side
+    feature: int
+    tokens: list[str]
+    contexts: list[ContextView]
+
+
+@dataclass(frozen=True)
+class PairView:
+    """One matched pair as it is shown."""
+
+    rank: int
+    r: float
+    r_heldout: float
+    a: FeatureView
+    b: FeatureView
+
+    @property
+    def n_shared(self) -> int:
+        """How many of A's top contexts are also among B's."""
+        return sum(context.shared for context in self.a.contexts)
+
+    @property
+    def one_token(self) -> bool:
+        """Whether all top contexts of both features are on one and the same word: the easy kind of pair."""
+        tokens = {token.casefold() for feature in (self.a, self.b) for token in feature.tokens}
+        return len(tokens) == 1
+
+
+class Explorer:
+    """Looks up the text of a run's features, each passage once.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Notes
+    -----
+    Passages of all matched features stay in memory: about 0.3 kB each.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._shown = min(run.experiment.report.pairs, max(1, MAX_SHOWN // len(run.site_pairs)))
+        self._matched = {(site.side, site.name): _matched(run, site) for side in SIDES for site in run.sites[side]}
+        self._rows = {key: _top_rows(self._site(*key), features) for key, features in self._matched.items()}
+        self._passages: dict[int, Passage] = cut_passages(run.corpus, run.rows, self._wanted())
+
+    def _site(self, side: Side, name: str) -> Site:
+        return next(site for site in self.run.sites[side] if site.name == name)
+
+    def _wanted(self) -> np.ndarray:
+        """Return every row that is looked up: all top rows of features shown, the first few of the others."""
+        rows = [rows[:, :N_TOKENS].ravel() for rows in self._rows.values()]
+        rows += [
+            self._rows_of(pair.site(side), self.shown(pair, side)).ravel()
+            for pair in self.run.site_pairs
+            for side in SIDES
+        ]
+        return np.unique(np.concatenate(rows))
+
+    def shown(self, pair: SitePair, side: Side) -> np.ndarray:
+        """Return one side's features of the pairs that are shown, best first."""
+        features: np.ndarray = pair.pairs[f"feature_{side}"][: self._shown].values
+        return features
+
+    def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
+        key = (site.side, site.name)
+        found: np.ndarray = self._rows[key][np.searchsorted(self._matched[key], features)]
+        return found
+
+    def texts(self) -> dict[tuple[Side, str], pd.DataFrame]:
+        """Return, by side and site, the tokens and first context of every matched feature."""
+        return {
+            key: feature_texts(features, self._rows[key][:, :N_TOKENS], self._passages)
+            for key, features in self._matched.items()
+        }
+
+    def pairs(self, pair: SitePair) -> list[PairView]:
+        """Return the best pairs of one pair of sites, with their contexts.
+
+        Parameters
+        ----------
+        pair
+            One of the run's site pairs.
+
+        Returns
+        -------
+        list of PairView
+            As many as the experiment asks for, fewer where the grid is large (:data:`MAX_SHOWN` over all of it).
+        """
+        sides = {side: self._features(pair, side) for side in SIDES}
+        r, heldout = (pair.pairs[name][: self._shown].values.tolist() for name in ("r", "r_heldout"))
+        return [
+            PairView(rank + 1, r[rank], heldout[rank], a, b)
+            for rank, (a, b) in enumerate(zip(sides["a"], sides["b"], strict=True))
+        ]
+
+    def _features(self, pair: SitePair, side: Side) -> list[FeatureView]:
+        site, other = pair.site(side), pair.site("b" if side == "a" else "a")
+        features = self.shown(pair, side)
+        rows = self._rows_of(site, features)
+        partners = self._rows_of(other, self.shown(pair, other.side))
+        values = site.contexts["value"].values[features]
+        shaded = shade_passages(site, self.run.rows, features, rows, self._passages)
+        views = []
+        for feature, own, value, others in zip(features.tolist(), rows, values, partners, strict=True):
+            found = [
+                ContextView(row, self._passages[row].document, activation, shaded[feature, row], row in others)
+                for row, activation in zip(own.tolist(), value.tolist(), strict=True)
+                if row >= 0
+            ]
+            tokens = distinct_tokens([self._passages[context.row] for context in found])
+            views.append(FeatureView(side, feature, tokens, found))
+        return views
+
+
+def _matched(run: Run, site: Site) -> np.ndarray:
+    """Return the ids of a site's features that are in any pair, ascending."""
+    found = [
+        pair.pairs[f"feature_{site.side}"].values for pair in run.site_pairs if pair.site(site.side).name == site.name
+    ]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+
+def _top_rows(site: Site, features: np.ndarray) -> np.ndarray:
+    rows: np.ndarray = site.contexts["row"].values[features]
+    return rows

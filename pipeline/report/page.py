@@ -1,0 +1,249 @@
+"""The page itself: figures, tables and pairs poured into one HTML template that escapes every text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from pipeline.report import plots, tables, words
+from pipeline.report.explorer import Explorer, PairView
+from pipeline.report.plots import Cell
+from pipeline.report.results import Run, SitePair
+from pipeline.report.words import metric_name, number, p_number
+from storage import read_manifest
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """A figure with its caption."""
+
+    svg: Markup
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class SitePairView:
+    """One pair of sites as it is shown."""
+
+    anchor: str
+    pair: SitePair
+    scores: pd.DataFrame
+    matching: Any
+    fates: pd.DataFrame
+    figures: list[FigureView]
+    pairs: list[PairView]
+
+    @property
+    def n_one_token(self) -> int:
+        """How many of the pairs shown fire on one word only."""
+        return sum(pair.one_token for pair in self.pairs)
+
+    @property
+    def n_sharing(self) -> int:
+        """How many of the pairs shown have a top context in common."""
+        return sum(pair.n_shared > 0 for pair in self.pairs)
+
+
+def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
+    """Return the report as one HTML document that needs nothing else.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    explorer
+        Its texts.
+    scores
+        From :func:`pipeline.report.tables.scores_table`.
+
+    Returns
+    -------
+    str
+        HTML without scripts; its content policy forbids scripts and every connection.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "p": p_number, "metric": metric_name, "short": tables.short_name}
+    matching, sites = tables.matching_table(run), tables.sites_table(run)
+    views = list(_site_pair_views(run, explorer, scores, matching))
+    easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        verdict=words.judge(scores, matching, sites, easy, run.unfinished),
+        criterion=words.CORRECTIONS[words.criterion(scores)],
+        scores=scores.assign(beats=words.beats_chance(scores)),
+        matching=matching,
+        sites=sites,
+        overview=list(_overview(run, scores, matching)),
+        site_pairs=views,
+        provenance=list(_provenance(run)),
+    )
+
+
+def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterator[FigureView]:
+    beats = words.beats_chance(scores)
+    for metric in dict.fromkeys(scores["metric"]):
+        rows = scores[scores["metric"] == metric]
+        yield _metric_map(run, metric, rows, beats[rows.index])
+    yield _r_map(run, matching)
+    yield _count_map(run, matching)
+
+
+def _metric_map(run: Run, metric: str, rows: pd.DataFrame, beats: pd.Series) -> FigureView:
+    above = (rows["score"] - rows["null_mean"]).clip(lower=0)
+    strength = above / (above.max() or 1)
+    column = words.criterion(rows)
+    cells = {
+        (row.site_a, row.site_b): Cell(
+            strength[row.Index],
+            number(row.score),
+            (
+                f"chance {number(row.null_mean)}",
+                f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}",
+            ),
+        )
+        for row in tables.observations(rows)
+    }
+    caption = (
+        f"Chance: mean over shuffled pairings. p: {words.CORRECTIONS[column]}-corrected over the grid; "
+        f"✓ below {words.LEVEL:g}. Shade: height above chance."
+    )
+    return _map(run, cells, metric_name(metric), caption)
+
+
+def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
+    heldout = matching["r_heldout_mean"].notna().all()
+    column = "r_heldout_mean" if heldout else "r_mean"
+    strength = (matching[column] - matching["r_random"]).clip(lower=0)
+    cells = {
+        (row.site_a, row.site_b): Cell(
+            strength[row.Index],
+            number(getattr(row, column)),
+            (f"chosen {number(row.r_mean)}", f"chance {number(row.r_random)}"),
+        )
+        for row in tables.observations(matching)
+    }
+    title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
+    caption = "Chance: mean r of all pairs of features. " + (
+        "Chosen: on the documents that chose the pairs." if heldout else "On the rows that chose the pairs."
+    )
+    return _map(run, cells, title, caption + " Shade: height above chance.")
+
+
+def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
+    cells = {
+        (row.site_a, row.site_b): Cell(
+            row.n_pairs / max(1, row.possible), f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible")
+        )
+        for row in tables.observations(matching)
+    }
+    minimum = run.experiment.match.min_correlation
+    caption = (
+        f"Matched at r ≥ {minimum:g} by the method “{run.experiment.match.method}”. Possible: features that ever vary, "
+        "on the side with fewer. Shade: share of it."
+    )
+    return _map(run, cells, "Number of matched pairs", caption)
+
+
+def _map(run: Run, cells: dict[tuple[str, str], Cell], title: str, caption: str) -> FigureView:
+    figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
+    spoken = "; ".join(f"{a} and {b}: {cell.figure} ({', '.join(cell.lines)})" for (a, b), cell in cells.items())
+    return FigureView(plots.to_svg(figure, f"{title}. {spoken}"), title, caption)
+
+
+def _site_pair_views(
+    run: Run, explorer: Explorer, scores: pd.DataFrame, matching: pd.DataFrame
+) -> Iterator[SitePairView]:
+    fates = tables.fate_table(run)
+    for i, pair in enumerate(run.site_pairs):
+        own = {"site_a": pair.a.name, "site_b": pair.b.name}
+        rows = _of(scores, own).assign(beats=words.beats_chance(scores))
+        yield SitePairView(
+            anchor=f"pair-{i + 1}",
+            pair=pair,
+            scores=rows,
+            matching=next(tables.observations(_of(matching, own))),
+            fates=_of(fates, own).pivot_table(index="fate", columns="side", values="features", sort=False),
+            figures=list(_site_pair_figures(pair, rows)),
+            pairs=explorer.pairs(pair),
+        )
+
+
+def _of(table: pd.DataFrame, own: dict[str, str]) -> pd.DataFrame:
+    return table[(table["site_a"] == own["site_a"]) & (table["site_b"] == own["site_b"])]
+
+
+def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
+    where = f"{pair.a.name} and {pair.b.name}"
+    for row in tables.observations(scores):
+        null = pair.scores["null"].sel(metric=row.metric).values
+        figure = plots.null_histogram(null, row.score, metric_name(row.metric))
+        caption = (
+            f"Observed {number(row.score, 3)}; {row.null_runs:,} shuffled pairings: mean {number(row.null_mean, 3)}, "
+            f"5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; p = {p_number(row.p)}."
+        )
+        title = f"{metric_name(row.metric)} against chance"
+        yield FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+    yield _best_r_figure(pair, where)
+    yield _all_r_figure(pair, where)
+
+
+def _best_r_figure(pair: SitePair, where: str) -> FigureView:
+    chosen, heldout = tables.best_r(pair)
+    random = tables.mean_of_all(pair.correlation)
+    title = "Best match of every A feature"
+    caption = f"Median r {_median(chosen)} where chosen"
+    if np.isfinite(heldout).any():
+        caption += f", {_median(heldout)} on held-out documents"
+    caption += f". A random pair: {number(random, 3)}."
+    figure = plots.best_r_histogram(chosen, heldout, random)
+    return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+
+
+def _median(values: np.ndarray) -> str:
+    defined = values[np.isfinite(values)]
+    return number(float(np.median(defined))) if len(defined) else "–"
+
+
+def _all_r_figure(pair: SitePair, where: str) -> FigureView:
+    correlation = pair.correlation
+    counts, left, right = (correlation[name].values for name in ("histogram", "bin_left", "bin_right"))
+    keep_above = float(correlation.attrs["keep_above"])
+    kept = int(correlation.attrs["n_kept"])
+    title = "All correlations"
+    caption = (
+        f"{kept:,} of {int(counts.sum()):,} pairs of features ({kept / max(1, int(counts.sum())):.2%}) reach "
+        f"r ≥ {keep_above:g} and were kept. Logarithmic scale."
+    )
+    figure = plots.all_r_histogram(counts, left, right, keep_above)
+    return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+
+
+def _provenance(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield what is recorded of every result: where it is, when and from what it was made."""
+    for path in run.result_paths():
+        manifest = read_manifest(path)
+        if manifest is not None:
+            yield {
+                "path": path.relative_to(run.directory.root).as_posix(),
+                "stage": manifest.stage,
+                "created": manifest.created,
+                "fingerprint": manifest.fingerprint,
+                "settings": manifest.settings,
+                "versions": manifest.versions,
+            }

@@ -1,0 +1,268 @@
+"""Figures as inline SVG that follows the page's light or dark colours.
+
+Figures are drawn by matplotlib without its global state. Colours are stand-ins (:data:`PALETTE`) that
+:func:`to_svg` replaces by the page's CSS variables, text stays text in the page's font, and the background stays
+transparent. Each function returns a :class:`matplotlib.figure.Figure`, so that other formats need no second drawing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from html import escape
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+Parameters = ParamSpec("Parameters")
+
+#: Stand-in colours and the CSS variables that take their place.
+PALETTE = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--rule)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--null)",
+}
+INK, MUTED, RULE, ACCENT, NULL = PALETTE
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "font.size": 8.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 8,
+}
+
+#: Opacity of the palest and the strongest cell of a heat map: text stays readable on both, light and dark.
+CELL_OPACITY = (0.04, 0.55)
+BINS = 50
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+CELL_INCHES = (1.3, 0.82)
+CSS_PIXELS = 96
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a heat map: how strongly it is filled (0 to 1), its figure, and the small lines below that."""
+
+    strength: float
+    figure: str
+    lines: tuple[str, ...] = ()
+
+
+def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Draw with :data:`STYLE`, leaving matplotlib's own settings as they were."""
+
+    @wraps(draw)
+    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def to_svg(figure: Figure, label: str) -> Markup:
+    """Return `figure` as an SVG element for inclusion in a page.
+
+    Parameters
+    ----------
+    figure
+        What one of this module's functions returned.
+    label
+        What the figure shows, in words, for those who do not see it.
+
+    Returns
+    -------
+    markupsafe.Markup
+        One ``<svg>`` with ``role="img"``; its ids are unique to its content, its colours are CSS variables.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": label}):
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = _compact(buffer.getvalue())
+    for stand_in, variable in PALETTE.items():
+        svg = svg.replace(stand_in, variable)
+    width = figure.get_figwidth() * CSS_PIXELS
+    root = f'<svg role="img" aria-label="{escape(label)}" class="plot" style="max-width:{width:.0f}px" viewBox='
+    # the only markup that the page takes as it is: matplotlib escaped every text in it, and the label is escaped above
+    return Markup(re.sub(r"<svg [^>]*?viewBox=", lambda _: root, svg, count=1))  # noqa: S704
+
+
+def _compact(svg: str) -> str:
+    """Keep what a browser draws: no prolog, no metadata, no unused ids (they would repeat on a page), two decimals."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    used = set(re.findall(r"#([\w.-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r"(font: (?:\w+ )*[\d.]+px )[^;\"]+", r"\1var(--sans)", svg)
+    svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    return re.sub(r"\s*\n\s*", " ", svg)
+
+
+@styled
+def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b: Sequence[str]) -> Figure:
+    """Draw the grid of sites, A downwards and B across.
+
+    Parameters
+    ----------
+    cells
+        By (site_a, site_b); a pair that is missing is left empty.
+    sites_a, sites_b
+        Order of the rows and of the columns.
+    """
+    cell_width, cell_height = CELL_INCHES
+    left, bottom = 0.35 + 0.075 * max(map(len, sites_a)), 0.48
+    grid_width, grid_height = cell_width * len(sites_b), cell_height * len(sites_a)
+    width, height = left + grid_width + 0.05, bottom + grid_height + 0.02
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, bottom / height, grid_width / width, grid_height / height))
+    for (site_a, site_b), cell in cells.items():
+        _draw_cell(axes, sites_b.index(site_b), sites_a.index(site_a), cell)
+    axes.set(xlim=(0, len(sites_b)), ylim=(len(sites_a), 0), xlabel="site of B", ylabel="site of A")
+    axes.set_xticks(np.arange(len(sites_b)) + 0.5, sites_b)
+    axes.set_yticks(np.arange(len(sites_a)) + 0.5, sites_a)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _draw_cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
+    weakest, strongest = CELL_OPACITY
+    alpha = weakest + (strongest - weakest) * float(np.clip(np.nan_to_num(cell.strength), 0, 1))
+    axes.add_patch(Rectangle((x + 0.015, y + 0.02), 0.97, 0.96, facecolor=ACCENT, alpha=alpha, linewidth=0))
+    top = 0.5 - 0.1 * len(cell.lines)
+    axes.text(x + 0.5, y + top, cell.figure, ha="center", va="center", fontsize=13, fontweight="bold")
+    for i, line in enumerate(cell.lines):
+        axes.text(x + 0.5, y + top + 0.25 + 0.19 * i, line, ha="center", va="center", fontsize=8.5)
+
+
+@styled
+def null_histogram(null: np.ndarray, score: float, axis: str) -> Figure:
+    """Draw the distribution of a metric over shuffled pairings, with the observed value marked.
+
+    Parameters
+    ----------
+    null
+        Shape (runs,).
+    score
+        The observed value.
+    axis
+        Name of the horizontal axis.
+    """
+    figure, axes = _small_figure(axis, "shuffled pairings")
+    defined = null[np.isfinite(null)]
+    if len(defined):
+        counts, edges = np.histogram(defined, bins=30)
+        axes.stairs(counts, edges, fill=True, color=NULL, alpha=0.75)
+    if np.isfinite(score):
+        axes.axvline(score, color=ACCENT, linewidth=2)
+        on_left = bool(score < np.mean(axes.get_xlim()))
+        _label(axes, score, f"observed {score:.3f}", to_the_right=on_left)
+    return figure
+
+
+def _label(axes: Axes, x: float, text: str, *, to_the_right: bool) -> None:
+    """Write `text` above the vertical line at `x`."""
+    axes.annotate(
+        text,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-2 if to_the_right else 2, 3),
+        textcoords="offset points",
+        ha="left" if to_the_right else "right",
+        va="bottom",
+        fontsize=8,
+    )
+
+
+@styled
+def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> Figure:
+    """Draw the best r of every A feature on the rows that chose it, and on held-out documents.
+
+    Parameters
+    ----------
+    chosen, heldout
+        Shape (features of A,), NaN where undefined.
+    random
+        Mean r over all pairs of features: chance for held-out documents.
+    """
+    figure, axes = _small_figure("r of an A feature’s best match", "features of A")
+    lowest = min(0.0, *(float(np.nanmin(part, initial=0.0)) for part in (chosen, heldout)))
+    edges = np.linspace(lowest, 1, BINS + 1)
+    for values, label, colour, fill in ((chosen, "chosen", NULL, True), (heldout, "held out", ACCENT, False)):
+        defined = values[np.isfinite(values)]
+        if len(defined):
+            axes.stairs(np.histogram(defined, edges)[0], edges, fill=fill, color=colour, label=label, linewidth=1.5)
+    if np.isfinite(random):
+        axes.axvline(random, color=MUTED, linewidth=1, linestyle=":", label="random pair")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, fontsize=8, handlelength=1.4, columnspacing=1.2
+    )
+    return figure
+
+
+@styled
+def all_r_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarray, keep_above: float) -> Figure:
+    """Draw the histogram of all correlations on a logarithmic scale, with the threshold for keeping pairs.
+
+    Parameters
+    ----------
+    counts, left, right
+        Pairs of features in each bin and its bounds, shape (bins,).
+    keep_above
+        Pairs at or above it were kept.
+    """
+    figure, axes = _small_figure("r of all pairs of features", "pairs of features")
+    starts = np.arange(0, len(counts), max(1, len(counts) // (2 * BINS)))
+    merged = np.add.reduceat(counts, starts)
+    edges = np.append(left[starts], right[-1])
+    axes.stairs(np.maximum(merged, 0.5), edges, fill=True, color=NULL, alpha=0.75, baseline=0.5)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(lambda value, _: power_of_ten(value))
+    axes.axvline(keep_above, color=ACCENT, linewidth=1.2, linestyle="--")
+    _label(axes, keep_above, f"kept: r ≥ {keep_above:g}", to_the_right=True)
+    return figure
+
+
+def power_of_ten(value: float) -> str:
+    """Write a tick of a logarithmic axis without mathematical markup.
+
+    >>> power_of_ten(1000.0)
+    '10³'
+    """
+    return "10" + str(round(math.log10(value))).translate(SUPERSCRIPTS)
+
+
+def _small_figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.7, 2.3))
+    axes = figure.add_axes((0.155, 0.195, 0.82, 0.68))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure, axes

@@ -1,0 +1,158 @@
+"""A run directory, opened for reading: which site pairs are finished, and their lazily read results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import xarray as xr
+from pydantic import ValidationError
+
+from pipeline.config import Experiment
+from storage import Corpus, open_activations, open_corpus, open_result
+from storage.errors import FormatError, MissingInputError
+from storage.rundir import RunDirectory
+
+Side = Literal["a", "b"]
+SIDES: tuple[Side, Side] = ("a", "b")
+
+#: Folder of each stage that has one result for each pair of sites, and the stage's name in its manifest.
+PAIR_STAGES = {"correlation": "correlate", "pairs": "match", "scores": "compare"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One model at one site: its activation store and the top contexts of its features."""
+
+    side: Side
+    name: str
+    path: Path
+    contexts_path: Path
+    store: xr.Dataset
+    contexts: xr.Dataset
+
+
+@dataclass(frozen=True)
+class SitePair:
+    """The results of one cell of the grid A.sites × B.sites."""
+
+    a: Site
+    b: Site
+    paths: dict[str, Path]
+    correlation: xr.Dataset
+    pairs: xr.Dataset
+    scores: xr.Dataset
+
+    def site(self, side: Side) -> Site:
+        """Return the site of one side."""
+        return self.a if side == "a" else self.b
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory with at least one finished pair of sites."""
+
+    directory: RunDirectory
+    experiment: Experiment
+    corpus: Corpus
+    rows: xr.Dataset
+    sites: dict[Side, list[Site]]
+    site_pairs: list[SitePair]
+    unfinished: list[str]
+
+    def model(self, side: Side) -> str:
+        """Return the id of one side's model, as its activations record it."""
+        configured = self.experiment.a if side == "a" else self.experiment.b
+        return str(self.sites[side][0].store.attrs.get("model") or configured.model)
+
+    def result_paths(self) -> Iterator[Path]:
+        """Yield the path of every result that the report draws on, in the order of the stages."""
+        yield self.directory.corpus
+        yield self.directory.rows
+        for side in SIDES:
+            for site in self.sites[side]:
+                yield site.path
+                yield site.contexts_path
+        for pair in self.site_pairs:
+            yield from pair.paths.values()
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """Open the results in a run directory.
+
+    Parameters
+    ----------
+    run_dir
+        The directory that ``subspace run`` filled.
+
+    Returns
+    -------
+    Run
+        Sites and site pairs in the order of the experiment; site pairs with a missing stage are left out and named in
+        ``unfinished``.
+
+    Raises
+    ------
+    MissingInputError
+        If the directory, its text, the activations or contexts of a site, or every site pair is missing.
+    FormatError
+        If the experiment that the directory keeps cannot be read.
+    """
+    directory = RunDirectory(Path(run_dir))
+    experiment = _read_experiment(directory)
+    for path in (directory.corpus, directory.rows):
+        _require(path, directory)
+    sites: dict[Side, list[Site]] = {
+        "a": [_open_site(directory, "a", name) for name in experiment.a.sites],
+        "b": [_open_site(directory, "b", name) for name in experiment.b.sites],
+    }
+    site_pairs, unfinished = _open_site_pairs(directory, sites)
+    if not site_pairs:
+        raise MissingInputError(
+            f"{directory.root} has no pair of sites with all of {', '.join(PAIR_STAGES)}; finish it with: subspace run "
+            "EXPERIMENT.yaml"
+        )
+    rows = xr.open_zarr(directory.rows)
+    return Run(directory, experiment, open_corpus(directory.corpus), rows, sites, site_pairs, unfinished)
+
+
+def _read_experiment(directory: RunDirectory) -> Experiment:
+    if not directory.root.is_dir():
+        raise MissingInputError(f"No run directory at {directory.root}; make one with: subspace run EXPERIMENT.yaml")
+    try:
+        return Experiment.model_validate(directory.read_experiment())
+    except ValidationError as error:
+        raise FormatError(
+            f"The experiment kept in {directory.root} does not fit this version ({error}); write it again with: "
+            "subspace run EXPERIMENT.yaml"
+        ) from error
+
+
+def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:
+    path, contexts_path = directory.activations(side, name), directory.contexts(side, name)
+    for needed in (path, contexts_path):
+        _require(needed, directory)
+    return Site(side, name, path, contexts_path, open_activations(path), open_result(contexts_path, "contexts"))
+
+
+def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> tuple[list[SitePair], list[str]]:
+    finished, unfinished = [], []
+    for a in sites["a"]:
+        for b in sites["b"]:
+            paths = {stage: getattr(directory, stage)(a.name, b.name) for stage in PAIR_STAGES}
+            if all(path.exists() for path in paths.values()):
+                results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
+                finished.append(SitePair(a, b, paths, *results))
+            else:
+                unfinished.append(f"{a.name} – {b.name}")
+    return finished, unfinished
+
+
+def _require(path: Path, directory: RunDirectory) -> None:
+    if not path.exists():
+        raise MissingInputError(
+            f"The report needs {path.relative_to(directory.root)}, which {directory.root} does not hold; finish it "
+            "with: subspace run EXPERIMENT.yaml"
+        )

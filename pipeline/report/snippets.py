@@ -1,0 +1,294 @@
+"""The text around a row: looked up in the corpus by document and character offsets, and shaded by activation.
+
+Passages are cut in one sweep over the documents, in blocks, so that neither the corpus nor a document's worth of rows
+is held longer than needed. Shading reads only the chunks of the activation store that hold a passage's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+import zarr
+
+from pipeline.report.results import Site
+from pipeline.report.tables import observations
+from storage import Corpus, is_sparse, read_csr, read_dense
+
+#: Characters shown on either side of a token.
+MARGIN = 40
+#: Rows looked at on either side of a token; a row covers at least one character.
+REACH = MARGIN
+#: Documents read at once.
+BLOCK = 256
+#: One occurrence: (feature, row).
+Context = tuple[int, int]
+#: Steps of shading: 0 is inactive, LEVELS is the feature's largest activation.
+LEVELS = 5
+
+#: Line breaks as a sign, other control characters as their pictures: none of them may act on the page.
+PICTURES: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    0x7F: 0x2421, ord("\n"): "↵", ord("\r"): "", ord("\t"): " ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document around one token.
+
+    `text` starts at character `offset` of the document; `start` and `end` bound the token within `text`; `before` and
+    `after` are ellipses where the document goes on.
+    """
+
+    document: int
+    offset: int
+    text: str
+    start: int
+    end: int
+    before: str
+    after: str
+
+    @property
+    def token(self) -> str:
+        """The token as it can be read: without blanks around it, or a sign if it is nothing but blanks."""
+        return readable(self.text[self.start : self.end]).strip() or "␣"
+
+
+class Segment(NamedTuple):
+    """A stretch of a passage with one shade; `peak` marks the token that the context is listed for."""
+
+    text: str
+    level: int
+    peak: bool
+
+
+def readable(text: str) -> str:
+    r"""Return `text` with control characters made visible.
+
+    >>> readable("a\nb\x00")
+    'a↵b␀'
+    """
+    return text.translate(PICTURES)
+
+
+def cut_passages(corpus: Corpus, rows: xr.Dataset, wanted: np.ndarray) -> dict[int, Passage]:
+    """Cut the passages around some rows out of the corpus.
+
+    Parameters
+    ----------
+    corpus
+        The text.
+    rows
+        Variables ``document``, ``char_start`` and ``char_end`` over ``token``, in Unicode code points.
+    wanted
+        Row numbers, int64, in any order; −1 is passed over.
+
+    Returns
+    -------
+    dict
+        One :class:`Passage` a row, :data:`MARGIN` characters on either side, cut at a blank where there is one.
+    """
+    numbers = np.unique(wanted[wanted >= 0])
+    spans = read_spans(rows, numbers)
+    order = np.argsort(spans["document"].to_numpy(), kind="stable")
+    documents = spans["document"].to_numpy()[order]
+    passages: dict[int, Passage] = {}
+    for first, last in _blocks(documents):
+        block = order[first:last]
+        texts = corpus.texts(int(documents[first]), int(documents[last - 1]) + 1)
+        for span in observations(spans.iloc[block]):
+            passages[span.Index] = _cut(texts[span.document - documents[first]], span)
+    return passages
+
+
+def read_spans(rows: xr.Dataset, numbers: np.ndarray) -> pd.DataFrame:
+    """Return where some rows are in the text, indexed by row number.
+
+    Columns ``document``, ``char_start``, ``char_end``; and ``read_from``, ``read_to``, the characters that the models
+    read together with the row (its window), which is the whole document where windows are not recorded.
+    """
+    some = rows[["document", "char_start", "char_end"]].reset_coords().isel({"token": numbers}).load()
+    columns = {name: some[name].values.astype(np.int64) for name in ("document", "char_start", "char_end")}
+    spans = pd.DataFrame(columns, index=pd.Index(numbers, name="row"))
+    if "window_of_row" not in rows:
+        return spans.assign(read_from=0, read_to=sys.maxsize)
+    window = rows["window_of_row"].isel({"token": numbers}).values
+    return spans.assign(read_from=rows["window_start"].values[window], read_to=rows["window_end"].values[window])
+
+
+def _blocks(documents: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) positions of runs within the same :data:`BLOCK` of documents; `documents` ascends."""
+    starts = np.flatnonzero(np.diff(documents // BLOCK, prepend=-1))
+    yield from zip(starts, np.append(starts[1:], len(documents)), strict=True)
+
+
+def _cut(text: str, span: Any) -> Passage:
+    """Cut :data:`MARGIN` characters on either side of a token, at a blank and within what the models read with it."""
+    first, last = max(0, span.read_from), min(len(text), span.read_to)
+    start, end = span.char_start, span.char_end
+    left, right = max(first, start - MARGIN), min(last, end + MARGIN)
+    if left > first:
+        blank = re.search(r"\s\S", text[left:start])
+        left += blank.start() + 1 if blank else 0
+    if right < last:
+        blanks = [found.start() for found in re.finditer(r"\s", text[end:right])]
+        right = end + blanks[-1] if blanks else right
+    before = "" if left == 0 else "… "
+    after = "" if right == len(text) else " …"
+    return Passage(span.document, left, text[left:right], start - left, end - left, before, after)
+
+
+def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: dict[int, Passage]) -> pd.DataFrame:
+    """Return short strings that say what features fire on, for tables.
+
+    Parameters
+    ----------
+    features
+        Feature ids, shape (n,).
+    top_rows
+        Their top activating rows, shape (n, top_n), −1 where none.
+    passages
+        The passages of those rows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by feature: ``tokens``, the distinct top tokens as a JSON list; ``context``, the first passage in
+        quotation marks with its token in ⟦brackets⟧. Neither begins with a character that a spreadsheet would take
+        for a formula.
+    """
+    found = [[passages[row] for row in rows if row >= 0] for rows in top_rows.tolist()]
+    return pd.DataFrame(
+        {
+            "tokens": [json.dumps(distinct_tokens(some), ensure_ascii=False) for some in found],
+            "context": [_quoted(some[0]) if some else "" for some in found],
+        },
+        index=pd.Index(features, name="feature"),
+    )
+
+
+def distinct_tokens(passages: list[Passage]) -> list[str]:
+    """Return the passages' tokens, each once, in order."""
+    return list(dict.fromkeys(passage.token for passage in passages))
+
+
+def _quoted(passage: Passage) -> str:
+    text, start, end = passage.text, passage.start, passage.end
+    return readable(f"“{passage.before}{text[:start]}⟦{text[start:end]}⟧{text[end:]}{passage.after}”")
+
+
+def shade_passages(
+    site: Site, rows: xr.Dataset, features: np.ndarray, top_rows: np.ndarray, passages: dict[int, Passage]
+) -> dict[tuple[int, int], list[Segment]]:
+    """Shade every passage by what its feature does on each token in it.
+
+    Parameters
+    ----------
+    site
+        Whose activations are read.
+    rows
+        As for :func:`cut_passages`.
+    features
+        Feature ids, shape (n,).
+    top_rows
+        Their top activating rows, shape (n, top_n), −1 where none.
+    passages
+        The passages of those rows.
+
+    Returns
+    -------
+    dict
+        Segments by (feature, row).
+    """
+    contexts = [(int(f), row) for f, some in zip(features, top_rows.tolist(), strict=True) for row in some if row >= 0]
+    contexts = list(dict.fromkeys(contexts))
+    spans = _spans_around(rows, contexts)
+    largest = dict(zip(features.tolist(), site.store["max"].values[features].tolist(), strict=True))
+    shaded = {}
+    for (feature, row), first, activity in _read_activity(site, contexts):
+        strength = activity / largest[feature] if largest[feature] > 0 else np.zeros_like(activity)
+        levels = np.clip(np.ceil(strength * LEVELS), 0, LEVELS).astype(int)
+        numbers = np.arange(first, first + len(levels))
+        lit = (levels > 0) | (numbers == row)
+        around = observations(spans.loc[numbers[lit]])
+        shaded[feature, row] = list(_segments(passages[row], row, zip(around, levels[lit].tolist(), strict=True)))
+    return shaded
+
+
+def _window(row: int, n_rows: int) -> tuple[int, int]:
+    return max(0, row - REACH), min(n_rows, row + REACH + 1)
+
+
+def _spans_around(rows: xr.Dataset, contexts: list[Context]) -> pd.DataFrame:
+    near = [np.arange(*_window(row, rows.sizes["token"])) for _, row in contexts]
+    return read_spans(rows, np.unique(np.concatenate(near)) if near else np.zeros(0, dtype=np.int64))
+
+
+def _read_activity(site: Site, contexts: list[Context]) -> Iterator[tuple[Context, int, np.ndarray]]:
+    """Yield each context with its feature's activations on the rows around it, and the first of those rows.
+
+    Contexts are grouped by the chunk of the store that holds them, and a chunk is read once.
+    """
+    array = zarr.open_array(f"{site.path}/activation", mode="r")
+    chunk_rows, width = array.chunks
+    groups: dict[tuple[int, int], list[Context]] = defaultdict(list)
+    for feature, row in contexts:
+        groups[row // chunk_rows, feature // width].append((feature, row))
+    for (_, panel), members in groups.items():
+        windows = [_window(row, array.shape[0]) for _, row in members]
+        first, last = min(start for start, _ in windows), max(stop for _, stop in windows)
+        left = panel * width
+        columns = np.array([feature - left for feature, _ in members])
+        slab = _read_columns(site.path, (first, last), (left, min(left + width, array.shape[1])), columns)
+        for place, (context, (start, stop)) in enumerate(zip(members, windows, strict=True)):
+            yield context, start, slab[start - first : stop - first, place]
+
+
+def _read_columns(path: Path, rows: tuple[int, int], panel: tuple[int, int], columns: np.ndarray) -> np.ndarray:
+    """Return some columns of one chunk, dense; they are few, the chunk's features many."""
+    if is_sparse(path):
+        slab = read_csr(path, slice(*rows), slice(*panel))
+        return slab.tocsc()[:, columns].toarray().astype(np.float64)
+    return read_dense(path, slice(*rows), slice(*panel))[:, columns].astype(np.float64)
+
+
+def _segments(passage: Passage, row: int, lit: Iterable[tuple[Any, int]]) -> Iterator[Segment]:
+    """Split a passage into stretches of one shade; `lit` are the spans of the rows to mark, ascending, with levels."""
+    text, cursor = passage.text, 0
+    if passage.before:
+        yield Segment(passage.before, 0, peak=False)
+    for span, level in lit:
+        if span.document != passage.document:
+            continue
+        start, end = span.char_start - passage.offset, span.char_end - passage.offset
+        if span.Index < row:
+            end = min(end, passage.start)
+        elif span.Index > row:
+            start = max(start, passage.end)
+        start, end = _without_blanks(text, max(start, cursor), min(end, len(text)))
+        if start >= end:
+            continue
+        if start > cursor:
+            yield Segment(readable(text[cursor:start]), 0, peak=False)
+        yield Segment(readable(text[start:end]), level, peak=span.Index == row)
+        cursor = end
+    if cursor < len(text) or passage.after:
+        yield Segment(readable(text[cursor:]) + passage.after, 0, peak=False)
+
+
+def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    """Shrink a span to what is not blank, unless nothing else is in it."""
+    piece = text[start:end]
+    if not piece.strip():
+        return start, end
+    return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())

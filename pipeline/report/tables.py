@@ -1,0 +1,283 @@
+"""Tidy tables of a run: one row an observation, ready for pandas, R or a spreadsheet.
+
+Every table is made from stored results; nothing is computed again but sums, means and the correction of p-values for
+the number of tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import false_discovery_control
+
+from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+
+#: Columns of :func:`scores_table`, the content of ``scores.csv``.
+SCORE_COLUMNS = (
+    "site_a", "site_b", "metric", "score", "null_mean", "null_std", "null_q05", "null_q95", "z", "p", "p_holm", "p_bh",
+    "n_pairs", "null_runs", "note",
+)  # fmt: skip
+
+
+def observations(table: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table as named tuples; what their fields hold, pandas does not tell a type checker."""
+    return iter(table.itertuples())
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Correct p-values so that the chance of even one false discovery stays below the level (Holm 1979).
+
+    Parameters
+    ----------
+    p
+        Shape (tests,); NaN where a test could not be made, which is passed on and not counted.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (tests,), float64.
+
+    Examples
+    --------
+    >>> holm(np.array([0.01, 0.04, 0.03]))
+    array([0.03, 0.06, 0.06])
+    """
+    return _on_defined(p, _holm)
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Correct p-values so that the expected share of false discoveries stays below the level (SciPy's method).
+
+    Parameters and result are those of :func:`holm`.
+
+    Examples
+    --------
+    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03]))
+    array([0.03, 0.04, 0.04])
+    """
+    return _on_defined(p, false_discovery_control)
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(stepped)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected
+
+
+def _on_defined(p: np.ndarray, correct: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    p = np.asarray(p, dtype=np.float64)
+    corrected = np.full(p.shape, np.nan)
+    defined = ~np.isnan(p)
+    if defined.any():
+        corrected[defined] = correct(p[defined])
+    return corrected
+
+
+def scores_table(run: Run) -> pd.DataFrame:
+    """Return every metric at every pair of sites with its null, and p corrected over all of them.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns :data:`SCORE_COLUMNS`. ``p_holm`` and ``p_bh`` count every row of this table as one test.
+    """
+    records = [record for pair in run.site_pairs for record in _score_records(pair)]
+    table = pd.DataFrame.from_records(records)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    table["p_bh"] = benjamini_hochberg(table["p"].to_numpy())
+    return table[list(SCORE_COLUMNS)]
+
+
+def _score_records(pair: SitePair) -> Iterable[dict[str, Any]]:
+    scores = pair.scores.drop_vars("null", errors="ignore").load()
+    for metric in scores["metric"].values:
+        one = scores.sel(metric=metric)
+        yield {
+            "site_a": pair.a.name,
+            "site_b": pair.b.name,
+            "metric": str(metric),
+            **{name: float(one[name]) for name in ("score", "null_mean", "null_std", "null_q05", "null_q95", "z", "p")},
+            "n_pairs": n_matched(pair),
+            "null_runs": int(pair.scores.sizes["run"]),
+            "note": str(one["note"].item()) if "note" in one else "",
+        }
+
+
+def n_matched(pair: SitePair) -> int:
+    """Return how many pairs of features were matched."""
+    return int(pair.pairs.sizes["pair"])
+
+
+def matching_table(run: Run) -> pd.DataFrame:
+    """Return what correlation and matching found at every pair of sites.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pair of sites: ``n_pairs`` of ``possible`` (the smaller number of features that ever vary), the mean
+        r of the pairs on the rows that chose them and on the held-out documents, the mean r of all pairs of features
+        (what a pair drawn at random would have), and the median best r of an A feature on both halves. Held-out
+        figures are NaN where all rows chose.
+    """
+    return pd.DataFrame.from_records([_matching_record(pair) for pair in run.site_pairs])
+
+
+def _matching_record(pair: SitePair) -> dict[str, Any]:
+    correlation = pair.correlation
+    varying = [int(correlation[f"defined_{side}"].sum()) for side in SIDES]
+    best, best_heldout = best_r(pair)
+    return {
+        "site_a": pair.a.name,
+        "site_b": pair.b.name,
+        "n_pairs": n_matched(pair),
+        "possible": min(varying),
+        "r_mean": _mean(pair.pairs["r"].values),
+        "r_heldout_mean": _mean(pair.pairs["r_heldout"].values),
+        "r_random": mean_of_all(correlation),
+        "best_r_median": _median(best),
+        "best_r_heldout_median": _median(best_heldout),
+        "rows_select": int(correlation.attrs["n_rows_select"]),
+        "rows_heldout": int(correlation.attrs.get("n_rows_heldout", 0)),
+    }
+
+
+def best_r(pair: SitePair) -> tuple[np.ndarray, np.ndarray]:
+    """Return each A feature's best r, and the r of the same two features on held-out documents (NaN if none)."""
+    best = pair.correlation["r_b"].isel(rank=0).values
+    if "r_heldout_b" not in pair.correlation:
+        return best, np.full_like(best, np.nan)
+    return best, pair.correlation["r_heldout_b"].isel(rank=0).values
+
+
+def mean_of_all(correlation: xr.Dataset) -> float:
+    """Return the mean r over all pairs of features, from the middles of the histogram's bins."""
+    counts = correlation["histogram"].values
+    middles = (correlation["bin_left"].values + correlation["bin_right"].values) / 2
+    return float(np.dot(counts, middles) / counts.sum()) if counts.sum() else float("nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _median(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(np.median(defined)) if len(defined) else float("nan")
+
+
+def short_name(source: str) -> str:
+    """Return a hub id as it is, and of a path on this machine its last part.
+
+    >>> short_name("gpt2"), short_name("/home/me/models/smol/")
+    ('gpt2', 'smol')
+    """
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def fate_table(run: Run) -> pd.DataFrame:
+    """Return what became of every feature: one row for each pair of sites, side and fate, with its count."""
+    records = []
+    for pair in run.site_pairs:
+        for side in SIDES:
+            fates = pair.pairs[f"fate_{side}"]
+            for value, meaning in zip(*_flags(fates), strict=True):
+                count = int((fates == value).sum())
+                key = {"site_a": pair.a.name, "site_b": pair.b.name, "side": side}
+                records.append({**key, "fate": meaning, "features": count})
+    return pd.DataFrame.from_records(records, columns=["site_a", "site_b", "side", "fate", "features"])
+
+
+def _flags(fates: xr.DataArray) -> tuple[list[int], list[str]]:
+    """Return the values and meanings of a flag variable (CF conventions: meanings separated by blanks)."""
+    meanings = fates.attrs["flag_meanings"]
+    names = meanings.split() if isinstance(meanings, str) else list(meanings)
+    return [int(value) for value in fates.attrs["flag_values"]], names
+
+
+def sites_table(run: Run) -> pd.DataFrame:
+    """Return what is known of every site: model, dictionary, rows, sinks, dead features, faithfulness.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a site. ``active`` is the mean number of active features a row; ``fvu`` the fraction of variance
+        that the dictionary leaves unexplained, NaN where the store does not record it.
+    """
+    return pd.DataFrame.from_records([_site_record(run, site) for side in SIDES for site in run.sites[side]])
+
+
+def _site_record(run: Run, site: Site) -> dict[str, Any]:
+    store, attrs = site.store, site.store.attrs
+    calibration = attrs.get("calibration", {})
+    n_active = store["n_active"].values
+    sinks = int(store["sink"].sum())
+    rows = int(store.sizes["token"])
+    return {
+        "side": site.side.upper(),
+        "site": site.name,
+        "model": short_name(run.model(site.side)),
+        "dictionary": short_name(str(attrs.get("dictionary", ""))),
+        "kind": str(attrs.get("kind", "")),
+        "features": int(store.sizes["feature"]),
+        "dead": int((n_active == 0).sum()),
+        "rows": rows,
+        "sink_rows": sinks,
+        "active": float(n_active.sum() / max(1, rows - sinks)),
+        "fvu": float(calibration.get("fvu", np.nan)),
+        "fvu_with_sinks": float(calibration.get("fvu_with_sinks", np.nan)),
+        "content_hash": str(attrs.get("content_hash", "")),
+    }
+
+
+def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
+    """Return every matched pair of features with the words it fires on.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    texts
+        For each (side, site) a frame indexed by feature with columns ``tokens`` and ``context``, as
+        :func:`pipeline.report.snippets.feature_texts` makes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``site_a, site_b, feature_a, feature_b, r, r_heldout, tokens_a, tokens_b, context_a, context_b``.
+    """
+    frames = [_pairs_frame(pair, texts) for pair in run.site_pairs]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
+    frame = pd.DataFrame({name: pair.pairs[name].values for name in ("feature_a", "feature_b", "r", "r_heldout")})
+    frame.insert(0, "site_a", pair.a.name)
+    frame.insert(1, "site_b", pair.b.name)
+    for column, name in (("tokens", "tokens"), ("context", "context")):
+        for side in SIDES:
+            text = texts[side, pair.site(side).name][column]
+            frame[f"{name}_{side}"] = text.reindex(frame[f"feature_{side}"]).to_numpy()
+    return frame

@@ -1,0 +1,229 @@
+"""What the numbers say, in sentences: the verdict and its limits.
+
+The verdict is drawn from p-values corrected over the whole grid and never from a score alone. Every sentence states
+the chance level beside the figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipeline.report.tables import observations
+
+#: Level below which a corrected p counts.
+LEVEL = 0.05
+#: Metrics kept to reproduce older tables; they do not enter the verdict where others were measured.
+FOR_COMPARISON = ("svcca_pc1",)
+METRIC_NAMES = {"svcca": "SVCCA", "rsa": "RSA", "svcca_pc1": "SVCCA (first component)"}
+CORRECTIONS = {"p_holm": "Holm", "p_bh": "Benjamini–Hochberg"}
+#: A fraction of variance unexplained above which the dictionary is called a poor stand-in for the model.
+POOR_FVU = 0.35
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion in one sentence, the findings behind it, and what limits them."""
+
+    headline: str
+    findings: list[str]
+    limits: list[str]
+
+
+@dataclass(frozen=True)
+class EasyPairs:
+    """Of how many pairs shown, how many fire on one word only."""
+
+    shown: int
+    one_token: int
+
+
+def metric_name(metric: str) -> str:
+    """Return how a metric is written in prose."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Return a figure for people: a true minus sign, a dash where it is undefined.
+
+    >>> number(-0.123), number(float("nan"))
+    ('−0.12', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
+
+
+def p_number(value: float) -> str:
+    """Return a p-value with two significant digits.
+
+    >>> p_number(0.000999), p_number(0.04), p_number(1.0)
+    ('0.001', '0.04', '1')
+    """
+    return f"{value:.2g}" if math.isfinite(value) else "–"
+
+
+def criterion(scores: pd.DataFrame) -> str:
+    """Return the column of corrected p-values that the verdict uses.
+
+    Holm's correction, unless so few shuffled pairings were drawn that it could not fall below :data:`LEVEL` even if
+    every score beat all of them; then Benjamini and Hochberg's.
+    """
+    return "p_bh" if _holm_floor(scores) >= LEVEL else "p_holm"
+
+
+def _holm_floor(scores: pd.DataFrame) -> float:
+    return float(scores["p"].notna().sum() / (scores["null_runs"].min() + 1))
+
+
+def beats_chance(scores: pd.DataFrame) -> pd.Series:
+    """Return for every row of the scores whether it beats its null, corrected over the grid."""
+    return (scores[criterion(scores)] < LEVEL) & (scores["score"] > scores["null_mean"])
+
+
+def judged_metrics(scores: pd.DataFrame) -> list[str]:
+    """Return the metrics that enter the verdict."""
+    metrics = list(dict.fromkeys(scores["metric"]))
+    return [metric for metric in metrics if metric not in FOR_COMPARISON] or metrics
+
+
+def judge(
+    scores: pd.DataFrame, matching: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, unfinished: Sequence[str]
+) -> Verdict:
+    """Draw the conclusion of a run.
+
+    Parameters
+    ----------
+    scores, matching, sites
+        Tables of :mod:`pipeline.report.tables`.
+    easy
+        How many of the best pairs are easily explained.
+    unfinished
+        Site pairs without a result.
+
+    Returns
+    -------
+    Verdict
+    """
+    findings = [*_scores_findings(scores), *_r_findings(matching)]
+    limits = [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
+    return Verdict(_headline(scores), findings, limits)
+
+
+def _headline(scores: pd.DataFrame) -> str:
+    metrics = judged_metrics(scores)
+    judged = scores[scores["metric"].isin(metrics)]
+    wins = beats_chance(scores)[judged.index].groupby([judged["site_a"], judged["site_b"]])
+    every, some, total = int(wins.all().sum()), int(wins.any().sum()), len(wins)
+    names = _listed(map(metric_name, metrics))
+    proof = f"({CORRECTIONS[criterion(scores)]}-corrected p < {LEVEL:g})"
+    alike = f"more alike than shuffled pairings by {names} {proof}"
+    if some == 0:
+        return (
+            f"No evidence of a shared feature space: at none of the {total} pairs of sites are matched features "
+            f"arranged {alike}."
+        )
+    if every == total:
+        where = "At the one pair of sites" if total == 1 else f"At all {total} pairs of sites"
+        return f"{where}, matched features are arranged {alike}."
+    partly = some - every
+    rest = f"; at {partly} more by some of these metrics only" if partly and len(metrics) > 1 else ""
+    return f"At {every} of {total} pairs of sites, matched features are arranged {alike}{rest}."
+
+
+def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
+    for metric in judged_metrics(scores):
+        rows = scores[scores["metric"] == metric]
+        above = (rows["score"] - rows["null_mean"]).dropna()
+        if above.empty:
+            yield f"{metric_name(metric)} is undefined at every pair of sites."
+            continue
+        (best,) = observations(rows[rows.index == above.idxmax()])
+        wins = int(beats_chance(scores)[rows.index].sum())
+        yield (
+            f"{metric_name(metric)} beats chance at {wins} of {len(rows)} pairs of sites. It stands furthest above "
+            f"it at {best.site_a} – {best.site_b}: {number(best.score)}, where shuffled pairings give "
+            f"{number(best.null_mean)} (95 % of them below {number(best.null_q95)}; "
+            f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))})."
+        )
+
+
+def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
+    total = int(matching["n_pairs"].sum())
+    if not total:
+        yield "No pair of features reached the minimum correlation at any pair of sites."
+        return
+    share = matching["n_pairs"] / matching["possible"].clip(lower=1)
+    yield (
+        f"{total:,} pairs of features were matched in all: {_span(share * 100, 0)} % of as many as the "
+        "smaller dictionary would allow."
+    )
+    if matching["r_heldout_mean"].notna().any():
+        yield (
+            f"Their mean r is {_span(matching['r_mean'])} on the documents that chose them and "
+            f"{_span(matching['r_heldout_mean'])} on documents held out from the choice, a change of "
+            f"{_span(matching['r_heldout_mean'] - matching['r_mean'])}. Two features drawn at random have "
+            f"{_span(matching['r_random'], 3)}."
+        )
+    else:
+        yield f"Their mean r is {_span(matching['r_mean'])}, on the same rows that chose them."
+
+
+def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]:
+    if unfinished:
+        yield f"Not finished, and not in this report: {_listed(unfinished)}."
+    if matching["rows_heldout"].eq(0).any():
+        yield "Where all rows chose the pairs, r is inflated by the choice: correlate with select: half."
+
+
+def _easy(easy: EasyPairs) -> Iterator[str]:
+    if easy.one_token:
+        yield (
+            f"Of the {easy.shown:,} best pairs listed below, {easy.one_token:,} are of the easy kind: all top contexts "
+            "of both features are on one and the same word, which the token alone would explain."
+        )
+
+
+def _resolution(scores: pd.DataFrame) -> Iterator[str]:
+    runs, tests = int(scores["null_runs"].min()), int(scores["p"].notna().sum())
+    if tests:
+        yield (
+            f"{tests} tests with {runs:,} shuffled pairings each: no p can be below {p_number(1 / (runs + 1))}, and "
+            f"none below {p_number(min(1.0, _holm_floor(scores)))} after Holm’s correction."
+        )
+    if criterion(scores) == "p_bh":
+        yield "That is too few for Holm’s correction, so the verdict uses Benjamini and Hochberg’s."
+
+
+def _poor(sites: pd.DataFrame) -> Iterator[str]:
+    for site in observations(sites[sites["fvu"] > POOR_FVU]):
+        yield (
+            f"The dictionary of {site.side} {site.site} leaves {number(site.fvu)} of the variance unexplained: its "
+            "features stand in poorly for the model."
+        )
+
+
+def _notes(scores: pd.DataFrame) -> Iterator[str]:
+    noted = scores[scores["note"] != ""]
+    for (metric, note), rows in noted.groupby(["metric", "note"], sort=False):
+        where = [f"{row.site_a} – {row.site_b}" for row in observations(rows)]
+        yield f"{metric_name(str(metric))} at {_listed(where)}: {note}"
+
+
+def _span(values: Iterable[float], digits: int = 2) -> str:
+    """Return one figure, or the range where they differ at the precision shown."""
+    shown = [number(value, digits) for value in sorted(value for value in values if math.isfinite(value))]
+    if not shown:
+        return "–"
+    return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Join names as in prose."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,71 @@
+"""What is on disk: activation stores, the corpus, results and their manifests. Knows nothing of models or metrics.
+
+Everything is Zarr v3 and opens with plain ``xarray.open_zarr`` where this package is installed; the format is
+written down in ``docs/store-format.md``.
+"""
+
+from __future__ import annotations
+
+from storage.activations import (
+    is_sparse,
+    iter_shards,
+    open_activations,
+    read_dense,
+    write_activations,
+)
+from storage.codec import CsrCodec, decode_csr, encode_csr
+from storage.corpus import Corpus, open_corpus, write_corpus
+from storage.errors import (
+    BudgetError,
+    CorruptError,
+    FormatError,
+    InputError,
+    MissingDependencyError,
+    MissingInputError,
+    RowMismatchError,
+    SubspaceError,
+)
+from storage.files import partial_path
+from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
+from storage.results import begin_result, finish_result, open_result, write_result
+from storage.rows import check_same_rows
+from storage.sparse_array import create_sparse_array, missing_shards, read_csr, write_sparse_shard
+from storage.writer import ActivationWriter
+
+__all__ = [
+    "ActivationWriter",
+    "BudgetError",
+    "Corpus",
+    "CorruptError",
+    "CsrCodec",
+    "FormatError",
+    "InputError",
+    "Manifest",
+    "MissingDependencyError",
+    "MissingInputError",
+    "RowMismatchError",
+    "SubspaceError",
+    "begin_result",
+    "check_same_rows",
+    "create_sparse_array",
+    "decode_csr",
+    "encode_csr",
+    "fingerprint",
+    "finish_result",
+    "is_current",
+    "is_sparse",
+    "iter_shards",
+    "missing_shards",
+    "new_manifest",
+    "open_activations",
+    "open_corpus",
+    "open_result",
+    "partial_path",
+    "read_csr",
+    "read_dense",
+    "read_manifest",
+    "write_activations",
+    "write_corpus",
+    "write_result",
+    "write_sparse_shard",
+]

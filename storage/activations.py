@@ -1,0 +1,244 @@
+"""Activation stores as a whole: write one from data at hand, open it, read it.
+
+:mod:`storage.writer` writes stores piece by piece.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from storage.codec import is_sparse_matrix
+from storage.errors import FormatError, InputError
+from storage.manifest import Manifest
+from storage.results import open_group, read_finished_attrs
+from storage.rows import check_tokens
+from storage.slabs import iter_slabs, reslab, share_not_zero
+from storage.sparse_array import ALL_SHARDS, DEFAULT_CHUNK, is_csr_array, read_csr, read_layout, read_metadata
+from storage.writer import (
+    ACTIVATION,
+    DEFAULT_SHARD_ROWS,
+    SCHEMA_VERSION,
+    ActivationWriter,
+    Layout,
+    write_coordinates,
+)
+
+# Below this share of nonzero values, rows are kept as csr.
+SPARSE_BELOW = 0.25
+# Largest dense block that open_activations hands to Dask as one chunk.
+LARGEST_DASK_CHUNK = 256 * 2**20
+
+
+def write_activations(
+    path: str | Path,
+    data: Any,
+    *,
+    tokens: Mapping[str, ArrayLike] | None = None,
+    decoder: ArrayLike | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    dtype: DTypeLike = "float32",
+    layout: Layout | None = None,
+    shard_rows: int = DEFAULT_SHARD_ROWS,
+    chunk: tuple[int, int] = DEFAULT_CHUNK,
+    manifest: Manifest | None = None,
+) -> None:
+    """Write a whole activation store; it is there completely, or what was there before still is.
+
+    Parameters
+    ----------
+    path
+        Where the store is to be.
+    data
+        (token, feature): a NumPy array, a SciPy sparse matrix, a Dask array, or an iterable of such slabs (NumPy or
+        SciPy) with any numbers of rows. Dask arrays and iterables are taken in one shard at a time.
+    tokens, decoder, attrs, dtype, shard_rows, chunk, manifest
+        As in :meth:`ActivationWriter.create`.
+    layout
+        ``csr`` or ``dense``; if absent, ``csr`` where less than a quarter of a sample of values is not zero.
+
+    Raises
+    ------
+    InputError
+        If the data are empty, ragged, or not finite, or an argument is wrong. Nothing is left behind then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/a.zarr"
+    >>> write_activations(path, (np.eye(3, 50) for _ in range(4)), attrs={"model": "toy", "kind": "post"})
+    >>> open_activations(path)["activation"].shape
+    (12, 50)
+    """
+    columns = None if tokens is None else check_tokens(tokens, _known_length(data))
+    slabs = reslab(iter_slabs(data, shard_rows), shard_rows)
+    first = next(slabs, None)
+    if first is None:
+        raise InputError(f"There are no rows to write to {path}")
+    writer = ActivationWriter.create(
+        path,
+        # A full first shard may be followed by more; the true number is set at the end
+        n_tokens=first.shape[0] + (first.shape[0] == shard_rows),
+        n_features=first.shape[1],
+        decoder=decoder,
+        attrs=attrs,
+        dtype=dtype,
+        layout=layout or _choose_layout(first),
+        shard_rows=shard_rows,
+        chunk=chunk,
+        manifest=manifest,
+    )
+    try:
+        writer = _write_slabs(writer, itertools.chain([first], slabs))
+        if columns is not None:
+            write_coordinates(writer, check_tokens(columns, writer.n_tokens))
+        writer.finalise()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _choose_layout(slab: Any) -> Layout:
+    return "csr" if is_sparse_matrix(slab) or share_not_zero(slab) < SPARSE_BELOW else "dense"
+
+
+def _write_slabs(writer: ActivationWriter, slabs: Iterable[Any]) -> ActivationWriter:
+    """Write slabs of exactly one shard each (the last may be short), growing the store as they come."""
+    n_tokens = 0
+    for i, slab in enumerate(slabs):
+        n_tokens += slab.shape[0]
+        if n_tokens > writer.n_tokens:
+            writer = writer.resized(n_tokens)
+        writer.write_shard(i, slab)
+    return writer if n_tokens == writer.n_tokens else writer.resized(n_tokens)
+
+
+def _known_length(data: Any) -> int | None:
+    """Return the number of rows of `data` if it can tell before it is read."""
+    shape = getattr(data, "shape", None)
+    return int(shape[0]) if shape and not np.isnan(shape[0]) else None
+
+
+def open_activations(path: str | Path) -> xr.Dataset:
+    """Open an activation store lazily.
+
+    Parameters
+    ----------
+    path
+        The store.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``activation`` is a Dask array in chunks of one shard, or of one panel of features of a shard where a dense
+        shard would be above 256 MB. The other variables are read when they are used. ``encoding["source"]`` is
+        the path. Sparse stores are read faster, and never made dense, by :func:`storage.read_csr`.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no store, or only an unfinished one.
+    FormatError
+        If it is no activation store, or of another version of the format.
+    """
+    attrs = read_finished_attrs(path)
+    _check_schema(path, attrs)
+    ds = open_group(path)
+    rows, columns = ds[ACTIVATION].encoding["shards"]
+    if rows * columns * ds[ACTIVATION].dtype.itemsize > LARGEST_DASK_CHUNK:
+        columns = ds[ACTIVATION].encoding["chunks"][1]
+    # It holds for the files here, not for copies that xarray writes of them
+    ds[ACTIVATION].attrs.pop(ALL_SHARDS, None)
+    ds[ACTIVATION] = ds[ACTIVATION].chunk({"token": rows, "feature": columns})
+    return ds
+
+
+def _check_schema(path: str | Path, attrs: Mapping[str, Any]) -> None:
+    version = attrs.get("schema_version")
+    if version is None or "layout" not in attrs:
+        raise FormatError(f"{path} is not an activation store; write one with storage.write_activations")
+    if version != SCHEMA_VERSION:
+        raise FormatError(
+            f"{path} is an activation store of format version {version}; this release reads version {SCHEMA_VERSION}. "
+            "Harvest it again, or use the release that wrote it"
+        )
+
+
+def is_sparse(path: str | Path) -> bool:
+    """Say whether the activation store at `path` keeps its rows as csr.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no store.
+    FormatError
+        If it is no activation store.
+    """
+    attrs = read_finished_attrs(path)
+    _check_schema(path, attrs)
+    return bool(attrs["layout"] == "csr")
+
+
+def read_dense(
+    path: str | Path, rows: slice = slice(None), features: slice = slice(None), name: str = ACTIVATION
+) -> NDArray[Any]:
+    """Read a slice of an array of a store as a dense array; of a sparse one, only this slice becomes dense.
+
+    Parameters
+    ----------
+    path
+        The store.
+    rows, features
+        Which rows and columns, as slices.
+    name
+        Name of the array.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows, features) of the stored type.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such array.
+    """
+    if is_csr_array(path, name):
+        csr = read_csr(path, rows, features, name)
+        return csr.toarray().astype(read_layout(path, name).dtype, copy=False)
+    return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[rows, features])
+
+
+def iter_shards(path: str | Path, features: slice = slice(None)) -> Iterator[tuple[slice, Any]]:
+    """Yield the rows and the content of every shard of a store, one in memory at a time.
+
+    Parameters
+    ----------
+    path
+        The store.
+    features
+        Which features.
+
+    Yields
+    ------
+    tuple
+        The slice of rows, and a SciPy CSR array or, for dense stores, a NumPy array.
+    """
+    read: Callable[..., Any] = read_csr if is_sparse(path) else read_dense
+    n_rows, step = shard_rows(path)
+    for start in range(0, n_rows, step):
+        rows = slice(start, min(start + step, n_rows))
+        yield rows, read(path, rows, features)
+
+
+def shard_rows(path: str | Path, name: str = ACTIVATION) -> tuple[int, int]:
+    """Return how many rows array `name` has, and how many of them lie in one shard."""
+    metadata = read_metadata(Path(path) / name)
+    return metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]

@@ -1,0 +1,177 @@
+"""Manifests: which inputs and settings a result was made from, so that a finished stage is known to be current.
+
+>>> one = new_manifest("match", {"correlation": "ab12"}, {"method": "greedy"})
+>>> two = new_manifest("match", {"correlation": "ab12"}, {"method": "mutual"})
+>>> one.fingerprint == two.fingerprint
+False
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from storage.errors import FormatError, InputError, MissingInputError
+from storage.sparse_array import read_metadata
+
+# Raised when a change of the code makes results on disk wrong or unreadable: everything is then made again.
+FORMAT_VERSION = 1
+VERSIONED_PACKAGES = ("semantic-subspace-matching", "numpy", "scipy", "zarr", "xarray", "dask", "numba")
+MANIFEST = "manifest"
+CONTENT_HASH = "content_hash"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a result was made from.
+
+    Attributes
+    ----------
+    stage
+        Name of the stage.
+    inputs
+        Fingerprint of every input, by name.
+    settings
+        Everything else that the result depends on; JSON values.
+    versions
+        Versions of the libraries that made it. Not part of the fingerprint.
+    created
+        When, in UTC. Not part of the fingerprint.
+    """
+
+    stage: str
+    inputs: dict[str, str]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over stage, inputs, settings and the version of the format."""
+        parts = [self.stage, self.inputs, self.settings, FORMAT_VERSION]
+        return hashlib.sha256(_canonical_json(parts).encode()).hexdigest()
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the manifest as attributes of a Zarr group."""
+        return {MANIFEST: {**asdict(self), "fingerprint": self.fingerprint, "format_version": FORMAT_VERSION}}
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
+        """Make a manifest from what :meth:`to_attrs` returned.
+
+        Raises
+        ------
+        FormatError
+            If there is none in `attrs`, or it is not complete.
+        """
+        try:
+            stored = attrs[MANIFEST]
+            return cls(**{key: stored[key] for key in ("stage", "inputs", "settings", "versions", "created")})
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"The attributes hold no complete manifest ({error!r})") from error
+
+
+def new_manifest(stage: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Manifest:
+    """Return a manifest with the versions of the libraries in use and the present time filled in.
+
+    Parameters
+    ----------
+    stage
+        Name of the stage.
+    inputs
+        Fingerprint of every input (:func:`storage.fingerprint`), by name.
+    settings
+        Everything else that the result depends on. Paths, tuples and NumPy scalars become
+        strings, lists and numbers.
+
+    Raises
+    ------
+    InputError
+        If a setting is not a JSON value.
+    """
+    plain = json.loads(_canonical_json([dict(inputs), dict(settings)]))
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    return Manifest(stage, plain[0], plain[1], library_versions(), now)
+
+
+def _canonical_json(value: Any) -> str:
+    """Return JSON that is the same for equal values."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Inputs and settings of a manifest must be JSON values: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is not one")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results may depend on."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_attrs(path: str | Path) -> dict[str, Any]:
+    """Return the attributes of the Zarr group at `path`.
+
+    Raises
+    ------
+    MissingInputError
+        If there is none.
+    """
+    attributes: dict[str, Any] = read_metadata(Path(path)).get("attributes", {})
+    return attributes
+
+
+def read_manifest(path: str | Path) -> Manifest | None:
+    """Return the manifest of the store or result at `path`, or None if there is no such thing or it has none."""
+    try:
+        return Manifest.from_attrs(read_attrs(path))
+    except FormatError:
+        return None
+    except MissingInputError:
+        return None
+
+
+def is_current(path: str | Path, manifest: Manifest) -> bool:
+    """Say whether a finished result at `path` was made from the same inputs and settings."""
+    stored = read_manifest(path)
+    return stored is not None and stored.fingerprint == manifest.fingerprint
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return what identifies the content at `path`: the content hash of a store, or the manifest's fingerprint.
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing at `path`.
+    FormatError
+        If it is neither a finished store nor a result.
+    """
+    attrs = read_attrs(path)
+    if CONTENT_HASH in attrs:
+        return str(attrs[CONTENT_HASH])
+    if MANIFEST in attrs:
+        return Manifest.from_attrs(attrs).fingerprint
+    raise FormatError(f"{path} has neither a content hash nor a manifest: it was not written by this package")

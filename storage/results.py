@@ -1,0 +1,170 @@
+"""Results of the stages: small xarray datasets in Zarr, each with the manifest of what it was made from.
+
+A result is written to ``PATH.partial`` and renamed when complete. :func:`write_result` does both. A stage that
+writes piecewise calls :func:`begin_result`, fills the folder that it returns (with ``to_zarr(..., mode="a")`` or
+:func:`storage.create_sparse_array`), and calls :func:`finish_result`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+import zarr
+import zarr.codecs
+
+from storage.errors import FormatError, MissingInputError
+from storage.files import PARTIAL_SUFFIX, partial_path, remove_folder, remove_stray_files, replace_folder
+from storage.manifest import MANIFEST, Manifest, read_attrs, read_manifest
+
+
+def begin_result(path: str | Path, manifest: Manifest) -> Path:
+    """Return the folder in which to write the result for `path` piece by piece.
+
+    If unfinished work with the same manifest is there, it is kept, so that the caller can go on with it. Anything
+    else there is replaced by an empty Zarr group that carries the manifest.
+    """
+    partial = partial_path(path)
+    if not same_work(partial, manifest):
+        remove_folder(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        zarr.create_group(str(partial), zarr_format=3, attributes=manifest.to_attrs())
+    return partial
+
+
+def same_work(partial: Path, manifest: Manifest) -> bool:
+    """Say whether the folder `partial` holds unfinished work of the same manifest."""
+    stored = read_manifest(partial)
+    return stored is not None and stored.fingerprint == manifest.fingerprint
+
+
+def finish_result(path: str | Path, manifest: Manifest | None = None) -> None:
+    """Declare the work in ``PATH.partial`` complete: it becomes `path`; a result already there is replaced.
+
+    Parameters
+    ----------
+    path
+        Where the result is to be.
+    manifest
+        Written to its attributes; not needed after :func:`begin_result`, unless the attributes were overwritten.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no unfinished work for `path`.
+    FormatError
+        If it has no manifest.
+    """
+    partial = partial_path(path)
+    if manifest is not None:
+        update_attrs(partial, manifest.to_attrs())
+    if read_manifest(partial) is None:
+        read_attrs(partial)
+        raise FormatError(f"{partial} has no manifest; give finish_result the one of the stage")
+    close_group(partial)
+    replace_folder(partial, Path(path))
+
+
+def close_group(folder: Path) -> None:
+    """Clean a group that is complete, and gather the metadata of its arrays in one file."""
+    remove_stray_files(folder)
+    with warnings.catch_warnings():
+        # Consolidated metadata is not in the Zarr 3 specification yet; readers that do not know it ignore it
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(str(folder), zarr_format=3)
+
+
+def update_attrs(folder: Path, attrs: dict[str, Any]) -> None:
+    """Add attributes to the group in `folder`."""
+    if not folder.exists():
+        raise MissingInputError(f"There is no unfinished work at {folder}")
+    zarr.open_group(str(folder), mode="r+", zarr_format=3).attrs.update(attrs)
+
+
+def write_result(ds: xr.Dataset, path: str | Path, manifest: Manifest) -> None:
+    """Write a whole result at once; it is there completely, or what was there before still is.
+
+    Parameters
+    ----------
+    ds
+        The result. How it was encoded on disk before does not matter. Every chunk gets a checksum.
+    path
+        Where it is to be.
+    manifest
+        What it was made from.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> path = tempfile.mkdtemp() + "/pairs.zarr"
+    >>> manifest = storage.new_manifest("match", {}, {"method": "greedy"})
+    >>> storage.write_result(xr.Dataset({"r": ("pair", [0.9, 0.4])}), path, manifest)
+    >>> storage.open_result(path, stage="match").r.values
+    array([0.9, 0.4])
+    """
+    partial = partial_path(path)
+    remove_folder(partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    plain = ds.drop_encoding()
+    compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
+    encoding = {name: {"compressors": compressors} for name in plain.variables}
+    try:
+        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+        finish_result(path, manifest)
+    except BaseException:
+        remove_folder(partial)
+        raise
+
+
+def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
+    """Open a finished result lazily.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    stage
+        The stage that must have written it; any if absent.
+
+    Returns
+    -------
+    xarray.Dataset
+        With ``encoding["source"]`` set to the path.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no finished result.
+    FormatError
+        If another stage wrote it, or it is no result.
+    """
+    attrs = read_finished_attrs(path)
+    if stage is not None and (found := attrs.get(MANIFEST, {}).get("stage")) != stage:
+        raise FormatError(
+            f"{path} was written by the stage {found!r}, not {stage!r}: give the path of a {stage} result"
+        )
+    return open_group(path)
+
+
+def read_finished_attrs(path: str | Path) -> dict[str, Any]:
+    """Return the attributes of a finished store or result; say so if there is only unfinished work."""
+    path = Path(path)
+    if path.name.endswith(PARTIAL_SUFFIX):
+        raise FormatError(f"{path} is unfinished work; run the stage again to finish it")
+    try:
+        return read_attrs(path)
+    except MissingInputError:
+        if partial_path(path).exists():
+            raise MissingInputError(
+                f"{path} is not finished: there is only {partial_path(path).name}; run the stage again to finish it"
+            ) from None
+        raise MissingInputError(f"There is no store or result at {path}; check the path") from None
+
+
+def open_group(path: str | Path, *, consolidated: bool = True) -> xr.Dataset:
+    """Open a group lazily with xarray, without Dask, and note where it came from."""
+    ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
+    ds.encoding["source"] = str(path)
+    return ds

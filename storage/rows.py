@@ -1,0 +1,141 @@
+"""Which text each row of a store is: the row hash, and the check that two stores describe the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from storage.errors import InputError, RowMismatchError
+from storage.sparse_array import read_metadata
+
+logger = logging.getLogger(__name__)
+
+# Coordinates of a row and their types on disk.
+TOKEN_COORDINATES = {
+    "document": "int32",
+    "position": "int32",
+    "char_start": "int64",
+    "char_end": "int64",
+    "token_id": "int32",
+}
+# What makes two rows the same piece of text. Token ids are not in it: two tokenizers can agree on a piece.
+IDENTITY = ("document", "char_start", "char_end")
+ROW_HASH = "row_hash"
+BLOCK_ROWS = 1_000_000
+
+
+def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -> dict[str, NDArray[Any]]:
+    """Return token coordinates in the types in which they are stored.
+
+    Parameters
+    ----------
+    tokens
+        ``document``, ``char_start``, ``char_end``, and optionally ``position``, ``token_id``; each (token,).
+    n_tokens
+        How many rows there must be.
+
+    Raises
+    ------
+    InputError
+        If one is missing, unknown, not integer, out of range or of another length.
+    """
+    missing = [name for name in IDENTITY if name not in tokens]
+    unknown = sorted(set(tokens) - set(TOKEN_COORDINATES))
+    if missing or unknown:
+        raise InputError(
+            f"tokens must have {', '.join(IDENTITY)} and may have position, token_id; "
+            f"missing: {missing}, unknown: {unknown}"
+        )
+    columns = {name: _integers(name, values) for name, values in tokens.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    expected = n_tokens if n_tokens is not None else lengths[IDENTITY[0]]
+    if set(lengths.values()) != {expected}:
+        raise InputError(f"Every coordinate in tokens must have {expected} rows; they have {lengths}")
+    return columns
+
+
+def _integers(name: str, values: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(values)
+    stored = np.dtype(TOKEN_COORDINATES[name])
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"tokens[{name!r}] must be one-dimensional integers, not {array.ndim}-D {array.dtype}")
+    limits = np.iinfo(stored)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise InputError(f"tokens[{name!r}] has values outside of {stored}: {array.min()} to {array.max()}")
+    return array.astype(stored, copy=False)
+
+
+def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 over (document, char_start, char_end) of all rows in order, as little-endian int64.
+
+    >>> zeros = np.zeros(2, int)
+    >>> row_hash({"document": zeros, "char_start": zeros, "char_end": zeros})[:8]
+    '17b0761f'
+    """
+    sha = hashlib.sha256()
+    for start in range(0, len(tokens[IDENTITY[0]]), BLOCK_ROWS):
+        block = [np.asarray(tokens[name][start : start + BLOCK_ROWS], "<i8") for name in IDENTITY]
+        sha.update(np.stack(block, axis=1).tobytes())
+    return sha.hexdigest()
+
+
+def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
+    """Raise unless row i of both stores is the same piece of text, for every i.
+
+    The coordinates themselves are compared, not the hashes: a store that was copied through xarray may carry the
+    hash of what it was copied from. Stores without coordinates cannot be checked: they need the same number of
+    rows, and a warning is logged.
+
+    Parameters
+    ----------
+    path_a, path_b
+        Two activation stores.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no store.
+    RowMismatchError
+        If the rows differ; the message names the first that does.
+    """
+    paths = (path_a, path_b)
+    lengths = [read_metadata(Path(path) / "activation")["shape"][0] for path in paths]
+    without = [str(path) for path in paths if not all((Path(path) / name).is_dir() for name in IDENTITY)]
+    if not without and (difference := _first_difference(path_a, path_b)):
+        raise RowMismatchError(f"{difference}. Harvest both from the same rows")
+    if lengths[0] != lengths[1]:
+        raise RowMismatchError(
+            f"{path_a} has {lengths[0]} rows and {path_b} has {lengths[1]}: both must hold the same pieces of text in "
+            "the same order. Harvest both from the same rows"
+        )
+    if without:
+        logger.warning(
+            "No token coordinates in %s: that row i is the same token in both stores is taken on trust",
+            " and ".join(without),
+        )
+
+
+def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
+    """Say where the rows of two stores first differ, up to the length of the shorter one."""
+    groups = [zarr.open_group(str(path), mode="r") for path in (path_a, path_b)]
+    length = min(group["document"].shape[0] for group in groups)
+    for start in range(0, length, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, length))
+        a, b = (np.stack([group[name][rows] for name in IDENTITY], axis=1) for group in groups)
+        different = np.flatnonzero((a != b).any(axis=1))
+        if different.size:
+            row = different[0]
+            found = f"{path_a} has {_describe(a[row])}, {path_b} has {_describe(b[row])}"
+            return f"Rows differ from row {start + row} on: {found}"
+    return None
+
+
+def _describe(row: NDArray[np.int64]) -> str:
+    return f"document {row[0]}, characters {row[1]} to {row[2]}"

@@ -1,0 +1,81 @@
+"""Activations in whatever form they come, cut into slabs of the rows of one shard.
+
+>>> [slab.shape for slab in reslab([np.ones((3, 2)), np.ones((4, 2))], 5)]
+[(5, 2), (2, 2)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dask.array
+import numpy as np
+import scipy.sparse
+import xarray as xr
+
+from storage.codec import canonical, is_sparse_matrix
+from storage.errors import InputError
+
+SAMPLED_ROWS = 1024
+
+
+def iter_slabs(data: Any, rows: int) -> Iterator[Any]:
+    """Yield `data` in two-dimensional NumPy or SciPy slabs of any number of rows."""
+    if isinstance(data, xr.DataArray):
+        data = data.data
+    if isinstance(data, dask.array.Array):
+        if np.isnan(data.shape).any():
+            raise InputError("The Dask array has chunks of unknown size; call compute_chunk_sizes() on it first")
+        return (data[start : start + rows].compute() for start in range(0, data.shape[0], rows))
+    if is_sparse_matrix(data):
+        csr = scipy.sparse.csr_array(data)
+        return (csr[start : start + rows] for start in range(0, csr.shape[0], rows))
+    if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
+        return iter([np.asarray(data)])
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise InputError(
+            f"Activations come as a NumPy array, a SciPy sparse matrix, a Dask array, or an iterable of those, "
+            f"not {type(data).__name__}"
+        )
+    return iter(data)
+
+
+def reslab(slabs: Iterable[Any], rows: int) -> Iterator[Any]:
+    """Yield the same rows in slabs of exactly `rows` rows; the last may have fewer."""
+    held: list[Any] = []
+    n_held, width = 0, None
+    for slab in slabs:
+        rest = _check_slab(slab, width)
+        width = rest.shape[1]
+        while rest.shape[0]:
+            taken = rest[: rows - n_held]
+            rest = rest[rows - n_held :]
+            held.append(taken)
+            n_held += taken.shape[0]
+            if n_held == rows:
+                yield _stack(held)
+                held, n_held = [], 0
+    if held:
+        yield _stack(held)
+
+
+def _check_slab(slab: Any, width: int | None) -> Any:
+    slab = scipy.sparse.csr_array(slab) if is_sparse_matrix(slab) else np.asarray(slab)
+    if slab.ndim != 2 or (width is not None and slab.shape[1] != width):
+        raise InputError(f"Every slab must be (any, {width or 'feature'}); one has the shape {slab.shape}")
+    return slab
+
+
+def _stack(slabs: list[Any]) -> Any:
+    if len(slabs) == 1:
+        return slabs[0]
+    if any(is_sparse_matrix(slab) for slab in slabs):
+        return scipy.sparse.vstack([canonical(slab) for slab in slabs], format="csr")
+    return np.concatenate(slabs)
+
+
+def share_not_zero(slab: Any) -> float:
+    """Return the share of values of a dense slab that are not zero, from a sample of its rows."""
+    sample = slab[:: max(1, len(slab) // SAMPLED_ROWS)]
+    return float(np.count_nonzero(sample) / sample.size)

@@ -1,0 +1,458 @@
+"""Writing an activation store shard by shard.
+
+A store is written in three steps, by any number of processes::
+
+    writer = ActivationWriter.create(path, n_tokens=…, n_features=…)     once; works in PATH.partial
+    writer.write_shard(i, rows_of_shard_i)                               every shard, anywhere, in any order
+    writer.finalise()                                                    once; statistics, hash, rename to PATH
+
+A shard exists whole or not at all, so whoever dies on the way loses only the shard at hand: :meth:`missing` tells
+what is left to do. :func:`storage.write_activations` does the three steps for data at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+import zarr.codecs
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from storage.codec import canonical, is_sparse_matrix
+from storage.errors import InputError, MissingInputError
+from storage.files import partial_path, remove_folder, replace_folder
+from storage.manifest import CONTENT_HASH, Manifest, library_versions, new_manifest, read_attrs
+from storage.moments import FeatureMoments
+from storage.results import close_group, same_work, update_attrs
+from storage.rows import ROW_HASH, check_tokens, row_hash
+from storage.sparse_array import (
+    DEFAULT_CHUNK,
+    create_sparse_array,
+    fit_shards,
+    missing_shards,
+    read_csr,
+    read_metadata,
+    write_sparse_shard,
+)
+
+Layout = Literal["csr", "dense"]
+
+SCHEMA_VERSION = 1
+KINDS = ("post", "pre_topk", "raw")
+ACTIVATION = "activation"
+DIMS = ("token", "feature")
+DEFAULT_SHARD_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class ActivationWriter:
+    """Writes an activation store shard by shard. Make one with :meth:`create` or :meth:`open`; it can be pickled.
+
+    Attributes
+    ----------
+    path
+        Where the store is to be; until :meth:`finalise`, everything is in ``PATH.partial``.
+    n_tokens, n_features
+        Shape of the store.
+    shard_rows
+        Rows of a shard; the last may be short.
+    dtype
+        Type of the values on disk.
+    layout
+        ``csr`` or ``dense``.
+
+    Examples
+    --------
+    >>> import tempfile, scipy.sparse, storage
+    >>> path = tempfile.mkdtemp() + "/a.zarr"
+    >>> writer = ActivationWriter.create(path, n_tokens=5, n_features=4, shard_rows=3)
+    >>> writer.write_shard(1, scipy.sparse.csr_array(np.eye(2, 4)))
+    >>> writer.missing()
+    [0]
+    >>> writer.write_shard(0, np.eye(3, 4), sink=np.array([True, False, False]))
+    >>> writer.finalise()
+    >>> storage.open_activations(path)["n_active"].values
+    array([1, 2, 1, 0])
+    """
+
+    path: Path
+    n_tokens: int
+    n_features: int
+    shard_rows: int
+    dtype: np.dtype[Any]
+    layout: Layout
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        n_tokens: int,
+        n_features: int,
+        tokens: Mapping[str, ArrayLike] | None = None,
+        decoder: ArrayLike | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        dtype: DTypeLike = "float32",
+        layout: Layout = "csr",
+        shard_rows: int = DEFAULT_SHARD_ROWS,
+        chunk: tuple[int, int] = DEFAULT_CHUNK,
+        manifest: Manifest | None = None,
+    ) -> ActivationWriter:
+        """Begin a store, or go on with one that was begun with the same manifest and shape.
+
+        Parameters
+        ----------
+        path
+            Where the store is to be. A finished store there stays until :meth:`finalise`.
+        n_tokens, n_features
+            Shape of the store.
+        tokens
+            Coordinates of the rows, each (token,): ``document``, ``char_start``, ``char_end``, and optionally
+            ``position`` and ``token_id``.
+        decoder
+            (feature, d_model), the dictionary's decoder rows; kept as float32.
+        attrs
+            Further attributes: model, model_revision, site, dictionary, corpus_hash, kind (post, pre_topk or raw).
+        dtype
+            float32, float16 or float64.
+        layout
+            ``csr`` for sparse features, ``dense`` for raw units.
+        shard_rows
+            Rows that one :meth:`write_shard` takes; best a multiple of the rows of a chunk, or fewer.
+        chunk
+            Rows and columns of the chunks inside a shard; shrunk where the store is smaller.
+        manifest
+            What the store is made from. Without one, unfinished work is never resumed but replaced.
+
+        Raises
+        ------
+        InputError
+            If an argument is wrong. Nothing is written then.
+        """
+        path = Path(path)
+        columns = None if tokens is None else check_tokens(tokens, n_tokens)
+        rows = None if decoder is None else _check_decoder(decoder, n_features)
+        stored_as = _check_dtype(dtype)
+        kept_attrs = _check_attrs(attrs or {})
+        shard_rows, chunk = fit_shards(n_tokens, n_features, shard_rows, chunk)
+        _check_layout(layout)
+        writer = cls(path, n_tokens, n_features, shard_rows, stored_as, layout)
+        if not writer._resumable(manifest):
+            _begin_group(writer, chunk)
+            if columns is not None:
+                write_coordinates(writer, columns)
+            if rows is not None:
+                _put(writer, {"decoder": rows}, ("feature", "d_model"), chunk[1])
+            own = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
+            # Last, since unfinished work is told by its manifest
+            update_attrs(writer.partial, {**kept_attrs, **own, **(manifest.to_attrs() if manifest else {})})
+        return writer
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationWriter:
+        """Return the writer of a store that was begun and is not finished.
+
+        Raises
+        ------
+        MissingInputError
+            If there is no unfinished store for `path`.
+        """
+        partial = partial_path(path)
+        if not (partial / "zarr.json").is_file() or "layout" not in read_attrs(partial):
+            raise MissingInputError(
+                f"There is no unfinished store at {partial}; begin one with ActivationWriter.create"
+            )
+        return cls._from_disk(Path(path), partial)
+
+    @classmethod
+    def _from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
+        metadata = read_metadata(folder / ACTIVATION)
+        rows, features = metadata["shape"]
+        shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        layout: Layout = read_attrs(folder)["layout"]
+        return cls(path, rows, features, shard_rows, np.dtype(metadata["data_type"]), layout)
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is until it is finished."""
+        return partial_path(self.path)
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards there are."""
+        return -(-self.n_tokens // self.shard_rows)
+
+    def shard_slice(self, i: int) -> slice:
+        """Return the rows of shard `i`."""
+        if not 0 <= i < self.n_shards:
+            raise InputError(f"{self.path} has shards 0 to {self.n_shards - 1}; shard {i} was asked for")
+        return slice(i * self.shard_rows, min((i + 1) * self.shard_rows, self.n_tokens))
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the shards that are still to be written."""
+        if self.layout == "csr":
+            return missing_shards(self.partial, ACTIVATION)
+        return [i for i in range(self.n_shards) if not (self.partial / ACTIVATION / "c" / str(i) / "0").is_file()]
+
+    def write_shard(self, i: int, data: Any, sink: NDArray[np.bool_] | None = None) -> None:
+        """Write shard `i`, whole.
+
+        Parameters
+        ----------
+        i
+            Number of the shard.
+        data
+            (rows of the shard, feature): SciPy sparse matrix or dense array. It is stored in the layout of the store,
+            whichever it is.
+        sink
+            (rows,) bool, the rows that are attention sinks: they stay out of statistics and correlation.
+
+        Raises
+        ------
+        InputError
+            If the shape is wrong, or a value is NaN, infinite, or too large for the store's type; the message names
+            the row and the feature. Nothing is written then.
+        """
+        rows = self.shard_slice(i)
+        data = self._checked(data, rows)
+        marked = _check_sink(sink, rows.stop - rows.start)
+        # The shard comes last: once it is there, the slab counts as done
+        zarr.open_array(self.partial / "sink", mode="r+")[rows] = marked
+        if self.layout == "csr":
+            write_sparse_shard(self.partial, ACTIVATION, i, data)
+        else:
+            # An all-zero shard must exist too, else it would be missing
+            array = zarr.open_array(self.partial / ACTIVATION, mode="r+", config={"write_empty_chunks": True})
+            array[rows] = data
+
+    def _checked(self, data: Any, rows: slice) -> Any:
+        """Return `data` in the store's layout, after checking its shape and every value."""
+        expected = (rows.stop - rows.start, self.n_features)
+        if not is_sparse_matrix(data):
+            data = np.asarray(data)
+        if data.shape != expected or data.dtype.kind not in "fiub":
+            raise InputError(
+                f"Rows {rows.start} to {rows.stop} of {self.path} need real numbers of shape {expected}, "
+                f"not {data.dtype} of shape {data.shape}"
+            )
+        if self.layout == "csr":
+            csr = canonical(data)
+            self._check_values(csr, rows.start)
+            return csr
+        dense = _dense(data)
+        self._check_values(dense, rows.start)
+        return dense.astype(self.dtype, copy=False)
+
+    def _check_values(self, data: Any, first_row: int) -> None:
+        values = data.data if self.layout == "csr" else data
+        largest = float(np.finfo(self.dtype).max)
+        bad = ~(np.abs(values) <= largest)
+        if not bad.any():
+            return
+        if self.layout == "csr":
+            at = int(np.flatnonzero(bad)[0])
+            row, feature = int(np.searchsorted(data.indptr, at, side="right")) - 1, int(data.indices[at])
+            value = values[at]
+        else:
+            row, feature = (int(number) for number in np.argwhere(bad)[0])
+            value = values[row, feature]
+        what = f"is more than {self.dtype} can hold" if np.isfinite(value) else "is not a finite number"
+        raise InputError(f"Row {first_row + row}, feature {feature} of {self.path} is {value}, which {what}")
+
+    def finalise(self) -> None:
+        """Finish the store: statistics and content hash, from one shard at a time, then rename to its path.
+
+        Raises
+        ------
+        InputError
+            If shards are missing; the message lists them.
+        """
+        if not self.partial.exists():
+            raise MissingInputError(f"There is no unfinished store at {self.partial}")
+        if missing := self.missing():
+            raise InputError(f"{self.path} cannot be finished: {len(missing)} shards are missing: {_listed(missing)}")
+        moments, content_hash = _survey(self)
+        _put(self, _statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
+        attrs = {CONTENT_HASH: content_hash, "n_sinks": self.n_tokens - moments.n}
+        if read_attrs(self.partial).get("manifest") is None:
+            attrs |= new_manifest("activations", {"data": content_hash}, {}).to_attrs()
+        update_attrs(self.partial, attrs)
+        close_group(self.partial)
+        replace_folder(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Delete the unfinished work."""
+        remove_folder(self.partial)
+
+    def _resumable(self, manifest: Manifest | None) -> bool:
+        if manifest is None or not same_work(self.partial, manifest):
+            return False
+        return self._from_disk(self.path, self.partial) == self
+
+    def resized(self, n_tokens: int) -> ActivationWriter:
+        """Return the writer of the same store with another number of rows, for data of unknown length."""
+        for name in (ACTIVATION, "sink"):
+            array = zarr.open_array(self.partial / name, mode="r+")
+            array.resize((n_tokens, *array.shape[1:]))
+        return type(self)(self.path, n_tokens, self.n_features, self.shard_rows, self.dtype, self.layout)
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:20])
+    return shown + (", …" if len(numbers) > 20 else "")
+
+
+def _check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    stored_as = np.dtype(dtype)
+    if stored_as not in (np.float16, np.float32, np.float64):
+        raise InputError(f"Activations are kept as float16, float32 or float64, not {stored_as}")
+    return stored_as
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in ("csr", "dense"):
+        raise InputError(f"The layout of a store is 'csr' or 'dense', not {layout!r}")
+
+
+def _check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    if attrs.get("kind", KINDS[0]) not in KINDS:
+        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {attrs['kind']!r}")
+    return dict(attrs)
+
+
+def _check_decoder(decoder: ArrayLike, n_features: int) -> NDArray[np.float32]:
+    rows = np.asarray(decoder, np.float32)
+    if rows.ndim != 2 or rows.shape[0] != n_features:
+        raise InputError(f"The decoder must have shape ({n_features}, d_model), not {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise InputError("The decoder has values that are not finite numbers")
+    return rows
+
+
+def _check_sink(sink: ArrayLike | None, n_rows: int) -> NDArray[np.bool_]:
+    if sink is None:
+        return np.zeros(n_rows, bool)
+    marked = np.asarray(sink)
+    if marked.shape != (n_rows,) or marked.dtype != bool:
+        raise InputError(f"sink must be {n_rows} booleans, not {marked.dtype} of shape {marked.shape}")
+    return marked
+
+
+def _dense(data: Any) -> NDArray[Any]:
+    return data.toarray() if is_sparse_matrix(data) else np.asarray(data)
+
+
+def _begin_group(writer: ActivationWriter, chunk: tuple[int, int]) -> None:
+    """Put a group with empty arrays in the place of whatever unfinished work is there."""
+    remove_folder(writer.partial)
+    writer.partial.parent.mkdir(parents=True, exist_ok=True)
+    group = zarr.create_group(str(writer.partial), zarr_format=3)
+    shape, rows = (writer.n_tokens, writer.n_features), writer.shard_rows
+    if writer.layout == "csr":
+        create_sparse_array(writer.partial, ACTIVATION, shape, writer.dtype, dims=DIMS, shard_rows=rows, chunk=chunk)
+    else:
+        _create(group, ACTIVATION, shape, writer.dtype, dims=DIMS, chunk=chunk, shard_rows=rows)
+    _create(group, "sink", shape[:1], np.dtype(bool), dims=DIMS[:1], chunk=chunk[:1], shard_rows=rows)
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    dims: tuple[str, ...],
+    chunk: tuple[int, ...],
+    shard_rows: int | None = None,
+) -> zarr.Array:
+    """Create a dense array, compressed and with checksums, in shards of so many rows (all rows, if not given)."""
+    shards = tuple(-(-length // step) * step for length, step in zip(shape, chunk, strict=True))
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunk,
+        shards=(shard_rows or shards[0], *shards[1:]),
+        compressors=[zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec()],
+        fill_value=False if np.issubdtype(dtype, np.bool_) else 0,
+        dimension_names=dims,
+        overwrite=True,
+    )
+
+
+def write_coordinates(writer: ActivationWriter, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write token coordinates and their hash."""
+    _put(writer, columns, DIMS[:1], chunk_shape(writer.partial)[0])
+    update_attrs(writer.partial, {"coordinates": " ".join(columns), ROW_HASH: row_hash(columns)})
+
+
+def _put(
+    writer: ActivationWriter, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...], chunk_length: int
+) -> None:
+    """Write whole dense arrays, one file each; chunks are those of the activations, so that Dask can align them."""
+    group = zarr.open_group(str(writer.partial), mode="r+")
+    for name, values in arrays.items():
+        array = _create(group, name, values.shape, values.dtype, dims=dims, chunk=(chunk_length, *values.shape[1:]))
+        array[...] = values
+
+
+def chunk_shape(folder: Path) -> tuple[int, int]:
+    """Return rows and columns of the chunks inside the shards of the activations."""
+    sharding = read_metadata(folder / ACTIVATION)["codecs"][0]
+    rows, columns = sharding["configuration"]["chunk_shape"]
+    return rows, columns
+
+
+def _survey(writer: ActivationWriter) -> tuple[FeatureMoments, str]:
+    """Return the statistics over the rows that are not sinks, and the hash of the content, reading every shard once."""
+    moments = FeatureMoments(writer.n_features)
+    content = _ContentHash(writer)
+    sinks = zarr.open_array(writer.partial / "sink", mode="r")
+    for i in range(writer.n_shards):
+        rows = writer.shard_slice(i)
+        data, sink = _read_rows(writer, rows), sinks[rows]
+        content.add(data, sink)
+        moments.add(data[~sink] if sink.any() else data)
+    return moments, content.hexdigest()
+
+
+def _read_rows(writer: ActivationWriter, rows: slice) -> Any:
+    if writer.layout == "csr":
+        return read_csr(writer.partial, rows)
+    return zarr.open_array(writer.partial / ACTIVATION, mode="r")[rows]
+
+
+class _ContentHash:
+    """SHA-256 of what a store holds: the same for the same content, however it is sharded or compressed."""
+
+    def __init__(self, writer: ActivationWriter) -> None:
+        self.streams = {name: hashlib.sha256() for name in ("lengths", "ids", "values", "sink")}
+        self.whole = hashlib.sha256(
+            repr((writer.layout, str(writer.dtype), writer.n_tokens, writer.n_features)).encode()
+        )
+        self.whole.update(str(read_attrs(writer.partial).get(ROW_HASH)).encode())
+        if (writer.partial / "decoder").exists():
+            self.whole.update(zarr.open_array(writer.partial / "decoder", mode="r")[...].astype("<f4").tobytes())
+
+    def add(self, data: Any, sink: NDArray[np.bool_]) -> None:
+        values = data
+        if is_sparse_matrix(data):
+            values = data.data
+            self.streams["lengths"].update(np.diff(data.indptr).astype("<u4").data)
+            self.streams["ids"].update(data.indices.astype("<u4").data)
+        self.streams["values"].update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+        self.streams["sink"].update(sink.tobytes())
+
+    def hexdigest(self) -> str:
+        for name in sorted(self.streams):
+            self.whole.update(self.streams[name].digest())
+        return self.whole.hexdigest()
+
+
+def _statistics(moments: FeatureMoments) -> dict[str, NDArray[Any]]:
+    return {"mean": moments.mean, "std": moments.std, "n_active": moments.n_active, "max": moments.maximum}

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import importlib
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.spatial.distance import pdist
+from scipy.stats import kstest, spearmanr
+
+import storage
+from pipeline.compare.run import compare
+from pipeline.workers import local_client
+from storage.errors import BudgetError, FormatError, InputError, MissingInputError
+
+N_A, N_B = 50, 60
+
+
+def pairs_of(features_a, features_b) -> xr.Dataset:
+    return xr.Dataset(
+        {
+            "feature_a": ("pair", np.asarray(features_a, np.int32)),
+            "feature_b": ("pair", np.asarray(features_b, np.int32)),
+            "fate_a": ("id_a", np.zeros(N_A, np.int8)),
+            "fate_b": ("id_b", np.zeros(N_B, np.int8)),
+        }
+    )
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[Path, Path]:
+    """Two stores whose first 40 decoder rows are the same but for a rotation and noise."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(N_A, 6)).astype(np.float32)
+    b = rng.normal(size=(N_B, 8)).astype(np.float32)
+    b[:40] = a[:40] @ rng.normal(size=(6, 8)) + 0.3 * rng.normal(size=(40, 8))
+    for name, decoder in {"a": a, "b": b}.items():
+        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(5, len(decoder)), decoder=decoder)
+    return tmp_path / "a.zarr", tmp_path / "b.zarr"
+
+
+@pytest.fixture
+def matched() -> xr.Dataset:
+    order = np.random.default_rng(1).permutation(40)
+    return pairs_of(order, order)
+
+
+def decoders(stores) -> list[np.ndarray]:
+    return [xr.open_zarr(store).decoder.values.astype(float) for store in stores]
+
+
+def test_scores_are_those_of_the_pairs_decoder_rows(stores, matched, client):
+    scores = compare(matched, *stores, null_runs=50, client=client).load()
+    x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
+    expected = spearmanr(pdist(x, "cosine"), pdist(y, "cosine")).statistic
+    assert float(scores.score.sel(metric="rsa")) == pytest.approx(expected, abs=1e-6)
+    assert (scores.score > scores.null_q95).all()
+    assert (scores.p == 1 / 51).all()
+    assert (scores.z > 3).all()
+    np.testing.assert_allclose(scores.null_mean, scores.null.mean("run"))
+    np.testing.assert_allclose(scores.null_std, scores.null.std("run"))
+    np.testing.assert_allclose(scores.null_q05, np.quantile(scores.null, 0.05, axis=1))
+    np.testing.assert_allclose(scores.z, (scores.score - scores.null_mean) / scores.null_std)
+    assert scores.null.dims == ("metric", "run")
+    assert int(scores.n_pairs) == 40
+    assert scores.note.values.tolist() == ["", "", ""]
+
+
+def test_unrelated_pairs_are_at_chance(stores, client):
+    scores = compare(pairs_of(np.arange(10, 50), np.arange(20, 60)), *stores, null_runs=99, client=client)
+    assert (scores.p > 0.01).all()
+
+
+def test_metrics_come_in_the_order_asked_for(stores, matched, client):
+    full = compare(matched, *stores, null_runs=5, client=client)
+    some = compare(matched, *stores, metrics=["svcca_pc1", "rsa"], null_runs=5, client=client)
+    assert some.metric.values.tolist() == ["svcca_pc1", "rsa"]
+    xr.testing.assert_identical(some.drop_attrs(), full.sel(metric=["svcca_pc1", "rsa"]).drop_attrs())
+
+
+def test_results_do_not_depend_on_workers_but_on_the_seed(stores, matched, client):
+    one = compare(matched, *stores, null_runs=45, seed=3, client=client)
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        xr.testing.assert_identical(
+            one, compare(matched, *stores, null_runs=45, seed=3, client=other).assign_attrs(one.attrs)
+        )
+    assert not np.array_equal(one.null, compare(matched, *stores, null_runs=45, seed=4, client=client).null)
+
+
+def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
+    rng = np.random.default_rng(0)
+    n, experiments = 25, 60
+    paths = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    for path in paths:
+        storage.write_activations(path, np.eye(2, n * experiments), decoder=rng.normal(size=(n * experiments, 5)))
+    p = []
+    for i in range(experiments):
+        ids = np.arange(i * n, (i + 1) * n)
+        pairs = pairs_of(ids, rng.permutation(ids)).drop_vars(["fate_a", "fate_b"])
+        p.append(compare(pairs, *paths, null_runs=39, seed=i, client=client).p)
+    for metric, values in xr.concat(p, "experiment").groupby("metric"):
+        assert kstest(values.values.ravel(), "uniform").pvalue > 0.01, metric
+
+
+def test_saturation_is_noted_and_is_not_significant(stores, client):
+    few = np.arange(4)
+    scores = compare(pairs_of(few, few), *stores, null_runs=30, client=client)
+    assert scores.note.sel(metric="svcca").item().startswith("saturated: 4 pairs")
+    assert float(scores.score.sel(metric="svcca")) == pytest.approx(1)
+    assert float(scores.p.sel(metric="svcca")) == 1
+    assert scores.note.sel(metric="rsa").item() == ""
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_pairs_are_undefined_and_do_not_stop_a_grid(stores, tmp_path, caplog, n):
+    with caplog.at_level(logging.WARNING):
+        scores = compare(pairs_of(range(n), range(n)), *stores, null_runs=4, out=tmp_path / "scores.zarr")
+    assert scores.score.isnull().all()
+    assert scores.p.isnull().all()
+    assert scores.null.shape == (3, 4)
+    assert scores.note.values.tolist() == [f"undefined: {n} pairs, at least 3 are needed"] * 3
+    assert "too few" in caplog.text
+
+
+def test_a_metric_that_is_undefined_on_these_rows_does_not_stop_the_others(tmp_path, client, caplog):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 4))
+    rows[3] = 0
+    for name in "ab":
+        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(2, 20), decoder=rows)
+    pairs = pairs_of(range(20), range(20)).drop_vars(["fate_a", "fate_b"])
+    scores = compare(pairs, tmp_path / "a.zarr", tmp_path / "b.zarr", null_runs=9, client=client)
+    assert np.isnan(scores.score.sel(metric="rsa"))
+    assert np.isnan(scores.p.sel(metric="rsa"))
+    assert scores.note.sel(metric="rsa").item().startswith("undefined")
+    assert float(scores.score.sel(metric="svcca")) == pytest.approx(1)
+
+
+def test_trap_2_no_score_comes_without_its_null(stores, matched):
+    with pytest.raises(InputError, match="null_runs is 0"):
+        compare(matched, *stores, null_runs=0)
+
+
+def test_from_disk_to_disk_and_back_with_plain_xarray(stores, matched, tmp_path, client):
+    manifest = storage.new_manifest("match", {}, {})
+    storage.write_result(matched, tmp_path / "pairs.zarr", manifest)
+    out = tmp_path / "scores.zarr"
+    opened = [storage.open_activations(store) for store in stores]
+    written = compare(tmp_path / "pairs.zarr", *opened, null_runs=5, out=out, client=client)
+    expected = compare(matched, *stores, null_runs=5, client=client)
+    xr.testing.assert_equal(written.load(), expected)
+    code = f"import xarray as xr; print(xr.open_zarr({str(out)!r}).score.sel(metric='rsa').values)"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(shown) == float(expected.score.sel(metric="rsa"))
+
+
+def test_a_current_result_is_left_alone_and_another_setting_replaces_it(stores, matched, tmp_path, client, monkeypatch):
+    out = tmp_path / "scores.zarr"
+    compare(matched, *stores, null_runs=5, out=out, client=client)
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.import_module("pipeline.compare.run"), "ensure_client", None)
+        assert compare(matched, *stores, null_runs=5, out=out).seed == 0
+    assert compare(matched, *stores, null_runs=5, seed=1, out=out, client=client).seed == 1
+    assert compare(matched.isel(pair=slice(20)), *stores, null_runs=5, seed=1, out=out, client=client).n_pairs == 20
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed(stores, matched, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("pipeline.compare.run"), "ensure_client", None)
+    with pytest.raises(BudgetError, match=r"40 pairs need .* \(svcca/svcca_pc1 .*, rsa .*\), allowed are .*higher min"):
+        compare(matched, *stores, memory="10kB")
+    many = np.zeros(70_000, np.int32)
+    with pytest.raises(BudgetError, match="70000 pairs need"):
+        compare(pairs_of(many, many), *stores, memory="10TB")
+
+
+def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
+    with pytest.raises(InputError, match=r"metrics are some of svcca, svcca_pc1, rsa, each once; not \['cka'\]"):
+        compare(matched, *stores, metrics=["cka"])
+    with pytest.raises(InputError, match="each once"):
+        compare(matched, *stores, metrics=["rsa", "rsa"])
+    with pytest.raises(InputError, match="A of the pairs has 50: give the stores that were correlated, A first"):
+        compare(matched, *reversed(stores))
+    storage.write_activations(tmp_path / "none.zarr", np.eye(2, N_A))
+    with pytest.raises(InputError, match=r"none\.zarr has no decoder rows"):
+        compare(matched, tmp_path / "none.zarr", stores[1])
+    with pytest.raises(MissingInputError, match=r"nowhere\.zarr"):
+        compare(tmp_path / "nowhere.zarr", *stores)
+    with pytest.raises(FormatError, match="match"):
+        compare(stores[0], *stores)
+    with pytest.raises(InputError, match="give the path"):
+        compare(matched, xr.Dataset(), stores[1])

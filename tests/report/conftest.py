@@ -1,0 +1,242 @@
+"""A small synthetic run: two models whose features fire on words, with planted pairs, written through ``storage``.
+
+Correlations are NumPy's, on documents of even and odd number; the scores are made up, so that reports of any outcome
+can be tested.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import xarray as xr
+
+import storage
+from pipeline.harvest.contexts import contexts
+from storage.rundir import RunDirectory
+
+TOPICS = {
+    "weather": ["rain", "storm", "wind", "flood", "snow", "drought", "cloud", "thunder"],
+    "court": ["judge", "trial", "court", "lawyer", "verdict", "appeal", "sentence", "jury"],
+    "sport": ["match", "goal", "coach", "cricket", "team", "wicket", "season", "striker"],
+    "money": ["bank", "market", "shares", "profit", "price", "tax", "dollar", "budget"],
+    "war": ["troops", "attack", "border", "army", "soldiers", "missile", "ceasefire", "rebels"],
+    "health": ["hospital", "doctor", "vaccine", "patient", "virus", "nurse", "disease", "clinic"],
+}
+GLUE = ["the", "of", "a", "and", "in", "on", "said", "that", "was", "for", "has", "by", "with", "at", "it", "is", "as", "from", "will"]
+HOSTILE = (
+    '<script>alert("pwned")</script> <img src=x onerror=alert(1)> </textarea></style> "quoted" & <b>bold</b>\n'
+    "http://evil.example/pixel.png javascript:alert(2) {{ 7*7 }} \x00 \u202e reversed"
+)
+SITES = {"a": ["layers.6", "layers.12"], "b": ["encoder.layer.2", "encoder.layer.10"]}
+WIDTHS = {"a": 72, "b": 64}
+METRICS = ("svcca", "rsa", "svcca_pc1")
+
+
+def write_texts(rng: np.random.Generator, n_documents: int) -> list[str]:
+    """Make short news items about one topic each, and one document full of markup."""
+    texts = []
+    for _ in range(n_documents - 1):
+        topic = TOPICS[rng.choice(list(TOPICS))]
+        words = [rng.choice(topic) if rng.random() < 0.25 else rng.choice(GLUE) for _ in range(90)]
+        sentences = [" ".join(words[i : i + 15]).capitalize() + "." for i in range(0, 90, 15)]
+        texts.append(" ".join(sentences[:3]) + "\n" + " ".join(sentences[3:]))
+    return [*texts, HOSTILE]
+
+
+def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
+    """Make every word and every sign a row."""
+    spans = [
+        (d, found.start(), found.end()) for d, text in enumerate(texts) for found in re.finditer(r"\w+|[^\w\s]", text)
+    ]
+    document, start, end = np.array(spans).T
+    return {
+        "document": document.astype(np.int32),
+        "char_start": start.astype(np.int64),
+        "char_end": end.astype(np.int64),
+    }
+
+
+def activate(rng: np.random.Generator, tokens: list[str], width: int, noise: float) -> sp.csr_array:
+    """Let feature i fire on a fixed small set of words, more or less strongly, and now and then at random."""
+    vocabulary = sorted(set(tokens))
+    chooser = np.random.default_rng(7)
+    names = [*[w for words in TOPICS.values() for w in words], "script", "alert", "img", "b", *vocabulary]
+    firing = np.zeros((len(tokens), width), dtype=np.float32)
+    for feature in range(width - 2):
+        words = {names[feature % len(names)]} | set(chooser.choice(vocabulary, 1 if feature % 3 else 0))
+        hit = np.array([token.lower() in words for token in tokens])
+        firing[hit, feature] = rng.uniform(2, 6, hit.sum())
+    firing += (rng.random(firing.shape) < noise) * rng.uniform(0.2, 2, firing.shape)
+    firing[:, -2:] = 0
+    return sp.csr_array(firing.astype(np.float32))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlate columns; NaN where one never varies."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x.T @ y) / np.outer(np.linalg.norm(x, axis=0), np.linalg.norm(y, axis=0))
+
+
+@dataclass
+class SyntheticRun:
+    """What the synthetic run is to look like."""
+
+    n_documents: int = 40
+    sites: dict[str, list[str]] = field(default_factory=lambda: SITES)
+    heldout: bool = True
+    score: float = 0.4
+    null_runs: int = 200
+    min_correlation: float = 0.2
+    seed: int = 0
+    name: str = "toy-a-vs-toy-b"
+
+    def write(self, root: Path, client: Any) -> RunDirectory:
+        """Write every stage's result below `root`."""
+        run = RunDirectory(root)
+        rng = np.random.default_rng(self.seed)
+        texts = write_texts(rng, self.n_documents)
+        run.write_experiment(self._experiment())
+        storage.write_corpus(run.corpus, texts)
+        rows = tokenize(texts)
+        storage.write_result(
+            xr.Dataset({name: ("token", values) for name, values in rows.items()}),
+            run.rows,
+            storage.new_manifest("rows", {}, {"max_length": 64}),
+        )
+        words = [texts[d][s:e] for d, s, e in zip(*rows.values(), strict=True)]
+        for side, sites in self.sites.items():
+            for depth, site in enumerate(sites):
+                active = activate(rng, words, WIDTHS[side], 0.002 + 0.01 * depth)
+                self._store(run.activations(side, site), side, site, active, rows, rng)
+                contexts(run.activations(side, site), run.contexts(side, site), client=client)
+        for a in self.sites["a"]:
+            for b in self.sites["b"]:
+                self._pair(run, a, b, rows["document"] % 2 == 0, rng)
+        return run
+
+    def _experiment(self) -> dict[str, Any]:
+        model = {"dictionary": "toy/{site}"}
+        return {
+            "name": self.name,
+            "corpus": {"path": "texts.jsonl"},
+            "a": {"model": "toy/model-a", "sites": self.sites["a"], **model},
+            "b": {"model": "toy/model-b", "sites": self.sites["b"], **model},
+            "match": {"min_correlation": self.min_correlation},
+        }
+
+    def _store(self, path: Path, side: str, site: str, active: sp.csr_array, rows: dict, rng: Any) -> None:
+        writer = storage.ActivationWriter.create(
+            path,
+            n_tokens=active.shape[0],
+            n_features=active.shape[1],
+            tokens=rows,
+            decoder=rng.standard_normal((active.shape[1], 16)),
+            attrs={
+                "model": f"toy/model-{side}",
+                "site": site,
+                "dictionary": f"toy/{site}",
+                "kind": "post",
+                "calibration": {"n_rows": 500, "n_sinks": 2, "fvu": 0.21, "fvu_with_sinks": 0.48, "l0": 3.1},
+            },
+            shard_rows=512,
+            chunk=(256, 32),
+        )
+        for i in range(writer.n_shards):
+            part = writer.shard_slice(i)
+            writer.write_shard(i, active[part], sink=np.arange(part.start, part.stop) % 997 == 0)
+        writer.finalise()
+
+    def _pair(self, run: RunDirectory, a: str, b: str, chosen: np.ndarray, rng: np.random.Generator) -> None:
+        x, y = (storage.read_csr(run.activations(side, site)).toarray() for side, site in (("a", a), ("b", b)))
+        keep = ~storage.open_activations(run.activations("a", a))["sink"].values
+        chosen = chosen if self.heldout else np.ones_like(chosen)
+        r = pearson(x[chosen & keep], y[chosen & keep])
+        heldout = pearson(x[~chosen & keep], y[~chosen & keep]) if self.heldout else np.full_like(r, np.nan)
+        correlation = self._correlation(r, heldout, (int(chosen.sum()), int((~chosen).sum())))
+        storage.write_result(correlation, run.correlation(a, b), storage.new_manifest("correlate", {}, {"top_k": 4}))
+        pairs = self._matched(r, heldout)
+        storage.write_result(pairs, run.pairs(a, b), storage.new_manifest("match", {}, {"method": "greedy"}))
+        scores = self._scores(pairs.sizes["pair"], rng)
+        storage.write_result(scores, run.scores(a, b), storage.new_manifest("compare", {}, {"seed": self.seed}))
+
+    def _correlation(self, r: np.ndarray, heldout: np.ndarray, n_rows: tuple[int, int]) -> xr.Dataset:
+        ranked = np.where(np.isnan(r), -np.inf, r)
+        best = np.argsort(-ranked, axis=1, kind="stable")[:, :4]
+        best_r = np.take_along_axis(r, best, 1)
+        counts, edges = np.histogram(r[~np.isnan(r)], bins=400, range=(-1, 1))
+        variables = {
+            "best_b": (("feature_a", "rank"), np.where(np.isnan(best_r), -1, best).astype(np.int32)),
+            "r_b": (("feature_a", "rank"), best_r),
+            "histogram": ("bin", counts),
+            "bin_left": ("bin", edges[:-1]),
+            "bin_right": ("bin", edges[1:]),
+            "defined_a": ("feature_a", ~np.isnan(r).all(1)),
+            "defined_b": ("feature_b", ~np.isnan(r).all(0)),
+        }
+        if self.heldout:
+            variables["r_heldout_b"] = (("feature_a", "rank"), np.take_along_axis(heldout, best, 1))
+        n_kept = int((ranked >= 0.1).sum())
+        attrs = {"keep_above": 0.1, "n_kept": n_kept, "n_rows_select": n_rows[0], "n_rows_heldout": n_rows[1]}
+        return xr.Dataset(variables, attrs=attrs)
+
+    def _matched(self, r: np.ndarray, heldout: np.ndarray) -> xr.Dataset:
+        ranked = np.where(np.isnan(r), -np.inf, r)
+        free_a, free_b, pairs = set(range(r.shape[0])), set(range(r.shape[1])), []
+        for flat in np.argsort(-ranked, axis=None, kind="stable"):
+            i, j = divmod(int(flat), r.shape[1])
+            if ranked[i, j] < self.min_correlation:
+                break
+            if i in free_a and j in free_b:
+                pairs.append((i, j))
+                free_a.remove(i)
+                free_b.remove(j)
+        i, j = np.array(pairs, dtype=np.int32).reshape(-1, 2).T
+        flags = {"flag_values": [0, 1, 2, 3], "flag_meanings": "matched dead below_min_r taken"}
+        fates = {}
+        for side, axis, matched in (("a", 0, i), ("b", 1, j)):
+            fate = np.where(np.isnan(r).all(1 - axis), 1, 2).astype(np.int8)
+            fate[matched] = 0
+            fates[f"fate_{side}"] = (f"id_{side}", fate, flags)
+        columns = {"feature_a": i, "feature_b": j, "r": r[i, j], "r_heldout": heldout[i, j]}
+        return xr.Dataset({**{name: ("pair", column) for name, column in columns.items()}, **fates})
+
+    def _scores(self, n_pairs: int, rng: np.random.Generator) -> xr.Dataset:
+        null = rng.normal([[0.21], [0.0], [0.1]], [[0.02], [0.03], [0.05]], (3, self.null_runs))
+        score = np.array([self.score, self.score / 3, self.score / 2]) + rng.normal(0, 0.02, 3)
+        columns = {
+            "score": score,
+            "null_mean": null.mean(1),
+            "null_std": null.std(1),
+            "null_q05": np.quantile(null, 0.05, 1),
+            "null_q95": np.quantile(null, 0.95, 1),
+            "z": (score - null.mean(1)) / null.std(1),
+            "p": ((null >= score[:, None]).sum(1) + 1) / (self.null_runs + 1),
+        }
+        note = np.array([f"{n_pairs} pairs for 12 + 14 components: close to saturation", "", ""], object)
+        return xr.Dataset(
+            {
+                **{name: ("metric", values) for name, values in columns.items()},
+                "null": (("metric", "run"), null),
+                "note": ("metric", note),
+                "n_pairs": ((), n_pairs),
+            },
+            coords={"metric": np.array(METRICS, object)},
+        )
+
+
+@pytest.fixture(scope="session")
+def write_run(client) -> Callable[..., RunDirectory]:
+    """Return a function that writes a synthetic run."""
+
+    def write(root: Path, **settings: Any) -> RunDirectory:
+        return SyntheticRun(**settings).write(root, client)
+
+    return write

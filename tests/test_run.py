@@ -1,0 +1,255 @@
+"""The whole chain on two tiny models: run, skip, resume, refuse."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from distributed import Client
+
+from pipeline.run import RunResult, run
+from storage import read_csr
+from storage.errors import InputError
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return a hash of every data file below `folder`; metadata files carry times of creation."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".json", ".html")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Return when every file of every store and result was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.zarr/**/*") if path.is_file()}
+
+
+def copy_with(folder: Path, target: Path, **changes: object) -> Path:
+    """Write a changed experiment that reads the same inputs."""
+    content = yaml.safe_load((folder / "experiment.yaml").read_text())
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    for side in ("a", "b"):
+        for key in ("model", "dictionary"):
+            content[side][key] = str(folder / content[side][key])
+    content["corpus"]["path"] = str(folder / Path(content["corpus"]["path"]).name)
+    path = target / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory, client: Client) -> RunResult:
+    return run(tiny_inputs / "experiment.yaml", run_dir=tmp_path_factory.mktemp("run"), client=client)
+
+
+def test_the_chain_is_whole(finished: RunResult) -> None:
+    directory, experiment = finished.directory, finished.experiment
+    assert len(experiment.site_pairs) == 4
+    a = xr.open_zarr(directory.activations("a", "layers.0"))
+    b = xr.open_zarr(directory.activations("b", "encoder.layer.1"))
+    assert a.attrs["row_hash"] == b.attrs["row_hash"]
+    assert a.sizes["token"] > 3 * 256, "at least three slabs"
+    for site_a, site_b in experiment.site_pairs:
+        pairs = finished.pairs(site_a, site_b)
+        scores = finished.scores(site_a, site_b)
+        assert pairs.sizes["pair"] > 0
+        assert len(np.unique(pairs.feature_a)) == len(np.unique(pairs.feature_b)) == pairs.sizes["pair"]
+        assert scores.sizes["run"] == 50
+        assert (scores.p >= 1 / 51).all()
+    html = finished.report.read_text()
+    for site_a, site_b in experiment.site_pairs:
+        assert site_a in html
+        assert site_b in html
+
+
+def test_pairs_have_the_r_of_the_stores(finished: RunResult) -> None:
+    """From the stores alone, by NumPy: what the chain calls r and held-out r."""
+    directory = finished.directory
+    a = read_csr(directory.activations("a", "layers.1")).toarray().astype(np.float64)
+    b = read_csr(directory.activations("b", "encoder.layer.0")).toarray().astype(np.float64)
+    cor = xr.open_zarr(directory.correlation("layers.1", "encoder.layer.0"))
+    assert cor.attrs["n_rows_select"] + cor.attrs["n_rows_heldout"] == len(a)
+    pairs = finished.pairs("layers.1", "encoder.layer.0")
+    document = xr.open_zarr(directory.activations("a", "layers.1")).document.values
+    halves = [document_half(document, cor, which) for which in ("select", "heldout")]
+    for name, rows in zip(("r", "r_heldout"), halves, strict=True):
+        for pair in range(min(10, pairs.sizes["pair"])):
+            i, j = int(pairs.feature_a[pair]), int(pairs.feature_b[pair])
+            expected = np.corrcoef(a[rows, i], b[rows, j])[0, 1]
+            np.testing.assert_allclose(pairs[name].values[pair], expected, atol=1e-6)
+
+
+def document_half(document: np.ndarray, cor: xr.Dataset, which: str) -> np.ndarray:
+    """Return the rows of one half: documents take turns, in the order of SplitMix64 of their number."""
+    in_order = sorted({int(d) for d in document}, key=splitmix64)
+    rows = np.isin(document, in_order[0 if which == "select" else 1 :: 2])
+    assert rows.sum() == cor.attrs[f"n_rows_{which}"]
+    return rows
+
+
+def splitmix64(number: int) -> int:
+    mask = 2**64 - 1
+    z = (number + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_a_finished_run_does_nothing_again(finished: RunResult, tiny_inputs: Path, client: Client) -> None:
+    before = written(finished.directory.root)
+    run(tiny_inputs / "experiment.yaml", run_dir=finished.directory.root, client=client)
+    assert written(finished.directory.root) == before
+
+
+def test_a_changed_setting_runs_what_depends_on_it(tiny_inputs: Path, tmp_path: Path, client: Client) -> None:
+    run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "run", client=client)
+    before = written(tmp_path / "run")
+    run(copy_with(tiny_inputs, tmp_path, match={"method": "mutual"}), run_dir=tmp_path / "run", client=client)
+    after = written(tmp_path / "run")
+    changed = {path.split("/run/")[1].split("/")[0] for path in after if after[path] != before.get(path)}
+    assert changed == {"pairs", "scores"}
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(
+    finished: RunResult, tiny_inputs: Path, tmp_path: Path
+) -> None:
+    from pipeline.workers import local_client
+
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        run(tiny_inputs / "experiment.yaml", run_dir=tmp_path, client=other)
+    assert digest(tmp_path) == digest(finished.directory.root)
+
+
+@pytest.mark.parametrize("after", [1.0, 4.0, 6.0])
+def test_killed_and_run_again(finished: RunResult, tiny_inputs: Path, tmp_path: Path, after: float) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "run",
+        str(tiny_inputs / "experiment.yaml"),
+        "--run-dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.readline()  # imports are done, the run has begun
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    subprocess.run(command, check=True, capture_output=True)
+    assert digest(tmp_path) == digest(finished.directory.root)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_interrupted_by_the_keyboard(tiny_inputs: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "run",
+        str(tiny_inputs / "experiment.yaml"),
+        "--run-dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in errors
+    assert "Traceback" not in errors
+
+
+def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_verbs_over_paths(finished: RunResult, tmp_path: Path) -> None:
+    directory = finished.directory
+    a, b = directory.activations("a", "layers.0"), directory.activations("b", "encoder.layer.0")
+    done = call("correlate", a, b, "--top-k", "4", "--keep-above", "0.05", "--out", tmp_path / "C.zarr", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n_rows_select"] > 0
+    done = call("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pairs"] == finished.pairs("layers.0", "encoder.layer.0").sizes["pair"]
+    done = call("compare", tmp_path / "P.zarr", a, b, "--out", tmp_path / "S.zarr", "--null-runs", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    expected = finished.scores("layers.0", "encoder.layer.0").sel(metric="rsa")
+    assert json.loads(done.stdout)["rsa"]["score"] == pytest.approx(float(expected.score))
+    done = call("report", directory.root)
+    assert done.returncode == 0, done.stderr
+    with (directory.root / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 4
+
+
+def test_stages_are_scripts(finished: RunResult, tmp_path: Path) -> None:
+    source = finished.directory.correlation("layers.0", "encoder.layer.0")
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.match",
+        str(source),
+        "--out",
+        str(tmp_path / "P.zarr"),
+        "--min-correlation",
+        "0.05",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mean r" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": {"model": "nowhere/at/all"}}, "nowhere"),
+        ({"a": {"dictionary": "sae-bert"}}, "width 12"),
+        ({"a": {"sites": ["layers.7"]}}, "layers.7"),
+        ({"corpus": {"path": "empty.jsonl"}}, "empty"),
+        ({"corpus": {"column": "body"}}, "body"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny_inputs: Path, tmp_path: Path, changes: dict[str, dict[str, object]], message: str, client: Client
+) -> None:
+    (tiny_inputs / "empty.jsonl").write_text("")
+    path = copy_with(tiny_inputs, tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        run(path, run_dir=tmp_path / "run", client=client)
+    assert not list((tmp_path / "run").rglob("*.zarr"))
+
+
+def test_the_command_line_says_it_in_one_line(tiny_inputs: Path, tmp_path: Path) -> None:
+    path = copy_with(tiny_inputs, tmp_path, a={"dictionary": "sae-bert"})
+    done = call("run", path, "--run-dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "12" in done.stderr
+    assert "16" in done.stderr
+    done = call("run", tmp_path / "absent.yaml")
+    assert done.returncode == 2
+    assert "absent.yaml" in done.stderr
+
+
+def test_help_has_examples() -> None:
+    for verb in ("run", "demo", "harvest", "correlate", "match", "compare", "report"):
+        done = call(verb, "--help")
+        assert done.returncode == 0, done.stderr
+        assert f"$ subspace {verb}" in done.stdout
