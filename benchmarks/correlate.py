@@ -78,12 +78,12 @@ def read_features(path: Path, features: NDArray[np.integer]) -> NDArray[np.float
     parts = []
     for _, shard in storage.iter_shards(path):
         columns = shard[:, features]
-        parts.append(columns.toarray() if scipy.sparse.issparse(columns) else columns)
+        parts.append(columns if isinstance(columns, np.ndarray) else columns.toarray())
     return np.concatenate(parts).astype(np.float64)
 
 
 def max_error(result: Path, path_a: Path, path_b: Path, seed: int = 0) -> float:
-    """Return the largest difference from NumPy's float64 over random pairs of the result, on both halves of the rows."""
+    """Return the largest difference from NumPy's float64 over random pairs of the result, in both halves."""
     ds = storage.open_result(result, stage="correlate")
     found = np.argwhere(ds["best_b"].values >= 0)
     chosen = found[np.random.default_rng(seed).choice(len(found), min(CHECKED_PAIRS, len(found)), replace=False)]
@@ -124,8 +124,10 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         figures = run_measured(MEASURED, arguments)
         rate = sgemm_rate()
         bound = 2.0 * rows * features * features / rate
+        kind = "--dense" if active is None else f"--active {active}"
         return {
             "name": "correlate",
+            "command": f"python -m benchmarks.correlate --rows {rows} --features {features} {kind} --top-k {top_k}",
             "rows": rows,
             "features": features,
             "active": active,

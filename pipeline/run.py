@@ -97,8 +97,11 @@ def run(
 def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
     # torch and transformers take seconds to import: only the stage that runs models pays for them
     from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415
+    from pipeline.harvest.rows import check_model  # noqa: PLC0415
     from pipeline.harvest.run import harvest, make_rows  # noqa: PLC0415
 
+    for _, model in _sides(config):
+        check_model(model)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
     build_corpus(config.corpus, directory.corpus)
     make_rows(directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows, client=client)

@@ -27,7 +27,7 @@ from storage.errors import (
 )
 from storage.files import partial_path
 from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
-from storage.results import begin_result, finish_result, open_result, write_result
+from storage.results import add_variables, begin_result, finish_result, open_result, write_result
 from storage.rows import check_same_rows
 from storage.sparse_array import create_sparse_array, missing_shards, read_csr, write_sparse_shard
 from storage.writer import ActivationWriter
@@ -45,6 +45,7 @@ __all__ = [
     "MissingInputError",
     "RowMismatchError",
     "SubspaceError",
+    "add_variables",
     "begin_result",
     "check_same_rows",
     "create_sparse_array",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from storage.errors import FormatError, InputError
 from storage.files import partial_path, remove_folder, replace_folder
-from storage.manifest import CONTENT_HASH, Manifest, new_manifest
+from storage.manifest import CONTENT_HASH, Manifest, json_values, new_manifest
 from storage.results import close_group, read_finished_attrs
 
 SCHEMA_VERSION = 1
@@ -128,7 +128,7 @@ def write_corpus(
     remove_folder(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        group = zarr.create_group(str(partial), zarr_format=3, attributes=dict(attrs or {}))
+        group = zarr.create_group(str(partial), zarr_format=3, attributes=json_values(dict(attrs or {})))
         content_hash = _write_documents(group, path, texts, names)
         manifest = manifest or new_manifest(FORMAT, {"text": content_hash}, {})
         own = {"format": FORMAT, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}

@@ -99,9 +99,14 @@ def new_manifest(stage: str, inputs: Mapping[str, str], settings: Mapping[str, A
     InputError
         If a setting is not a JSON value.
     """
-    plain = json.loads(_canonical_json([dict(inputs), dict(settings)]))
+    plain = json_values([dict(inputs), dict(settings)])
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return Manifest(stage, plain[0], plain[1], library_versions(), now)
+
+
+def json_values(value: Any) -> Any:
+    """Return `value` as JSON gives it back: paths as strings, tuples as lists, NumPy scalars as numbers."""
+    return json.loads(_canonical_json(value))
 
 
 def _canonical_json(value: Any) -> str:
@@ -109,7 +114,7 @@ def _canonical_json(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
     except (TypeError, ValueError) as error:
-        raise InputError(f"Inputs and settings of a manifest must be JSON values: {error}") from error
+        raise InputError(f"Attributes, inputs and settings must be JSON values: {error}") from error
 
 
 def _plain(value: Any) -> Any:

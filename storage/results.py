@@ -1,8 +1,8 @@
 """Results of the stages: small xarray datasets in Zarr, each with the manifest of what it was made from.
 
 A result is written to ``PATH.partial`` and renamed when complete. :func:`write_result` does both. A stage that
-writes piecewise calls :func:`begin_result`, fills the folder that it returns (with ``to_zarr(..., mode="a")`` or
-:func:`storage.create_sparse_array`), and calls :func:`finish_result`.
+writes piecewise calls :func:`begin_result`, fills the folder that it returns with :func:`add_variables` and
+:func:`storage.create_sparse_array`, and calls :func:`finish_result`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write_result(ds: xr.Dataset, path: str | Path, manifest: Manifest) -> None:
     Parameters
     ----------
     ds
-        The result. How it was encoded on disk before does not matter. Every chunk gets a checksum.
+        The result; see :func:`add_variables`.
     path
         Where it is to be.
     manifest
@@ -107,15 +107,33 @@ def write_result(ds: xr.Dataset, path: str | Path, manifest: Manifest) -> None:
     partial = partial_path(path)
     remove_folder(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    plain = ds.drop_encoding()
-    compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
-    encoding = {name: {"compressors": compressors} for name in plain.variables}
     try:
-        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+        add_variables(ds, partial)
         finish_result(path, manifest)
     except BaseException:
         remove_folder(partial)
         raise
+
+
+def add_variables(ds: xr.Dataset, folder: str | Path) -> None:
+    """Write the variables and attributes of `ds` into a group, beside what is there.
+
+    Parameters
+    ----------
+    ds
+        Small variables. How they were encoded on disk before does not matter. Every chunk gets a checksum; strings
+        get the variable-length type, since Zarr 3 has no stable one of fixed length.
+    folder
+        What :func:`begin_result` returned, or a new folder.
+    """
+    plain = ds.drop_encoding()
+    strings = {
+        name: variable.astype(object) for name, variable in plain.variables.items() if variable.dtype.kind == "U"
+    }
+    plain = plain.assign(strings)
+    compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
+    encoding = {name: {"compressors": compressors} for name in plain.variables}
+    plain.to_zarr(folder, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
 
 
 def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
@@ -163,8 +181,8 @@ def read_finished_attrs(path: str | Path) -> dict[str, Any]:
         raise MissingInputError(f"There is no store or result at {path}; check the path") from None
 
 
-def open_group(path: str | Path, *, consolidated: bool = True) -> xr.Dataset:
+def open_group(path: str | Path) -> xr.Dataset:
     """Open a group lazily with xarray, without Dask, and note where it came from."""
-    ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
+    ds = xr.open_zarr(str(path), chunks=None, zarr_format=3)
     ds.encoding["source"] = str(path)
     return ds

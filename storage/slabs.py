@@ -78,4 +78,4 @@ def _stack(slabs: list[Any]) -> Any:
 def share_not_zero(slab: Any) -> float:
     """Return the share of values of a dense slab that are not zero, from a sample of its rows."""
     sample = slab[:: max(1, len(slab) // SAMPLED_ROWS)]
-    return float(np.count_nonzero(sample) / sample.size)
+    return float(np.count_nonzero(sample) / max(1, sample.size))

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from storage.codec import canonical, is_sparse_matrix
 from storage.errors import InputError, MissingInputError
 from storage.files import partial_path, remove_folder, replace_folder
-from storage.manifest import CONTENT_HASH, Manifest, library_versions, new_manifest, read_attrs
+from storage.manifest import CONTENT_HASH, Manifest, json_values, library_versions, new_manifest, read_attrs
 from storage.moments import FeatureMoments
 from storage.results import close_group, same_work, update_attrs
 from storage.rows import ROW_HASH, check_tokens, row_hash
@@ -226,9 +226,9 @@ class ActivationWriter:
         if self.layout == "csr":
             write_sparse_shard(self.partial, ACTIVATION, i, data)
         else:
-            # An all-zero shard must exist too, else it would be missing
-            array = zarr.open_array(self.partial / ACTIVATION, mode="r+", config={"write_empty_chunks": True})
-            array[rows] = data
+            # A shard of zeros must exist too, else it would count as missing
+            array = zarr.open_array(self.partial / ACTIVATION, mode="r+")
+            array.with_config({"write_empty_chunks": True})[rows] = data
 
     def _checked(self, data: Any, rows: slice) -> Any:
         """Return `data` in the store's layout, after checking its shape and every value."""
@@ -250,7 +250,9 @@ class ActivationWriter:
 
     def _check_values(self, data: Any, first_row: int) -> None:
         values = data.data if self.layout == "csr" else data
-        largest = float(np.finfo(self.dtype).max)
+        if values.dtype.kind != "f":
+            values = values.astype(np.float64)
+        largest = min(float(np.finfo(dtype).max) for dtype in (self.dtype, values.dtype))
         bad = ~(np.abs(values) <= largest)
         if not bad.any():
             return
@@ -322,7 +324,8 @@ def _check_layout(layout: str) -> None:
 def _check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     if attrs.get("kind", KINDS[0]) not in KINDS:
         raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {attrs['kind']!r}")
-    return dict(attrs)
+    plain: dict[str, Any] = json_values(dict(attrs))
+    return plain
 
 
 def _check_decoder(decoder: ArrayLike, n_features: int) -> NDArray[np.float32]:

@@ -74,10 +74,10 @@ class Recipe:
         Of the sample, the initial weights and the order of rows.
     """
 
-    n_features: int = 2560
+    n_features: int = 2048
     k: int = 32
     documents: int = 1400
-    samples: int = 1_000_000
+    samples: int = 600_000
     batch: int = 1024
     lr: float = 3e-3
     seed: int = 0
@@ -222,9 +222,10 @@ def judge(folder: Path, rows: NDArray[np.float16]) -> dict[str, float]:
     exact = rows.astype(np.float32)
     error = np.empty_like(exact)
     for i in range(0, len(exact), JUDGED_AT_ONCE):
-        encoded = dictionary.encode(exact[i : i + JUDGED_AT_ONCE])
+        block = exact[i : i + JUDGED_AT_ONCE]
+        encoded = dictionary.encode(block)
         fired += np.bincount(encoded.indices, minlength=dictionary.n_features)
-        error[i : i + JUDGED_AT_ONCE] = exact[i : i + JUDGED_AT_ONCE] - dictionary.decode(encoded)
+        error[i : i + JUDGED_AT_ONCE] = block - dictionary.reconstruct(block)
     return {
         "fvu": variance_unexplained(exact, error),
         "l0": float(fired.sum() / len(exact)),

@@ -10,6 +10,7 @@ import numpy as np
 from distributed import Client, Future
 from numpy.typing import NDArray
 
+from pipeline.compare.blas import one_thread
 from pipeline.workers import in_order, run_tasks
 from storage.errors import InputError
 
@@ -109,13 +110,15 @@ def score_once(state: Any, scores: Sequence[Score], pairing: NDArray[np.int64]) 
     >>> score_once(np.array([5.0, 7.0]), [lambda state, pairing: float(state[pairing[0]])], np.array([1, 0]))
     [7.0]
     """
-    return [score(state, pairing) for score in scores]
+    with one_thread():
+        return [score(state, pairing) for score in scores]
 
 
 def _score_block(
     block: tuple[int, range], state: Any, scores: Sequence[Score], shuffles: Shuffles
 ) -> NDArray[np.float64]:
-    return np.array([score_once(state, scores, shuffles.pairing(run)) for run in block[1]]).T
+    with one_thread():
+        return np.array([score_once(state, scores, shuffles.pairing(run)) for run in block[1]]).T
 
 
 def _check_finite(null: NDArray[np.float64], names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 
 from pipeline.compare import cca, rsa
+from pipeline.compare.blas import one_thread
 from pipeline.compare.nulls import Score, Shuffles, null_scores, score_once
 from pipeline.compare.rows import MIN_PAIRS, DecoderRows, paired_rows
 from pipeline.compare.statistics import effect_size, p_value
@@ -56,7 +57,7 @@ class Family:
 
 FAMILIES = (
     Family(
-        cca.subspaces,
+        cca.single_subspaces,
         {"svcca": cca.mean_canonical_correlation, "svcca_pc1": cca.first_component_correlation},
         {"svcca": cca.saturation},
         cca.memory_needed,
@@ -236,7 +237,8 @@ def _check_memory(families: Sequence[Family], rows: tuple[DecoderRows, DecoderRo
 
 
 def _prepare(a: DecoderRows, b: DecoderRows, prepare: Callable[[NDArray[np.float64], NDArray[np.float64]], Any]) -> Any:
-    return prepare(*paired_rows(a.read(), b.read()))
+    with one_thread():
+        return prepare(*paired_rows(a.read(), b.read()))
 
 
 def _family_outcomes(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: Scores this close to the null's, relative to their size, count as equal: rounding must not make a difference.
-TIE = 1e-9
+#: Scores this close to the null's count as equal: where every pairing scores the same, rounding must not decide.
+TIE = 1e-6
 
 
 def p_value(score: float, null: ArrayLike) -> float:
@@ -36,7 +36,7 @@ def p_value(score: float, null: ArrayLike) -> float:
     runs = np.asarray(null, np.float64)
     if np.isnan(score):
         return float("nan")
-    at_least = np.count_nonzero(runs >= score - TIE * max(1.0, abs(score)))
+    at_least = np.count_nonzero(runs >= score - TIE)
     return (int(at_least) + 1) / (len(runs) + 1)
 
 

@@ -94,13 +94,20 @@ class Job:
         return self.panels / f"panel-{i:05d}.npz"
 
     def moments_file(self, i: int) -> Path:
-        """Return the file with the statistics of panel `i` of the B features."""
+        """Return the file with the statistics of panel `i` of the B features, where no process sees all rows of B."""
         return self.panels / f"moments-{i:05d}.npz"
 
     @property
-    def moments_files(self) -> list[Path]:
-        """The files with the statistics of the B features, in their order."""
-        return sorted(self.panels.glob("moments-*.npz"))
+    def all_moments_file(self) -> Path:
+        """The file with the statistics of all B features, where processes see all rows of B."""
+        return self.panels / "moments.npz"
+
+    def read_moments(self) -> Moments:
+        """Read the statistics of all B features; work that is resumed may have left them in either form."""
+        if self.all_moments_file.is_file():
+            return Moments(**load_arrays(self.all_moments_file))
+        n_panels = self.plan.n_panels_b(self.b.n_features)
+        return join(Moments(**load_arrays(self.moments_file(i))) for i in range(n_panels))
 
 
 @dataclass
@@ -124,7 +131,7 @@ class Shared:
     def _resident(self) -> tuple[Rows, Moments]:
         rows, moments = load_rows(self, self.job.b, slice(0, self.job.b.n_features))
         rows = shift_and_add(moments, (rows, self.half), moments.positions())
-        save_arrays(moments.to_arrays(), self.job.moments_file(0))
+        save_arrays(moments.to_arrays(), self.job.all_moments_file)
         return rows, moments
 
     @property
@@ -137,7 +144,7 @@ class Shared:
         """Statistics of all B features."""
         if self.job.plan.method == "resident":
             return self._resident[1]
-        return join(Moments(**load_arrays(file)) for file in self.job.moments_files)
+        return self.job.read_moments()
 
     @cached_property
     def positions(self) -> NDArray[np.int32]:

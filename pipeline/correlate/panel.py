@@ -6,8 +6,11 @@ written last, so it says that the panel is done: a run that was stopped goes on 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +31,11 @@ from pipeline.correlate.moments import (
     finish_extremes,
     shift_and_add,
 )
-from pipeline.correlate.plan import DENSE_FEATURES, kept_buffer
+from pipeline.correlate.plan import kept_buffer
 from pipeline.correlate.topk import compact, empty_best, nan_where_empty
 from storage import write_sparse_shard
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 #: Reduces A features from the given one on; returns the first that is not reduced.
@@ -67,6 +72,7 @@ class Summary:
 
 def correlate_panel(i: int, job: Job) -> Summary:
     """Task: correlate panel `i` of the A features with all B features, and put the results on disk."""
+    announce_compilation()
     mine = shared(job)
     features = job.plan.features(i, job.a.n_features)
     moments, step = _METHODS[job.plan.method](mine, features)
@@ -82,13 +88,21 @@ def correlate_panel(i: int, job: Job) -> Summary:
     return Summary(n_done, n_kept, histogram, overflow=False)
 
 
+@functools.cache
+def announce_compilation() -> None:
+    """Say, once in a process, that the kernels are to be compiled, unless an earlier run left them in the cache."""
+    folder = Path(correlate_resident.stats.cache_path)
+    if not any(folder.glob(f"*{correlate_resident.__name__}*.nbi")):
+        logger.info("Compiling the correlation kernels for this machine; later runs find them in %s", folder)
+
+
 def measure_panel(i: int, job: Job) -> int:
     """Task: put the statistics of panel `i` of the B features on disk; return `i`.
 
     Only streaming and dense plans need it: a resident one sees all rows of B anyway.
     """
     mine = shared(job)
-    features = slice(i * DENSE_FEATURES, min((i + 1) * DENSE_FEATURES, job.b.n_features))
+    features = slice(i * job.plan.panel_b, min((i + 1) * job.plan.panel_b, job.b.n_features))
     if job.plan.method == "dense":
         moments = _dense_extremes(mine, job.b, features)
         for slab in mine.slabs():
@@ -173,8 +187,9 @@ class _Places:
 
 def _b_panels(mine: Shared) -> Iterator[tuple[slice, _Places]]:
     """Yield the panels of B features that are made dense together."""
-    for start in range(0, mine.job.b.n_features, DENSE_FEATURES):
-        panel = slice(start, min(start + DENSE_FEATURES, mine.job.b.n_features))
+    step = mine.job.plan.panel_b
+    for start in range(0, mine.job.b.n_features, step):
+        panel = slice(start, min(start + step, mine.job.b.n_features))
         positions = mine.positions[panel]
         within = np.flatnonzero(positions != NOWHERE)
         if len(within):

@@ -95,6 +95,8 @@ class Plan:
         ``resident``, ``streaming`` (both the sparse kernel) or ``dense``.
     panel, n_panels
         A features of a task, and number of tasks.
+    panel_b
+        B features that are measured, or made dense, at a time.
     slab_rows
         Rows that are read at a time.
     kept_per_panel, kept
@@ -108,6 +110,7 @@ class Plan:
     method: Method
     panel: int
     n_panels: int
+    panel_b: int
     slab_rows: int
     kept_per_panel: int
     kept: int
@@ -118,6 +121,10 @@ class Plan:
     def kernel(self) -> Literal["sparse", "dense"]:
         """The kernel of the method."""
         return "dense" if self.method == "dense" else "sparse"
+
+    def n_panels_b(self, n_features_b: int) -> int:
+        """Return how many panels of B features there are."""
+        return -(-n_features_b // self.panel_b)
 
     def features(self, i: int, n_features: int) -> slice:
         """Return the A features of panel `i`."""
@@ -281,7 +288,7 @@ def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
     projected = RESERVED + max(shared + shape.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
-    return Plan(method, width, n_panels, slab_rows, kept, shape.kept, projected, allowed)
+    return Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, allowed)
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:

@@ -33,7 +33,7 @@ from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, DENSE_FEATURES, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.plan import CHUNK, Plan, StoreSize, choose_kernel, make_plan
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
@@ -274,7 +274,7 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
         _measure_b(job, client)
         _correlate_panels(job, client)
     finally:
-        client.run(release, job.key)
+        client.run(release, job.key, on_error="ignore")
     _write_result(job, _attributes(inputs, settings, plan, half))
     shutil.rmtree(job.panels)
 
@@ -350,9 +350,9 @@ def _prepare(job: Job, half: NDArray[np.int8]) -> None:
 
 def _measure_b(job: Job, client: Client) -> None:
     """Put the statistics of all B features on disk, where no single process sees all of B."""
-    if job.plan.method == "resident":
+    if job.plan.method == "resident" or job.all_moments_file.is_file():
         return
-    n_panels = -(-job.b.n_features // DENSE_FEATURES)
+    n_panels = job.plan.n_panels_b(job.b.n_features)
     missing = [i for i in range(n_panels) if not job.moments_file(i).is_file()]
     for _ in run_tasks(client, measure_panel, missing, name="correlate-moments", label="Statistics", args=(job,)):
         pass
@@ -476,13 +476,12 @@ def _merge(job: Job) -> dict[str, NDArray[Any]]:
 
     columns = nan_where_empty(merge_all(job.b.n_features, job.top_k, panels()))
     row = Best(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
-    moments_b = join(Moments(**load_arrays(file)) for file in job.moments_files)
     edges = np.linspace(-1, 1, BINS + 1)
     merged = {"best_b": row.id, "r_b": row.r, "best_a": columns.id, "r_a": columns.r}
     if job.n_halves > 1:
         merged |= {"r_heldout_b": row.held_out, "r_heldout_a": columns.held_out}
     merged |= {"histogram": histogram, "bin_left": edges[:-1], "bin_right": edges[1:]}
-    merged |= _statistics(join(moments_a), "a") | _statistics(moments_b, "b")
+    merged |= _statistics(join(moments_a), "a") | _statistics(job.read_moments(), "b")
     return merged | {"n_kept": np.asarray(n_kept)}
 
 

@@ -82,7 +82,8 @@ def last_tokens(tokens: Tokens) -> tuple[Ints, Ints]:
     """
     real = np.flatnonzero(tokens.ends > tokens.starts)
     ends = tokens.ends[real]
-    is_last = np.append(ends[1:] != ends[:-1], [True] * min(1, len(ends)))
+    is_last = np.ones(len(ends), bool)
+    is_last[:-1] = ends[1:] != ends[:-1]
     return ends[is_last], real[is_last]
 
 

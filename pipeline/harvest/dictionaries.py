@@ -17,6 +17,7 @@ units themselves.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -75,8 +76,8 @@ class Dictionary(ABC):
         """Return the activations (rows, n_features) of float32 rows (rows, d_model)."""
 
     @abstractmethod
-    def decode(self, activations: Encoded) -> Rows:
-        """Return the reconstruction (rows, d_model) of activations (rows, n_features)."""
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return what the dictionary makes of float32 rows (rows, d_model): encoded and decoded."""
 
 
 class Identity(Dictionary):
@@ -98,9 +99,9 @@ class Identity(Dictionary):
         """Return the rows."""
         return rows
 
-    def decode(self, activations: Encoded) -> Rows:
-        """Return the activations as rows."""
-        return np.asarray(activations, np.float32)
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return the rows."""
+        return rows
 
 
 class SaeLensDictionary(Dictionary):
@@ -128,11 +129,10 @@ class SaeLensDictionary(Dictionary):
         self.decoder = sae.W_dec.detach().cpu().numpy().astype(np.float32)
         self.layout = "csr"
         if kind == "pre_topk":
-            self._sae.activation_fn = torch.relu
+            self._sae.activation_fn = torch.nn.ReLU()
             self.layout = "dense"
-        # Some input scalings keep the scale of the last batch on the object between encode and decode.
-        self._stateful = sae.cfg.normalize_activations in {"constant_norm_rescale", "layer_norm"}
-        self._lock = threading.Lock() if self._stateful else None
+        # Some scalings keep the scale of the last rows on the object: one thread at a time.
+        self._lock = threading.Lock()
 
     def encode(self, rows: Rows) -> Encoded:
         """Return the activations: csr for ``post``, an array for ``pre_topk``."""
@@ -145,21 +145,25 @@ class SaeLensDictionary(Dictionary):
     def _encode_block(self, rows: Rows) -> Encoded:
         import torch
 
-        with torch.inference_mode():
+        with self._exclusive(), torch.inference_mode():
             values = self._sae.encode(torch.from_numpy(np.ascontiguousarray(rows)))
-            if self.layout == "dense":
-                return values.numpy()
-            return _to_csr(values)
+        return values.numpy() if self.layout == "dense" else _to_csr(values)
 
-    def decode(self, activations: Encoded) -> Rows:
-        """Return the reconstruction; refuses where the input's scale is needed and gone."""
+    def _exclusive(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a lock for dictionaries that scale each row of their input, and nothing for the others."""
+        scaled = self._sae.cfg.normalize_activations in {"constant_norm_rescale", "layer_norm"}
+        return self._lock if scaled else contextlib.nullcontext()
+
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return the dictionary's own output, block by block."""
         import torch
 
-        if self._stateful:
-            raise InputError(f"{self.id} scales every row of its input: use reconstruct(rows), not decode")
-        dense = activations.toarray() if isinstance(activations, sp.csr_array) else np.asarray(activations)
-        with torch.inference_mode():
-            return self._sae.decode(torch.from_numpy(dense.astype(np.float32))).numpy()
+        step = max(1, _BLOCK_BYTES // (4 * self.n_features))
+        out = np.empty_like(rows)
+        for i in range(0, len(rows), step):
+            with self._exclusive(), torch.inference_mode():
+                out[i : i + step] = self._sae(torch.from_numpy(np.ascontiguousarray(rows[i : i + step]))).numpy()
+        return out
 
 
 def _to_csr(values: Any) -> sp.csr_array:

@@ -355,7 +355,7 @@ def _judge(site: str, rows: Rows, dictionary: Dictionary) -> Calibration:
     threshold = SINK_MULTIPLE * float(np.median(norms))
     sink = norms > threshold
     encoded = dictionary.encode(rows)
-    error = rows - dictionary.decode(encoded)
+    error = rows - dictionary.reconstruct(rows)
     active = (encoded != 0).sum(axis=1)
     calibration = Calibration(
         threshold=threshold,

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import yaml
 from markupsafe import Markup
 
 from pipeline.report import plots, tables, words
@@ -19,6 +20,8 @@ from pipeline.report.results import Run, SitePair
 from pipeline.report.words import metric_name, number, p_number
 from storage import read_manifest
 
+#: Up to so many pairs of sites are listed in the navigation at the top.
+FEW_PAIRS = 6
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -84,6 +87,7 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     return environment.get_template("report.html.j2").render(
         run=run,
+        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         verdict=words.judge(scores, matching, sites, easy, run.unfinished),
         criterion=words.CORRECTIONS[words.criterion(scores)],
         scores=scores.assign(beats=words.beats_chance(scores)),
@@ -91,8 +95,16 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
         sites=sites,
         overview=list(_overview(run, scores, matching)),
         site_pairs=views,
+        few=len(views) <= FEW_PAIRS,
+        heat_width=_heat_width(run),
         provenance=list(_provenance(run)),
     )
+
+
+def _heat_width(run: Run) -> int:
+    """Return how wide the heat maps are drawn, in CSS pixels, so that the page gives them as much room."""
+    figure = plots.heat_map({}, run.experiment.a.sites, run.experiment.b.sites)
+    return round(figure.get_figwidth() * plots.CSS_PIXELS)
 
 
 def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterator[FigureView]:
@@ -134,15 +146,15 @@ def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
         (row.site_a, row.site_b): Cell(
             strength[row.Index],
             number(getattr(row, column)),
-            (f"chosen {number(row.r_mean)}", f"chance {number(row.r_random)}"),
+            (f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"),
         )
         for row in tables.observations(matching)
     }
     title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
-    caption = "Chance: mean r of all pairs of features. " + (
-        "Chosen: on the documents that chose the pairs." if heldout else "On the rows that chose the pairs."
+    caption = "Random: mean r of all pairs of features, which pairs drawn at random would have. Chosen: on the " + (
+        "documents that chose the pairs." if heldout else "same rows, all of which chose the pairs."
     )
-    return _map(run, cells, title, caption + " Shade: height above chance.")
+    return _map(run, cells, title, caption + " Shade: height above random.")
 
 
 def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:

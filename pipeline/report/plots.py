@@ -8,6 +8,7 @@ transparent. Each function returns a :class:`matplotlib.figure.Figure`, so that 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -61,7 +62,9 @@ STYLE: dict[Any, Any] = {
 CELL_OPACITY = (0.04, 0.55)
 BINS = 50
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: Width and height of a cell in inches; narrower where there are many columns, to fit a page.
 CELL_INCHES = (1.3, 0.82)
+NARROW_CELL_INCHES, MANY_COLUMNS = (1.0, 0.82), 6
 CSS_PIXELS = 96
 
 
@@ -120,7 +123,7 @@ def _compact(svg: str) -> str:
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     used = set(re.findall(r"#([\w.-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    svg = re.sub(r"(font: (?:\w+ )*[\d.]+px )[^;\"]+", r"\1var(--sans)", svg)
+    svg = re.sub(r"(font-family: |font: (?:\w+ )*[\d.]+px )[^;\"]+", r"\1var(--sans)", svg)
     svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
     return re.sub(r"\s*\n\s*", " ", svg)
 
@@ -136,7 +139,7 @@ def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b
     sites_a, sites_b
         Order of the rows and of the columns.
     """
-    cell_width, cell_height = CELL_INCHES
+    cell_width, cell_height = CELL_INCHES if len(sites_b) < MANY_COLUMNS else NARROW_CELL_INCHES
     left, bottom = 0.35 + 0.075 * max(map(len, sites_a)), 0.48
     grid_width, grid_height = cell_width * len(sites_b), cell_height * len(sites_a)
     width, height = left + grid_width + 0.05, bottom + grid_height + 0.02
@@ -144,12 +147,24 @@ def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b
     axes = figure.add_axes((left / width, bottom / height, grid_width / width, grid_height / height))
     for (site_a, site_b), cell in cells.items():
         _draw_cell(axes, sites_b.index(site_b), sites_a.index(site_a), cell)
-    axes.set(xlim=(0, len(sites_b)), ylim=(len(sites_a), 0), xlabel="site of B", ylabel="site of A")
-    axes.set_xticks(np.arange(len(sites_b)) + 0.5, sites_b)
+    prefix = common_prefix(sites_b) if len(sites_b) >= MANY_COLUMNS else ""
+    xlabel = f"site of B: {prefix}…" if prefix else "site of B"
+    axes.set(xlim=(0, len(sites_b)), ylim=(len(sites_a), 0), xlabel=xlabel, ylabel="site of A")
+    axes.set_xticks(np.arange(len(sites_b)) + 0.5, [site.removeprefix(prefix) for site in sites_b])
     axes.set_yticks(np.arange(len(sites_a)) + 0.5, sites_a)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def common_prefix(sites: Sequence[str]) -> str:
+    """Return the dotted parts with which all names begin.
+
+    >>> common_prefix(["encoder.layer.1", "encoder.layer.10"])
+    'encoder.layer.'
+    """
+    parts = zip(*(site.split(".")[:-1] for site in sites), strict=False)
+    return "".join(f"{part[0]}." for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def _draw_cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
@@ -213,7 +228,7 @@ def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> 
         Mean r over all pairs of features: chance for held-out documents.
     """
     figure, axes = _small_figure("r of an A feature’s best match", "features of A")
-    lowest = min(0.0, *(float(np.nanmin(part, initial=0.0)) for part in (chosen, heldout)))
+    lowest = np.nanmin(np.concatenate([chosen, heldout, [0.0]]))
     edges = np.linspace(lowest, 1, BINS + 1)
     for values, label, colour, fill in ((chosen, "chosen", NULL, True), (heldout, "held out", ACCENT, False)):
         defined = values[np.isfinite(values)]
@@ -221,9 +236,9 @@ def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> 
             axes.stairs(np.histogram(defined, edges)[0], edges, fill=fill, color=colour, label=label, linewidth=1.5)
     if np.isfinite(random):
         axes.axvline(random, color=MUTED, linewidth=1, linestyle=":", label="random pair")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, fontsize=8, handlelength=1.4, columnspacing=1.2
-    )
+    if axes.get_legend_handles_labels()[0]:
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 3}
+        axes.legend(**place, fontsize=8, handlelength=1.4, columnspacing=1.2)
     return figure
 
 

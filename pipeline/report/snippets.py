@@ -6,6 +6,7 @@ is held longer than needed. Shading reads only the chunks of the activation stor
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ import xarray as xr
 import zarr
 
 from pipeline.report.results import Site
-from pipeline.report.tables import observations
 from storage import Corpus, is_sparse, read_csr, read_dense
 
 #: Characters shown on either side of a token.
@@ -38,7 +38,10 @@ LEVELS = 5
 #: Line breaks as a sign, other control characters as their pictures: none of them may act on the page.
 PICTURES: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(0x20)},
-    0x7F: 0x2421, ord("\n"): "↵", ord("\r"): "", ord("\t"): " ",
+    0x7F: 0x2421,
+    ord("\n"): "↵",
+    ord("\r"): "",
+    ord("\t"): " ",
 }
 
 
@@ -72,6 +75,17 @@ class Segment(NamedTuple):
     peak: bool
 
 
+class Span(NamedTuple):
+    """Where a row is in the text, and from where to where the models read the document together with it."""
+
+    row: int
+    document: int
+    start: int
+    end: int
+    read_from: int
+    read_to: int
+
+
 def readable(text: str) -> str:
     r"""Return `text` with control characters made visible.
 
@@ -98,44 +112,38 @@ def cut_passages(corpus: Corpus, rows: xr.Dataset, wanted: np.ndarray) -> dict[i
     dict
         One :class:`Passage` a row, :data:`MARGIN` characters on either side, cut at a blank where there is one.
     """
-    numbers = np.unique(wanted[wanted >= 0])
-    spans = read_spans(rows, numbers)
-    order = np.argsort(spans["document"].to_numpy(), kind="stable")
-    documents = spans["document"].to_numpy()[order]
+    spans = sorted(read_spans(rows, np.unique(wanted[wanted >= 0])).values(), key=lambda span: span.document)
     passages: dict[int, Passage] = {}
-    for first, last in _blocks(documents):
-        block = order[first:last]
-        texts = corpus.texts(int(documents[first]), int(documents[last - 1]) + 1)
-        for span in observations(spans.iloc[block]):
-            passages[span.Index] = _cut(texts[span.document - documents[first]], span)
+    for _, block in itertools.groupby(spans, key=lambda span: span.document // BLOCK):
+        some = list(block)
+        first = some[0].document
+        texts = corpus.texts(first, some[-1].document + 1)
+        passages |= {span.row: _cut(texts[span.document - first], span) for span in some}
     return passages
 
 
-def read_spans(rows: xr.Dataset, numbers: np.ndarray) -> pd.DataFrame:
-    """Return where some rows are in the text, indexed by row number.
+def read_spans(rows: xr.Dataset, numbers: np.ndarray) -> dict[int, Span]:
+    """Return where some rows are in the text, by row number.
 
-    Columns ``document``, ``char_start``, ``char_end``; and ``read_from``, ``read_to``, the characters that the models
-    read together with the row (its window), which is the whole document where windows are not recorded.
+    Without windows in `rows`, the models are taken to have read whole documents.
     """
-    some = rows[["document", "char_start", "char_end"]].reset_coords().isel({"token": numbers}).load()
-    columns = {name: some[name].values.astype(np.int64) for name in ("document", "char_start", "char_end")}
-    spans = pd.DataFrame(columns, index=pd.Index(numbers, name="row"))
+    names = ["document", "char_start", "char_end"]
+    some = rows[names].reset_coords().isel({"token": numbers})
+    columns = [numbers, *(some[name].values for name in names), *_windows_read(rows, numbers)]
+    return {span[0]: Span(*span) for span in zip(*(column.tolist() for column in columns), strict=True)}
+
+
+def _windows_read(rows: xr.Dataset, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if "window_of_row" not in rows:
-        return spans.assign(read_from=0, read_to=sys.maxsize)
+        return np.zeros(len(numbers), dtype=np.int64), np.full(len(numbers), sys.maxsize)
     window = rows["window_of_row"].isel({"token": numbers}).values
-    return spans.assign(read_from=rows["window_start"].values[window], read_to=rows["window_end"].values[window])
+    return rows["window_start"].values[window], rows["window_end"].values[window]
 
 
-def _blocks(documents: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) positions of runs within the same :data:`BLOCK` of documents; `documents` ascends."""
-    starts = np.flatnonzero(np.diff(documents // BLOCK, prepend=-1))
-    yield from zip(starts, np.append(starts[1:], len(documents)), strict=True)
-
-
-def _cut(text: str, span: Any) -> Passage:
+def _cut(text: str, span: Span) -> Passage:
     """Cut :data:`MARGIN` characters on either side of a token, at a blank and within what the models read with it."""
     first, last = max(0, span.read_from), min(len(text), span.read_to)
-    start, end = span.char_start, span.char_end
+    start, end = span.start, span.end
     left, right = max(first, start - MARGIN), min(last, end + MARGIN)
     if left > first:
         blank = re.search(r"\s\S", text[left:start])
@@ -220,8 +228,10 @@ def shade_passages(
         levels = np.clip(np.ceil(strength * LEVELS), 0, LEVELS).astype(int)
         numbers = np.arange(first, first + len(levels))
         lit = (levels > 0) | (numbers == row)
-        around = observations(spans.loc[numbers[lit]])
-        shaded[feature, row] = list(_segments(passages[row], row, zip(around, levels[lit].tolist(), strict=True)))
+        marks = [
+            (spans[number], level) for number, level in zip(numbers[lit].tolist(), levels[lit].tolist(), strict=True)
+        ]
+        shaded[feature, row] = list(_segments(passages[row], row, marks))
     return shaded
 
 
@@ -229,7 +239,7 @@ def _window(row: int, n_rows: int) -> tuple[int, int]:
     return max(0, row - REACH), min(n_rows, row + REACH + 1)
 
 
-def _spans_around(rows: xr.Dataset, contexts: list[Context]) -> pd.DataFrame:
+def _spans_around(rows: xr.Dataset, contexts: list[Context]) -> dict[int, Span]:
     near = [np.arange(*_window(row, rows.sizes["token"])) for _, row in contexts]
     return read_spans(rows, np.unique(np.concatenate(near)) if near else np.zeros(0, dtype=np.int64))
 
@@ -262,25 +272,25 @@ def _read_columns(path: Path, rows: tuple[int, int], panel: tuple[int, int], col
     return read_dense(path, slice(*rows), slice(*panel))[:, columns].astype(np.float64)
 
 
-def _segments(passage: Passage, row: int, lit: Iterable[tuple[Any, int]]) -> Iterator[Segment]:
-    """Split a passage into stretches of one shade; `lit` are the spans of the rows to mark, ascending, with levels."""
+def _segments(passage: Passage, row: int, marks: Iterable[tuple[Span, int]]) -> Iterator[Segment]:
+    """Split a passage into stretches of one shade; `marks` are spans with their levels, by ascending row."""
     text, cursor = passage.text, 0
     if passage.before:
         yield Segment(passage.before, 0, peak=False)
-    for span, level in lit:
+    for span, level in marks:
         if span.document != passage.document:
             continue
-        start, end = span.char_start - passage.offset, span.char_end - passage.offset
-        if span.Index < row:
+        start, end = span.start - passage.offset, span.end - passage.offset
+        if span.row < row:
             end = min(end, passage.start)
-        elif span.Index > row:
+        elif span.row > row:
             start = max(start, passage.end)
         start, end = _without_blanks(text, max(start, cursor), min(end, len(text)))
         if start >= end:
             continue
         if start > cursor:
             yield Segment(readable(text[cursor:start]), 0, peak=False)
-        yield Segment(readable(text[start:end]), level, peak=span.Index == row)
+        yield Segment(readable(text[start:end]), level, peak=span.row == row)
         cursor = end
     if cursor < len(text) or passage.after:
         yield Segment(readable(text[cursor:]) + passage.after, 0, peak=False)

@@ -18,7 +18,7 @@ from pipeline.report.tables import observations
 LEVEL = 0.05
 #: Metrics kept to reproduce older tables; they do not enter the verdict where others were measured.
 FOR_COMPARISON = ("svcca_pc1",)
-METRIC_NAMES = {"svcca": "SVCCA", "rsa": "RSA", "svcca_pc1": "SVCCA (first component)"}
+METRIC_NAMES = {"svcca": "SVCCA", "rsa": "RSA", "svcca_pc1": "SVCCA, 1st component"}
 CORRECTIONS = {"p_holm": "Holm", "p_bh": "Benjamini–Hochberg"}
 #: A fraction of variance unexplained above which the dictionary is called a poor stand-in for the model.
 POOR_FVU = 0.35
@@ -210,9 +210,10 @@ def _poor(sites: pd.DataFrame) -> Iterator[str]:
 
 def _notes(scores: pd.DataFrame) -> Iterator[str]:
     noted = scores[scores["note"] != ""]
-    for (metric, note), rows in noted.groupby(["metric", "note"], sort=False):
-        where = [f"{row.site_a} – {row.site_b}" for row in observations(rows)]
-        yield f"{metric_name(str(metric))} at {_listed(where)}: {note}"
+    for metric, rows in noted.groupby("metric", sort=False):
+        first = next(observations(rows))
+        others = f" (and at {len(rows) - 1} more, see the table)" if len(rows) > 1 else ""
+        yield f"{metric_name(str(metric))} at {first.site_a} – {first.site_b} is {first.note}{others}."
 
 
 def _span(values: Iterable[float], digits: int = 2) -> str:

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
-from pipeline.compare.cca import principal_scores, saturation, subspaces, svcca, svcca_pc1
+from pipeline.compare.cca import (
+    first_component_correlation,
+    mean_canonical_correlation,
+    principal_scores,
+    saturation,
+    single_subspaces,
+    subspaces,
+    svcca,
+    svcca_pc1,
+)
 from storage.errors import InputError
 
 
@@ -78,6 +87,15 @@ def test_pc1_is_pearson_of_the_first_principal_scores():
     x, y = related(3, 80, 7, 5)
     first = [PCA(1).fit_transform(side)[:, 0] for side in (x, y)]
     assert svcca_pc1(x, y) == pytest.approx(abs(np.corrcoef(*first)[0, 1]), abs=1e-9)
+
+
+@given(st.integers(0, 10_000), st.integers(4, 90), st.integers(2, 20), st.integers(2, 20))
+def test_single_precision_and_shuffled_pairings_agree_with_shuffled_rows(seed, n, d_a, d_b):
+    x, y = related(seed, n, d_a, d_b)
+    pairing = np.random.default_rng(seed).permutation(n)
+    spaces = single_subspaces(x, y)
+    assert mean_canonical_correlation(spaces, pairing) == pytest.approx(svcca(x, y[pairing]).score, abs=1e-6)
+    assert first_component_correlation(spaces, pairing) == pytest.approx(svcca_pc1(x, y[pairing]), abs=1e-6)
 
 
 def test_trap_1_svcca_keeps_the_components_that_hold_the_variance_not_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_several_panels_and_slabs(client, tmp_path, monkeypatch) -> None:
     data = np.where(rng.random((100, 23)) < 0.3, rng.integers(1, 4, (100, 23)), 0).astype(np.float32)
     sink = rng.random(100) < 0.1
     path = write(tmp_path / "s.zarr", data, sink)
-    monkeypatch.setattr("pipeline.harvest.contexts.SLAB_BYTES", 1)
+    monkeypatch.setattr(importlib.import_module("pipeline.harvest.contexts"), "SLAB_BYTES", 1)
     found = contexts(path, client=client)
     rows, values = expected(data, sink, 8)
     np.testing.assert_array_equal(found["row"], rows)

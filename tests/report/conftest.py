@@ -1,7 +1,7 @@
 """A small synthetic run: two models whose features fire on words, with planted pairs, written through ``storage``.
 
-Correlations are NumPy's, on documents of even and odd number; the scores are made up, so that reports of any outcome
-can be tested.
+Correlation and matching are the real stages; the scores are made up unless a test asks for real ones, so that reports
+of any outcome can be tested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import scipy.sparse as sp
 import xarray as xr
 
 import storage
+from pipeline.compare.run import compare
+from pipeline.correlate.run import correlate
 from pipeline.harvest.contexts import contexts
+from pipeline.match.run import match
 from storage.rundir import RunDirectory
 
 TOPICS = {
@@ -29,7 +32,27 @@ TOPICS = {
     "war": ["troops", "attack", "border", "army", "soldiers", "missile", "ceasefire", "rebels"],
     "health": ["hospital", "doctor", "vaccine", "patient", "virus", "nurse", "disease", "clinic"],
 }
-GLUE = ["the", "of", "a", "and", "in", "on", "said", "that", "was", "for", "has", "by", "with", "at", "it", "is", "as", "from", "will"]
+GLUE = [
+    "the",
+    "of",
+    "a",
+    "and",
+    "in",
+    "on",
+    "said",
+    "that",
+    "was",
+    "for",
+    "has",
+    "by",
+    "with",
+    "at",
+    "it",
+    "is",
+    "as",
+    "from",
+    "will",
+]
 HOSTILE = (
     '<script>alert("pwned")</script> <img src=x onerror=alert(1)> </textarea></style> "quoted" & <b>bold</b>\n'
     "http://evil.example/pixel.png javascript:alert(2) {{ 7*7 }} \x00 \u202e reversed"
@@ -78,23 +101,17 @@ def activate(rng: np.random.Generator, tokens: list[str], width: int, noise: flo
     return sp.csr_array(firing.astype(np.float32))
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlate columns; NaN where one never varies."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x.T @ y) / np.outer(np.linalg.norm(x, axis=0), np.linalg.norm(y, axis=0))
-
-
 @dataclass
 class SyntheticRun:
-    """What the synthetic run is to look like."""
+    """What the synthetic run is to look like; scores are made up around `score`, and really computed if it is None."""
 
-    n_documents: int = 40
+    n_documents: int = 24
     sites: dict[str, list[str]] = field(default_factory=lambda: SITES)
     heldout: bool = True
-    score: float = 0.4
+    score: float | None = 0.4
     null_runs: int = 200
     min_correlation: float = 0.2
+    noise: float = 0.002
     seed: int = 0
     name: str = "toy-a-vs-toy-b"
 
@@ -114,12 +131,12 @@ class SyntheticRun:
         words = [texts[d][s:e] for d, s, e in zip(*rows.values(), strict=True)]
         for side, sites in self.sites.items():
             for depth, site in enumerate(sites):
-                active = activate(rng, words, WIDTHS[side], 0.002 + 0.01 * depth)
+                active = activate(rng, words, WIDTHS[side], self.noise + 0.01 * depth)
                 self._store(run.activations(side, site), side, site, active, rows, rng)
                 contexts(run.activations(side, site), run.contexts(side, site), client=client)
         for a in self.sites["a"]:
             for b in self.sites["b"]:
-                self._pair(run, a, b, rows["document"] % 2 == 0, rng)
+                self._pair(run, a, b, rng, client)
         return run
 
     def _experiment(self) -> dict[str, Any]:
@@ -154,59 +171,16 @@ class SyntheticRun:
             writer.write_shard(i, active[part], sink=np.arange(part.start, part.stop) % 997 == 0)
         writer.finalise()
 
-    def _pair(self, run: RunDirectory, a: str, b: str, chosen: np.ndarray, rng: np.random.Generator) -> None:
-        x, y = (storage.read_csr(run.activations(side, site)).toarray() for side, site in (("a", a), ("b", b)))
-        keep = ~storage.open_activations(run.activations("a", a))["sink"].values
-        chosen = chosen if self.heldout else np.ones_like(chosen)
-        r = pearson(x[chosen & keep], y[chosen & keep])
-        heldout = pearson(x[~chosen & keep], y[~chosen & keep]) if self.heldout else np.full_like(r, np.nan)
-        correlation = self._correlation(r, heldout, (int(chosen.sum()), int((~chosen).sum())))
-        storage.write_result(correlation, run.correlation(a, b), storage.new_manifest("correlate", {}, {"top_k": 4}))
-        pairs = self._matched(r, heldout)
-        storage.write_result(pairs, run.pairs(a, b), storage.new_manifest("match", {}, {"method": "greedy"}))
-        scores = self._scores(pairs.sizes["pair"], rng)
-        storage.write_result(scores, run.scores(a, b), storage.new_manifest("compare", {}, {"seed": self.seed}))
-
-    def _correlation(self, r: np.ndarray, heldout: np.ndarray, n_rows: tuple[int, int]) -> xr.Dataset:
-        ranked = np.where(np.isnan(r), -np.inf, r)
-        best = np.argsort(-ranked, axis=1, kind="stable")[:, :4]
-        best_r = np.take_along_axis(r, best, 1)
-        counts, edges = np.histogram(r[~np.isnan(r)], bins=400, range=(-1, 1))
-        variables = {
-            "best_b": (("feature_a", "rank"), np.where(np.isnan(best_r), -1, best).astype(np.int32)),
-            "r_b": (("feature_a", "rank"), best_r),
-            "histogram": ("bin", counts),
-            "bin_left": ("bin", edges[:-1]),
-            "bin_right": ("bin", edges[1:]),
-            "defined_a": ("feature_a", ~np.isnan(r).all(1)),
-            "defined_b": ("feature_b", ~np.isnan(r).all(0)),
-        }
-        if self.heldout:
-            variables["r_heldout_b"] = (("feature_a", "rank"), np.take_along_axis(heldout, best, 1))
-        n_kept = int((ranked >= 0.1).sum())
-        attrs = {"keep_above": 0.1, "n_kept": n_kept, "n_rows_select": n_rows[0], "n_rows_heldout": n_rows[1]}
-        return xr.Dataset(variables, attrs=attrs)
-
-    def _matched(self, r: np.ndarray, heldout: np.ndarray) -> xr.Dataset:
-        ranked = np.where(np.isnan(r), -np.inf, r)
-        free_a, free_b, pairs = set(range(r.shape[0])), set(range(r.shape[1])), []
-        for flat in np.argsort(-ranked, axis=None, kind="stable"):
-            i, j = divmod(int(flat), r.shape[1])
-            if ranked[i, j] < self.min_correlation:
-                break
-            if i in free_a and j in free_b:
-                pairs.append((i, j))
-                free_a.remove(i)
-                free_b.remove(j)
-        i, j = np.array(pairs, dtype=np.int32).reshape(-1, 2).T
-        flags = {"flag_values": [0, 1, 2, 3], "flag_meanings": "matched dead below_min_r taken"}
-        fates = {}
-        for side, axis, matched in (("a", 0, i), ("b", 1, j)):
-            fate = np.where(np.isnan(r).all(1 - axis), 1, 2).astype(np.int8)
-            fate[matched] = 0
-            fates[f"fate_{side}"] = (f"id_{side}", fate, flags)
-        columns = {"feature_a": i, "feature_b": j, "r": r[i, j], "r_heldout": heldout[i, j]}
-        return xr.Dataset({**{name: ("pair", column) for name, column in columns.items()}, **fates})
+    def _pair(self, run: RunDirectory, a: str, b: str, rng: np.random.Generator, client: Any) -> None:
+        stores = run.activations("a", a), run.activations("b", b)
+        select = "half" if self.heldout else "all"
+        correlate(*stores, top_k=4, select=select, memory="1GB", out=run.correlation(a, b), client=client)
+        pairs = match(run.correlation(a, b), min_correlation=self.min_correlation, out=run.pairs(a, b))
+        if self.score is None:
+            compare(pairs, *stores, null_runs=self.null_runs, out=run.scores(a, b), client=client)
+        else:
+            scores = self._scores(pairs.sizes["pair"], rng)
+            storage.write_result(scores, run.scores(a, b), storage.new_manifest("compare", {}, {"seed": self.seed}))
 
     def _scores(self, n_pairs: int, rng: np.random.Generator) -> xr.Dataset:
         null = rng.normal([[0.21], [0.0], [0.1]], [[0.02], [0.03], [0.05]], (3, self.null_runs))
@@ -220,7 +194,7 @@ class SyntheticRun:
             "z": (score - null.mean(1)) / null.std(1),
             "p": ((null >= score[:, None]).sum(1) + 1) / (self.null_runs + 1),
         }
-        note = np.array([f"{n_pairs} pairs for 12 + 14 components: close to saturation", "", ""], object)
+        note = np.array([f"saturated: {n_pairs} pairs, not more than the 60 + 60 components kept", "", ""], object)
         return xr.Dataset(
             {
                 **{name: ("metric", values) for name, values in columns.items()},

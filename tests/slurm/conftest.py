@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -125,3 +126,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.environ.pop("SLURM_CONF", None)
         else:
             os.environ["SLURM_CONF"] = previous
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path) -> Path:
+    """What a site changes in cluster.yaml."""
+    (tmp_path / "logs").mkdir()
+    job = {
+        "queue": "main",
+        "cores": 1,
+        "memory": "2GB",
+        "walltime": "00:10:00",
+        "interface": "lo",
+        "log-directory": str(tmp_path / "logs"),
+        "shared-temp-directory": str(tmp_path),
+        "local-directory": str(tmp_path / "scratch"),
+        "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
+    }
+    settings = {
+        "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60}}},
+        "jobqueue": {"slurm-cpu": job},
+    }
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

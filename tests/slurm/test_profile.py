@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from distributed import Client
 from distributed.security import Security
 
@@ -19,30 +18,6 @@ pytestmark = pytest.mark.slurm
 
 def job_of_worker() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
-
-
-@pytest.fixture
-def cluster_file(tmp_path: Path) -> Path:
-    """What a site changes in cluster.yaml."""
-    (tmp_path / "logs").mkdir()
-    job = {
-        "queue": "main",
-        "cores": 1,
-        "memory": "2GB",
-        "walltime": "00:10:00",
-        "interface": "lo",
-        "log-directory": str(tmp_path / "logs"),
-        "shared-temp-directory": str(tmp_path),
-        "local-directory": str(tmp_path / "scratch"),
-        "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
-    }
-    settings = {
-        "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60}}},
-        "jobqueue": {"slurm-cpu": job},
-    }
-    path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def test_workers_are_slurm_jobs_that_talk_tls(slurm: Path, cluster_file: Path) -> None:

@@ -24,15 +24,38 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import Columns, Rows
+from pipeline.correlate.kernels.prefetch import prefetch
 from pipeline.correlate.kernels.reduce import Half, Output, Scratch, correlate_candidates, find_candidates, record
 
 Array = NDArray[Any]
 
 
+#: How many rows ahead the place of a row, and its first entries, are fetched; more entries follow by themselves.
+PLACE_AHEAD, ENTRIES_AHEAD, ENTRIES_FETCHED = 16, 6, 64
+#: Entries of 4 or 2 bytes that share a cache line.
+VALUES_A_LINE, IDS_A_LINE = 16, 32
+
+
+@njit(nogil=True, cache=True)
+def fetch_entries(b: Rows, row: int) -> None:
+    """Fetch the first entries of a row of B."""
+    first = b.start[row]
+    last = min(b.start[row + 1], first + ENTRIES_FETCHED)
+    for at in range(first, last, VALUES_A_LINE):
+        prefetch(b.value, at)
+    for at in range(first, last, IDS_A_LINE):
+        prefetch(b.feature, at)
+
+
 @njit(nogil=True, cache=True)
 def scatter(sums: Array, columns: Columns, column: int, b: Rows) -> None:
     """Add the products of one column of A with all B features to `sums`."""
-    for i in range(columns.start[column], columns.start[column + 1]):
+    end = columns.start[column + 1]
+    for i in range(columns.start[column], end):
+        if i + PLACE_AHEAD < end:
+            prefetch(b.start, columns.row[i + PLACE_AHEAD])
+        if i + ENTRIES_AHEAD < end:
+            fetch_entries(b, columns.row[i + ENTRIES_AHEAD])
         value = np.float64(columns.value[i])
         row = columns.row[i]
         for at in range(b.start[row], b.start[row + 1]):

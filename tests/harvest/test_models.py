@@ -1,0 +1,153 @@
+"""Sites, hooks and the pass that stops: on four architectures, with random weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from pipeline.config import ModelConfig
+from pipeline.harvest.models import describe, load
+from storage.errors import InputError, MissingInputError
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
+MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+
+
+def config_of(folder, *sites, **options):
+    return ModelConfig(model=str(folder), dictionary="identity", sites=list(sites), **options)
+
+
+def hidden_states(folder):
+    network = AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return network(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states
+
+
+def test_site_is_the_blocks_output_not_its_input(make_model, kind, site_of):
+    """Trap 3: ``hidden_states[L]`` is block L's input."""
+    sites = [site_of(kind, block) for block in (0, 1)]
+    values = load(config_of(make_model(kind), *sites)).reader(IDS, MASK)
+    states = hidden_states(make_model(kind))
+    real = MASK.bool()
+    for block, site in enumerate(sites):
+        torch.testing.assert_close(values[site][real], states[block + 1][real], rtol=0, atol=1e-5)
+        assert (values[site][real] - states[block][real]).abs().max() > 1e-3
+
+
+def test_last_block_is_taken_before_the_final_norm(make_model, kind, site_of):
+    last = site_of(kind, 2)
+    value = load(config_of(make_model(kind), last)).reader(IDS, MASK)[last]
+    state = hidden_states(make_model(kind))[-1]
+    real = MASK.bool()
+    if kind == "bert":  # its norms are inside the blocks
+        torch.testing.assert_close(value[real], state[real], rtol=0, atol=1e-5)
+    else:
+        assert (value[real] - state[real]).abs().max() > 0.1
+
+
+def test_pass_stops_and_deeper_blocks_are_gone(make_model, kind, site_of):
+    loaded = load(config_of(make_model(kind), site_of(kind, 0), site_of(kind, 1)))
+    path = site_of(kind, 0).rpartition(".")[0]
+    assert len(loaded.reader.network.get_submodule(path)) == 2
+    ran = []
+    final = {"llama": "norm", "neox": "final_layer_norm", "gpt2": "ln_f", "bert": "pooler"}[kind]
+    loaded.reader.network.get_submodule(final).register_forward_hook(lambda *_: ran.append(1))
+    loaded.reader(IDS, MASK)
+    assert not ran
+
+
+def test_threads_do_not_see_each_others_values(make_model):
+    from concurrent.futures import ThreadPoolExecutor
+
+    reader = load(config_of(make_model("llama"), "layers.1")).reader
+    inputs = [torch.full((1, 3 + i % 5), 5 + i) for i in range(24)]
+    masks = [torch.ones_like(ids) for ids in inputs]
+    alone = [reader(ids, mask)["layers.1"] for ids, mask in zip(inputs, masks, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda pair: reader(*pair)["layers.1"], zip(inputs, masks, strict=True)))
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "path"),
+    [
+        ("llama", "model.layers.1", "layers.1"),
+        ("llama", "blocks.1.hook_resid_post", "layers.1"),
+        ("llama", "layers.1.mlp", "layers.1.mlp"),
+        ("neox", "gpt_neox.layers.2", "layers.2"),
+        ("gpt2", "transformer.h.0", "h.0"),
+        ("gpt2", "layers.2", "h.2"),
+        ("bert", "encoder.layer.1", "encoder.layer.1"),
+        ("bert", "blocks.1.hook_resid_post", "encoder.layer.1"),
+    ],
+)
+def test_names_of_sites(make_model, kind, name, path):
+    assert describe(config_of(make_model(kind), name)).paths == {name: path}
+
+
+def test_unknown_site_lists_the_near_ones(make_model):
+    with pytest.raises(InputError, match=r"no site 'layers\.9'; near names: .*its blocks are layers\.0 to layers\.2"):
+        describe(config_of(make_model("llama"), "layers.9"))
+    with pytest.raises(InputError, match=r"near names: encoder\.layer\.1"):
+        describe(config_of(make_model("bert"), "encoder.layr.1"))
+
+
+def test_missing_models(tmp_path):
+    for name in (tmp_path / "none", tmp_path / "none.gguf"):
+        with pytest.raises(MissingInputError, match="none"):
+            describe(config_of(name, "layers.0"))
+    with pytest.raises(MissingInputError, match=r"no config\.json"):
+        describe(config_of(tmp_path, "layers.0"))
+
+
+def test_tokenizer_without_offsets_is_refused(make_model, monkeypatch):
+    import transformers
+
+    class Slow:
+        is_fast = False
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
+    with pytest.raises(InputError, match="no character offsets"):
+        describe(config_of(make_model("llama"), "layers.0"))
+
+
+def test_truncation_saved_with_a_tokenizer_is_off(make_model):
+    backend = describe(config_of(make_model("bert"), "encoder.layer.0")).tokenizer.backend_tokenizer
+    assert len(backend.encode("fox " * 50, add_special_tokens=False).ids) >= 50
+
+
+def test_weights_that_are_missing_are_an_error(make_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in make_model("llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack weights.*layers\.0\.mlp\.up_proj"):
+        load(config_of(tmp_path, "layers.1"))
+
+
+def test_fingerprint_follows_the_content_and_not_the_place(make_model, tmp_path):
+    for file in make_model("llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    original = describe(config_of(make_model("llama"), "layers.0")).fingerprint
+    assert describe(config_of(tmp_path, "layers.0")).fingerprint == original
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"rms_norm_eps": 0.5}))
+    assert describe(config_of(tmp_path, "layers.0")).fingerprint != original
+
+
+def test_half_precision_gives_float32_close_to_the_full(make_model):
+    full, half = (
+        load(config_of(make_model("llama"), "layers.1", dtype=dtype)).reader(IDS, MASK)["layers.1"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half.dtype == torch.float32
+    np.testing.assert_allclose(half[0], full[0], atol=0.05)

@@ -1,0 +1,330 @@
+"""The whole report of a small synthetic run: the page is parsed, the tables are read back."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import storage
+from pipeline.report.explorer import MAX_SHOWN
+from pipeline.report.run import report
+from storage.errors import FormatError, MissingInputError
+
+VOID = {"meta", "br", "img", "link", "input", "hr", "area", "base", "col", "embed", "source", "track", "wbr"}
+LARGEST_BYTES = 6_000_000
+ONE_PAIR = {"a": ["x"], "b": ["y"]}
+
+
+@dataclass
+class Element:
+    """A tag with what is in it."""
+
+    tag: str
+    attrs: dict[str, str]
+    children: list[Element | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(child if isinstance(child, str) else child.text for child in self.children)
+
+    def all(self, tag: str, **attrs: str) -> list[Element]:
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                if child.tag == tag and all(child.attrs.get(k.rstrip("_")) == v for k, v in attrs.items()):
+                    found.append(child)
+                found += child.all(tag, **attrs)
+        return found
+
+    def walk(self) -> list[Element]:
+        return [self, *(e for child in self.children if isinstance(child, Element) for e in child.walk())]
+
+
+class Page(HTMLParser):
+    """Parses a page and insists that every element is closed where it was opened."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(html)
+        self.close()
+        assert self.open == [self.root], f"never closed: {[e.tag for e in self.open]}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice"
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1].tag == tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].children.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(write_run, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def html(run) -> str:
+    return report(run.root).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Element:
+    return Page(html).root
+
+
+def test_three_files_and_nothing_else(run, html) -> None:
+    made = {path.name for path in run.root.iterdir() if path.is_file()}
+    assert made == {"experiment.json", "report.html", "pairs.csv", "scores.csv"}
+    assert len(html.encode()) < LARGEST_BYTES
+
+
+def test_the_same_results_give_the_same_page(run, html) -> None:
+    assert report(run.root).read_text(encoding="utf-8") == html
+
+
+def test_title_models_and_sites(page) -> None:
+    assert page.all("h1")[0].text == "toy-a-vs-toy-b"
+    header = page.all("header")[0].text
+    for name in ("toy/model-a", "toy/model-b", "layers.6", "layers.12", "encoder.layer.2", "encoder.layer.10"):
+        assert name in header
+
+
+def test_headings_are_in_order(page) -> None:
+    levels = [int(e.tag[1]) for e in page.walk() if re.fullmatch("h[1-6]", e.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_pair_of_sites_has_a_section(page) -> None:
+    titles = [e.text for e in page.all("h3")]
+    for a in ("layers.6", "layers.12"):
+        for b in ("encoder.layer.2", "encoder.layer.10"):
+            assert f"{a} – {b}" in titles
+
+
+def test_figures_are_described(page) -> None:
+    figures = page.all("figure")
+    assert len(figures) == 5 + 4 * (3 + 2)
+    for figure in figures:
+        (svg,) = figure.all("svg")
+        assert svg.attrs["role"] == "img"
+        assert len(svg.attrs["aria-label"]) > 20
+        assert figure.all("figcaption")[0].text.strip()
+        assert svg.all("text")
+
+
+def test_heat_maps_print_chance_in_every_cell(page) -> None:
+    svcca = page.all("svg", class_="plot")[0]
+    texts = [e.text for e in svcca.all("text")]
+    assert sum(text.startswith("chance ") for text in texts) == 4
+    assert sum(text.startswith("p ") for text in texts) == 4
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page) -> None:
+    ids = [e.attrs["id"] for e in page.walk() if "id" in e.attrs]
+    assert len(ids) == len(set(ids))
+    wanted = [e.attrs[name] for e in page.walk() for name in ("href", "aria-labelledby") if name in e.attrs]
+    clips = [found for e in page.walk() for value in e.attrs.values() for found in re.findall(r"url\(#(.*?)\)", value)]
+    assert {name.lstrip("#") for name in wanted + clips} <= set(ids)
+    assert len(wanted) > 10
+
+
+def test_nothing_is_loaded_and_nothing_runs(html, page) -> None:
+    elements = page.walk()
+    forbidden = {"script", "link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "image"}
+    assert not forbidden & {e.tag for e in elements}
+    for element in elements:
+        for name, value in element.attrs.items():
+            assert not name.startswith("on"), name
+            if name in {"href", "src", "xlink:href", "action", "data", "srcset"}:
+                assert value.startswith("#")
+            if name == "style":
+                assert "url(" not in value.replace("url(#", "")
+    css = page.all("style")[0].text
+    assert "url(" not in css
+    assert "@import" not in css
+    (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.attrs["content"].split(";"))
+    assert rules == {
+        "default-src": "'none'", "style-src": "'unsafe-inline'", "base-uri": "'none'", "form-action": "'none'"
+    }  # fmt: skip
+    assert html.index("Content-Security-Policy") < html.index("<style")
+
+
+def test_markup_in_the_corpus_shows_as_text(html, page) -> None:
+    shown = [e.text for e in page.all("span", class_="text")]
+    assert any('<script>alert("pwned")</script>' in text for text in shown)
+    assert any("</textarea></style>" in text for text in shown)
+    assert "<script" not in html
+    assert "\x00" not in html
+    tokens = [e.text for e in page.all("span", class_="tokens")]
+    assert any("script" in text for text in tokens)
+
+
+def test_markup_in_names_shows_as_text(write_run, tmp_path) -> None:
+    sites = {"a": ["<em>$x_1$&amp;"], "b": ['"><script>2']}
+    run = write_run(tmp_path / "run", sites=sites, n_documents=12)
+    html = report(run.root).read_text(encoding="utf-8")
+    page = Page(html).root
+    assert not {"em", "script"} & {e.tag for e in page.walk()}
+    assert '<em>$x_1$&amp; – "><script>2' in [e.text for e in page.all("h3")]
+    assert "<em>$x_1$&amp;" in [e.text for e in page.all("svg")[0].all("text")]
+
+
+def test_contexts_stand_side_by_side_with_the_token_marked(run, page) -> None:
+    article = page.all("article")[0]
+    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2"))
+    items = article.all("ol", class_="pairs")[0].all("details")
+    assert len(items) == min(100, pairs.sizes["pair"])
+    first = items[0]
+    assert [e.text for e in first.all("span", class_="id num")] == [
+        f"A {int(pairs['feature_a'][0])}",
+        f"B {int(pairs['feature_b'][0])}",
+    ]
+    contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=int(pairs["feature_a"][0]))
+    rows = storage.open_activations(run.activations("a", "layers.6"))
+    listed = first.all("ol", class_="contexts")[0].all("li")
+    assert len(listed) == int((contexts["row"] >= 0).sum())
+    for item, row, value in zip(listed, contexts["row"].values, contexts["value"].values, strict=True):
+        document, start, end = (int(rows[name][row]) for name in ("document", "char_start", "char_end"))
+        token = storage.open_corpus(run.corpus).text(document)[start:end]
+        (marked,) = [mark for mark in item.all("mark") if "p" in mark.attrs["class"].split()]
+        assert marked.text == token
+        assert item.all("span", class_="value num")[0].text == f"{value:.2f}"
+
+
+def test_pairs_csv_holds_every_pair(run, html) -> None:
+    table = pd.read_csv(run.root / "pairs.csv")
+    assert list(table) == [
+        "site_a", "site_b", "feature_a", "feature_b", "r", "r_heldout",
+        "tokens_a", "tokens_b", "context_a", "context_b",
+    ]  # fmt: skip
+    for (site_a, site_b), rows in table.groupby(["site_a", "site_b"]):
+        stored = storage.open_result(run.pairs(site_a, site_b))
+        for name in ("feature_a", "feature_b", "r", "r_heldout"):
+            np.testing.assert_allclose(rows[name], stored[name])
+    assert len(table.groupby(["site_a", "site_b"])) == 4
+    texts = table[["tokens_a", "tokens_b", "context_a", "context_b"]].stack()
+    assert set(texts.str[0]) == {"[", "“"}, "a spreadsheet must not take text for a formula"
+    assert table["tokens_a"].map(json.loads).map(len).between(1, 5).all()
+    assert table["context_b"].str.contains("⟦.+⟧", regex=True).all()
+
+
+def test_scores_csv_is_tidy_and_corrected_over_the_grid(run, html) -> None:
+    table = pd.read_csv(run.root / "scores.csv")
+    assert len(table) == 4 * 3
+    p = table["p"].to_numpy()
+    for one, holm, bh in table[["p", "p_holm", "p_bh"]].itertuples(index=False):
+        # straight from the definitions: step-down over smaller p, step-up over larger ones
+        steps = [(p >= other).sum() * other for other in p[p <= one]]
+        assert holm == pytest.approx(min(1, max(steps)))
+        assert bh == pytest.approx(min(1, *(len(p) * other / (p <= other).sum() for other in p[p >= one])))
+    stored = storage.open_result(run.scores("layers.12", "encoder.layer.2"))
+    rows = table[(table["site_a"] == "layers.12") & (table["site_b"] == "encoder.layer.2")].set_index("metric")
+    for metric in stored["metric"].values:
+        for name in ("score", "null_mean", "null_std", "null_q05", "null_q95", "z", "p"):
+            assert rows.loc[metric, name] == pytest.approx(float(stored[name].sel(metric=metric)))
+
+
+def test_provenance_names_every_result(run, page) -> None:
+    (section,) = page.all("section", id="provenance")
+    for path in sorted(run.root.rglob("*.zarr")):
+        assert path.relative_to(run.root).as_posix() in section.text
+        assert storage.read_manifest(path).fingerprint[:12] in section.text
+    for fact in ("0.210", "0.480", "toy/layers.6", "numpy ", "top_n", "min_correlation: 0.2"):
+        assert fact in section.text
+    sinks = int(storage.open_activations(run.activations("a", "layers.6"))["sink"].sum())
+    assert [str(sinks)] * 4 == [row.all("td")[7].text for row in section.all("table")[0].all("tbody")[0].all("tr")]
+
+
+def test_real_scores(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", score=None, null_runs=40, sites=ONE_PAIR, n_documents=20)
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    assert len(page.all("figure")) == 5 + 3 + 2
+    assert "SVCCA" in page.all("section", id="verdict")[0].text
+
+
+def test_without_held_out_rows_it_says_so(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", heldout=False, sites=ONE_PAIR, n_documents=12)
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    assert "inflated by the choice" in page.all("aside")[0].text
+    assert pd.read_csv(run.root / "pairs.csv")["r_heldout"].isna().all()
+
+
+def test_no_pairs_at_all(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", min_correlation=0.999, noise=0.1, score=None, sites=ONE_PAIR, n_documents=12)
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    assert "No pair of features reached" in page.all("section", id="verdict")[0].text
+    assert pd.read_csv(run.root / "pairs.csv").empty
+
+
+def test_large_grids_show_fewer_pairs_and_link_from_the_section(write_run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.import_module("pipeline.report.explorer"), "MAX_SHOWN", 14)
+    sites = {"a": ["x.1"], "b": [f"y.{i}" for i in range(7)]}
+    run = write_run(tmp_path / "run", sites=sites, n_documents=8, null_runs=20)
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    assert {len(e.all("details")) for e in page.all("ol", class_="pairs")} == {2}
+    assert len(page.all("nav")) == 2
+    assert "Benjamini–Hochberg" in page.all("p", class_="headline")[0].text
+    assert "site of B: y.…" in [e.text for e in page.all("svg")[0].all("text")]
+    assert MAX_SHOWN > 100
+
+
+def test_a_missing_stage_is_named(run, html, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.root, copy)
+    shutil.rmtree(copy / "scores" / "layers.6--encoder.layer.2.zarr")
+    page = Page(report(copy).read_text(encoding="utf-8")).root
+    assert "Not finished" in page.all("aside")[0].text
+    assert "layers.6 – encoder.layer.2" in page.all("aside")[0].text
+    assert len(page.all("article")) == 3
+    shutil.rmtree(copy / "scores")
+    with pytest.raises(MissingInputError, match="no pair of sites with all of correlation, pairs, scores"):
+        report(copy)
+    shutil.rmtree(copy / "contexts" / "b")
+    with pytest.raises(MissingInputError, match=re.escape("contexts/b/encoder.layer.2.zarr")):
+        report(copy)
+
+
+def test_no_run_directory(tmp_path) -> None:
+    with pytest.raises(MissingInputError, match="subspace run"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(MissingInputError, match="no run directory"):
+        report(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"name": "x"}')
+    with pytest.raises(FormatError, match="does not fit this version"):
+        report(tmp_path)
+
+
+def test_a_failed_report_leaves_the_old_one(run, html, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report(run.root)
+    assert run.report.read_text(encoding="utf-8") == html
+    assert not list(run.root.glob("*.partial"))
