@@ -18,6 +18,7 @@ import zarr.codecs
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path, remove_folder, remove_stray_files, replace_folder
 from storage.manifest import MANIFEST, Manifest, read_attrs, read_manifest
+from storage.sparse_array import read_metadata
 
 
 def begin_result(path: str | Path, manifest: Manifest) -> Path:
@@ -183,6 +184,8 @@ def read_finished_attrs(path: str | Path) -> dict[str, Any]:
 
 def open_group(path: str | Path) -> xr.Dataset:
     """Open a group lazily with xarray, without Dask, and note where it came from."""
-    ds = xr.open_zarr(str(path), chunks=None, zarr_format=3)
+    # Ours have it; copies that users write with xarray may not, and guessing would warn
+    consolidated = read_metadata(Path(path)).get("consolidated_metadata") is not None
+    ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
     ds.encoding["source"] = str(path)
     return ds

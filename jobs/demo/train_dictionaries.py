@@ -196,11 +196,12 @@ def save(sae: Any, folder: Path, site: str, model: PackagedModel) -> None:
     sae.save_inference_model(partial)
     weights = partial / "sae_weights.safetensors"
     save_file({name: value.half().contiguous() for name, value in load_file(weights).items()}, weights)
+    weights.chmod(0o644)  # safetensors makes files that only their owner can read
     config = json.loads((partial / "cfg.json").read_text(encoding="utf-8"))
     config["dtype"] = "float16"
     config["device"] = "cpu"
     config["metadata"] |= {
-        "model_name": model.name, "hook_name": site, "context_size": MAX_LENGTH, "prepend_bos": model is SMOLLM2,
+        "model_name": model.name, "hook_name": site, "context_size": MAX_LENGTH, "prepend_bos": model == SMOLLM2,
     }  # fmt: skip
     (partial / "cfg.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -110,8 +110,7 @@ def score_once(state: Any, scores: Sequence[Score], pairing: NDArray[np.int64]) 
     >>> score_once(np.array([5.0, 7.0]), [lambda state, pairing: float(state[pairing[0]])], np.array([1, 0]))
     [7.0]
     """
-    with one_thread():
-        return [score(state, pairing) for score in scores]
+    return [score(state, pairing) for score in scores]
 
 
 def _score_block(

@@ -133,13 +133,22 @@ def compare(
 
     Examples
     --------
-    >>> compare("run/pairs/x--y.zarr", "run/activations/a/x.zarr", "run/activations/b/y.zarr")  # doctest: +SKIP
+    >>> import tempfile, storage
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> decoder = np.random.default_rng(0).normal(size=(30, 3))
+    >>> for name, rows in {"a": decoder, "b": decoder @ [[0, 1, 0], [1, 0, 0], [0, 0, 2]]}.items():
+    ...     storage.write_activations(folder / f"{name}.zarr", np.eye(5, 30), decoder=rows)
+    >>> pairs = xr.Dataset({f"feature_{side}": ("pair", np.arange(30)) for side in "ab"})
+    >>> scores = compare(pairs, folder / "a.zarr", folder / "b.zarr", metrics=["svcca", "rsa"], null_runs=99)
+    >>> scores.score.values.round(2).tolist(), scores.p.values.tolist()
+    ([1.0, 0.89], [0.01, 0.01])
     """
     _check_settings(metrics, null_runs)
     matched = pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
     rows = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
-    settings = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed}
-    manifest = new_manifest(STAGE, _inputs(rows), settings)
+    inputs = _inputs(rows)
+    _check_stores(matched, inputs)
+    manifest = new_manifest(STAGE, inputs, {"metrics": list(metrics), "null_runs": null_runs, "seed": seed})
     if out is not None and is_current(out, manifest):
         logger.info("%s is up to date", out)
         return open_result(out, STAGE)
@@ -194,6 +203,19 @@ def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:
     return {"pairs": ids, "a": fingerprint(rows[0].path), "b": fingerprint(rows[1].path)}
 
 
+def _check_stores(pairs: xr.Dataset, inputs: Mapping[str, str]) -> None:
+    """Refuse swapped stores; others than those correlated may be meant (the same dictionaries on new text)."""
+    correlated = pairs.attrs.get("stores") or inputs
+    given = [inputs[side] for side in "ab"]
+    expected = [correlated.get(side) for side in "ab"]
+    if given == expected[::-1] != expected:
+        raise InputError(
+            "the stores are in the wrong order: side A of the pairs comes from the one given as b; swap them"
+        )
+    if given != expected:
+        logger.warning("The pairs were matched on other stores than those given; only their decoder rows are used")
+
+
 def _outcomes(
     rows: tuple[DecoderRows, DecoderRows],
     metrics: Sequence[str],
@@ -208,7 +230,8 @@ def _outcomes(
         return {name: Outcome(np.nan, np.full(shuffles.runs, np.nan), note) for name in metrics}
     families = [family for family in FAMILIES if set(metrics) & set(family.scores)]
     _check_memory(families, rows, memory)
-    with ensure_client(client) as used:
+    # where the workers are threads of this process, they find BLAS limited already
+    with ensure_client(client) as used, one_thread():
         # all are submitted before the first is waited for: what one family computes in one thread, others overlap
         states = [used.submit(_prepare, *rows, family.prepare, pure=False, key=_key(family)) for family in families]
         found = [
@@ -267,7 +290,8 @@ def _family_outcomes(
 def _observe(
     state: Any, scores: Sequence[Score], warnings: Mapping[str, Callable[[Any], str]], n: int
 ) -> tuple[list[float], dict[str, str]]:
-    return score_once(state, scores, np.arange(n)), {name: warn(state) for name, warn in warnings.items()}
+    with one_thread():
+        return score_once(state, scores, np.arange(n)), {name: warn(state) for name, warn in warnings.items()}
 
 
 def _dataset(outcomes: Mapping[str, Outcome], shuffles: Shuffles) -> xr.Dataset:

@@ -298,7 +298,7 @@ def _reduced(mine: Shared, moments: Moments, output: Output, histogram: NDArray[
     row = Best(np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1), row.r, row.held_out)
     parts: dict[str, dict[str, Array]] = {
         "row": row._asdict(),
-        "column": compact(output.column) | {"feature": mine.defined},
+        "column": compact(output.column, mine.defined),
         "moments": moments.to_arrays(),
     }
     named = {f"{part}_{name}": array for part, arrays in parts.items() for name, array in arrays.items()}

@@ -23,11 +23,11 @@ def empty_best(n_features: int, top_k: int) -> Best:
     return Best(np.full(shape, -1, np.int32), np.full(shape, -np.inf), np.full(shape, np.nan))
 
 
-def compact(best: Best) -> dict[str, Array]:
-    """Return the places in use, one feature's after the other's, and where each feature's begin."""
+def compact(best: Best, feature: Array) -> dict[str, Array]:
+    """Return the places in use, one feature's after the other's, where each feature's begin, and its id."""
     used = best.id >= 0
     start = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
-    return {"start": start, "id": best.id[used], "r": best.r[used], "held_out": best.held_out[used]}
+    return {"feature": feature, "start": start, "id": best.id[used], "r": best.r[used], "held_out": best.held_out[used]}
 
 
 def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -> Best:
@@ -38,12 +38,14 @@ def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -
     >>> one, two = empty_best(1, 2), empty_best(1, 2)
     >>> one.id[0, 0], one.r[0, 0] = 3, 0.5
     >>> two.id[0], two.r[0] = [7, 8], [0.9, 0.5]
-    >>> merge_all(1, 2, [compact(one), compact(two)]).id
-    array([[7, 3]], dtype=int32)
+    >>> feature = np.array([1], dtype=np.int32)
+    >>> merge_all(2, 2, [compact(one, feature), compact(two, feature)]).id
+    array([[-1, -1],
+           [ 7,  3]], dtype=int32)
     """
     best = empty_best(n_features, top_k)
     for panel in panels:
-        merge(best, panel["start"], panel["id"], panel["r"], panel["held_out"])
+        merge(best, panel["feature"], panel["start"], panel["id"], panel["r"], panel["held_out"])
     return best
 
 

@@ -15,7 +15,7 @@ from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
 from pipeline.match.filters import FATE_MEANINGS, Fate, count_fates, fates
 from pipeline.match.greedy import best, best_of_b, greedy, mutual, unique
-from storage import fingerprint, is_current, new_manifest, open_result, write_result
+from storage import fingerprint, is_current, new_manifest, open_result, read_manifest, write_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 #: Attributes of the correlation result that its pairs keep.
-INHERITED = ("row_hash", "select", "keep_above", "n_rows_select", "n_rows_heldout")
+INHERITED = (
+    *(f"{name}_{side}" for name in ("model", "site", "dictionary", "kind") for side in "ab"),
+    "row_hash",
+    "select",
+    "keep_above",
+    "n_rows_select",
+    "n_rows_heldout",
+)
 
 
 def match(
@@ -81,7 +88,17 @@ def match(
 
     Examples
     --------
-    >>> match("run/correlation/layers.1--layers.3.zarr", "greedy", 0.2)  # doctest: +SKIP
+    >>> import tempfile, storage
+    >>> from pipeline.correlate.run import correlate
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.exponential(size=(300, 4)) * (rng.random((300, 4)) < 0.3)
+    >>> storage.write_activations(folder / "a.zarr", x)
+    >>> storage.write_activations(folder / "b.zarr", x[:, [2, 0, 3, 1]])
+    >>> correlation = correlate(folder / "a.zarr", folder / "b.zarr", out=folder / "correlation.zarr")
+    >>> pairs = match(correlation, "greedy", 0.2)
+    >>> dict(zip(pairs.feature_a.values.tolist(), pairs.feature_b.values.tolist()))
+    {0: 1, 1: 3, 2: 0, 3: 2}
     """
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
@@ -125,8 +142,14 @@ def _match(path: str, correlation: xr.Dataset, method: str, minimum: float) -> x
     chosen = METHODS[method](edges)
     pairs = xr.Dataset({**_columns(path, correlation, edges, chosen), **_fates(correlation, edges, chosen)})
     settings = {"method": method, "min_correlation": minimum, "n_candidates": len(edges)}
-    inherited = {name: correlation.attrs[name] for name in INHERITED if name in correlation.attrs}
-    return pairs.assign_attrs({**inherited, **settings, **_summary(pairs)})
+    return pairs.assign_attrs({**_inherited(path, correlation), **settings, **_summary(pairs)})
+
+
+def _inherited(path: str, correlation: xr.Dataset) -> dict[str, Any]:
+    """Return what the pairs keep of where they come from; ``stores`` are the fingerprints of both stores."""
+    manifest = read_manifest(path)
+    stores = {"stores": manifest.inputs} if manifest is not None else {}
+    return stores | {name: correlation.attrs[name] for name in INHERITED if name in correlation.attrs}
 
 
 def _columns(path: str, correlation: xr.Dataset, edges: Edges, chosen: NDArray[np.int64]) -> dict[str, xr.Variable]:

@@ -20,6 +20,8 @@ from pipeline.report.results import Run, SitePair
 from pipeline.report.words import metric_name, number, p_number
 from storage import read_manifest
 
+#: Heights above chance below this never get the full shade of a heat map.
+FULL_SHADE = 0.1
 #: Up to so many pairs of sites are listed in the navigation at the top.
 FEW_PAIRS = 6
 TEMPLATES = Path(__file__).parent / "templates"
@@ -97,6 +99,7 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
         site_pairs=views,
         few=len(views) <= FEW_PAIRS,
         heat_width=_heat_width(run),
+        text_facts=tables.text_facts(run),
         provenance=list(_provenance(run)),
     )
 
@@ -108,24 +111,23 @@ def _heat_width(run: Run) -> int:
 
 
 def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterator[FigureView]:
-    beats = words.beats_chance(scores)
     for metric in dict.fromkeys(scores["metric"]):
-        rows = scores[scores["metric"] == metric]
-        yield _metric_map(run, metric, rows, beats[rows.index])
+        yield _metric_map(run, metric, scores)
     yield _r_map(run, matching)
     yield _count_map(run, matching)
 
 
-def _metric_map(run: Run, metric: str, rows: pd.DataFrame, beats: pd.Series) -> FigureView:
+def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
+    column, beats = words.criterion(scores), words.beats_chance(scores)
+    rows = scores[scores["metric"] == metric]
     above = (rows["score"] - rows["null_mean"]).clip(lower=0)
-    strength = above / (above.max() or 1)
-    column = words.criterion(rows)
+    strength = above / max(above.max(), FULL_SHADE)
     cells = {
         (row.site_a, row.site_b): Cell(
             strength[row.Index],
-            number(row.score),
+            number(row.score, 3),
             (
-                f"chance {number(row.null_mean)}",
+                f"chance {number(row.null_mean, 3)}",
                 f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}",
             ),
         )
@@ -202,7 +204,7 @@ def _of(table: pd.DataFrame, own: dict[str, str]) -> pd.DataFrame:
 
 def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
     where = f"{pair.a.name} and {pair.b.name}"
-    for row in tables.observations(scores):
+    for row in tables.observations(scores[scores["score"].notna()]):
         null = pair.scores["null"].sel(metric=row.metric).values
         figure = plots.null_histogram(null, row.score, metric_name(row.metric))
         caption = (

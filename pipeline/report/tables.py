@@ -184,12 +184,12 @@ def _median(values: np.ndarray) -> float:
 
 
 def short_name(source: str) -> str:
-    """Return a hub id as it is, and of a path on this machine its last part.
+    """Return a hub id as it is, and of a path on this machine its last two parts.
 
-    >>> short_name("gpt2"), short_name("/home/me/models/smol/")
-    ('gpt2', 'smol')
+    >>> short_name("openai-community/gpt2"), short_name("/home/me/models/smol/")
+    ('openai-community/gpt2', 'models/smol')
     """
-    return Path(source).name if Path(source).is_absolute() else source
+    return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 
 def fate_table(run: Run) -> pd.DataFrame:
@@ -250,6 +250,33 @@ def _site_record(run: Run, site: Site) -> dict[str, Any]:
         "fvu_with_sinks": float(calibration.get("fvu_with_sinks", np.nan)),
         "content_hash": str(attrs.get("content_hash", "")),
     }
+
+
+def text_facts(run: Run) -> dict[str, str]:
+    """Return what is recorded of the text and its rows, in words: documents, rows, tokens that found no row.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    dict
+        Fact by name, for people; what was not recorded is left out.
+    """
+    attrs, n_rows = run.rows.attrs, run.rows.sizes["token"]
+    facts = {"Text": short_name(str(run.corpus.attrs.get("source", run.experiment.corpus.path)))}
+    facts["Documents"] = f"{len(run.corpus):,}"
+    facts["Rows"] = f"{n_rows:,}"
+    if "window" in run.rows.sizes:
+        facts["Rows"] += f", in {run.rows.sizes['window']:,} windows"
+    for side in SIDES:
+        if tokens := attrs.get(f"n_tokens_{side}"):
+            facts[f"Tokens of {side.upper()}"] = f"{tokens:,}; {n_rows / tokens:.1%} of them end a row"
+    left_out = {"special tokens in the text": "n_special", "ends outside of every window": "n_outside"}
+    counts = [f"{attrs[key]:,} {what}" for what, key in left_out.items() if key in attrs]
+    return {**facts, "Left out": ", ".join(counts)} if counts else facts
 
 
 def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:

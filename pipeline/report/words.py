@@ -87,8 +87,8 @@ def beats_chance(scores: pd.DataFrame) -> pd.Series:
 
 
 def judged_metrics(scores: pd.DataFrame) -> list[str]:
-    """Return the metrics that enter the verdict."""
-    metrics = list(dict.fromkeys(scores["metric"]))
+    """Return the metrics that enter the verdict: those defined anywhere, without those kept for comparison."""
+    metrics = list(dict.fromkeys(scores.loc[scores["p"].notna(), "metric"])) or list(dict.fromkeys(scores["metric"]))
     return [metric for metric in metrics if metric not in FOR_COMPARISON] or metrics
 
 
@@ -128,16 +128,22 @@ def _headline(scores: pd.DataFrame) -> str:
             f"No evidence of a shared feature space: at none of the {total} pairs of sites are matched features "
             f"arranged {alike}."
         )
+    if every == 0:
+        return (
+            f"At {some} of {total} pairs of sites, matched features are arranged {alike}, "
+            "but at none by all of these metrics."
+        )
     if every == total:
         where = "At the one pair of sites" if total == 1 else f"At all {total} pairs of sites"
         return f"{where}, matched features are arranged {alike}."
-    partly = some - every
-    rest = f"; at {partly} more by some of these metrics only" if partly and len(metrics) > 1 else ""
+    rest = f"; at {some - every} more by some of these metrics only" if some > every else ""
     return f"At {every} of {total} pairs of sites, matched features are arranged {alike}{rest}."
 
 
 def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
-    for metric in judged_metrics(scores):
+    for metric in dict.fromkeys(scores["metric"]):
+        if metric in FOR_COMPARISON:
+            continue
         rows = scores[scores["metric"] == metric]
         above = (rows["score"] - rows["null_mean"]).dropna()
         if above.empty:
@@ -147,8 +153,8 @@ def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
         wins = int(beats_chance(scores)[rows.index].sum())
         yield (
             f"{metric_name(metric)} beats chance at {wins} of {len(rows)} pairs of sites. It stands furthest above "
-            f"it at {best.site_a} – {best.site_b}: {number(best.score)}, where shuffled pairings give "
-            f"{number(best.null_mean)} (95 % of them below {number(best.null_q95)}; "
+            f"it at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where shuffled pairings give "
+            f"{number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}; "
             f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))})."
         )
 

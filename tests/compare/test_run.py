@@ -193,3 +193,15 @@ def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
         compare(stores[0], *stores)
     with pytest.raises(InputError, match="give the path"):
         compare(matched, xr.Dataset(), stores[1])
+
+
+def test_swapped_stores_are_refused_and_other_ones_are_warned_of(stores, matched, client, caplog):
+    a, b = (storage.fingerprint(store) for store in stores)
+    swapped = matched.drop_vars(["fate_a", "fate_b"]).assign_attrs(stores={"a": b, "b": a})
+    with pytest.raises(InputError, match="wrong order"):
+        compare(swapped, *stores)
+    with caplog.at_level(logging.WARNING):
+        compare(matched.assign_attrs(stores={"a": a, "b": b}), *stores, null_runs=2, client=client)
+        assert "other stores" not in caplog.text
+        compare(matched.assign_attrs(stores={"a": a, "b": "else"}), *stores, null_runs=2, client=client)
+        assert "other stores" in caplog.text

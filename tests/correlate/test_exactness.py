@@ -56,7 +56,7 @@ def pairs_of_stores(draw):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=12)
 @given(stores=pairs_of_stores(), top_k=st.sampled_from([1, 3, 50]), select=st.sampled_from(["half", "all"]))
 def test_every_number_matches_numpy(client, make_case, force, method, stores, top_k, select):
     x, y, sink, documents = stores

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -57,6 +57,7 @@ MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40).fla
 )
 
 
+@settings(max_examples=15)
 @given(case=MATRICES, top_n=st.integers(1, 9), layout=st.sampled_from(["csr", "dense"]))
 def test_equals_a_sort(client, case: tuple[np.ndarray, np.ndarray], top_n: int, layout: str) -> None:
     data, sink = case

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import storage
 from pipeline.match.filters import Fate
 from pipeline.match.run import METHODS, match
 from storage import open_result
@@ -136,3 +137,28 @@ def test_matching_never_makes_the_kept_pairs_dense(small, monkeypatch):
         monkeypatch.setattr(sparse.csr_array, name, refuse)
     for method in METHODS:
         match(small, method)
+
+
+def test_best_of_either_side_is_what_correlation_ranked_first(tmp_path, client):
+    from pipeline.correlate.run import correlate
+
+    rng = np.random.default_rng(0)
+    base = rng.exponential(size=(600, 45)) * (rng.random((600, 45)) < 0.2)
+    base[:, 7] = 0
+    other = base @ (rng.random((45, 38)) < 0.05) * (rng.random((600, 38)) < 0.7)
+    for name, activations in {"a": base, "b": other}.items():
+        storage.write_activations(tmp_path / f"{name}.zarr", activations, layout="csr", shard_rows=128, chunk=(128, 16))
+    cor = correlate(tmp_path / "a.zarr", tmp_path / "b.zarr", out=tmp_path / "cor.zarr", client=client)
+    for method, own, partner, best, r in (
+        ("best", "feature_a", "feature_b", "best_b", "r_b"),
+        ("best_of_b", "feature_b", "feature_a", "best_a", "r_a"),
+    ):
+        pairs = match(cor, method).sortby(["feature_a", "feature_b"]).sortby(own)
+        first = cor.isel(rank=0)
+        kept = np.flatnonzero(first[r].values >= 0.1)
+        np.testing.assert_array_equal(pairs[own], kept)
+        np.testing.assert_array_equal(pairs[partner], first[best].values[kept])
+        np.testing.assert_array_equal(pairs.r, first[r].values[kept])
+        np.testing.assert_array_equal(pairs.r_heldout, first[r.replace("r_", "r_heldout_")].values[kept])
+    assert Fate(match(cor).fate_a.values[7]) is Fate.dead
+    assert set(match(cor).stores) == {"a", "b"}

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import scipy.sparse as sp
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage
@@ -38,6 +38,7 @@ def write_site(folder: str, spans: dict[str, np.ndarray], active: np.ndarray, la
     return Site("a", "x", path, path, storage.open_activations(path), xr.Dataset())
 
 
+@settings(max_examples=15)
 @given(case=documents(), data=st.data())
 def test_passages_and_shades(case: tuple[list[str], dict[str, np.ndarray]], data: st.DataObject) -> None:
     texts, spans = case

@@ -43,7 +43,7 @@ LOW, HIGH = 0.001, 0.4
         ({("b1", "svcca"): LOW, ("b1", "rsa"): LOW}, "At the one pair of sites, matched"),
         ({("b1", "svcca"): LOW, ("b2", "svcca"): LOW}, "At all 2 pairs of sites, matched"),
         ({("b1", "svcca"): HIGH, ("b1", "rsa"): HIGH}, "No evidence"),
-        ({("b1", "svcca"): LOW, ("b1", "rsa"): HIGH}, "At 0 of 1 pairs"),
+        ({("b1", "svcca"): LOW, ("b1", "rsa"): HIGH}, "At 1 of 1 pairs"),
         ({("b1", "svcca"): LOW, ("b1", "rsa"): LOW, ("b2", "svcca"): HIGH, ("b2", "rsa"): HIGH}, "At 1 of 2 pairs"),
         ({("b1", "svcca"): float("nan"), ("b1", "rsa"): float("nan")}, "No evidence"),
     ],
@@ -54,7 +54,20 @@ def test_headline(p: dict[tuple[str, str], float], expected: str) -> None:
 
 def test_a_partial_win_says_by_which_share() -> None:
     headline = judge(scores({("b1", "svcca"): LOW, ("b1", "rsa"): HIGH}), matching(), SITES, NO_EASY, []).headline
-    assert "at 1 more by some of these metrics only" in headline
+    assert headline.endswith("but at none by all of these metrics.")
+    p = {(site, metric): LOW for site in ("b1", "b2") for metric in ("svcca", "rsa")} | {("b2", "rsa"): HIGH}
+    headline = judge(scores(p), matching(), SITES, NO_EASY, []).headline
+    assert headline.startswith("At 1 of 2 pairs")
+    assert headline.endswith("at 1 more by some of these metrics only.")
+
+
+def test_a_metric_that_is_nowhere_defined_does_not_enter() -> None:
+    table = scores({("b1", "svcca"): LOW, ("b1", "rsa"): float("nan")})
+    table.loc[table["metric"] == "rsa", "score"] = float("nan")
+    verdict = judge(table, matching(), SITES, NO_EASY, [])
+    assert verdict.headline.startswith("At the one pair of sites")
+    assert "RSA" not in verdict.headline
+    assert "RSA is undefined at every pair of sites." in verdict.findings
 
 
 def test_the_first_component_alone_proves_nothing() -> None:
@@ -81,7 +94,7 @@ def test_too_few_runs_for_holm_fall_back_to_false_discoveries_and_say_so() -> No
 
 def test_findings_state_chance_and_the_fall_of_r() -> None:
     findings = " ".join(judge(scores({("b1", "svcca"): LOW}), matching(), SITES, NO_EASY, []).findings)
-    for part in ("0.50, where shuffled pairings give 0.20", "80 % of", "0.62", "0.55", "a change of −0.07", "0.001"):
+    for part in ("0.500, where shuffled pairings give 0.200", "80 % of", "0.62", "0.55", "a change of −0.07", "0.001"):
         assert part in findings
 
 

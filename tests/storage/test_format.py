@@ -85,7 +85,7 @@ def test_hashes_by_the_letter(store, tokens):
         np.zeros(100, "u1"),
         matrix.data.astype("<f4"),
     ]
-    whole = "('csr', 'float32', 100, 50)".encode() + attrs["row_hash"].encode() + decoder.astype("<f4").tobytes()
+    whole = b"('csr', 'float32', 100, 50)" + attrs["row_hash"].encode() + decoder.astype("<f4").tobytes()
     whole += b"".join(hashlib.sha256(part.tobytes()).digest() for part in parts)
     assert attrs["content_hash"] == hashlib.sha256(whole).hexdigest()
 

@@ -308,11 +308,11 @@ def reduce_tile(
 
 
 @njit(nogil=True, cache=True)
-def merge(best: Best, start: Array, partner: Array, r: Array, held_out: Array) -> None:
-    """Merge the lists of a panel, those of feature f at ``start[f]:start[f + 1]``, into the lists of all.
+def merge(best: Best, feature: Array, start: Array, partner: Array, r: Array, held_out: Array) -> None:
+    """Merge the lists of a panel, those of ``feature[i]`` at ``start[i]:start[i + 1]``, into the lists of all.
 
     Panels are merged in the order of their A features, so that ties still go to the lower id.
     """
-    for feature in range(start.size - 1):
-        for at in range(start[feature], start[feature + 1]):
-            insert(best, feature, partner[at], r[at], held_out[at])
+    for i in range(feature.size):
+        for at in range(start[i], start[i + 1]):
+            insert(best, feature[i], partner[at], r[at], held_out[at])

@@ -1,0 +1,47 @@
+"""Measured peak memory stays below the projected one, for every method, in a fresh process."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+from benchmarks.correlate import write_random_store
+from benchmarks.measure import run_measured
+
+PROGRAM = """
+import importlib, logging
+plan = importlib.import_module("pipeline.correlate.plan")
+run = importlib.import_module("pipeline.correlate.run")
+if arguments.pop("streaming"):
+    plan._methods = lambda kernel: ["streaming"]
+plans = []
+make = run.make_plan
+run.make_plan = lambda *sizes, **settings: plans.append(make(*sizes, **settings)) or plans[-1]
+run.correlate(**arguments)
+figures["method"], figures["projected"] = plans[-1].method, plans[-1].projected
+"""
+
+
+@pytest.mark.parametrize("method", ["resident", "streaming", "dense"])
+def test_measured_peak_is_below_the_projected_one(tmp_path, method):
+    active = None if method == "dense" else 24
+    rows, features = (20_000, 700) if method == "dense" else (60_000, 6000)
+    for seed, name in enumerate("ab"):
+        write_random_store(tmp_path / name, rows, features, active, seed)
+    arguments = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "out": str(tmp_path / "out.zarr")}
+    arguments |= {"top_k": 64, "keep_above": 0.01, "memory": "4GB", "streaming": method == "streaming"}
+    figures = run_measured(PROGRAM, arguments)
+    assert figures["method"] == method
+    assert figures["peak_gb"] <= figures["projected"] / 1e9
+    assert figures["projected"] <= 4e9
+
+
+def test_benchmark_runs_small():
+    benchmark = importlib.import_module("benchmarks.correlate").benchmark
+    for active in (4, None):
+        figures = benchmark(rows=3000, features=128, active=active, top_k=4, memory="2GB")
+        assert {"name", "seconds", "peak_gb", "max_error", "ratios"} <= set(figures)
+        assert figures["max_error"] < 1e-6
+        assert np.isfinite(figures["ratios"]["sgemm"])
