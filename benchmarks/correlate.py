@@ -122,7 +122,7 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         writing = time.perf_counter() - start
         arguments = {"a": str(a), "b": str(b), "top_k": top_k, "memory": memory, "out": str(out)}
         figures = run_measured(MEASURED, arguments)
-        rate = sgemm_rate()
+        rate = sgemm_rate(size=min(4096, max(512, features)))
         bound = 2.0 * rows * features * features / rate
         kind = "--dense" if active is None else f"--active {active}"
         return {

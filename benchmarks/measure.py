@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,13 +19,14 @@ SAMPLING_SECONDS = 0.02
 def peak_memory(process: psutil.Process, stop: threading.Event, peak: list[int]) -> None:
     """Sample the resident memory of a process and its children, summed, into ``peak[0]`` until told to stop."""
     while not stop.wait(SAMPLING_SECONDS):
-        total = 0
-        try:
-            for one in (process, *process.children(recursive=True)):
-                total += one.memory_info().rss
-        except psutil.Error:
-            continue
-        peak[0] = max(peak[0], total)
+        with contextlib.suppress(psutil.Error):
+            peak[0] = max(peak[0], sum(one.memory_info().rss for one in _family(process)))
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and its children, but for those just forked, which still are their parent's memory."""
+    own = process.cmdline()
+    return [process, *(child for child in process.children(recursive=True) if child.cmdline() != own)]
 
 
 def run_measured(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +43,9 @@ def run_measured(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
     program = (
         f"import json, resource\narguments = json.loads({json.dumps(json.dumps(arguments))})\nfigures = {{}}\n{code}\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "figures['own_peak'] = used.ru_maxrss * 1024\n"
+        # ru_maxrss would start from the memory of the process that started this one
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "figures['own_peak'] = 1024 * int(status['VmHWM'].split()[0])\n"
         "figures['cpu_seconds'] = used.ru_utime + used.ru_stime\n"
         "print(json.dumps(figures))\n"
     )

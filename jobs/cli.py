@@ -6,9 +6,11 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from jobs.cluster import connect
 from pipeline.compare.__main__ import command as compare_command
@@ -28,8 +30,6 @@ app = typer.Typer(
     help="Find out whether two language models learn the same feature space.",
     epilog="Start with [bold]subspace demo[/bold]. Every verb has examples: [bold]subspace run --help[/bold].",
 )
-
-Examples = tuple[str, ...]
 
 
 def _register(name: str, command: Callable[..., None], *examples: str) -> None:
@@ -64,7 +64,7 @@ def run_command(
     load_experiment(experiment)  # a wrong key stops here, before a cluster is started
     with open_client(context, cluster, cluster_file) as client:
         result = run(experiment, run_dir=run_dir, until=until, client=client)
-    show(_summary(result, until), as_json=as_json)
+    _show_run(result, until, as_json=as_json)
 
 
 def demo_command(
@@ -80,30 +80,52 @@ def demo_command(
     experiment = prepare(run_dir / "input")
     with open_client(context, cluster, cluster_file) as client:
         result = run(experiment, run_dir=run_dir, client=client)
-    show(_summary(result, "report"), as_json=as_json)
+    _show_run(result, "report", as_json=as_json)
 
 
-def _summary(result: RunResult, until: Stage) -> dict[str, object]:
-    """Return the run's folder and, once there are scores, one line for each pair of sites."""
+def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
+    """Print where everything is and, once there are scores, a table with one line for each pair of sites."""
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
-    if until in ("compare", "report"):
-        for site_a, site_b in result.experiment.site_pairs:
-            summary[f"{site_a} × {site_b}"] = _scores_line(result, site_a, site_b)
     if until == "report":
         summary["report"] = str(result.report)
-    return summary
+    if until not in ("compare", "report"):
+        show(summary, as_json=as_json)
+        return
+    lines = [_site_pair(result, site_a, site_b) for site_a, site_b in result.experiment.site_pairs]
+    if as_json:
+        show({**summary, "site_pairs": lines}, as_json=True)
+        return
+    Console().print(_table(lines))
+    show(summary, as_json=False)
 
 
-def _scores_line(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
-    pairs = result.pairs(site_a, site_b)
-    scores = result.scores(site_a, site_b)
-    line: dict[str, object] = {"pairs": pairs.sizes["pair"]}
-    for name in ("r", "r_heldout"):
-        line[f"mean_{name}"] = round(float(pairs[name].mean()), 3)
+def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
+    pairs, scores = result.pairs(site_a, site_b), result.scores(site_a, site_b)
+    line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
+    line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
     for metric in scores["metric"].values:
         one = scores.sel(metric=metric)
-        line[str(metric)] = {key: round(float(one[key]), 4) for key in ("score", "null_mean", "p")}
+        line[str(metric)] = {key: float(one[key]) for key in ("score", "null_mean", "p")}
     return line
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    """Return the scores as a table: each beside the mean of its null, and its p."""
+    metrics = [key for key, value in lines[0].items() if isinstance(value, dict)]
+    table = Table(title="score (mean of its null; p)")
+    for name in ("A", "B", "pairs", "mean r", "held out", *metrics):
+        table.add_column(name, justify="left" if name in ("A", "B") else "right")
+    for line in lines:
+        scores = [line[metric] for metric in metrics]
+        table.add_row(
+            line["a"],
+            line["b"],
+            f"{line['pairs']:,}",
+            f"{line['mean_r']:.3f}",
+            f"{line['mean_r_heldout']:.3f}",
+            *(f"{one['score']:.3f} ({one['null_mean']:.3f}; {one['p']:.3g})" for one in scores),
+        )
+    return table
 
 
 _register(

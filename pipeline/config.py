@@ -63,6 +63,7 @@ class ModelConfig(Section):
     """One of the two models, and where and how its activations are read."""
 
     model: str = Field(description="hub id, local folder, or GGUF file")
+    label: str | None = Field(None, description="what the report calls it; its name if absent")
     revision: str | None = None
     dictionary: str | dict[str, str] = Field(
         description="hub id or folder of the dictionaries, 'identity' for raw units, or one for each site; "

@@ -92,8 +92,14 @@ def show(summary: dict[str, Any], *, as_json: bool) -> None:
 
 def set_up_logging(level: int = logging.INFO) -> None:
     """Send the package's log to standard error; of the libraries, only what concerns the user."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        )
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    else:  # a log file: whole lines, each with its date
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
     for name in ("pipeline", "storage", "jobs"):
         logging.getLogger(name).setLevel(level)
     # closing a local cluster while its last results are dropped is not news

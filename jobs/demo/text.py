@@ -68,8 +68,8 @@ def documents() -> Iterator[Document]:
 def held_out(name: str) -> bool:
     """Return whether a document is kept out of training: by a hash of its name, so that it never depends on order.
 
-    >>> sum(held_out(f"document-{i}") for i in range(1000)) / 1000
-    0.1
+    >>> [name for name in ("Anarchism", "Autism", "Albedo", "Aruba", "Achilles: Birth") if held_out(name)]
+    ['Autism']
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
 

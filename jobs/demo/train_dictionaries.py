@@ -296,7 +296,7 @@ README = """\
 TopK sparse autoencoders (k = {recipe.k}, {recipe.n_features} features) of the residual stream of two models,
 float16, in the layout of sae-lens. Made by
 
-    python -m jobs.demo.train_dictionaries --work SCRATCH {options}
+    python -m jobs.demo.train_dictionaries --work SCRATCH{options}
 
 with sae-lens's own trainer on activations that our own harvest wrote with the identity dictionary:
 {recipe.documents} documents of Lee news and Wikipedia (the gensim wheel), windows of at most {max_length} tokens,
@@ -319,8 +319,8 @@ def write_readme(out: Path, recipe: Recipe) -> None:
         f"| {f['rows']:,} | {f['seconds']:.0f} s |"
         for f in figures
     )
-    options = " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in dataclasses.asdict(recipe).items()
+    options = "".join(
+        f" --{name.replace('_', '-')} {value}" for name, value in dataclasses.asdict(recipe).items()
         if value != getattr(Recipe(), name)
     )  # fmt: skip
     text = README.format(recipe=recipe, rows=rows, options=options, max_length=MAX_LENGTH)

@@ -10,7 +10,6 @@ import numpy as np
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from pipeline.compare.blas import one_thread
 from pipeline.workers import in_order, run_tasks
 from storage.errors import InputError
 
@@ -116,8 +115,7 @@ def score_once(state: Any, scores: Sequence[Score], pairing: NDArray[np.int64]) 
 def _score_block(
     block: tuple[int, range], state: Any, scores: Sequence[Score], shuffles: Shuffles
 ) -> NDArray[np.float64]:
-    with one_thread():
-        return np.array([score_once(state, scores, shuffles.pairing(run)) for run in block[1]]).T
+    return np.array([score_once(state, scores, shuffles.pairing(run)) for run in block[1]]).T
 
 
 def _check_finite(null: NDArray[np.float64], names: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ from dask.utils import format_bytes, parse_bytes
 from distributed import Client, Future
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from pipeline.compare import cca, rsa
-from pipeline.compare.blas import one_thread
 from pipeline.compare.nulls import Score, Shuffles, null_scores, score_once
 from pipeline.compare.rows import MIN_PAIRS, DecoderRows, paired_rows
 from pipeline.compare.statistics import effect_size, p_value
@@ -143,12 +143,13 @@ def compare(
     >>> scores.score.values.round(2).tolist(), scores.p.values.tolist()
     ([1.0, 0.89], [0.01, 0.01])
     """
-    _check_settings(metrics, null_runs)
+    _check_settings(metrics, null_runs, seed)
     matched = pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
     rows = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
     inputs = _inputs(rows)
     _check_stores(matched, inputs)
-    manifest = new_manifest(STAGE, inputs, {"metrics": list(metrics), "null_runs": null_runs, "seed": seed})
+    settings = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed, "svcca_variance": cca.VARIANCE}
+    manifest = new_manifest(STAGE, inputs, settings)
     if out is not None and is_current(out, manifest):
         logger.info("%s is up to date", out)
         return open_result(out, STAGE)
@@ -160,12 +161,14 @@ def compare(
     return open_result(out, STAGE)
 
 
-def _check_settings(metrics: Sequence[str], null_runs: int) -> None:
+def _check_settings(metrics: Sequence[str], null_runs: int, seed: int) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics or len(set(metrics)) < len(metrics):
         raise InputError(f"metrics are some of {', '.join(METRICS)}, each once; not {list(metrics)}")
     if null_runs < 1:
         raise InputError(f"null_runs is {null_runs}: a score means nothing without at least one shuffled run")
+    if seed < 0:
+        raise InputError(f"seed is {seed}: give 0 or a positive whole number")
 
 
 def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) -> DecoderRows:
@@ -230,10 +233,13 @@ def _outcomes(
         return {name: Outcome(np.nan, np.full(shuffles.runs, np.nan), note) for name in metrics}
     families = [family for family in FAMILIES if set(metrics) & set(family.scores)]
     _check_memory(families, rows, memory)
-    # where the workers are threads of this process, they find BLAS limited already
-    with ensure_client(client) as used, one_thread():
+    # Tasks that are threads of this process and each call a multi-threaded BLAS wait for each other's threads, at
+    # worst for longer than they compute. Worker processes are started with one BLAS thread by Dask itself.
+    with ensure_client(client) as used, threadpool_limits(1, user_api="blas"):
         # all are submitted before the first is waited for: what one family computes in one thread, others overlap
-        states = [used.submit(_prepare, *rows, family.prepare, pure=False, key=_key(family)) for family in families]
+        states = [
+            used.submit(_prepare, *rows, family.prepare, pure=False, key=_key("prepare", family)) for family in families
+        ]
         found = [
             _family_outcomes(used, family, state, metrics, shuffles)
             for family, state in zip(families, states, strict=True)
@@ -242,8 +248,8 @@ def _outcomes(
     return {name: merged[name] for name in metrics}
 
 
-def _key(family: Family) -> str:
-    return f"compare-prepare-{'-'.join(family.scores)}-{uuid.uuid4().hex}"
+def _key(step: str, family: Family) -> str:
+    return f"compare-{step}-{'-'.join(family.scores)}-{uuid.uuid4().hex}"
 
 
 def _check_memory(families: Sequence[Family], rows: tuple[DecoderRows, DecoderRows], memory: str | int) -> None:
@@ -251,7 +257,12 @@ def _check_memory(families: Sequence[Family], rows: tuple[DecoderRows, DecoderRo
     allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
     needed = {"/".join(family.scores): family.memory(n, d_a, d_b) for family in families}
     total = sum(needed.values())
-    if total > allowed or n > rsa.MAX_PAIRS:
+    if "rsa" in needed and n > rsa.MAX_PAIRS:
+        raise BudgetError(
+            f"{n} pairs are too many for exact RSA, which takes {rsa.MAX_PAIRS} at most; match fewer pairs "
+            "(a higher min_correlation), or leave rsa out"
+        )
+    if total > allowed:
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in needed.items())
         raise BudgetError(
             f"{n} pairs need {format_bytes(total)} ({parts}), allowed are {format_bytes(allowed)}; match fewer pairs "
@@ -260,8 +271,7 @@ def _check_memory(families: Sequence[Family], rows: tuple[DecoderRows, DecoderRo
 
 
 def _prepare(a: DecoderRows, b: DecoderRows, prepare: Callable[[NDArray[np.float64], NDArray[np.float64]], Any]) -> Any:
-    with one_thread():
-        return prepare(*paired_rows(a.read(), b.read()))
+    return prepare(*paired_rows(a.read(), b.read()))
 
 
 def _family_outcomes(
@@ -270,7 +280,9 @@ def _family_outcomes(
     """Score the real pairing, then, for the metrics that are defined on these rows, the shuffled ones."""
     wanted = {name: score for name, score in family.scores.items() if name in metrics}
     warnings = {name: family.warn[name] for name in wanted if name in family.warn}
-    scores, notes = client.submit(_observe, state, list(wanted.values()), warnings, shuffles.n, pure=False).result()
+    scores, notes = client.submit(
+        _observe, state, list(wanted.values()), warnings, shuffles.n, pure=False, key=_key("score", family)
+    ).result()
     outcomes = {
         name: Outcome(score, np.full(shuffles.runs, np.nan), notes.get(name, ""))
         for name, score in zip(wanted, scores, strict=True)
@@ -290,8 +302,7 @@ def _family_outcomes(
 def _observe(
     state: Any, scores: Sequence[Score], warnings: Mapping[str, Callable[[Any], str]], n: int
 ) -> tuple[list[float], dict[str, str]]:
-    with one_thread():
-        return score_once(state, scores, np.arange(n)), {name: warn(state) for name, warn in warnings.items()}
+    return score_once(state, scores, np.arange(n)), {name: warn(state) for name, warn in warnings.items()}
 
 
 def _dataset(outcomes: Mapping[str, Outcome], shuffles: Shuffles) -> xr.Dataset:
@@ -315,5 +326,11 @@ def _dataset(outcomes: Mapping[str, Outcome], shuffles: Shuffles) -> xr.Dataset:
             "n_pairs": ((), np.int64(shuffles.n)),
         },
         coords={"metric": np.array(list(outcomes), object)},
-        attrs={"n_pairs": shuffles.n, "null_runs": shuffles.runs, "seed": shuffles.seed, "null": "shuffled pairing"},
+        attrs={
+            "n_pairs": shuffles.n,
+            "null_runs": shuffles.runs,
+            "seed": shuffles.seed,
+            "null": "shuffled pairing",
+            "svcca_variance": cca.VARIANCE,
+        },
     )

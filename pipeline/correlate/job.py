@@ -180,18 +180,21 @@ class Shared:
 
 
 _shared: dict[str, Shared] = {}
+# Jobs that are over: a task that was cancelled too late must not put its data back.
+_released: set[str] = set()
 _shared_lock = threading.Lock()
 
 
 def shared(job: Job) -> Shared:
     """Return what this process keeps for a job; :meth:`Shared.load` fills it."""
     with _shared_lock:
-        return _shared.setdefault(job.key, Shared(job))
+        return Shared(job) if job.key in _released else _shared.setdefault(job.key, Shared(job))
 
 
 def release(key: str) -> None:
-    """Forget what this process keeps for a job."""
+    """Forget what this process keeps for a job, for good."""
     with _shared_lock:
+        _released.add(key)
         _shared.pop(key, None)
 
 

@@ -10,7 +10,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from pipeline.correlate.moments import (
     shift_and_add,
 )
 from pipeline.correlate.plan import kept_buffer
+from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.correlate.topk import compact, empty_best, nan_where_empty
 from storage import write_sparse_shard
 
@@ -91,9 +91,8 @@ def correlate_panel(i: int, job: Job) -> Summary:
 @functools.cache
 def announce_compilation() -> None:
     """Say, once in a process, that the kernels are to be compiled, unless an earlier run left them in the cache."""
-    folder = Path(correlate_resident.stats.cache_path)
-    if not any(folder.glob(f"*{correlate_resident.__name__}*.nbi")):
-        logger.info("Compiling the correlation kernels for this machine; later runs find them in %s", folder)
+    if not is_compiled():
+        logger.info("Compiling the kernels for this machine; later runs find them in %s", compiled_kernels())
 
 
 def measure_panel(i: int, job: Job) -> int:

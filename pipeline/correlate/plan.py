@@ -37,13 +37,17 @@ from storage.errors import BudgetError, InputError
 Method = Literal["resident", "streaming", "dense"]
 
 #: Memory of a process before it holds any data: interpreter, libraries, compiled kernels, scheduler (measured).
-RESERVED = 420 * 10**6
+RESERVED = 440 * 10**6
+#: What compiling the kernels takes besides, where no earlier run has left them in the cache (measured).
+COMPILING = 120 * 10**6
 #: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
 CHUNK = 4096
 #: Entries of a slab of sparse rows that are aimed at.
 SLAB_ENTRIES = 4_000_000
 #: Rows of a dense slab, and features of B that are made dense at once. Fixed, so that sums do not depend on the plan.
 DENSE_ROWS, DENSE_FEATURES = 4096, 4096
+#: Buffers of the matrix library and of the decoder of dense chunks, for each task (measured).
+DENSE_BUFFERS = 48 * 10**6
 #: Narrowest and widest panel of the sparse kernel.
 NARROWEST, WIDEST = 16, 8 * CHUNK
 #: Share of the pairs of a panel that may be kept, and the number that always may.
@@ -53,7 +57,7 @@ MATCHING_SHARE, MATCHING_BYTES = 0.5, 40
 #: Bytes of a pair in a list: id (int32), r and held-out r (float64).
 PAIR_BYTES = 20
 #: Seconds for a product of two stored values, for a pair of features, and for a dense product, on one core (measured).
-SPARSE_PRODUCT, PAIR, DENSE_PRODUCT = 1.3e-9, 1.5e-9, 5e-11
+SPARSE_PRODUCT, PAIR, DENSE_PRODUCT = 2e-9, 4e-9, 6e-11
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def choose_kernel(a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "aut
     """Return the kernel to use: the one asked for, or the faster one by a cost model.
 
     The sparse kernel works on every product of two entries in a row, the dense one on every product of two values.
-    They break even where the two densities multiply to about 0.04.
+    They break even where the two densities multiply to about 0.03.
 
     Parameters
     ----------
@@ -190,6 +194,7 @@ def make_plan(
     processes: int = 1,
     threads: int = 1,
     panel: int | None = None,
+    reserved: int = RESERVED,
 ) -> Plan:
     """Cut the work to fit the memory.
 
@@ -211,6 +216,8 @@ def make_plan(
         Worker processes, and tasks that each runs at once.
     panel
         Width of a panel, if it is already decided (work that is resumed).
+    reserved
+        Bytes that a process takes before it holds any data.
 
     Returns
     -------
@@ -221,7 +228,8 @@ def make_plan(
     BudgetError
         If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
     """
-    shape = _Shape(a, b, n_rows, n_halves, top_k, threads, int(memory * MATCHING_SHARE) // MATCHING_BYTES)
+    kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
+    shape = _Shape(a, b, n_rows, n_halves, top_k, threads, kept, reserved)
     allowed = memory // processes
     methods = _methods(choose_kernel(a, b, n_rows, kernel))
     smallest: Plan | None = None
@@ -232,7 +240,7 @@ def make_plan(
                 return plan
             smallest = plan if smallest is None or plan.projected < smallest.projected else smallest
     assert smallest is not None  # noqa: S101 - there is always a method and a width
-    raise BudgetError(_refusal(smallest, processes))
+    raise BudgetError(_refusal(smallest, processes, reserved))
 
 
 def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
@@ -256,8 +264,8 @@ def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
         width //= 2
 
 
-def _refusal(plan: Plan, processes: int) -> str:
-    gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, RESERVED)]
+def _refusal(plan: Plan, processes: int, reserved: int) -> str:
+    gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, reserved)]
     return (
         f"The correlation does not fit: it needs {gb[0]} in each worker process (projected) at the least, and "
         f"{gb[1]} is allowed, of which {gb[2]} is reserved for the interpreter and libraries. Raise memory to at "
@@ -276,6 +284,7 @@ class _Shape:
     top_k: int
     threads: int
     kept: int
+    reserved: int
 
 
 def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
@@ -286,7 +295,7 @@ def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
     slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
     task = _lists(width, kept, shape) + _WORK[method](width, slab_rows, shape)
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
-    projected = RESERVED + max(shared + shape.threads * task, _merge(shape))
+    projected = shape.reserved + max(shared + shape.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
     return Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, allowed)
 
@@ -358,7 +367,7 @@ def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
     rows = min(slab_rows, shape.n_rows)
     slabs = 3 * rows * (width * shape.a.value_bytes + b_features * shape.b.value_bytes)
     centred = 2 * 8 * min(rows, ROWS) * (width + b_features)
-    return tile_bytes(width, shape) + slabs + centred + 8 * min(width, FEATURES) * b_features
+    return tile_bytes(width, shape) + slabs + centred + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
 
 
 _WORK = {"resident": _work_resident, "streaming": _work_streaming, "dense": _work_dense}

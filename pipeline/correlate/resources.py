@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,6 +13,8 @@ from dask.utils import parse_bytes
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
+from pipeline.correlate.kernels.sparse import correlate_resident
+from pipeline.correlate.plan import COMPILING, RESERVED
 from storage.errors import InputError
 
 #: Share of the free memory that is taken where no budget is given, and share of a worker's own limit, above which
@@ -31,6 +34,8 @@ class Resources:
         Worker processes.
     threads
         Tasks that one of them runs at once, at most.
+    reserved
+        Bytes that one takes before it holds any data.
     hosts
         Names of the hosts that they run on.
     """
@@ -38,6 +43,7 @@ class Resources:
     memory: int
     processes: int
     threads: int
+    reserved: int
     hosts: set[str]
 
 
@@ -50,6 +56,7 @@ class _Worker:
     threads: int
     free: int
     limit: int | None
+    compiled: bool
 
 
 def parse_memory(memory: str | int) -> int | None:
@@ -97,7 +104,8 @@ def find_resources(client: Client, memory: int | None) -> Resources:
     # Every process gets the same plan, so the poorest one sets the budget of all
     total = memory if memory is not None else min(free) * len(processes)
     threads = max(sum(worker.threads for worker in group) for group in processes.values())
-    return Resources(total, len(processes), threads, set(on_host))
+    reserved = RESERVED if all(worker.compiled for worker in workers) else RESERVED + COMPILING
+    return Resources(total, len(processes), threads, reserved, set(on_host))
 
 
 def _allowance(workers: list[_Worker], processes_on_host: int) -> int:
@@ -107,6 +115,16 @@ def _allowance(workers: list[_Worker], processes_on_host: int) -> int:
     return min([free, *limits])
 
 
+def compiled_kernels() -> Path:
+    """Return the folder in which Numba keeps the compiled kernels."""
+    return Path(correlate_resident.stats.cache_path)
+
+
+def is_compiled() -> bool:
+    """Say whether an earlier run has left compiled kernels."""
+    return any(compiled_kernels().glob(f"*{correlate_resident.__name__}*.nbi"))
+
+
 def _describe(dask_worker: Any) -> _Worker:
     return _Worker(
         host=socket.gethostname(),
@@ -114,4 +132,5 @@ def _describe(dask_worker: Any) -> _Worker:
         threads=dask_worker.state.nthreads,
         free=min(psutil.virtual_memory().available, MEMORY_LIMIT),
         limit=dask_worker.memory_manager.memory_limit,
+        compiled=is_compiled(),
     )

@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 STAGE = "correlate"
 LARGEST_TOP_K = 256
 PLAN_FILE = "plan.json"
+#: Share of the budget that a threshold is to fill which is worked out before all panels are done.
+SAFETY = 0.8
 #: Attributes of a store that say what it is; the result carries them with ``_a`` and ``_b``.
 DESCRIPTION = ("model", "site", "dictionary", "kind")
 
@@ -293,6 +295,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             processes=resources.processes,
             threads=resources.threads,
             panel=panel,
+            reserved=resources.reserved,
         )
 
     plan = make(None)
@@ -396,18 +399,17 @@ class Tally:
         self.histogram += summary.histogram
         plan, n_features = self.job.plan, self.job.a.n_features
         if summary.overflow:
-            width = min(plan.panel, n_features)
-            self._stop(summary.histogram, summary.n_done / width, plan.kept_per_panel, "of one panel")
+            self._stop(summary, summary.n_done / min(plan.panel, n_features), plan.kept_per_panel, "in one panel")
         elif self.n_kept > plan.kept:
-            self._stop(self.histogram, self.n_done / n_features, plan.kept, "in all")
+            so_far = Summary(self.n_done, self.n_kept, self.histogram, overflow=True)
+            self._stop(so_far, self.n_done / n_features, plan.kept, "in all")
 
-    def _stop(self, histogram: NDArray[np.int64], share_done: float, budget: int, which: str) -> None:
-        threshold = threshold_that_fits(histogram, budget * share_done)
-        advice = f"keep_above={threshold:.3f} would fit" if threshold is not None else "no threshold would fit"
+    def _stop(self, so_far: Summary, share_done: float, budget: int, where: str) -> None:
+        threshold = threshold_that_fits(so_far.histogram, SAFETY * budget * share_done)
+        advice = f"keep_above={threshold:.3f} should fit" if threshold is not None else "no threshold would fit"
         raise BudgetError(
-            f"Too many pairs have r ≥ {self.job.keep_above}: the budget is {budget} pairs {which}, at "
-            f"{self.job.plan.allowed / 1e9:.2f} GB in each worker process, and {int(histogram.sum())} r hold more. "
-            f"{advice}; or raise memory"
+            f"Too many pairs have r ≥ {self.job.keep_above}: about {so_far.n_kept / share_done:.0f} are to be expected "
+            f"{where}, and {budget} fit the memory that is allowed. {advice}; or raise memory"
         )
 
 

@@ -182,14 +182,15 @@ def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
     ids = list(encoding.ids)
     prefix, suffix = (ids[: text[0]], ids[text[-1] + 1 :]) if len(text) else (ids, [])
     bos = info.tokenizer.bos_token_id
-    wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
-    if wanted and bos is None:
+    if model.prepend_bos and bos is None:
         raise InputError(f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token")
+    wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
     if wanted is None:
-        wanted = bos is not None and not prefix
-    if wanted and bos not in prefix:
+        wanted = not prefix
+    if wanted and bos is not None and bos not in prefix:
         prefix = [int(bos), *prefix]
-    elif wanted is False and prefix[:1] == [bos]:
+    elif not wanted and not suffix and prefix[:1] == [bos]:
+        # An encoder's first token is part of a pair with its last (RoBERTa calls it BOS): it stays.
         prefix = prefix[1:]
     return Template(tuple(prefix), tuple(suffix))
 

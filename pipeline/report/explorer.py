@@ -101,8 +101,12 @@ class Explorer:
 
     def shown(self, pair: SitePair, side: Side) -> np.ndarray:
         """Return one side's features of the pairs that are shown, best first."""
-        features: np.ndarray = pair.pairs[f"feature_{side}"][: self._shown].values
+        features: np.ndarray = pair.pairs[f"feature_{side}"].values[self._order(pair)]
         return features
+
+    def _order(self, pair: SitePair) -> np.ndarray:
+        """Return the positions of the pairs that are shown: those that do best on both halves come first."""
+        return np.argsort(-lower_r(pair), kind="stable")[: self._shown]
 
     def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
         key = (site.side, site.name)
@@ -127,10 +131,11 @@ class Explorer:
         Returns
         -------
         list of PairView
-            As many as the experiment asks for, fewer where the grid is large (:data:`MAX_SHOWN` over all of it).
+            Those with the highest :func:`lower_r`, as many as the experiment asks for, fewer where the grid is large
+            (:data:`MAX_SHOWN` over all of it).
         """
         sides = {side: self._features(pair, side) for side in SIDES}
-        r, heldout = (pair.pairs[name][: self._shown].values.tolist() for name in ("r", "r_heldout"))
+        r, heldout = (pair.pairs[name].values[self._order(pair)].tolist() for name in ("r", "r_heldout"))
         return [
             PairView(rank + 1, r[rank], heldout[rank], a, b)
             for rank, (a, b) in enumerate(zip(sides["a"], sides["b"], strict=True))
@@ -153,6 +158,18 @@ class Explorer:
             tokens = distinct_tokens([self._passages[context.row] for context in found])
             views.append(FeatureView(side, feature, tokens, found))
         return views
+
+
+def lower_r(pair: SitePair) -> np.ndarray:
+    """Return the lower of each pair's r where it was chosen and on held-out documents.
+
+    A pair that holds by accident on one half does not on the other. Where a pair has no held-out r it is −1, unless no
+    pair has one; then all keep the r that chose them.
+    """
+    r, heldout = pair.pairs["r"].values, pair.pairs["r_heldout"].values
+    if np.isnan(heldout).all():
+        return r
+    return np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
 
 
 def _matched(run: Run, site: Site) -> np.ndarray:

@@ -63,9 +63,9 @@ class Run:
     unfinished: list[str]
 
     def model(self, side: Side) -> str:
-        """Return the id of one side's model, as its activations record it."""
+        """Return the label of one side's model, or its id as its activations record it."""
         configured = self.experiment.a if side == "a" else self.experiment.b
-        return str(self.sites[side][0].store.attrs.get("model") or configured.model)
+        return configured.label or str(self.sites[side][0].store.attrs.get("model") or configured.model)
 
     def result_paths(self) -> Iterator[Path]:
         """Yield the path of every result that the report draws on, in the order of the stages."""

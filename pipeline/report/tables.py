@@ -132,7 +132,8 @@ def matching_table(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a pair of sites: ``n_pairs`` of ``possible`` (the smaller number of features that ever vary), the mean
-        r of the pairs on the rows that chose them and on the held-out documents, the mean r of all pairs of features
+        r of the pairs on the rows that chose them and on the held-out documents, the share ``replicated`` of pairs
+        that reach the minimum r there too (undefined counts as no), the mean r of all pairs of features
         (what a pair drawn at random would have), and the median best r of an A feature on both halves. Held-out
         figures are NaN where all rows chose.
     """
@@ -150,12 +151,20 @@ def _matching_record(pair: SitePair) -> dict[str, Any]:
         "possible": min(varying),
         "r_mean": _mean(pair.pairs["r"].values),
         "r_heldout_mean": _mean(pair.pairs["r_heldout"].values),
+        "replicated": _share_replicated(pair),
         "r_random": mean_of_all(correlation),
         "best_r_median": _median(best),
         "best_r_heldout_median": _median(best_heldout),
         "rows_select": int(correlation.attrs["n_rows_select"]),
         "rows_heldout": int(correlation.attrs.get("n_rows_heldout", 0)),
     }
+
+
+def _share_replicated(pair: SitePair) -> float:
+    heldout = pair.pairs["r_heldout"].values
+    if np.isnan(heldout).all():
+        return float("nan")
+    return float(np.mean(heldout >= pair.pairs.attrs["min_correlation"]))
 
 
 def best_r(pair: SitePair) -> tuple[np.ndarray, np.ndarray]:

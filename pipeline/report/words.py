@@ -155,7 +155,8 @@ def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
             f"{metric_name(metric)} beats chance at {wins} of {len(rows)} pairs of sites. It stands furthest above "
             f"it at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where shuffled pairings give "
             f"{number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}; "
-            f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))})."
+            f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}), which is "
+            f"{number(100 * (best.score - best.null_mean) / (1 - best.null_mean), 0)} % of the way from chance to 1."
         )
 
 
@@ -173,8 +174,8 @@ def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
         yield (
             f"Their mean r is {_span(matching['r_mean'])} on the documents that chose them and "
             f"{_span(matching['r_heldout_mean'])} on documents held out from the choice, a change of "
-            f"{_span(matching['r_heldout_mean'] - matching['r_mean'])}. Two features drawn at random have "
-            f"{_span(matching['r_random'], 3)}."
+            f"{_span(matching['r_heldout_mean'] - matching['r_mean'])}; {_span(matching['replicated'] * 100, 0)} % of "
+            f"them reach the minimum r there too. Two features drawn at random have {_span(matching['r_random'], 3)}."
         )
     else:
         yield f"Their mean r is {_span(matching['r_mean'])}, on the same rows that chose them."

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from scipy.spatial.distance import pdist
 from scipy.stats import kstest, spearmanr
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import storage
 from pipeline.compare.run import compare
@@ -93,7 +94,7 @@ def test_results_do_not_depend_on_workers_but_on_the_seed(stores, matched, clien
 
 def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
     rng = np.random.default_rng(0)
-    n, experiments = 25, 60
+    n, experiments = 25, 40
     paths = tmp_path / "a.zarr", tmp_path / "b.zarr"
     for path in paths:
         storage.write_activations(path, np.eye(2, n * experiments), decoder=rng.normal(size=(n * experiments, 5)))
@@ -101,7 +102,7 @@ def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
     for i in range(experiments):
         ids = np.arange(i * n, (i + 1) * n)
         pairs = pairs_of(ids, rng.permutation(ids)).drop_vars(["fate_a", "fate_b"])
-        p.append(compare(pairs, *paths, null_runs=39, seed=i, client=client).p)
+        p.append(compare(pairs, *paths, null_runs=19, seed=i, client=client).p)
     for metric, values in xr.concat(p, "experiment").groupby("metric"):
         assert kstest(values.values.ravel(), "uniform").pvalue > 0.01, metric
 
@@ -140,6 +141,22 @@ def test_a_metric_that_is_undefined_on_these_rows_does_not_stop_the_others(tmp_p
     assert float(scores.score.sel(metric="svcca")) == pytest.approx(1)
 
 
+def test_tasks_of_this_process_call_blas_with_one_thread(stores, matched, client, monkeypatch):
+    def spy(*args):
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return score_once(*args)
+
+    seen: list[int] = []
+    nulls = importlib.import_module("pipeline.compare.nulls")
+    score_once = nulls.score_once
+    monkeypatch.setattr(nulls, "score_once", spy)
+    with threadpool_limits(2, user_api="blas"):
+        compare(matched, *stores, null_runs=5, client=client)
+        after = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    assert set(seen) == {1}
+    assert after == {2}
+
+
 def test_trap_2_no_score_comes_without_its_null(stores, matched):
     with pytest.raises(InputError, match="null_runs is 0"):
         compare(matched, *stores, null_runs=0)
@@ -173,13 +190,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(stores, matche
     with pytest.raises(BudgetError, match=r"40 pairs need .* \(svcca/svcca_pc1 .*, rsa .*\), allowed are .*higher min"):
         compare(matched, *stores, memory="10kB")
     many = np.zeros(70_000, np.int32)
-    with pytest.raises(BudgetError, match="70000 pairs need"):
+    with pytest.raises(BudgetError, match="70000 pairs are too many for exact RSA"):
         compare(pairs_of(many, many), *stores, memory="10TB")
 
 
 def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
     with pytest.raises(InputError, match=r"metrics are some of svcca, svcca_pc1, rsa, each once; not \['cka'\]"):
         compare(matched, *stores, metrics=["cka"])
+    with pytest.raises(InputError, match="seed is -1"):
+        compare(matched, *stores, seed=-1)
     with pytest.raises(InputError, match="each once"):
         compare(matched, *stores, metrics=["rsa", "rsa"])
     with pytest.raises(InputError, match="A of the pairs has 50: give the stores that were correlated, A first"):

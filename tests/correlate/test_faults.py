@@ -80,7 +80,7 @@ def test_too_many_kept_pairs_stop_the_run_with_a_threshold_that_fits(case, clien
     ds = case.correlate("all", client=client, keep_above=0.01)
     budget = ds.attrs["n_kept"] // 3
     monkeypatch.setattr(plan_module, "MATCHING_SHARE", budget * plan_module.MATCHING_BYTES / 1e9)
-    with pytest.raises(storage.BudgetError, match=r"r ≥ 0.01.*would fit") as caught:
+    with pytest.raises(storage.BudgetError, match=r"r ≥ 0.01.*should fit") as caught:
         case.correlate(client=client, keep_above=0.01, memory=10**9)
     threshold = float(str(caught.value).split("keep_above=")[1].split()[0])
     assert 0.01 < threshold < 1
@@ -91,7 +91,7 @@ def test_one_panel_with_too_many_kept_pairs_stops_too(case, client, force, monke
     force("resident", panel=16)
     monkeypatch.setattr(plan_module, "KEPT_AT_LEAST", 3)
     monkeypatch.setattr(plan_module, "KEPT_SHARE", 0.001)
-    with pytest.raises(storage.BudgetError, match="of one panel"):
+    with pytest.raises(storage.BudgetError, match="in one panel"):
         case.correlate(client=client)
 
 
@@ -194,7 +194,7 @@ def test_a_finished_result_is_not_made_again(case, client, monkeypatch):
 
 
 def test_workers_elsewhere_need_a_shared_place_for_the_result(case, client, monkeypatch):
-    elsewhere = run.Resources(memory=10**9, processes=1, threads=1, hosts={"another-host"})
+    elsewhere = run.Resources(memory=10**9, processes=1, threads=1, reserved=0, hosts={"another-host"})
     monkeypatch.setattr(run, "find_resources", lambda *_: elsewhere)
     with pytest.raises(storage.InputError, match="another-host"):
         run.correlate(case.a, case.b, client=client)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,7 +94,7 @@ def test_every_plan_fits_its_budget_and_covers_every_feature(features, rows, act
     covered = [found.features(i, a.n_features) for i in range(found.n_panels)]
     assert covered[0].start == 0
     assert covered[-1].stop == a.n_features
-    assert all(one.stop == two.start for one, two in zip(covered, covered[1:], strict=False))
+    assert all(one.stop == two.start for one, two in itertools.pairwise(covered))
     assert found.panel >= min(NARROWEST, a.n_features)
     assert 1 <= found.kept_per_panel <= found.panel * b.n_features
 

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import jobs.demo
 from jobs.demo.models import MINILM, SMOLLM2
 from jobs.demo.prepare import prepare
 from jobs.demo.train_dictionaries import MAX_DEAD, MAX_FVU, MAX_LENGTH
-from pipeline.config import load_experiment
+from pipeline.config import StoreConfig, load_experiment
+from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
+from pipeline.harvest.run import harvest, make_rows
+from storage import open_activations
 from storage.errors import InputError, MissingDependencyError
 
 DICTIONARIES = Path(jobs.demo.__file__).parent / "dictionaries"
@@ -64,10 +68,13 @@ def test_readme_states_the_figures():
         assert f"{figures['fvu']:.3f}" in readme
 
 
-@pytest.mark.models
-@pytest.mark.skipif(
+needs_wheels = pytest.mark.skipif(
     not all(importlib.util.find_spec(model.package) for model in (SMOLLM2, MINILM)), reason="needs the demo's wheels"
 )
+
+
+@pytest.mark.models
+@needs_wheels
 def test_prepare_writes_a_valid_experiment(tmp_path):
     file = prepare(tmp_path / "demo")
     experiment = load_experiment(file)
@@ -77,3 +84,23 @@ def test_prepare_writes_a_valid_experiment(tmp_path):
     assert experiment.b.dictionary_of(MINILM.sites[0]) == str(DICTIONARIES)
     before = file.stat().st_mtime_ns
     assert prepare(tmp_path / "demo").stat().st_mtime_ns == before
+
+
+@pytest.mark.models
+@needs_wheels
+def test_dictionaries_explain_what_our_harvest_reads(tmp_path, client):
+    """The whole way on a few documents: BOS in front, the right sites, shared rows, hardly a sink."""
+    experiment = load_experiment(prepare(tmp_path))
+    corpus, rows = tmp_path / "corpus.zarr", tmp_path / "rows.zarr"
+    build_corpus(experiment.corpus.model_copy(update={"documents": 4}), corpus)
+    make_rows(corpus, experiment.a, experiment.b, MAX_LENGTH, rows, client=client)
+    bos = xr.open_zarr(rows)
+    assert set(bos["input_a"].values[bos["first_a"].values]) == {1}
+    assert bos["position_a"].values.min() == 1
+    stores = harvest(corpus, rows, experiment.a, "a", StoreConfig(), tmp_path / "a", client=client)
+    stores |= harvest(corpus, rows, experiment.b, "b", StoreConfig(), tmp_path / "b", client=client)
+    attrs = {site: open_activations(path).attrs for site, path in stores.items()}
+    assert len({one["row_hash"] for one in attrs.values()}) == 1
+    for site, one in attrs.items():
+        assert one["calibration"]["fvu"] < 0.3, site
+        assert one["calibration"]["n_sinks"] <= 2, site

@@ -199,12 +199,13 @@ def test_contexts_stand_side_by_side_with_the_token_marked(run, page) -> None:
     pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2"))
     items = article.all("ol", class_="pairs")[0].all("details")
     assert len(items) == min(100, pairs.sizes["pair"])
+    best = int(np.argmax(np.minimum(pairs["r"].values, np.nan_to_num(pairs["r_heldout"].values, nan=-1))))
     first = items[0]
     assert [e.text for e in first.all("span", class_="id num")] == [
-        f"A {int(pairs['feature_a'][0])}",
-        f"B {int(pairs['feature_b'][0])}",
+        f"A {int(pairs['feature_a'][best])}",
+        f"B {int(pairs['feature_b'][best])}",
     ]
-    contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=int(pairs["feature_a"][0]))
+    contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=int(pairs["feature_a"][best]))
     rows = storage.open_activations(run.activations("a", "layers.6"))
     listed = first.all("ol", class_="contexts")[0].all("li")
     assert len(listed) == int((contexts["row"] >= 0).sum())

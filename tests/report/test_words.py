@@ -28,7 +28,8 @@ def scores(p: dict[tuple[str, str], float], null_runs: int = 1000, note: str = "
 def matching(**columns: float) -> pd.DataFrame:
     """Make a table of one pair of sites."""
     usual = {
-        "n_pairs": 80, "possible": 100, "r_mean": 0.62, "r_heldout_mean": 0.55, "r_random": 0.001, "rows_heldout": 500
+        "n_pairs": 80, "possible": 100, "r_mean": 0.62, "r_heldout_mean": 0.55, "replicated": 0.9, "r_random": 0.001,
+        "rows_heldout": 500,
     }  # fmt: skip
     return pd.DataFrame([{**usual, **columns}])
 
@@ -94,7 +95,16 @@ def test_too_few_runs_for_holm_fall_back_to_false_discoveries_and_say_so() -> No
 
 def test_findings_state_chance_and_the_fall_of_r() -> None:
     findings = " ".join(judge(scores({("b1", "svcca"): LOW}), matching(), SITES, NO_EASY, []).findings)
-    for part in ("0.500, where shuffled pairings give 0.200", "80 % of", "0.62", "0.55", "a change of −0.07", "0.001"):
+    for part in (
+        "0.500, where shuffled pairings give 0.200",
+        "80 % of",
+        "0.62",
+        "0.55",
+        "a change of −0.07",
+        "90 % of them",
+        "0.001",
+        "38 % of the way",
+    ):
         assert part in findings
 
 
@@ -108,6 +118,6 @@ def test_limits_are_named() -> None:
 
 def test_no_pairs() -> None:
     nan = float("nan")
-    empty = matching(n_pairs=0, r_mean=nan, r_heldout_mean=nan)
+    empty = matching(n_pairs=0, r_mean=nan, r_heldout_mean=nan, replicated=nan)
     verdict = judge(scores({("b1", "svcca"): nan}, score=nan), empty, SITES, EasyPairs(0, 0), [])
     assert "No pair of features reached" in " ".join(verdict.findings)

@@ -23,6 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.correlate.kernels.prefetch import prefetch
+
 Array = NDArray[Any]
 
 #: By how much an approximate r may miss the exact one: more than the difference ever is, a few 1e-16.
@@ -202,6 +204,14 @@ def push(top: Array, value: float) -> float:
 
 
 @njit(nogil=True, cache=True)
+def fetch_list(best: Best, feature: int) -> None:
+    """Fetch the end of a feature's list, where most partners enter; it will be needed soon."""
+    prefetch(best.id[:, best.id.shape[1] - 1 :], feature)
+    prefetch(best.r[:, best.r.shape[1] - 1 :], feature)
+    prefetch(best.held_out[:, best.r.shape[1] - 1 :], feature)
+
+
+@njit(nogil=True, cache=True)
 def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scratch) -> int:
     """Count all r of a row into the histogram; collect the B features that may enter a list, and their exact r."""
     found = 0
@@ -218,6 +228,7 @@ def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scrat
                 if block[i] >= output.bar[first + i] or block[i] >= row_bar:
                     work.candidate[found] = first + i
                     work.r[found] = correlation(sums[first + i], half, a, first + i)
+                    fetch_list(output.column, first + i)
                     found += 1
                     row_bar = push(work.top, block[i]) - SLACK
     return found
