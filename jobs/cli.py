@@ -95,7 +95,9 @@ def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
     if as_json:
         show({**summary, "site_pairs": lines}, as_json=True)
         return
-    Console().print(_table(lines))
+    # a log file is read in a wide window
+    console = Console() if Console().is_terminal else Console(width=120)
+    console.print(_table(lines))
     show(summary, as_json=False)
 
 
@@ -123,7 +125,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             f"{line['pairs']:,}",
             f"{line['mean_r']:.3f}",
             f"{line['mean_r_heldout']:.3f}",
-            *(f"{one['score']:.3f} ({one['null_mean']:.3f}; {one['p']:.3g})" for one in scores),
+            *(f"{one['score']:.3f} ({one['null_mean']:.3f}; {one['p']:.3f})" for one in scores),
         )
     return table
 

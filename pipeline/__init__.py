@@ -1,6 +1,6 @@
-"""Do two language models learn the same feature space?
+"""The science: do two language models learn the same feature space.
 
-The science, as functions over stores and results on disk. Each of the names below is a stage; they take paths or
+It comes as functions over stores and results on disk. Each of the names below is a stage; they take paths or
 opened datasets and, where they need workers, a Dask client.
 """
 

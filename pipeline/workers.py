@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from distributed import Client, LocalCluster, as_completed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,13 @@ def local_client(n_workers: int = 1, threads_per_worker: int | None = None) -> I
 
 @contextlib.contextmanager
 def ensure_client(client: Client | None) -> Iterator[Client]:
-    """Yield `client`, or a thread-based local one that lives as long as the block."""
-    if client is not None:
-        yield client
-        return
-    with local_client() as own:
-        yield own
+    """Yield `client`, or a thread-based local one that lives as long as the block.
+
+    BLAS is held to one thread in this process meanwhile: tasks that are threads and each call a multi-threaded BLAS
+    wait for each other, at worst for longer than they compute. (Dask starts worker processes with one BLAS thread.)
+    """
+    with threadpool_limits(1, user_api="blas"), contextlib.ExitStack() as stack:
+        yield client if client is not None else stack.enter_context(local_client())
 
 
 def dashboard_url(client: Client) -> str:

@@ -17,12 +17,11 @@ from dask.utils import format_bytes, parse_bytes
 from distributed import Client, Future
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from pipeline.compare import cca, rsa
 from pipeline.compare.nulls import Score, Shuffles, null_scores, score_once
 from pipeline.compare.rows import MIN_PAIRS, DecoderRows, paired_rows
-from pipeline.compare.statistics import effect_size, p_value
+from pipeline.statistics import effect_size, p_value
 from pipeline.workers import ensure_client
 from storage import fingerprint, is_current, new_manifest, open_activations, open_result, write_result
 from storage.errors import BudgetError, InputError
@@ -233,9 +232,7 @@ def _outcomes(
         return {name: Outcome(np.nan, np.full(shuffles.runs, np.nan), note) for name in metrics}
     families = [family for family in FAMILIES if set(metrics) & set(family.scores)]
     _check_memory(families, rows, memory)
-    # Tasks that are threads of this process and each call a multi-threaded BLAS wait for each other's threads, at
-    # worst for longer than they compute. Worker processes are started with one BLAS thread by Dask itself.
-    with ensure_client(client) as used, threadpool_limits(1, user_api="blas"):
+    with ensure_client(client) as used:
         # all are submitted before the first is waited for: what one family computes in one thread, others overlap
         states = [
             used.submit(_prepare, *rows, family.prepare, pure=False, key=_key("prepare", family)) for family in families

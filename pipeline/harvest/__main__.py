@@ -22,8 +22,9 @@ def command(
     """Read the text with both models and write one activation store a site."""
     with open_client(context, cluster, cluster_file) as client:
         result = run(experiment, run_dir=run_dir, until="harvest", client=client)
-    sides = (("a", result.experiment.a), ("b", result.experiment.b))
-    stores = {f"{side} {site}": str(result.directory.activations(side, site)) for side, m in sides for site in m.sites}
+    directory, models = result.directory, result.experiment
+    stores = {f"a {site}": str(directory.activations("a", site)) for site in models.a.sites}
+    stores |= {f"b {site}": str(directory.activations("b", site)) for site in models.b.sites}
     show(stores, as_json=as_json)
 
 

@@ -16,7 +16,7 @@ def command(
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
     out: Out,
     method: Annotated[
-        MatchMethod, typer.Option(help="best: many to one; the others one to one, greedy best-first.")
+        MatchMethod, typer.Option(help="best, best_of_b: many to one; the others one to one: greedy is best-first.")
     ] = "greedy",
     min_correlation: Annotated[float, typer.Option(help="Pairs below this r are not matched.")] = 0.1,
     as_json: AsJson = False,

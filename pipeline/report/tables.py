@@ -6,16 +6,16 @@ the number of tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import false_discovery_control
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.statistics import benjamini_hochberg, holm
 
 #: Columns of :func:`scores_table`, the content of ``scores.csv``.
 SCORE_COLUMNS = (
@@ -27,57 +27,6 @@ SCORE_COLUMNS = (
 def observations(table: pd.DataFrame) -> Iterator[Any]:
     """Yield the rows of a table as named tuples; what their fields hold, pandas does not tell a type checker."""
     return iter(table.itertuples())
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Correct p-values so that the chance of even one false discovery stays below the level (Holm 1979).
-
-    Parameters
-    ----------
-    p
-        Shape (tests,); NaN where a test could not be made, which is passed on and not counted.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (tests,), float64.
-
-    Examples
-    --------
-    >>> holm(np.array([0.01, 0.04, 0.03]))
-    array([0.03, 0.06, 0.06])
-    """
-    return _on_defined(p, _holm)
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Correct p-values so that the expected share of false discoveries stays below the level (SciPy's method).
-
-    Parameters and result are those of :func:`holm`.
-
-    Examples
-    --------
-    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03]))
-    array([0.03, 0.04, 0.04])
-    """
-    return _on_defined(p, false_discovery_control)
-
-
-def _holm(p: np.ndarray) -> np.ndarray:
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(stepped)
-    corrected[order] = np.minimum(stepped, 1)
-    return corrected
-
-
-def _on_defined(p: np.ndarray, correct: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    p = np.asarray(p, dtype=np.float64)
-    corrected = np.full(p.shape, np.nan)
-    defined = ~np.isnan(p)
-    if defined.any():
-        corrected[defined] = correct(p[defined])
-    return corrected
 
 
 def scores_table(run: Run) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import false_discovery_control, kstest
 
-from pipeline.compare.statistics import benjamini_hochberg, effect_size, holm, p_value
+from pipeline.statistics import benjamini_hochberg, effect_size, holm, p_value
 
 P_VALUES = arrays(float, st.integers(1, 20), elements=st.floats(0, 1) | st.sampled_from([0.01, 0.5]))
 
