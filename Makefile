@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 RUN ?= demo-run
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
-# Compiled code and weights are cached; the sizes of thread pools are set where tasks run.
 
 .PHONY: demo test install lint types unit slurm notebooks clean
 
@@ -26,7 +25,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest -m "not slurm and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
 
 # A private Slurm of two nodes on this host; the tests start and stop it.
 slurm: $(VENV)/.dev

@@ -11,11 +11,15 @@ import pytest
 from distributed import Client
 from hypothesis import HealthCheck, settings
 
+from pipeline import workers
 from pipeline.workers import local_client
 
 settings.register_profile("default", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile("default")
+
+# several test processes on one host would race for the usual port
+workers.DASHBOARD_PORT = 0
 
 EXPERIMENT = """
 name: tiny
