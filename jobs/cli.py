@@ -96,7 +96,7 @@ def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
         show({**summary, "site_pairs": lines}, as_json=True)
         return
     # a log file is read in a wide window
-    console = Console() if Console().is_terminal else Console(width=120)
+    console = Console() if Console().is_terminal else Console(width=140)
     console.print(_table(lines))
     show(summary, as_json=False)
 

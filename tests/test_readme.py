@@ -1,0 +1,45 @@
+"""What the README shows is true: its example runs, and its table is what the benchmarks printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.table import BEGIN, END, README, load_results, render
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mean_r = float(done.stdout.split()[0])
+    assert mean_r > 0.999, "B has the features of A, in another order"
+
+
+def test_the_shell_example_runs(tmp_path: Path) -> None:
+    """The verbs over paths, on the stores that the Python example writes."""
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    stores = code.split("cor = ")[0]
+    subprocess.run([sys.executable, "-c", stores], cwd=tmp_path, check=True)
+    lines = [line for line in TEXT.splitlines() if re.match(r"subspace (correlate|match|compare) ", line)]
+    assert len(lines) == 3
+    for line in lines:
+        command = [sys.executable, "-m", "jobs.cli", *line.split()[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_performance_table_is_made_from_results() -> None:
+    shown = TEXT.split(BEGIN)[1].split(END)[0].strip()
+    assert load_results()
+    assert shown == render(load_results())
+
+
+def test_the_links_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
+    assert targets
+    assert not [target for target in targets if not (README.parent / target).exists()]
