@@ -23,6 +23,9 @@ from pipeline.correlate.kernels.dense import ROWS
 from pipeline.correlate.kernels.reduce import Side
 
 Floats = NDArray[np.float64]
+
+#: Beyond these the product of two variances would not be a normal float64; float32 lies well within.
+SMALLEST_RANGE, LARGEST_VALUE = 1e-70, 1e70
 Slab = tuple[Rows, NDArray[np.int8]]
 
 
@@ -69,13 +72,13 @@ class Moments:
 
     @property
     def defined(self) -> NDArray[np.bool_]:
-        """Whether r is defined: the feature varies, and not by less than float64 can square; (halves, feature)."""
-        return self.varies & (self.variance > 0)
+        """Whether r is defined: the feature has more than one value; (halves, feature).
 
-    @property
-    def varies(self) -> NDArray[np.bool_]:
-        """Whether the feature has more than one value; known before its sums are; (halves, feature)."""
-        return self.low < self.high
+        Known before the sums are. Variances that could overflow or vanish in float64 count as undefined, so that the
+        kernels meet finite numbers only.
+        """
+        size = np.maximum(np.abs(self.low), np.abs(self.high))
+        return (self.high - self.low > SMALLEST_RANGE) & (size < LARGEST_VALUE)
 
     @property
     def mean(self) -> Floats:
@@ -90,15 +93,16 @@ class Moments:
     def side(self, half: int, features: NDArray[np.integer] | slice = slice(None)) -> Side:
         """Return what the kernels need of some features in one half."""
         variance = self.variance[half, features]
-        defined = self.defined[half, features]
-        scale = np.divide(1.0, np.sqrt(variance, where=defined, out=np.ones_like(variance)), where=defined,
-                          out=np.zeros_like(variance))  # fmt: skip
+        # Features without r where it is chosen were left out, and have no sums in the other half
+        usable = self.defined[half, features] & (variance > 0)
+        scale = np.zeros_like(variance)
+        scale[usable] = 1.0 / np.sqrt(variance[usable])
         return Side(np.ascontiguousarray(self.total[half, features]), np.ascontiguousarray(variance), scale)
 
     def positions(self) -> NDArray[np.int32]:
-        """Return (feature,): a running number where a feature varies in the selecting half, or nowhere."""
-        varies = self.varies[0]
-        return np.where(varies, np.cumsum(varies) - 1, NOWHERE).astype(np.int32)
+        """Return (feature,): a running number where r is defined in the selecting half, or nowhere."""
+        defined = self.defined[0]
+        return np.where(defined, np.cumsum(defined) - 1, NOWHERE).astype(np.int32)
 
     def without_sums(self) -> Self:
         """Return the same extremes and pivots with sums of zero."""

@@ -115,9 +115,9 @@ def measure_panel(i: int, job: Job) -> int:
 
 
 def _places(moments: Moments) -> NDArray[np.int32]:
-    """Leave the features of a panel where they are, but for those that do not vary in the selecting half."""
+    """Leave the features of a panel where they are, but for those without r in the selecting half."""
     features = np.arange(moments.low.shape[1], dtype=np.int32)
-    return np.where(moments.varies[0], features, np.int32(NOWHERE))
+    return np.where(moments.defined[0], features, np.int32(NOWHERE))
 
 
 def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:

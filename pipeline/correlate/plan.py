@@ -48,8 +48,9 @@ SLAB_ENTRIES = 4_000_000
 DENSE_ROWS, DENSE_FEATURES = 4096, 4096
 #: Buffers of the matrix library and of the decoder of dense chunks, for each task (measured).
 DENSE_BUFFERS = 48 * 10**6
-#: Narrowest and widest panel of the sparse kernel.
-NARROWEST, WIDEST = 16, 8 * CHUNK
+#: Narrowest and widest panel of the sparse kernel, and the width below which reading A by panels costs more than
+#: streaming B.
+NARROWEST, WIDEST, COMFORTABLE = 16, 8 * CHUNK, 256
 #: Share of the pairs of a panel that may be kept, and the number that always may.
 KEPT_SHARE, KEPT_AT_LEAST = 0.05, 500_000
 #: Share of the budget that all kept pairs may take when they are loaded for matching, and bytes of a pair then.
@@ -231,16 +232,26 @@ def make_plan(
     kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
     shape = _Shape(a, b, n_rows, n_halves, top_k, threads, kept, reserved)
     allowed = memory // processes
-    methods = _methods(choose_kernel(a, b, n_rows, kernel))
-    smallest: Plan | None = None
-    for method in methods:
-        for width in [panel] if panel else _widths(method, a.n_features, processes * threads):
-            plan = _plan(method, width, shape, allowed)
-            if plan.projected <= allowed:
-                return plan
-            smallest = plan if smallest is None or plan.projected < smallest.projected else smallest
-    assert smallest is not None  # noqa: S101 - there is always a method and a width
-    raise BudgetError(_refusal(smallest, processes, reserved))
+    plans = []
+    for method, width in _choices(choose_kernel(a, b, n_rows, kernel), a.n_features, processes * threads, panel):
+        plans.append(_plan(method, width, shape, allowed))
+        if plans[-1].projected <= allowed:
+            return plans[-1]
+    raise BudgetError(_refusal(min(plans, key=lambda plan: plan.projected), processes, reserved))
+
+
+def _choices(
+    kernel: Literal["sparse", "dense"], n_features: int, slots: int, panel: int | None
+) -> list[tuple[Method, int]]:
+    """Return methods and widths to try, the best first: a narrow panel only where no comfortable one fits."""
+    comfortable: list[tuple[Method, int]] = []
+    narrow: list[tuple[Method, int]] = []
+    for method in _methods(kernel):
+        widths = [panel] if panel else list(_widths(method, n_features, slots))
+        for width in widths:
+            fits = width >= min(COMFORTABLE, widths[0])
+            (comfortable if fits else narrow).append((method, width))
+    return comfortable + narrow
 
 
 def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
@@ -250,14 +261,12 @@ def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
 def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
     """Yield widths of panels to try, the best first.
 
-    There are to be at least two panels for each slot, so that none idles for long. A resident panel gains nothing
-    from being wider than a chunk; a streaming or dense one is as wide as possible, since every panel reads all of B.
+    A resident panel gains nothing from being wider than a chunk, and there are to be two for each slot, so that none
+    idles for long. A streaming or dense one is as wide as possible, one for each slot: every panel reads all of B.
     """
-    widest, narrowest = CHUNK if method == "resident" else WIDEST, NARROWEST
-    if method == "dense":
-        narrowest = FEATURES
-    width = widest
-    while width > narrowest and -(-n_features // width) < 2 * slots:
+    width, panels = (CHUNK, 2 * slots) if method == "resident" else (WIDEST, slots)
+    narrowest = FEATURES if method == "dense" else NARROWEST
+    while width > narrowest and -(-n_features // width) < panels:
         width //= 2
     while width >= narrowest:
         yield width

@@ -31,7 +31,7 @@ def test_measured_peak_is_below_the_projected_one(tmp_path, method):
     for seed, name in enumerate("ab"):
         write_random_store(tmp_path / name, rows, features, active, seed)
     arguments = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "out": str(tmp_path / "out.zarr")}
-    arguments |= {"top_k": 64, "keep_above": 0.01, "memory": "4GB", "streaming": method == "streaming"}
+    arguments |= {"top_k": 64, "keep_above": 0.015, "memory": "4GB", "streaming": method == "streaming"}
     figures = run_measured(PROGRAM, arguments)
     assert figures["method"] == method
     assert figures["peak_gb"] <= figures["projected"] / 1e9
@@ -40,8 +40,7 @@ def test_measured_peak_is_below_the_projected_one(tmp_path, method):
 
 def test_benchmark_runs_small():
     benchmark = importlib.import_module("benchmarks.correlate").benchmark
-    for active in (4, None):
-        figures = benchmark(rows=3000, features=128, active=active, top_k=4, memory="2GB")
-        assert {"name", "seconds", "peak_gb", "max_error", "ratios"} <= set(figures)
-        assert figures["max_error"] < 1e-6
-        assert np.isfinite(figures["ratios"]["sgemm"])
+    figures = benchmark(rows=3000, features=128, active=4, top_k=4, memory="2GB")
+    assert {"name", "seconds", "peak_gb", "max_error", "ratios"} <= set(figures)
+    assert figures["max_error"] < 1e-6
+    assert np.isfinite(figures["ratios"]["sgemm"])

@@ -111,9 +111,9 @@ def test_auto_takes_the_cheaper_kernel():
         choose_kernel(thin, full, rows, "sparse")
 
 
-@given(st.lists(st.integers(0, 50), min_size=2000, max_size=2000), st.integers(0, 60_000))
-def test_threshold_that_fits_is_the_lowest(counts, budget):
-    histogram = np.array(counts)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60_000))
+def test_threshold_that_fits_is_the_lowest(seed, budget):
+    histogram = np.random.default_rng(seed).integers(0, 50, 2000)
     threshold = threshold_that_fits(histogram, budget)
     if threshold is None:
         assert histogram[-1] > budget

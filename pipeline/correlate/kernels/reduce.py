@@ -185,7 +185,7 @@ def any_above(block: Array, bar: Array, row_bar: float) -> bool:
 
 @njit(nogil=True, cache=True)
 def count(block: Array, histogram: Array) -> None:
-    """Add a block of values to the histogram."""
+    """Add a block of values to the histogram; they are in [-1, 1] but for rounding."""
     half_bins = (histogram.shape[1] - 1) / 2.0
     for i in range(block.size):
         histogram[i & (COPIES - 1), int((block[i] + 1.0) * half_bins)] += 1
