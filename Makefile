@@ -48,3 +48,4 @@ $(VENV)/.dev: $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) $(RUN) .mypy_cache .ruff_cache .pytest_cache .numba_cache
+	find pipeline storage -name __pycache__ -prune -exec rm -rf {} +
