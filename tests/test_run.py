@@ -163,7 +163,9 @@ def test_interrupted_by_the_keyboard(tiny_inputs: Path, tmp_path: Path) -> None:
         "--run-dir",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a shell that puts the tests in the background makes them, and what they start, ignore Ctrl-C
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     process.stderr.readline()
     time.sleep(1)

@@ -95,7 +95,7 @@ class Job:
 
     def moments_file(self, i: int) -> Path:
         """Return the file with the statistics of panel `i` of the B features, where no process sees all rows of B."""
-        return self.panels / f"moments-{i:05d}.npz"
+        return self.panels / f"moments-{self.plan.panel_b}-{i:05d}.npz"
 
     @property
     def all_moments_file(self) -> Path:

@@ -353,8 +353,9 @@ def _prepare(job: Job, half: NDArray[np.int8]) -> None:
 
 def _measure_b(job: Job, client: Client) -> None:
     """Put the statistics of all B features on disk, where no single process sees all of B."""
-    if job.plan.method == "resident" or job.all_moments_file.is_file():
-        return
+    panels_are_missing = not all(job.panel_file(i).is_file() for i in range(job.plan.n_panels))
+    if job.all_moments_file.is_file() or (job.plan.method == "resident" and panels_are_missing):
+        return  # a resident panel that is still to come leaves them
     n_panels = job.plan.n_panels_b(job.b.n_features)
     missing = [i for i in range(n_panels) if not job.moments_file(i).is_file()]
     for _ in run_tasks(client, measure_panel, missing, name="correlate-moments", label="Statistics", args=(job,)):

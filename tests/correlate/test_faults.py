@@ -137,12 +137,13 @@ def test_a_run_that_fails_goes_on_with_the_missing_panels(case, client, force, m
     assert not (case.folder / "cor.zarr" / "panels").exists()
 
 
-def test_work_begun_in_one_mode_is_finished_in_the_other(case, client, force, monkeypatch):
+@pytest.mark.parametrize("n_panels", [2, 5], ids=["some panels", "all panels"])
+def test_work_begun_in_one_mode_is_finished_in_the_other(case, client, force, monkeypatch, n_panels):
     reference = case.correlate("reference", client=client)
     for first, second in (("resident", "streaming"), ("streaming", "resident")):
         force(first, panel=16)
         with monkeypatch.context() as patch:
-            fail_after(patch, 2, RuntimeError("stopped"))
+            fail_after(patch, n_panels, RuntimeError("stopped"))
             with pytest.raises(RuntimeError, match="stopped"):
                 case.correlate(first, client=client)
         force(second, panel=32)  # the panels of unfinished work keep their width
