@@ -32,7 +32,7 @@ slurm: $(VENV)/.dev
 	$(BIN)/pytest -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 -p no:doctest notebooks $(PYTEST_ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
