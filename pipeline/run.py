@@ -17,7 +17,7 @@ from pipeline.correlate.run import correlate
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
-from pipeline.workers import ensure_client
+from pipeline.workers import deferred_interrupt, ensure_client
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side
 
@@ -100,8 +100,9 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
     from pipeline.harvest.rows import check_model  # noqa: PLC0415
     from pipeline.harvest.run import harvest, make_rows  # noqa: PLC0415
 
-    for _, model in _sides(config):
-        check_model(model)  # what does not fit is said before anything is written
+    with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
+        for _, model in _sides(config):
+            check_model(model)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
     build_corpus(config.corpus, directory.corpus)
     make_rows(directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows, client=client)

@@ -10,8 +10,10 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -204,6 +206,22 @@ def _logged(label: str, total: int) -> Callable[[int], None]:
             logger.info("%s: %d of %d in %.1f s", label, done, total, now - start)
 
     return advance
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends: some libraries swallow it while they are imported."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
+    seen: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.default_int_handler)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def in_order(results: Iterable[tuple[int, Result]]) -> Iterator[Result]:

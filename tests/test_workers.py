@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
 
 import pytest
 from distributed import Client
 
-from pipeline.workers import dashboard_url, ensure_client, in_order, n_slots, run_tasks
+from pipeline.workers import dashboard_url, deferred_interrupt, ensure_client, in_order, n_slots, run_tasks
 
 _lock = threading.Lock()
 _running = 0
@@ -57,6 +59,12 @@ def test_an_error_reaches_the_caller_and_nothing_runs_on(client: Client) -> None
     while client.processing() and any(client.processing().values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(client.processing().values())
+
+
+def test_an_interrupt_that_is_swallowed_inside_comes_when_the_block_ends() -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt(), contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_items(client: Client) -> None:
