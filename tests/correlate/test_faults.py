@@ -156,16 +156,17 @@ def test_a_killed_process_leaves_work_that_the_next_one_finishes(case, client, f
     """The process dies by SIGKILL between two panels' files; what is on disk is either whole or ignored."""
     reference = case.correlate("reference", client=client)
     program = f"""
-        import importlib, os, signal
+        import importlib, os, signal, threading
         plan = importlib.import_module("pipeline.correlate.plan")
         panel = importlib.import_module("pipeline.correlate.panel")
         plan._widths = lambda *sizes: iter([16])
-        save, saved = panel.save_arrays, []
+        save, saved, one_at_a_time = panel.save_arrays, [], threading.Lock()
         def save_or_die(arrays, file):
-            if len(saved) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            saved.append(file)
-            save(arrays, file)
+            with one_at_a_time:  # the second file is whole before the third kills
+                if len(saved) == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                save(arrays, file)
+                saved.append(file)
         panel.save_arrays = save_or_die
         from pipeline.correlate.run import correlate
         correlate({str(case.a)!r}, {str(case.b)!r}, out={str(case.folder / "cor.zarr")!r})
