@@ -26,6 +26,7 @@ from storage.errors import InputError, MissingInputError
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
+Device = Literal["auto", "cpu", "cuda"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
 
@@ -109,6 +110,7 @@ class CorrelateConfig(Section):
         "half", description="rows that choose candidates: half of the documents (r_heldout is on the others), or all"
     )
     kernel: Kernel = "auto"
+    device: Device = Field("auto", description="where dense products are computed: the worker's GPU if it has one")
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 
 

@@ -21,7 +21,7 @@ from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
 from storage.rows import check_tokens
 from storage.slabs import iter_slabs, reslab, share_not_zero
-from storage.sparse_array import ALL_SHARDS, DEFAULT_CHUNK, is_csr_array, read_csr, read_layout, read_metadata
+from storage.sparse_array import ALL_SHARDS, is_csr_array, read_csr, read_layout, read_metadata
 from storage.writer import (
     ACTIVATION,
     DEFAULT_SHARD_ROWS,
@@ -47,7 +47,7 @@ def write_activations(
     dtype: DTypeLike = "float32",
     layout: Layout | None = None,
     shard_rows: int = DEFAULT_SHARD_ROWS,
-    chunk: tuple[int, int] = DEFAULT_CHUNK,
+    chunk: tuple[int, int] | None = None,
     manifest: Manifest | None = None,
 ) -> None:
     """Write a whole activation store; it is there completely, or what was there before still is.

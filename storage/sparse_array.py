@@ -52,6 +52,8 @@ CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 NO_CHUNK = 2**64 - 1
 DEFAULT_CHUNK = (4096, 4096)
+#: Rows and features of a chunk of dense layout: 16 MiB, since no part of it can be read alone.
+DENSE_CHUNK = (1024, 4096)
 # Every shard is a file, also one without entries: a missing file is a fault, not zeros.
 ALL_SHARDS = "every_shard_has_a_file"
 

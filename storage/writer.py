@@ -32,6 +32,7 @@ from storage.results import close_group, same_work, update_attrs
 from storage.rows import ROW_HASH, check_tokens, row_hash
 from storage.sparse_array import (
     DEFAULT_CHUNK,
+    DENSE_CHUNK,
     create_sparse_array,
     fit_shards,
     missing_shards,
@@ -100,7 +101,7 @@ class ActivationWriter:
         dtype: DTypeLike = "float32",
         layout: Layout = "csr",
         shard_rows: int = DEFAULT_SHARD_ROWS,
-        chunk: tuple[int, int] = DEFAULT_CHUNK,
+        chunk: tuple[int, int] | None = None,
         manifest: Manifest | None = None,
     ) -> ActivationWriter:
         """Begin a store, or go on with one that was begun with the same manifest and shape.
@@ -125,7 +126,8 @@ class ActivationWriter:
         shard_rows
             Rows that one :meth:`write_shard` takes; best a multiple of the rows of a chunk, or fewer.
         chunk
-            Rows and columns of the chunks inside a shard; shrunk where the store is smaller.
+            Rows and columns of the chunks inside a shard; shrunk where the store is smaller. By default 4,096 × 4,096,
+            and 1,024 × 4,096 of dense layout, whose chunks are decoded whole.
         manifest
             What the store is made from. Without one, unfinished work is never resumed but replaced.
 
@@ -139,8 +141,9 @@ class ActivationWriter:
         rows = None if decoder is None else _check_decoder(decoder, n_features)
         stored_as = _check_dtype(dtype)
         kept_attrs = _check_attrs(attrs or {})
-        shard_rows, chunk = fit_shards(n_tokens, n_features, shard_rows, chunk)
         _check_layout(layout)
+        default = DEFAULT_CHUNK if layout == "csr" else DENSE_CHUNK
+        shard_rows, chunk = fit_shards(n_tokens, n_features, shard_rows, chunk or default)
         writer = cls(path, n_tokens, n_features, shard_rows, stored_as, layout)
         if not writer._resumable(manifest):
             _begin_group(writer, chunk)

@@ -25,6 +25,9 @@ def command(
     kernel: Annotated[
         Literal["auto", "sparse", "dense"], typer.Option(help="How products are computed; auto: by density.")
     ] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where dense products are computed; auto: a worker's GPU.")
+    ] = "auto",
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
@@ -39,6 +42,7 @@ def command(
             keep_above=keep_above,
             select=select,
             kernel=kernel,
+            device=device,
             memory=memory,
             out=out,
             client=client,

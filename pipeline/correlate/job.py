@@ -15,8 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import NOWHERE, Rows
-from pipeline.correlate.moments import Moments, add_extremes, finish_extremes, join, shift_and_add
-from pipeline.correlate.plan import Plan
+from pipeline.correlate.kernels.dense import ERROR
+from pipeline.correlate.moments import (
+    Moments,
+    Scaling,
+    add_extremes,
+    finish_extremes,
+    in_double,
+    join,
+    scaling_of,
+    shift_and_add,
+    working_type,
+)
+from pipeline.correlate.plan import SPARE, Plan
 from storage import read_csr, read_dense
 
 Array = NDArray[Any]
@@ -36,11 +47,17 @@ class Store:
         Its features.
     sparse
         Whether its rows are kept as csr.
+    value_bytes
+        Bytes of a value in memory: 4 or 8.
+    piece_rows
+        Rows that are best read at a time where they are made dense: those of a chunk on disk.
     """
 
     path: Path
     n_features: int
     sparse: bool
+    value_bytes: int
+    piece_rows: int
 
     def read_rows(self, rows: slice, features: slice = slice(None)) -> Rows:
         """Read sparse rows; ids count from the start of `features`."""
@@ -49,10 +66,19 @@ class Store:
         return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), csr.data)
 
     def read_block(self, rows: slice, features: slice) -> Array:
-        """Read a dense block of rows, whatever the layout of the store."""
-        if self.sparse:
-            return read_csr(self.path, rows, features).toarray()
-        return read_dense(self.path, rows, features)
+        """Read a dense block of rows, whatever the layout of the store; float32 or float64."""
+        block = read_csr(self.path, rows, features).toarray() if self.sparse else read_dense(self.path, rows, features)
+        return block.astype(self.working, copy=False)
+
+    @property
+    def working(self) -> type[np.float32 | np.float64]:
+        """The type in which dense values are centred."""
+        return working_type(self.value_bytes)
+
+    def pieces(self, slab: slice) -> Iterator[slice]:
+        """Yield a slab of rows in pieces that are read at a time."""
+        for start in range(slab.start, slab.stop, self.piece_rows):
+            yield slice(start, min(start + self.piece_rows, slab.stop))
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,8 @@ class Job:
         As in :func:`pipeline.correlate.run.correlate`.
     n_halves
         2 if half of the rows is held out, else 1.
+    device
+        Where dense products are computed: ``cpu``, ``cuda``, or ``auto``.
     """
 
     key: str
@@ -83,6 +111,17 @@ class Job:
     top_k: int
     keep_above: float
     n_halves: int
+    device: str
+
+    @property
+    def n_candidates(self) -> int:
+        """Partners that panels keep for each feature: more than asked for, where their order is not yet final."""
+        return self.top_k + (SPARE if self.plan.method == "dense" else 0)
+
+    @property
+    def keep_from(self) -> float:
+        """Lowest r of a pair that panels keep: a little less than asked for, where r is not yet final."""
+        return self.keep_above - (ERROR if self.plan.method == "dense" else 0.0)
 
     @property
     def panels(self) -> Path:
@@ -145,6 +184,20 @@ class Shared:
         if self.job.plan.method == "resident":
             return self._resident[1]
         return self.job.read_moments()
+
+    def scaling_b(self, features: slice) -> Scaling:
+        """Return how some B features are standardised."""
+        return Scaling(self._scaling.scale[:, features], self._scaling.offset[:, features])
+
+    @cached_property
+    def _scaling(self) -> Scaling:
+        return scaling_of(self.moments, self.job.b.working)
+
+    @cached_property
+    def double_b(self) -> dict[int, bool]:
+        """Whether a panel of B features is multiplied in float64, by its first feature."""
+        step = self.job.plan.panel_b
+        return {i * step: bool(rough) for i, rough in enumerate(in_double(self.moments, step))}
 
     @cached_property
     def positions(self) -> NDArray[np.int32]:

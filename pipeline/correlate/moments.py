@@ -19,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import NOWHERE, Rows, extremes, shift
-from pipeline.correlate.kernels.dense import ROWS
+from pipeline.correlate.kernels.dense import FEWEST_ROWS, MOST_REPEATS
+from pipeline.correlate.kernels.exact import dense_moments
 from pipeline.correlate.kernels.reduce import Side
 
 Floats = NDArray[np.float64]
 
 #: Beyond these the product of two variances would not be a normal float64; float32 lies well within.
 SMALLEST_RANGE, LARGEST_VALUE = 1e-70, 1e70
+#: Steps of an offset between 0 and 1: few digits, so that sums of products of equal offsets stay exact.
+OFFSET_STEPS = 256
+#: Bits of a float32 that are 0 where the square of the number is exact.
+LOW_BITS = 0xFFF
 Slab = tuple[Rows, NDArray[np.int8]]
 
 
@@ -45,6 +50,8 @@ class Moments:
         (halves, feature) float64, subtracted from every stored value.
     total, square
         (halves, feature) float64, sums of the shifted values and of their squares.
+    repeats
+        (halves, feature) float64, share of rows that repeat a value of many digits; estimated for dense features only.
     """
 
     n: NDArray[np.int64]
@@ -55,6 +62,7 @@ class Moments:
     pivot: Floats
     total: Floats
     square: Floats
+    repeats: Floats
 
     @classmethod
     def empty(cls, n: NDArray[np.int64], n_features: int) -> Self:
@@ -63,7 +71,7 @@ class Moments:
         zeros = np.zeros(shape)
         counts = np.zeros(shape, np.int64)
         low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
-        return cls(n, counts, counts.copy(), low, high, zeros, zeros.copy(), zeros.copy())
+        return cls(n, counts, counts.copy(), low, high, *(zeros.copy() for _ in range(4)))
 
     @property
     def variance(self) -> Floats:
@@ -162,30 +170,93 @@ def shift_and_add(moments: Moments, slab: Slab, positions: NDArray[np.int32]) ->
     return Rows(rows.start, rows.feature[:left], rows.value[:left])
 
 
-def add_dense_extremes(moments: Moments, block: NDArray[Any], half: NDArray[np.int8]) -> None:
-    """Take in counts, extremes and sums of a dense slab; the first of two passes."""
+def add_dense(moments: Moments, block: NDArray[Any], half: NDArray[np.int8], before: NDArray[np.int64]) -> None:
+    """Take in a dense slab; its own means and squares are merged with those of the rows before (Chan et al. 1979).
+
+    The means become the pivots, and what is subtracted in float64 needs not be exact in the stored type.
+
+    Parameters
+    ----------
+    moments
+        Changed in place: sums of squares are about the pivots, totals stay 0.
+    block
+        (row, feature), any float type.
+    half
+        (row,) int8, the half of each row.
+    before
+        (halves,) int64 rows taken in before; changed in place.
+    """
     for h in range(len(moments.n)):
-        rows = block[half == h]
-        if not len(rows):
-            continue
-        moments.stored[h] += len(rows)
-        moments.active[h] += np.count_nonzero(rows, axis=0)
-        moments.low[h] = np.minimum(moments.low[h], rows.min(axis=0))
-        moments.high[h] = np.maximum(moments.high[h], rows.max(axis=0))
-        moments.total[h] += rows.sum(axis=0, dtype=np.float64)
+        n = int(np.count_nonzero(half == h))
+        if n:
+            mean, square = dense_moments(block, half, h, n, moments.active[h], moments.low[h], moments.high[h])
+            apart, weight = mean - moments.pivot[h], n / (before[h] + n)
+            moments.square[h] += square + apart * apart * (weight * before[h])
+            moments.pivot[h] += apart * weight
+            moments.stored[h] += n
+            before[h] += n
 
 
-def finish_dense_extremes(moments: Moments) -> None:
-    """Make the means the pivots: values are centred in float64, so nothing needs to be exact in their own type."""
-    moments.pivot = moments.total / moments.n[:, None]
-    moments.total = np.zeros_like(moments.total)
+def working_type(value_bytes: int) -> type[np.float32 | np.float64]:
+    """Return the type in which dense values are centred: float64 where they are stored so."""
+    return np.float64 if value_bytes > np.dtype(np.float32).itemsize else np.float32
 
 
-def add_dense_sums(moments: Moments, block: NDArray[Any], half: NDArray[np.int8]) -> None:
-    """Take in the sums of a dense slab's centred values and their squares; the second pass."""
-    for h in range(len(moments.n)):
-        rows = block[half == h]
-        for first in range(0, len(rows), ROWS):
-            centred = rows[first : first + ROWS] - moments.pivot[h]
-            moments.total[h] += centred.sum(axis=0)
-            moments.square[h] += np.einsum("ij,ij->j", centred, centred)
+@dataclass(frozen=True)
+class Scaling:
+    """How dense values are standardised: ``value · scale − offset``, for each half.
+
+    Attributes
+    ----------
+    scale, offset
+        (halves, feature), of the working type. Both are 0 where r is not defined.
+    """
+
+    scale: NDArray[Any]
+    offset: NDArray[Any]
+
+
+def scaling_of(moments: Moments, working: type[np.float32 | np.float64]) -> Scaling:
+    """Return what brings every feature near standard deviation 1, and near mean 0 unless most of its values are 0.
+
+    The scale is a power of two; its exponent is held to ±120, which float32 has. Zeros stay zeros where they are the
+    most, and become numbers of few digits elsewhere: sums of their products are not rounded.
+    """
+    std = moments.std
+    usable = std > 0
+    exponent = np.clip(np.frexp(np.where(usable, std, 1.0))[1], -120, 120)
+    scale = np.where(usable, np.ldexp(1.0, -exponent), 0.0)
+    full = moments.active > moments.n[:, None] / 2
+    offset = np.where(full, np.round(moments.mean * scale * OFFSET_STEPS) / OFFSET_STEPS, 0.0)
+    return Scaling(scale.astype(working), offset.astype(working))
+
+
+def repeated(block: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (feature,): how many rows of a block repeat the value of the row before, if that has many digits.
+
+    Values of bfloat16 and float16 models have few.
+
+    >>> repeated(np.array([[0.0, 0.5, 0.1], [0.0, 0.5, 0.1], [0.0, 0.5, 0.1], [0.0, 0.5, 0.2]]))
+    array([0., 0., 2.])
+    """
+    many_digits = (block[1:].astype(np.float32).view(np.int32) & LOW_BITS) != 0
+    return np.count_nonzero((block[1:] == block[:-1]) & many_digits, axis=0).astype(np.float64)
+
+
+def in_double(moments: Moments, block: int) -> NDArray[np.bool_]:
+    """Return which blocks of so many features must be multiplied in float64; (block,).
+
+    See :mod:`pipeline.correlate.kernels.dense`.
+    """
+    few = bool((moments.n < FEWEST_ROWS / len(moments.n)).any())
+    rough: NDArray[np.bool_] = np.any(moments.repeats > MOST_REPEATS, axis=0) | few
+    return np.logical_or.reduceat(rough, np.arange(0, rough.size, block))
+
+
+def standardised_side(moments: Moments, scaling: Scaling, half: int, features: NDArray[np.integer] | slice) -> Side:
+    """Return what the kernels need of standardised features in one half: their sums are not quite 0."""
+    raw = moments.side(half, features)
+    scale = scaling.scale[half, features].astype(np.float64)
+    total = moments.n[half] * (moments.mean[half, features] * scale - scaling.offset[half, features])
+    inverse = np.divide(raw.scale, scale, out=np.zeros_like(scale), where=scale > 0)
+    return Side(total, raw.variance * scale * scale, inverse)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,27 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, load_rows, save_arrays, shared
+from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
 from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.csr import NOWHERE, by_feature
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Best, Half, Kept, Output, Scratch, reduce_tile, scratch
+from pipeline.correlate.kernels.device import find_device
+from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Scratch, reduce_tile, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.moments import (
     Moments,
-    add_dense_extremes,
-    add_dense_sums,
+    Scaling,
+    add_dense,
     add_extremes,
-    finish_dense_extremes,
     finish_extremes,
+    in_double,
+    repeated,
+    scaling_of,
     shift_and_add,
+    standardised_side,
 )
 from pipeline.correlate.plan import kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
-from pipeline.correlate.topk import compact, empty_best, nan_where_empty
+from pipeline.correlate.topk import compact, empty_best
 from storage import write_sparse_shard
 
 logger = logging.getLogger(__name__)
@@ -41,10 +45,10 @@ Array = NDArray[Any]
 #: Reduces A features from the given one on; returns the first that is not reduced.
 Step = Callable[[int, Output, Scratch], int]
 
+#: Rows of each piece that are looked at for repeated values.
+SAMPLED = 256
 #: Bins of the histogram over [-1, 1].
 BINS = 2000
-#: |r| of the dense kernel that is nearer to 1 than this is 1; rounding in its sums is of this size.
-DENSE_SNAP = 1e-12
 R, R_HELD_OUT = "r", "r_heldout"
 
 
@@ -103,9 +107,7 @@ def measure_panel(i: int, job: Job) -> int:
     mine = shared(job)
     features = slice(i * job.plan.panel_b, min((i + 1) * job.plan.panel_b, job.b.n_features))
     if job.plan.method == "dense":
-        moments = _dense_extremes(mine, job.b, features)
-        for slab in mine.slabs():
-            add_dense_sums(moments, job.b.read_block(slab, features), mine.half[slab])
+        moments = dense_statistics(mine, job.b, features)
     else:
         moments = _sparse_extremes(mine, job.b, features)
         for slab in mine.slabs():
@@ -128,7 +130,7 @@ def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
     columns = by_feature(rows, mine.half, features.stop - features.start, n_halves)
     del rows
     mine.load()
-    halves = _halves(mine, moments)
+    halves = halves_of(mine, moments)
 
     def step(start: int, output: Output, work: Scratch) -> int:
         return correlate_resident(columns, mine.rows, start, features.start, halves, n_halves > 1, output, work)
@@ -141,7 +143,7 @@ def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
     job = mine.load().job
     moments = _sparse_extremes(mine, job.a, features)
     places, width = _places(moments), features.stop - features.start
-    tiles = np.zeros((job.n_halves, width, len(mine.defined)))
+    tiles = [np.zeros((width, len(mine.defined))) for _ in range(job.n_halves)]
     ignored = mine.moments.without_sums()
     for slab in mine.slabs():
         half = mine.half[slab]
@@ -150,41 +152,64 @@ def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
         b = shift_and_add(ignored, (job.b.read_rows(slab), half), mine.positions)
         for h in range(job.n_halves):
             add_products(tiles[h], h, columns, b)
-    return moments, _tile_step(mine, features, tiles, _halves(mine, moments))
+    return moments, _tile_step(features, tiles, halves_of(mine, moments))
 
 
 def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
-    """Make slabs of both sides dense, add matrix products, then reduce the tile."""
-    job = mine.load().job
-    moments = _dense_extremes(mine, job.a, features)
-    tiles = np.zeros((job.n_halves, features.stop - features.start, len(mine.defined)))
+    """Standardise slabs of both sides, add matrix products, then reduce the tile."""
+    job, device = mine.load().job, find_device(mine.job.device)
+    moments = dense_statistics(mine, job.a, features)
+    scaling = scaling_of(moments, job.a.working)
+    double_a = in_double(moments, dense.FEATURES)
+    shape = (features.stop - features.start, len(mine.defined))
+    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(job.n_halves)]
     for slab in mine.slabs():
-        half = mine.half[slab]
-        a = job.a.read_block(slab, features)
-        add_dense_sums(moments, a, half)
-        a_halves = [a[half == h] for h in range(job.n_halves)]
-        for b_features, at in _b_panels(mine):
-            b = job.b.read_block(slab, b_features)
-            for h in range(job.n_halves):
-                means = moments.pivot[h], mine.moments.pivot[h, at.features]
-                b_half = b[half == h][:, at.within]
-                dense.add_centred_products(np, tiles[h, :, at.columns], a_halves[h], b_half, means)
-    return moments, _tile_step(mine, features, tiles, _halves(mine, moments, DENSE_SNAP))
+        a = _standardised(mine, job.a, slab, features, scaling)
+        for b_features, at in b_panels(mine):
+            b = _standardised(mine, job.b, slab, b_features, mine.scaling_b(b_features))
+            double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
+            for h, tile in enumerate(tiles):
+                dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h]), double)
+    halves = _standardised_halves(mine, moments, scaling)
+    on_host: list[Array] = [device.get(tile) for tile in tiles]
+    return moments, _tile_step(features, on_host, halves)
+
+
+def _standardised(mine: Shared, store: Store, slab: slice, features: slice, scaling: Scaling) -> list[Any]:
+    """Return (row, feature) float32 on the device for each half: a slab of dense rows, read piece by piece."""
+    device = find_device(mine.job.device)
+    xp, counts = device.xp, [int(np.count_nonzero(mine.half[slab] == h)) for h in range(mine.job.n_halves)]
+    width = features.stop - features.start
+    halves = [xp.empty((n, width), dtype=xp.float32) for n in counts]
+    scale, offset = device.put(scaling.scale), device.put(scaling.offset)
+    filled = [0] * len(halves)
+    for piece in store.pieces(slab):
+        values, half = device.put(store.read_block(piece, features)), mine.half[piece]
+        for h, out in enumerate(halves):
+            rows = np.flatnonzero(half == h)
+            place = slice(filled[h], filled[h] + len(rows))
+            out[place, :] = dense.standardise(xp, xp.take(values, device.put(rows), axis=0), scale[h, :], offset[h, :])
+            filled[h] = place.stop
+    return halves
 
 
 _METHODS = {"resident": _resident, "streaming": _streaming, "dense": _dense}
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """Which features of a panel of B vary: their ids, their places within the panel, and in the kernels' output."""
 
     features: NDArray[np.intp]
     within: NDArray[np.intp]
     columns: slice
 
+    def varying(self, block: Any) -> Any:
+        """Return the columns of a (row, feature of the panel) block that vary; the block itself where all do."""
+        return block if block.shape[1] == len(self.within) else block[:, self.within]
 
-def _b_panels(mine: Shared) -> Iterator[tuple[slice, _Places]]:
+
+def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
     """Yield the panels of B features that are made dense together."""
     step = mine.job.plan.panel_b
     for start in range(0, mine.job.b.n_features, step):
@@ -193,7 +218,7 @@ def _b_panels(mine: Shared) -> Iterator[tuple[slice, _Places]]:
         within = np.flatnonzero(positions != NOWHERE)
         if len(within):
             first = int(positions[within[0]])
-            yield panel, _Places(start + within, within, slice(first, first + len(within)))
+            yield panel, Places(start + within, within, slice(first, first + len(within)))
 
 
 def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
@@ -205,16 +230,21 @@ def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
     return moments
 
 
-def _dense_extremes(mine: Shared, store: Any, features: slice) -> Moments:
-    """First pass over a panel of dense features: counts, extremes, means."""
+def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
+    """Return the statistics of a panel of dense features, their means as pivots: one pass."""
     moments = Moments.empty(mine.n, features.stop - features.start)
+    before, n_sampled = np.zeros_like(mine.n), 0
     for slab in mine.slabs():
-        add_dense_extremes(moments, store.read_block(slab, features), mine.half[slab])
-    finish_dense_extremes(moments)
+        for piece in store.pieces(slab):
+            block = store.read_block(piece, features)
+            add_dense(moments, block, mine.half[piece], before)
+            moments.repeats += repeated(block[:SAMPLED])
+            n_sampled += min(SAMPLED, len(block))
+    moments.repeats /= n_sampled
     return moments
 
 
-def _halves(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
+def halves_of(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     both = [
         Half(1.0 / float(mine.n[h]), a.side(h), mine.moments.side(h, mine.defined), snap)
@@ -223,8 +253,23 @@ def _halves(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
     return both[0], both[-1]
 
 
-def _tile_step(mine: Shared, features: slice, tiles: Array, halves: tuple[Half, Half]) -> Step:
-    held_out = tiles[1] if mine.job.n_halves > 1 else tiles[0, :0]
+def _standardised_halves(mine: Shared, a: Moments, scaling: Scaling) -> tuple[Half, Half]:
+    """Return the same for standardised values."""
+    b = mine.scaling_b(slice(None))
+    both = [
+        Half(
+            1.0 / float(mine.n[h]),
+            standardised_side(a, scaling, h, slice(None)),
+            standardised_side(mine.moments, b, h, mine.defined),
+            0.0,
+        )
+        for h in range(mine.job.n_halves)
+    ]
+    return both[0], both[-1]
+
+
+def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half]) -> Step:
+    held_out = tiles[1] if len(tiles) > 1 else tiles[0][:0]
 
     def step(start: int, output: Output, work: Scratch) -> int:
         return reduce_tile(tiles[0], held_out, start, features.start, halves, output, work)
@@ -238,11 +283,11 @@ def _empty_output(mine: Shared, width: int) -> Output:
     floor = mine.floor.copy()
     size = kept_buffer(n)
     return Output(
-        row=empty_best(width, job.top_k),
-        column=empty_best(n, job.top_k),
+        row=empty_best(width, job.n_candidates),
+        column=empty_best(n, job.n_candidates),
         floor=floor,
-        bar=np.minimum(floor, job.keep_above) - SLACK,
-        keep=job.keep_above,
+        bar=np.minimum(floor, job.keep_from) - SLACK,
+        keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
     )
@@ -257,7 +302,7 @@ def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[li
         Column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
-    work = scratch(len(output.floor), job.top_k)
+    work = scratch(len(output.floor), job.n_candidates)
     done, n_kept = 0, 0
     while done < features.stop - features.start and n_kept <= job.plan.kept_per_panel:
         following = step(done, output, work)
@@ -293,8 +338,8 @@ def _joined(parts: list[Array]) -> Array:
 
 def _reduced(mine: Shared, moments: Moments, output: Output, histogram: NDArray[np.int64]) -> dict[str, Array]:
     """Return a panel's reduced results by name, with B features by their own ids."""
-    row = nan_where_empty(output.row)
-    row = Best(np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1), row.r, row.held_out)
+    row = output.row
+    row = row._replace(id=np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1))
     parts: dict[str, dict[str, Array]] = {
         "row": row._asdict(),
         "column": compact(output.column, mine.defined),

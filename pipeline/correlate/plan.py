@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Kernel
-from pipeline.correlate.kernels.dense import FEATURES, ROWS
+from pipeline.correlate.kernels.dense import FEATURES
 from storage.errors import BudgetError, InputError
 
 Method = Literal["resident", "streaming", "dense"]
@@ -42,6 +42,8 @@ RESERVED = 440 * 10**6
 COMPILING = 120 * 10**6
 #: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
 CHUNK = 4096
+#: Partners beyond top_k that the dense kernel keeps until their r is final.
+SPARE = 8
 #: Entries of a slab of sparse rows that are aimed at.
 SLAB_ENTRIES = 4_000_000
 #: Rows of a dense slab, and features of B that are made dense at once. Fixed, so that sums do not depend on the plan.
@@ -73,11 +75,14 @@ class StoreSize:
         Bytes of a value in memory: 4 or 8.
     entries
         (feature,) how many rows each feature is active in.
+    piece_rows
+        Rows that are read at a time where they are made dense: those of a chunk on disk.
     """
 
     sparse: bool
     value_bytes: int
     entries: NDArray[np.int64]
+    piece_rows: int = CHUNK
 
     @property
     def n_features(self) -> int:
@@ -230,7 +235,7 @@ def make_plan(
         If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
     """
     kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
-    shape = _Shape(a, b, n_rows, n_halves, top_k, threads, kept, reserved)
+    shape = _Shape(a, b, n_rows, n_halves, top_k + SPARE, threads, kept, reserved)
     allowed = memory // processes
     plans = []
     for method, width in _choices(choose_kernel(a, b, n_rows, kernel), a.n_features, processes * threads, panel):
@@ -371,12 +376,15 @@ def tile_bytes(width: int, shape: _Shape) -> int:
 
 
 def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
-    """Return the bytes of the tiles, of a dense slab of each side (read, and cut to one half), and of products."""
+    """Return the bytes of the tiles, of a standardised slab of each side, of a piece being read, and of a product."""
     b_features = min(DENSE_FEATURES, shape.b.n_features)
     rows = min(slab_rows, shape.n_rows)
-    slabs = 3 * rows * (width * shape.a.value_bytes + b_features * shape.b.value_bytes)
-    centred = 2 * 8 * min(rows, ROWS) * (width + b_features)
-    return tile_bytes(width, shape) + slabs + centred + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
+    slabs = 4 * rows * (width + b_features)
+    pieces = [
+        min(size.piece_rows, rows) * columns * size.value_bytes
+        for size, columns in ((shape.a, width), (shape.b, b_features))
+    ]
+    return tile_bytes(width, shape) + slabs + 3 * max(pieces) + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
 
 
 _WORK = {"resident": _work_resident, "streaming": _work_streaming, "dense": _work_dense}

@@ -28,12 +28,13 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import Kernel
+from pipeline.config import Device, Kernel
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.plan import CHUNK, DENSE_ROWS, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
@@ -72,6 +73,7 @@ class Settings:
     keep_above: float
     select: Select
     kernel: Kernel
+    device: Device = "auto"
 
     def check(self) -> None:
         """Raise :class:`InputError` unless every setting is possible."""
@@ -81,6 +83,8 @@ class Settings:
             raise InputError(f"keep_above must be above 0 and at most 1, not {self.keep_above}")
         if self.select not in get_args(Select):
             raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
+        if self.device not in get_args(Device):
+            raise InputError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
 
     @property
     def n_halves(self) -> int:
@@ -96,6 +100,7 @@ def correlate(
     keep_above: float = 0.1,
     select: Select = "half",
     kernel: Kernel = "auto",
+    device: Device = "auto",
     memory: str | int = "auto",
     out: str | Path | None = None,
     client: Client | None = None,
@@ -120,6 +125,8 @@ def correlate(
         (``r_heldout``). ``all``: all rows choose, and there is no held-out r.
     kernel
         ``sparse``, ``dense``, or ``auto``: the faster one for the densities of the stores.
+    device
+        Where the dense kernel multiplies: ``cpu``, ``cuda``, or ``auto``, the GPU of a worker that has CuPy and one.
     memory
         Peak memory of all worker processes together, in bytes or as ``"4GB"``; ``auto`` is half of what is free.
     out
@@ -164,7 +171,7 @@ def correlate(
     >>> cor["best_b"].values.ravel(), cor["r_b"].values.ravel()
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
-    settings = Settings(top_k, keep_above, select, kernel)
+    settings = Settings(top_k, keep_above, select, kernel, device)
     settings.check()
     budget = parse_memory(memory)
     inputs = Inputs.open(_path(a), _path(b))
@@ -240,7 +247,11 @@ def _measure(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
     share_of_sinks = ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
     entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
     value_bytes = max(4, ds["activation"].dtype.itemsize)
-    return Store(path.absolute(), ds.sizes["feature"], sparse), StoreSize(sparse, value_bytes, entries)
+    piece_rows = min(ds["activation"].encoding["chunks"][0], DENSE_ROWS)
+    return (
+        Store(path.absolute(), ds.sizes["feature"], sparse, value_bytes, piece_rows),
+        StoreSize(sparse, value_bytes, entries, piece_rows),
+    )
 
 
 def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "dense"]) -> Manifest:
@@ -270,14 +281,15 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
         top_k=settings.top_k,
         keep_above=settings.keep_above,
         n_halves=settings.n_halves,
+        device=settings.device,
     )
     _prepare(job, half)
     try:
         _measure_b(job, client)
         _correlate_panels(job, client)
+        _write_result(job, _attributes(inputs, settings, plan, half), client)
     finally:
         client.run(release, job.key, on_error="ignore")
-    _write_result(job, _attributes(inputs, settings, plan, half))
     shutil.rmtree(job.panels)
 
 
@@ -427,9 +439,9 @@ def threshold_that_fits(histogram: NDArray[np.int64], budget: float) -> float | 
     return None if not len(fits) else float(np.round(2 * fits[0] / len(histogram) - 1, 6))
 
 
-def _write_result(job: Job, attrs: dict[str, Any]) -> None:
-    """Merge the panels and add everything but the kept pairs to the result."""
-    merged = _merge(job)
+def _write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
+    """Merge the panels, make them final, and add everything but the kept pairs to the result."""
+    merged = _merge(job, client)
     attrs |= {
         "n_undefined_a": int((~merged["defined_a"]).sum()),
         "n_undefined_b": int((~merged["defined_b"]).sum()),
@@ -460,7 +472,7 @@ _DIMS = {
 }
 
 
-def _merge(job: Job) -> dict[str, NDArray[Any]]:
+def _merge(job: Job, client: Client) -> dict[str, NDArray[Any]]:
     """Return the final arrays from the panels on disk, by name."""
     rows: list[Best] = []
     moments_a: list[Moments] = []
@@ -477,8 +489,11 @@ def _merge(job: Job) -> dict[str, NDArray[Any]]:
             n_kept += int(arrays["n_kept"])
             yield _part(arrays, "column")
 
-    columns = nan_where_empty(merge_all(job.b.n_features, job.top_k, panels()))
+    columns = merge_all(job.b.n_features, job.n_candidates, panels())
     row = Best(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+    if job.plan.method == "dense":
+        row, columns, n_kept = rescore(job, row, columns, client)
+    row, columns = nan_where_empty(row), nan_where_empty(columns)
     edges = np.linspace(-1, 1, BINS + 1)
     merged = {"best_b": row.id, "r_b": row.r, "best_a": columns.id, "r_a": columns.r}
     if job.n_halves > 1:

@@ -49,6 +49,33 @@ def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -
     return best
 
 
+def best_of(ids: Array, r: Array, held_out: Array, top_k: int) -> Best:
+    """Return the best partners out of all of them, ties to the lower id.
+
+    Parameters
+    ----------
+    ids
+        (partner,) ascending.
+    r, held_out
+        (feature, partner); NaN is never ranked.
+    top_k
+        Places of a list.
+
+    Examples
+    --------
+    >>> r = np.array([[0.1, np.nan, 0.5, 0.5]])
+    >>> best_of(np.array([2, 4, 6, 8], np.int32), r, r, 3).id
+    array([[6, 8, 2]], dtype=int32)
+    """
+    best = empty_best(len(r), top_k)
+    order = np.argsort(np.where(np.isnan(r), np.inf, -r), axis=1, kind="stable")[:, :top_k]
+    found = ~np.isnan(np.take_along_axis(r, order, axis=1))
+    places = np.nonzero(found)
+    chosen = (places[0], order[places])
+    best.id[places], best.r[places], best.held_out[places] = ids[chosen[1]], r[chosen], held_out[chosen]
+    return best
+
+
 def nan_where_empty(best: Best) -> Best:
     """Return the lists with NaN in place of -inf."""
     return best._replace(r=np.where(best.id >= 0, best.r, np.nan))

@@ -7,7 +7,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from pipeline.correlate.kernels.dense import add_centred_products
+from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
 
 
 def torch_namespace():
@@ -28,14 +28,24 @@ def xp(request):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_of_centred_values(xp, dtype):
+def test_products_of_standardised_values(xp, dtype):
     rng = np.random.default_rng(0)
     a = (1e4 + rng.standard_normal((2500, 600))).astype(dtype)
-    b = rng.standard_normal((2500, 70)).astype(dtype)
-    means = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
+    b = (1e-30 * rng.standard_normal((2500, 70))).astype(dtype)
+    scales = [np.ldexp(np.ones(n), e).astype(dtype) for n, e in ((600, 0), (70, 100))]
+    offsets = [
+        (side.mean(0, dtype=np.float64) * scale).astype(dtype) for side, scale in zip((a, b), scales, strict=True)
+    ]
+    sides = [
+        standardise(xp, *(xp.asarray(array) for array in arrays))
+        for arrays in zip((a, b), scales, offsets, strict=True)
+    ]
+    assert all(side.dtype == xp.float32 for side in sides)
     tile = xp.ones((600, 100), dtype=xp.float64)
-    arrays = [xp.asarray(array) for array in (a, b, *means)]
-    add_centred_products(xp, tile[:, 20:90], arrays[0], arrays[1], (arrays[2], arrays[3]))
+    add_products(xp, tile[:, 20:90], *sides)
     expected = np.ones((600, 100))
-    expected[:, 20:90] += (a - means[0]).T @ (b - means[1])
-    np.testing.assert_allclose(np.from_dlpack(tile), expected, atol=1e-8)
+    exact = [
+        side.astype(np.float64) * scale - offset for side, scale, offset in zip((a, b), scales, offsets, strict=True)
+    ]
+    expected[:, 20:90] += exact[0].T @ exact[1]
+    np.testing.assert_allclose(np.from_dlpack(tile), expected, atol=2500 * ERROR)

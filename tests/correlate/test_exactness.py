@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-METHODS = ("resident", "streaming", "dense")
-KERNEL = {"resident": "sparse", "streaming": "sparse", "dense": "dense"}
+METHODS = ("resident", "streaming", "dense", "float32")
+KERNEL = {"resident": "sparse", "streaming": "sparse", "dense": "dense", "float32": "dense"}
 
 
 @st.composite

@@ -1,0 +1,133 @@
+"""What the dense kernel computes again in float64, so that rounding decides nothing."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+import storage
+from pipeline.correlate.kernels.reduce import Best
+from pipeline.correlate.rescore import doubtful
+
+rescore = importlib.import_module("pipeline.correlate.rescore")
+
+
+@pytest.fixture
+def tied(make_case, values):
+    """Stores in which many features of B are copies of each other, and some of A."""
+    rng = np.random.default_rng(0)
+    x = values(rng, 400, 48, 0.4)
+    y = np.concatenate([np.repeat(x[:, :3], 20, axis=1), x + values(rng, 400, 48, 0.2), x[:, 20:30]], axis=1)
+    x[:, 40:] = x[:, [20]]
+    return make_case(x, y)
+
+
+@pytest.mark.parametrize("method", ["dense", "float32"])
+def test_many_copies_are_listed_by_id(tied, client, force, method):
+    reference = tied.correlate("sparse", client=client, top_k=4, kernel="sparse")
+    force(method, panel=16, slab_rows=64)
+    found = tied.correlate(client=client, top_k=4, kernel="dense")
+    for name in ("best_a", "best_b"):
+        np.testing.assert_array_equal(found[name].values, reference[name].values)
+    np.testing.assert_array_equal(found["best_b"].values[0], [0, 1, 2, 3])
+    assert (found["r_b"].values[:3] == 1).all()
+    tied.check(found, 4, 0.1)
+
+
+def test_pairs_at_the_threshold_are_kept_or_not_by_float64(tied, client, force):
+    truth = np.sort(tied.truth("half")[0].ravel())
+    threshold = float(truth[truth > 0.2][10])
+    kept = []
+    for method in ("resident", "float32"):
+        force(method, panel=16, slab_rows=64)
+        kernel = "sparse" if method == "resident" else "dense"
+        ds = tied.correlate(method, client=client, keep_above=threshold - 1e-9, kernel=kernel)
+        kept.append(storage.read_csr(ds.encoding["source"], name="r"))
+        assert ds.attrs["n_kept"] == kept[-1].nnz
+    np.testing.assert_array_equal(kept[0].indptr, kept[1].indptr)
+    np.testing.assert_array_equal(kept[0].indices, kept[1].indices)
+
+
+def test_a_run_that_dies_while_kept_pairs_are_corrected_goes_on(tied, client, force, monkeypatch):
+    force("float32", panel=16, slab_rows=64)
+    reference = tied.correlate("reference", client=client, kernel="dense")
+    write, written = rescore.write_sparse_shard, []
+
+    def dies(*arguments):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rescore, "write_sparse_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tied.correlate(client=client, kernel="dense")
+    assert written
+    resumed = tied.correlate(client=client, kernel="dense")
+    assert resumed.attrs["n_kept"] == reference.attrs["n_kept"]
+    for name in reference.variables:
+        np.testing.assert_array_equal(resumed[name].values, reference[name].values)
+
+
+def test_more_features_at_once_than_one_pass_takes(tied, client, force, monkeypatch):
+    force("float32", panel=16, slab_rows=64)
+    reference = tied.correlate("reference", client=client, kernel="dense")
+    monkeypatch.setattr(rescore, "AT_ONCE", 2)
+    again = tied.correlate(client=client, kernel="dense")
+    for name in reference.variables:
+        np.testing.assert_array_equal(again[name].values, reference[name].values)
+
+
+def test_chains_of_close_values_count_as_far_as_they_reach():
+    r = np.array([[0.8, 0.5, 0.5 - 1e-6, 0.5 - 2e-6, 0.4], [0.8, 0.7, 0.6, 0.6, 0.6], [0.95, 0.5, 0.1, np.nan, np.nan]])
+    ids = np.where(np.isnan(r), -1, 1).astype(np.int32)
+    places, whole = doubtful(Best(ids, np.nan_to_num(r, nan=-np.inf), r), top_k=2)
+    expected = [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(places, np.array(expected, bool))
+    assert not whole.any()
+    assert doubtful(Best(ids, np.nan_to_num(r, nan=-np.inf), r), top_k=3)[1].tolist() == [False, True, False]
+
+
+AWKWARD = {
+    "sparse": lambda rng, n: (rng.random(n) < 0.1) * rng.random(n),
+    "half full": lambda rng, n: (rng.random(n) < 0.6) * rng.random(n),
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "heavy tail": lambda rng, n: np.exp(2 * rng.standard_normal(n)),
+    "one spike": lambda rng, n: np.eye(1, n, rng.integers(n))[0] + 1e-3 * rng.standard_normal(n),
+    "once": lambda rng, n: np.eye(1, n, rng.integers(n))[0],
+    "far away": lambda rng, n: 1e4 + rng.standard_normal(n),
+    "two values": lambda rng, n: 3.3 * (rng.random(n) < 0.6),
+    "mostly one value": lambda rng, n: 5.123 + (rng.random(n) < 0.05) * rng.random(n),
+    "bfloat16": lambda rng, n: 3.296875 * (rng.random(n) < 0.95),
+}
+
+
+def test_float32_products_are_within_a_millionth_on_awkward_data(tmp_path, client):
+    rng, n = np.random.default_rng(0), 2 * rescore_rows()
+    sides = []
+    for _ in "ab":
+        sides.append(np.stack([make(rng, n) for make in AWKWARD.values() for _ in range(4)], axis=1))
+    mixture = rng.random(sides[0].shape[1])
+    sides[1] = sides[0] * (1 - mixture) + sides[1] * mixture
+    x, y = (side.astype(np.float32) for side in sides)
+    for name, side in (("a", x), ("b", y)):
+        storage.write_activations(tmp_path / name, side, layout="dense")
+    correlate = importlib.import_module("pipeline.correlate.run").correlate
+    found = correlate(
+        tmp_path / "a", tmp_path / "b", select="all", keep_above=1e-4, kernel="dense", out=tmp_path / "c", client=client
+    )
+    truth = np.corrcoef(x.astype(np.float64), y.astype(np.float64), rowvar=False)[: x.shape[1], x.shape[1] :]
+    kept = storage.read_csr(tmp_path / "c", name="r").toarray()
+    assert (kept != 0).sum() > 300
+    assert np.abs(kept - truth)[kept != 0].max() < 1e-6
+    ranked = np.take_along_axis(truth, found["best_b"].values, axis=1)
+    np.testing.assert_allclose(found["r_b"].values, ranked, atol=1e-6, rtol=0)
+    assert (np.diff(ranked) <= 1e-13).all()
+
+
+def rescore_rows() -> int:
+    """Return the rows below which products are float64 throughout."""
+    return int(importlib.import_module("pipeline.correlate.kernels.dense").FEWEST_ROWS)
