@@ -188,7 +188,7 @@ def _standardised(mine: Shared, store: Store, slab: slice, features: slice, scal
         for h, out in enumerate(halves):
             rows = np.flatnonzero(half == h)
             place = slice(filled[h], filled[h] + len(rows))
-            out[place, :] = dense.standardise(xp, xp.take(values, device.put(rows), axis=0), scale[h, :], offset[h, :])
+            dense.standardise(xp, values, device.put(rows), (scale[h, :], offset[h, :]), out[place, :])
             filled[h] = place.stop
     return halves
 

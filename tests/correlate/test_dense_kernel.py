@@ -7,6 +7,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
+from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
 
 
@@ -36,16 +37,25 @@ def test_products_of_standardised_values(xp, dtype):
     offsets = [
         (side.mean(0, dtype=np.float64) * scale).astype(dtype) for side, scale in zip((a, b), scales, strict=True)
     ]
-    sides = [
-        standardise(xp, *(xp.asarray(array) for array in arrays))
-        for arrays in zip((a, b), scales, offsets, strict=True)
-    ]
-    assert all(side.dtype == xp.float32 for side in sides)
+    rows = rng.permutation(2500)[:2000]
+    sides = [xp.zeros((2000, n), dtype=xp.float32) for n in (600, 70)]
+    for values, scale, offset, out in zip((a, b), scales, offsets, sides, strict=True):
+        given = [xp.asarray(array) for array in (values, rows, scale, offset)]
+        standardise(xp, given[0], given[1], (given[2], given[3]), out[:, :])
     tile = xp.ones((600, 100), dtype=xp.float64)
     add_products(xp, tile[:, 20:90], *sides)
     expected = np.ones((600, 100))
-    exact = [
-        side.astype(np.float64) * scale - offset for side, scale, offset in zip((a, b), scales, offsets, strict=True)
-    ]
+    each = zip((a, b), scales, offsets, strict=True)
+    exact = [side[rows].astype(np.float64) * scale - offset for side, scale, offset in each]
     expected[:, 20:90] += exact[0].T @ exact[1]
     np.testing.assert_allclose(np.from_dlpack(tile), expected, atol=2500 * ERROR)
+
+
+def test_blocks_can_be_multiplied_in_double(xp, monkeypatch):
+    monkeypatch.setattr(dense, "FEATURES", 8)
+    rng = np.random.default_rng(0)
+    a, b = (np.full((4000, 16), 3.3, "f4") * (rng.random((4000, 16)) < 0.95) for _ in "ab")
+    tile = xp.zeros((16, 16), dtype=xp.float64)
+    dense.add_products(xp, tile, xp.asarray(a), xp.asarray(b), [False, True])
+    error = np.abs(np.from_dlpack(tile) - a.astype(np.float64).T @ b.astype(np.float64))
+    assert error[8:].max() < 1e-7 < error[:8].max()

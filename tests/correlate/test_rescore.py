@@ -107,9 +107,7 @@ AWKWARD = {
 
 def test_float32_products_are_within_a_millionth_on_awkward_data(tmp_path, client):
     rng, n = np.random.default_rng(0), 2 * rescore_rows()
-    sides = []
-    for _ in "ab":
-        sides.append(np.stack([make(rng, n) for make in AWKWARD.values() for _ in range(4)], axis=1))
+    sides = [np.stack([make(rng, n) for make in AWKWARD.values() for _ in range(4)], axis=1) for _ in "ab"]
     mixture = rng.random(sides[0].shape[1])
     sides[1] = sides[0] * (1 - mixture) + sides[1] * mixture
     x, y = (side.astype(np.float32) for side in sides)
