@@ -16,6 +16,7 @@ import zarr
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from storage.codec import is_sparse_matrix
+from storage.dense_array import read_block, read_dense_layout
 from storage.errors import FormatError, InputError
 from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
@@ -213,7 +214,12 @@ def read_dense(
     if is_csr_array(path, name):
         csr = read_csr(path, rows, features, name)
         return csr.toarray().astype(read_layout(path, name).dtype, copy=False)
-    return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[rows, features])
+    layout = read_dense_layout(path, name)
+    wanted = (rows, features)
+    if layout is None or any(part.step not in (None, 1) for part in wanted):
+        return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[wanted])
+    ranges = [range(length)[part] for part, length in zip(wanted, layout.shape, strict=True)]
+    return read_block(layout, ranges[0], ranges[1])
 
 
 def iter_shards(path: str | Path, features: slice = slice(None)) -> Iterator[tuple[slice, Any]]:

@@ -52,8 +52,8 @@ CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 NO_CHUNK = 2**64 - 1
 DEFAULT_CHUNK = (4096, 4096)
-#: Rows and features of a chunk of dense layout: 16 MiB, since no part of it can be read alone.
-DENSE_CHUNK = (1024, 4096)
+#: Rows and features of a chunk of dense layout: 8 MiB, since no part of it can be read alone.
+DENSE_CHUNK = (1024, 2048)
 # Every shard is a file, also one without entries: a missing file is a fault, not zeros.
 ALL_SHARDS = "every_shard_has_a_file"
 
@@ -128,7 +128,7 @@ def read_layout(path: str | Path, name: str) -> SparseLayout:
     folder = Path(path) / name
     metadata = read_metadata(folder)
     try:
-        return _parse_layout(folder, metadata)
+        return parse_layout(folder, metadata, CODEC_NAME)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FormatError(
             f"{folder} is not a sharded csr array ({error!r}); read it with xarray.open_zarr, "
@@ -158,13 +158,14 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise CorruptError(f"{file} is not valid JSON: {error}") from error
 
 
-def _parse_layout(folder: Path, metadata: Mapping[str, Any]) -> SparseLayout:
+def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> SparseLayout:
+    """Return the layout of a sharded array whose chunks `codec` encodes; raise ValueError if it is none of ours."""
     (sharding,) = metadata["codecs"]
     _require(sharding["name"], "sharding_indexed")
     settings = sharding["configuration"]
     names = [codec["name"] for codec in settings["codecs"]]
     index_names = [codec["name"] for codec in settings["index_codecs"]]
-    _require(names[0], CODEC_NAME)
+    _require(names[0], codec)
     _require(set(names[1:]) <= {"zstd", "crc32c"}, True)
     _require(index_names in (["bytes"], ["bytes", "crc32c"]), True)
     _require(settings["index_codecs"][0].get("configuration", {}).get("endian", "little"), "little")
@@ -485,7 +486,7 @@ def _read_panels(layout: SparseLayout, rows: range, columns: range) -> Iterator[
         return
     height = layout.chunk[0]
     for i in range(rows.start // layout.shard_rows, (rows.stop - 1) // layout.shard_rows + 1):
-        with _Shard(layout, i) as shard:
+        with Shard(layout, i) as shard:
             for down in range(layout.grid[0]):
                 start = i * layout.shard_rows + down * height
                 low, high = max(rows.start, start), min(rows.stop, start + height)
@@ -494,7 +495,7 @@ def _read_panels(layout: SparseLayout, rows: range, columns: range) -> Iterator[
                     yield low - rows.start, high - low, list(shard.panels(down, within, columns))
 
 
-class _Shard:
+class Shard:
     """An open shard: hands out decoded chunks by seeking to them."""
 
     def __init__(self, layout: SparseLayout, i: int) -> None:
@@ -502,7 +503,7 @@ class _Shard:
         self.path = layout.shard_file(i)
         self.descriptor = -1
 
-    def __enter__(self) -> _Shard:
+    def __enter__(self) -> Shard:
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -544,15 +545,26 @@ class _Shard:
             offset, length = (int(number) for number in self.index[down, across])
             if offset == NO_CHUNK:
                 continue
-            panel = unpack(self._payload(offset, length), self.layout.chunk, self.layout.dtype)
+            panel = unpack(self.payload(offset, length), self.layout.chunk, self.layout.dtype)
             yield _cut(panel, rows, columns, across * width, width)
 
-    def _payload(self, offset: int, length: int) -> bytes:
-        """Read one chunk and undo what follows the csr codec."""
-        data = self._read(offset, length)
-        for codec in reversed(self.layout.compression):
-            data = self._verified(data, f"chunk at byte {offset}") if codec == "crc32c" else self._decompressed(data)
+    def payload(self, offset: int, length: int) -> bytes:
+        """Read one chunk and undo what follows the codec that made bytes of an array."""
+        codecs = list(self.layout.compression)
+        what = f"chunk at byte {offset}"
+        if codecs[-1:] == ["crc32c"]:  # the content is read apart from its checksum: to cut one off would copy it
+            data = self._checked(offset, length, what)
+            codecs.pop()
+        else:
+            data = self._read(offset, length)
+        for codec in reversed(codecs):
+            data = self._verified(data, what) if codec == "crc32c" else self._decompressed(data)
         return data
+
+    def _checked(self, offset: int, length: int, what: str) -> bytes:
+        """Read bytes that their checksum follows."""
+        content = self._read(offset, length - CHECKSUM_BYTES)
+        return self._compared(content, self._read(offset + length - CHECKSUM_BYTES, CHECKSUM_BYTES), what)
 
     def _read(self, offset: int, length: int) -> bytes:
         data = os.pread(self.descriptor, length, offset)
@@ -564,7 +576,9 @@ class _Shard:
         return data
 
     def _verified(self, data: bytes, what: str) -> bytes:
-        content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+        return self._compared(data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:], what)
+
+    def _compared(self, content: bytes, checksum: bytes, what: str) -> bytes:
         if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
             raise CorruptError(f"The {what} of {self.path} fails its checksum; {REMEDY}")
         return content

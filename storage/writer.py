@@ -127,7 +127,7 @@ class ActivationWriter:
             Rows that one :meth:`write_shard` takes; best a multiple of the rows of a chunk, or fewer.
         chunk
             Rows and columns of the chunks inside a shard; shrunk where the store is smaller. By default 4,096 × 4,096,
-            and 1,024 × 4,096 of dense layout, whose chunks are decoded whole.
+            and 1,024 × 2,048 of dense layout, whose chunks are decoded whole.
         manifest
             What the store is made from. Without one, unfinished work is never resumed but replaced.
 
