@@ -47,7 +47,7 @@ SPARE = 8
 #: Entries of a slab of sparse rows that are aimed at.
 SLAB_ENTRIES = 4_000_000
 #: Rows of a dense slab, and features of B that are made dense at once. Fixed, so that sums do not depend on the plan.
-DENSE_ROWS, DENSE_FEATURES = 6144, 2048
+DENSE_ROWS, DENSE_FEATURES = 8192, 2048
 #: Buffers of the matrix library and of the decoder of dense chunks, for each task (measured).
 DENSE_BUFFERS = 48 * 10**6
 #: Narrowest and widest panel of the sparse kernel, and the width below which reading A by panels costs more than

@@ -31,10 +31,10 @@ from pipeline.correlate.job import Job, Shared, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs
 from pipeline.correlate.kernels.reduce import Best, Half
-from pipeline.correlate.moments import Moments
+from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
-from pipeline.workers import run_tasks
+from pipeline.workers import n_slots, run_tasks
 from storage import read_csr, write_sparse_shard
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ Array = NDArray[Any]
 SNAP = 1e-12
 #: Features that are correlated with all others again in one pass over the rows; bounds the memory of their sums.
 AT_ONCE = 64
+#: How often a piece of rows of A is held, in float64.
+ROW_COPIES = 3
 
 
 class Doubts(NamedTuple):
@@ -92,16 +94,16 @@ def rescore(job: Job, rows: Best, columns: Best, client: Client) -> tuple[Best, 
         Both lists with `top_k` partners, and the number of kept pairs.
     """
     doubts = find_doubts(job, rows, columns)
-    panels = [i for i in range(job.plan.n_panels) if _write_doubts(i, job, doubts)]
-    if panels:
+    groups = [group for group in _groups(job, n_slots(client)) if _write_doubts(group, job, doubts)]
+    if groups:
         logger.info(
             "Computing r of %d pairs, and of %d features with all others, again in float64: ties, thresholds, near 1",
             len(doubts.pair_a), len(doubts.whole_a) + len(doubts.whole_b),
         )  # fmt: skip
-    for _ in run_tasks(client, rescore_panel, panels, name="correlate-rescore", label="Re-scoring", args=(job,)):
+    for _ in run_tasks(client, rescore_group, groups, name="correlate-rescore", label="Re-scoring", args=(job,)):
         pass
-    pairs = _read_pairs(job, panels)
-    _replace_whole(job, panels, doubts, rows, columns)
+    pairs = _read_pairs(job, groups)
+    _replace_whole(job, groups, doubts, rows, columns)
     final_rows = _final(rows, pairs, job.b.n_features, job.top_k)
     final_columns = _final(columns, _swapped(pairs, job), job.a.n_features, job.top_k)
     return final_rows, final_columns, sum(_correct_kept(i, job, pairs) for i in range(job.plan.n_panels))
@@ -179,52 +181,68 @@ def _kept_keys(r: scipy.sparse.csr_array, i: int, job: Job) -> Array:
     return _keys(a, r.indices, job.b.n_features)
 
 
-def _doubts_file(i: int, job: Job) -> Path:
-    return job.panels / f"doubts-{i:05d}.npz"
+class Group(NamedTuple):
+    """Panels that are computed again by one task, since each task reads all of B: from `first` to before `stop`."""
+
+    first: int
+    stop: int
+
+    def features(self, job: Job) -> slice:
+        """Return the A features of the group."""
+        last = job.plan.features(self.stop - 1, job.a.n_features)
+        return slice(self.first * job.plan.panel, last.stop)
+
+    def file(self, kind: str, job: Job) -> Path:
+        """Return the file of what the group is to compute (``doubts``) or has computed (``exact``)."""
+        return job.panels / f"{kind}-{self.first:05d}.npz"
 
 
-def _exact_file(i: int, job: Job) -> Path:
-    return job.panels / f"exact-{i:05d}.npz"
+def _groups(job: Job, n_tasks: int) -> list[Group]:
+    """Return groups of panels, one for each task that can run at once, unless their rows outgrow a panel's tile."""
+    tile = 8 * job.plan.panel * job.b.n_features * job.n_halves
+    fit = tile // (ROW_COPIES * 8 * max(job.a.piece_rows, job.b.piece_rows) * job.plan.panel)
+    size = max(1, min(-(-job.plan.n_panels // n_tasks), fit))
+    return [Group(i, min(i + size, job.plan.n_panels)) for i in range(0, job.plan.n_panels, size)]
 
 
-def _write_doubts(i: int, job: Job, doubts: Doubts) -> bool:
-    """Put what a panel has to compute again on disk; say whether there is any."""
-    mine = doubts.within(job.plan.features(i, job.a.n_features))
+def _write_doubts(group: Group, job: Job, doubts: Doubts) -> bool:
+    """Put what a group has to compute again on disk; say whether there is any."""
+    mine = doubts.within(group.features(job))
     if not mine.none:
-        save_arrays(mine._asdict(), _doubts_file(i, job))
+        save_arrays(mine._asdict(), group.file("doubts", job))
     return not mine.none
 
 
-def rescore_panel(i: int, job: Job) -> int:
-    """Task: compute what is in doubt in panel `i` in float64 and put it on disk; return `i`.
+def rescore_group(group: Group, job: Job) -> Group:
+    """Task: compute what is in doubt in some panels in float64 and put it on disk; return the group.
 
-    Memory is that of the panel's own task or less: a piece of rows of either side in float64, the sums of the pairs,
+    Memory is that of a panel's own task or less: a piece of rows of either side in float64, the sums of the pairs,
     and those of :data:`AT_ONCE` features with all others.
     """
-    work = _Panel.load(i, job)
-    doubts = Doubts(**load_arrays(_doubts_file(i, job)))
+    work = _Work.load(group, job)
+    doubts = Doubts(**load_arrays(group.file("doubts", job)))
     pair_b = work.mine.positions[doubts.pair_b]
     r, held_out = work.pairs(doubts.pair_a - work.features.start, pair_b)
     found = {"key": _keys(doubts.pair_a, doubts.pair_b, job.b.n_features), "r": r, "held_out": held_out}
     for side, ids in (("a", doubts.whole_a - work.features.start), ("b", work.mine.positions[doubts.whole_b])):
         lists = work.whole(side, ids)
         found |= {f"whole_{side}_{name}": array for name, array in lists._asdict().items()}
-    save_arrays(found, _exact_file(i, job))
-    return i
+    save_arrays(found, group.file("exact", job))
+    return group
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """A panel of A features, to be correlated in float64 with some or all B features.
+class _Work:
+    """A range of A features, to be correlated in float64 with some or all B features.
 
     Attributes
     ----------
     mine
         What this process shares.
     features
-        The panel.
+        The range.
     moments
-        Its statistics.
+        Their statistics.
     halves
         What makes r of sums.
     """
@@ -235,15 +253,14 @@ class _Panel:
     halves: tuple[Half, Half]
 
     @classmethod
-    def load(cls, i: int, job: Job) -> _Panel:
-        """Read the statistics that the panel's own task left."""
+    def load(cls, group: Group, job: Job) -> _Work:
+        """Read the statistics that the panels' own tasks left."""
         mine = shared(job).load()
-        stored = load_arrays(job.panel_file(i))
-        moments = Moments(**{k.removeprefix("moments_"): v for k, v in stored.items() if k.startswith("moments_")})
-        return cls(mine, job.plan.features(i, job.a.n_features), moments, halves_of(mine, moments))
+        moments = join(_stored_moments(i, job) for i in range(group.first, group.stop))
+        return cls(mine, group.features(job), moments, halves_of(mine, moments))
 
     def pairs(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """Return r of pairs in both halves; `a` are places in the panel, `b` places among the B features that vary."""
+        """Return r of pairs in both halves; `a` are places in the range, `b` places among the B features that vary."""
         sums = np.zeros((self.mine.job.n_halves, len(a)))
         columns_a, at_a = np.unique(a, return_inverse=True)
         parts = [(panel, at, *_part_of(at, b)) for panel, at in b_panels(self.mine)] if len(a) else []
@@ -259,7 +276,7 @@ class _Panel:
         return self._r(sums, a, b)
 
     def whole(self, side: str, some: Array) -> Best:
-        """Return the best partners of some features of one side, in this panel if they are of B."""
+        """Return the best partners of some features of one side, in this range if they are of B."""
         k = self.mine.job.n_candidates
         batches = [self._whole_batch(side, some[i : i + AT_ONCE], k) for i in range(0, len(some), AT_ONCE)]
         return Best(*(np.concatenate(parts) for parts in zip(empty_best(0, k), *batches, strict=True)))
@@ -314,6 +331,11 @@ class _Panel:
         return both[0], both[1] if len(both) > 1 else np.full_like(both[0], np.nan)
 
 
+def _stored_moments(i: int, job: Job) -> Moments:
+    stored = load_arrays(job.panel_file(i))
+    return Moments(**{k.removeprefix("moments_"): v for k, v in stored.items() if k.startswith("moments_")})
+
+
 def _part_of(at: Places, b: Array) -> tuple[Array, Array, Array]:
     """Return which of the features `b` lie in a panel, their columns there (each once), and where each one is."""
     chosen = np.flatnonzero((b >= at.columns.start) & (b < at.columns.stop))
@@ -334,9 +356,9 @@ def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
     return np.where(np.abs(r) > 1 - SNAP, np.sign(r), r)
 
 
-def _read_pairs(job: Job, panels: list[int]) -> Pairs:
-    """Return the pairs that were computed again; panels come in order, and so do keys."""
-    stored = [load_arrays(_exact_file(i, job)) for i in panels]
+def _read_pairs(job: Job, groups: list[Group]) -> Pairs:
+    """Return the pairs that were computed again; groups come in order, and so do keys."""
+    stored = [load_arrays(group.file("exact", job)) for group in groups]
     empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     named = zip(Pairs._fields, empty, strict=True)
     return Pairs(*(np.concatenate([none, *(part[name] for part in stored)]) for name, none in named))
@@ -350,14 +372,14 @@ def _swapped(pairs: Pairs, job: Job) -> Pairs:
     return Pairs(key[order], pairs.r[order], pairs.held_out[order])
 
 
-def _replace_whole(job: Job, panels: list[int], doubts: Doubts, rows: Best, columns: Best) -> None:
+def _replace_whole(job: Job, groups: list[Group], doubts: Doubts, rows: Best, columns: Best) -> None:
     """Put the lists of features that were correlated with the whole other side in place."""
     parts = []
-    for i in panels:
-        stored = load_arrays(_exact_file(i, job))
+    for group in groups:
+        stored = load_arrays(group.file("exact", job))
         a, b = (Best(*(stored[f"whole_{side}_{name}"] for name in Best._fields)) for side in "ab")
         for old, new in zip(rows, a, strict=True):
-            old[doubts.within(job.plan.features(i, job.a.n_features)).whole_a] = new
+            old[doubts.within(group.features(job)).whole_a] = new
         parts.append(compact(b, np.arange(len(doubts.whole_b))))
     if len(doubts.whole_b):
         for old, new in zip(columns, merge_all(len(doubts.whole_b), job.n_candidates, parts), strict=True):
