@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
 from pipeline.harvest.corpus import build_corpus
-from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows, variance_unexplained
+from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows
+from pipeline.harvest.site_check import variance_unexplained
 from pipeline.workers import local_client
 from storage import check_same_rows, open_activations, open_corpus, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
@@ -286,7 +287,7 @@ def test_dictionary_of_another_width_is_refused_before_anything_is_written(corpu
 
 def test_sinks_are_marked_and_left_out_of_statistics(corpus, sides, tmp_path, client, monkeypatch):
     """A threshold below some rows' norms: exactly these are sinks."""
-    module = importlib.import_module("pipeline.harvest.run")
+    module = importlib.import_module("pipeline.harvest.site_check")
     monkeypatch.setattr(module, "SINK_MULTIPLE", 1.2)
     a, b = sides()
     _, stores = run(corpus, a, b, tmp_path, client)

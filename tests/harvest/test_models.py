@@ -88,7 +88,7 @@ def test_threads_do_not_see_each_others_values(make_model):
     ],
 )
 def test_names_of_sites(make_model, kind, name, path):
-    assert describe(config_of(make_model(kind), name)).paths == {name: path}
+    assert describe(config_of(make_model(kind), name)).sites[name].key == (path, "output")
 
 
 def test_unknown_site_lists_the_near_ones(make_model):
