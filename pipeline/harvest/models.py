@@ -271,11 +271,10 @@ def _sample(file: Path) -> bytes:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in memory, what it is, and where it computes."""
+    """A network in memory, and where it computes."""
 
     reader: SiteReader
     device: Any
-    config: ModelConfig
 
     def only(self, names: Collection[str]) -> LoadedModel:
         """Return the same model for some of its sites; a pass ends at the deepest of them."""
@@ -316,7 +315,7 @@ def load(model: ModelConfig, sites: Collection[Site] | None = None) -> LoadedMod
     if lacking:
         raise InputError(f"The files of {model.model!r} lack weights that its architecture needs: {lacking[:5]}")
     network.to(torch.device(device))
-    return LoadedModel(reader=reader, device=torch.device(device), config=model)
+    return LoadedModel(reader=reader, device=torch.device(device))
 
 
 def _read(model: ModelConfig) -> tuple[Any, list[str]]:

@@ -117,7 +117,9 @@ class SiteReader:
 
         sites = [self._sites[name] for name in self._wanted]
         self._pass.wanted, self._pass.seen = {site.key for site in sites}, {}
-        options = {"use_cache": False} if hasattr(self.network.config, "use_cache") else {}
+        # without a mask (and without numbers, see with_widths) transformers looks at positions unless a cache is kept
+        cached = attention_mask is None or not hasattr(self.network.config, "use_cache")
+        options = {} if cached else {"use_cache": False}
         with torch.inference_mode(), contextlib.suppress(_AllSeenError):
             self.network(input_ids=input_ids, attention_mask=attention_mask, **options)
         seen, self._pass.seen = self._pass.seen, {}

@@ -294,10 +294,7 @@ def _run_windows(
         where = np.repeat(np.arange(len(batch)), [len(windows.rows[i]) for i in batch])
         position = np.concatenate([windows.positions[i] for i in batch])
         values = model.reader(*_padded([windows.inputs[i] for i in batch], model))
-        taken = {site: value[where, position].cpu().numpy() for site, value in values.items()}
-        for site, rows_of_site in taken.items():
-            check_finite(rows_of_site, site, model.config)
-        yield rows, taken
+        yield rows, {site: value[where, position].cpu().numpy() for site, value in values.items()}
 
 
 def _padded(inputs: Sequence[NDArray[np.int32]], model: LoadedModel) -> tuple[Any, Any]:
@@ -343,6 +340,8 @@ def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Sample]:
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
     _, values = next(_run_windows(windows, job.loaded(), job.model.batch_size))
+    for site in job.sites:
+        check_finite(values[site], site, job.model)
     return {site: Sample.of(rows) for site, rows in values.items()}
 
 
@@ -389,6 +388,7 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
     windows = _read_windows(job.rows_path, job.side, rows)
     for numbers, values in _run_windows(windows, job.loaded().only(sites), job.model.batch_size):
         for site in sites:
+            check_finite(values[site], site, job.model)
             collected[site].add(numbers, values[site])
     for site in sites:
         writers[site].write_shard(shard, *collected[site].finish())

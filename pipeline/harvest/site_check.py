@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig
-from pipeline.harvest.dictionaries import dictionary_folder, load_dictionary
+from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.dictionary import Dictionary, Rows
 from pipeline.harvest.models import ModelInfo, describe, torch_device
 from pipeline.harvest.sites import Site
@@ -126,10 +126,9 @@ def _check_own_site(model: ModelConfig, info: ModelInfo, site: Site, dictionary:
     try:
         own = info.names.resolve(dictionary.site)
     except InputError:
-        if not _is_folder_of_one(model, site):
-            logger.warning(
-                "%s says that it was trained at %r, which %s has not", dictionary.id, dictionary.site, model.model
-            )
+        logger.warning(
+            "%s says that it was trained at %r; %s has no such site", dictionary.id, dictionary.site, model.model
+        )
         return
     if info.names.same(own, site):
         return
@@ -140,12 +139,6 @@ def _check_own_site(model: ModelConfig, info: ModelInfo, site: Site, dictionary:
     if not model.allow_bad_site:
         raise InputError(f"{message}; {_OVERRIDE}")
     logger.warning("%s; harvested all the same: allow_bad_site is set", message)
-
-
-def _is_folder_of_one(model: ModelConfig, site: Site) -> bool:
-    """Return whether the dictionary's folder was named itself: its name need not be a hookpoint then."""
-    spec = model.dictionary_of(site.name)
-    return dictionary_folder(spec, *site.names) == Path(spec)
 
 
 # --- what the sample says ---------------------------------------------------------------------------------------------
@@ -244,7 +237,7 @@ def judge(site: Site, sample: Sample, neighbours: Mapping[str, Sample], dictiona
     sample
         Its rows; some 1,000 are kept, so that 3 × 4 × 1,000 × (width + n_features) bytes bound the memory.
     neighbours
-        The rows of the neighbouring sites, by their names.
+        The rows of the neighbouring sites, by their names; one that overflows is no better site.
     dictionary
         The dictionary of the site.
 
@@ -257,7 +250,8 @@ def judge(site: Site, sample: Sample, neighbours: Mapping[str, Sample], dictiona
     error = sample.rows - dictionary.reconstruct(sample.rows)
     active = np.asarray((dictionary.encode(sample.rows) != 0).sum(axis=1)).ravel()
     fvu = variance_unexplained(sample.rows[~sink], error[~sink])
-    around = {name: _fvu_at(other, dictionary) for name, other in neighbours.items()}
+    finite = {name: other for name, other in neighbours.items() if np.isfinite(other.rows).all()}
+    around = {name: _fvu_at(other, dictionary) for name, other in finite.items()}
     calibration = Calibration(
         threshold=sample.threshold,
         n_rows=len(sample.norms),

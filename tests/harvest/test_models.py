@@ -17,6 +17,11 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
 MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
 
 
+FINAL = {
+    "llama": "norm", "neox": "final_layer_norm", "gpt2": "ln_f", "bert": "pooler", "gemma2": "norm", "neo": "ln_f",
+}  # fmt: skip
+
+
 def config_of(folder, *sites, **options):
     return ModelConfig(model=str(folder), dictionary="identity", sites=list(sites), **options)
 
@@ -54,7 +59,7 @@ def test_pass_stops_and_deeper_blocks_are_gone(make_model, kind, site_of):
     path = site_of(kind, 0).rpartition(".")[0]
     assert len(loaded.reader.network.get_submodule(path)) == 2
     ran = []
-    final = {"llama": "norm", "neox": "final_layer_norm", "gpt2": "ln_f", "bert": "pooler"}[kind]
+    final = FINAL[kind]
     loaded.reader.network.get_submodule(final).register_forward_hook(lambda *_: ran.append(1))
     loaded.reader(IDS, MASK)
     assert not ran
