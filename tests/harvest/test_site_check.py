@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,10 +26,15 @@ from storage.errors import InputError
 
 D = 16
 STORE = StoreConfig(shard_rows=64)
-TEXTS = [f"{a} {b} {c}, said {d} in March; nobody knew why the {b} was so {a}." for a, b, c, d in zip(
-    ["green", "old", "loud", "quick"] * 6, ["river", "bird", "king", "map", "fox"] * 5,
-    ["again", "slowly", "at night"] * 8, ["Ann", "the man", "a voice", "Bob", "Eve", "no one", "they"] * 4, strict=False,
-)]  # fmt: skip
+WORDS = [
+    ["green", "old", "loud", "quick"] * 6,
+    ["river", "bird", "king", "map", "fox"] * 5,
+    ["again", "slowly", "at night"] * 8,
+    ["Ann", "the man", "a voice", "Bob", "Eve", "no one", "they"] * 4,
+]
+TEXTS = [
+    f"{a} {b} {c}, said {d} in March; nobody knew why the {b} was so {a}." for a, b, c, d in zip(*WORDS, strict=False)
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +95,13 @@ def test_hook_that_is_off_by_one_is_refused(
     corpus, rows, raw, make_model, dictionary_of_block_1, tmp_path, client, site
 ):
     wrong = config_of(make_model("llama"), site, dictionary=dictionary_of_block_1)
-    with pytest.raises(InputError, match="unexplained.*layers.1") as caught:
+    with pytest.raises(InputError, match=r"unexplained.*layers\.1") as caught:
         harvest(corpus, rows, wrong, "a", STORE, tmp_path / "a", client=client)
     there, here = (
         fvu(read_dense(raw[name]), dictionary_of_block_1)
         for name in ("layers.1", {"blocks.1.hook_resid_pre": "layers.0"}.get(site, site))
     )
-    numbers = [float(word.rstrip(":;")) for word in str(caught.value).split() if word.rstrip(":;").count(".") == 1
-               and word.rstrip(":;").replace(".", "").isdigit()]  # fmt: skip
+    numbers = [float(number) for number in re.findall(r"\b\d\.\d+", str(caught.value))]
     assert numbers[:2] == pytest.approx([here, there], rel=0.25)
     assert here > 1.5 * there
     assert "--allow-bad-site" in str(caught.value)
