@@ -14,7 +14,8 @@ task: a shard's bytes depend on neither the number of workers nor the order of t
 **Attention sinks.** Rows whose norm exceeds :data:`SINK_MULTIPLE` times the median norm of the calibration sample are
 marked in ``sink``; they are stored, but left out of statistics and of everything downstream.
 
-**Memory of a worker process**: the model's weights up to the deepest site, the dictionaries, and for each thread
+**Memory of a worker process**: the model's weights up to one block behind the deepest site (the site check looks
+there), the dictionaries, and for each thread
 
     shard_rows × Σ_sites (4·n_features if dense, else 8·L0)  +  batch × length × (4·d_model·(sites + 1) + 4·d_mlp)
     + 64 MiB while a block of rows is encoded

@@ -70,10 +70,12 @@ class SaeLensDictionary(Dictionary):
     """
 
     def __init__(self, sae: Any, id: str, kind: ActivationKind, device: str = "cpu") -> None:  # noqa: A002
+        import torch
+
         _check(sae.cfg, id)
         check_kind(kind, id, has_top_k=sae.cfg.architecture() == "topk", architecture=sae.cfg.architecture())
         self.config = _recorded(sae.cfg)
-        self._sae = sae.eval().float().to(device)
+        self._sae = sae.eval().to(device=device, dtype=torch.float32)
         self._encoder = _without_top_k(self._sae) if kind == "pre_topk" else self._sae
         self._device = device
         self._centres = bool((sae.cfg.metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"))

@@ -302,7 +302,7 @@ def sample_at(number):
     [
         (0.30, 0.40, 0.50, None),
         (0.30, 0.25, 0.50, None),  # adjacent layers are alike
-        (0.04, 0.40, 0.01, None),  # both explained well
+        (0.02, 0.40, 0.005, None),  # both explained well
         (0.30, 0.40, 0.10, r"leaves 0\.300 of the variance of layers\.3 unexplained, but only 0\.100 at layers\.4"),
         (0.30, 0.15, 0.90, r"only 0\.150 at layers\.2: its site is layers\.2, or the hook is off by one block"),
         (1.40, 1.30, 1.20, r"leaves 1\.40 times the variance of layers\.3 unexplained: it belongs"),
@@ -322,9 +322,18 @@ def test_verdicts(here, before, behind, message):
         refuse_bad_sites({"layers.3": found}, allowed=True)
 
 
+def test_neighbour_that_is_a_little_better_is_said(caplog):
+    neighbours = {"layers.2": sample_at(1), "layers.4": sample_at(2)}
+    assert judge(SITE, sample_at(0), neighbours, Explains([0.30, 0.27, 0.5])).verdict == ""
+    assert "some-dictionary explains layers.2 better than layers.3: is the hook off by one?" in caplog.text
+    caplog.clear()
+    judge(SITE, sample_at(0), neighbours, Explains([0.30, 0.29, 0.5]))
+    assert not caplog.text
+
+
 def test_all_bad_sites_are_named_at_once():
     bad = Calibration(1, 10, 0, 0.9, 0.9, 3, verdict="first")
-    with pytest.raises(InputError, match="first\nsecond\nIf this is meant"):
+    with pytest.raises(InputError, match="first\nsecond\nIf this is meant: set"):
         refuse_bad_sites({"x": bad, "y": Calibration(1, 10, 0, 0.9, 0.9, 3, verdict="second")}, allowed=False)
 
 
