@@ -149,7 +149,12 @@ _register(
     "subspace run experiment.yaml --until match",
 )
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
-_register("harvest", harvest_command, "subspace harvest experiment.yaml")
+_register(
+    "harvest",
+    harvest_command,
+    "subspace harvest experiment.yaml",
+    "subspace harvest experiment.yaml --allow-bad-site",
+)
 _register(
     "correlate",
     correlate_command,

@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,6 @@ __all__ = ["IDENTITY", "Dictionary", "Encoded", "dictionary_folder", "load_dicti
 CONFIG = "cfg.json"
 
 _WEIGHTS = (saelens.WEIGHTS, sparsify.WEIGHTS, saelens.GEMMA_SCOPE)
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 
 def load_dictionary(
@@ -195,22 +192,19 @@ def _folder_hash(folder: Path, weights: str) -> str:
 @functools.lru_cache(maxsize=16)
 def _load_remote(spec: str, sites: tuple[str, ...], kind: ActivationKind, device: str) -> Dictionary:
     """Load a dictionary of SAELens's list or of the hub, once a process."""
-    if not _REPOSITORY.fullmatch(spec):
+    if "/" not in spec.strip("/"):
         raise MissingInputError(
             f"No dictionary {spec!r}: give 'identity', a folder, 'release/sae_id' of SAELens's list, or 'owner/name' "
             "of the hub"
         )
     release, _, sae_id = spec.partition("/")
-    repository = _in_releases(release, sae_id)
+    repository = _repository_of(release)
     if repository is None:
         return _load_from_hub(*_split(spec), spec, sites, kind, device)
-    name, folder, converter = repository
-    if converter == "sparsify":  # what SAELens reads wrongly
-        return _load_from_hub(name, folder, spec, sites, kind, device)
     try:
         return saelens.load_release(release, sae_id, kind, device)
     except OSError as error:
-        raise MissingInputError(_why_missing(spec, name, error)) from error
+        raise MissingInputError(_why_missing(spec, repository, error)) from error
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -223,13 +217,13 @@ def _split(spec: str) -> tuple[str, str]:
     return f"{owner}/{name}", "".join(folder)
 
 
-def _in_releases(release: str, sae_id: str) -> tuple[str, str, str | None] | None:
-    """Return repository, folder and converter of a release of SAELens's list; None if the list lacks it."""
+def _repository_of(release: str) -> str | None:
+    """Return the repository of a release of SAELens's list; None if the list lacks it."""
     saelens.sae_lens()
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
     found = get_pretrained_saes_directory().get(release)
-    return found and (found.repo_id, found.saes_map.get(sae_id, sae_id), found.conversion_func)
+    return None if found is None else str(found.repo_id)
 
 
 def _load_from_hub(  # noqa: PLR0917

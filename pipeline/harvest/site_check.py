@@ -41,8 +41,8 @@ CALIBRATION_WINDOWS = 16
 #: Rows of each of these windows that a dictionary is tried on, evenly spaced; the norms of all rows are looked at.
 _ROWS_OF_WINDOW = 64
 
-#: A site is refused if a dictionary leaves more by this factor than at a neighbour. Dictionaries leave least at their own
-#: site: those of the demo 1.2 to 2.4 times less than one block away.
+#: A site is refused if a dictionary leaves more by this factor than at a neighbour. Dictionaries leave least at their
+#: own site: those of the demo 1.2 to 2.4 times less than one block away.
 NEIGHBOUR_FACTOR = 1.25
 
 #: ... and more by this much of the variance: of two sites that are both explained well, neither is wrong.

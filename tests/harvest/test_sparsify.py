@@ -116,6 +116,30 @@ def test_hookpoint_is_the_site_exactly(make_coder, tmp_path):
         load_dictionary(root, D, "layers.4")
 
 
+def test_repository_of_the_hub(make_coder, tmp_path, monkeypatch):
+    """As ``EleutherAI/sae-pythia-70m-32k``: a subfolder for each hookpoint, of which one is fetched."""
+    import huggingface_hub
+
+    coder, _ = make_coder("layers.3")
+    make_coder("layers.3.mlp", k=7)
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "coders")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = load_dictionary("someone/sae-tiny", D, "blocks.3.hook_resid_post", names=("layers.3",))
+    theirs = coder.encode(torch.from_numpy(ROWS))
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), dense(theirs.top_acts, theirs.top_indices), atol=1e-6)
+    assert asked[0][0] == "someone/sae-tiny"
+    assert {"layers.3/cfg.json", "layers.3/sae.safetensors"} <= set(asked[0][1])
+    assert "layers.3.mlp/sae.safetensors" not in asked[0][1]
+    assert load_dictionary("someone/sae-tiny/layers.3.mlp", D, "layers.3.mlp").config["k"] == 7
+    with pytest.raises(MissingInputError, match=r"dictionaries for layers\.3, layers\.3\.mlp"):
+        load_dictionary("someone/sae-tiny", D, "layers.5")
+
+
 def test_what_is_recorded(make_coder):
     _, folder = make_coder()
     loaded = load_dictionary(str(folder), D)
