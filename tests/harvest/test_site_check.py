@@ -148,14 +148,14 @@ def test_command_line_overrides(tiny_inputs, tmp_path):
     for name in ("llama", "bert", "texts.jsonl"):
         (tmp_path / name).symlink_to(tiny_inputs / name)
     (tmp_path / "e.yaml").write_text(text.replace("sae-llama", "sae").replace("sae-bert", "identity"))
-    for verb in (["harvest"], ["run", "--until", "harvest"]):
-        command = [*verb, str(tmp_path / "e.yaml"), "--run-dir", str(tmp_path / verb[0])]
-        refused = CliRunner().invoke(app, command)
-        assert refused.exit_code == 2
-        assert "times the variance of layers.0 unexplained" in refused.output
-        assert not (tmp_path / verb[0] / "activations").exists()
-        assert CliRunner().invoke(app, [*command, "--allow-bad-site"]).exit_code == 0
-        assert (tmp_path / verb[0] / "activations" / "a" / "layers.0.zarr").is_dir()
+    arguments = [str(tmp_path / "e.yaml"), "--run-dir", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, ["harvest", *arguments])
+    assert refused.exit_code == 2
+    assert "times the variance of layers.0 unexplained" in refused.output
+    assert not (tmp_path / "out" / "activations").exists()
+    assert CliRunner().invoke(app, ["run", *arguments, "--until", "harvest", "--allow-bad-site"]).exit_code == 0
+    assert (tmp_path / "out" / "activations" / "a" / "layers.0.zarr").is_dir()
+    assert CliRunner().invoke(app, ["harvest", *arguments, "--allow-bad-site"]).exit_code == 0
 
 
 # --- what the dictionary says of itself -------------------------------------------------------------------------------
