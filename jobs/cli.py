@@ -14,13 +14,23 @@ from rich.table import Table
 
 from jobs.cluster import connect
 from pipeline.compare.__main__ import command as compare_command
-from pipeline.config import load_experiment
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.harvest.__main__ import command as harvest_command
 from pipeline.match.__main__ import command as match_command
 from pipeline.report.__main__ import command as report_command
 from pipeline.run import RunResult, Stage, run
-from pipeline.script import AsJson, Cluster, ClusterFile, Session, guarded, open_client, set_up_logging, show
+from pipeline.script import (
+    AllowBadSite,
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Session,
+    guarded,
+    open_client,
+    read_experiment,
+    set_up_logging,
+    show,
+)
 
 app = typer.Typer(
     name="subspace",
@@ -56,14 +66,15 @@ def run_command(
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
     until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    allow_bad_site: AllowBadSite = False,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
-    load_experiment(experiment)  # a wrong key stops here, before a cluster is started
+    config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     with open_client(context, cluster, cluster_file) as client:
-        result = run(experiment, run_dir=run_dir, until=until, client=client)
+        result = run(config, run_dir=run_dir, until=until, client=client)
     _show_run(result, until, as_json=as_json)
 
 
@@ -138,7 +149,12 @@ _register(
     "subspace run experiment.yaml --until match",
 )
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
-_register("harvest", harvest_command, "subspace harvest experiment.yaml")
+_register(
+    "harvest",
+    harvest_command,
+    "subspace harvest experiment.yaml",
+    "subspace harvest experiment.yaml --allow-bad-site",
+)
 _register(
     "correlate",
     correlate_command,

@@ -67,15 +67,21 @@ class ModelConfig(Section):
     label: str | None = Field(None, description="what the report calls it; its name if absent")
     revision: str | None = None
     dictionary: str | dict[str, str] = Field(
-        description="hub id or folder of the dictionaries, 'identity' for raw units, or one for each site; "
-        "'{site}' in it stands for the site"
+        description="hub id or folder of the dictionaries, 'identity' for raw units, 'random:FEATURES:K' for the "
+        "control, or one for each site; '{site}' in it stands for the site"
     )
     sites: list[str] = Field(min_length=1)
     kind: ActivationKind = "post"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     prepend_bos: bool | None = Field(None, description="as the dictionary was trained, if absent")
     batch_size: PositiveInt = 8
-    device: str = "auto"
+    device: str = Field("auto", description="auto: the GPU of the worker, if it has one")
+    randomise: int | None = Field(
+        None, ge=0, description="control: weights drawn anew by the architecture's own initialisation, with this seed"
+    )
+    allow_bad_site: bool = Field(
+        False, description="harvest also where the site check finds that a dictionary does not belong to its site"
+    )
     trust_remote_code: bool = False
 
     @field_validator("sites")
@@ -84,6 +90,11 @@ class ModelConfig(Section):
         if len(set(sites)) < len(sites):
             raise ValueError(f"a site is named twice: {sites}")
         return sites
+
+    @property
+    def id(self) -> str:
+        """The model as stores name it: a randomised one is another model."""
+        return self.model if self.randomise is None else f"{self.model}#random-{self.randomise}"
 
     def dictionary_of(self, site: str) -> str:
         """Return where the dictionary of `site` is, with ``{site}`` filled in."""
@@ -157,6 +168,11 @@ class Experiment(Section):
                 f"({self.correlate.keep_above}): pairs below keep_above are not kept; lower keep_above"
             )
         return self
+
+    def allowing_bad_sites(self) -> Experiment:
+        """Return the same experiment with ``allow_bad_site`` on both sides."""
+        sides = {side: getattr(self, side).model_copy(update={"allow_bad_site": True}) for side in ("a", "b")}
+        return self.model_copy(update=sides)
 
     @property
     def site_pairs(self) -> list[tuple[str, str]]:

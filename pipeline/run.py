@@ -97,8 +97,8 @@ def run(
 def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
     # torch and transformers take seconds to import: only the stage that runs models pays for them
     from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415
-    from pipeline.harvest.rows import check_model  # noqa: PLC0415
     from pipeline.harvest.run import harvest, make_rows  # noqa: PLC0415
+    from pipeline.harvest.site_check import check_model  # noqa: PLC0415
 
     with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
         for _, model in _sides(config):

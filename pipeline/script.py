@@ -22,6 +22,7 @@ from distributed import Client
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pipeline.config import Experiment, load_experiment
 from pipeline.workers import ensure_client
 from storage.errors import InputError, SubspaceError
 
@@ -40,10 +41,19 @@ ClusterFile = Annotated[
     Path | None, typer.Option("--cluster-file", metavar="YAML", help="Your own cluster.yaml; only what differs.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+AllowBadSite = Annotated[
+    bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Budget over all workers, as 4GB; auto: half of the free memory.")
 ]
+
+
+def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
+    """Return an experiment, before a cluster is started, as the options of the command line change it."""
+    experiment = load_experiment(path)
+    return experiment.allowing_bad_sites() if allow_bad_site else experiment
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from storage.errors import (
     SubspaceError,
 )
 from storage.files import partial_path
+from storage.kinds import check_same_kind
 from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
 from storage.results import add_variables, begin_result, finish_result, open_result, write_result
 from storage.rows import check_same_rows
@@ -47,6 +48,7 @@ __all__ = [
     "SubspaceError",
     "add_variables",
     "begin_result",
+    "check_same_kind",
     "check_same_rows",
     "create_sparse_array",
     "decode_csr",

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from storage.codec import canonical, is_sparse_matrix
 from storage.errors import InputError, MissingInputError
 from storage.files import partial_path, remove_folder, replace_folder
+from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, Manifest, json_values, library_versions, new_manifest, read_attrs
 from storage.moments import FeatureMoments
 from storage.results import close_group, same_work, update_attrs
@@ -44,7 +45,6 @@ from storage.sparse_array import (
 Layout = Literal["csr", "dense"]
 
 SCHEMA_VERSION = 1
-KINDS = ("post", "pre_topk", "raw")
 ACTIVATION = "activation"
 DIMS = ("token", "feature")
 DEFAULT_SHARD_ROWS = 16_384

@@ -44,6 +44,7 @@ from storage import (
     InputError,
     Manifest,
     begin_result,
+    check_same_kind,
     check_same_rows,
     create_sparse_array,
     fingerprint,
@@ -229,11 +230,7 @@ class Inputs:
             for name in DESCRIPTION
             if name in ds.attrs
         }
-        if described.get("kind_a") != described.get("kind_b"):
-            logger.warning(
-                "Activations of kind %s are correlated with %s: two different quantities",
-                described.get("kind_a"), described.get("kind_b"),
-            )  # fmt: skip
+        check_same_kind(described.get("kind_a"), described.get("kind_b"))
         if "row_hash" in opened[0].attrs:
             described["row_hash"] = opened[0].attrs["row_hash"]
         described["inputs"] = {"a": str(path_a), "b": str(path_b)}

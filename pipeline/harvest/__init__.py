@@ -2,16 +2,24 @@
 
 ==================  ==============================================================================
 ``corpus``          files and datasets → one hashed corpus
-``models``          models found, described, loaded; sites resolved; activations by hooks
+``sites``           names of the places where activations are read, on any architecture
+``models``          models found, described, loaded, or drawn at random
+``reader``          activations by hooks, in a pass that stops at the deepest site
 ``gguf``            GGUF files dequantised once into a cache
-``dictionaries``    sparse autoencoders and the identity behind one interface
+``dictionary``      what a dictionary is to the rest; raw units
+``dictionaries``    dictionaries found by one string: a folder, a release, a repository of the hub
+``saelens``         SAELens's formats and Gemma Scope's
+``sparsify``        EleutherAI's format
+``topk``            linear encoder, ReLU, top-k; the random control
+``site_check``      does this dictionary belong to this site?
 ``align``           two tokenisations → shared rows; pure functions over offsets
 ``rows``            corpus + both tokenizers → the table of rows and model inputs
 ``run``             rows → stores, one Dask task a shard
 ``contexts``        stores → the top activating rows of every feature
 ==================  ==============================================================================
 
-To add a dictionary format: write a loader that returns a
-:class:`~pipeline.harvest.dictionaries.Dictionary`, and name it in ``load_dictionary``. To add an architecture: nothing,
-as long as transformers loads it with ``AutoModel`` and its tokenizer gives offsets.
+To add a dictionary format: write a module with a loader that returns a
+:class:`~pipeline.harvest.dictionary.Dictionary`, and name its files in ``dictionaries``. To add an architecture:
+nothing, as long as transformers loads it with ``AutoModel`` and its tokenizer gives offsets; names of its blocks' parts
+that are new go into ``sites``.
 """

@@ -8,20 +8,31 @@ from typing import Annotated
 import typer
 
 from pipeline.run import run
-from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show
+from pipeline.script import (
+    AllowBadSite,
+    AsJson,
+    Cluster,
+    ClusterFile,
+    open_client,
+    read_experiment,
+    run_script,
+    show,
+)
 
 
 def command(
     context: typer.Context,
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    allow_bad_site: AllowBadSite = False,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the text with both models and write one activation store a site."""
+    config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     with open_client(context, cluster, cluster_file) as client:
-        result = run(experiment, run_dir=run_dir, until="harvest", client=client)
+        result = run(config, run_dir=run_dir, until="harvest", client=client)
     directory, models = result.directory, result.experiment
     stores = {f"a {site}": str(directory.activations("a", site)) for site in models.a.sites}
     stores |= {f"b {site}": str(directory.activations("b", site)) for site in models.b.sites}

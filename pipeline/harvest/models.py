@@ -1,39 +1,31 @@
-"""Language models: found, described, loaded, cut at the deepest site, read by forward hooks.
-
-A *site* is the output of a module of the network, usually of a block. It is named by the module's path in the base
-model (``layers.3``, ``encoder.layer.2``, ``h.5``), with or without the head's prefix (``model.layers.3``), or by the
-name that TransformerLens made common (``blocks.3.hook_resid_post``).
-
-Activations come from hooks only, never from ``hidden_states``: ``hidden_states[L]`` is the *input* of block L, and
-the last entry has the final norm applied in most architectures. The pass ends by an exception as soon as every site
-has been seen, and the blocks behind the deepest one are not even kept in memory.
+"""Language models: found, described, loaded, cut at the deepest site.
 
 Three steps of growing cost: :func:`describe` reads the configuration and the tokenizer (no weights), so that wrong
 names are found before anything else is done; :func:`load` reads the weights; :func:`shared` keeps what was loaded
 for all tasks of a process.
+
+With ``randomise`` the weights are drawn anew by the architecture's own initialisation under that seed: the control
+for "does it need a trained model?".
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import logging
-import re
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelConfig
 from pipeline.harvest.gguf import converted
+from pipeline.harvest.reader import SiteReader, with_widths
+from pipeline.harvest.sites import Site, Sites
 from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 logger = logging.getLogger(__name__)
-
-#: ``blocks.3.hook_resid_post`` or ``layers.3`` for a network that calls its blocks otherwise.
-_BLOCK_ALIASES = (re.compile(r"blocks\.(\d+)\.hook_resid_post"), re.compile(r"(?:layers|h|encoder\.layer)\.(\d+)"))
 
 #: How many bytes at either end of a weights file enter the model's fingerprint.
 _SAMPLED_BYTES = 1 << 20
@@ -48,9 +40,12 @@ class ModelInfo:
     folder
         What transformers loads: a folder or a hub id.
     fingerprint
-        The commit on the hub, or a hash over the folder's configuration, tokenizer and (sampled) weights.
-    paths
-        Site → module path in the base model.
+        The commit on the hub, or a hash over the folder's configuration, tokenizer and (sampled) weights; of a
+        randomised model also its seed.
+    sites
+        The experiment's name of a site → the site.
+    names
+        What the network calls its other sites.
     d_model
         Width of the residual stream.
     context
@@ -63,7 +58,8 @@ class ModelInfo:
 
     folder: str
     fingerprint: str
-    paths: dict[str, str]
+    sites: dict[str, Site]
+    names: Sites = field(repr=False)
     d_model: int
     context: int | None
     tokenizer: Any = field(repr=False)
@@ -107,19 +103,49 @@ def describe(model: ModelConfig) -> ModelInfo:
     folder = _locate(model.model)
     with _quiet_transformers():
         config = _from_pretrained("AutoConfig", folder, model)
-        tokenizer = _from_pretrained("AutoTokenizer", folder, model)
+        _check_architecture(config, model.model)
+        tokenizer = _tokenizer(folder, model)
         skeleton = _skeleton(config, model)
-    _prepare_tokenizer(tokenizer, model.model)
-    paths = {site: resolve_site(skeleton, site, model.model) for site in model.sites}
+    names = Sites(skeleton, model.model)
+    sites = [names.resolve(site) for site in model.sites]
     return ModelInfo(
         folder=folder,
-        fingerprint=_fingerprint(folder, config),
-        paths=paths,
+        fingerprint=_fingerprint(folder, config, model),
+        sites={site.name: site for site in _measured(skeleton, sites, int(config.hidden_size))},
+        names=names,
         d_model=int(config.hidden_size),
         context=_context(config, tokenizer),
         tokenizer=tokenizer,
         config=config,
     )
+
+
+def tokenizer_of(model: ModelConfig) -> Any:
+    """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
+    require_models()
+    with _quiet_transformers():
+        return _tokenizer(_locate(model.model), model)
+
+
+def _check_architecture(config: Any, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"Model {name!r} is an encoder-decoder ({config.model_type}): causal language models and encoders are read"
+        )
+    if not getattr(config, "hidden_size", None):
+        raise InputError(f"Model {name!r} ({config.model_type}) states no hidden_size: is it a language model?")
+
+
+def _measured(skeleton: Any, sites: list[Site], d_model: int) -> list[Site]:
+    """Return the sites with their widths."""
+    try:
+        return with_widths(skeleton, sites)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        # mixtures of experts choose by values; the width is checked when the first values are read
+        logger.info("Widths of sites are taken to be %d: no pass without numbers (%s)", d_model, _first_line(error))
+        return [replace(site, width=d_model) for site in sites]
 
 
 def _locate(name: str) -> str:
@@ -147,12 +173,24 @@ def _from_pretrained(loader: str, folder: str, model: ModelConfig, **options: An
             folder, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
         )
     except OSError as error:
-        raise MissingInputError(
-            f"Model {model.model!r} is neither a folder here nor readable from the hub ({_first_line(error)}). "
-            "Give the path of a local folder or GGUF file, or check the id, your network and `hf auth login`"
-        ) from error
+        raise MissingInputError(_why_missing(model.model, error)) from error
     except (ValueError, KeyError) as error:
         raise InputError(f"Model {model.model!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _why_missing(name: str, error: OSError) -> str:
+    """Return the message for a model that cannot be read, from what the hub said."""
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
+        return (
+            f"Model {name!r} is gated: ask for access at https://huggingface.co/{name}, then log in with "
+            "`hf auth login`"
+        )
+    return (
+        f"Model {name!r} is neither a folder here nor readable from the hub ({_first_line(error)}). "
+        "Give the path of a local folder or GGUF file, or check the id, your network and `hf auth login`"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -183,15 +221,17 @@ def _skeleton(config: Any, model: ModelConfig) -> Any:
         return transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
-def _prepare_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer without offsets; switch off the truncation and padding saved with it."""
+def _tokenizer(folder: str, model: ModelConfig) -> Any:
+    """Return a model's tokenizer; refuse one without offsets, switch off the truncation and padding saved with it."""
+    tokenizer = _from_pretrained("AutoTokenizer", folder, model)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            f"The tokenizer of {name!r} ({type(tokenizer).__name__}) gives no character offsets, which rows are made "
-            "of: a fast tokenizer (a tokenizer.json) is needed"
+            f"The tokenizer of {model.model!r} ({type(tokenizer).__name__}) gives no character offsets, which rows are "
+            "made of: a fast tokenizer (a tokenizer.json) is needed"
         )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
@@ -203,12 +243,18 @@ def _context(config: Any, tokenizer: Any) -> int | None:
     return min(sensible, default=None)
 
 
-def _fingerprint(folder: str, config: Any) -> str:
-    """Return what identifies the model's content: the hub's commit, or a hash over the folder's files."""
-    if not Path(folder).is_dir():
-        return str(getattr(config, "_commit_hash", None) or folder)
+def _fingerprint(folder: str, config: Any, model: ModelConfig) -> str:
+    """Return what identifies the model's content."""
+    content = (
+        _content_hash(Path(folder)) if Path(folder).is_dir() else str(getattr(config, "_commit_hash", "") or folder)
+    )
+    return content if model.randomise is None else f"{content}#random-{model.randomise}"
+
+
+def _content_hash(folder: Path) -> str:
+    """Return a hash over a folder's files, of which large ones are sampled."""
     digest = hashlib.sha256()
-    for file in sorted(Path(folder).iterdir()):
+    for file in sorted(folder.iterdir()):
         if file.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(_sample(file))
@@ -223,158 +269,29 @@ def _sample(file: Path) -> bytes:
         return head + stream.read()
 
 
-def resolve_site(network: Any, site: str, name: str = "the model") -> str:
-    """Return the path of the module whose output is `site`.
-
-    Parameters
-    ----------
-    network
-        The base model (a ``torch.nn.Module``).
-    site
-        A module path, with or without the prefix of a model with a head, or ``blocks.N.hook_resid_post``.
-    name
-        The model, for the message.
-
-    Raises
-    ------
-    InputError
-        If there is no such module; the message lists the near ones.
-    """
-    known = {path for path, _ in network.named_modules() if path}
-    for candidate in _candidates(network, site):
-        if candidate in known:
-            return candidate
-    blocks = _blocks_path(network)
-    usual = [f"{blocks}.{i}" for i in range(len(network.get_submodule(blocks)))] if blocks else []
-    near = difflib.get_close_matches(site, usual, n=4, cutoff=0.5) or difflib.get_close_matches(site, known, n=4)
-    span = f"; its blocks are {usual[0]} to {usual[-1]}" if usual else ""
-    hint = f"; near names: {', '.join(near)}" if near else ""
-    raise InputError(f"{name} has no site {site!r}{hint}{span}")
-
-
-def _candidates(network: Any, site: str) -> Iterator[str]:
-    """Yield the module paths that a site's name may mean, the literal one first."""
-    yield site
-    prefix = f"{network.base_model_prefix}." if getattr(network, "base_model_prefix", "") else ""
-    bare = site.removeprefix(prefix) if prefix else site
-    yield bare
-    blocks = _blocks_path(network)
-    for pattern in _BLOCK_ALIASES:
-        match = pattern.fullmatch(bare)
-        if match and blocks:
-            yield f"{blocks}.{match[1]}"
-
-
-def _blocks_path(network: Any) -> str | None:
-    """Return the path of the longest list of equal modules: the blocks."""
-    import torch
-
-    lists = [
-        (len(module), path)
-        for path, module in network.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len({type(child) for child in module}) == 1
-    ]
-    return max(lists, key=lambda item: (item[0], -len(item[1])))[1] if lists else None
-
-
-class _AllSeenError(Exception):
-    """Ends a forward pass once every site has been seen."""
-
-
-class SiteReader:
-    """A network that gives back its activations at some sites, and computes nothing behind the deepest.
-
-    Several threads may use one reader: what a pass has seen is kept per thread.
-
-    Parameters
-    ----------
-    network
-        The base model, in evaluation mode. Hooks are put on it, and blocks behind the deepest site are removed.
-    paths
-        Site → module path.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from transformers import LlamaConfig, LlamaModel
-    >>> size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
-    >>> network = LlamaModel(LlamaConfig(vocab_size=11, num_hidden_layers=3, **size)).eval()
-    >>> reader = SiteReader(network, {"layers.0": "layers.0", "layers.1": "layers.1"})
-    >>> len(network.layers)
-    2
-    >>> values = reader(torch.tensor([[1, 2, 3]]), torch.ones(1, 3))
-    >>> values["layers.1"].shape
-    torch.Size([1, 3, 8])
-    """
-
-    def __init__(self, network: Any, paths: dict[str, str]) -> None:
-        self.network = network
-        self._n_sites = len(set(paths.values()))
-        self._paths = dict(paths)
-        self._seen = threading.local()
-        _drop_deeper_blocks(network, list(paths.values()))
-        for path in set(paths.values()):
-            network.get_submodule(path).register_forward_hook(self._hook(path))
-
-    def _hook(self, path: str) -> Any:
-        def remember(_module: Any, _inputs: Any, output: Any) -> None:
-            self._seen.values[path] = output[0] if isinstance(output, tuple) else output
-            if len(self._seen.values) == self._n_sites:
-                raise _AllSeenError
-
-        return remember
-
-    def __call__(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-        """Run the network as far as needed.
-
-        Parameters
-        ----------
-        input_ids
-            Tensor (batch, length) of token ids, padded on the right.
-        attention_mask
-            Tensor (batch, length), 0 where padded.
-
-        Returns
-        -------
-        dict
-            Site → float32 tensor (batch, length, d_model).
-        """
-        import torch
-
-        self._seen.values = {}
-        options = {"use_cache": False} if hasattr(self.network.config, "use_cache") else {}
-        with torch.inference_mode(), contextlib.suppress(_AllSeenError):
-            self.network(input_ids=input_ids, attention_mask=attention_mask, **options)
-        seen, self._seen.values = self._seen.values, {}
-        return {site: seen[path].float() for site, path in self._paths.items()}
-
-
-def _drop_deeper_blocks(network: Any, paths: Sequence[str]) -> None:
-    """Remove the blocks that come after every site, where all sites lie in the list of blocks."""
-    blocks = _blocks_path(network)
-    inside = [re.match(rf"{re.escape(blocks or '')}\.(\d+)", path) for path in paths]
-    if blocks and all(inside):
-        del network.get_submodule(blocks)[max(int(match[1]) for match in inside if match) + 1 :]
-
-
 @dataclass(frozen=True)
 class LoadedModel:
-    """A described model with its network in memory."""
+    """A network in memory, and where it computes."""
 
-    info: ModelInfo
     reader: SiteReader
     device: Any
 
+    def only(self, names: Collection[str]) -> LoadedModel:
+        """Return the same model for some of its sites; a pass ends at the deepest of them."""
+        return replace(self, reader=self.reader.only(names))
 
-def load(model: ModelConfig, info: ModelInfo | None = None) -> LoadedModel:
+
+def load(model: ModelConfig, sites: Collection[Site] | None = None) -> LoadedModel:
     """Load a model's weights and put the hooks in place.
+
+    Blocks behind the deepest site are dropped before the network goes to its device.
 
     Parameters
     ----------
     model
         One side of the experiment.
-    info
-        Its description, if already made.
+    sites
+        Where to read; the sites of `model` by default.
 
     Returns
     -------
@@ -383,45 +300,88 @@ def load(model: ModelConfig, info: ModelInfo | None = None) -> LoadedModel:
     Raises
     ------
     InputError
-        If weights are missing from the model's files: a network with random parts would give plausible nonsense.
+        If weights are missing from the model's files (a network with random parts would give plausible nonsense), or
+        the device does not exist.
     """
     import torch
 
-    info = info or describe(model)
-    device = torch.device(_device(model.device))
+    device = torch_device(model.device)
+    places = describe(model).sites.values() if sites is None else sites
     with _quiet_transformers():
-        network, report = _from_pretrained(
-            "AutoModel", info.folder, model, dtype=getattr(torch, model.dtype), output_loading_info=True
-        )
-    reader = SiteReader(network.eval().requires_grad_(requires_grad=False), info.paths)
+        network, missing = _drawn(model) if model.randomise is not None else _read(model)
+    reader = SiteReader(network.eval().requires_grad_(requires_grad=False), places)
     kept = set(network.state_dict())
-    missing = sorted(name for name in report["missing_keys"] if name in kept and "pooler" not in name)
-    if missing:
-        raise InputError(f"The files of {model.model!r} lack weights that its architecture needs: {missing[:5]}")
-    network.to(device)
-    return LoadedModel(info=info, reader=reader, device=device)
+    lacking = sorted(name for name in missing if name in kept and "pooler" not in name)
+    if lacking:
+        raise InputError(f"The files of {model.model!r} lack weights that its architecture needs: {lacking[:5]}")
+    network.to(torch.device(device))
+    return LoadedModel(reader=reader, device=torch.device(device))
 
 
-def _device(name: str) -> str:
+def _read(model: ModelConfig) -> tuple[Any, list[str]]:
+    """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    network, report = _from_pretrained(
+        "AutoModel", _locate(model.model), model, dtype=getattr(torch, model.dtype), output_loading_info=True
+    )
+    return network, list(report["missing_keys"])
+
+
+def _drawn(model: ModelConfig) -> tuple[Any, list[str]]:
+    """Return the base network with weights of its own initialisation, the same for the same seed."""
+    import torch
+    import transformers
+
+    config = _from_pretrained("AutoConfig", _locate(model.model), model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.randomise)
+        network = transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
+    return network.to(getattr(torch, model.dtype)), []
+
+
+def torch_device(name: str) -> str:
+    """Return the torch device that a setting means here: ``auto`` is this process's GPU, if it sees one.
+
+    Dask-CUDA shows each worker its own GPU first, so that ``cuda`` is another one in every worker.
+
+    Raises
+    ------
+    InputError
+        If torch does not know the device, or there is none of that kind.
+
+    Examples
+    --------
+    >>> torch_device("cpu")
+    'cpu'
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: {name!r} is none of torch's; give auto, cpu or cuda") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise InputError(
+            f"device: {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; give auto or cpu"
+        )
+    return name
 
 
 _shared: dict[str, LoadedModel] = {}
 _shared_lock = threading.Lock()
 
 
-def shared(model: ModelConfig, paths: dict[str, str]) -> LoadedModel:
+def shared(model: ModelConfig, sites: Collection[Site]) -> LoadedModel:
     """Return the model that all tasks of this process share, loading it on first use.
 
     One model is kept at a time, so that a process never holds both sides of an experiment.
     """
-    key = f"{model.model_dump_json()}|{sorted(paths.items())}"
+    key = f"{model.model_dump_json()}|{sorted((site.name, *site.key) for site in sites)}"
     with _shared_lock:
         if key not in _shared:
             _shared.clear()
-            _shared[key] = load(model)
+            _shared[key] = load(model, sites)
         return _shared[key]

@@ -30,8 +30,8 @@ from pipeline.harvest.align import (
     segment_starts,
     shared_boundaries,
 )
-from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
-from pipeline.harvest.models import ModelInfo, describe
+from pipeline.harvest.models import ModelInfo, tokenizer_of
+from pipeline.harvest.site_check import check_model, dictionary_at
 from pipeline.workers import ensure_client, in_order, run_tasks
 from storage import is_current, new_manifest, open_corpus, write_result
 from storage.errors import InputError
@@ -140,20 +140,6 @@ def make_rows(
     return out
 
 
-def check_model(model: ModelConfig) -> ModelInfo:
-    """Describe a model and load its dictionaries, so that what does not fit is known before any work.
-
-    Raises
-    ------
-    InputError
-        See :func:`pipeline.harvest.models.describe` and :func:`pipeline.harvest.dictionaries.load_dictionary`.
-    """
-    info = describe(model)
-    for site in model.sites:
-        load_dictionary(model.dictionary_of(site), info.d_model, site, model.kind)
-    return info
-
-
 def _side(model: ModelConfig, info: ModelInfo, max_length: int) -> _Side:
     template = special_tokens(model, info)
     longest = min(max_length, info.context or max_length)
@@ -197,11 +183,7 @@ def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
 
 def _trained_with_bos(model: ModelConfig, info: ModelInfo) -> bool | None:
     """Return what the dictionaries say about BOS; None if nothing, or if they contradict each other."""
-    said = {
-        load_dictionary(spec, info.d_model, site, model.kind).prepend_bos
-        for site, spec in ((site, model.dictionary_of(site)) for site in model.sites)
-        if spec != IDENTITY
-    } - {None}
+    said = {dictionary_at(model, site).prepend_bos for site in info.sites.values()} - {None}
     if len(said) > 1:
         raise InputError(
             f"The dictionaries of {model.model!r} disagree whether text starts with BOS: set 'prepend_bos', or "
@@ -219,7 +201,7 @@ def _tokenizer(model: ModelConfig) -> Any:
     key = f"{model.model}@{model.revision}"
     with _tokenizers_lock:
         if key not in _tokenizers:
-            _tokenizers[key] = describe(model).tokenizer
+            _tokenizers[key] = tokenizer_of(model)
         return _tokenizers[key]
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    rows.zarr ──▶ calibrate: a few windows, all sites ──▶ sink threshold, FVU, L0 of every site
+    rows.zarr ──▶ calibrate: a few windows, all sites ──▶ sink threshold, FVU, L0 of every site (site_check)
         │
         └──▶ task i: every window that overlaps rows of shard i ──▶ model (one pass, stops at the deepest site)
                      ──▶ dictionary of each site ──▶ shard i of each site's store
@@ -14,7 +14,8 @@ task: a shard's bytes depend on neither the number of workers nor the order of t
 **Attention sinks.** Rows whose norm exceeds :data:`SINK_MULTIPLE` times the median norm of the calibration sample are
 marked in ``sink``; they are stored, but left out of statistics and of everything downstream.
 
-**Memory of a worker process**: the model's weights up to the deepest site, the dictionaries, and for each thread
+**Memory of a worker process**: the model's weights up to one block behind the deepest site (the site check looks
+there), the dictionaries, and for each thread
 
     shard_rows × Σ_sites (4·n_features if dense, else 8·L0)  +  batch × length × (4·d_model·(sites + 1) + 4·d_mlp)
     + 64 MiB while a block of rows is encoded
@@ -37,48 +38,29 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig, StoreConfig
-from pipeline.harvest.dictionaries import Dictionary, Encoded, load_dictionary
+from pipeline.harvest.dictionaries import Dictionary, Encoded
 from pipeline.harvest.models import LoadedModel, shared
-from pipeline.harvest.rows import Side, check_model, make_rows
+from pipeline.harvest.rows import Side, make_rows
+from pipeline.harvest.site_check import (
+    SINK_MULTIPLE,
+    Calibration,
+    Sample,
+    calibration_rows,
+    check_finite,
+    check_model,
+    dictionary_at,
+    judge,
+    refuse_bad_sites,
+)
+from pipeline.harvest.sites import Site
 from pipeline.workers import ensure_client, in_order, run_tasks
 from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
-from storage.errors import InputError
 
 __all__ = ["SINK_MULTIPLE", "harvest", "make_rows"]
 
 logger = logging.getLogger(__name__)
 
-#: A row is an attention sink if its norm exceeds this multiple of the calibration sample's median norm.
-SINK_MULTIPLE = 10.0
-
-#: Windows of the calibration sample, evenly spaced over the corpus.
-CALIBRATION_WINDOWS = 16
-
 Rows = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a site's calibration sample says.
-
-    Attributes
-    ----------
-    threshold
-        Norm above which a row is a sink.
-    n_rows, n_sinks
-        Rows of the sample, and how many of them are sinks.
-    fvu, fvu_with_sinks
-        Fraction of variance unexplained by the dictionary.
-    l0
-        Mean number of active features a row, sinks excluded.
-    """
-
-    threshold: float
-    n_rows: int
-    n_sinks: int
-    fvu: float
-    fvu_with_sinks: float
-    l0: float
 
 
 @dataclass(frozen=True)
@@ -89,10 +71,10 @@ class _Job:
     ----------
     rows_path, side, model
         As given to :func:`harvest`.
-    paths
-        Site → module path, of the sites to be harvested.
-    d_model
-        Width of the residual stream.
+    sites
+        The sites to be harvested, by their names.
+    neighbours
+        Site → the sites around it, which the site check reads too.
     stores
         Site → the store to be written.
     """
@@ -100,13 +82,18 @@ class _Job:
     rows_path: str
     side: Side
     model: ModelConfig
-    paths: dict[str, str]
-    d_model: int
+    sites: dict[str, Site]
+    neighbours: dict[str, tuple[Site, ...]]
     stores: dict[str, Path]
 
-    def dictionary(self, site: str) -> Dictionary:
-        """Return the dictionary of a site; it is loaded once a process."""
-        return load_dictionary(self.model.dictionary_of(site), self.d_model, site, self.model.kind)
+    def dictionary(self, site: str, device: str = "cpu") -> Dictionary:
+        """Return the dictionary of a site; it is loaded once a process. The driver may be without the workers' GPU."""
+        return dictionary_at(self.model, self.sites[site], device)
+
+    def loaded(self) -> LoadedModel:
+        """Return the model with hooks at all sites and their neighbours; it is loaded once a process."""
+        around = [site for name in self.sites for site in self.neighbours[name]]
+        return shared(self.model, [*self.sites.values(), *(site for site in around if site.name not in self.sites)])
 
 
 def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
@@ -146,21 +133,30 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     Raises
     ------
     InputError
-        If a site or dictionary does not fit the model, a dictionary leaves more variance unexplained than there is
-        (FVU > 1: it belongs to another site or model), or an activation is not finite.
+        If a site or dictionary does not fit the model, a dictionary does not belong to its site (see
+        :mod:`pipeline.harvest.site_check`), or an activation is not finite.
     """
     info = check_model(model)
     stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
-    job = _Job(str(rows_path), side, model, info.paths, info.d_model, stores)
+    job = _Job(str(rows_path), side, model, info.sites, {}, stores)
     inputs = {"corpus": open_corpus(corpus_path).hash, "rows": fingerprint(rows_path), "model": info.fingerprint}
     manifests = {site: _manifest(job, site, inputs, store) for site in model.sites}
     todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
     if not todo:
         return stores
-    job = dataclasses.replace(job, paths={site: info.paths[site] for site in todo})
+    around = {
+        site: tuple(info.names.neighbours(info.sites[site])) for site in todo if job.dictionary(site).reconstructs
+    }
+    job = dataclasses.replace(
+        job, sites={site: info.sites[site] for site in todo}, neighbours={site: around.get(site, ()) for site in todo}
+    )
     with ensure_client(client) as used:
         calibrations = _calibrate(job, used)
-        writers = {site: _create(job, site, manifests[site], store, calibrations[site]) for site in todo}
+        refuse_bad_sites(calibrations, allowed=model.allow_bad_site)
+        decoders = _decoders(job, used)
+        writers = {
+            site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
+        }
         _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
     for site, writer in writers.items():
         writer.finalise()
@@ -176,7 +172,8 @@ def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) 
         {**inputs, "dictionary": dictionary.id},
         {
             "side": job.side,
-            "module": job.paths[site],
+            "module": job.sites[site].path,
+            "tensor": job.sites[site].tensor,
             "kind": dictionary.kind,
             "model_dtype": job.model.dtype,
             "batch_size": job.model.batch_size,
@@ -186,17 +183,27 @@ def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) 
     )
 
 
-def _create(job: _Job, site: str, manifest: Manifest, store: StoreConfig, calibration: Calibration) -> ActivationWriter:
+def _create(  # noqa: PLR0917
+    job: _Job,
+    site: str,
+    manifest: Manifest,
+    store: StoreConfig,
+    calibration: Calibration,
+    decoder: Rows,
+) -> ActivationWriter:
     """Start or resume a site's store."""
     dictionary = job.dictionary(site)
     tokens = _token_coordinates(job.rows_path, job.side)
     attrs = {
         "kind": dictionary.kind,
-        "model": job.model.model,
+        "model": job.model.id,
         "model_revision": job.model.revision or manifest.inputs["model"],
+        "model_dtype": job.model.dtype,
         "site": site,
-        "module": job.paths[site],
+        "module": job.sites[site].path,
+        "tensor": job.sites[site].tensor,
         "dictionary": dictionary.id,
+        "dictionary_config": dictionary.config,
         "corpus_hash": manifest.inputs["corpus"],
         "sink_threshold": calibration.threshold,
         "sink_multiple": SINK_MULTIPLE,
@@ -207,7 +214,7 @@ def _create(job: _Job, site: str, manifest: Manifest, store: StoreConfig, calibr
         n_tokens=len(tokens["document"]),
         n_features=dictionary.n_features,
         tokens=tokens,
-        decoder=dictionary.decoder,
+        decoder=decoder,
         attrs=attrs,
         dtype=store.dtype,
         layout=dictionary.layout,
@@ -315,85 +322,44 @@ def _one_thread() -> None:
 
 
 def _calibrate(job: _Job, client: Client) -> dict[str, Calibration]:
-    """Run evenly spaced windows and judge each site by them.
-
-    Raises
-    ------
-    InputError
-        If a dictionary leaves more variance unexplained than there is.
-    """
-    spans = _calibration_rows(np.asarray(zarr.open_group(job.rows_path, mode="r")["window_of_row"][:]))
+    """Run evenly spaced windows and judge each site by them."""
+    spans = calibration_rows(np.asarray(zarr.open_group(job.rows_path, mode="r")["window_of_row"][:]))
     label = f"calibrate {job.side.upper()}"
     tasks = run_tasks(client, _sample, list(enumerate(spans)), name="calibrate", label=label, args=(job,))
-    samples = list(in_order((number, sample) for (number, _), sample in tasks))
+    windows = list(in_order((number, sample) for (number, _), sample in tasks))
+    samples = {name: Sample.join([window[name] for window in windows]) for name in windows[0]}
     return {
-        site: _judge(site, np.concatenate([sample[site] for sample in samples]), job.dictionary(site))
-        for site in job.paths
+        name: judge(
+            site, samples[name], {near.name: samples[near.name] for near in job.neighbours[name]}, job.dictionary(name)
+        )
+        for name, site in job.sites.items()
     }
 
 
-def _calibration_rows(window_of_row: NDArray[np.int32]) -> list[slice]:
-    """Return the rows of evenly spaced windows; the numbers of windows ascend."""
-    present = np.unique(window_of_row)
-    chosen = np.unique(present[np.linspace(0, len(present) - 1, CALIBRATION_WINDOWS).astype(int)])
-    first = np.searchsorted(window_of_row, chosen)
-    stop = np.searchsorted(window_of_row, chosen, side="right")
-    return [slice(int(i), int(j)) for i, j in zip(first, stop, strict=True)]
-
-
-def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Rows]:
-    """Return the rows of one window at every site; one task."""
+def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Sample]:
+    """Sample the rows of one window at every site and its neighbours; one task."""
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
-    model = shared(job.model, job.paths)
-    return next(values for _, values in _run_windows(windows, model, job.model.batch_size))
+    _, values = next(_run_windows(windows, job.loaded(), job.model.batch_size))
+    for site in job.sites:
+        check_finite(values[site], site, job.model)
+    return {site: Sample.of(rows) for site, rows in values.items()}
 
 
-def _judge(site: str, rows: Rows, dictionary: Dictionary) -> Calibration:
-    """Compute a site's sink threshold, FVU and L0; refuse what cannot be the right dictionary."""
-    norms = np.linalg.norm(rows, axis=1)
-    threshold = SINK_MULTIPLE * float(np.median(norms))
-    sink = norms > threshold
-    encoded = dictionary.encode(rows)
-    error = rows - dictionary.reconstruct(rows)
-    active = (encoded != 0).sum(axis=1)
-    calibration = Calibration(
-        threshold=threshold,
-        n_rows=len(rows),
-        n_sinks=int(sink.sum()),
-        fvu=variance_unexplained(rows[~sink], error[~sink]),
-        fvu_with_sinks=variance_unexplained(rows, error),
-        l0=float(np.mean(np.asarray(active).ravel()[~sink])),
+def _decoders(job: _Job, client: Client) -> dict[str, Rows]:
+    """Return the decoder rows of every site; those of hidden neurons are the model's own weights, read by a worker."""
+    own = {site: job.dictionary(site).decoder for site in job.sites}
+    neurons = [site for site, decoder in own.items() if decoder is None]
+    label = f"decoders {job.side.upper()}"
+    read = (
+        dict(run_tasks(client, _down_projection, neurons, name="decoder", label=label, args=(job,))) if neurons else {}
     )
-    logger.info(
-        "%s: FVU %.3f (%.3f with sinks), L0 %.1f, %d of %d sample rows above %.4g are sinks",
-        site, calibration.fvu, calibration.fvu_with_sinks, calibration.l0, calibration.n_sinks, len(rows), threshold,
-    )  # fmt: skip
-    if calibration.fvu > 1:
-        raise InputError(
-            f"The dictionary {dictionary.id} leaves {calibration.fvu:.2f} times the variance of {site} unexplained: it "
-            "belongs to another site, another model, or text with other special tokens (see prepend_bos)"
-        )
-    return calibration
+    return {site: read[site] if decoder is None else decoder for site, decoder in own.items()}
 
 
-def variance_unexplained(rows: Rows, error: Rows) -> float:
-    """Return the fraction of variance unexplained: Σ‖error‖² / Σ‖row − mean row‖², in float64.
-
-    Parameters
-    ----------
-    rows, error
-        Arrays (rows, d_model): activations, and activations minus their reconstruction.
-
-    Examples
-    --------
-    >>> variance_unexplained(np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32))
-    0.0
-    """
-    exact = rows.astype(np.float64)
-    total = float(np.square(exact - exact.mean(axis=0)).sum())
-    unexplained = float(np.square(error.astype(np.float64)).sum())
-    return unexplained / total if total else 0.0
+def _down_projection(site: str, job: _Job) -> Rows:
+    """Return the weights that hidden neurons write with, (neurons, d_model); one task."""
+    return job.loaded().reader.down_projection(job.sites[site])
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -419,10 +385,11 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
     rows = next(iter(writers.values())).shard_slice(shard)
-    collected = {site: _Collected(job.dictionary(site), thresholds[site]) for site in sites}
+    collected = {site: _Collected(job.dictionary(site, job.model.device), thresholds[site]) for site in sites}
     windows = _read_windows(job.rows_path, job.side, rows)
-    for numbers, values in _run_windows(windows, shared(job.model, job.paths), job.model.batch_size):
+    for numbers, values in _run_windows(windows, job.loaded().only(sites), job.model.batch_size):
         for site in sites:
+            check_finite(values[site], site, job.model)
             collected[site].add(numbers, values[site])
     for site in sites:
         writers[site].write_shard(shard, *collected[site].finish())

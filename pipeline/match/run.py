@@ -15,7 +15,7 @@ from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
 from pipeline.match.filters import FATE_MEANINGS, Fate, count_fates, fates
 from pipeline.match.greedy import best, best_of_b, greedy, mutual, unique
-from storage import fingerprint, is_current, new_manifest, open_result, read_manifest, write_result
+from storage import check_same_kind, fingerprint, is_current, new_manifest, open_result, read_manifest, write_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ def match(
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
     _check(method, min_correlation, correlation)
+    check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     settings = {"method": method, "min_correlation": float(min_correlation)}
     manifest = new_manifest(STAGE, {"correlation": fingerprint(path)}, settings)
     if out is not None and is_current(out, manifest):

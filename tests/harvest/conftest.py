@@ -58,6 +58,19 @@ def _network(kind: str, vocabulary: int) -> Any:
             t.GPT2Config(vocab_size=vocabulary, n_positions=64, n_embd=16, n_layer=3, n_head=2)
         ),
         "bert": lambda: t.BertModel(t.BertConfig(**wide | {"hidden_size": 12})),
+        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**wide, num_key_value_heads=1, head_dim=8)),
+        "neo": lambda: t.GPTNeoForCausalLM(
+            t.GPTNeoConfig(
+                vocab_size=vocabulary,
+                max_position_embeddings=64,
+                hidden_size=16,
+                num_layers=3,
+                num_heads=2,
+                intermediate_size=24,
+                attention_types=[[["global", "local", "global"], 1]],
+            )
+        ),
+        "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**wide, num_key_value_heads=2, num_local_experts=2)),
     }
     return made[kind]()
 
@@ -89,8 +102,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         fast.save_pretrained(folder)
         torch.manual_seed(7)
         network = _network(kind, len(fast))
-        # The final norm of a fresh model is the identity up to scale; make it visible.
+        # The final norm of a fresh model is the identity up to scale, and its blocks add next to nothing.
         for name, weight in network.named_parameters():
+            if weight.ndim > 1 and not any(part in name for part in ("emb", "wte", "wpe", "lm_head")):
+                weight.data *= 6
             if weight.ndim == 1:
                 torch.nn.init.uniform_(weight, 0.5, 1.5) if name.endswith("weight") else None
         network.save_pretrained(folder)
@@ -99,7 +114,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-KINDS = {"llama": "layers.{}", "neox": "layers.{}", "gpt2": "h.{}", "bert": "encoder.layer.{}"}
+KINDS = {
+    "llama": "layers.{}", "neox": "layers.{}", "gpt2": "h.{}", "bert": "encoder.layer.{}", "gemma2": "layers.{}",
+    "neo": "h.{}",
+}  # fmt: skip
 
 
 @pytest.fixture(params=sorted(KINDS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,21 @@ from storage.errors import InputError, MissingInputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+    from sae_lens import (
+        SAE,
+        BatchTopKTrainingSAE,
+        BatchTopKTrainingSAEConfig,
+        GatedSAE,
+        GatedSAEConfig,
+        JumpReLUSAE,
+        JumpReLUSAEConfig,
+        SkipTranscoder,
+        SkipTranscoderConfig,
+        StandardSAE,
+        StandardSAEConfig,
+        TopKSAE,
+        TopKSAEConfig,
+    )
 
 D, F = 12, 40
 ROWS = np.random.default_rng(0).normal(3, 5, (57, D)).astype(np.float32)
@@ -27,6 +42,8 @@ KINDS = {
     "relu": (StandardSAE, StandardSAEConfig, {}),
     "relu-layer-norm": (StandardSAE, StandardSAEConfig, {"normalize_activations": "layer_norm"}),
     "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
+    "jumprelu-bias": (JumpReLUSAE, JumpReLUSAEConfig, {"apply_b_dec_to_input": False}),
+    "gated": (GatedSAE, GatedSAEConfig, {}),
 }
 
 
@@ -141,3 +158,225 @@ def test_missing_and_broken(make_sae, tmp_path):
 
 def test_no_rows(make_sae):
     assert load_dictionary(str(make_sae("topk")), D).encode(ROWS[:0]).shape == (0, F)
+
+
+def test_batch_topk_as_its_training_saves_it(tmp_path):
+    """BatchTopK becomes a JumpReLU with one threshold when it is saved for inference."""
+    import torch
+
+    torch.manual_seed(3)
+    trained = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D, d_sae=F, k=5))
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter)
+    trained.topk_threshold.fill_(2.5)
+    trained.save_inference_model(tmp_path / "sae")
+    loaded = load_dictionary(str(tmp_path / "sae"), D)
+    theirs = SAE.load_from_disk(tmp_path / "sae").encode(torch.from_numpy(ROWS)).detach().numpy()
+    encoded = loaded.encode(ROWS).toarray()
+    np.testing.assert_allclose(encoded, theirs, atol=1e-6)
+    assert encoded[encoded > 0].min() > 2.5
+    assert loaded.config["architecture"] == "jumprelu"
+
+
+def test_reconstruction_is_the_dictionarys_own_also_before_the_top_k(make_sae):
+    """The variance unexplained says whether the dictionary fits, not whether all its features together would."""
+    folder = str(make_sae("topk"))
+    before, after = load_dictionary(folder, D, kind="pre_topk"), load_dictionary(folder, D)
+    np.testing.assert_array_equal(before.reconstruct(ROWS), after.reconstruct(ROWS))
+    assert (before.encode(ROWS) > 0).sum() > after.encode(ROWS).nnz
+
+
+def test_what_a_dictionary_says_of_itself_is_kept(make_sae):
+    folder = make_sae("topk-norm", hook_name="blocks.3.hook_resid_post", context_size=128, prepend_bos=False)
+    loaded = load_dictionary(str(folder), D)
+    assert (loaded.site, loaded.context, loaded.prepend_bos) == ("blocks.3.hook_resid_post", 128, False)
+    assert loaded.config == {
+        "format": "sae-lens", "architecture": "topk", "dtype": "float32", "apply_b_dec_to_input": True,
+        "normalize_activations": "constant_norm_rescale", "k": 5, "rescale_acts_by_decoder_norm": False,
+        "hook_name": "blocks.3.hook_resid_post", "context_size": 128, "prepend_bos": False,
+    }  # fmt: skip
+
+
+def test_trained_on_a_model_with_centred_weights(make_sae):
+    """TransformerLens then takes each row's mean off the residual stream; rows of the plain model are made alike."""
+    import torch
+
+    folder = make_sae("relu", model_from_pretrained_kwargs={"center_writing_weights": True})
+    loaded = load_dictionary(str(folder), D)
+    mean = ROWS.mean(axis=1, keepdims=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sae = SAE.load_from_disk(folder)
+    centred = torch.from_numpy(ROWS - mean)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), sae.encode(centred).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(loaded.reconstruct(ROWS), sae(centred).detach().numpy() + mean, rtol=1e-5, atol=1e-4)
+
+
+def test_what_cannot_be_honoured_is_refused(make_sae, tmp_path):
+    folder = make_sae("relu")
+    config = json.loads((folder / "cfg.json").read_text())
+    for changed, message in (
+        ({"normalize_activations": "expected_average_only_in"}, "the scale is not in its files: fold it"),
+        ({"reshape_activations": "hook_z"}, "reads the heads of the attention apart"),
+    ):
+        (folder / "cfg.json").write_text(json.dumps(config | changed))
+        with pytest.raises(InputError, match=message):
+            load_dictionary(str(folder), D)
+    transcoder = SkipTranscoder(SkipTranscoderConfig(d_in=D, d_sae=F, d_out=D, apply_b_dec_to_input=False))
+    transcoder.save_model(tmp_path / "transcoder")
+    with pytest.raises(InputError, match="architecture 'skip_transcoder'"):
+        load_dictionary(str(tmp_path / "transcoder"), D)
+
+
+def test_dictionary_that_was_trained_again_is_loaded_again(make_sae):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_sae("topk")
+    before = load_dictionary(str(folder), D)
+    assert load_dictionary(str(folder), D) is before
+    weights = {name: value * 2 for name, value in load_file(folder / "sae_weights.safetensors").items()}
+    save_file(weights, folder / "sae_weights.safetensors")
+    after = load_dictionary(str(folder), D)
+    assert after.id != before.id
+    np.testing.assert_array_equal(after.decoder, 2 * before.decoder)
+
+
+def test_gemma_scope_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
+    """The oracle is SAELens's own loader of the release, its download replaced by the local file."""
+    import torch
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    random = np.random.default_rng(1)
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_3" / "width_16k" / "average_l0_5"
+    folder.mkdir(parents=True)
+    shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
+    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(folder / "params.npz", **arrays, threshold=random.uniform(1, 9, F).astype(np.float32))
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda **_: folder / "params.npz")
+    name = "layer_3/width_16k/average_l0_5"
+    config, weights, _ = loaders.gemma_2_sae_huggingface_loader("google/gemma-scope-2b-pt-res", name)
+    config |= {"d_in": D, "d_sae": F}
+    theirs = SAE.from_dict(loaders.handle_pre_6_0_config(config))
+    theirs.load_state_dict(weights)
+    loaded = load_dictionary(str(folder), D)
+    wanted = theirs.encode(torch.from_numpy(ROWS)).detach().numpy()
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), wanted, atol=1e-6)
+    assert 0 < (wanted > 0).mean() < 0.5
+    assert (loaded.site, loaded.context, loaded.prepend_bos) == (
+        theirs.cfg.metadata.hook_name, theirs.cfg.metadata.context_size, theirs.cfg.metadata.prepend_bos
+    )  # fmt: skip
+    np.savez(folder / "params.npz", W_enc=arrays["W_enc"])
+    with pytest.raises(InputError, match="it lacks W_dec, b_dec, b_enc, threshold"):
+        load_dictionary(str(folder), D)
+
+
+# --- the random control -----------------------------------------------------------------------------------------------
+
+
+def test_random_directions_and_the_k_strongest():
+    random = load_dictionary("random:64:4:7", D)
+    np.testing.assert_allclose(np.linalg.norm(random.decoder, axis=1), 1, atol=1e-6)
+    strength = ROWS.astype(np.float64) @ random.decoder.T.astype(np.float64)
+    wanted = np.zeros_like(strength)
+    top = np.argsort(-strength, axis=1)[:, :4]
+    np.put_along_axis(wanted, top, np.take_along_axis(strength, top, axis=1).clip(0), axis=1)
+    encoded = random.encode(ROWS)
+    np.testing.assert_allclose(encoded.toarray(), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(random.reconstruct(ROWS), wanted @ random.decoder, rtol=1e-4, atol=1e-4)
+    assert np.diff(encoded.indptr).max() == 4
+    assert (random.id, random.kind, random.reconstructs) == ("random:64:4:7", "post", False)
+
+
+def test_random_is_the_same_for_the_same_seed_only():
+    first, again, other = (load_dictionary(f"random:64:4:{seed}", D).decoder for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, load_dictionary("random:64:4", D).decoder)
+    assert abs((first * other).sum(axis=1)).mean() < 0.5
+    assert load_dictionary("random:64:4", D, kind="pre_topk").encode(ROWS).shape == (len(ROWS), 64)
+
+
+@pytest.mark.parametrize("spec", ["random", "random:64", "random:many:4", "random:64:4:0:1"])
+def test_random_of_another_form(spec):
+    with pytest.raises(InputError, match="'random:FEATURES:K' or"):
+        load_dictionary(spec, D)
+
+
+def test_random_with_too_large_a_k():
+    with pytest.raises(InputError, match="K must be from 1 to 8"):
+        load_dictionary("random:8:9", D)
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def hub_error(kind):
+    return kind("no", response=SimpleNamespace(headers={}, request=None))
+
+
+def test_repository_of_the_hub_is_read_like_a_folder(make_sae, tmp_path, monkeypatch):
+    """What the download leaves is a folder in hub layout; only the site's part is asked for."""
+    import huggingface_hub
+
+    make_sae("topk", "repo/layers.1")
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "repo")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = load_dictionary("someone/saes-read", D, "blocks.1.hook_resid_post", names=("layers.1",))
+    wanted = load_dictionary(str(tmp_path / "repo" / "layers.1"), D)
+    np.testing.assert_array_equal(loaded.encode(ROWS).toarray(), wanted.encode(ROWS).toarray())
+    assert loaded.id == f"someone/saes-read/{wanted.id}"
+    assert asked[0][0] == "someone/saes-read"
+    assert "layers.1/sae_weights.safetensors" in asked[0][1]
+    assert not any(pattern.startswith("*") for pattern in asked[0][1])
+
+
+def test_gated_and_missing_repositories(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    errors = {
+        "gated": (hub_error(GatedRepoError), r"gated repository: ask for access at https://huggingface\.co/x/gated"),
+        "missing": (hub_error(RepositoryNotFoundError), "the hub has no repository x/missing that you may read"),
+        "offline": (
+            LocalEntryNotFoundError("cannot reach the hub"),
+            r"does not give x/offline \(cannot reach the hub\)",
+        ),
+    }
+    for name, (error, message) in errors.items():
+
+        def refuse(*_args, error=error, **_kwargs):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+        with pytest.raises(MissingInputError, match=message):
+            load_dictionary(f"x/{name}", D, "layers.1")
+
+
+def test_release_of_sae_lens(make_sae, monkeypatch):
+    """A release is loaded by SAELens; its errors name what was asked for."""
+    from huggingface_hub.errors import GatedRepoError
+
+    calls = []
+
+    def from_pretrained(release, sae_id, device):
+        calls.append((release, sae_id))
+        return SAE.load_from_disk(make_sae("jumprelu"))
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    name = "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"
+    assert load_dictionary(name, D).id == name
+    assert calls == [("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical")]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="ID nonsense not found in release gemma-scope-2b-pt-res-canonical"):
+        load_dictionary("gemma-scope-2b-pt-res-canonical/nonsense", D)
+
+    def refuse(*_args, **_kwargs):
+        raise hub_error(GatedRepoError)
+
+    monkeypatch.setattr(SAE, "from_pretrained", refuse)
+    with pytest.raises(MissingInputError, match=r"gated repository.*huggingface\.co/google/gemma-scope-2b-pt-res"):
+        load_dictionary("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", D)

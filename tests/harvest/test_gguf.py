@@ -73,10 +73,10 @@ def test_converted_model_has_all_its_weights(tmp_path, cache, tied):
     """A tied embedding saved under the head's name would leave the base model with a random one."""
     embedding = write_gguf(tmp_path / "tiny.gguf", tied=tied)
     model = ModelConfig(model=str(tmp_path / "tiny.gguf"), dictionary="identity", sites=["layers.0"])
-    loaded = load(model)
-    np.testing.assert_array_equal(loaded.reader.network.embed_tokens.weight.numpy(), embedding)
-    assert loaded.info.tokenizer.bos_token == "<s>"
-    assert loaded.info.d_model == D
+    info = describe(model)
+    np.testing.assert_array_equal(load(model).reader.network.embed_tokens.weight.numpy(), embedding)
+    assert info.tokenizer.bos_token == "<s>"
+    assert info.d_model == D
     assert not list(cache.glob("*.partial"))
 
 

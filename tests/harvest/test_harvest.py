@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
 from pipeline.harvest.corpus import build_corpus
-from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows, variance_unexplained
+from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows
+from pipeline.harvest.site_check import variance_unexplained
 from pipeline.workers import local_client
 from storage import check_same_rows, open_activations, open_corpus, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
@@ -173,6 +174,20 @@ def test_padding_side_changes_nothing(harvested, corpus, sides, tmp_path, client
         check_same_rows(path, harvested[1][site])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "gemma2", "neo"])
+def test_padding_side_changes_nothing_on_other_architectures(corpus, make_model, site_of, tmp_path, client, kind):
+    """Learned, rotary and windowed positions; blocks, and parts of blocks."""
+    sites = [site_of(kind, 1), "blocks.1.hook_mlp_out", "blocks.1.mlp.hook_post"]
+    stores = {}
+    for side in ("left", "right"):
+        model = ModelConfig(model=str(make_model(kind, side)), dictionary="identity", sites=sites, batch_size=3)
+        rows = make_rows(corpus, model, model, LENGTH, tmp_path / side / "rows.zarr", client=client)
+        stores[side] = harvest(corpus, rows, model, "a", STORE, tmp_path / side, client=client)
+    for site in sites:
+        check_same_rows(stores["left"][site], stores["right"][site])
+        np.testing.assert_allclose(read_dense(stores["left"][site]), read_dense(stores["right"][site]), atol=1e-5)
+
+
 def test_batch_size_changes_nothing_beyond_rounding(harvested, corpus, sides, tmp_path, client):
     a, b = (side.model_copy(update={"batch_size": 1}) for side in sides())
     _, stores = run(corpus, a, b, tmp_path, client)
@@ -286,7 +301,7 @@ def test_dictionary_of_another_width_is_refused_before_anything_is_written(corpu
 
 def test_sinks_are_marked_and_left_out_of_statistics(corpus, sides, tmp_path, client, monkeypatch):
     """A threshold below some rows' norms: exactly these are sinks."""
-    module = importlib.import_module("pipeline.harvest.run")
+    module = importlib.import_module("pipeline.harvest.site_check")
     monkeypatch.setattr(module, "SINK_MULTIPLE", 1.2)
     a, b = sides()
     _, stores = run(corpus, a, b, tmp_path, client)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from pipeline.config import ModelConfig
-from pipeline.harvest.models import describe, load
+from pipeline.harvest.models import describe, load, torch_device
 from storage.errors import InputError, MissingInputError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
 MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+
+
+FINAL = {
+    "llama": "norm", "neox": "final_layer_norm", "gpt2": "ln_f", "bert": "pooler", "gemma2": "norm", "neo": "ln_f",
+}  # fmt: skip
 
 
 def config_of(folder, *sites, **options):
@@ -54,7 +61,7 @@ def test_pass_stops_and_deeper_blocks_are_gone(make_model, kind, site_of):
     path = site_of(kind, 0).rpartition(".")[0]
     assert len(loaded.reader.network.get_submodule(path)) == 2
     ran = []
-    final = {"llama": "norm", "neox": "final_layer_norm", "gpt2": "ln_f", "bert": "pooler"}[kind]
+    final = FINAL[kind]
     loaded.reader.network.get_submodule(final).register_forward_hook(lambda *_: ran.append(1))
     loaded.reader(IDS, MASK)
     assert not ran
@@ -88,7 +95,7 @@ def test_threads_do_not_see_each_others_values(make_model):
     ],
 )
 def test_names_of_sites(make_model, kind, name, path):
-    assert describe(config_of(make_model(kind), name)).paths == {name: path}
+    assert describe(config_of(make_model(kind), name)).sites[name].key == (path, "output")
 
 
 def test_unknown_site_lists_the_near_ones(make_model):
@@ -106,15 +113,82 @@ def test_missing_models(tmp_path):
         describe(config_of(tmp_path, "layers.0"))
 
 
-def test_tokenizer_without_offsets_is_refused(make_model, monkeypatch):
+def test_tokenizer_without_offsets_is_refused(make_model, tmp_path):
+    """ByT5's tokenizer is Python only."""
+    from transformers import ByT5Tokenizer
+
+    shutil.copytree(make_model("llama"), tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    ByT5Tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=r"model' \(ByT5Tokenizer\) gives no character offsets.*a fast tokenizer"):
+        describe(config_of(tmp_path / "model", "layers.0"))
+
+
+def test_gated_and_missing_repositories(monkeypatch):
+    """As transformers raises them: an OSError of its own, the hub's behind it."""
     import transformers
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    class Slow:
-        is_fast = False
+    def refuse_with(kind):
+        def refuse(*_args, **_kwargs):
+            raise OSError("You cannot read this.\nMore lines.") from kind(
+                "no", response=SimpleNamespace(headers={}, request=None)
+            )
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
-    with pytest.raises(InputError, match="no character offsets"):
-        describe(config_of(make_model("llama"), "layers.0"))
+        return refuse
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse_with(GatedRepoError))
+    with pytest.raises(
+        MissingInputError, match=r"'x/gated' is gated: ask for access at https://huggingface\.co/x/gated"
+    ):
+        describe(config_of("x/gated", "layers.0"))
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse_with(RepositoryNotFoundError))
+    with pytest.raises(
+        MissingInputError, match=r"nor readable from the hub \(You cannot read this\.\)\. Give the path"
+    ):
+        describe(config_of("x/missing", "layers.0"))
+
+
+def test_encoder_decoder_is_refused(make_model, tmp_path):
+    from transformers import T5Config
+
+    shutil.copytree(make_model("llama"), tmp_path / "model")
+    T5Config(vocab_size=50, d_model=16, d_ff=24, num_layers=2, num_heads=2).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=r"is an encoder-decoder \(t5\)"):
+        describe(config_of(tmp_path / "model", "encoder.block.0"))
+
+
+def test_randomised_weights_follow_the_seed_and_nothing_else(make_model, tmp_path):
+    """They are what the architecture draws for itself; the trained ones are not even read."""
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama"), folder)
+    trained = load(config_of(folder, "layers.1")).reader(IDS, MASK)["layers.1"]
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(99)
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        load(config_of(folder, "layers.1", randomise=seed)).reader(IDS, MASK)["layers.1"] for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert min((first - other).abs().max(), (first - trained).abs().max()) > 1e-3
+    torch.manual_seed(3)
+    fresh = AutoModel.from_config(AutoConfig.from_pretrained(folder)).eval()
+    with torch.no_grad():
+        wanted = fresh(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(first[MASK.bool()], wanted[MASK.bool()], rtol=0, atol=1e-5)
+    prints = {describe(config_of(folder, "layers.1", randomise=seed)).fingerprint for seed in (None, 3, 4)}
+    assert len(prints) == 3
+
+
+def test_devices():
+    assert torch_device("cpu") == "cpu"
+    assert torch_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match="'gpu please' is none of torch's; give auto, cpu or cuda"):
+        torch_device("gpu please")
+    with pytest.raises(InputError, match=r"'cuda:63', but torch sees \d+ CUDA devices here"):
+        torch_device("cuda:63")
 
 
 def test_truncation_saved_with_a_tokenizer_is_off(make_model):

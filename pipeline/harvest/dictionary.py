@@ -1,0 +1,144 @@
+"""What every dictionary is to the rest of the harvest, and the two that hold no weights of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from pipeline.config import ActivationKind
+from storage.errors import InputError
+
+IDENTITY = "identity"
+
+#: Bytes that the dense activations of one block of rows may take while they are encoded.
+_BLOCK_BYTES = 64 << 20
+
+Rows = NDArray[np.float32]
+#: float32 array or csr_array (rows, features)
+Encoded = Any
+
+
+class Dictionary(ABC):
+    """Turns rows of activations into feature activations.
+
+    Attributes
+    ----------
+    id
+        What was loaded, with a hash of its content where it has one.
+    kind
+        ``post``, ``pre_topk`` or ``raw``.
+    n_features, d_model
+        Number of features; width of the rows it reads.
+    layout
+        How its activations are stored: ``csr`` or ``dense``.
+    decoder
+        float32 array (n_features, d_model); None where the model's own weights are the decoder.
+    site, context, prepend_bos
+        Where it was trained, on windows of how many tokens, and whether these start with BOS; None if it does not say.
+    config
+        Its own configuration, as far as it bears on what it computes; plain JSON values.
+    reconstructs
+        Whether it is meant to explain its input; controls are not, and no site is refused for them.
+    """
+
+    id: str
+    kind: ActivationKind
+    n_features: int
+    d_model: int
+    layout: Literal["csr", "dense"]
+    decoder: Rows | None
+    site: str | None = None
+    context: int | None = None
+    prepend_bos: bool | None = None
+    config: dict[str, Any]
+    reconstructs: bool = True
+
+    @abstractmethod
+    def encode(self, rows: Rows) -> Encoded:
+        """Return the activations (rows, n_features) of float32 rows (rows, d_model)."""
+
+    @abstractmethod
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return what the dictionary makes of float32 rows (rows, d_model), whatever `kind` is given out."""
+
+
+class Identity(Dictionary):
+    """The raw units themselves.
+
+    Parameters
+    ----------
+    d_model
+        Number of units.
+    neurons
+        Whether they are hidden neurons of an MLP: their decoder is the model's own down projection.
+
+    Examples
+    --------
+    >>> Identity(3).encode(np.ones((2, 3), np.float32)).shape
+    (2, 3)
+    """
+
+    reconstructs = False
+
+    def __init__(self, d_model: int, *, neurons: bool = False) -> None:
+        self.id = IDENTITY
+        self.kind = "raw"
+        self.n_features = self.d_model = d_model
+        self.layout = "dense"
+        self.decoder = None if neurons else np.eye(d_model, dtype=np.float32)
+        self.config = {"format": IDENTITY}
+
+    def encode(self, rows: Rows) -> Rows:
+        """Return the rows."""
+        return rows
+
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return the rows."""
+        return rows
+
+
+def in_blocks(rows: Rows, n_features: int) -> Iterator[slice]:
+    """Yield slices of rows whose dense activations take at most 64 MiB.
+
+    >>> list(in_blocks(np.zeros((3, 1), np.float32), 16_777_216))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    """
+    step = max(1, _BLOCK_BYTES // (4 * n_features))
+    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
+
+
+def to_csr(values: Any) -> sp.csr_array:
+    """Return a 2-D tensor's non-zero entries as csr, ids ascending in each row."""
+    import torch
+
+    where = torch.nonzero(values, as_tuple=True)
+    return csr_of(where[0], where[1], values[where], (values.shape[0], values.shape[1]))
+
+
+def csr_of(rows: Any, columns: Any, values: Any, shape: tuple[int, int]) -> sp.csr_array:
+    """Return csr from tensors of entries that are sorted by row, then by column."""
+    import torch
+
+    counts = torch.bincount(rows, minlength=shape[0]).cpu().numpy()
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return sp.csr_array((values.cpu().numpy(), columns.cpu().numpy().astype(np.int32), indptr), shape=shape)
+
+
+def stack(blocks: list[Encoded], layout: Literal["csr", "dense"], n_features: int) -> Encoded:
+    """Put encoded blocks of rows one below the other; also none at all."""
+    if layout == "dense":
+        return np.concatenate([np.zeros((0, n_features), np.float32), *blocks])
+    return sp.vstack(blocks, format="csr") if blocks else sp.csr_array((0, n_features), dtype=np.float32)
+
+
+def check_kind(kind: ActivationKind, name: str, *, has_top_k: bool, architecture: str) -> None:
+    """Refuse a kind of activation that a dictionary does not have."""
+    if kind == "raw":
+        raise InputError(f"kind: raw is for 'dictionary: identity', not for {name}; use post or pre_topk")
+    if kind == "pre_topk" and not has_top_k:
+        raise InputError(f"kind: pre_topk needs a TopK dictionary, but {name} is {architecture!r}; use kind: post")

@@ -1,0 +1,188 @@
+"""Dictionaries that are a linear encoder, a ReLU and a top-k; and the random one, the control for them all.
+
+``encode(x) = topk(ReLU((x − b_dec) W_encᵀ + b_enc))``, ``decode(z) = z W_dec + b_dec`` (Gao et al., arXiv 2406.04093).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.config import ActivationKind
+from pipeline.harvest.dictionary import Dictionary, Encoded, Rows, check_kind, csr_of, in_blocks, stack
+from storage.errors import InputError
+
+RANDOM = "random"
+
+_RANDOM = re.compile(r"random:(\d+):(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class TopKWeights:
+    """What a TopK dictionary consists of; all float32 tensors.
+
+    Attributes
+    ----------
+    encoder, decoder
+        (n_features, d_model).
+    b_enc, b_dec
+        (n_features,) and (d_model,).
+    k
+        How many features a row may have.
+    choose
+        ``topk``: the k largest after the ReLU; ``signed``: the k largest by magnitude, no ReLU; ``groupmax``: the
+        largest of each of k groups of neighbouring features.
+    """
+
+    encoder: Any
+    decoder: Any
+    b_enc: Any
+    b_dec: Any
+    k: int
+    choose: Literal["topk", "signed", "groupmax"] = "topk"
+
+    def to(self, device: str) -> TopKWeights:
+        """Return the weights on a device."""
+        names = ("encoder", "decoder", "b_enc", "b_dec")
+        return replace(self, **{name: getattr(self, name).float().to(device) for name in names})
+
+    def before(self, rows: Any) -> Any:
+        """Return the activations that the k are chosen from, (rows, n_features)."""
+        import torch
+
+        hidden = torch.nn.functional.linear(rows - self.b_dec, self.encoder, self.b_enc)
+        return hidden if self.choose == "signed" else hidden.relu_()
+
+    def chosen(self, rows: Any) -> tuple[Any, Any]:
+        """Return values and ids (rows, k) of the chosen features, ids ascending."""
+        import torch
+
+        before = self.before(rows)
+        if self.choose == "groupmax":
+            values, inside = before.unflatten(-1, (self.k, -1)).max(dim=-1)
+            return values, inside + torch.arange(0, before.shape[1], before.shape[1] // self.k, device=before.device)
+        strength = before.abs() if self.choose == "signed" else before
+        ids = torch.topk(strength, self.k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        return before.gather(-1, ids), ids
+
+
+class TopKDictionary(Dictionary):
+    """A dictionary of :class:`TopKWeights`.
+
+    Parameters
+    ----------
+    weights
+        What it consists of.
+    id
+        What to record as its origin.
+    kind
+        ``post``, or ``pre_topk`` for the activations that the k are chosen from.
+    config
+        Its own configuration, to be recorded.
+    device
+        Where it computes.
+
+    Examples
+    --------
+    >>> random = random_dictionary("random:64:4", 8)
+    >>> encoded = random.encode(np.ones((2, 8), np.float32))
+    >>> encoded.shape, encoded.nnz
+    ((2, 64), 8)
+    """
+
+    def __init__(
+        self,
+        weights: TopKWeights,
+        id: str,  # noqa: A002
+        kind: ActivationKind,
+        config: dict[str, Any],
+        device: str = "cpu",
+    ) -> None:
+        check_kind(kind, id, has_top_k=True, architecture="topk")
+        self._weights = weights.to(device)
+        self._device = device
+        self.id = id
+        self.kind = kind
+        self.config = config
+        self.n_features, self.d_model = (int(n) for n in weights.encoder.shape)
+        self.decoder = weights.decoder.float().cpu().numpy()
+        self.layout = "dense" if kind == "pre_topk" else "csr"
+
+    def encode(self, rows: Rows) -> Encoded:
+        """Return the activations: csr for ``post``, an array for ``pre_topk``."""
+        import torch
+
+        with torch.inference_mode():
+            blocks = [self._encode(self._tensor(rows[part])) for part in in_blocks(rows, self.n_features)]
+        return stack(blocks, self.layout, self.n_features)
+
+    def _tensor(self, rows: Rows) -> Any:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)
+
+    def _encode(self, rows: Any) -> Encoded:
+        return self._weights.before(rows).cpu().numpy() if self.layout == "dense" else self._sparse(rows)
+
+    def _sparse(self, rows: Any) -> sp.csr_array:
+        import torch
+
+        values, ids = self._weights.chosen(rows)
+        active = values != 0
+        return csr_of(torch.nonzero(active)[:, 0], ids[active], values[active], (len(rows), self.n_features))
+
+    def reconstruct(self, rows: Rows) -> Rows:
+        """Return the decoded top k."""
+        import torch
+
+        out = np.empty_like(rows)
+        with torch.inference_mode():
+            for part in in_blocks(rows, self.n_features):
+                values, ids = self._weights.chosen(self._tensor(rows[part]))
+                decoded = torch.nn.functional.embedding_bag(
+                    ids, self._weights.decoder, per_sample_weights=values, mode="sum"
+                )
+                out[part] = (decoded + self._weights.b_dec).cpu().numpy()
+        return out
+
+
+class RandomDictionary(TopKDictionary):
+    """Directions drawn uniformly from the sphere, as encoder and as decoder: a dictionary without training."""
+
+    reconstructs = False
+
+
+def random_dictionary(spec: str, d_model: int, kind: ActivationKind = "post", device: str = "cpu") -> RandomDictionary:
+    """Draw the control dictionary.
+
+    Parameters
+    ----------
+    spec
+        ``random:FEATURES:K`` or ``random:FEATURES:K:SEED``; give K the L0 of the dictionary that it is a control for.
+    d_model
+        Width of the rows.
+    kind, device
+        As for :class:`TopKDictionary`.
+
+    Raises
+    ------
+    InputError
+        If `spec` is not of that form, or K is no number from 1 to FEATURES.
+    """
+    import torch
+
+    match = _RANDOM.fullmatch(spec)
+    if not match:
+        raise InputError(f"A random dictionary is 'random:FEATURES:K' or 'random:FEATURES:K:SEED', not {spec!r}")
+    n_features, k, seed = int(match[1]), int(match[2]), int(match[3] or 0)
+    if not 1 <= k <= n_features:
+        raise InputError(f"{spec!r}: K must be from 1 to {n_features}, the number of features")
+    drawn = np.random.default_rng(seed).standard_normal((n_features, d_model), dtype=np.float32)
+    directions = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    weights = TopKWeights(directions, directions, torch.zeros(n_features), torch.zeros(d_model), k)
+    config = {"format": RANDOM, "k": k, "seed": seed}
+    return RandomDictionary(weights, f"{RANDOM}:{n_features}:{k}:{seed}", kind, config, device)
