@@ -203,7 +203,9 @@ def _logged(label: str, total: int) -> Callable[[int], None]:
         now = time.monotonic()
         if done == total or now - last >= LOG_INTERVAL:
             last = now
-            logger.info("%s: %d of %d in %.1f s", label, done, total, now - start)
+            left = (now - start) * (total - done) / done
+            ahead = "" if done == total else f", about {left:.0f} s left"
+            logger.info("%s: %d of %d in %.1f s%s", label, done, total, now - start, ahead)
 
     return advance
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
 from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.csr import NOWHERE, by_feature
-from pipeline.correlate.kernels.device import find_device
+from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Scratch, reduce_tile, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.moments import (
@@ -169,7 +169,7 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
             b = _standardised(mine, job.b, slab, b_features, mine.scaling_b(b_features))
             double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
             for h, tile in enumerate(tiles):
-                dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h]), double)
+                dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h], device), double)
     halves = _standardised_halves(mine, moments, scaling)
     on_host: list[Array] = [device.get(tile) for tile in tiles]
     return moments, _tile_step(features, on_host, halves)
@@ -204,9 +204,11 @@ class Places:
     within: NDArray[np.intp]
     columns: slice
 
-    def varying(self, block: Any) -> Any:
+    def varying(self, block: Any, device: Device) -> Any:
         """Return the columns of a (row, feature of the panel) block that vary; the block itself where all do."""
-        return block if block.shape[1] == len(self.within) else block[:, self.within]
+        if block.shape[1] == len(self.within):
+            return block
+        return device.xp.take(block, device.put(self.within), axis=1)
 
 
 def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:

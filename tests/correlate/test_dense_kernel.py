@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import array_api_compat
 import array_api_strict
 import numpy as np
 import pytest
 
+import storage
 from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
+from pipeline.correlate.kernels.device import Device
+from pipeline.correlate.run import correlate
 
 
 def torch_namespace():
@@ -59,3 +64,27 @@ def test_blocks_can_be_multiplied_in_double(xp, monkeypatch):
     dense.add_products(xp, tile, xp.asarray(a), xp.asarray(b), [False, True])
     error = np.abs(np.from_dlpack(tile) - a.astype(np.float64).T @ b.astype(np.float64))
     assert error[8:].max() < 1e-7 < error[:8].max()
+
+
+def test_the_whole_kernel_runs_on_another_library(client, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    panel = importlib.import_module("pipeline.correlate.panel")
+    rng = np.random.default_rng(0)
+    x, y = (rng.random((500, n)).astype("f4") for n in (40, 30))
+    x[:, 7], y[:, 3] = 2.5, 0  # features that do not vary are left out
+    y[:, 10:20] += x[:, 10:20]
+    for name, values in (("a", x), ("b", y)):
+        storage.write_activations(tmp_path / name, values, layout="dense")
+    results = []
+    for name in ("numpy", "torch"):
+        monkeypatch.setattr(importlib.import_module("pipeline.correlate.moments"), "FEWEST_ROWS", 0)
+        xp = array_api_compat.array_namespace(torch.zeros(1) if name == "torch" else x)
+        monkeypatch.setattr(panel, "find_device", lambda _, name=name, xp=xp: Device(name, xp))
+        results.append(
+            correlate(
+                tmp_path / "a", tmp_path / "b", kernel="dense", keep_above=0.01, out=tmp_path / name, client=client
+            )
+        )
+    for name in results[0].variables:
+        one, other = (ds[name].values for ds in results)
+        np.testing.assert_allclose(one, other, atol=ERROR if one.dtype.kind == "f" else 0)

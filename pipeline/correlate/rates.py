@@ -1,0 +1,277 @@
+"""How long a correlation will take: a few rates of this machine, times the work that the plan counts.
+
+The rates that come with the package are those of one core of a small cloud machine. ``subspace plan --calibrate``
+measures those of the machine at hand, with every core at work, and keeps them in the cache folder.
+
+The choice of a kernel does not use measured rates: the same stores get the same kernel everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from threadpoolctl import threadpool_limits
+
+from pipeline.correlate.kernels import dense
+from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
+from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
+from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
+from pipeline.correlate.topk import empty_best
+from storage import read_csr, read_dense, write_activations
+from storage.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+RATES_FILE = "rates.json"
+#: Size of the sparse panels that are timed.
+_ROWS, _FEATURES, _WIDTH = 20_000, 16_384, 256
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds on one core, with all cores at work.
+
+    Attributes
+    ----------
+    product, streamed
+        A product of two sparse values that is added to its sum, resident and streaming.
+    pair
+        Setting the sum of a pair to 0, its r in one half, its place in the histogram, its passing by the lists.
+    dense_product
+        A product in a float32 matrix product.
+    tile
+        Adding one number of a product to its place in a tile.
+    entry
+        Reading an entry of a sparse store, decoded, shifted and counted.
+    value
+        Reading a value of a dense store and standardising it.
+    start
+        Seconds before the first panel begins, and after the last one.
+    """
+
+    product: float = 3.0e-9
+    streamed: float = 9.0e-9
+    pair: float = 4.5e-9
+    dense_product: float = 3.6e-11
+    tile: float = 8e-10
+    entry: float = 2.5e-8
+    value: float = 2.0e-9
+    start: float = 1.0
+
+
+def load_rates(folder: Path) -> Rates | None:
+    """Return the rates that :func:`save_rates` put in a folder, or None."""
+    file = folder / RATES_FILE
+    if not file.is_file():
+        return None
+    known = {field.name for field in dataclasses.fields(Rates)}
+    stored = json.loads(file.read_text())
+    return Rates(**{name: float(value) for name, value in stored.items() if name in known})
+
+
+def save_rates(rates: Rates, folder: Path) -> Path:
+    """Keep rates in a folder; return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RATES_FILE, [json.dumps(dataclasses.asdict(rates), indent=1).encode()])
+    return folder / RATES_FILE
+
+
+def predict_seconds(
+    plan: Plan, a: StoreSize, b: StoreSize, *, n_rows: int, n_halves: int, slots: int, rates: Rates
+) -> float:
+    """Return how long a correlation will take, from stores on disk to the result on disk.
+
+    Parameters
+    ----------
+    plan
+        How it is cut.
+    a, b, n_rows, n_halves
+        Sizes, as :func:`pipeline.correlate.plan.make_plan` takes them.
+    slots
+        Tasks that run at once.
+    rates
+        Of the machine.
+
+    Examples
+    --------
+    >>> from pipeline.correlate.plan import make_plan
+    >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
+    >>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
+    >>> predict_seconds(plan, size, size, n_rows=100_000, n_halves=2, slots=1, rates=Rates()) < 60
+    True
+    """
+    work = _WORK[plan.method](plan, a, b, n_rows, rates)
+    pairs = a.n_features * b.n_features * n_halves * rates.pair
+    # Panels run in rounds: with three panels on two slots, the second round leaves one idle
+    rounds = -(-plan.n_panels // slots) / plan.n_panels
+    return rates.start + (work.alone / slots) + (work.panels + pairs) * rounds
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Seconds on one core: what panels share, and what panels do."""
+
+    alone: float
+    panels: float
+
+
+def _resident(_: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
+    products = _entries(a) * _entries(b) / n_rows
+    # One thread reads B while the others wait for it
+    return _Work(0.0, _entries(a) * rates.entry + products * rates.product + _entries(b) * rates.entry)
+
+
+def _streaming(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
+    products = _entries(a) * _entries(b) / n_rows
+    reads = 2 * _entries(a) + plan.n_panels * _entries(b)
+    return _Work(2 * _entries(b) * rates.entry, reads * rates.entry + products * rates.streamed)
+
+
+def _dense(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
+    values_a, values_b = n_rows * a.n_features, n_rows * b.n_features
+    pairs = a.n_features * b.n_features
+    tiles = pairs * -(-n_rows // DENSE_ROWS) * 2 * rates.tile
+    # Re-scoring reads both sides once more, B once for each task
+    reads = 2 * values_a + (plan.n_panels + 1) * values_b
+    return _Work(values_b * rates.value, reads * rates.value + pairs * n_rows * rates.dense_product + tiles)
+
+
+_WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, int, Rates], _Work]] = {
+    "resident": _resident,
+    "streaming": _streaming,
+    "dense": _dense,
+}
+
+
+def _entries(size: StoreSize) -> float:
+    return float(size.entries.sum())
+
+
+def measure_rates(threads: int) -> Rates:
+    """Measure the rates of this machine with so many threads at work at once; takes some 10 seconds.
+
+    Memory is at most 300 MB for each thread.
+    """
+    with threadpool_limits(1, user_api="blas"), tempfile.TemporaryDirectory(prefix="subspace-rates-") as folder:
+        stores = _write_stores(Path(folder))
+        rates = _measure_sparse(threads) | _measure_dense(threads) | _measure_reading(threads, *stores)
+    return dataclasses.replace(Rates(), **rates)
+
+
+def _seconds(threads: int, function: Callable[[int], object], repeats: int = 3) -> float:
+    """Return the seconds of one call while every thread makes one; the best of some tries, after one to warm up."""
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            list(pool.map(function, range(threads)))
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _random_csr(rows: int, features: int, active: int) -> scipy.sparse.csr_array:
+    rng = np.random.default_rng(0)
+    ids = np.sort(
+        rng.integers(0, features // active, (rows, active)) + np.arange(active) * (features // active), axis=1
+    )
+    values = rng.random(rows * active, dtype=np.float32)
+    return scipy.sparse.csr_array((values, ids.ravel(), np.arange(0, rows * active + 1, active)), (rows, features))
+
+
+@dataclass(frozen=True)
+class _SparseCase:
+    """A panel of random sparse features, to be timed."""
+
+    columns: Columns
+    b: Rows
+    half: Half
+    n_products: int
+
+    @classmethod
+    def random(cls, active: int) -> _SparseCase:
+        csr = _random_csr(_ROWS, _FEATURES, active)
+        part = csr[:, :_WIDTH].tocsr()
+        a, b = (Rows(side.indptr.astype(np.int64), side.indices.astype(np.uint16), side.data) for side in (part, csr))
+        half = Half(1.0 / _ROWS, _side(part), _side(csr), 0.0)
+        return cls(by_feature(a, np.zeros(_ROWS, np.int8), _WIDTH, 1), b, half, part.nnz * active)
+
+    def resident(self, threads: int) -> float:
+        halves = self.half, self.half
+
+        def panel(_: int) -> int:
+            return correlate_resident(self.columns, self.b, 0, 0, halves, False, _output(), scratch(_FEATURES, 16))
+
+        return _seconds(threads, panel)
+
+    def streaming(self, threads: int) -> float:
+        tiles = [np.zeros((_WIDTH, _FEATURES)) for _ in range(threads)]
+        return _seconds(threads, lambda i: add_products(tiles[i], 0, self.columns, self.b))
+
+
+def _measure_sparse(threads: int) -> dict[str, float]:
+    """Time panels of few and of many active features: pairs dominate the one, products the other."""
+    few, many = _SparseCase.random(8), _SparseCase.random(256)
+    seconds = few.resident(threads), many.resident(threads)
+    product = max((seconds[1] - seconds[0]) / (many.n_products - few.n_products), 1e-10)
+    pair = max(seconds[0] - few.n_products * product, 0.0) / (_WIDTH * _FEATURES)
+    return {"product": product, "pair": pair, "streamed": many.streaming(threads) / many.n_products}
+
+
+def _side(csr: scipy.sparse.csr_array) -> Side:
+    """Return the statistics of the features of a matrix."""
+    total = np.asarray(csr.sum(axis=0), np.float64).ravel()
+    variance = np.asarray(csr.multiply(csr).sum(axis=0), np.float64).ravel() - total**2 / csr.shape[0]
+    return Side(total, variance, np.where(variance > 0, np.maximum(variance, 1e-9) ** -0.5, 0.0))
+
+
+def _output() -> Output:
+    """Return room for the results of a panel, late in a run: lists are full, and few r are let in."""
+    size = kept_buffer(_FEATURES)
+    kept = Kept(np.zeros(_WIDTH, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size))
+    floor = np.full(_FEATURES, 0.5)
+    histogram = np.zeros((COPIES, 2001), np.int64)
+    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), floor, floor - SLACK, 0.5, kept, histogram)
+
+
+def _measure_dense(threads: int) -> dict[str, float]:
+    rows, width = 4096, 2048
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((rows, width), dtype=np.float32) for _ in "ab")
+    tiles = [np.zeros((width, width)) for _ in range(threads)]
+    whole = _seconds(threads, lambda i: dense.add_products(np, tiles[i], a, b))
+    thin = _seconds(threads, lambda i: dense.add_products(np, tiles[i], a[:64], b[:64]))
+    pairs = width * width
+    product = (whole - thin) / (pairs * (rows - 64))
+    return {"dense_product": product, "tile": max(thin / pairs - 64 * product, 1e-11)}
+
+
+def _write_stores(folder: Path) -> tuple[Path, Path]:
+    sparse, full = folder / "sparse.zarr", folder / "dense.zarr"
+    write_activations(sparse, _random_csr(16_384, 32_768, 64))
+    write_activations(full, np.random.default_rng(0).standard_normal((8192, 2048), dtype=np.float32), layout="dense")
+    return sparse, full
+
+
+def _measure_reading(threads: int, sparse: Path, full: Path) -> dict[str, float]:
+    out = [np.empty((8192, 2048), np.float32) for _ in range(threads)]
+    scale, rows = np.ones(2048, np.float32), np.arange(8192)
+
+    def standardised(i: int) -> None:
+        dense.standardise(np, read_dense(full), rows, (scale, scale), out[i])
+
+    return {
+        # Shifting and counting take as long again as decoding
+        "entry": 2 * _seconds(threads, lambda _: read_csr(sparse)) / (16_384 * 64),
+        "value": _seconds(threads, standardised) / out[0].size,
+    }
