@@ -26,6 +26,7 @@ from storage.errors import InputError, MissingInputError
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
+Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
 
@@ -107,6 +108,9 @@ class CorrelateConfig(Section):
     keep_above: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="keep every pair with at least this r")
     select: Literal["half", "all"] = Field(
         "half", description="rows that choose candidates: half of the documents (r_heldout is on the others), or all"
+    )
+    measure: Measure = Field(
+        "pearson", description="what r is; jaccard and phi are of firing, that is where values are not 0"
     )
     kernel: Kernel = "auto"
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")

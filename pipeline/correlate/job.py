@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import Measure
 from pipeline.correlate.kernels.csr import NOWHERE, Rows
+from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, add_extremes, finish_extremes, join, shift_and_add
 from pipeline.correlate.plan import Plan
 from storage import read_csr, read_dense
@@ -36,23 +38,29 @@ class Store:
         Its features.
     sparse
         Whether its rows are kept as csr.
+    firing
+        Whether what is read is 1 where the value is not 0, in place of the value.
     """
 
     path: Path
     n_features: int
     sparse: bool
+    firing: bool = False
 
     def read_rows(self, rows: slice, features: slice = slice(None)) -> Rows:
         """Read sparse rows; ids count from the start of `features`."""
         csr = read_csr(self.path, rows, features)
         ids = np.uint16 if csr.shape[1] <= 2**16 else np.uint32
-        return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), csr.data)
+        return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), self._of(csr.data))
 
     def read_block(self, rows: slice, features: slice) -> Array:
         """Read a dense block of rows, whatever the layout of the store."""
         if self.sparse:
-            return read_csr(self.path, rows, features).toarray()
-        return read_dense(self.path, rows, features)
+            return self._of(read_csr(self.path, rows, features).toarray())
+        return self._of(read_dense(self.path, rows, features))
+
+    def _of(self, values: Array) -> Array:
+        return (values != 0).astype(np.float32) if self.firing else values
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class Job:
         As in :func:`pipeline.correlate.run.correlate`.
     n_halves
         2 if half of the rows is held out, else 1.
+    measure
+        What r is; the stores are already those that it is made of.
     """
 
     key: str
@@ -83,6 +93,7 @@ class Job:
     top_k: int
     keep_above: float
     n_halves: int
+    measure: Measure = "pearson"
 
     @property
     def panels(self) -> Path:
@@ -167,6 +178,10 @@ class Shared:
             _ = (self._resident if self.job.plan.method == "resident" else None, self.half, self.n, self.floor)
         return self
 
+    def empty_moments(self, n_features: int) -> Moments:
+        """Return the statistics of no rows, to be filled as the measure needs them."""
+        return Moments.empty(self.n, n_features, with_zero=not RULES[self.job.measure].centred)
+
     def raise_floor(self, last: NDArray[np.float64]) -> None:
         """Take in the last r of every B feature's list in a finished panel."""
         with self.lock:
@@ -200,7 +215,7 @@ def release(key: str) -> None:
 
 def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
     """Read all rows of some features slab by slab, with their counts, extremes and pivots."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     starts, ids, values = [np.zeros(1, np.int64)], [], []
     for slab in mine.slabs():
         rows = store.read_rows(slab, features)

@@ -57,12 +57,17 @@ class Moments:
     square: Floats
 
     @classmethod
-    def empty(cls, n: NDArray[np.int64], n_features: int) -> Self:
-        """Return the statistics of no rows, to be filled."""
+    def empty(cls, n: NDArray[np.int64], n_features: int, *, with_zero: bool = False) -> Self:
+        """Return the statistics of no rows, to be filled.
+
+        With `with_zero`, zero counts among the values of every feature: extremes include it, pivots are 0, and every
+        feature that is not all zero is defined, as measures need it that subtract no mean.
+        """
         shape = (len(n), n_features)
         zeros = np.zeros(shape)
         counts = np.zeros(shape, np.int64)
-        low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        lowest = 0.0 if with_zero else np.inf
+        low, high = np.full(shape, lowest), np.full(shape, -lowest)
         return cls(n, counts, counts.copy(), low, high, zeros, zeros.copy(), zeros.copy())
 
     @property

@@ -21,6 +21,7 @@ from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.csr import NOWHERE, by_feature
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Best, Half, Kept, Output, Scratch, reduce_tile, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.measures import make_half
 from pipeline.correlate.moments import (
     Moments,
     add_dense_extremes,
@@ -198,7 +199,7 @@ def _b_panels(mine: Shared) -> Iterator[tuple[slice, _Places]]:
 
 def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
     """First pass over a panel of sparse features: counts, extremes, pivots."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     for slab in mine.slabs():
         add_extremes(moments, (store.read_rows(slab, features), mine.half[slab]))
     finish_extremes(moments)
@@ -207,7 +208,7 @@ def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
 
 def _dense_extremes(mine: Shared, store: Any, features: slice) -> Moments:
     """First pass over a panel of dense features: counts, extremes, means."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     for slab in mine.slabs():
         add_dense_extremes(moments, store.read_block(slab, features), mine.half[slab])
     finish_dense_extremes(moments)
@@ -217,7 +218,15 @@ def _dense_extremes(mine: Shared, store: Any, features: slice) -> Moments:
 def _halves(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     both = [
-        Half(1.0 / float(mine.n[h]), a.side(h), mine.moments.side(h, mine.defined), snap)
+        make_half(
+            mine.job.measure,
+            a,
+            mine.moments,
+            h,
+            mine.defined,
+            products_centred=mine.job.plan.method == "dense",
+            snap=snap,
+        )
         for h in range(mine.job.n_halves)
     ]
     return both[0], both[-1]
