@@ -30,6 +30,14 @@ Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
 
+#: What r is called in labels, by measure.
+MEASURE_NAMES: dict[Measure, str] = {
+    "pearson": "Pearson correlation",
+    "cosine": "cosine similarity",
+    "spearman": "Spearman rank correlation",
+    "phi": "phi coefficient of firing",
+    "jaccard": "Jaccard index of firing",
+}
 SITE_PLACEHOLDER = "{site}"
 
 

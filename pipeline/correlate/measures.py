@@ -36,8 +36,6 @@ class Rule:
 
     Attributes
     ----------
-    name
-        What it is called in labels.
     centred
         Whether means are subtracted: a feature that never varies has no value then, else only one of zeros.
     firing
@@ -48,7 +46,6 @@ class Rule:
         Whether sums of products are counts of rows where both fire, put into Jaccard's formula.
     """
 
-    name: str
     centred: bool = True
     firing: bool = False
     ranked: bool = False
@@ -56,11 +53,11 @@ class Rule:
 
 
 RULES: Mapping[Measure, Rule] = {
-    "pearson": Rule("Pearson correlation"),
-    "cosine": Rule("cosine similarity", centred=False),
-    "spearman": Rule("Spearman rank correlation", ranked=True),
-    "phi": Rule("phi coefficient of firing", firing=True),
-    "jaccard": Rule("Jaccard index of firing", centred=False, firing=True, overlap=True),
+    "pearson": Rule(),
+    "cosine": Rule(centred=False),
+    "spearman": Rule(ranked=True),
+    "phi": Rule(firing=True),
+    "jaccard": Rule(centred=False, firing=True, overlap=True),
 }
 
 

@@ -28,7 +28,7 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import Kernel, Measure
+from pipeline.config import MEASURE_NAMES, Kernel, Measure
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
@@ -513,7 +513,7 @@ def _write_result(job: Job, attrs: dict[str, Any]) -> None:
 def _label(name: str, measure: Measure) -> dict[str, str]:
     """Return the attributes of a variable that holds r."""
     rows = "on held-out rows" if name.startswith(R_HELD_OUT) else "on the rows that choose"
-    return {"long_name": f"{RULES[measure].name} {rows}", "measure": measure}
+    return {"long_name": f"{MEASURE_NAMES[measure]} {rows}", "measure": measure}
 
 
 _R_VARIABLES = ("r_b", "r_heldout_b", "r_a", "r_heldout_a")

@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 import storage
 from pipeline.correlate.ranks import rank_columns, rank_entries
+from pipeline.match.run import match
 
 METHODS = ("resident", "streaming", "dense")
 KERNEL = {"resident": "sparse", "streaming": "sparse", "dense": "dense"}
@@ -252,3 +253,12 @@ def test_ranking_that_does_not_fit_is_refused(client, make_case, values):
     with pytest.raises(storage.BudgetError, match=r"Ranking one feature of .*a\.zarr takes 0\.\d\d GB"):
         ranks.panel_width(store, size, 10**7, 4096, 10**8, 2)
     assert ranks.panel_width(store, size, 10**7, 4096, 10**10, 2) == 8
+
+
+def test_pairs_say_what_their_r_is(client, make_case, values):
+    rng = np.random.default_rng(9)
+    x = values(rng, 100, 8, 0.4)
+    cor = make_case(x, x).correlate(measure="jaccard", client=client)
+    pairs = match(cor, "greedy", 0.1)
+    assert pairs.attrs["measure"] == "jaccard"
+    assert pairs["r_heldout"].attrs["long_name"] == "Jaccard index of firing on the other rows"
