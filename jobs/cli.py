@@ -15,6 +15,7 @@ from rich.table import Table
 from jobs.cluster import connect
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
+from pipeline.correlate.verbs import bootstrap_command, convergence_command
 from pipeline.harvest.__main__ import command as harvest_command
 from pipeline.match.__main__ import command as match_command
 from pipeline.report.__main__ import command as report_command
@@ -160,6 +161,19 @@ _register(
     correlate_command,
     "subspace correlate A.zarr B.zarr --out C.zarr",
     "subspace correlate A.zarr B.zarr --top-k 16 --keep-above 0.2 --select all --memory 4GB --out C.zarr",
+    "subspace correlate A.zarr B.zarr --measure jaccard --out which-fire-together.zarr",
+)
+_register(
+    "bootstrap",
+    bootstrap_command,
+    "subspace bootstrap pairs.zarr A.zarr B.zarr --out intervals.zarr",
+    "subspace bootstrap pairs.zarr A.zarr B.zarr --runs 2000 --level 0.9 --out intervals.zarr --json",
+)
+_register(
+    "convergence",
+    convergence_command,
+    "subspace convergence pairs.zarr A.zarr B.zarr --out convergence.zarr",
+    "subspace convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out convergence.zarr",
 )
 _register("match", match_command, "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2")
 _register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")

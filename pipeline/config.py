@@ -27,9 +27,18 @@ from storage.errors import InputError, MissingInputError
 ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
 Device = Literal["auto", "cpu", "cuda"]
+Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
 
+#: What r is called in labels, by measure.
+MEASURE_NAMES: dict[Measure, str] = {
+    "pearson": "Pearson correlation",
+    "cosine": "cosine similarity",
+    "spearman": "Spearman rank correlation",
+    "phi": "phi coefficient of firing",
+    "jaccard": "Jaccard index of firing",
+}
 SITE_PLACEHOLDER = "{site}"
 
 
@@ -119,6 +128,9 @@ class CorrelateConfig(Section):
     keep_above: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="keep every pair with at least this r")
     select: Literal["half", "all"] = Field(
         "half", description="rows that choose candidates: half of the documents (r_heldout is on the others), or all"
+    )
+    measure: Measure = Field(
+        "pearson", description="what r is; jaccard and phi are of firing, that is where values are not 0"
     )
     kernel: Kernel = "auto"
     device: Device = Field("auto", description="where dense products are computed: the worker's GPU if it has one")

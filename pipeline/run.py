@@ -13,6 +13,7 @@ from distributed import Client
 
 from pipeline.compare.run import compare
 from pipeline.config import Experiment, ModelConfig, load_experiment
+from pipeline.correlate.best_layer import best_layer
 from pipeline.correlate.run import correlate
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
@@ -127,6 +128,7 @@ def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> N
             client=client,
             **config.correlate.model_dump(),
         )
+    best_layer({sites: directory.correlation(*sites) for sites in config.site_pairs}, directory.best_layer)
 
 
 def _match(config: Experiment, directory: RunDirectory, _: Client) -> None:

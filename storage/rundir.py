@@ -6,6 +6,7 @@
 ``activations/{a,b}/SITE.zarr``         activation stores
 ``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
 ``correlation/SITE_A--SITE_B.zarr``     top-k, kept pairs, statistics
+``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
 ``report.html``, ``*.csv``              the report
@@ -60,6 +61,11 @@ class RunDirectory:
     def correlation(self, site_a: str, site_b: str) -> Path:
         """Return the path of the correlation result of two sites."""
         return self._of_pair("correlation", site_a, site_b)
+
+    @property
+    def best_layer(self) -> Path:
+        """Each feature's best site of the other model, over the grid of correlation results."""
+        return self.root / "best_layer.zarr"
 
     def pairs(self, site_a: str, site_b: str) -> Path:
         """Return the path of the matched pairs of two sites."""

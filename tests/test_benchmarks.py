@@ -25,3 +25,13 @@ def test_correlate(kind: list[str]) -> None:
     assert result["peak_gb"] > 0
     assert "sgemm" in result["ratios"]
     assert result["command"].startswith("python -m benchmarks.correlate --rows 3000")
+
+
+def test_peers() -> None:
+    arguments = ["--rows", "1500", "--features", "200", "--small-rows", "800", "--small-features", "60"]
+    result = last_line("benchmarks.peers", *arguments, "--active", "8", "--top-k", "4")
+    assert len(result["ratios"]) == len(result["memory_ratios"]) == 5
+    assert all(ratio > 0 for ratio in result["ratios"].values())
+    assert result["max_error"] < 1e-9
+    assert max(result["differences"].values()) < 1e-4
+    assert result["differences"]["scipy sparse product"] < 1e-9

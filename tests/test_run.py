@@ -67,6 +67,10 @@ def test_the_chain_is_whole(finished: RunResult) -> None:
         assert len(np.unique(pairs.feature_a)) == len(np.unique(pairs.feature_b)) == pairs.sizes["pair"]
         assert scores.sizes["run"] == 50
         assert (scores.p >= 1 / 51).all()
+    best = xr.open_zarr(directory.best_layer)
+    assert set(best.best_site_b.values) <= {"encoder.layer.0", "encoder.layer.1", ""}
+    assert best.sizes["unit_a"] == 2 * a.sizes["feature"]
+    assert (directory.root / "best_layer_b.csv").is_file()
     html = finished.report.read_text()
     for site_a, site_b in experiment.site_pairs:
         assert site_a in html

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.config import Measure
 from pipeline.correlate.run import correlate
 from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, describe, open_client, run_script, show
 
@@ -22,6 +23,9 @@ def command(
         Literal["half", "all"],
         typer.Option(help="Rows that choose the partners: half of the documents (the other half is held out), or all."),
     ] = "half",
+    measure: Annotated[
+        Measure, typer.Option(help="What r is. Jaccard and phi are of firing: where values are not 0.")
+    ] = "pearson",
     kernel: Annotated[
         Literal["auto", "sparse", "dense"], typer.Option(help="How products are computed; auto: by density.")
     ] = "auto",
@@ -41,13 +45,23 @@ def command(
             top_k=top_k,
             keep_above=keep_above,
             select=select,
+            measure=measure,
             kernel=kernel,
             device=device,
             memory=memory,
             out=out,
             client=client,
         )
-    names = ("n_rows_select", "n_rows_heldout", "n_undefined_a", "n_undefined_b", "n_kept", "keep_above", "kernel")
+    names = (
+        "n_rows_select",
+        "n_rows_heldout",
+        "n_undefined_a",
+        "n_undefined_b",
+        "n_kept",
+        "keep_above",
+        "measure",
+        "kernel",
+    )
     show({"result": str(out), **describe(result, *names)}, as_json=as_json)
 
 

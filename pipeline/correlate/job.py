@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.config import Measure
 from pipeline.correlate.kernels.csr import NOWHERE, Rows
 from pipeline.correlate.kernels.dense import ERROR
+from pipeline.correlate.measures import RULES, Scaling, scaling_of
 from pipeline.correlate.moments import (
     Moments,
-    Scaling,
     add_extremes,
     finish_extremes,
     in_double,
     join,
-    scaling_of,
     shift_and_add,
     working_type,
 )
-from pipeline.correlate.plan import SPARE, Plan
+from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan
 from storage import read_csr, read_dense
 
 Array = NDArray[Any]
@@ -51,6 +52,8 @@ class Store:
         Bytes of a value in memory: 4 or 8.
     piece_rows
         Rows that are best read at a time where they are made dense: those of a chunk on disk.
+    firing
+        Whether what is read is 1 where the value is not 0, in place of the value.
     """
 
     path: Path
@@ -58,17 +61,34 @@ class Store:
     sparse: bool
     value_bytes: int
     piece_rows: int
+    firing: bool = False
+
+    @classmethod
+    def of(cls, path: Path, ds: xr.Dataset, *, firing: bool = False) -> Store:
+        """Return the store at `path`, which was opened as `ds`."""
+        array = ds["activation"]
+        return cls(
+            path=path.absolute(),
+            n_features=ds.sizes["feature"],
+            sparse=ds.attrs["layout"] == "csr",
+            value_bytes=max(4, array.dtype.itemsize),
+            piece_rows=min(array.encoding["chunks"][0], DENSE_ROWS),
+            firing=firing,
+        )
 
     def read_rows(self, rows: slice, features: slice = slice(None)) -> Rows:
         """Read sparse rows; ids count from the start of `features`."""
         csr = read_csr(self.path, rows, features)
         ids = np.uint16 if csr.shape[1] <= 2**16 else np.uint32
-        return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), csr.data)
+        return Rows(csr.indptr.astype(np.int64), csr.indices.astype(ids), self._of(csr.data))
 
     def read_block(self, rows: slice, features: slice) -> Array:
         """Read a dense block of rows, whatever the layout of the store; float32 or float64."""
         block = read_csr(self.path, rows, features).toarray() if self.sparse else read_dense(self.path, rows, features)
-        return block.astype(self.working, copy=False)
+        return self._of(block).astype(self.working, copy=False)
+
+    def _of(self, values: Array) -> Array:
+        return (values != 0).astype(np.float32) if self.firing else values
 
     @property
     def working(self) -> type[np.float32 | np.float64]:
@@ -101,6 +121,8 @@ class Job:
         2 if half of the rows is held out, else 1.
     device
         Where dense products are computed: ``cpu``, ``cuda``, or ``auto``.
+    measure
+        What r is; the stores are already those that it is made of.
     """
 
     key: str
@@ -112,6 +134,7 @@ class Job:
     keep_above: float
     n_halves: int
     device: str
+    measure: Measure = "pearson"
 
     @property
     def n_candidates(self) -> int:
@@ -185,13 +208,10 @@ class Shared:
             return self._resident[1]
         return self.job.read_moments()
 
-    def scaling_b(self, features: slice) -> Scaling:
-        """Return how some B features are standardised."""
-        return Scaling(self._scaling.scale[:, features], self._scaling.offset[:, features])
-
     @cached_property
-    def _scaling(self) -> Scaling:
-        return scaling_of(self.moments, self.job.b.working)
+    def scaling(self) -> Scaling:
+        """How B features are standardised."""
+        return scaling_of(self.job.measure, self.moments, self.job.b.working)
 
     @cached_property
     def double_b(self) -> dict[int, bool]:
@@ -219,6 +239,10 @@ class Shared:
         with self.lock:
             _ = (self._resident if self.job.plan.method == "resident" else None, self.half, self.n, self.floor)
         return self
+
+    def empty_moments(self, n_features: int) -> Moments:
+        """Return the statistics of no rows, to be filled as the measure needs them."""
+        return Moments.empty(self.n, n_features, with_zero=not RULES[self.job.measure].centred)
 
     def raise_floor(self, last: NDArray[np.float64]) -> None:
         """Take in the last r of every B feature's list in a finished panel."""
@@ -253,7 +277,7 @@ def release(key: str) -> None:
 
 def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
     """Read all rows of some features slab by slab, with their counts, extremes and pivots."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     starts, ids, values = [np.zeros(1, np.int64)], [], []
     for slab in mine.slabs():
         rows = store.read_rows(slab, features)

@@ -27,8 +27,6 @@ Floats = NDArray[np.float64]
 
 #: Beyond these the product of two variances would not be a normal float64; float32 lies well within.
 SMALLEST_RANGE, LARGEST_VALUE = 1e-70, 1e70
-#: Steps of an offset between 0 and 1: few digits, so that sums of products of equal offsets stay exact.
-OFFSET_STEPS = 256
 #: Bits of a float32 that are 0 where the square of the number is exact.
 LOW_BITS = 0xFFF
 Slab = tuple[Rows, NDArray[np.int8]]
@@ -65,12 +63,17 @@ class Moments:
     repeats: Floats
 
     @classmethod
-    def empty(cls, n: NDArray[np.int64], n_features: int) -> Self:
-        """Return the statistics of no rows, to be filled."""
+    def empty(cls, n: NDArray[np.int64], n_features: int, *, with_zero: bool = False) -> Self:
+        """Return the statistics of no rows, to be filled.
+
+        With `with_zero`, zero counts among the values of every feature: extremes include it, pivots are 0, and every
+        feature that is not all zero is defined, as measures need it that subtract no mean.
+        """
         shape = (len(n), n_features)
         zeros = np.zeros(shape)
         counts = np.zeros(shape, np.int64)
-        low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        lowest = 0.0 if with_zero else np.inf
+        low, high = np.full(shape, lowest), np.full(shape, -lowest)
         return cls(n, counts, counts.copy(), low, high, *(zeros.copy() for _ in range(4)))
 
     @property
@@ -202,35 +205,6 @@ def working_type(value_bytes: int) -> type[np.float32 | np.float64]:
     return np.float64 if value_bytes > np.dtype(np.float32).itemsize else np.float32
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How dense values are standardised: ``value · scale − offset``, for each half.
-
-    Attributes
-    ----------
-    scale, offset
-        (halves, feature), of the working type. Both are 0 where r is not defined.
-    """
-
-    scale: NDArray[Any]
-    offset: NDArray[Any]
-
-
-def scaling_of(moments: Moments, working: type[np.float32 | np.float64]) -> Scaling:
-    """Return what brings every feature near standard deviation 1, and near mean 0 unless most of its values are 0.
-
-    The scale is a power of two; its exponent is held to ±120, which float32 has. Zeros stay zeros where they are the
-    most, and become numbers of few digits elsewhere: sums of their products are not rounded.
-    """
-    std = moments.std
-    usable = std > 0
-    exponent = np.clip(np.frexp(np.where(usable, std, 1.0))[1], -120, 120)
-    scale = np.where(usable, np.ldexp(1.0, -exponent), 0.0)
-    full = moments.active > moments.n[:, None] / 2
-    offset = np.where(full, np.round(moments.mean * scale * OFFSET_STEPS) / OFFSET_STEPS, 0.0)
-    return Scaling(scale.astype(working), offset.astype(working))
-
-
 def repeated(block: NDArray[Any]) -> NDArray[np.float64]:
     """Return (feature,): how many rows of a block repeat the value of the row before, if that has many digits.
 
@@ -251,12 +225,3 @@ def in_double(moments: Moments, block: int) -> NDArray[np.bool_]:
     few = bool((moments.n < FEWEST_ROWS / len(moments.n)).any())
     rough: NDArray[np.bool_] = np.any(moments.repeats > MOST_REPEATS, axis=0) | few
     return np.logical_or.reduceat(rough, np.arange(0, rough.size, block))
-
-
-def standardised_side(moments: Moments, scaling: Scaling, half: int, features: NDArray[np.integer] | slice) -> Side:
-    """Return what the kernels need of standardised features in one half: their sums are not quite 0."""
-    raw = moments.side(half, features)
-    scale = scaling.scale[half, features].astype(np.float64)
-    total = moments.n[half] * (moments.mean[half, features] * scale - scaling.offset[half, features])
-    inverse = np.divide(raw.scale, scale, out=np.zeros_like(scale), where=scale > 0)
-    return Side(total, raw.variance * scale * scale, inverse)

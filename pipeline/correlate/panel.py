@@ -22,17 +22,15 @@ from pipeline.correlate.kernels.csr import NOWHERE, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Scratch, reduce_tile, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.measures import Scaling, make_half, make_standardised_half, scaling_of
 from pipeline.correlate.moments import (
     Moments,
-    Scaling,
     add_dense,
     add_extremes,
     finish_extremes,
     in_double,
     repeated,
-    scaling_of,
     shift_and_add,
-    standardised_side,
 )
 from pipeline.correlate.plan import kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
@@ -159,14 +157,14 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
     """Standardise slabs of both sides, add matrix products, then reduce the tile."""
     job, device = mine.load().job, find_device(mine.job.device)
     moments = dense_statistics(mine, job.a, features)
-    scaling = scaling_of(moments, job.a.working)
+    scaling = scaling_of(job.measure, moments, job.a.working)
     double_a = in_double(moments, dense.FEATURES)
     shape = (features.stop - features.start, len(mine.defined))
     tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(job.n_halves)]
     for slab in mine.slabs():
         a = _standardised(mine, job.a, slab, features, scaling)
         for b_features, at in b_panels(mine):
-            b = _standardised(mine, job.b, slab, b_features, mine.scaling_b(b_features))
+            b = _standardised(mine, job.b, slab, b_features, mine.scaling.of(b_features))
             double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
             for h, tile in enumerate(tiles):
                 dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h], device), double)
@@ -225,7 +223,7 @@ def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
 
 def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
     """First pass over a panel of sparse features: counts, extremes, pivots."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     for slab in mine.slabs():
         add_extremes(moments, (store.read_rows(slab, features), mine.half[slab]))
     finish_extremes(moments)
@@ -234,7 +232,7 @@ def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
 
 def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
     """Return the statistics of a panel of dense features, their means as pivots: one pass."""
-    moments = Moments.empty(mine.n, features.stop - features.start)
+    moments = mine.empty_moments(features.stop - features.start)
     before, n_sampled = np.zeros_like(mine.n), 0
     for slab in mine.slabs():
         for piece in store.pieces(slab):
@@ -246,27 +244,17 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
     return moments
 
 
-def halves_of(mine: Shared, a: Moments, snap: float = 0.0) -> tuple[Half, Half]:
+def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
-    both = [
-        Half(1.0 / float(mine.n[h]), a.side(h), mine.moments.side(h, mine.defined), snap)
-        for h in range(mine.job.n_halves)
-    ]
+    job = mine.job
+    both = [make_half(job.measure, a, mine.moments, h, mine.defined) for h in range(job.n_halves)]
     return both[0], both[-1]
 
 
 def _standardised_halves(mine: Shared, a: Moments, scaling: Scaling) -> tuple[Half, Half]:
     """Return the same for standardised values."""
-    b = mine.scaling_b(slice(None))
-    both = [
-        Half(
-            1.0 / float(mine.n[h]),
-            standardised_side(a, scaling, h, slice(None)),
-            standardised_side(mine.moments, b, h, mine.defined),
-            0.0,
-        )
-        for h in range(mine.job.n_halves)
-    ]
+    job, sides, scalings = mine.job, (a, mine.moments), (scaling, mine.scaling)
+    both = [make_standardised_half(job.measure, sides, scalings, h, mine.defined) for h in range(job.n_halves)]
     return both[0], both[-1]
 
 

@@ -31,6 +31,7 @@ from pipeline.correlate.job import Job, Shared, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs
 from pipeline.correlate.kernels.reduce import Best, Half
+from pipeline.correlate.measures import RULES, Rule
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
@@ -319,11 +320,17 @@ class _Work:
 
     def _read_a(self, piece: slice, columns: Array) -> list[Array]:
         block = self.mine.job.a.read_block(piece, self.features)[:, columns]
-        return _centred(block, self.mine.half[piece], self.moments.pivot[:, columns])
+        return _centred(block, self.mine.half[piece], self.rule.centred * self.moments.pivot[:, columns])
 
     def _read_b(self, piece: slice, panel: slice, at: Places, columns: Array) -> list[Array]:
         block = self.mine.job.b.read_block(piece, panel)[:, at.within[columns]]
-        return _centred(block, self.mine.half[piece], self.mine.moments.pivot[:, at.features[columns]])
+        mean = self.rule.centred * self.mine.moments.pivot[:, at.features[columns]]
+        return _centred(block, self.mine.half[piece], mean)
+
+    @property
+    def rule(self) -> Rule:
+        """What the measure subtracts and counts."""
+        return RULES[self.mine.job.measure]
 
     def _r(self, sums: Array, a: Array, b: Array) -> tuple[Array, Array]:
         """Return r of sums of products in both halves; the second is NaN where no rows are held out."""
@@ -349,9 +356,11 @@ def _centred(block: Array, half: Array, mean: Array) -> list[Array]:
 
 
 def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
-    """Return r of sums of products of centred values; NaN where it is not defined."""
+    """Return r of sums of products of centred values (or what the measure takes for them); NaN if not defined."""
     defined = (half.a.scale[a] != 0) & (half.b.scale[b] != 0)
     r = np.full(sums.shape, np.nan)
+    if half.overlap:
+        return np.divide(sums, half.a.total[a] + half.b.total[b] - sums, out=r, where=defined)
     np.divide(sums, np.sqrt(half.a.variance[a] * half.b.variance[b]), out=r, where=defined)
     return np.where(np.abs(r) > 1 - SNAP, np.sign(r), r)
 

@@ -100,11 +100,11 @@ def _by_document(documents: NDArray[np.integer]) -> NDArray[np.int8]:
     if len(numbers) < 2:
         return _contiguous(len(documents))
     half = np.empty(len(numbers), np.int8)
-    half[np.argsort(_splitmix64(numbers), kind="stable")] = np.arange(len(numbers)) % 2
+    half[np.argsort(splitmix64(numbers), kind="stable")] = np.arange(len(numbers)) % 2
     return half[document]
 
 
-def _splitmix64(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
+def splitmix64(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
     """Return a well-mixed hash of each number."""
     mixed = numbers.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

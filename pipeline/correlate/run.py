@@ -17,7 +17,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,12 +28,14 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import Device, Kernel
+from pipeline.config import MEASURE_NAMES, Device, Kernel, Measure
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
+from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, DENSE_ROWS, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.plan import CHUNK, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.ranks import RankJob, panel_width, rank_dtype, rank_store, shard_rows
 from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
@@ -75,6 +77,7 @@ class Settings:
     select: Select
     kernel: Kernel
     device: Device = "auto"
+    measure: Measure = "pearson"
 
     def check(self) -> None:
         """Raise :class:`InputError` unless every setting is possible."""
@@ -86,6 +89,8 @@ class Settings:
             raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
         if self.device not in get_args(Device):
             raise InputError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
+        if self.measure not in RULES:
+            raise InputError(f"There is no measure {self.measure!r}; it is one of {', '.join(RULES)}")
 
     @property
     def n_halves(self) -> int:
@@ -100,6 +105,7 @@ def correlate(
     top_k: int = 16,
     keep_above: float = 0.1,
     select: Select = "half",
+    measure: Measure = "pearson",
     kernel: Kernel = "auto",
     device: Device = "auto",
     memory: str | int = "auto",
@@ -124,6 +130,10 @@ def correlate(
     select
         ``half``: half of the documents chooses (``r``), and the chosen pairs' r on the other half is given beside it
         (``r_heldout``). ``all``: all rows choose, and there is no held-out r.
+    measure
+        What r is: ``pearson``, ``cosine``, ``spearman``, or, of firing (where values are not 0), ``jaccard`` or
+        ``phi``; see :mod:`pipeline.correlate.measures`. Variables keep their names. Spearman needs space beside the
+        result for ranks of both stores, until it is done.
     kernel
         ``sparse``, ``dense``, or ``auto``: the faster one for the densities of the stores.
     device
@@ -150,7 +160,8 @@ def correlate(
         ``histogram`` (bin) int64, ``bin_left``, ``bin_right`` float64
             How many pairs have r in [left, right); 1 itself is in the last bin. Undefined pairs are in none.
         ``mean_a``, ``std_a`` float64, ``n_active_a`` int64, ``defined_a`` bool (feature_a), and ``…_b`` (feature_b)
-            Statistics on the rows that choose; the standard deviation divides by n.
+            Statistics on the rows that choose, of what the measure is made of: values, firing (0 or 1), or ranks less
+            that of zero; the standard deviation divides by n. Not `defined`: no r by this measure.
 
     Raises
     ------
@@ -172,10 +183,10 @@ def correlate(
     >>> cor["best_b"].values.ravel(), cor["r_b"].values.ravel()
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
-    settings = Settings(top_k, keep_above, select, kernel, device)
+    settings = Settings(top_k, keep_above, select, kernel, device, measure)
     settings.check()
     budget = parse_memory(memory)
-    inputs = Inputs.open(_path(a), _path(b))
+    inputs = Inputs.open(_path(a), _path(b)).measured_by(measure)
     method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, kernel)
     manifest = _manifest(inputs, settings, method)
     path = Path(out) if out is not None else _temporary_path()
@@ -237,18 +248,35 @@ class Inputs:
         a, b = (_measure(path, ds) for path, ds in zip((path_a, path_b), opened, strict=True))
         return cls((a[0], b[0]), (a[1], b[1]), opened[0].sizes["token"], described)
 
+    def measured_by(self, measure: Measure) -> Inputs:
+        """Return the inputs as a measure reads them.
+
+        Raises
+        ------
+        InputError
+            If the measure is of firing, and every feature of a store fires in every row.
+        """
+        rule, (a, b) = RULES[measure], self.sizes
+        if rule.ranked:
+            n_bytes = rank_dtype(self.n_rows).itemsize
+            return replace(self, sizes=(replace(a, value_bytes=n_bytes), replace(b, value_bytes=n_bytes)))
+        if not rule.firing:
+            return self
+        for store, size in zip(self.stores, self.sizes, strict=True):
+            if (size.entries >= self.n_rows).all():
+                raise InputError(
+                    f"measure={measure!r} is of where features fire, and in {store.path} no value is 0: all features "
+                    "fire in all rows. Use measure='pearson', 'cosine' or 'spearman'"
+                )
+        stores = (replace(self.stores[0], firing=True), replace(self.stores[1], firing=True))
+        return replace(self, stores=stores, sizes=(replace(a, value_bytes=4), replace(b, value_bytes=4)))
+
 
 def _measure(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
     """Return a store and its size; sinks are in no statistics, so their entries are counted as typical ones."""
-    sparse = ds.attrs["layout"] == "csr"
-    share_of_sinks = ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
+    store, share_of_sinks = Store.of(path, ds), ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
     entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
-    value_bytes = max(4, ds["activation"].dtype.itemsize)
-    piece_rows = min(ds["activation"].encoding["chunks"][0], DENSE_ROWS)
-    return (
-        Store(path.absolute(), ds.sizes["feature"], sparse, value_bytes, piece_rows),
-        StoreSize(sparse, value_bytes, entries, piece_rows),
-    )
+    return store, StoreSize(store.sparse, store.value_bytes, entries, store.piece_rows)
 
 
 def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "dense"]) -> Manifest:
@@ -260,6 +288,7 @@ def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "den
             "top_k": settings.top_k,
             "keep_above": settings.keep_above,
             "select": settings.select,
+            "measure": settings.measure,
             "kernel": kernel,
         },
     )
@@ -279,8 +308,11 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
         keep_above=settings.keep_above,
         n_halves=settings.n_halves,
         device=settings.device,
+        measure=settings.measure,
     )
     _prepare(job, half)
+    if RULES[settings.measure].ranked:
+        job = _ranked(job, inputs, resources, client)
     try:
         _measure_b(job, client)
         _correlate_panels(job, client)
@@ -288,6 +320,27 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
     finally:
         client.run(release, job.key, on_error="ignore")
     shutil.rmtree(job.panels)
+
+
+def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client) -> Job:
+    """Return the job on the ranks of both stores, which are made where they are not on disk yet."""
+    allowed = (job.plan.allowed - resources.reserved) // resources.threads
+    slots = resources.processes * resources.threads
+    ranks: dict[Path, Store] = {}
+    for store, size in zip(inputs.stores, inputs.sizes, strict=True):
+        if store.path not in ranks:
+            rank_job = RankJob(
+                store=store,
+                folder=job.panels / f"ranks-{len(ranks)}",
+                n_rows=inputs.n_rows,
+                width=panel_width(store, size, inputs.n_rows, job.plan.slab_rows, allowed, slots),
+                slab_rows=job.plan.slab_rows,
+                shard_rows=shard_rows(size, inputs.n_rows),
+                halves=job.panels / HALVES_FILE,
+                n_halves=job.n_halves,
+            )
+            ranks[store.path] = rank_store(rank_job, client, f"Ranking {store.path.name}")
+    return replace(job, a=ranks[job.a.path], b=ranks[job.b.path])
 
 
 def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path) -> Plan:
@@ -352,6 +405,7 @@ def _prepare(job: Job, half: NDArray[np.int8]) -> None:
             (job.a.n_features, job.b.n_features),
             np.float64,
             dims=("feature_a", "feature_b"),
+            attrs=_label(name, job.measure),
             shard_rows=job.plan.panel,
             chunk=(min(CHUNK, job.plan.panel), CHUNK),
         )
@@ -449,12 +503,23 @@ def _write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
             "%d A features and %d B features do not vary over the rows that choose, and have no correlation",
             attrs["n_undefined_a"], attrs["n_undefined_b"],
         )  # fmt: skip
-    ds = xr.Dataset({name: (_DIMS[name], values) for name, values in merged.items()}, attrs=attrs)
+    variables = {
+        name: (_DIMS[name], values, _label(name, job.measure) if name in _R_VARIABLES else {})
+        for name, values in merged.items()
+    }
+    ds = xr.Dataset(variables, attrs=attrs)
     compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
     encoding = {name: {"compressors": compressors} for name in ds.variables}
     ds.to_zarr(job.folder, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
 
 
+def _label(name: str, measure: Measure) -> dict[str, str]:
+    """Return the attributes of a variable that holds r."""
+    rows = "on held-out rows" if name.startswith(R_HELD_OUT) else "on the rows that choose"
+    return {"long_name": f"{MEASURE_NAMES[measure]} {rows}", "measure": measure}
+
+
+_R_VARIABLES = ("r_b", "r_heldout_b", "r_a", "r_heldout_a")
 _DIMS = {
     "best_b": ("feature_a", "rank"),
     "r_b": ("feature_a", "rank"),
@@ -520,6 +585,7 @@ def _attributes(inputs: Inputs, settings: Settings, plan: Plan, half: NDArray[np
         "top_k": settings.top_k,
         "keep_above": settings.keep_above,
         "select": settings.select,
+        "measure": settings.measure,
         "kernel": plan.kernel,
         "n_rows_select": int(np.count_nonzero(half == 0)),
         "n_rows_heldout": int(np.count_nonzero(half == 1)),

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.config import MEASURE_NAMES
 from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
 from pipeline.match.filters import FATE_MEANINGS, Fate, count_fates, fates
@@ -39,6 +40,7 @@ INHERITED = (
     *(f"{name}_{side}" for name in ("model", "site", "dictionary", "kind") for side in "ab"),
     "row_hash",
     "select",
+    "measure",
     "keep_above",
     "n_rows_select",
     "n_rows_heldout",
@@ -163,7 +165,11 @@ def _columns(path: str, correlation: xr.Dataset, edges: Edges, chosen: NDArray[n
         "rank_b": ranks(edges, "a")[chosen],
         "rank_a": ranks(edges, "b")[chosen],
     }
-    return {name: xr.Variable("pair", column, {"long_name": LONG_NAMES[name]}) for name, column in columns.items()}
+    measure = MEASURE_NAMES[correlation.attrs.get("measure", "pearson")]
+    return {
+        name: xr.Variable("pair", column, {"long_name": LONG_NAMES[name].format(measure=measure)})
+        for name, column in columns.items()
+    }
 
 
 def _fates(correlation: xr.Dataset, edges: Edges, chosen: NDArray[np.int64]) -> dict[str, xr.Variable]:
@@ -183,8 +189,8 @@ def _heldout(
 LONG_NAMES = {
     "feature_a": "feature of side A",
     "feature_b": "feature of side B",
-    "r": "Pearson correlation on the rows that chose the pair",
-    "r_heldout": "Pearson correlation on the other rows",
+    "r": "{measure} on the rows that chose the pair",
+    "r_heldout": "{measure} on the other rows",
     "rank_b": "place of feature_b among the partners of feature_a, best 0",
     "rank_a": "place of feature_a among the partners of feature_b, best 0",
 }

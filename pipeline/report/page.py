@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.plots import Cell
@@ -224,9 +225,15 @@ def _best_r_figure(pair: SitePair, where: str) -> FigureView:
     caption = f"Median r {_median(chosen)} where chosen"
     if np.isfinite(heldout).any():
         caption += f", {_median(heldout)} on held-out documents"
-    caption += f". A random pair: {number(random, 3)}."
+    caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
     figure = plots.best_r_histogram(chosen, heldout, random)
     return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+
+
+def _measure(pair: SitePair) -> str:
+    """Say what r is, where it is not Pearson's."""
+    measure = pair.correlation.attrs.get("measure", "pearson")
+    return "" if measure == "pearson" else f" r is the {MEASURE_NAMES[measure]}."
 
 
 def _median(values: np.ndarray) -> str:
@@ -242,7 +249,7 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
     title = "All correlations"
     caption = (
         f"{kept:,} of {int(counts.sum()):,} pairs of features ({kept / max(1, int(counts.sum())):.2%}) reach "
-        f"r ≥ {keep_above:g} and were kept. Logarithmic scale."
+        f"r ≥ {keep_above:g} and were kept. Logarithmic scale.{_measure(pair)}"
     )
     figure = plots.all_r_histogram(counts, left, right, keep_above)
     return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)

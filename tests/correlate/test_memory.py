@@ -33,3 +33,14 @@ def test_measured_peak_is_below_the_projected_one(tmp_path, method):
     assert figures["method"] == method
     assert figures["peak_gb"] <= figures["projected"] / 1e9
     assert figures["projected"] <= 4e9
+
+
+@pytest.mark.parametrize("active", [24, None])
+def test_ranking_stays_within_the_budget(tmp_path, active):
+    rows, features = (60_000, 6000) if active else (20_000, 500)
+    for seed, name in enumerate("ab"):
+        write_random_store(tmp_path / name, rows, features, active, seed)
+    arguments = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "out": str(tmp_path / "out.zarr")}
+    arguments |= {"measure": "spearman", "keep_above": 0.9, "memory": "850MB", "streaming": False}
+    figures = run_measured(PROGRAM, arguments)
+    assert figures["peak_gb"] <= 0.85

@@ -183,7 +183,15 @@ def test_result_opens_with_plain_xarray_and_carries_what_it_is(client, make_case
     assert ds["best_a"].dims == ("feature_b", "rank")
     assert ds.attrs["n_rows_select"] + ds.attrs["n_rows_heldout"] == 300
     assert ds.attrs["row_hash"]
-    assert ds.attrs["manifest"]["settings"] == {"top_k": 2, "keep_above": 0.1, "select": "half", "kernel": "sparse"}
+    assert ds.attrs["manifest"]["settings"] == {
+        "top_k": 2,
+        "keep_above": 0.1,
+        "select": "half",
+        "measure": "pearson",
+        "kernel": "sparse",
+    }
+    assert ds["r_heldout_a"].attrs["long_name"] == "Pearson correlation on held-out rows"
+    assert ds["r"].attrs["long_name"] == "Pearson correlation on the rows that choose"
     sparse = storage.read_csr(out, name="r")
     np.testing.assert_array_equal(ds["r"].values, sparse.toarray())
 

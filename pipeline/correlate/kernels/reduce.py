@@ -65,12 +65,16 @@ class Half(NamedTuple):
     snap
         |r| that is nearer to 1 than this is 1: the rounding error of a kernel that sums squares in another order
         than products (dense ones); 0 where both orders are the same.
+    overlap
+        Whether sums of products count the rows where both features fire, totals those where one does, and the value
+        is Jaccard's index in place of r.
     """
 
     inverse_n: float
     a: Side
     b: Side
     snap: float
+    overlap: bool = False
 
 
 class Best(NamedTuple):
@@ -156,11 +160,20 @@ def scratch(n_features_b: int, top_k: int) -> Scratch:
 
 
 @njit(nogil=True, cache=True)
+def jaccard(both: float, each: float) -> float:
+    """Return rows where both fire ÷ rows where either does, from counts; `each` is the sum of both features' rows."""
+    counted = np.rint(both)
+    return counted / (each - counted)
+
+
+@njit(nogil=True, cache=True)
 def correlation(product: float, half: Half, a: int, b: int) -> float:
     """Return r of features `a` and `b` from their sum of products; NaN if it is not defined."""
     if half.a.scale[a] == 0.0 or half.b.scale[b] == 0.0:
         return np.nan
     covariance = product - (half.a.total[a] * half.b.total[b]) * half.inverse_n
+    if half.overlap:
+        return jaccard(covariance, half.a.total[a] + half.b.total[b])
     r = covariance / np.sqrt(half.a.variance[a] * half.b.variance[b])
     if abs(r) > 1.0 - half.snap:
         return np.copysign(1.0, r)
@@ -172,6 +185,13 @@ def approximate(sums: Array, total: Array, scale: Array, a: tuple[float, float, 
     """Set `out` to the approximate r of a block of sums; `a` is (total, scale, 1 / n) of the A feature."""
     for i in range(out.size):
         out[i] = (sums[i] - (a[0] * total[i]) * a[2]) * scale[i] * a[1]
+
+
+@njit(nogil=True, cache=True)
+def overlaps(sums: Array, total: Array, a: tuple[float, float, float], out: Array) -> None:
+    """Set `out` to Jaccard's index of a block of sums; `a` as in :func:`approximate`."""
+    for i in range(out.size):
+        out[i] = jaccard(sums[i] - (a[0] * total[i]) * a[2], a[0] + total[i])
 
 
 @njit(nogil=True, cache=True)
@@ -221,7 +241,10 @@ def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scrat
     for first in range(0, sums.size, BLOCK):
         last = min(first + BLOCK, sums.size)
         block = work.block[: last - first]
-        approximate(sums[first:last], half.b.total[first:last], half.b.scale[first:last], feature_a, block)
+        if half.overlap:
+            overlaps(sums[first:last], half.b.total[first:last], feature_a, block)
+        else:
+            approximate(sums[first:last], half.b.total[first:last], half.b.scale[first:last], feature_a, block)
         count(block, output.histogram)
         if any_above(block, output.bar[first:last], row_bar):
             for i in range(block.size):

@@ -1,0 +1,225 @@
+"""How sure is r of a pair? Percentile intervals from a bootstrap over documents (Efron 1979; Davison & Hinkley 1997).
+
+Documents are drawn with replacement, as many as there are, from the half that chose the pairs and from the held-out
+half apart; r is measured on what is drawn. Tokens of one document depend on each other, so intervals over tokens would
+be far too narrow. The same draws serve all pairs. An interval on the half that chose is around an r that was chosen
+for being high: the held-out one is the one to quote.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.config import MEASURE_NAMES, Measure
+from pipeline.correlate.documents import (
+    PAIRS,
+    SUMS,
+    ChosenPairs,
+    Floats,
+    PairJob,
+    Pairs,
+    check_pairs,
+    make_job,
+    r_of_sums,
+    read_pairs,
+    run_blocks,
+    sum_documents,
+)
+from pipeline.correlate.rows import Select
+from pipeline.workers import ensure_client
+from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
+
+logger = logging.getLogger(__name__)
+
+STAGE = "bootstrap"
+#: Draws that are weighed at a time.
+DRAWS = 50
+#: With fewer documents in a half, percentile intervals are too narrow to rely on.
+FEW_DOCUMENTS = 20
+SUFFIXES = ("", "_heldout")
+
+
+def bootstrap(
+    pairs: Pairs,
+    a: str | Path,
+    b: str | Path,
+    *,
+    runs: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    select: Select | None = None,
+    measure: Measure | None = None,
+    memory: str | int = "auto",
+    out: str | Path | None = None,
+    client: Client | None = None,
+) -> xr.Dataset:
+    """Return intervals for r of chosen pairs, from documents drawn with replacement.
+
+    Both stores are read once for every block of pairs whose sums fit the memory: 40 bytes a document and pair. The
+    result depends on the seed, not on workers or memory.
+
+    Parameters
+    ----------
+    pairs
+        A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
+    a, b
+        The stores that they were found in.
+    runs
+        How often documents are drawn.
+    level
+        Share of the draws within the interval.
+    seed
+        Of the draws.
+    select, measure
+        As the pairs were correlated, if absent: ``half`` and ``pearson`` for ids. Not ``spearman``.
+    memory, client
+        As in :func:`pipeline.correlate.run.correlate`.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``pair``: ``feature_a``, ``feature_b`` int32; ``r``, ``r_low``, ``r_high`` float64 on the rows that
+        chose, and ``r_heldout``, ``r_heldout_low``, ``r_heldout_high`` on the others, where there are any;
+        ``n_undefined`` and ``n_undefined_heldout`` int64, the draws in which the pair had no r (they are left out of
+        the interval; NaN if all are). Attributes ``n_documents`` and ``unit`` say how many documents, or blocks of
+        rows, each half has, and ``note`` if that is few.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range, the pairs are not of these stores, or the measure is of ranks.
+    RowMismatchError
+        If the stores hold different rows.
+    BudgetError
+        If the sums of 16 pairs do not fit the memory.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> folder = tempfile.mkdtemp()
+    >>> rng = np.random.default_rng(0)
+    >>> x, place = rng.random((400, 3)), np.arange(400)
+    >>> tokens = {"document": place // 8, "char_start": place, "char_end": place + 1}
+    >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)
+    >>> storage.write_activations(f"{folder}/b.zarr", x + 0.3 * rng.random((400, 3)), tokens=tokens)
+    >>> found = bootstrap(([0, 1], [0, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", runs=200)
+    >>> bool(found.r_heldout_low[0] > 0.9), bool(found.r_heldout_low[1] < 0 < found.r_heldout_high[1])
+    (True, True)
+    """
+    if runs < 1 or not 0 < level < 1:
+        raise InputError(f"runs must be at least 1 and level between 0 and 1, not {runs} and {level}")
+    chosen, paths = read_pairs(pairs), (Path(a), Path(b))
+    select = select or chosen.attrs.get("select", "half")
+    measure = measure or chosen.attrs.get("measure", "pearson")
+    check_pairs(chosen, paths, measure)
+    settings = {"runs": runs, "level": level, "seed": seed}
+    hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
+    manifest = new_manifest(STAGE, hashes, settings | {"select": select, "measure": measure})
+    if out is not None and is_current(out, manifest):
+        logger.info("%s is up to date", out)
+        return open_result(out, STAGE)
+    job = make_job(chosen, paths, select, measure, settings)
+    with ensure_client(client) as active:
+        extra = (64 * DRAWS * len(job.units().rows), 8 * 3 * runs)
+        arrays = run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap")
+    ds = _dataset(arrays, chosen, job)
+    if out is None:
+        return ds
+    write_result(ds, out, manifest)
+    return open_result(out, STAGE)
+
+
+def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:
+    """Task: r and its interval in each half, for the pairs of block `i`; each (quantity, halves, pair)."""
+    units, pairs = job.units(), job.pairs(i)
+    sums = sum_documents(job, pairs, units)
+    found = [
+        [
+            interval(sums[units.half(h), at : at + PAIRS], units.rows[units.half(h)], job, h)
+            for at in range(0, sums.shape[1], PAIRS)
+        ]
+        for h in range(job.n_halves)
+    ]
+    return {"found": np.stack([np.concatenate(half, axis=-1) for half in found], axis=1)}
+
+
+def interval(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Floats:
+    """Return r, the ends of its interval, and how many draws had no r.
+
+    Parameters
+    ----------
+    sums
+        (unit, pair, 5) of one half.
+    rows
+        (unit,) rows of each unit.
+    job
+        Its settings have runs, level and seed.
+    h
+        The half; draws of one do not depend on the other.
+
+    Returns
+    -------
+    ndarray of float64, shape (4, pair)
+    """
+    runs, level = job.settings["runs"], job.settings["level"]
+    n_units, n_pairs = sums.shape[:2]
+    flat, n = np.ascontiguousarray(sums).reshape(n_units, -1), rows.astype(np.float64)
+    whole = r_of_sums(job.measure, n.sum(keepdims=True), sums.sum(axis=0))
+    drawn = np.full((runs, n_pairs), np.nan)
+    rng = np.random.default_rng([job.settings["seed"], h])
+    for first in range(0, runs, DRAWS):
+        count = min(DRAWS, runs - first)
+        # always as many, so that the matrix product is of one shape; one unit alone says nothing of the others
+        weights = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS).astype(np.float64)
+        if n_units > 1:
+            r = r_of_sums(job.measure, (weights @ n)[:, None], (weights @ flat).reshape(DRAWS, n_pairs, len(SUMS)))
+            drawn[first : first + count] = r[:count]
+    undefined = np.isnan(drawn).sum(axis=0)
+    ends = np.full((2, n_pairs), np.nan)
+    some = undefined < runs
+    ends[:, some] = np.nanquantile(drawn[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.stack([whole, *ends, undefined])
+
+
+def _dataset(arrays: dict[str, NDArray[Any]], chosen: ChosenPairs, job: PairJob) -> xr.Dataset:
+    units = job.units()
+    counts = [len(units.rows[units.half(h)]) for h in range(job.n_halves)]
+    variables: dict[str, Any] = {"feature_a": ("pair", chosen.ids_a), "feature_b": ("pair", chosen.ids_b)}
+    where = ("on the rows that chose the pair", "on the other rows")
+    for h, suffix in enumerate(SUFFIXES[: job.n_halves]):
+        names = (f"r{suffix}", f"r{suffix}_low", f"r{suffix}_high")
+        for name, values in zip(names, arrays["found"][:, h], strict=False):
+            variables[name] = ("pair", values, {"long_name": f"{MEASURE_NAMES[job.measure]} {where[h]}"})
+        variables[f"n_undefined{suffix}"] = ("pair", arrays["found"][3, h].astype(np.int64))
+    attrs = {**job.settings, "select": job.select, "measure": job.measure, "unit": units.kind, "n_documents": counts}
+    if note := few_documents(counts, units.kind):
+        attrs["note"] = note
+        logger.warning("%s", note)
+    return xr.Dataset(variables, attrs=attrs)
+
+
+def few_documents(counts: list[int], kind: str) -> str:
+    """Say so if a half has few documents, or none were known; else nothing.
+
+    >>> few_documents([12, 40], "documents")
+    'A half has only 12 documents: intervals from fewer than 20 are too narrow; harvest more documents'
+    >>> few_documents([50, 50], "documents")
+    ''
+    """
+    if min(counts) < FEW_DOCUMENTS:
+        return (
+            f"A half has only {min(counts)} {kind}: intervals from fewer than {FEW_DOCUMENTS} are too narrow; "
+            "harvest more documents"
+        )
+    if kind != "documents":
+        return f"The stores know no documents: {kind} were drawn, and intervals are too narrow if texts are longer"
+    return ""

@@ -1,0 +1,261 @@
+"""Has enough text been harvested? How r of the found pairs, and how many of them hold, change as documents come in.
+
+r of each pair is measured on an eighth, a quarter, half and all of the documents of either half, each set within the
+next (in the order of a hash of the document's number, so none is "first"). Where the last doubling changes next to
+nothing, more text would not either. The pairs are those found on all rows: this asks whether their r has settled, not
+whether other pairs would have been found.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.config import MEASURE_NAMES, Measure
+from pipeline.correlate.documents import (
+    PAIRS,
+    SUMS,
+    PairJob,
+    Pairs,
+    Units,
+    check_pairs,
+    make_job,
+    r_of_sums,
+    read_pairs,
+    run_blocks,
+    sum_documents,
+)
+from pipeline.correlate.rows import splitmix64
+from pipeline.workers import ensure_client
+from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
+
+logger = logging.getLogger(__name__)
+
+STAGE = "convergence"
+FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+HALVES = ("select", "heldout")
+#: The verdict is "enough" if the last doubling changes the number of good pairs by no more than this share, and the
+#: held-out r of the middle pair by no more than this.
+GOOD_CHANGE, R_CHANGE = 0.05, 0.02
+#: Fewest documents of a half in a set that r is measured on.
+FEWEST_DOCUMENTS = 4
+
+
+def convergence(
+    pairs: Pairs,
+    a: str | Path,
+    b: str | Path,
+    *,
+    threshold: float | None = None,
+    measure: Measure | None = None,
+    memory: str | int = "auto",
+    out: str | Path | None = None,
+    client: Client | None = None,
+) -> xr.Dataset:
+    """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
+
+    Nothing is correlated again: both stores are read once for every block of pairs whose sums fit the memory, 40 bytes
+    a document and pair. The result does not depend on workers or memory.
+
+    Parameters
+    ----------
+    pairs
+        A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
+    a, b
+        The stores that they were found in.
+    threshold
+        A pair is good where r reaches this in both halves; by default the minimum of the match, or of what was kept,
+        or 0.1.
+    measure
+        As the pairs were correlated, if absent. Not ``spearman``.
+    memory, client
+        As in :func:`pipeline.correlate.run.correlate`.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``size``, the sets from the smallest to all: ``fraction`` float64, ``n_documents`` and ``n_rows`` int64
+        (of both halves), ``n_good`` int64. Over (size, half): ``mean_r``; over (size, half, pair): ``r``, NaN where
+        not defined. ``half`` is ``select`` and ``heldout``. Attributes: ``verdict`` (``enough``, ``not enough`` or
+        ``cannot tell``), ``explanation`` and ``rule`` in words.
+
+    Raises
+    ------
+    InputError
+        If the pairs are not of these stores, or the measure is of ranks.
+    RowMismatchError
+        If the stores hold different rows.
+    BudgetError
+        If the sums of 16 pairs do not fit the memory.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> folder = tempfile.mkdtemp()
+    >>> rng = np.random.default_rng(0)
+    >>> x, place = rng.random((4000, 3)), np.arange(4000)
+    >>> tokens = {"document": place // 20, "char_start": place, "char_end": place + 1}
+    >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)
+    >>> storage.write_activations(f"{folder}/b.zarr", x + 0.3 * rng.random((4000, 3)), tokens=tokens)
+    >>> found = convergence(([0, 1, 2], [0, 1, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", threshold=0.5)
+    >>> found.n_rows.values.tolist(), found.n_good.values.tolist(), found.verdict
+    ([280, 520, 1000, 2000, 4000], [3, 3, 3, 3, 3], 'enough')
+    """
+    chosen, paths = read_pairs(pairs), (Path(a), Path(b))
+    measure = measure or chosen.attrs.get("measure", "pearson")
+    check_pairs(chosen, paths, measure)
+    if threshold is None:
+        threshold = float(chosen.attrs.get("min_correlation", chosen.attrs.get("keep_above", 0.1)))
+    if not -1 <= threshold <= 1:
+        raise InputError(f"threshold must be between -1 and 1, not {threshold}")
+    settings = {"threshold": threshold, "measure": measure}
+    hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
+    manifest = new_manifest(STAGE, hashes, settings)
+    if out is not None and is_current(out, manifest):
+        logger.info("%s is up to date", out)
+        return open_result(out, STAGE)
+    job = make_job(chosen, paths, "half", measure, settings)
+    with ensure_client(client) as active:
+        extra = (64 * len(job.units().rows), 8 * 4 * len(FRACTIONS))
+        r = run_blocks(job, convergence_block, active, memory, extra, "Convergence")["r"]
+    ds = _dataset(r, job, threshold).assign(feature_a=("pair", chosen.ids_a), feature_b=("pair", chosen.ids_b))
+    if out is None:
+        return ds
+    write_result(ds, out, manifest)
+    return open_result(out, STAGE)
+
+
+def members(units: Units) -> NDArray[np.bool_]:
+    """Return which units are in each set, (size, unit); sets that would be too small are left out."""
+    chosen = np.zeros((len(FRACTIONS), len(units.rows)), bool)
+    enough = np.ones(len(FRACTIONS), bool)
+    for h in range(len(HALVES)):
+        here = np.arange(len(units.rows))[units.half(h)]
+        in_order = here[np.argsort(splitmix64(units.number[here]), kind="stable")]
+        for size, fraction in enumerate(FRACTIONS):
+            count = int(np.ceil(fraction * len(here)))
+            chosen[size, in_order[:count]] = True
+            enough[size] &= count >= FEWEST_DOCUMENTS or fraction == 1
+    return chosen[enough]
+
+
+def convergence_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:
+    """Task: r of the pairs of block `i` in each set and half; (size, half, pair)."""
+    units, pairs = job.units(), job.pairs(i)
+    sums = sum_documents(job, pairs, units)
+    weights = members(units).astype(np.float64)
+    r = np.empty((len(weights), len(HALVES), sums.shape[1]))
+    for h in range(len(HALVES)):
+        here = units.half(h)
+        n = (weights[:, here] @ units.rows[here])[:, None]
+        for at in range(0, sums.shape[1], PAIRS):
+            part = np.ascontiguousarray(sums[here, at : at + PAIRS])
+            whole = weights[:, here] @ part.reshape(len(part), -1)
+            r[:, h, at : at + PAIRS] = r_of_sums(job.measure, n, whole.reshape(len(weights), -1, len(SUMS)))
+    return {"r": r}
+
+
+def _dataset(r: NDArray[np.float64], job: PairJob, threshold: float) -> xr.Dataset:
+    units = job.units()
+    sets = members(units)
+    good = (r >= threshold).all(axis=1).sum(axis=-1)
+    counted = ~np.isnan(r)
+    mean = np.where(counted, r, 0).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
+    verdict, explanation = judge(r, good, threshold, units.kind)
+    attrs = {
+        **job.settings,
+        "unit": units.kind,
+        "verdict": verdict,
+        "explanation": explanation,
+        "rule": f"enough: from half of the text to all of it, the number of pairs with r ≥ {threshold:g} in both "
+        f"halves changes by no more than {GOOD_CHANGE:.0%}, and the held-out r of the middle pair by no more than "
+        f"{R_CHANGE}",
+    }
+    label = {"long_name": f"{MEASURE_NAMES[job.measure]} on this set of documents"}
+    n_rows = sets @ units.rows
+    fraction = np.array(FRACTIONS[len(FRACTIONS) - len(sets) :])
+    return xr.Dataset(
+        {
+            "fraction": ("size", fraction),
+            "n_documents": ("size", sets.sum(axis=1)),
+            "n_rows": ("size", n_rows),
+            "n_good": ("size", good, {"long_name": f"pairs with r ≥ {threshold:g} in both halves"}),
+            "mean_r": (("size", "half"), np.where(counted.any(axis=-1), mean, np.nan), label),
+            "r": (("size", "half", "pair"), r, label),
+        },
+        coords={"half": list(HALVES)},
+        attrs=attrs,
+    )
+
+
+def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, kind: str) -> tuple[str, str]:
+    """Return the verdict and its reason in words.
+
+    Parameters
+    ----------
+    r
+        (size, half, pair).
+    good
+        (size,) pairs that reach the threshold in both halves.
+    threshold, kind
+        For the words.
+
+    Examples
+    --------
+    >>> r = np.full((2, 2, 3), 0.5)
+    >>> judge(r, np.array([3, 3]), 0.3, "documents")[0]
+    'enough'
+    >>> judge(r[:1], np.array([3]), 0.3, "documents")[0]
+    'cannot tell'
+    """
+    if len(r) < 2:
+        return "cannot tell", f"Half of the text has fewer than {FEWEST_DOCUMENTS} {kind} in a half; harvest more"
+    if not good[-1]:
+        return "cannot tell", f"No pair reaches r ≥ {threshold:g} in both halves; try a lower threshold"
+    apart = np.abs(r[-1, 1] - r[-2, 1])
+    moved = float(np.median(apart[~np.isnan(apart)])) if not np.isnan(apart).all() else np.inf
+    change = (int(good[-1]) - int(good[-2])) / int(good[-1])
+    enough = abs(change) <= GOOD_CHANGE and moved <= R_CHANGE
+    words = (
+        f"With half of the text, {good[-2]:,} pairs reach r ≥ {threshold:g} in both halves; with all of it, "
+        f"{good[-1]:,} ({change:+.1%}). The held-out r of the middle pair moves by {moved:.3f}. "
+    )
+    closing = "More text would hardly change these pairs." if enough else "r has not settled: harvest more text."
+    return ("enough" if enough else "not enough"), words + closing
+
+
+def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
+    """Draw how the number of good pairs and their mean r grow with rows; the format is that of the file's ending.
+
+    Parameters
+    ----------
+    ds
+        From :func:`convergence`.
+    file
+        ``.png``, ``.svg`` or ``.pdf``.
+    """
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = ds["n_rows"].values
+    left.plot(rows, ds["n_good"].values, marker="o", color="#1f6f8b")
+    left.set(xlabel="rows", ylabel=ds["n_good"].attrs["long_name"], xscale="log", ylim=(0, None))
+    for half, label, colour in zip(HALVES, ("where chosen", "held out"), ("#999999", "#1f6f8b"), strict=True):
+        right.plot(rows, ds["mean_r"].sel(half=half).values, marker="o", label=label, color=colour)
+    right.set(xlabel="rows", ylabel="mean r of the pairs", xscale="log")
+    right.legend(frameon=False)
+    figure.suptitle(f"Text: {ds.attrs['verdict']}", fontsize=11)
+    try:
+        figure.savefig(file)
+    except ValueError as error:
+        raise InputError(
+            f"{file} is not a kind of figure that can be drawn ({error}); name it .png, .svg or .pdf"
+        ) from error

@@ -1,0 +1,423 @@
+"""Sums over each document for chosen pairs of features: enough for r of any set of documents, without the stores.
+
+Tokens of one document are not independent, so what is resampled or left out is whole documents. r of a pair over any
+documents follows from six numbers of each, n, Σx, Σy, Σx², Σy², Σxy, which one pass over the stores collects for all
+pairs. A task holds them for as many pairs as its memory allows; every task reads both stores once.
+
+Where the stores have no documents, or only one, blocks of :data:`BLOCK_ROWS` rows stand for them.
+"""
+
+# ruff: noqa: PLR0917  (compiled functions take everything by position)
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.config import Measure
+from pipeline.correlate.job import Store
+from pipeline.correlate.kernels.csr import EXCLUDED, Rows
+from pipeline.correlate.measures import RULES
+from pipeline.correlate.resources import find_resources, parse_memory
+from pipeline.correlate.rows import Select, read_halves
+from pipeline.workers import run_tasks
+from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result, read_manifest
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+#: Pairs of features as a result on disk, an open one, or ids of A and of B.
+Pairs = str | Path | xr.Dataset | tuple[ArrayLike, ArrayLike]
+
+#: Rows of a block that stands for a document where there are none.
+BLOCK_ROWS = 256
+#: Pairs that are worked on together; fixed, so that results do not depend on the memory.
+PAIRS = 16
+#: Rows that are read at a time, and values of a dense slab.
+SLAB_ROWS, SLAB_VALUES = 4096, 2**23
+#: Sums of a document and pair, in their order.
+SUMS = X, Y, XX, YY, XY = range(5)
+#: A variance below this share of the mean square is rounding.
+CONSTANT = 1e-12
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is resampled: documents, or blocks of rows, each within one half.
+
+    Attributes
+    ----------
+    kind
+        ``documents`` or ``blocks of 256 rows``.
+    of_row
+        (token,) int32 the unit of each row, those of the selecting half first; -1 where the row counts in no half.
+    rows
+        (unit,) int64 rows of each.
+    number
+        (unit,) int64 the document's number.
+    n_selecting
+        How many units are in the selecting half.
+    """
+
+    kind: str
+    of_row: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    number: NDArray[np.int64]
+    n_selecting: int
+
+    def half(self, h: int) -> slice:
+        """Return the units of a half."""
+        return slice(0, self.n_selecting) if h == 0 else slice(self.n_selecting, len(self.rows))
+
+
+def find_units(half: NDArray[np.int8], documents: NDArray[np.integer] | None) -> Units:
+    """Return the units of rows with these halves and documents.
+
+    >>> units = find_units(np.array([1, 1, 0, -1], np.int8), np.array([3, 3, 8, 9]))
+    >>> units.of_row.tolist(), units.rows.tolist(), units.number.tolist()
+    ([1, 1, 0, -1], [1, 2], [8, 3])
+    """
+    kind = "documents"
+    counted = half != EXCLUDED
+    if documents is None or len(np.unique(documents[counted])) < 2:
+        kind, documents = f"blocks of {BLOCK_ROWS} rows", np.arange(len(half)) // BLOCK_ROWS
+    keys = np.stack([half[counted].astype(np.int64), documents[counted].astype(np.int64)])
+    found, unit, rows = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+    of_row = np.full(len(half), EXCLUDED, np.int32)
+    of_row[counted] = unit.ravel()
+    return Units(kind, of_row, rows, found[1], int(np.count_nonzero(found[0] == 0)))
+
+
+@dataclass(frozen=True)
+class PairJob:
+    """Chosen pairs of two stores, as tasks see them.
+
+    Attributes
+    ----------
+    a, b
+        The stores.
+    ids_a, ids_b
+        (pair,) int32.
+    select, measure
+        As in the correlation that the pairs are from.
+    step
+        Pairs of a task.
+    settings
+        What the task does with the sums.
+    """
+
+    a: Store
+    b: Store
+    ids_a: NDArray[np.int32]
+    ids_b: NDArray[np.int32]
+    select: Select
+    measure: Measure
+    step: int
+    settings: Mapping[str, Any]
+
+    @property
+    def n_halves(self) -> int:
+        """2 if half of the rows is held out, else 1."""
+        return 2 if self.select == "half" else 1
+
+    def pairs(self, i: int) -> slice:
+        """Return the pairs of task `i`."""
+        return slice(i * self.step, min((i + 1) * self.step, len(self.ids_a)))
+
+    def units(self) -> Units:
+        """Read what is resampled."""
+        half = read_halves(self.a.path, self.b.path, self.select)
+        stores = [open_activations(path) for path in (self.a.path, self.b.path)]
+        with_documents = next((store for store in stores if "document" in store.variables), None)
+        return find_units(half, None if with_documents is None else with_documents["document"].values)
+
+
+def sum_documents(job: PairJob, pairs: slice, units: Units) -> Floats:
+    """Read both stores once and return the sums of some pairs over every unit.
+
+    Returns
+    -------
+    ndarray of float64, shape (unit, pair, 5)
+        Σx, Σy, Σx², Σy², Σxy. Dense values are taken less their mean in the store, where the measure allows it, so
+        that nothing is lost where a mean is far from 0.
+    """
+    ids_a, ids_b = job.ids_a[pairs], job.ids_b[pairs]
+    of_a, of_b = _by_feature(ids_a, job.a.n_features), _by_feature(ids_b, job.b.n_features)
+    sums = np.zeros((len(units.rows), len(ids_a), len(SUMS)))
+    current = np.zeros(job.b.n_features)
+    for slab in _slabs(job, len(units.of_row)):
+        rows = [_read(store, slab, ids, job.measure) for store, ids in ((job.a, ids_a), (job.b, ids_b))]
+        add_sums(*rows, units.of_row[slab], of_a, of_b, ids_b, current, sums)
+    return sums
+
+
+def _by_feature(ids: NDArray[np.int32], n_features: int) -> tuple[Array, Array]:
+    """Return where each feature's pairs begin, and the pairs in that order."""
+    start = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=n_features))])
+    return start, np.argsort(ids, kind="stable")
+
+
+def _slabs(job: PairJob, n_rows: int) -> Iterator[slice]:
+    widest = max([store.n_features for store in (job.a, job.b) if not store.sparse], default=1)
+    step = max(1, min(SLAB_ROWS, SLAB_VALUES // widest))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _read(store: Store, slab: slice, ids: NDArray[np.int32], measure: Measure) -> Rows:
+    """Return the rows of a slab; of a dense store only the columns that are asked for."""
+    if store.sparse:
+        return store.read_rows(slab)
+    used = np.unique(ids)
+    block = store.read_block(slab, slice(0, store.n_features))[:, used].astype(np.float64)
+    rule = RULES[measure]
+    if rule.centred and not rule.firing:
+        block -= open_activations(store.path)["mean"].values[used]
+    start = np.arange(0, block.size + 1, len(used))
+    return Rows(start, np.tile(used.astype(np.uint32), len(block)), block.ravel())
+
+
+@njit(nogil=True, cache=True)
+def add_sums(
+    a: Rows,
+    b: Rows,
+    unit: Array,
+    of_a: tuple[Array, Array],
+    of_b: tuple[Array, Array],
+    ids_b: Array,
+    current: Array,
+    sums: Array,
+) -> None:
+    """Add the rows of a slab to the sums of their units.
+
+    Parameters
+    ----------
+    a, b
+        The rows of both sides.
+    unit
+        (row,) where each row belongs, or -1.
+    of_a, of_b
+        For each feature where its pairs begin, and all pairs in that order.
+    ids_b
+        (pair,) the B feature of each pair.
+    current
+        (feature_b,) zeros, and zeros again at the end.
+    sums
+        (unit, pair, 5), added to.
+    """
+    for row in range(unit.size):
+        u = unit[row]
+        if u < 0:
+            continue
+        for at in range(b.start[row], b.start[row + 1]):
+            f, value = b.feature[at], np.float64(b.value[at])
+            current[f] = value
+            for i in range(of_b[0][f], of_b[0][f + 1]):
+                sums[u, of_b[1][i], 1] += value
+                sums[u, of_b[1][i], 3] += value * value
+        for at in range(a.start[row], a.start[row + 1]):
+            f, value = a.feature[at], np.float64(a.value[at])
+            for i in range(of_a[0][f], of_a[0][f + 1]):
+                pair = of_a[1][i]
+                sums[u, pair, 0] += value
+                sums[u, pair, 2] += value * value
+                sums[u, pair, 4] += value * current[ids_b[pair]]
+        for at in range(b.start[row], b.start[row + 1]):
+            current[b.feature[at]] = 0.0
+
+
+def r_of_sums(measure: Measure, n: Floats, sums: Floats) -> Floats:
+    """Return r of sums over some documents; NaN where it is not defined.
+
+    Parameters
+    ----------
+    measure
+        Any that is made of sums: not ``spearman``.
+    n
+        (…, 1) rows.
+    sums
+        (…, pair, 5).
+
+    Examples
+    --------
+    >>> x, y = np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 5.0])
+    >>> sums = np.array([[x.sum(), y.sum(), x @ x, y @ y, x @ y]])
+    >>> bool(np.isclose(r_of_sums("pearson", np.array([3.0]), sums)[0], np.corrcoef(x, y)[0, 1]))
+    True
+    """
+    x, y, xx, yy, xy = (sums[..., i] for i in SUMS)
+    rule = RULES[measure]
+    if rule.overlap:
+        either = x + y - xy
+        defined = (x > 0) & (y > 0)
+        return np.divide(xy, either, out=np.full_like(xy, np.nan), where=defined)
+    if rule.centred:
+        left, right, product = n * xx - x * x, n * yy - y * y, n * xy - x * y
+        defined = (left > CONSTANT * n * xx) & (right > CONSTANT * n * yy)
+    else:
+        left, right, product = xx, yy, xy
+        defined = (xx > 0) & (yy > 0)
+    root = np.sqrt(np.where(defined, left, 1.0)) * np.sqrt(np.where(defined, right, 1.0))
+    return np.where(defined, np.clip(product / root, -1.0, 1.0), np.nan)
+
+
+@dataclass(frozen=True)
+class ChosenPairs:
+    """Pairs, where they are from, and how they were chosen.
+
+    Attributes
+    ----------
+    ids_a, ids_b
+        (pair,) int32.
+    attrs
+        Attributes of the result that they are from; empty for ids.
+    fingerprint
+        Identifies them.
+    """
+
+    ids_a: NDArray[np.int32]
+    ids_b: NDArray[np.int32]
+    attrs: Mapping[str, Any]
+    fingerprint: str
+
+
+def read_pairs(pairs: Pairs) -> ChosenPairs:
+    """Return the pairs of a `match` result, the mutually best partners of a `correlate` result, or given ids.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or there are none.
+    """
+    if isinstance(pairs, tuple):
+        ids = [np.asarray(side, np.int32) for side in pairs]
+        if len(ids) != 2 or ids[0].ndim != 1 or ids[0].shape != ids[1].shape:
+            raise InputError(f"Pairs as ids are two lists of one length, not of shapes {[side.shape for side in ids]}")
+        chosen = ChosenPairs(ids[0], ids[1], {}, f"{ids[0].tolist()} {ids[1].tolist()}")
+    else:
+        chosen = _of_result(pairs if isinstance(pairs, xr.Dataset) else open_result(pairs))
+    if not len(chosen.ids_a):
+        raise InputError("There are no pairs: nothing to measure. Match with a lower min_correlation")
+    return chosen
+
+
+def _of_result(ds: xr.Dataset) -> ChosenPairs:
+    source = ds.encoding.get("source")
+    manifest = None if source is None else read_manifest(source)
+    name = str(ds.attrs.get("manifest", source)) if manifest is None else manifest.fingerprint
+    if "feature_a" in ds.variables and ds["feature_a"].dims == ("pair",):
+        return ChosenPairs(ds["feature_a"].values, ds["feature_b"].values, ds.attrs, name)
+    if "best_b" not in ds or "best_a" not in ds:
+        raise InputError(f"{source or 'The dataset'} holds no pairs: give the result of `match` or `correlate`")
+    best_b, best_a = (ds[side].isel(rank=0).values for side in ("best_b", "best_a"))
+    one = np.flatnonzero(best_b >= 0)
+    mutual = one[best_a[best_b[one]] == one].astype(np.int32)
+    return ChosenPairs(mutual, best_b[mutual].astype(np.int32), ds.attrs, name)
+
+
+def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure) -> None:
+    """Raise unless the pairs are of these stores, and the measure is made of sums.
+
+    Raises
+    ------
+    InputError
+        With what is wrong.
+    """
+    if measure not in RULES:
+        raise InputError(f"There is no measure {measure!r}; it is one of {', '.join(RULES)}")
+    if RULES[measure].ranked:
+        raise InputError(
+            "Ranks change with the rows that are drawn, so Spearman's is not made of sums over documents: "
+            "give measure='pearson' for Pearson's r of the same pairs"
+        )
+    check_same_rows(*paths)
+    for side, path, ids in zip("ab", paths, (chosen.ids_a, chosen.ids_b), strict=True):
+        n_features = open_activations(path).sizes["feature"]
+        if ids.min() < 0 or ids.max() >= n_features:
+            raise InputError(
+                f"The pairs have {side.upper()} features {ids.min()} to {ids.max()}, and {path} has 0 to "
+                f"{n_features - 1}: these are not the stores that the pairs were found in"
+            )
+    hashes = chosen.attrs.get("stores") or {}
+    for side, path in zip("ab", paths, strict=True):
+        if side in hashes and hashes[side] != fingerprint(path):
+            logger.warning("%s is not the store that the pairs were found in: its content differs", path)
+
+
+def make_job(
+    chosen: ChosenPairs, paths: tuple[Path, Path], select: Select, measure: Measure, settings: Mapping[str, Any]
+) -> PairJob:
+    """Return the job of some pairs; the widths of its tasks are set when it is run."""
+    stores = [Store.of(path, open_activations(path), firing=RULES[measure].firing) for path in paths]
+    return PairJob(stores[0], stores[1], chosen.ids_a, chosen.ids_b, select, measure, PAIRS, settings)
+
+
+def run_blocks(
+    job: PairJob,
+    function: Callable[..., dict[str, Array]],
+    client: Client,
+    memory: str | int,
+    extra: tuple[int, int],
+    label: str,
+) -> dict[str, Array]:
+    """Run a function over blocks of pairs and join what it returns along the last axis.
+
+    Parameters
+    ----------
+    job
+        Its `step` is set here, as wide as the memory allows.
+    function
+        A task: number of the block and job in, arrays (…, pair) out.
+    client, memory
+        As everywhere.
+    extra
+        Bytes that a task takes besides the sums: in all, and for each pair.
+    label
+        What the progress says.
+    """
+    resources = find_resources(client, parse_memory(memory))
+    units = job.units()
+    allowed = (resources.memory // resources.processes - resources.reserved) // resources.threads
+    fixed, per_pair = extra[0] + _reading_bytes(job, len(units.of_row)), extra[1] + 8 * len(SUMS) * len(units.rows)
+    fitting = (allowed - fixed) // per_pair // PAIRS * PAIRS
+    if fitting < PAIRS:
+        projected, reserved = (number / 1e9 for number in (fixed + PAIRS * per_pair, resources.reserved))
+        raise BudgetError(
+            f"Sums over {len(units.rows)} {units.kind} for {PAIRS} pairs take {projected:.2f} GB for each task "
+            f"(projected), and {allowed / 1e9:.2f} GB is allowed, after {reserved:.2f} GB that is reserved for the "
+            "interpreter and libraries of each process. Raise memory"
+        )
+    slots = resources.processes * resources.threads
+    share = -(-len(job.ids_a) // slots // PAIRS) * PAIRS
+    sized = replace(job, step=max(PAIRS, min(fitting, share)))
+    blocks = range(-(-len(job.ids_a) // sized.step))
+    tasks = run_tasks(client, function, blocks, name="correlate-pairs", label=label, args=(sized,))
+    return _join(dict(tasks))
+
+
+def _join(parts: Mapping[int, dict[str, Array]]) -> dict[str, Array]:
+    ordered: Sequence[dict[str, Array]] = [parts[i] for i in sorted(parts)]
+    return {name: np.concatenate([part[name] for part in ordered], axis=-1) for name in ordered[0]}
+
+
+def _reading_bytes(job: PairJob, n_rows: int) -> int:
+    """Return the bytes of a slab of both stores, and of the units of all rows while they are found."""
+    total = 64 * n_rows
+    for store in (job.a, job.b):
+        total += 64 * store.n_features
+        if not store.sparse:
+            total += 24 * SLAB_VALUES
+        else:
+            entries = open_activations(store.path)["n_active"].values.sum() / max(1, n_rows)
+            total += int(40 * entries * min(SLAB_ROWS, n_rows))
+    return total

@@ -1,0 +1,338 @@
+"""Spearman: ranks of every feature in each half of the rows, out of core, kept as sparse as the values.
+
+The average ranks of a feature's values, less the rank of its zeros, are 0 wherever the value is 0 and never elsewhere.
+Pearson's r does not see the difference, so Spearman's is Pearson's of a store of these shifted ranks, which has the
+same entries as the store of values. It is written below the unfinished result and deleted with its other working
+files; a run that was stopped goes on with the panels that are not ranked yet::
+
+    store ──▶ panels of features, all rows: ranks ──▶ (csr) shards of all features ──▶ what the kernels read
+               one task each                           one task each
+
+Ranks are multiples of ½, which float32 holds exactly up to 2²³ rows; above that they are float64.
+"""
+
+# ruff: noqa: PLR0917  (compiled functions take everything by position)
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import zarr
+from distributed import Client
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.correlate.job import Store
+from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, StoreSize
+from pipeline.workers import run_tasks
+from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
+
+Array = NDArray[Any]
+
+#: Beyond so many rows float32 does not hold every multiple of ½.
+FLOAT32_ROWS = 2**23
+#: Entries of a shard of ranks that are aimed at, and bytes of an entry while a shard is joined and encoded.
+SHARD_ENTRIES, SHARD_BYTES = 1_000_000, 48
+#: Panels are no narrower than this for the sake of more tasks alone.
+NARROWEST_FOR_TASKS = 256
+VALUES, PARTS = "activation", "parts"
+DIMS = ("token", "feature")
+
+
+def rank_dtype(n_rows: int) -> np.dtype[Any]:
+    """Return the type that holds shifted ranks among so many rows exactly.
+
+    >>> rank_dtype(300_000), rank_dtype(10**8)
+    (dtype('float32'), dtype('float64'))
+    """
+    return np.dtype(np.float32 if n_rows <= FLOAT32_ROWS else np.float64)
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """The ranking of one store, as its tasks see it.
+
+    Attributes
+    ----------
+    store
+        The values.
+    folder
+        Where the ranks go; the folder that :func:`read_halves` wrote to is its parent.
+    n_rows, width, slab_rows, shard_rows
+        Rows; features of a task; rows that are read at a time; rows of a shard of the ranks.
+    halves
+        File with the half of each row.
+    n_halves
+        How many there are.
+    """
+
+    store: Store
+    folder: Path
+    n_rows: int
+    width: int
+    slab_rows: int
+    shard_rows: int
+    halves: Path
+    n_halves: int
+
+    @property
+    def n_panels(self) -> int:
+        """How many panels of features there are."""
+        return -(-self.store.n_features // self.width)
+
+    def features(self, i: int) -> slice:
+        """Return the features of panel `i`."""
+        return slice(i * self.width, min((i + 1) * self.width, self.store.n_features))
+
+    def part(self, i: int) -> str:
+        """Return the name of the array of panel `i`."""
+        return f"{self.width}-{i:05d}"
+
+    def done_file(self, i: int) -> Path:
+        """Return the file that is there once panel `i` is ranked."""
+        return self.folder / f"done-{self.part(i)}"
+
+    def slabs(self) -> Iterator[slice]:
+        """Yield the slabs of rows, in order."""
+        for start in range(0, self.n_rows, self.slab_rows):
+            yield slice(start, min(start + self.slab_rows, self.n_rows))
+
+
+def rank_store(job: RankJob, client: Client, label: str) -> Store:
+    """Rank a store, or go on with it, and return the store of ranks.
+
+    Parameters
+    ----------
+    job
+        What to rank, and where to.
+    client
+        Where the tasks run.
+    label
+        What the progress says.
+    """
+    _prepare(job)
+    if not job.store.sparse:
+        _rank_panels(job, client, label)
+    elif missing_shards(job.folder, VALUES):
+        _rank_panels(job, client, label)
+        missing = missing_shards(job.folder, VALUES)
+        for _ in run_tasks(client, join_shard, missing, name="correlate-join-ranks", label=label, args=(job,)):
+            pass
+        shutil.rmtree(job.folder / PARTS)
+    return replace(job.store, path=job.folder, value_bytes=rank_dtype(job.n_rows).itemsize)
+
+
+def _rank_panels(job: RankJob, client: Client, label: str) -> None:
+    missing = [i for i in range(job.n_panels) if not job.done_file(i).is_file()]
+    if job.store.sparse:
+        _create_parts(job, missing)
+    for _ in run_tasks(client, rank_panel, missing, name="correlate-rank", label=label, args=(job,)):
+        pass
+
+
+def _prepare(job: RankJob) -> None:
+    """Create the groups and the array of ranks; work that has begun is left as it is, where it fits the panels."""
+    shape, dtype = (job.n_rows, job.store.n_features), rank_dtype(job.n_rows)
+    # No two tasks may write to one chunk
+    chunks = (min(CHUNK, job.n_rows), job.width)
+    group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
+    if VALUES in group and not job.store.sparse and group[VALUES].chunks != chunks:
+        shutil.rmtree(job.folder)
+        group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
+    group.require_group(PARTS)
+    if VALUES not in group and job.store.sparse:
+        create_sparse_array(job.folder, VALUES, shape, dtype, dims=DIMS, shard_rows=job.shard_rows)
+    elif VALUES not in group:
+        group.create_array(VALUES, shape=shape, dtype=dtype, chunks=chunks, fill_value=0)
+
+
+def _create_parts(job: RankJob, panels: list[int]) -> None:
+    """Create the arrays of some panels here, so that a task only adds files: one that runs twice spoils nothing."""
+    parts = job.folder / PARTS
+    for i in panels:
+        if not (parts / job.part(i) / "zarr.json").is_file():
+            width = job.features(i).stop - job.features(i).start
+            dtype = rank_dtype(job.n_rows)
+            create_sparse_array(parts, job.part(i), (job.n_rows, width), dtype, dims=DIMS, shard_rows=job.shard_rows)
+
+
+def rank_panel(i: int, job: RankJob) -> None:
+    """Task: rank panel `i` of the features over all rows of each half."""
+    half = np.load(job.halves, allow_pickle=False)
+    n = np.array([np.count_nonzero(half == h) for h in range(job.n_halves)])
+    (_rank_sparse if job.store.sparse else _rank_dense)(i, job, half, n)
+    job.done_file(i).touch()
+
+
+def _rank_sparse(i: int, job: RankJob, half: Array, n: Array) -> None:
+    """Rank a panel of csr rows; the ranks go to an array of this panel alone, since shards have all features."""
+    features = job.features(i)
+    width = features.stop - features.start
+    slabs = [job.store.read_rows(slab, features) for slab in job.slabs()]
+    start = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(slab.start) for slab in slabs]))])
+    ids, values = (np.concatenate([getattr(slab, name) for slab in slabs]) for name in ("feature", "value"))
+    slabs.clear()
+    ranks = np.zeros(len(values), rank_dtype(job.n_rows))
+    rank_entries(start, ids, values, half, n, width, ranks)
+    whole = scipy.sparse.csr_array((ranks, ids, start), shape=(job.n_rows, width))
+    for shard, first in enumerate(range(0, job.n_rows, job.shard_rows)):
+        write_sparse_shard(job.folder / PARTS, job.part(i), shard, whole[first : first + job.shard_rows])
+
+
+def join_shard(i: int, job: RankJob) -> None:
+    """Task: join shard `i` of all panels into a shard of all features."""
+    rows = slice(i * job.shard_rows, min((i + 1) * job.shard_rows, job.n_rows))
+    panels = [read_csr(job.folder / PARTS, rows, name=job.part(panel)) for panel in range(job.n_panels)]
+    write_sparse_shard(job.folder, VALUES, i, scipy.sparse.hstack(panels, format="csr"))
+
+
+def _rank_dense(i: int, job: RankJob, half: Array, n: Array) -> None:
+    features = job.features(i)
+    ranks = np.concatenate([job.store.read_block(slab, features) for slab in job.slabs()])
+    ranks = rank_columns(ranks, half, n, np.zeros(ranks.shape, rank_dtype(job.n_rows)))
+    array = zarr.open_array(str(job.folder / VALUES), mode="r+")
+    for slab in job.slabs():
+        array[slab, features] = ranks[slab]
+
+
+@njit(nogil=True, cache=True)
+def shifted_ranks(values: Array, n: int, out: Array) -> None:
+    """Set `out` to the average ranks of values, less the rank of zero.
+
+    Parameters
+    ----------
+    values
+        (entry,) those that are stored.
+    n
+        How many there are with the zeros that are not stored.
+    out
+        (entry,) the ranks less that of zero; 0 where the value is 0.
+    """
+    order = np.argsort(values)
+    negative, positive = 0, 0
+    for value in values:
+        negative += value < 0
+        positive += value > 0
+    rank_of_zero = negative + (n - negative - positive + 1) / 2
+    first = 0
+    while first < values.size:
+        value = values[order[first]]
+        last = first
+        while last + 1 < values.size and values[order[last + 1]] == value:
+            last += 1
+        rank = rank_of_zero
+        if value != 0:
+            rank = (first + last) / 2 + 1 + (n - values.size if value > 0 else 0)
+        for place in range(first, last + 1):
+            out[order[place]] = rank - rank_of_zero
+        first = last + 1
+
+
+@njit(nogil=True, cache=True)
+def rank_entries(
+    start: Array, feature: Array, value: Array, half: Array, n: Array, n_features: int, out: Array
+) -> None:
+    """Set `out` to the shifted rank of every entry of sparse rows among those of its feature in its half.
+
+    Parameters
+    ----------
+    start, feature, value
+        As in :class:`~pipeline.correlate.kernels.csr.Rows`.
+    half
+        (row,) int8; entries of rows that count in neither half are left as they are.
+    n
+        (halves,) rows of each half.
+    n_features
+        How many features there are.
+    out
+        (entry,) float.
+    """
+    begin = np.zeros(n.size * n_features + 1, np.int64)
+    for row in range(half.size):
+        if half[row] >= 0:
+            for at in range(start[row], start[row + 1]):
+                begin[half[row] * n_features + feature[at] + 1] += 1
+    for i in range(begin.size - 1):
+        begin[i + 1] += begin[i]
+    cursor = begin[:-1].copy()
+    entry = np.empty(begin[-1], np.int64)
+    for row in range(half.size):
+        if half[row] >= 0:
+            for at in range(start[row], start[row + 1]):
+                i = half[row] * n_features + feature[at]
+                entry[cursor[i]] = at
+                cursor[i] += 1
+    for i in range(begin.size - 1):
+        mine = entry[begin[i] : begin[i + 1]]
+        ranks = np.empty(mine.size, out.dtype)
+        shifted_ranks(value[mine], n[i // n_features], ranks)
+        out[mine] = ranks
+
+
+@njit(nogil=True, cache=True)
+def rank_columns(values: Array, half: Array, n: Array, out: Array) -> Array:
+    """Set `out` to the shifted ranks of the columns of a dense block within each half, and return it."""
+    for h in range(n.size):
+        rows = np.flatnonzero(half == h)
+        ranks = np.empty(rows.size, out.dtype)
+        for column in range(values.shape[1]):
+            shifted_ranks(values[:, column][rows], n[h], ranks)
+            for i in range(rows.size):
+                out[rows[i], column] = ranks[i]
+    return out
+
+
+def panel_width(store: Store, size: StoreSize, n_rows: int, slab_rows: int, allowed: int, slots: int) -> int:
+    """Return how many features a task ranks: as many as fit, but enough tasks for all slots.
+
+    Parameters
+    ----------
+    store, size
+        The store, and its entries.
+    n_rows, slab_rows
+        Its rows, and those that are read at a time.
+    allowed
+        Bytes that one task may take.
+    slots
+        How many tasks run at once.
+
+    Raises
+    ------
+    BudgetError
+        If not even one feature fits.
+    """
+    width = min(CHUNK, store.n_features)
+    while width > NARROWEST_FOR_TASKS and -(-store.n_features // width) < slots:
+        width //= 2
+    while (needed := _panel_bytes(store, size, n_rows, slab_rows, width)) > allowed:
+        if width == 1:
+            raise BudgetError(
+                f"Ranking one feature of {store.path} takes {needed / 1e9:.2f} GB, and {allowed / 1e9:.2f} GB is "
+                "allowed for a task; raise memory, use fewer threads, or take measure='pearson'"
+            )
+        width //= 2
+    return width
+
+
+def _panel_bytes(store: Store, size: StoreSize, n_rows: int, slab_rows: int, width: int) -> int:
+    """Return the peak memory of the tasks that rank a panel and join a shard."""
+    value, rank = size.value_bytes, rank_dtype(n_rows).itemsize
+    if not store.sparse:
+        read = min(slab_rows, n_rows) * min(CHUNK, store.n_features) * value
+        return n_rows * width * (2 * value + rank) + 48 * n_rows + read + DENSE_BUFFERS
+    a_row = int(size.entries.sum() / n_rows) + 1
+    read = min(slab_rows, n_rows) * a_row * (8 + 2 * value)
+    joined = min(shard_rows(size, n_rows), n_rows) * a_row * SHARD_BYTES
+    return max(size.heaviest(width) * (12 + 2 * value + 2 * rank) + 48 * n_rows + read, joined)
+
+
+def shard_rows(size: StoreSize, n_rows: int) -> int:
+    """Return the rows of a shard of ranks: whole chunks of them, with about :data:`SHARD_ENTRIES` entries."""
+    chunks = int(SHARD_ENTRIES / max(1.0, float(size.entries.sum()) / n_rows) / CHUNK)
+    return CHUNK * min(max(chunks, 1), 16)

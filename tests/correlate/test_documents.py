@@ -1,0 +1,257 @@
+"""Bootstrap over documents and convergence, against plain loops in NumPy that draw and cut the rows themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_similarity
+
+import storage
+from pipeline.correlate.bootstrap import bootstrap
+from pipeline.correlate.convergence import FRACTIONS, convergence, plot_convergence
+from pipeline.correlate.rows import splitmix64
+from pipeline.match.run import match
+from pipeline.workers import local_client
+
+LAYOUTS = (("csr", "csr"), ("dense", "dense"), ("csr", "dense"))
+
+
+def pearson(x, y):
+    """Pearson of two columns; NaN where either has one value."""
+    if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan
+    return np.corrcoef(x.astype(np.float64), y.astype(np.float64))[0, 1]
+
+
+def cosine(x, y):
+    return cosine_similarity([x.astype(np.float64)], [y.astype(np.float64)])[0, 0] if x.any() and y.any() else np.nan
+
+
+def jaccard(x, y):
+    return 1 - scipy.spatial.distance.jaccard(x != 0, y != 0) if x.any() and y.any() else np.nan
+
+
+ORACLES = {
+    "pearson": pearson,
+    "cosine": cosine,
+    "jaccard": jaccard,
+    "phi": lambda x, y: pearson(1.0 * (x != 0), 1.0 * (y != 0)),
+}
+
+
+@pytest.fixture
+def texts(make_case, values):
+    """Documents of unequal length, not in order, with sinks; a pair twice, a copy, a feature that never fires."""
+
+    def make(layouts=("csr", "csr"), n=400, n_documents=30, seed=0, offset=0.0):
+        rng = np.random.default_rng(seed)
+        documents = rng.integers(0, n_documents, n) * 3
+        x, y = values(rng, n, 12, 0.3), values(rng, n, 9, 0.3)
+        y[:, :5] += x[:, :5]
+        x[:, 6], y[:, 7] = 0, x[:, 7]
+        y[:, 0] += offset
+        case = make_case(x, y, documents=documents, sink=rng.random(n) < 0.05, layouts=layouts)
+        pairs = [0, 1, 2, 3, 7, 6, 0, 11], [0, 1, 2, 3, 7, 2, 0, 8]
+        return case, pairs
+
+    return make
+
+
+def drawn_interval(case, rows, pair, measure, runs, level, seed, half):
+    """Draw documents and stack their rows, again and again."""
+    x, y = case.x[:, pair[0]], case.y[:, pair[1]]
+    numbers = np.unique(case.documents[rows])
+    of = [np.flatnonzero(rows & (case.documents == number)) for number in numbers]
+    rng = np.random.default_rng([seed, half])
+    weights = [rng.multinomial(len(of), np.full(len(of), 1 / len(of)), size=50) for _ in range(-(-runs // 50))]
+    values = []
+    for weight in np.concatenate(weights)[:runs]:
+        taken = np.concatenate([np.tile(part, count) for part, count in zip(of, weight, strict=True)])
+        values.append(ORACLES[measure](x[taken], y[taken]))
+    values = np.array(values)
+    if np.isnan(values).all():
+        return [np.nan, np.nan], runs
+    return np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]), np.isnan(values).sum()
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+@pytest.mark.parametrize("measure", sorted(ORACLES))
+def test_intervals_are_those_of_rows_drawn_by_document(client, texts, layouts, measure):
+    case, pairs = texts(layouts, offset=1e4 if measure == "pearson" and layouts[1] == "dense" else 0)
+    ds = bootstrap(pairs, case.a, case.b, runs=70, level=0.9, seed=3, measure=measure, client=client)
+    assert ds.attrs["unit"] == "documents"
+    for h, (rows, suffix) in enumerate(zip(case.halves("half"), ("", "_heldout"), strict=True)):
+        for i, pair in enumerate(zip(*pairs, strict=True)):
+            whole = ORACLES[measure](case.x[rows, pair[0]], case.y[rows, pair[1]])
+            ends, undefined = drawn_interval(case, rows, pair, measure, 70, 0.9, 3, h)
+            found = [float(ds[f"r{suffix}{end}"].values[i]) for end in ("", "_low", "_high")]
+            np.testing.assert_allclose(found, [whole, *ends], atol=1e-9)
+            assert ds[f"n_undefined{suffix}"].values[i] == undefined
+
+
+def test_a_copy_is_sure_and_chance_is_not(client, texts):
+    case, _ = texts(n=2000, n_documents=100)
+    ds = bootstrap(([7, 8], [7, 8]), case.a, case.b, runs=200, client=client)
+    np.testing.assert_allclose([ds[name].values[0] for name in ("r", "r_low", "r_heldout_high")], 1)
+    assert ds["r_heldout_low"].values[1] < 0 < ds["r_heldout_high"].values[1]
+    assert "note" not in ds.attrs
+
+
+def test_few_documents_and_none_are_said(client, texts, make_case, values, caplog):
+    case, pairs = texts()
+    assert "A half has only 15 documents" in bootstrap(pairs, case.a, case.b, runs=20, client=client).attrs["note"]
+    assert "too narrow" in caplog.text
+    rng = np.random.default_rng(1)
+    case = make_case(values(rng, 12_000, 3, 0.5), values(rng, 12_000, 3, 0.5))
+    ds = bootstrap(([0], [1]), case.a, case.b, runs=20, client=client)
+    assert ds.attrs["unit"] == "blocks of 256 rows"
+    assert ds.attrs["n_documents"] == [24, 24]
+    assert "know no documents" in ds.attrs["note"]
+
+
+def test_one_document_alone_has_no_interval(client, texts):
+    case, pairs = texts(n_documents=2)
+    ds = bootstrap(pairs, case.a, case.b, runs=10, client=client)
+    assert ds.attrs["n_documents"] == [1, 1]
+    assert np.isnan(ds["r_low"].values).all()
+    assert (ds["n_undefined"].values == 10).all()
+    assert np.isfinite(ds["r"].values[0])
+
+
+def test_the_same_bits_for_any_memory_and_workers(client, texts, monkeypatch):
+    case, _ = texts()
+    pairs = np.tile(np.arange(12), 9), np.repeat(np.arange(9), 12)
+    one = bootstrap(pairs, case.a, case.b, runs=60, client=client), convergence(pairs, case.a, case.b, client=client)
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        two = (
+            bootstrap(pairs, case.a, case.b, runs=60, client=other, memory="4GB"),
+            convergence(pairs, case.a, case.b, client=other, memory="4GB"),
+        )
+    for first, second in zip(one, two, strict=True):
+        xr.testing.assert_identical(first, second)
+    with pytest.raises(storage.BudgetError, match=r"Sums over 30 documents.*projected.*allowed.*reserved"):
+        bootstrap(pairs, case.a, case.b, client=client, memory="100MB")
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+@pytest.mark.parametrize("measure", ["pearson", "cosine"])
+def test_convergence_measures_growing_sets_of_documents(client, texts, layouts, measure):
+    case, pairs = texts(layouts, n=900, n_documents=80)
+    ds = convergence(pairs, case.a, case.b, threshold=0.4, measure=measure, client=client)
+    assert ds["fraction"].values.tolist() == list(FRACTIONS[1:])  # a sixteenth of 40 documents would be 3
+    expected = np.empty(ds["r"].shape)
+    n_rows = np.zeros(ds.sizes["size"], int)
+    for h, rows in enumerate(case.halves("half")):
+        numbers = np.unique(case.documents[rows])
+        in_order = numbers[np.argsort(splitmix64(numbers))]
+        for size, fraction in enumerate(ds["fraction"].values):
+            taken = rows & np.isin(case.documents, in_order[: int(np.ceil(fraction * len(numbers)))])
+            n_rows[size] += taken.sum()
+            for i, pair in enumerate(zip(*pairs, strict=True)):
+                expected[size, h, i] = ORACLES[measure](case.x[taken, pair[0]], case.y[taken, pair[1]])
+    np.testing.assert_allclose(ds["r"].values, expected, atol=1e-9)
+    np.testing.assert_array_equal(ds["n_rows"].values, n_rows)
+    np.testing.assert_array_equal(ds["n_good"].values, (expected >= 0.4).all(axis=1).sum(axis=1))
+    np.testing.assert_allclose(ds["mean_r"].values, np.nanmean(expected, axis=2), atol=1e-9)
+
+
+def test_verdicts(client, texts, make_case, values):
+    rng = np.random.default_rng(2)
+    n = 4000
+    x = values(rng, n, 20, 0.5)
+    documents = np.arange(n) // 20
+    settled = make_case(x, x + values(rng, n, 20, 0.5), documents=documents)
+    same = np.arange(20), np.arange(20)
+    assert convergence(same, settled.a, settled.b, threshold=0.3, client=client).attrs["verdict"] == "enough"
+    ds = convergence(same, settled.a, settled.b, threshold=1, client=client)
+    assert ds.attrs["verdict"] == "cannot tell"
+    assert "lower threshold" in ds.attrs["explanation"]
+    few = make_case(values(rng, 160, 20, 0.5), values(rng, 160, 20, 0.5), documents=np.arange(160) // 8)
+    cor = few.correlate(client=client, keep_above=0.05)
+    ds = convergence(cor, few.a, few.b, threshold=-0.1, client=client)
+    assert ds.attrs["verdict"] == "not enough"
+    assert "harvest more text" in ds.attrs["explanation"]
+    one, pairs = texts(n_documents=3)
+    assert convergence(pairs, one.a, one.b, client=client).attrs["verdict"] == "cannot tell"
+
+
+def test_matches_and_correlations_give_pairs_and_settings(client, texts, tmp_path, caplog):
+    case, _ = texts()
+    cor = case.correlate(measure="cosine", select="all", client=client, keep_above=0.2)
+    pairs = match(cor, "greedy", 0.25, out=tmp_path / "pairs.zarr")
+    ds = bootstrap(tmp_path / "pairs.zarr", case.a, case.b, runs=20, out=tmp_path / "i.zarr", client=client)
+    assert (ds.attrs["measure"], ds.attrs["select"]) == ("cosine", "all")
+    assert "r_heldout" not in ds
+    np.testing.assert_allclose(ds["r"].values, pairs["r"].values, atol=1e-9)
+    before = (tmp_path / "i.zarr").stat().st_mtime_ns
+    bootstrap(tmp_path / "pairs.zarr", case.a, case.b, runs=20, out=tmp_path / "i.zarr", client=client)
+    assert (tmp_path / "i.zarr").stat().st_mtime_ns == before
+    curve = convergence(cor, case.a, case.b, client=client)
+    best_b, best_a = cor["best_b"].values[:, 0], cor["best_a"].values[:, 0]
+    mutual = [f for f in range(12) if best_b[f] >= 0 and best_a[best_b[f]] == f]
+    assert curve["feature_a"].values.tolist() == mutual
+    assert curve.attrs["threshold"] == 0.2
+    assert "not the store" not in caplog.text
+    bootstrap(tmp_path / "pairs.zarr", case.a, case.a, runs=5, client=client)
+    assert "not the store that the pairs were found in" in caplog.text
+
+
+def test_bad_input_is_named(client, texts):
+    case, pairs = texts()
+    for arguments, message in (
+        ({"runs": 0}, "runs must be at least 1"),
+        ({"level": 1.0}, "level between 0 and 1"),
+        ({"measure": "spearman"}, "Ranks change with the rows"),
+        ({"measure": "kendall"}, "no measure 'kendall'"),
+    ):
+        with pytest.raises(storage.InputError, match=message):
+            bootstrap(pairs, case.a, case.b, client=client, **arguments)
+    with pytest.raises(storage.InputError, match=r"B features 9 to 9, and .* has 0 to 8"):
+        bootstrap(([0], [9]), case.a, case.b, client=client)
+    with pytest.raises(storage.InputError, match="two lists of one length"):
+        convergence(([0, 1], [9]), case.a, case.b, client=client)
+    with pytest.raises(storage.InputError, match="no pairs"):
+        convergence(([], []), case.a, case.b, client=client)
+    with pytest.raises(storage.InputError, match="holds no pairs"):
+        convergence(case.a, case.a, case.b, client=client)
+    with pytest.raises(storage.InputError, match="threshold must be"):
+        convergence(pairs, case.a, case.b, threshold=2, client=client)
+
+
+def test_plot_and_verbs(client, texts, tmp_path):
+    case, pairs = texts(n=900, n_documents=80)
+    plot_convergence(convergence(pairs, case.a, case.b, client=client), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(storage.InputError, match=r"name it \.png, \.svg or \.pdf"):
+        plot_convergence(convergence(pairs, case.a, case.b, client=client), tmp_path / "curve.doc")
+    case.correlate(client=client)
+    started = {}
+    for verb, options in (("bootstrap", ["--runs", "20"]), ("convergence", ["--threshold", "0.2"])):
+        command = [sys.executable, "-m", "jobs.cli", verb, case.folder / "cor.zarr", case.a, case.b]
+        command += ["--out", tmp_path / f"{verb}.zarr", *options, "--json"]
+        started[verb] = subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    for verb, key in (("bootstrap", "median_width"), ("convergence", "verdict")):
+        output, errors = started[verb].communicate()
+        assert started[verb].returncode == 0, errors
+        assert key in json.loads(output)
+        assert storage.open_result(tmp_path / f"{verb}.zarr", verb).sizes["pair"] > 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4)
+@given(seed=st.integers(0, 2**32 - 1), n_documents=st.integers(2, 40))
+def test_r_of_the_whole_is_that_of_the_correlation(client, texts, seed, n_documents):
+    case, pairs = texts(n=120, n_documents=n_documents, seed=seed)
+    ds = bootstrap(pairs, case.a, case.b, runs=2, client=client)
+    for rows, name in zip(case.halves("half"), ("r", "r_heldout"), strict=True):
+        expected = [pearson(case.x[rows, i], case.y[rows, j]) for i, j in zip(*pairs, strict=True)]
+        np.testing.assert_allclose(ds[name].values, expected, atol=1e-9)
