@@ -129,7 +129,7 @@ def bootstrap(
         return open_result(out, STAGE)
     job = make_job(chosen, paths, select, measure, settings)
     with ensure_client(client) as active:
-        extra = (64 * DRAWS * len(job.units().rows), 8 * 3 * runs)
+        extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * runs)
         arrays = run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap")
     ds = _dataset(arrays, chosen, job)
     if out is None:
@@ -139,20 +139,14 @@ def bootstrap(
 
 
 def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:
-    """Task: r and its interval in each half, for the pairs of block `i`; each (quantity, halves, pair)."""
+    """Task: r and its interval in each half, for the pairs of block `i`; (quantity, half, pair)."""
     units, pairs = job.units(), job.pairs(i)
     sums = sum_documents(job, pairs, units)
-    found = [
-        [
-            interval(sums[units.half(h), at : at + PAIRS], units.rows[units.half(h)], job, h)
-            for at in range(0, sums.shape[1], PAIRS)
-        ]
-        for h in range(job.n_halves)
-    ]
-    return {"found": np.stack([np.concatenate(half, axis=-1) for half in found], axis=1)}
+    found = [intervals(sums[units.half(h)], units.rows[units.half(h)], job, h) for h in range(job.n_halves)]
+    return {"found": np.stack(found, axis=1)}
 
 
-def interval(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Floats:
+def intervals(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Floats:
     """Return r, the ends of its interval, and how many draws had no r.
 
     Parameters
@@ -170,24 +164,37 @@ def interval(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Flo
     -------
     ndarray of float64, shape (4, pair)
     """
-    runs, level = job.settings["runs"], job.settings["level"]
-    n_units, n_pairs = sums.shape[:2]
-    flat, n = np.ascontiguousarray(sums).reshape(n_units, -1), rows.astype(np.float64)
-    whole = r_of_sums(job.measure, n.sum(keepdims=True), sums.sum(axis=0))
+    level = job.settings["level"]
+    whole = r_of_sums(job.measure, np.array([float(rows.sum())]), sums.sum(axis=0))
+    drawn = draw(sums, rows.astype(np.float64), job, h)
+    undefined = np.isnan(drawn).sum(axis=0)
+    ends = np.full((2, sums.shape[1]), np.nan)
+    # nanquantile goes through the pairs one by one
+    for pairs, quantile in (
+        (undefined == 0, np.quantile),
+        ((undefined > 0) & (undefined < len(drawn)), np.nanquantile),
+    ):
+        ends[:, pairs] = quantile(drawn[:, pairs], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.stack([whole, *ends, undefined])
+
+
+def draw(sums: Floats, n: Floats, job: PairJob, h: int) -> Floats:
+    """Return r in every draw, (draw, pair); NaN throughout where there is one unit, which says nothing of others.
+
+    Matrix products are of one shape, a fixed number of draws and pairs, whatever the memory and the workers.
+    """
+    runs, n_units, n_pairs = job.settings["runs"], *sums.shape[:2]
     drawn = np.full((runs, n_pairs), np.nan)
     rng = np.random.default_rng([job.settings["seed"], h])
-    for first in range(0, runs, DRAWS):
+    for first in range(0, runs if n_units > 1 else 0, DRAWS):
         count = min(DRAWS, runs - first)
-        # always as many, so that the matrix product is of one shape; one unit alone says nothing of the others
         weights = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS).astype(np.float64)
-        if n_units > 1:
-            r = r_of_sums(job.measure, (weights @ n)[:, None], (weights @ flat).reshape(DRAWS, n_pairs, len(SUMS)))
-            drawn[first : first + count] = r[:count]
-    undefined = np.isnan(drawn).sum(axis=0)
-    ends = np.full((2, n_pairs), np.nan)
-    some = undefined < runs
-    ends[:, some] = np.nanquantile(drawn[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.stack([whole, *ends, undefined])
+        n_drawn = (weights @ n)[:, None]
+        for at in range(0, n_pairs, PAIRS):
+            products = weights @ sums[:, at : at + PAIRS].reshape(n_units, -1)
+            r = r_of_sums(job.measure, n_drawn, products.reshape(DRAWS, -1, len(SUMS)))
+            drawn[first : first + count, at : at + PAIRS] = r[:count]
+    return drawn
 
 
 def _dataset(arrays: dict[str, NDArray[Any]], chosen: ChosenPairs, job: PairJob) -> xr.Dataset:

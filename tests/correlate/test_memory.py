@@ -44,3 +44,22 @@ def test_ranking_stays_within_the_budget(tmp_path, active):
     arguments |= {"measure": "spearman", "keep_above": 0.9, "memory": "850MB", "streaming": False}
     figures = run_measured(PROGRAM, arguments)
     assert figures["peak_gb"] <= 0.85
+
+
+DOCUMENTS = """
+import numpy as np
+from pipeline.correlate.bootstrap import bootstrap
+rng = np.random.default_rng(0)
+pairs = rng.integers(0, 2000, 100_000), rng.integers(0, 2000, 100_000)
+ds = bootstrap(pairs, arguments["a"], arguments["b"], runs=5, memory=arguments["memory"])
+figures["pairs"], figures["units"] = ds.sizes["pair"], sum(ds.attrs["n_documents"])
+"""
+
+
+def test_sums_over_documents_stay_within_the_budget(tmp_path):
+    for seed, name in enumerate("ab"):
+        write_random_store(tmp_path / name, 20_000, 2000, 24, seed)
+    arguments = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "memory": "640MB"}
+    figures = run_measured(DOCUMENTS, arguments)
+    assert figures["units"] * figures["pairs"] * 40 > 3e8, "the sums of all pairs would not fit beside the libraries"
+    assert figures["peak_gb"] <= 0.64
