@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.config import load_experiment
 from pipeline.correlate.__main__ import command as correlate_command
@@ -147,6 +148,31 @@ _register(
 )
 _register("match", match_command, "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2")
 _register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
+_register(
+    "inspect",
+    inspect_command,
+    "subspace inspect A.zarr",
+    "subspace inspect runs/pythia-70m-vs-160m --json",
+)
+_register(
+    "verify",
+    verify_command,
+    "subspace verify A.zarr C.zarr",
+    "subspace verify runs/pythia-70m-vs-160m --threads 8 --json",
+)
+_register(
+    "import",
+    import_command,
+    "subspace import activations.npz --decoder W_dec.npy --tokens rows.csv --kind post --out A.zarr",
+    "subspace import cached_activations/ --drop-token 0 --out A.zarr",
+    "subspace import cells.h5ad --key counts --out A.zarr",
+)
+_register(
+    "export",
+    export_command,
+    "subspace export A.zarr --format anndata --out A.h5ad",
+    "subspace export A.zarr --format npz --out A.npz --json",
+)
 _register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
 
 
