@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import storage
-from pipeline.match.filters import Fate
+from pipeline.match.fates import Fate
 from pipeline.match.run import METHODS, match
 from storage import open_result
 from storage.errors import FormatError, InputError, MissingInputError
