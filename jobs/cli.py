@@ -146,7 +146,15 @@ _register(
     "subspace correlate A.zarr B.zarr --out C.zarr",
     "subspace correlate A.zarr B.zarr --top-k 16 --keep-above 0.2 --select all --memory 4GB --out C.zarr",
 )
-_register("match", match_command, "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2")
+_register(
+    "match",
+    match_command,
+    "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2",
+    "subspace match C.zarr --all",
+    "subspace match C.zarr --out pairs.zarr --filter max_uses:n=100 --filter min_heldout_r:after:value=0.2",
+    "subspace match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr "
+    "--corpus corpus.zarr --hubs 10",
+)
 _register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
 _register(
     "inspect",

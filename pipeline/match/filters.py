@@ -76,7 +76,8 @@ class Candidates:
     @cached_property
     def tops(self) -> tuple[TopTokens, TopTokens]:
         """The top tokens of both sides."""
-        assert self.text is not None, "checked by parse_filters"
+        if self.text is None:
+            raise InputError("The top tokens of features were asked for, but match was given no contexts")
         return read_top_tokens(self.text.contexts, self.text.store, self.text.corpus)
 
     def of_features(self, good_a: Mask, good_b: Mask, at: NDArray[np.int64]) -> Mask:

@@ -1,7 +1,7 @@
 """Matchings that take edges from the highest r to the lowest: one sort, then one sweep.
 
-All methods here are one sweep or two with different limits on how often a feature may be used. Ties in r go to the lower A
-feature, then to the lower B feature.
+All methods here are one sweep or two with different limits on how often a feature may be used. Ties in r go to the
+lower A feature, then to the lower B feature.
 """
 
 from __future__ import annotations

@@ -132,17 +132,12 @@ def match(
     """
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
-    _check(method, min_correlation, max_uses, correlation)
-    text = _text_inputs(path, contexts, stores, corpus)
-    chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
-    if not any(each.name in NEED_CONTEXTS for each in chosen):
-        text = None  # what is not read is no input
-    choice = Choice(method, float(min_correlation), max_uses, tuple(chosen))
+    choice, text = check_choice(path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus)
     manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
     if out is not None and is_current(out, manifest):
         logger.info("%s is up to date", out)
         return open_result(out, STAGE)
-    pairs = _match(Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text), choice)
+    pairs = make_pairs(Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text), choice)
     _log(pairs, choice)
     if out is None:
         return pairs.assign_attrs(manifest.to_attrs())
@@ -171,6 +166,26 @@ class Choice:
     def run(self, edges: Edges) -> NDArray[np.int64]:
         """Return the positions of the chosen edges."""
         return unique(edges, self.max_uses) if self.method == "unique" else METHODS[self.method](edges)
+
+
+def check_choice(  # noqa: PLR0917 - the arguments of match, handed on
+    path: str,
+    correlation: xr.Dataset,
+    method: str,
+    minimum: float,
+    max_uses: int,
+    filters: Sequence[Any],
+    contexts: tuple[str | Path, str | Path] | None,
+    stores: tuple[str | Path, str | Path] | None,
+    corpus: str | Path | None,
+) -> tuple[Choice, TextInputs | None]:
+    """Check the arguments of :func:`match`; return what they ask for, and the text inputs if a filter needs them."""
+    _check(method, minimum, max_uses, correlation)
+    text = _text_inputs(path, contexts, stores, corpus)
+    chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
+    if not any(each.name in NEED_CONTEXTS for each in chosen):
+        text = None  # what is not read is no input
+    return Choice(method, float(minimum), max_uses, tuple(chosen)), text
 
 
 def _text_inputs(
@@ -232,7 +247,8 @@ def _check(method: str, minimum: float, max_uses: int, correlation: xr.Dataset) 
         )
 
 
-def _match(data: Candidates, choice: Choice) -> xr.Dataset:
+def make_pairs(data: Candidates, choice: Choice) -> xr.Dataset:
+    """Return the result of one matching, in memory."""
     fates = Fates(data.edges, *(data.correlation[f"defined_{side}"].values.astype(bool) for side in "ab"))
     chosen, reports = choose(data, choice, fates)
     chosen = chosen[np.argsort(-data.edges.r[chosen], kind="stable")]

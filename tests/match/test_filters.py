@@ -200,7 +200,7 @@ def test_no_feature_vanishes_and_reports_add_up(seed, method):
 
 
 def test_the_order_of_filter_and_matching_flips_the_result(correlation):
-    """A 0 and A 1 both want B 0, which fires on full stops. Dropped before, A 0 gets B 1; dropped after, nobody does."""
+    """A 0 and A 1 both want B 0, which is dropped: if before, A 0 gets B 1; if after, nobody gets anything."""
     path = correlation([[0.9, 0.5], [0.8, 0.3]], r_heldout=[[0.1, 0.5], [0.1, 0.3]])
     setting = {"name": "min_heldout_r", "value": 0.2}
     before = match(path, "unique", filters=[{**setting, "when": "before"}])
@@ -353,7 +353,7 @@ def test_contexts_of_another_store_are_refused(experiment):
         match(experiment / "cor.zarr", min_correlation=0.01, **(given | {"stores": given["stores"][::-1]}))
 
 
-def test_contexts_of_other_rows_are_refused(experiment, tmp_path, rng=None):
+def test_contexts_of_other_rows_are_refused(experiment, tmp_path):
     given = inputs(experiment)
     storage.write_activations(tmp_path / "x.zarr", np.eye(9))
     with pytest.raises(InputError, match="no token coordinates"):
