@@ -167,7 +167,9 @@ def hubs(pairs: xr.Dataset, side: str, n: int = 10, top: TopTokens | None = None
     ids, inverse, uses = np.unique(pairs[f"feature_{side}"].values, return_inverse=True, return_counts=True)
     totals = np.bincount(inverse, pairs["r"].values, minlength=len(ids))
     order = np.argsort(-uses, kind="stable")[:n]
-    found = [{"feature": int(ids[i]), "uses": int(uses[i]), "mean_r": float(totals[i] / uses[i])} for i in order]
+    found: list[dict[str, Any]] = [
+        {"feature": int(ids[i]), "uses": int(uses[i]), "mean_r": float(totals[i] / uses[i])} for i in order
+    ]
     if top is not None:
         for each in found:
             each["tokens"] = top.words(each["feature"])
