@@ -8,8 +8,8 @@
 Without ``--correlation`` the demo is run first (some minutes), for a correlation of real models. Its kept pairs are
 tiled: permuted, damped copies fill a matrix of the size that is asked for, with a tenth of the features dead.
 
-``greedy_seconds`` and ``optimal_seconds`` are for the tiled matrix. ``ratios`` are our time (``memory_…``: our peak
-memory) ÷ that of a peer on the real matrix itself, made dense: SciPy's dense assignment, lapx, and the best-first
+``greedy_seconds`` and ``optimal_seconds`` are for the tiled matrix. ``ratios`` are our time (``memory_ratios``: our
+peak memory) ÷ that of a peer on the real matrix itself, made dense: SciPy's dense assignment, lapx, and the best-first
 matching that sorts the whole matrix; and again, with the size in the name, on the real matrix tiled to 4,096².
 ``max_error`` is the largest difference between our totals and theirs.
 """
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +175,34 @@ def _matched(correlation: Path, method: str, folder: Path) -> dict[str, Any]:
     return run_measured(OURS, arguments)
 
 
-def compare_with_peers(correlation: Path, folder: Path) -> tuple[dict[str, float], float, dict[str, float]]:
-    """Return the ratios, the largest difference of totals, and everyone's seconds on one correlation result."""
+@dataclass
+class Comparison:
+    """How we do against every peer on one correlation result."""
+
+    ratios: dict[str, float] = field(default_factory=dict)
+    memory_ratios: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    max_error: float = 0.0
+
+
+def compare_with_peers(correlation: Path, folder: Path) -> Comparison:
+    """Return our time and memory ÷ every peer's, everyone's seconds, and the largest difference of totals."""
     kept = storage.read_csr(correlation, name="r")
     dense = folder / "dense.npy"
     np.save(dense, np.where(kept.toarray() >= KEEP_ABOVE, kept.toarray(), 0.0))
     ours = {method: _matched(correlation, method, folder) for method in ("greedy", "optimal")}
-    ratios, errors = {}, []
-    seconds = {method: ours[method]["seconds"] for method in ours}
+    found = Comparison(seconds={method: ours[method]["seconds"] for method in ours})
     for name, (code, method) in PEERS.items():
         theirs = run_measured(code, {"dense": str(dense)})
-        ratios[name] = ours[method]["seconds"] / theirs["seconds"]
-        ratios[f"memory_{name}"] = ours[method]["peak_gb"] / theirs["peak_gb"]
-        errors.append(abs(ours[method]["total"] - theirs["total"]))
-        seconds[name] = theirs["seconds"]
-    return ratios, max(errors), seconds
+        found.seconds[name] = theirs["seconds"]
+        found.ratios[name] = ours[method]["seconds"] / theirs["seconds"]
+        found.memory_ratios[name] = ours[method]["peak_gb"] / theirs["peak_gb"]
+        found.max_error = max(found.max_error, abs(ours[method]["total"] - theirs["total"]))
+    return found
+
+
+def _renamed(ratios: dict[str, float], size: int) -> dict[str, float]:
+    return {f"{name}_{size}": ratio for name, ratio in ratios.items()}
 
 
 def benchmark(features: int, correlation: Path | None, peer_features: int) -> dict[str, Any]:
@@ -208,8 +222,8 @@ def benchmark(features: int, correlation: Path | None, peer_features: int) -> di
         real = real_correlation(correlation, folder)
         kept = storage.read_csr(real, name="r")
         write_correlation(folder / "peers.zarr", tile(kept, peer_features))
-        ratios, error, seconds = compare_with_peers(real, folder)
-        more_ratios, more_error, more_seconds = compare_with_peers(folder / "peers.zarr", folder)
+        small = compare_with_peers(real, folder)
+        larger = compare_with_peers(folder / "peers.zarr", folder)
         tiled = tile(kept, features)
         write_correlation(folder / "tiled.zarr", tiled)
         ours = {method: _matched(folder / "tiled.zarr", method, folder) for method in ("greedy", "optimal")}
@@ -227,12 +241,13 @@ def benchmark(features: int, correlation: Path | None, peer_features: int) -> di
             "optimal_total": ours["optimal"]["total"],
             "greedy_peak_gb": ours["greedy"]["peak_gb"],
             "peak_gb": max(one["peak_gb"] for one in ours.values()),
-            "max_error": max(error, more_error),
+            "max_error": max(small.max_error, larger.max_error),
             "real_shape": list(kept.shape),
             "real_kept": int(kept.nnz),
-            "real_seconds": seconds,
-            f"seconds_{peer_features}": more_seconds,
-            "ratios": ratios | {f"{name}_{peer_features}": ratio for name, ratio in more_ratios.items()},
+            "real_seconds": small.seconds,
+            f"seconds_{peer_features}": larger.seconds,
+            "ratios": small.ratios | _renamed(larger.ratios, peer_features),
+            "memory_ratios": small.memory_ratios | _renamed(larger.memory_ratios, peer_features),
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

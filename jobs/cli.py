@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.config import load_experiment
@@ -155,6 +156,16 @@ _register(
     "subspace match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr "
     "--corpus corpus.zarr --hubs 10",
 )
+_register(
+    "sweep",
+    sweep_command,
+    "subspace sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg",
+    "subspace sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa",
+)
+_register(
+    "token-identity", token_identity_command, "subspace token-identity pairs.zarr A.zarr B.zarr --out identity.zarr"
+)
+_register("layers", layers_command, "subspace layers runs/pythia-70m-vs-160m --csv layers.csv")
 _register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
 _register(
     "inspect",
