@@ -127,7 +127,7 @@ def import_activations(
 
 def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int) -> ActivationWriter:
     kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
-    slabs = source.slabs(source.slab_rows)
+    slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs)
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
     _check_sink(source)

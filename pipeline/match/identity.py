@@ -32,6 +32,7 @@ from storage import (
     read_dense,
     write_result,
 )
+from storage.codec import is_sparse_matrix
 from storage.errors import InputError
 
 STAGE = "token_identity"
@@ -172,7 +173,7 @@ class _Sums:
 
 
 def _columns(shard: Any, kept: NDArray[np.bool_], used: NDArray[np.int64]) -> Sparse:
-    if scipy.sparse.issparse(shard):
+    if is_sparse_matrix(shard):
         return Sparse(shard.tocsc()[:, used].tocsr()[kept].astype(np.float64))
     return Sparse(shard[kept][:, used].astype(np.float64))
 

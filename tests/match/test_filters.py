@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 import yaml
@@ -9,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import storage
+from pipeline.config import MatchMethod, PairFilter
 from pipeline.harvest.contexts import contexts
 from pipeline.match.edges import make_edges
 from pipeline.match.fates import Fate, Fates
 from pipeline.match.filters import (
+    FILTERS,
     Candidates,
     apply_filter,
     easy_features,
@@ -271,6 +276,18 @@ def test_a_token_list_that_users_edit(tmp_path):
         read_token_list(tmp_path / "nowhere.yaml")
     assert set(read_token_list(None)) >= {"", ".", ",", "<bos>"}
     assert yaml.safe_load("- a")
+
+
+def test_the_how_to_names_every_method_and_filter():
+    text = (Path(__file__).parents[2] / "docs" / "matching.md").read_text(encoding="utf-8")
+    assert not [name for name in (*METHODS, *FILTERS) if f"`{name}`" not in text]
+
+
+def test_methods_and_filters_are_those_of_the_experiment_file():
+    assert set(METHODS) == set(get_args(MatchMethod))
+    assert set(FILTERS) == {
+        name for kind in get_args(get_args(PairFilter)[0]) for name in get_args(kind.model_fields["name"].annotation)
+    }
 
 
 DOCUMENTS = ["The cat sat. A dog ran.", "the cat. Dogs!"]

@@ -351,6 +351,16 @@ def test_rows_of_special_tokens_are_left_out(cached, tmp_path, monkeypatch):
     np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts[kept])
 
 
+def test_a_first_slab_of_dropped_tokens_only_does_not_decide_the_layout(cached, tmp_path, monkeypatch):
+    folder, acts, ids, _ = cached
+    monkeypatch.setattr(readers, "SLAB_BYTES", 8 * 6 * 4)
+    first = sorted(set(ids[0].tolist()))
+    assert import_activations(folder, tmp_path / "a.zarr", drop_tokens=first)["layout"] == "dense"
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts[~np.isin(ids, first)])
+    with pytest.raises(InputError, match=r"shape \(0, 6\)"):
+        import_activations(folder, tmp_path / "b.zarr", drop_tokens=range(40))
+
+
 def test_a_hook_that_is_not_there(cached, tmp_path):
     with pytest.raises(InputError, match=r"no 'x'; it has blocks\.0"):
         import_activations(cached[0], tmp_path / "a.zarr", key="x")
