@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from pipeline.compare.run import compare
 from pipeline.match.diagnostics import summarise
 from pipeline.match.edges import read_edges
-from pipeline.match.filters import Candidates
-from pipeline.match.run import check_choice, make_pairs
+from pipeline.match.filters import Candidates, TextInputs
+from pipeline.match.run import Choice, check_choice, make_pairs
 from pipeline.workers import ensure_client
 from storage import fingerprint, is_current, new_manifest, open_result, write_result
 from storage.errors import InputError
@@ -84,47 +84,53 @@ def sweep(
     InputError
         If a list is empty, a minimum is below what was kept, or metrics are asked for without stores.
     """
-    minimums, uses = sorted(set(map(float, min_correlations))), sorted(set(map(int, max_uses)))
-    if not minimums or not uses or uses[0] < 1:
-        raise InputError("Give at least one minimum r, and maximum uses of at least 1")
+    minimums, uses = _axes(min_correlations, max_uses)
     if metrics and stores is None:
         raise InputError("Scores need the decoder rows: give the stores of A and B (--stores A B), or no metrics")
     correlation = open_result(cor, "correlate")
-    grid = [(minimum, n) for minimum in minimums for n in uses]
-    asked = [_ask(method, n, filters) for _, n in grid]
     choices = [
-        check_choice(str(cor), correlation, method, minimum, n, chosen, contexts, stores, corpus)
-        for (minimum, _), (n, chosen) in zip(grid, asked, strict=True)
+        check_choice(str(cor), correlation, method, minimum, *_ask(method, n, filters), contexts, stores, corpus)
+        for minimum in minimums
+        for n in uses
     ]
-    settings = {
-        "choices": [choice.settings() for choice, _ in choices],
-        "metrics": list(metrics),
-        "null_runs": null_runs,
-        "seed": seed,
-    }
+    scoring: dict[str, Any] = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed}
     inputs = {"correlation": fingerprint(cor)}
     if metrics and stores is not None:
         inputs |= {side: fingerprint(path) for side, path in zip("ab", stores, strict=True)}
-    manifest = new_manifest(STAGE, inputs, settings)
+    manifest = new_manifest(STAGE, inputs, {"choices": [choice.settings() for choice, _ in choices], **scoring})
     if out is not None and is_current(out, manifest):
         return open_result(out, STAGE)
-    edges = read_edges(cor, correlation, minimums[0])
     lines = []
     with ensure_client(client) as used:
-        for choice, text in choices:
-            at = np.flatnonzero(edges.r >= choice.minimum)
-            pairs = make_pairs(Candidates(str(cor), correlation, edges.take(at), text), choice)
-            line = summarise(pairs)
-            logger.info("r ≥ %g: %d pairs, mean r %s", choice.minimum, line["pairs"], line["mean_r"])
+        for pairs in _matchings(str(cor), correlation, minimums[0], choices):
+            lines.append(summarise(pairs))
             if metrics and stores is not None:
-                scores = compare(pairs, *stores, metrics=metrics, null_runs=null_runs, seed=seed, client=used)
-                line |= {name: scores[name].values for name in SCORES}
-            lines.append(line)
+                scores = compare(pairs, *stores, **scoring, client=used)
+                lines[-1] |= {name: scores[name].values for name in SCORES}
     result = _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
     if out is None:
         return result
     write_result(result, out, manifest)
     return open_result(out, STAGE)
+
+
+def _axes(min_correlations: Sequence[float], max_uses: Sequence[int]) -> tuple[list[float], list[int]]:
+    minimums, uses = sorted(set(map(float, min_correlations))), sorted(set(map(int, max_uses)))
+    if not minimums or not uses or uses[0] < 1:
+        raise InputError("Give at least one minimum r, and maximum uses of at least 1")
+    return minimums, uses
+
+
+def _matchings(
+    cor: str, correlation: xr.Dataset, lowest: float, choices: Sequence[tuple[Choice, TextInputs | None]]
+) -> Iterator[xr.Dataset]:
+    """Yield the pairs of every choice; the kept pairs are read once, from the lowest minimum on."""
+    edges = read_edges(cor, correlation, lowest)
+    for choice, text in choices:
+        at = np.flatnonzero(edges.r >= choice.minimum)
+        pairs = make_pairs(Candidates(cor, correlation, edges.take(at), text), choice)
+        logger.info("r ≥ %g: %d pairs, mean r %s", choice.minimum, pairs.n_pairs, pairs.mean_r)
+        yield pairs
 
 
 def _ask(method: str, n: int, filters: Sequence[Any]) -> tuple[int, list[Any]]:

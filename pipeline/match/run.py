@@ -253,8 +253,9 @@ def make_pairs(data: Candidates, choice: Choice) -> xr.Dataset:
     chosen, reports = choose(data, choice, fates)
     chosen = chosen[np.argsort(-data.edges.r[chosen], kind="stable")]
     of_side = fates.finish(chosen)
+    flags = _flag_attrs(np.concatenate(list(of_side.values())))
     variables = _columns(data, chosen) | {
-        f"fate_{side}": xr.Variable(f"id_{side}", fate, _flag_attrs()) for side, fate in of_side.items()
+        f"fate_{side}": xr.Variable(f"id_{side}", fate, flags) for side, fate in of_side.items()
     }
     pairs = xr.Dataset(variables)
     settings = {"method": choice.method, "min_correlation": choice.minimum, "n_candidates": len(data.edges)}
@@ -337,13 +338,14 @@ LONG_NAMES = {
 }
 
 
-def _flag_attrs() -> dict[str, Any]:
-    """Return the attributes of a flag variable after the CF conventions."""
+def _flag_attrs(met: NDArray[np.int8]) -> dict[str, Any]:
+    """Return the attributes of a flag variable after the CF conventions: the usual fates, and others that were met."""
+    fates = [fate for fate in Fate if fate <= Fate.taken or np.any(met == fate)]
     return {
         "long_name": "what became of the feature",
-        "flag_values": [int(fate) for fate in Fate],
-        "flag_meanings": " ".join(fate.name for fate in Fate),
-        "flag_descriptions": "; ".join(f"{fate.name}: {meaning}" for fate, meaning in FATE_MEANINGS.items()),
+        "flag_values": [int(fate) for fate in fates],
+        "flag_meanings": " ".join(fate.name for fate in fates),
+        "flag_descriptions": "; ".join(f"{fate.name}: {FATE_MEANINGS[fate]}" for fate in fates),
     }
 
 

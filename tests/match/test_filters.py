@@ -213,6 +213,7 @@ def test_the_order_of_filter_and_matching_flips_the_result(correlation):
     assert list(zip(before.feature_a.values, before.feature_b.values, strict=True)) == [(0, 1)]
     assert after.sizes["pair"] == 0
     assert [Fate(fate).name for fate in before.fate_b.values] == ["low_heldout_r", "matched"]
+    assert before.fate_b.attrs["flag_meanings"].split()[-2:] == ["taken", "low_heldout_r"]
     assert [Fate(fate).name for fate in after.fate_a.values] == ["low_heldout_r", "taken"]
 
 
