@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.matching import layers_command, sweep_command, token_identity_command
+from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
@@ -175,8 +177,51 @@ _register(
     "subspace convergence pairs.zarr A.zarr B.zarr --out convergence.zarr",
     "subspace convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out convergence.zarr",
 )
-_register("match", match_command, "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2")
+_register(
+    "match",
+    match_command,
+    "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2",
+    "subspace match C.zarr --all",
+    "subspace match C.zarr --out pairs.zarr --filter max_uses:n=100 --filter min_heldout_r:after:value=0.2",
+    "subspace match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr "
+    "--corpus corpus.zarr --hubs 10",
+)
+_register(
+    "sweep",
+    sweep_command,
+    "subspace sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg",
+    "subspace sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa",
+)
+_register(
+    "token-identity", token_identity_command, "subspace token-identity pairs.zarr A.zarr B.zarr --out identity.zarr"
+)
+_register("layers", layers_command, "subspace layers runs/pythia-70m-vs-160m --csv layers.csv")
 _register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
+_register(
+    "inspect",
+    inspect_command,
+    "subspace inspect A.zarr",
+    "subspace inspect runs/pythia-70m-vs-160m --json",
+)
+_register(
+    "verify",
+    verify_command,
+    "subspace verify A.zarr C.zarr",
+    "subspace verify runs/pythia-70m-vs-160m --threads 8 --json",
+)
+_register(
+    "import",
+    import_command,
+    "subspace import activations.npz --decoder W_dec.npy --tokens rows.csv --kind post --out A.zarr",
+    "subspace import cached_activations/ --drop-token 0 --out A.zarr",
+    "subspace import cells.h5ad --key counts --out A.zarr",
+)
+_register(
+    "export",
+    export_command,
+    "subspace export A.zarr --format anndata --out A.h5ad",
+    "subspace export A.zarr --format npz --out A.npz --json",
+)
 _register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
 
 

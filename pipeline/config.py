@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -28,7 +28,7 @@ ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
 Device = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
-MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal"]
+MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
 
 #: What r is called in labels, by measure.
@@ -137,11 +137,109 @@ class CorrelateConfig(Section):
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 
 
+class FilterConfig(Section):
+    """What all filters of pairs have in common; the order in which they are given is the order in which they act."""
+
+    when: Literal["before", "after"] = Field(
+        "before", description="act on candidates, or on the pairs that were chosen"
+    )
+
+
+class MinimumFilter(FilterConfig):
+    """Drop pairs below a minimum r, on the rows that chose (``min_r``) or on the others (``min_heldout_r``)."""
+
+    name: Literal["min_r", "min_heldout_r"]
+    value: Annotated[float, Field(ge=-1, le=1)]
+
+
+class FractionFilter(FilterConfig):
+    """Keep the fraction of pairs with the highest (or lowest) r."""
+
+    name: Literal["fraction"]
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    keep: Literal["top", "bottom"] = "top"
+
+
+class MaxUsesFilter(FilterConfig):
+    """Drop features that more than `n` features of the other side use: as their best (before), in pairs (after)."""
+
+    name: Literal["max_uses"]
+    n: PositiveInt
+    side: Literal["a", "b", "both"] = "both"
+
+
+class MinFiringFilter(FilterConfig):
+    """Drop features that are active on fewer than `n` rows."""
+
+    name: Literal["min_firing"]
+    n: PositiveInt
+
+
+class ReproducibleFilter(FilterConfig):
+    """Drop pairs whose r on the two halves of the documents differ by more than `tolerance`."""
+
+    name: Literal["reproducible"]
+    tolerance: Annotated[float, Field(ge=0, le=2)] = 0.1
+
+
+class NonConceptFilter(FilterConfig):
+    """Drop features of whose top contexts more than a share fire on tokens of a list; needs contexts."""
+
+    name: Literal["non_concept"]
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    tokens: str | None = Field(None, description="YAML list of tokens; the one that comes with the package if absent")
+
+
+class SharedTokenFilter(FilterConfig):
+    """Drop pairs that have no token in common among those of their top contexts; needs contexts."""
+
+    name: Literal["shared_token"]
+
+
+class EasyKindFilter(FilterConfig):
+    """Drop features that fire on one token, at one position, or on punctuation in `share` of contexts; needs them."""
+
+    name: Literal["easy_kind"]
+    kinds: list[Literal["single_token", "position", "punctuation"]] = ["single_token", "position", "punctuation"]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+PairFilter = Annotated[
+    MinimumFilter
+    | FractionFilter
+    | MaxUsesFilter
+    | MinFiringFilter
+    | ReproducibleFilter
+    | NonConceptFilter
+    | SharedTokenFilter
+    | EasyKindFilter,
+    Field(discriminator="name"),
+]
+#: Filters that read the contexts result, and with it the text.
+NEED_CONTEXTS = ("non_concept", "shared_token", "easy_kind")
+
+
 class MatchConfig(Section):
     """How pairs are chosen."""
 
     method: MatchMethod = "greedy"
     min_correlation: Annotated[float, Field(gt=-1, le=1)] = 0.1
+    max_uses: PositiveInt = Field(1, description="method unique: how many features of A may share one of B")
+    filters: list[PairFilter] = Field([], description="what else is dropped, in this order")
+
+    @model_validator(mode="after")
+    def _uses_belong_to_unique(self) -> MatchConfig:
+        if self.max_uses > 1 and self.method != "unique":
+            raise ValueError(
+                f"max_uses belongs to the method 'unique', not {self.method!r}; to drop features that are used often, "
+                "give filters: [{name: max_uses, n: …}]"
+            )
+        return self
+
+    @property
+    def needs_contexts(self) -> bool:
+        """Whether a filter reads contexts."""
+        return any(each.name in NEED_CONTEXTS for each in self.filters)
 
 
 class CompareConfig(Section):
@@ -244,9 +342,15 @@ def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
     """Yield the valid keys of the section at `location`."""
     section: Any = Experiment
     for part in location:
-        field = section.model_fields.get(part)
-        section = field.annotation if field is not None else Section
+        field = getattr(section, "model_fields", {}).get(part)
+        # inside a list of filters, the location goes on with a number and the filter's name
+        section = field.annotation if field is not None else _FILTERS.get(str(part), Section)
     yield from getattr(section, "model_fields", {})
+
+
+_FILTERS = {
+    name: kind for kind in get_args(get_args(PairFilter)[0]) for name in get_args(kind.model_fields["name"].annotation)
+}
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
@@ -258,7 +362,14 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
         }
     )
     sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
-    return experiment.model_copy(update={"corpus": corpus, **sides})
+    filters = [
+        each.model_copy(update={"tokens": _resolve(each.tokens, folder)})
+        if isinstance(each, NonConceptFilter)
+        else each
+        for each in experiment.match.filters
+    ]
+    match = experiment.match.model_copy(update={"filters": filters})
+    return experiment.model_copy(update={"corpus": corpus, "match": match, **sides})
 
 
 def _resolve_model(side: ModelConfig, folder: Path) -> ModelConfig:

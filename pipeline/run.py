@@ -132,10 +132,14 @@ def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> N
 
 
 def _match(config: Experiment, directory: RunDirectory, _: Client) -> None:
+    needs_contexts = config.match.needs_contexts
     for site_a, site_b in config.site_pairs:
         match(
             directory.correlation(site_a, site_b),
             out=directory.pairs(site_a, site_b),
+            contexts=(directory.contexts("a", site_a), directory.contexts("b", site_b)) if needs_contexts else None,
+            stores=(directory.activations("a", site_a), directory.activations("b", site_b)),
+            corpus=directory.corpus,
             **config.match.model_dump(),
         )
 

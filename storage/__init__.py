@@ -25,6 +25,7 @@ from storage.errors import (
     RowMismatchError,
     SubspaceError,
 )
+from storage.exchange import export_activations, import_activations
 from storage.files import partial_path
 from storage.kinds import check_same_kind
 from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
@@ -53,8 +54,10 @@ __all__ = [
     "create_sparse_array",
     "decode_csr",
     "encode_csr",
+    "export_activations",
     "fingerprint",
     "finish_result",
+    "import_activations",
     "is_current",
     "is_sparse",
     "iter_shards",

@@ -59,7 +59,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 over stage, inputs, settings and the version of the format."""
         parts = [self.stage, self.inputs, self.settings, FORMAT_VERSION]
-        return hashlib.sha256(_canonical_json(parts).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the manifest as attributes of a Zarr group."""
@@ -106,10 +106,10 @@ def new_manifest(stage: str, inputs: Mapping[str, str], settings: Mapping[str, A
 
 def json_values(value: Any) -> Any:
     """Return `value` as JSON gives it back: paths as strings, tuples as lists, NumPy scalars as numbers."""
-    return json.loads(_canonical_json(value))
+    return json.loads(canonical_json(value))
 
 
-def _canonical_json(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """Return JSON that is the same for equal values."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)

@@ -7,7 +7,9 @@ writes piecewise calls :func:`begin_result`, fills the folder that it returns wi
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import zarr.codecs
 
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path, remove_folder, remove_stray_files, replace_folder
-from storage.manifest import MANIFEST, Manifest, read_attrs, read_manifest
+from storage.manifest import MANIFEST, Manifest, canonical_json, read_attrs, read_manifest
 from storage.sparse_array import read_metadata
+
+# How many files each array has, and the hash of the attributes; for `verify`.
+INVENTORY = "inventory"
 
 
 def begin_result(path: str | Path, manifest: Manifest) -> Path:
@@ -69,12 +74,33 @@ def finish_result(path: str | Path, manifest: Manifest | None = None) -> None:
 
 
 def close_group(folder: Path) -> None:
-    """Clean a group that is complete, and gather the metadata of its arrays in one file."""
+    """Clean a group that is complete, take its inventory, and gather the metadata of its arrays in one file."""
     remove_stray_files(folder)
+    update_attrs(folder, {INVENTORY: take_inventory(folder)})
     with warnings.catch_warnings():
         # Consolidated metadata is not in the Zarr 3 specification yet; readers that do not know it ignore it
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         zarr.consolidate_metadata(str(folder), zarr_format=3)
+
+
+def take_inventory(folder: Path) -> dict[str, Any]:
+    """Return what tells later whether something is gone from a group: files of each array, a hash of the attributes.
+
+    Zarr takes a missing chunk for a chunk of fill values; with the number of files on record, it is known to be lost.
+    """
+    attrs = {name: value for name, value in read_attrs(folder).items() if name != INVENTORY}
+    arrays = sorted(file.parent for file in folder.glob("*/zarr.json"))
+    return {
+        "chunk_files": {array.name: sum(1 for _ in chunk_files(array)) for array in arrays},
+        "attributes_sha256": hashlib.sha256(canonical_json(attrs).encode()).hexdigest(),
+    }
+
+
+def chunk_files(array: Path) -> Iterator[Path]:
+    """Yield the files of an array's chunks or shards."""
+    root = array / "c"
+    found = [root] if root.is_file() else root.rglob("*")
+    return (file for file in found if file.is_file() and not file.name.endswith(PARTIAL_SUFFIX))
 
 
 def update_attrs(folder: Path, attrs: dict[str, Any]) -> None:
@@ -188,4 +214,6 @@ def open_group(path: str | Path) -> xr.Dataset:
     consolidated = read_metadata(Path(path)).get("consolidated_metadata") is not None
     ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
     ds.encoding["source"] = str(path)
+    # It is about the files here, not about what is made from them
+    ds.attrs.pop(INVENTORY, None)
     return ds

@@ -542,11 +542,13 @@ class Shard:
         """Yield what the chunks of row `down` have in `rows` (within the chunk) and `columns` (of the array)."""
         width = self.layout.chunk[1]
         for across in range(columns.start // width, (columns.stop - 1) // width + 1):
-            offset, length = (int(number) for number in self.index[down, across])
-            if offset == NO_CHUNK:
-                continue
-            panel = unpack(self.payload(offset, length), self.layout.chunk, self.layout.dtype)
-            yield _cut(panel, rows, columns, across * width, width)
+            if self.index[down, across, 0] != NO_CHUNK:
+                yield _cut(self.chunk(down, across), rows, columns, across * width, width)
+
+    def chunk(self, down: int, across: int) -> Panel:
+        """Return the content of one chunk that is there."""
+        offset, length = (int(number) for number in self.index[down, across])
+        return unpack(self.payload(offset, length), self.layout.chunk, self.layout.dtype)
 
     def payload(self, offset: int, length: int) -> bytes:
         """Read one chunk and undo what follows the codec that made bytes of an array."""
@@ -591,6 +593,24 @@ class Shard:
 
 
 REMEDY = "the file is damaged: delete it and run the stage that wrote it again"
+
+
+def iter_chunks(layout: SparseLayout, i: int) -> Iterator[tuple[tuple[int, int], Panel | CorruptError]]:
+    """Yield the place (down, across) and the content of every chunk of shard `i`, one in memory at a time.
+
+    Of a damaged chunk, the error is yielded in place of the content, so that the others can still be looked at.
+
+    Raises
+    ------
+    CorruptError
+        If the shard itself is missing, too short, or its index is damaged.
+    """
+    with Shard(layout, i) as shard:
+        for down, across in np.argwhere(shard.index[..., 0] != NO_CHUNK).tolist():
+            try:
+                yield (down, across), shard.chunk(down, across)
+            except CorruptError as error:
+                yield (down, across), error
 
 
 def _cut(panel: Panel, rows: slice, columns: range, first_column: int, width: int) -> _PanelRows:

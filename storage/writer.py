@@ -13,7 +13,7 @@ what is left to do. :func:`storage.write_activations` does the three steps for d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -170,10 +170,11 @@ class ActivationWriter:
             raise MissingInputError(
                 f"There is no unfinished store at {partial}; begin one with ActivationWriter.create"
             )
-        return cls._from_disk(Path(path), partial)
+        return cls.from_disk(Path(path), partial)
 
     @classmethod
-    def _from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
+    def from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
+        """Return what describes the store of `path` that is in `folder`, finished or not."""
         metadata = read_metadata(folder / ACTIVATION)
         rows, features = metadata["shape"]
         shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -281,8 +282,9 @@ class ActivationWriter:
             raise MissingInputError(f"There is no unfinished store at {self.partial}")
         if missing := self.missing():
             raise InputError(f"{self.path} cannot be finished: {len(missing)} shards are missing: {_listed(missing)}")
-        moments, content_hash = _survey(self)
-        _put(self, _statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
+        shards = (read_shard(self, self.partial, i) for i in range(self.n_shards))
+        moments, content_hash = survey(self, self.partial, shards)
+        _put(self, statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
         attrs = {CONTENT_HASH: content_hash, "n_sinks": self.n_tokens - moments.n}
         if read_attrs(self.partial).get("manifest") is None:
             attrs |= new_manifest("activations", {"data": content_hash}, {}).to_attrs()
@@ -297,7 +299,7 @@ class ActivationWriter:
     def _resumable(self, manifest: Manifest | None) -> bool:
         if manifest is None or not same_work(self.partial, manifest):
             return False
-        return self._from_disk(self.path, self.partial) == self
+        return self.from_disk(self.path, self.partial) == self
 
     def resized(self, n_tokens: int) -> ActivationWriter:
         """Return the writer of the same store with another number of rows, for data of unknown length."""
@@ -417,36 +419,40 @@ def chunk_shape(folder: Path) -> tuple[int, int]:
     return rows, columns
 
 
-def _survey(writer: ActivationWriter) -> tuple[FeatureMoments, str]:
-    """Return the statistics over the rows that are not sinks, and the hash of the content, reading every shard once."""
+def survey(writer: ActivationWriter, folder: Path, shards: Iterable[Any]) -> tuple[FeatureMoments, str]:
+    """Return the statistics over the rows that are not sinks, and the hash of the content of the store in `folder`.
+
+    `shards` are the rows of every shard in order, as :func:`read_shard` returns them; one is in memory at a time.
+    """
     moments = FeatureMoments(writer.n_features)
-    content = _ContentHash(writer)
-    sinks = zarr.open_array(writer.partial / "sink", mode="r")
-    for i in range(writer.n_shards):
-        rows = writer.shard_slice(i)
-        data, sink = _read_rows(writer, rows), sinks[rows]
+    content = _ContentHash(writer, folder)
+    sinks = zarr.open_array(folder / "sink", mode="r")
+    for i, data in enumerate(shards):
+        sink = sinks[writer.shard_slice(i)]
         content.add(data, sink)
         moments.add(data[~sink] if sink.any() else data)
     return moments, content.hexdigest()
 
 
-def _read_rows(writer: ActivationWriter, rows: slice) -> Any:
+def read_shard(writer: ActivationWriter, folder: Path, i: int) -> Any:
+    """Return the rows of shard `i` of the store in `folder`, as it keeps them: SciPy CSR or dense."""
+    rows = writer.shard_slice(i)
     if writer.layout == "csr":
-        return read_csr(writer.partial, rows)
-    return zarr.open_array(writer.partial / ACTIVATION, mode="r")[rows]
+        return read_csr(folder, rows)
+    return zarr.open_array(folder / ACTIVATION, mode="r")[rows]
 
 
 class _ContentHash:
     """SHA-256 of what a store holds: the same for the same content, however it is sharded or compressed."""
 
-    def __init__(self, writer: ActivationWriter) -> None:
+    def __init__(self, writer: ActivationWriter, folder: Path) -> None:
         self.streams = {name: hashlib.sha256() for name in ("lengths", "ids", "values", "sink")}
         self.whole = hashlib.sha256(
             repr((writer.layout, str(writer.dtype), writer.n_tokens, writer.n_features)).encode()
         )
-        self.whole.update(str(read_attrs(writer.partial).get(ROW_HASH)).encode())
-        if (writer.partial / "decoder").exists():
-            self.whole.update(zarr.open_array(writer.partial / "decoder", mode="r")[...].astype("<f4").tobytes())
+        self.whole.update(str(read_attrs(folder).get(ROW_HASH)).encode())
+        if (folder / "decoder").exists():
+            self.whole.update(zarr.open_array(folder / "decoder", mode="r")[...].astype("<f4").tobytes())
 
     def add(self, data: Any, sink: NDArray[np.bool_]) -> None:
         values = data
@@ -463,5 +469,6 @@ class _ContentHash:
         return self.whole.hexdigest()
 
 
-def _statistics(moments: FeatureMoments) -> dict[str, NDArray[Any]]:
+def statistics(moments: FeatureMoments) -> dict[str, NDArray[Any]]:
+    """Return what a store keeps of the moments of its features, by name."""
     return {"mean": moments.mean, "std": moments.std, "n_active": moments.n_active, "max": moments.maximum}

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import storage
+from pipeline.correlate.run import correlate
 
 
 def last_line(*arguments: str) -> dict[str, Any]:
@@ -15,6 +20,23 @@ def last_line(*arguments: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_match(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.exponential(size=(400, 60)) * (rng.random((400, 60)) < 0.2)
+    storage.write_activations(tmp_path / "a.zarr", base)
+    storage.write_activations(tmp_path / "b.zarr", base @ (rng.random((60, 50)) < 0.1))
+    correlate(tmp_path / "a.zarr", tmp_path / "b.zarr", out=tmp_path / "cor.zarr")
+    sizes = ("--features", "130", "--peer-features", "70")
+    result = last_line("benchmarks.match", *sizes, "--correlation", str(tmp_path / "cor.zarr"))
+    assert result["max_error"] < 1e-9
+    assert 0 < result["greedy_total"] <= result["optimal_total"]
+    assert result["kept_pairs"] > 100
+    for peer in ("linear_sum_assignment", "lapx", "full_sort_greedy"):
+        assert {peer, f"{peer}_70"} <= set(result["ratios"])
+        assert set(result["ratios"]) == set(result["memory_ratios"])
+    assert {"greedy_seconds", "optimal_seconds", "peak_gb"} <= set(result)
 
 
 @pytest.mark.parametrize("kind", [["--active", "8"], ["--dense"]])

@@ -53,6 +53,10 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         (changed(corpus={"path": "x", "dataset": "y"}), "exactly one of 'dataset' and 'path'"),
         (changed(correlate={"top_k": 0}), "correlate.top_k: .* greater than or equal to 1 .*given: 0"),
         (changed(match={"min_correlation": 0.05}), "below correlate.keep_above"),
+        (changed(match={"max_uses": 2}), "max_uses belongs to the method 'unique', not 'greedy'"),
+        (changed(match={"filters": [{"name": "nope"}]}), r"match.filters.0: .*'min_r', 'min_heldout_r'"),
+        (changed(match={"filters": [{"name": "max_uses", "k": 1, "n": 2}]}), r"max_uses.k: unknown key; .*n"),
+        (changed(match={"filters": [{"name": "min_r", "value": 0.2, "wen": "after"}]}), r"wen: .*did you mean 'when'"),
         (changed(a={**MINIMAL["a"], "sites": ["x", "x"]}), "named twice"),
         ({"name": "toy"}, "corpus: Field required"),
         ("- a list", "must hold a mapping"),
@@ -62,6 +66,15 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
 def test_wrong_files_say_what_is_wrong(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_experiment(write(tmp_path, content))
+
+
+def test_filters_keep_their_order_and_their_lists_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("- the\n")
+    filters = [{"name": "non_concept", "tokens": "mine.yaml"}, {"name": "min_r", "value": 0.3, "when": "after"}]
+    config = load_experiment(write(tmp_path, changed(match={"filters": filters})))
+    assert [(each.name, each.when) for each in config.match.filters] == [("non_concept", "before"), ("min_r", "after")]
+    assert config.match.model_dump()["filters"][0]["tokens"] == str(tmp_path / "mine.yaml")
+    assert config.match.needs_contexts
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -3,33 +3,140 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import xarray as xr
+import yaml
+from rich.console import Console
+from rich.table import Table
 
 from pipeline.config import MatchMethod
+from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
-from pipeline.script import AsJson, Out, run_script, show
+from pipeline.match.words import TopTokens, read_top_tokens
+from pipeline.script import AsJson, run_script, show
+from storage.errors import InputError
+
+#: Hubs in the JSON, where --hubs does not say how many.
+DEFAULT_HUBS = 10
+#: Columns of the table of all methods, and how they are headed.
+COLUMNS = {
+    "pairs": "pairs",
+    "mean_r": "mean r",
+    "median_r": "median r",
+    "total_r": "total r",
+    "mean_r_heldout": "held out",
+    "matched_a": "A matched",
+    "matched_b": "B matched",
+    "share_unique": "used once",
+    "share_mutual": "mutual",
+    "most_uses_a": "most uses A",
+    "most_uses_b": "most uses B",
+}
 
 
 def command(
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; not needed with --all.")
+    ] = None,
     method: Annotated[
         MatchMethod, typer.Option(help="best, best_of_b: many to one; the others one to one: greedy is best-first.")
     ] = "greedy",
     min_correlation: Annotated[float, typer.Option(help="Pairs below this r are not matched.")] = 0.1,
+    max_uses: Annotated[int, typer.Option(min=1, help="Method unique: how many A features may share a B.")] = 1,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="Can be repeated; the order counts."),
+    ] = None,
+    contexts: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")
+    ] = None,
+    stores: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Their activation stores.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="The text.")] = None,
+    hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
+    all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
-    pairs = match(correlation, method=method, min_correlation=min_correlation, out=out)
-    summary = {
-        "result": str(out),
-        "pairs": pairs.sizes["pair"],
-        "mean_r": float(pairs["r"].mean()),
-        "mean_r_heldout": float(pairs["r_heldout"].mean()),
-    }
-    show(summary, as_json=as_json)
+    options: dict[str, Any] = {"max_uses": max_uses, "contexts": contexts, "stores": stores, "corpus": corpus}
+    filters = [parse_filter(text) for text in filter_ or ()]
+    if all_:
+        show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)
+        return
+    if out is None:
+        raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
+    pairs = match(correlation, method, min_correlation, out, filters=filters, **options)
+    _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
+
+
+def parse_filter(text: str) -> dict[str, Any]:
+    """Return a filter from how it is written on the command line.
+
+    >>> parse_filter("max_uses:after:n=3"), parse_filter("easy_kind:kinds=[position]")
+    ({'name': 'max_uses', 'when': 'after', 'n': 3}, {'name': 'easy_kind', 'kinds': ['position']})
+    """
+    name, *parts = text.split(":")
+    found: dict[str, Any] = {"name": name}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if equals:
+            found[key] = yaml.safe_load(value)
+        else:
+            found["when"] = part
+    return found
+
+
+def _tops(
+    contexts: tuple[Path, Path] | None, stores: tuple[Path, Path] | None, corpus: Path | None
+) -> dict[str, TopTokens] | None:
+    if contexts is None or stores is None or corpus is None:
+        return None
+    return dict(zip("ab", read_top_tokens(contexts, stores[0], corpus), strict=True))
+
+
+def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None, n_hubs: int, *, as_json: bool) -> None:
+    found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
+    summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
+    summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}
+    if as_json:
+        fates = {f"fates_{side}": pairs.attrs[f"fates_{side}"] for side in "ab"}
+        show({**summary, **found, **fates, "filters": pairs.attrs["filters"]}, as_json=True)
+        return
+    for report in pairs.attrs["filters"]:
+        summary[f"{report['name']}, {report['when']}"] = (
+            f"{report['pairs_dropped']} of {report['pairs_before']} dropped"
+        )
+    show(summary, as_json=False)
+    for side in "ab" if n_hubs else "":
+        Console().print(_hub_table(side, found[f"hubs_{side}"]))
+
+
+def _hub_table(side: str, hubs: list[dict[str, Any]]) -> Table:
+    table = Table("feature", "pairs", "mean r", "fires on", title=f"most used features of {side.upper()}")
+    for hub in hubs:
+        tokens = ", ".join(dict.fromkeys(repr(token) for token in hub.get("tokens", [])))
+        table.add_row(str(hub["feature"]), f"{hub['uses']:,}", f"{hub['mean_r']:.3f}", tokens)
+    return table
+
+
+def show_all(methods: xr.Dataset, *, as_json: bool) -> None:
+    """Print one line for each method."""
+    lines = [
+        {"method": str(method), **{name: methods[name].values[i].item() for name in COLUMNS}}
+        for i, method in enumerate(methods["matching"].values)
+    ]
+    if as_json:
+        show({"min_correlation": methods.attrs["min_correlation"], "methods": lines, **methods.attrs}, as_json=True)
+        return
+    table = Table(title=f"r ≥ {methods.attrs['min_correlation']}")
+    for name in ("method", *COLUMNS.values()):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for line in lines:
+        cells = (f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in list(line.values())[1:])
+        table.add_row(line["method"], *cells)
+    (Console() if Console().is_terminal else Console(width=140)).print(table)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ class Edges:
     def __len__(self) -> int:
         return len(self.r)
 
+    def take(self, at: NDArray[np.int64]) -> Edges:
+        """Return the edges at the given positions, which must ascend."""
+        return Edges(self.ids_a[at], self.ids_b[at], self.r[at], self.n_a, self.n_b)
+
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """Positions of the edges from the highest r to the lowest; equal r by A feature, then B feature.

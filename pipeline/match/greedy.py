@@ -1,7 +1,7 @@
 """Matchings that take edges from the highest r to the lowest: one sort, then one sweep.
 
-All five methods are one sweep with different limits on how often a feature may be used. Ties in r go to the lower A
-feature, then to the lower B feature.
+All methods here are one sweep or two with different limits on how often a feature may be used. Ties in r go to the
+lower A feature, then to the lower B feature.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pipeline.match.edges import Edges
 def greedy(edges: Edges) -> NDArray[np.int64]:
     """Match globally best-first, one to one: take the highest r, remove both features, repeat.
 
-    Equal to sorting all pairs of the full matrix, as long as every pair that may be matched is among the edges.
+    Equal to sorting all pairs of the full matrix, as long as every pair that may be matched is among the edges. It is
+    also the stable matching: where both sides rank each other by the same r, best-first leaves no two features that
+    would both rather have each other, and with ties broken by ids there is no other such matching.
 
     Parameters
     ----------
@@ -125,6 +127,40 @@ def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
     [2]
     """
     return _sweep(edges, best(edges), 1, max_uses)
+
+
+def rematch(edges: Edges) -> NDArray[np.int64]:
+    """Keep the pairs that are one to one by nature, and match the rest best-first among the features left free.
+
+    By nature one to one is a pair of :func:`best` whose B feature is the best of that A feature only. Hubs, which are
+    the best of many, go to the one that wants them most; the others get their best among what is left.
+
+    Parameters
+    ----------
+    edges
+        The candidate pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (pair,)
+        Positions of the chosen edges, highest r first. One to one. Not the same as :func:`greedy`: a natural pair is
+        kept even if its B feature would go to another A feature, with a higher r, that lost its own best.
+
+    Examples
+    --------
+    >>> from pipeline.match.edges import make_edges
+    >>> edges = make_edges([0, 1, 1, 2], [0, 0, 1, 1], [0.9, 0.8, 0.7, 0.6], n_a=3, n_b=2)
+    >>> rematch(edges).tolist(), greedy(edges).tolist()
+    ([0, 3], [0, 2])
+    """
+    of_a = best(edges)
+    uses = np.bincount(edges.ids_b[of_a], minlength=edges.n_b)
+    natural = of_a[uses[edges.ids_b[of_a]] == 1]
+    free_a, free_b = np.ones(edges.n_a, np.int64), np.ones(edges.n_b, np.int64)
+    free_a[edges.ids_a[natural]], free_b[edges.ids_b[natural]] = 0, 0
+    rest = edges.order[_take(edges.order, edges.ids_a, edges.ids_b, free_a, free_b)]
+    chosen = np.sort(np.concatenate([natural, rest]))
+    return chosen[np.argsort(-edges.r[chosen], kind="stable")]
 
 
 def _sweep(edges: Edges, order: NDArray[np.int64], uses_a: int, uses_b: int) -> NDArray[np.int64]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,21 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES
+from pipeline.config import MEASURE_NAMES, NEED_CONTEXTS, PairFilter
 from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
-from pipeline.match.filters import FATE_MEANINGS, Fate, count_fates, fates
-from pipeline.match.greedy import best, best_of_b, greedy, mutual, unique
+from pipeline.match.fates import FATE_MEANINGS, Fate, Fates, count_fates
+from pipeline.match.filters import (
+    FILTERS,
+    Candidates,
+    TextInputs,
+    apply_filter,
+    mean_or_none,
+    parse_filters,
+    read_token_list,
+)
+from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
+from pipeline.match.words import check_contexts, check_stores
 from storage import check_same_kind, fingerprint, is_current, new_manifest, open_result, read_manifest, write_result
 from storage.errors import InputError
 
@@ -33,6 +44,7 @@ METHODS: Mapping[str, Method] = {
     "unique": unique,
     "greedy": greedy,
     "optimal": optimal,
+    "rematch": rematch,
 }
 
 #: Attributes of the correlation result that its pairs keep.
@@ -52,6 +64,12 @@ def match(
     method: str = "greedy",
     min_correlation: float = 0.1,
     out: str | Path | None = None,
+    *,
+    max_uses: int = 1,
+    filters: Sequence[Any] = (),
+    contexts: tuple[str | Path, str | Path] | None = None,
+    stores: tuple[str | Path, str | Path] | None = None,
+    corpus: str | Path | None = None,
 ) -> xr.Dataset:
     """Choose pairs of features from a correlation result.
 
@@ -65,24 +83,35 @@ def match(
     method
         ``best``: each A feature's best B feature, which may serve many (many to one); ``best_of_b``: the other way
         round; ``mutual``: each other's best; ``unique``: of ``best``, each B feature's best pair only; ``greedy``:
-        one to one, globally best-first; ``optimal``: one to one with the highest total r.
+        one to one, globally best-first; ``optimal``: one to one with the highest total r; ``rematch``: one to one,
+        those of ``best`` whose B feature is used once, and the rest best-first among the free.
     min_correlation
         Lowest r of a pair, inclusive; not below the ``keep_above`` of the correlation.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    max_uses
+        With ``unique``: how many A features may share a B feature; its best ones are kept.
+    filters
+        What else is dropped, before or after the method chooses, in this order: mappings as in the experiment file,
+        ``{"name": "min_heldout_r", "value": 0.2, "when": "after"}`` (see ``docs/matching.md``).
+    contexts, stores, corpus
+        The contexts and stores of A and B, and the text; for filters that look at tokens.
 
     Returns
     -------
     xarray.Dataset
         Over ``pair``, from the highest r down and then by ids: ``feature_a``, ``feature_b`` int32; ``r`` float64 on
         the rows that chose; ``r_heldout`` float64 on the others, NaN if there are none; ``rank_b`` int32, the place
-        of the B feature in the A feature's list, best 0; ``rank_a`` the other way round. ``fate_a(id_a)`` and
-        ``fate_b(id_b)`` int8 say of every feature, dead ones included, why it is or is not in a pair.
+        of the B feature in the A feature's list of all candidates, before any filter, best 0; ``rank_a`` the other
+        way round; ``uses_a`` and ``uses_b`` int32, how many pairs the feature is in. ``fate_a(id_a)`` and
+        ``fate_b(id_b)`` int8 say of every feature, dead ones included, why it is or is not in a pair. The attribute
+        ``filters`` says what each filter dropped.
 
     Raises
     ------
     InputError
-        If the method is unknown, the minimum is below what was kept, or `cor` is a dataset without a path.
+        If the method or a filter is unknown, the minimum is below what was kept, `cor` is a dataset without a path, or
+        a filter needs something that is not given.
     MissingInputError
         If there is no finished result at the path.
     FormatError
@@ -104,19 +133,94 @@ def match(
     """
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
-    _check(method, min_correlation, correlation)
+    choice, text = check_choice(path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus)
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
-    settings = {"method": method, "min_correlation": float(min_correlation)}
-    manifest = new_manifest(STAGE, {"correlation": fingerprint(path)}, settings)
+    manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
     if out is not None and is_current(out, manifest):
         logger.info("%s is up to date", out)
         return open_result(out, STAGE)
-    pairs = _match(path, correlation, method, float(min_correlation))
-    logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, method, min_correlation, pairs.mean_r)
+    pairs = make_pairs(Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text), choice)
+    _log(pairs, choice)
     if out is None:
         return pairs.assign_attrs(manifest.to_attrs())
     write_result(pairs, out, manifest)
     return open_result(out, STAGE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a matching was asked for, checked."""
+
+    method: str
+    minimum: float
+    max_uses: int = 1
+    filters: tuple[PairFilter, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the result depends on besides its inputs; lists of tokens by what they hold."""
+        filters = [each.model_dump() for each in self.filters]
+        for each in filters:
+            if each["name"] == "non_concept":
+                each["tokens"] = read_token_list(each["tokens"])
+        plain = {"method": self.method, "min_correlation": self.minimum, "filters": filters}
+        return plain | ({"max_uses": self.max_uses} if self.method == "unique" else {})
+
+    def run(self, edges: Edges) -> NDArray[np.int64]:
+        """Return the positions of the chosen edges."""
+        return unique(edges, self.max_uses) if self.method == "unique" else METHODS[self.method](edges)
+
+
+def check_choice(  # noqa: PLR0917 - the arguments of match, handed on
+    path: str,
+    correlation: xr.Dataset,
+    method: str,
+    minimum: float,
+    max_uses: int,
+    filters: Sequence[Any],
+    contexts: tuple[str | Path, str | Path] | None,
+    stores: tuple[str | Path, str | Path] | None,
+    corpus: str | Path | None,
+) -> tuple[Choice, TextInputs | None]:
+    """Check the arguments of :func:`match`; return what they ask for, and the text inputs if a filter needs them."""
+    _check(method, minimum, max_uses, correlation)
+    text = _text_inputs(path, contexts, stores, corpus)
+    chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
+    if not any(each.name in NEED_CONTEXTS for each in chosen):
+        text = None  # what is not read is no input
+    return Choice(method, float(minimum), max_uses, tuple(chosen)), text
+
+
+def _text_inputs(
+    path: str,
+    contexts: tuple[str | Path, str | Path] | None,
+    stores: tuple[str | Path, str | Path] | None,
+    corpus: str | Path | None,
+) -> TextInputs | None:
+    if contexts is None or stores is None or corpus is None:
+        return None
+    manifest = read_manifest(path)
+    correlated = {} if manifest is None else manifest.inputs
+    check_stores(stores, correlated)
+    check_contexts(contexts, correlated)
+    return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus))
+
+
+def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
+    inputs = {"correlation": fingerprint(path)}
+    if text is not None:
+        inputs |= {f"contexts_{side}": fingerprint(each) for side, each in zip("ab", text.contexts, strict=True)}
+        inputs["corpus"] = fingerprint(text.corpus)
+    return inputs
+
+
+def _log(pairs: xr.Dataset, choice: Choice) -> None:
+    for report in pairs.attrs["filters"]:
+        logger.info("%s %s: %d of %d pairs dropped", report["name"], report["when"], *_dropped(report))
+    logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, choice.method, choice.minimum, pairs.mean_r)
+
+
+def _dropped(report: dict[str, Any]) -> tuple[int, int]:
+    return report["pairs_dropped"], report["pairs_before"]
 
 
 def _path_of(cor: xr.Dataset | str | Path) -> str:
@@ -127,9 +231,14 @@ def _path_of(cor: xr.Dataset | str | Path) -> str:
     return str(cor.encoding["source"])
 
 
-def _check(method: str, minimum: float, correlation: xr.Dataset) -> None:
+def _check(method: str, minimum: float, max_uses: int, correlation: xr.Dataset) -> None:
     if method not in METHODS:
         raise InputError(f"No matching method {method!r}; there are {', '.join(METHODS)}")
+    if max_uses < 1 or (max_uses > 1 and method != "unique"):
+        raise InputError(
+            f"max_uses is {max_uses} with the method {method!r}; it is at least 1, and belongs to the method 'unique'. "
+            "To drop features that are used often, give the filter max_uses"
+        )
     kept = float(correlation.attrs["keep_above"])
     if not minimum <= 1:  # also true of NaN
         raise InputError(f"min_correlation is {minimum}, but no r exceeds 1; give a value from {kept} to 1")
@@ -140,12 +249,54 @@ def _check(method: str, minimum: float, correlation: xr.Dataset) -> None:
         )
 
 
-def _match(path: str, correlation: xr.Dataset, method: str, minimum: float) -> xr.Dataset:
-    edges = read_edges(path, correlation, minimum)
-    chosen = METHODS[method](edges)
-    pairs = xr.Dataset({**_columns(path, correlation, edges, chosen), **_fates(correlation, edges, chosen)})
-    settings = {"method": method, "min_correlation": minimum, "n_candidates": len(edges)}
-    return pairs.assign_attrs({**_inherited(path, correlation), **settings, **_summary(pairs)})
+def make_pairs(data: Candidates, choice: Choice) -> xr.Dataset:
+    """Return the result of one matching, in memory."""
+    fates = Fates(data.edges, *(data.correlation[f"defined_{side}"].values.astype(bool) for side in "ab"))
+    chosen, reports = choose(data, choice, fates)
+    chosen = chosen[np.argsort(-data.edges.r[chosen], kind="stable")]
+    of_side = fates.finish(chosen)
+    flags = _flag_attrs(np.concatenate(list(of_side.values())))
+    variables = _columns(data, chosen) | {
+        f"fate_{side}": xr.Variable(f"id_{side}", fate, flags) for side, fate in of_side.items()
+    }
+    pairs = xr.Dataset(variables)
+    settings = {"method": choice.method, "min_correlation": choice.minimum, "n_candidates": len(data.edges)}
+    return pairs.assign_attrs(
+        {**_inherited(data.path, data.correlation), **settings, "filters": reports, **_summary(pairs)}
+    )
+
+
+def choose(data: Candidates, choice: Choice, fates: Fates) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+    """Filter, match, filter again.
+
+    Parameters
+    ----------
+    data
+        The candidates.
+    choice
+        Method and filters.
+    fates
+        Is told what becomes of every feature.
+
+    Returns
+    -------
+    tuple
+        Positions of the edges that are pairs, ascending, and the report of every filter in the order of acting.
+    """
+    at, reports = np.arange(len(data.edges)), []
+
+    def apply(when: str, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        for each in (each for each in choice.filters if each.when == when):
+            kept, report = apply_filter(each, data, at)
+            fates.step(at, kept, FILTERS[each.name][1])
+            reports.append(report)
+            at = kept
+        return at
+
+    at = apply("before", at)
+    chosen = at[np.sort(choice.run(data.edges.take(at)))]
+    fates.step(at, chosen, Fate.taken)
+    return apply("after", chosen), reports
 
 
 def _inherited(path: str, correlation: xr.Dataset) -> dict[str, Any]:
@@ -155,35 +306,30 @@ def _inherited(path: str, correlation: xr.Dataset) -> dict[str, Any]:
     return stores | {name: correlation.attrs[name] for name in INHERITED if name in correlation.attrs}
 
 
-def _columns(path: str, correlation: xr.Dataset, edges: Edges, chosen: NDArray[np.int64]) -> dict[str, xr.Variable]:
+def _columns(data: Candidates, chosen: NDArray[np.int64]) -> dict[str, xr.Variable]:
+    edges = data.edges
     ids_a, ids_b = edges.ids_a[chosen], edges.ids_b[chosen]
     columns: dict[str, NDArray[Any]] = {
         "feature_a": ids_a,
         "feature_b": ids_b,
         "r": edges.r[chosen],
-        "r_heldout": _heldout(path, correlation, ids_a, ids_b),
+        "r_heldout": _heldout(data, ids_a, ids_b),
         "rank_b": ranks(edges, "a")[chosen],
         "rank_a": ranks(edges, "b")[chosen],
+        "uses_a": np.bincount(ids_a, minlength=edges.n_a)[ids_a].astype(np.int32),
+        "uses_b": np.bincount(ids_b, minlength=edges.n_b)[ids_b].astype(np.int32),
     }
-    measure = MEASURE_NAMES[correlation.attrs.get("measure", "pearson")]
+    measure = MEASURE_NAMES[data.correlation.attrs.get("measure", "pearson")]
     return {
         name: xr.Variable("pair", column, {"long_name": LONG_NAMES[name].format(measure=measure)})
         for name, column in columns.items()
     }
 
 
-def _fates(correlation: xr.Dataset, edges: Edges, chosen: NDArray[np.int64]) -> dict[str, xr.Variable]:
-    defined = {side: correlation[f"defined_{side}"].values.astype(bool) for side in "ab"}
-    of_side = {side: fates(edges, chosen, defined[side], side) for side in "ab"}
-    return {f"fate_{side}": xr.Variable(f"id_{side}", fate, _flag_attrs()) for side, fate in of_side.items()}
-
-
-def _heldout(
-    path: str, correlation: xr.Dataset, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32]
-) -> NDArray[np.float64]:
-    if "r_heldout" not in correlation:
+def _heldout(data: Candidates, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32]) -> NDArray[np.float64]:
+    if "r_heldout" not in data.correlation:
         return np.full(len(ids_a), np.nan)
-    return lookup(path, "r_heldout", ids_a, ids_b, correlation.sizes["feature_a"])
+    return lookup(data.path, "r_heldout", ids_a, ids_b, data.edges.n_a)
 
 
 LONG_NAMES = {
@@ -193,29 +339,26 @@ LONG_NAMES = {
     "r_heldout": "{measure} on the other rows",
     "rank_b": "place of feature_b among the partners of feature_a, best 0",
     "rank_a": "place of feature_a among the partners of feature_b, best 0",
+    "uses_a": "pairs that feature_a is in",
+    "uses_b": "pairs that feature_b is in",
 }
 
 
-def _flag_attrs() -> dict[str, Any]:
-    """Return the attributes of a flag variable after the CF conventions."""
+def _flag_attrs(met: NDArray[np.int8]) -> dict[str, Any]:
+    """Return the attributes of a flag variable after the CF conventions: the usual fates, and others that were met."""
+    fates = [fate for fate in Fate if fate <= Fate.taken or np.any(met == fate)]
     return {
         "long_name": "what became of the feature",
-        "flag_values": [int(fate) for fate in Fate],
-        "flag_meanings": " ".join(fate.name for fate in Fate),
-        "flag_descriptions": "; ".join(f"{fate.name}: {meaning}" for fate, meaning in FATE_MEANINGS.items()),
+        "flag_values": [int(fate) for fate in fates],
+        "flag_meanings": " ".join(fate.name for fate in fates),
+        "flag_descriptions": "; ".join(f"{fate.name}: {FATE_MEANINGS[fate]}" for fate in fates),
     }
 
 
 def _summary(pairs: xr.Dataset) -> dict[str, Any]:
     return {
         "n_pairs": pairs.sizes["pair"],
-        "mean_r": _mean(pairs["r"].values),
-        "mean_r_heldout": _mean(pairs["r_heldout"].values),
+        "mean_r": mean_or_none(pairs["r"].values),
+        "mean_r_heldout": mean_or_none(pairs["r_heldout"].values),
         **{f"fates_{side}": count_fates(pairs[f"fate_{side}"].values) for side in "ab"},
     }
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    """Return the mean of what is defined; None, which unlike NaN is valid JSON, if nothing is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else None

@@ -18,12 +18,15 @@ SHARD_ROWS = 4
 def write_correlation(path: Path, r: np.ndarray, r_heldout: np.ndarray | None = None, keep_above: float = 0.1) -> Path:
     """Write what `correlate` would for a dense matrix of r, NaN where it is undefined."""
     n_a = len(r)
+    r_heldout = None if r_heldout is None else np.asarray(r_heldout, float)
     manifest = storage.new_manifest("correlate", {}, {"keep_above": keep_above, "r": r.tobytes().hex()})
     partial = storage.begin_result(path, manifest)
     defined = xr.Dataset(
         {
             "defined_a": ("feature_a", ~np.isnan(r).all(axis=1)),
             "defined_b": ("feature_b", ~np.isnan(r).all(axis=0)),
+            "n_active_a": ("feature_a", 10 * np.arange(1, n_a + 1)),
+            "n_active_b": ("feature_b", 10 * np.arange(1, r.shape[1] + 1)),
         },
         attrs={"keep_above": keep_above, "select": "half" if r_heldout is not None else "all"},
     )

@@ -12,9 +12,9 @@ from scipy.optimize import linear_sum_assignment
 
 from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, make_edges
-from pipeline.match.greedy import best, best_of_b, greedy, mutual, unique
+from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
 
-METHODS = (best, best_of_b, mutual, unique, greedy, optimal)
+METHODS = (best, best_of_b, mutual, unique, greedy, optimal, rematch)
 
 
 FEW_VALUES = st.sampled_from([2, 4, 10, 1000])
@@ -85,6 +85,64 @@ def test_unique_keeps_the_best_uses_not_the_first(r, max_uses):
     assert pairs_of(edges, unique(edges, max_uses)) == [(i, j) for _, i, j in expected]
 
 
+def dense_rematch(r: np.ndarray) -> list[tuple[int, int]]:
+    """Keep (a, b) where b is the best of a and of no other a; strike them; take the largest entry left, repeat."""
+    wanted = dense_best(r)
+    kept = {(i, j) for i, j in wanted if sum(other == j for _, other in wanted) == 1}
+    left = r.copy()
+    for i, j in kept:
+        left[i], left[:, j] = np.nan, np.nan
+    return sorted(kept | set(dense_greedy(left)))
+
+
+@given(matrices())
+def test_rematch_keeps_the_natural_pairs_and_matches_the_rest_best_first(r):
+    edges = as_edges(r)
+    assert sorted(pairs_of(edges, rematch(edges))) == dense_rematch(r)
+
+
+def gale_shapley(r: np.ndarray) -> set[tuple[int, int]]:
+    """Deferred acceptance, rows proposing; each side ranks the other by r, then by id."""
+    lists = [
+        sorted((j for j in range(r.shape[1]) if not np.isnan(r[i, j])), key=lambda j: (-r[i, j], j))
+        for i in range(len(r))
+    ]
+    held: dict[int, int] = {}
+    free = list(range(len(r)))
+    while free:
+        i = free.pop()
+        if not lists[i]:
+            continue
+        j = lists[i].pop(0)
+        rival = held.get(j)
+        if rival is None or (-r[i, j], i) < (-r[rival, j], rival):
+            held[j] = i
+            free += [] if rival is None else [rival]
+        else:
+            free.append(i)
+    return {(i, j) for j, i in held.items()}
+
+
+@given(matrices())
+def test_greedy_is_the_stable_matching_whoever_proposes(r):
+    edges = as_edges(r)
+    found = set(pairs_of(edges, greedy(edges)))
+    assert found == gale_shapley(r)
+    assert found == {(i, j) for j, i in gale_shapley(r.T)}
+
+
+@given(matrices())
+def test_greedy_leaves_no_pair_that_would_both_rather_have_each_other(r):
+    edges = as_edges(r)
+    pairs = pairs_of(edges, greedy(edges))
+    of_a, of_b = dict(pairs), {j: i for i, j in pairs}
+    for i, j in np.ndindex(r.shape):
+        if not np.isnan(r[i, j]):
+            a_would = i not in of_a or r[i, j] > r[i, of_a[i]]
+            b_would = j not in of_b or r[i, j] > r[of_b[j], j]
+            assert not (a_would and b_would)
+
+
 @given(matrices())
 def test_optimal_has_the_total_of_the_dense_solver(r):
     edges = as_edges(r)
@@ -131,7 +189,7 @@ def test_chosen_edges_are_distinct_and_sorted(r):
 @given(matrices())
 def test_one_to_one_uses_no_feature_twice(r):
     edges = as_edges(r)
-    for method in (mutual, unique, greedy, optimal):
+    for method in (mutual, unique, greedy, optimal, rematch):
         for ids in (edges.ids_a, edges.ids_b):
             used = ids[method(edges)]
             assert len(set(used.tolist())) == len(used)

@@ -1,0 +1,346 @@
+"""Activation stores from other programs' files, and back.
+
+>>> import tempfile, storage
+>>> folder = Path(tempfile.mkdtemp())
+>>> np.save(folder / "x.npy", np.eye(9, 30, dtype="f4"))
+>>> _ = import_activations(folder / "x.npy", folder / "a.zarr", attrs={"kind": "post"})
+>>> _ = export_activations(folder / "a.zarr", folder / "x.npz", "npz")
+>>> scipy.sparse.load_npz(folder / "x.npz").shape
+(9, 30)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import uuid
+import warnings
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse
+import xarray as xr
+import zarr
+from numpy.typing import DTypeLike, NDArray
+
+from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
+from storage.codec import canonical
+from storage.errors import BudgetError, InputError
+from storage.files import PARTIAL_SUFFIX, remove_folder, replace_folder
+from storage.kinds import KINDS
+from storage.manifest import CONTENT_HASH, MANIFEST, json_values
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, need, open_source, read_decoder, read_tokens
+from storage.results import INVENTORY
+from storage.rows import ROW_HASH, TOKEN_COORDINATES
+from storage.slabs import reslab, share_not_zero
+from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["anndata", "npz", "npy"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+#: A dense array above this is refused unless it is asked for.
+LARGEST_DENSE = 4 * 10**9
+#: Attributes that a store gets anew.
+OWN_ATTRS = (
+    *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
+    *(MANIFEST, CONTENT_HASH, ROW_HASH, INVENTORY),
+)
+
+
+def import_activations(
+    source: str | Path,
+    out: str | Path,
+    *,
+    key: str | None = None,
+    decoder: str | Path | None = None,
+    tokens: str | Path | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    dtype: DTypeLike | None = None,
+    drop_tokens: Collection[int] = (),
+    shard_rows: int = DEFAULT_SHARD_ROWS,
+) -> dict[str, Any]:
+    """Make an activation store from a file that another program wrote.
+
+    Memory: one shard, and one slab of 64 MB; a sparse matrix stays sparse. A ``.npz`` in other than csr or C order
+    is read whole.
+
+    Parameters
+    ----------
+    source
+        A ``.npy``, ``.npz``, ``.safetensors``, AnnData ``.h5ad`` or ``.zarr``, or the folder that sae-lens'
+        ``CacheActivationsRunner`` wrote (see :mod:`storage.readers`).
+    out
+        Where the store is to be.
+    key
+        Which array of several.
+    decoder
+        File of the dictionary's decoder rows, (feature, d_model).
+    tokens
+        File of token coordinates: ``document``, ``char_start``, ``char_end``, optionally ``position``, ``token_id``.
+    attrs
+        ``model``, ``site``, ``dictionary``, ``kind``; they win over what the file says.
+    dtype
+        Type in the store; that of the source if absent (float32 for integers).
+    drop_tokens
+        Ids of tokens that are not rows, such as BOS; for sae-lens' caches.
+    shard_rows
+        Rows of a shard.
+
+    Returns
+    -------
+    dict
+        What was written: path, tokens, features, layout, dtype, and whether coordinates and decoder are there.
+
+    Raises
+    ------
+    InputError
+        If the source is no matrix of finite real numbers, or what comes with it does not fit. Nothing is left then.
+    MissingDependencyError
+        If the library that reads it is not installed.
+    """
+    opened = open_source(source, key=key, drop_tokens=drop_tokens)
+    given = dict(attrs or {})
+    if given.get("kind", KINDS[0]) not in KINDS:
+        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {given['kind']!r}")
+    if decoder is not None:
+        opened.decoder = read_decoder(decoder)
+    if tokens is not None:
+        opened.tokens = read_tokens(tokens)
+    writer = _write(opened, Path(out), given, dtype, shard_rows)
+    if opened.tokens is None:
+        logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
+    return {
+        "store": str(out),
+        "tokens": writer.n_tokens,
+        "features": writer.n_features,
+        "layout": writer.layout,
+        "dtype": str(writer.dtype),
+        "coordinates": opened.tokens is not None,
+        "decoder": opened.decoder is not None,
+    }
+
+
+def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int) -> ActivationWriter:
+    kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
+    slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
+    first = next(slabs)
+    sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
+    _check_sink(source)
+    writer = ActivationWriter.create(
+        out,
+        n_tokens=source.n_tokens,
+        n_features=source.n_features,
+        tokens=source.tokens,
+        decoder=source.decoder,
+        attrs={**kept, **attrs},
+        dtype=dtype or source.attrs.get("dtype") or (source.dtype if source.dtype.kind == "f" else "float32"),
+        layout="csr" if sparse else "dense",
+        shard_rows=rows,
+    )
+    try:
+        whole = itertools.chain([first], slabs)
+        for i, slab in enumerate(reslab((canonical(part) for part in whole) if sparse else whole, writer.shard_rows)):
+            writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
+        writer.finalise()
+    except BaseException:
+        writer.discard()
+        raise
+    return writer
+
+
+def _check_sink(source: Source) -> None:
+    if source.sink is not None and len(source.sink) != source.n_tokens:
+        raise InputError(f"The file marks sinks in {len(source.sink)} rows, but has {source.n_tokens} rows")
+
+
+def export_activations(
+    store: str | Path, out: str | Path, fmt: Format, *, largest_dense: int = LARGEST_DENSE
+) -> dict[str, Any]:
+    """Write an activation store in a format of other programs.
+
+    A sparse store stays sparse in ``anndata`` and ``npz``; coordinates, sinks, decoder and attributes go with it, so
+    that importing the file gives a store with the same content hash. Memory: one shard, the coordinates, and for
+    AnnData the names of the rows (about 70 bytes each).
+
+    Parameters
+    ----------
+    store
+        The store.
+    out
+        The file; for ``anndata`` a ``.h5ad`` or a ``.zarr``. What is there is replaced when the new one is complete.
+    fmt
+        ``anndata``, ``npz`` (``scipy.sparse.load_npz`` reads it), or ``npy`` (one dense array, nothing else).
+    largest_dense
+        Bytes above which a dense array is refused.
+
+    Returns
+    -------
+    dict
+        Path, format, bytes, and what was ``left_out``.
+
+    Raises
+    ------
+    InputError
+        If the name does not fit the format.
+    BudgetError
+        If a dense array would be larger than allowed.
+    MissingDependencyError
+        If anndata is not installed.
+    """
+    out, ds = Path(out), open_activations(store)
+    suffixes = {"anndata": (".h5ad", ".zarr"), "npz": (".npz",), "npy": (".npy",)}
+    if fmt not in suffixes or out.suffix not in suffixes[fmt]:
+        wanted = " or ".join(suffixes.get(fmt, FORMATS))
+        raise InputError(f"{out} is no name for the format {fmt!r}; give a name that ends in {wanted}")
+    if fmt == "npy":
+        _check_size(ds, largest_dense)
+    writers = {"npz": _write_npz, "npy": _write_npy, "anndata": _write_anndata}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        left_out = writers[fmt](Path(store), ds, temporary, out.suffix)
+        replace_folder(temporary, out) if temporary.is_dir() else temporary.replace(out)
+    except BaseException:
+        remove_folder(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+    return {"file": str(out), "format": fmt, "tokens": ds.sizes["token"], "features": ds.sizes["feature"]} | {
+        "left_out": left_out
+    }
+
+
+def _check_size(ds: xr.Dataset, allowed: int) -> None:
+    size = ds[ACTIVATION].nbytes
+    if size > allowed:
+        raise BudgetError(
+            f"As one dense array this store would be {size / 1e9:.1f} GB; {allowed / 1e9:.1f} GB are allowed. "
+            "Export it as npz or anndata, which stay sparse, or allow more with --largest-dense"
+        )
+
+
+def _attrs_of(ds: xr.Dataset) -> str:
+    kept = {name: value for name, value in ds.attrs.items() if name not in OWN_ATTRS}
+    own = {"dtype": str(ds[ACTIVATION].dtype), "layout": ds.attrs["layout"]}
+    return json.dumps(json_values({**kept, **own}), sort_keys=True)
+
+
+def _coordinates(ds: xr.Dataset) -> dict[str, NDArray[Any]]:
+    return {name: ds[name].values for name in TOKEN_COORDINATES if name in ds.variables}
+
+
+def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
+    shape = ds.sizes["token"], ds.sizes["feature"]
+    array = np.lib.format.open_memmap(out, "w+", dtype=ds[ACTIVATION].dtype, shape=shape)
+    for rows, shard in iter_shards(store):
+        for start in range(rows.start, rows.stop, step := max(1, 2**24 // shape[1])):
+            part = shard[start - rows.start : min(start + step, rows.stop) - rows.start]
+            array[start : start + part.shape[0]] = part if isinstance(part, np.ndarray) else part.toarray()
+    array.flush()
+    return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
+
+
+def _write_npz(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
+    extras = {TOKEN_PREFIX + name: values for name, values in _coordinates(ds).items()}
+    extras |= {"sink": ds["sink"].values, ATTRS_KEY: np.array(_attrs_of(ds))}
+    if "decoder" in ds:
+        extras["decoder"] = ds["decoder"].values
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, values in extras.items():
+            _put(archive, name, values.dtype, values.shape, iter([values]))
+        write = _put_sparse if is_sparse(store) else _put_dense
+        write(archive, store, ds)
+    return []
+
+
+def _put_dense(archive: zipfile.ZipFile, store: Path, ds: xr.Dataset) -> None:
+    shape = ds.sizes["token"], ds.sizes["feature"]
+    _put(archive, ACTIVATION, ds[ACTIVATION].dtype, shape, (shard for _, shard in iter_shards(store)))
+
+
+def _put_sparse(archive: zipfile.ZipFile, store: Path, ds: xr.Dataset) -> None:
+    """Write the members that ``scipy.sparse.load_npz`` reads; each member is one pass over the shards."""
+    lengths = np.concatenate([np.diff(shard.indptr) for _, shard in iter_shards(store)])
+    indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    shape = np.array([ds.sizes["token"], ds.sizes["feature"]], np.int64)
+    for name, values in {"format": np.array(b"csr"), "shape": shape, "indptr": indptr}.items():
+        _put(archive, name, values.dtype, values.shape, iter([values]))
+    # SciPy has no float16
+    dtype = np.promote_types(ds[ACTIVATION].dtype, np.float32)
+    n = (int(indptr[-1]),)
+    ids = (shard.indices.astype(np.int32, copy=False) for _, shard in iter_shards(store))
+    _put(archive, "indices", np.dtype(np.int32), n, ids)
+    _put(archive, "data", dtype, n, (shard.data for _, shard in iter_shards(store)))
+
+
+def _put(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterator[NDArray[Any]]
+) -> None:
+    """Write one array into the archive, part by part."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array_header_2_0(stream, header)
+        for part in parts:
+            stream.write(np.ascontiguousarray(part, dtype).tobytes())
+
+
+def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[str]:
+    anndata, io = need("anndata", "exchange"), need("anndata.io", "exchange")
+    frame = _anndata_frame(anndata, ds)
+    options: dict[str, Any] = {"zarr_write_format": 3}
+    if hasattr(anndata.settings, "auto_shard_zarr_v3"):
+        options["auto_shard_zarr_v3"] = False  # undecided, it warns at every array
+    with anndata.settings.override(**options), contextlib.ExitStack() as stack:
+        if suffix == ".h5ad":
+            frame.write_h5ad(out)
+            group = stack.enter_context(need("h5py", "exchange").File(out, "r+"))
+        else:
+            frame.write_zarr(out)
+            group = zarr.open_group(str(out), mode="r+", use_consolidated=False)
+        if "X" in group:
+            del group["X"]
+        shards = (shard for _, shard in iter_shards(store))
+        if is_sparse(store):
+            _append_sparse(group, io, shards)
+        else:
+            _fill_dense(group, ds, shards)
+    if suffix == ".zarr":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+            zarr.consolidate_metadata(str(out))
+    return []
+
+
+def _anndata_frame(anndata: Any, ds: xr.Dataset) -> Any:
+    """Return everything but the matrix."""
+    import pandas as pd  # noqa: PLC0415 - half a second, for one option
+
+    rows, features = (pd.RangeIndex(ds.sizes[dim]).astype(str) for dim in ("token", "feature"))
+    obs = pd.DataFrame({**_coordinates(ds), "sink": ds["sink"].values}, index=rows)
+    var = pd.DataFrame({name: ds[name].values for name in ("mean", "std", "n_active", "max")}, index=features)
+    varm = {"decoder": ds["decoder"].values} if "decoder" in ds else {}
+    return anndata.AnnData(obs=obs, var=var, varm=varm, uns={ATTRS_KEY: _attrs_of(ds)})
+
+
+def _append_sparse(group: Any, io: Any, shards: Iterator[scipy.sparse.csr_array]) -> None:
+    io.write_elem(group, "X", next(shards), dataset_kwargs={"indptr_dtype": np.int64})
+    matrix = io.sparse_dataset(group["X"])
+    for shard in shards:
+        matrix.append(shard)
+
+
+def _fill_dense(group: Any, ds: xr.Dataset, shards: Iterator[NDArray[Any]]) -> None:
+    """Write the encoding ``array`` 0.2.0 of AnnData, rows by rows."""
+    shape = ds.sizes["token"], ds.sizes["feature"]
+    chunks = (min(1024, shape[0]), shape[1])
+    create = getattr(group, "create_array", None) or group.create_dataset
+    array = create("X", shape=shape, dtype=ds[ACTIVATION].dtype, chunks=chunks)
+    array.attrs["encoding-type"], array.attrs["encoding-version"] = "array", "0.2.0"
+    start = 0
+    for shard in shards:
+        array[start : start + len(shard)] = shard
+        start += len(shard)

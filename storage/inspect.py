@@ -1,0 +1,196 @@
+"""What a store, a result or a run holds, from its metadata and statistics alone: no activation is read.
+
+>>> import tempfile, storage
+>>> folder = Path(tempfile.mkdtemp())
+>>> storage.write_activations(folder / "a.zarr", np.eye(9, 30), attrs={"model": "toy"})
+>>> found = inspect(folder / "a.zarr")
+>>> found["kind_of_data"], found["tokens"], found["features"], found["l0"], found["dead_features"]
+('activations', 9, 30, 1.0, 21)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from storage.corpus import FORMAT as CORPUS_FORMAT
+from storage.errors import MissingInputError
+from storage.files import PARTIAL_SUFFIX, partial_path
+from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
+from storage.results import INVENTORY
+from storage.rows import ROW_HASH
+from storage.rundir import RunDirectory
+from storage.sparse_array import is_csr_array, missing_shards, read_metadata
+from storage.writer import ACTIVATION, ActivationWriter, chunk_shape
+
+#: What a store says of where it comes from.
+PROVENANCE = ("model", "model_revision", "site", "dictionary", "kind", "corpus_hash", ROW_HASH, CONTENT_HASH)
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Describe what is at a path.
+
+    Parameters
+    ----------
+    path
+        An activation store, a corpus, a result, unfinished work (``NAME.partial``, or NAME where only that is
+        there), or a run directory.
+
+    Returns
+    -------
+    dict
+        JSON values. ``kind_of_data`` is ``activations``, ``corpus``, ``run``, or the stage of a result; ``bytes`` is
+        the size on disk; ``complete`` says whether it is finished. Of a store also: shape, ``bytes_per_value`` (of
+        those not zero), ``ratio_to_dense`` (how many times smaller than the dense array), shards and chunks,
+        ``l0`` (features active in a row on average), ``density``, ``dead_features``, ``sinks``, where it comes
+        from, hashes and dates. Of an unfinished store: the numbers of the shards that are missing. Of a run: all of
+        this for everything in it, and which results of its grid are missing.
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing there that this package wrote.
+    """
+    folder = Path(path)
+    if not folder.exists() and partial_path(folder).exists():
+        folder = partial_path(folder)
+    if (folder / "experiment.json").is_file():
+        return _inspect_run(RunDirectory(folder))
+    if not (folder / "zarr.json").is_file():
+        raise MissingInputError(
+            f"There is no store, result or run directory at {path}; a store is a folder that holds a zarr.json"
+        )
+    return _inspect_group(folder)
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of all files at or below a path."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _inspect_group(folder: Path) -> dict[str, Any]:
+    attrs = read_attrs(folder)
+    common = {"path": str(folder), "bytes": size_on_disk(folder), "complete": not folder.name.endswith(PARTIAL_SUFFIX)}
+    if "layout" in attrs:
+        return {"kind_of_data": "activations", **common, **_store(folder, attrs), **_origin(attrs)}
+    if attrs.get("format") == CORPUS_FORMAT:
+        return {"kind_of_data": "corpus", **common, **_corpus(folder), **_origin(attrs)}
+    stage = attrs.get(MANIFEST, {}).get("stage", "unknown")
+    return {"kind_of_data": stage, **common, **_result(folder, attrs), **_origin(attrs)}
+
+
+def _origin(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Return where something comes from: names, hashes, date, versions."""
+    manifest = attrs.get(MANIFEST, {})
+    made = {"created": manifest.get("created"), "fingerprint": manifest.get("fingerprint")}
+    known = {name: attrs[name] for name in PROVENANCE if name in attrs} | made
+    return {name: value for name, value in known.items() if value is not None} | {
+        "settings": manifest.get("settings", {}),
+        "inputs": manifest.get("inputs", {}),
+        "versions": manifest.get("versions", attrs.get("versions", {})),
+    }
+
+
+def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
+    writer = ActivationWriter.from_disk(folder, folder)
+    group = zarr.open_group(str(folder), mode="r")
+    rows, columns = chunk_shape(folder)
+    found: dict[str, Any] = {
+        "tokens": writer.n_tokens,
+        "features": writer.n_features,
+        "dtype": str(writer.dtype),
+        "layout": writer.layout,
+        "shards": writer.n_shards,
+        "shard_rows": writer.shard_rows,
+        "chunk": [rows, columns],
+        "chunks_per_shard": (writer.shard_rows // rows) * -(-writer.n_features // columns),
+        "decoder": list(group["decoder"].shape) if "decoder" in group else None,
+        "coordinates": attrs.get("coordinates", "").split(),
+        "missing_shards": _missing(folder, ACTIVATION),
+    }
+    return found | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
+
+
+def _missing(folder: Path, name: str) -> list[int]:
+    """Return the shards of an array that are not there."""
+    if is_csr_array(folder, name):
+        return missing_shards(folder, name)
+    metadata = read_metadata(folder / name)
+    rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    return [i for i in range(-(-metadata["shape"][0] // rows)) if not (folder / name / "c" / str(i) / "0").is_file()]
+
+
+def _statistics(writer: ActivationWriter, group: zarr.Group, folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
+    """Return what the statistics of a finished store tell; values and rows are those that are not sinks."""
+    active, sinks = np.asarray(group["n_active"][...]), int(attrs.get("n_sinks", 0))
+    rows, values, size = writer.n_tokens - sinks, int(active.sum()), size_on_disk(folder / ACTIVATION)
+    return {
+        "sinks": sinks,
+        "values_not_zero": values,
+        "bytes_of_activations": size,
+        "bytes_per_value": size / values if values else None,
+        "ratio_to_dense": writer.n_tokens * writer.n_features * writer.dtype.itemsize / size if size else None,
+        "l0": values / rows if rows else None,
+        "density": values / (rows * writer.n_features) if rows else None,
+        "dead_features": int(np.count_nonzero(active == 0)),
+        "constant_features": int(np.count_nonzero(np.asarray(group["std"][...]) == 0)),
+    }
+
+
+def _corpus(folder: Path) -> dict[str, Any]:
+    group = zarr.open_group(str(folder), mode="r")
+    return {"documents": max(0, group["offsets"].shape[0] - 1), "text_bytes": group["text"].shape[0]}
+
+
+def _result(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arrays of a result, and those of its attributes that are single values."""
+    arrays = sorted(file.parent.name for file in folder.glob("*/zarr.json"))
+    known = (*PROVENANCE, MANIFEST, INVENTORY)
+    plain = {
+        name: value
+        for name, value in attrs.items()
+        if name not in known and isinstance(value, int | float | str | bool | None)
+    }
+    sparse = [name for name in arrays if is_csr_array(folder, name)]
+    return {
+        "arrays": {name: _array(folder / name) for name in arrays},
+        "missing_shards": {name: missing for name in sparse if (missing := missing_shards(folder, name))},
+        "attributes": plain,
+    }
+
+
+def _array(folder: Path) -> dict[str, Any]:
+    metadata = read_metadata(folder)
+    kind = metadata["data_type"] if isinstance(metadata["data_type"], str) else metadata["data_type"].get("name")
+    return {"shape": metadata["shape"], "dtype": kind, "dimensions": metadata.get("dimension_names") or []}
+
+
+def _inspect_run(run: RunDirectory) -> dict[str, Any]:
+    experiment = run.read_experiment()
+    groups = sorted(
+        file.parent for file in run.root.rglob("zarr.json") if not (file.parent.parent / "zarr.json").exists()
+    )
+    wanted = _expected(run, experiment)
+    return {
+        "kind_of_data": "run",
+        "path": str(run.root),
+        "name": experiment.get("name"),
+        "bytes": size_on_disk(run.root),
+        "complete": not (missing := [str(path) for path in wanted if not path.exists()]),
+        "missing": missing,
+        "parts": [_inspect_group(group) for group in groups],
+    }
+
+
+def _expected(run: RunDirectory, experiment: dict[str, Any]) -> list[Path]:
+    """Return everything that the whole run has in the end."""
+    sites = {side: experiment.get(side, {}).get("sites", []) for side in ("a", "b")}
+    single: list[Path] = [run.corpus, run.rows]
+    single += [run.activations("a", site) for site in sites["a"]] + [run.activations("b", site) for site in sites["b"]]
+    grid = [(a, b) for a in sites["a"] for b in sites["b"]]
+    return single + [of(*pair) for of in (run.correlation, run.pairs, run.scores) for pair in grid] + [run.report]

@@ -1,0 +1,416 @@
+"""Is what is on disk whole? Every chunk is read and everything that can be computed again is compared.
+
+========================  =============================================================================
+every group               metadata can be read and agree with their consolidated copy, the attributes
+                          have the hash that was taken when the group was finished, no file is gone
+every chunk               checksum (crc32c), decompression, shape
+``csr`` chunks            ids strictly increasing inside a row, nothing outside of the array
+activation stores         values finite, row hash, statistics, content hash
+corpora                   content hash
+========================  =============================================================================
+
+>>> import tempfile, storage
+>>> folder = Path(tempfile.mkdtemp())
+>>> storage.write_activations(folder / "a.zarr", np.eye(9, 30))
+>>> shard = folder / "a.zarr/activation/c/0/0"
+>>> _ = shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+>>> for fault in verify(folder).faults:
+...     print(fault.where, "-", fault.what[:9])
+activation/c/0/0, shard 0 - The index
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage.codec import Panel
+from storage.corpus import FORMAT as CORPUS_FORMAT
+from storage.corpus import Corpus
+from storage.errors import CorruptError, FormatError, MissingInputError
+from storage.files import PARTIAL_SUFFIX
+from storage.kernels import rows_are_canonical
+from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
+from storage.results import INVENTORY, chunk_files, take_inventory
+from storage.rows import IDENTITY, ROW_HASH, row_hash
+from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
+from storage.writer import ACTIVATION, ActivationWriter, read_shard, statistics, survey
+
+#: How far statistics may be from those computed again, relative to the largest value of a feature: other versions of
+#: NumPy may add up in another order.
+TOLERANCE = 1e-9
+MOST_THREADS = 8
+GONE = "the file is missing"
+#: What Zarr and its codecs raise on damaged chunks.
+DAMAGE = (ValueError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it was written.
+
+    Attributes
+    ----------
+    path
+        The store or result.
+    what
+        What is wrong.
+    file
+        The file, below `path`; empty where it is not one file's fault.
+    shard
+        Number of the shard, counted along the first dimension.
+    chunk
+        Place of the chunk inside its shard.
+    """
+
+    path: str
+    what: str
+    file: str = ""
+    shard: int | None = None
+    chunk: tuple[int, ...] | None = None
+
+    @property
+    def where(self) -> str:
+        """File, shard and chunk in words."""
+        parts = [self.file]
+        parts += [] if self.shard is None else [f"shard {self.shard}"]
+        parts += [] if self.chunk is None else [f"chunk {', '.join(map(str, self.chunk))}"]
+        return ", ".join(part for part in parts if part)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.where}: {self.what}" if self.where else f"{self.path}: {self.what}"
+
+
+@dataclass
+class Verification:
+    """What was looked at, and what was found.
+
+    Attributes
+    ----------
+    checked
+        Path → number of chunks, of every store, corpus and result.
+    unfinished
+        Unfinished work that was passed by: it is not wrong, but nobody vouches for it either.
+    faults
+        Everything that is not as it was written.
+    """
+
+    checked: dict[str, int] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        faults = [asdict(fault) for fault in self.faults]
+        return {"ok": self.ok, "checked": self.checked, "unfinished": self.unfinished, "faults": faults}
+
+
+def verify(*paths: str | Path, threads: int | None = None) -> Verification:
+    """Check stores, corpora and results, or whole folders of them, such as a run directory.
+
+    Shards are checked in parallel; a damaged part does not keep the rest from being checked. Memory: one decoded
+    chunk a thread, and then, for the hash and the statistics of a store, one shard a thread and one more.
+
+    Parameters
+    ----------
+    paths
+        Stores, results, or folders that hold some at any depth.
+    threads
+        How many shards at a time; as many as there are cores, at most 8, if absent.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing at a path, or nothing in it that could be checked.
+    """
+    found = Verification()
+    groups = [group for path in paths for group in _groups_below(Path(path), found)]
+    with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for group in groups:
+            _Check(group, pool, found).run()
+    return found
+
+
+def _groups_below(path: Path, found: Verification) -> Iterator[Path]:
+    """Yield the Zarr groups at or below a path; note what is unfinished, and a run's file that cannot be read."""
+    if not path.is_dir():
+        raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
+    if path.name.endswith(PARTIAL_SUFFIX):
+        found.unfinished.append(str(path))
+    elif (path / "zarr.json").exists():
+        yield path
+    else:
+        yield from _groups_in_folder(path, found)
+
+
+def _groups_in_folder(path: Path, found: Verification) -> Iterator[Path]:
+    n_before = len(found.unfinished)
+    inner = [group for child in sorted(path.iterdir()) if child.is_dir() for group in _groups_or_none(child, found)]
+    experiment = path / "experiment.json"
+    if experiment.is_file() and (problem := _json_problem(experiment)):
+        found.faults.append(Fault(str(path), problem, experiment.name))
+    if not inner and len(found.unfinished) == n_before:
+        raise MissingInputError(f"There is no store or result in {path}; give a store, a result, or a run directory")
+    yield from inner
+
+
+def _groups_or_none(path: Path, found: Verification) -> list[Path]:
+    try:
+        return list(_groups_below(path, found))
+    except MissingInputError:
+        return []
+
+
+def _json_problem(file: Path) -> str:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError as error:
+        return f"is not valid JSON: {error}"
+    return ""
+
+
+class _Check:
+    """The check of one group."""
+
+    def __init__(self, path: Path, pool: ThreadPoolExecutor, found: Verification) -> None:
+        self.path = path
+        self.pool = pool
+        self.found = found
+        self.n_faults = len(found.faults)
+        self.n_files: dict[str, int] = {}
+
+    def run(self) -> None:
+        self.found.checked[str(self.path)] = 0
+        try:
+            metadata = read_metadata(self.path)
+            arrays = self._check_metadata(metadata)
+        except (FormatError, AttributeError, TypeError) as error:
+            self._fault(f"the metadata cannot be read: {error}", "zarr.json")
+            return
+        for name in arrays:
+            self._check_array(name)
+        if len(self.found.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
+            self._check_content(metadata["attributes"])
+
+    def _fault(self, what: str, file: str = "", **place: Any) -> None:
+        self.found.faults.append(Fault(str(self.path), what, file, **place))
+
+    def _check_metadata(self, metadata: dict[str, Any]) -> list[str]:
+        """Compare the arrays' own metadata with the consolidated copy; return the arrays that can be checked."""
+        attrs = metadata.get("attributes", {})
+        self._check_attributes(attrs)
+        consolidated = (metadata.get("consolidated_metadata") or {}).get("metadata", {})
+        names = sorted({*consolidated, *(file.parent.name for file in self.path.glob("*/zarr.json"))})
+        good = []
+        for name in names:
+            try:
+                own = read_metadata(self.path / name)
+            except (CorruptError, MissingInputError) as error:
+                self._fault(f"the metadata cannot be read: {error}", f"{name}/zarr.json")
+                continue
+            if consolidated and consolidated.get(name) != own:
+                self._fault("differs from its copy in the group's zarr.json", f"{name}/zarr.json")
+            good.append(name)
+        self._check_dimensions(good)
+        return good
+
+    def _check_attributes(self, attrs: dict[str, Any]) -> None:
+        """Compare the attributes with the hash of them, and count the files."""
+        if MANIFEST in attrs and Manifest.from_attrs(attrs).fingerprint != attrs[MANIFEST].get("fingerprint"):
+            self._fault("the manifest has another fingerprint than it says", "zarr.json")
+        recorded, present = attrs.get(INVENTORY), take_inventory(self.path)
+        if recorded is None:
+            return
+        if recorded["attributes_sha256"] != present["attributes_sha256"]:
+            self._fault("the attributes are not those that were written", "zarr.json")
+        self.n_files = recorded["chunk_files"]
+        for name in sorted(set(self.n_files) - set(present["chunk_files"])):
+            self._fault("the array is missing", name)
+
+    def _check_dimensions(self, names: Iterable[str]) -> None:
+        """Arrays that share a dimension must agree on its length."""
+        lengths: dict[str, tuple[int, str]] = {}
+        for name in names:
+            metadata = read_metadata(self.path / name)
+            for dimension, length in zip(metadata.get("dimension_names") or [], metadata["shape"], strict=True):
+                known, first = lengths.setdefault(dimension, (length, name))
+                if known != length:
+                    self._fault(f"{dimension} has {length} entries, but {known} in {first}", f"{name}/zarr.json")
+
+    def _check_array(self, name: str) -> None:
+        try:
+            check: Any = _CsrArray(self.path, name) if is_csr_array(self.path, name) else _DenseArray(self.path, name)
+        except DAMAGE as error:
+            self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
+            return
+        shards = list(check.shards())
+        check.complete |= self.n_files.get(name) == len(shards)
+        for n_chunks, faults in in_order(self.pool, check, shards):
+            self.found.checked[str(self.path)] += n_chunks
+            self.found.faults += faults
+        there = sum(1 for _ in chunk_files(self.path / name))
+        if not check.complete and there != self.n_files.get(name, there):
+            self._fault(f"{self.n_files[name]} files were written, {there} are there", f"{name}/c")
+
+    def _check_content(self, attrs: dict[str, Any]) -> None:
+        if "layout" in attrs:
+            self._check_store(attrs)
+        elif attrs.get("format") == CORPUS_FORMAT:
+            self._check_corpus(attrs)
+
+    def _check_store(self, attrs: dict[str, Any]) -> None:
+        """Compute row hash, statistics and content hash again, from one shard after the other."""
+        group = zarr.open_group(str(self.path), mode="r")
+        if ROW_HASH in attrs and row_hash({name: group[name][...] for name in IDENTITY}) != attrs[ROW_HASH]:
+            self._fault("the coordinates do not have the row hash of the attributes", "document, char_start, char_end")
+        writer = ActivationWriter.from_disk(self.path, self.path)
+        shards = in_order(self.pool, lambda i: read_shard(writer, self.path, i), range(writer.n_shards))
+        moments, content_hash = survey(writer, self.path, shards)
+        if content_hash != attrs.get(CONTENT_HASH):
+            self._fault(f"the content has the hash {content_hash}, the attributes say {attrs.get(CONTENT_HASH)}")
+        scale = np.maximum(np.abs(moments.maximum), np.abs(moments.mean)) + moments.std
+        for name, values in statistics(moments).items():
+            different = _differ(group[name][...], values, scale)
+            if len(different):
+                shown = ", ".join(map(str, different[:5]))
+                self._fault(f"{len(different)} features have another {name} than their values: {shown}", name)
+
+    def _check_corpus(self, attrs: dict[str, Any]) -> None:
+        corpus = Corpus(self.path, attrs[CONTENT_HASH], attrs)
+        sha = hashlib.sha256()
+        for i in range(len(corpus)):
+            data = corpus.text(i).encode()
+            sha.update(len(data).to_bytes(8, "little") + data)
+        if sha.hexdigest() != corpus.hash:
+            self._fault(f"the text has the hash {sha.hexdigest()}, the attributes say {corpus.hash}", "text, offsets")
+
+
+def _differ(stored: NDArray[Any], computed: NDArray[Any], scale: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return where two statistics are not the same, NaN being the same as NaN."""
+    same = np.abs(stored - computed) <= TOLERANCE * np.nan_to_num(scale)
+    return np.flatnonzero(~(same | (np.isnan(stored) & np.isnan(computed))))
+
+
+def in_order(pool: ThreadPoolExecutor, task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield ``task(item)`` in the order of the items; no more are under way than the pool has threads, and one."""
+    waiting: deque[Future[Any]] = deque()
+    left = iter(items)
+    for item in itertools.islice(left, pool._max_workers):
+        waiting.append(pool.submit(task, item))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(task, item) for item in itertools.islice(left, 1))
+        yield result
+
+
+class _CsrArray:
+    """Checks the shards of a ``csr`` array; called with a shard's number, returns its chunks' number and faults."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.layout = read_layout(path, name)
+        self.complete = self.layout.all_shards
+
+    def shards(self) -> Iterable[int]:
+        return range(self.layout.n_shards)
+
+    def __call__(self, i: int) -> tuple[int, list[Fault]]:
+        file = f"{self.name}/c/{i}/0"
+        if not self.layout.shard_file(i).exists():
+            return 0, [Fault(str(self.path), GONE, file, i)] if self.complete else []
+        n_chunks, faults = 0, []
+        try:
+            for place, content in iter_chunks(self.layout, i):
+                n_chunks += 1
+                faults += [Fault(str(self.path), what, file, i, place) for what in self._problems(i, place, content)]
+        except CorruptError as error:
+            faults.append(Fault(str(self.path), str(error), file, i))
+        return n_chunks, faults
+
+    def _problems(self, i: int, place: tuple[int, int], content: Panel | CorruptError) -> Iterator[str]:
+        if isinstance(content, CorruptError):
+            yield str(content)
+            return
+        indptr = np.concatenate([[0], np.cumsum(content.lengths, dtype=np.int64)])
+        if not rows_are_canonical(indptr, content.ids.astype(np.int32)):
+            yield "column ids are not strictly increasing inside a row"
+        if _outside(self.layout, i, place, content):
+            yield "entries lie outside of the array"
+        values = content.bits.view(self.layout.dtype.newbyteorder("<"))
+        if self.name == ACTIVATION and not np.isfinite(values).all():
+            yield "values are not finite numbers"
+
+
+def _outside(layout: SparseLayout, i: int, place: tuple[int, int], content: Panel) -> bool:
+    rows = layout.shape[0] - i * layout.shard_rows - place[0] * layout.chunk[0]
+    columns = layout.shape[1] - place[1] * layout.chunk[1]
+    return bool(content.lengths[max(rows, 0) :].any() or (content.ids >= columns).any())
+
+
+class _DenseArray:
+    """Checks the shards of any other array, chunk by chunk, through Zarr."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.array = zarr.open_array(str(path / name), mode="r")
+        self.outer: tuple[int, ...] = self.array.shards or self.array.chunks
+        self.complete = False
+
+    def shards(self) -> Iterable[tuple[int, ...]]:
+        sizes = zip(self.array.shape, self.outer, strict=True)
+        return itertools.product(*(range(-(-length // step)) for length, step in sizes))
+
+    def __call__(self, shard: tuple[int, ...]) -> tuple[int, list[Fault]]:
+        file = "/".join([self.name, "c", *map(str, shard)])
+        number = shard[0] if shard else 0
+        if not (self.path / file).exists():
+            # Else it may be a chunk of fill values
+            return 0, [Fault(str(self.path), GONE, file, number)] if self.complete else []
+        problems = {place: what for place in self._chunks(shard) if (what := self._problem(shard, place))}
+        n_chunks = max(1, len(list(self._chunks(shard))))
+        if len(set(problems.values())) == 1 and len(problems) == n_chunks:  # the index, or the only chunk
+            problems = {(): next(iter(problems.values()))}
+        path = str(self.path)
+        return n_chunks, [Fault(path, what, file, number, at or None) for at, what in problems.items()]
+
+    def _chunks(self, shard: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Yield the places of the chunks of a shard that lie inside of the array."""
+        sizes = zip(self.array.shape, self.outer, self.array.chunks, shard, strict=True)
+        return itertools.product(
+            *(range(-(-min(outer, length - i * outer) // chunk)) for length, outer, chunk, i in sizes)
+        )
+
+    def _problem(self, shard: Sequence[int], place: Sequence[int]) -> str:
+        starts = [
+            i * outer + at * chunk
+            for i, outer, at, chunk in zip(shard, self.outer, place, self.array.chunks, strict=True)
+        ]
+        where = tuple(slice(start, start + chunk) for start, chunk in zip(starts, self.array.chunks, strict=True))
+        try:
+            values = np.asarray(self.array[where])
+        except DAMAGE as error:
+            return f"the chunk cannot be read: {error}"
+        if self.name in (ACTIVATION, "decoder") and not np.isfinite(values).all():
+            return "values are not finite numbers"
+        return ""

@@ -1,0 +1,89 @@
+"""The verbs inspect, verify, import and export as a user calls them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+from typer.testing import CliRunner
+
+import storage
+from jobs.cli import app
+
+VERBS = ("inspect", "verify", "import", "export")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def store(tmp_path):
+    path = tmp_path / "a.zarr"
+    storage.write_activations(path, scipy.sparse.random_array((60, 20), density=0.2, rng=0), shard_rows=20)
+    return path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_and_json(verb):
+    shown = call(verb, "--help").stdout
+    assert f"subspace {verb} " in shown
+    assert "--json" in shown
+
+
+def test_import_inspect_verify_export(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(30, 40, dtype="f4"))
+    imported = call("import", tmp_path / "x.npy", "--out", tmp_path / "a.zarr", "--kind", "post", "--json")
+    assert imported.exit_code == 0
+    assert json.loads(imported.stdout)["layout"] == "csr"
+    found = json.loads(call("inspect", tmp_path / "a.zarr", "--json").stdout)
+    assert (found["tokens"], found["l0"], found["kind"]) == (30, 1.0, "post")
+    assert json.loads(call("verify", tmp_path / "a.zarr", "--json").stdout)["ok"]
+    exported = call("export", tmp_path / "a.zarr", "--format", "npz", "--out", tmp_path / "x.npz", "--json")
+    assert json.loads(exported.stdout)["left_out"] == []
+    np.testing.assert_array_equal(scipy.sparse.load_npz(tmp_path / "x.npz").toarray(), np.eye(30, 40))
+
+
+def test_inspect_for_people(store, tmp_path):
+    shown = call("inspect", store).stdout
+    for words in ("activations", "60", "ratio to dense", "dead features", "content hash"):
+        assert words in shown
+    manifest = storage.new_manifest("match", {}, {"method": "greedy"})
+    import xarray as xr
+
+    storage.write_result(xr.Dataset({"r": ("pair", [0.5])}), tmp_path / "p.zarr", manifest)
+    assert "setting method" in call("inspect", tmp_path / "p.zarr").stdout
+
+
+def test_verify_names_every_fault_and_fails(store):
+    for i in (0, 2):
+        file = store / f"activation/c/{i}/0"
+        file.write_bytes(file.read_bytes()[:-1])
+    done = call("verify", store)
+    assert done.exit_code == 5
+    assert "activation/c/0/0, shard 0" in done.stdout
+    assert "activation/c/2/0, shard 2" in done.stdout
+    assert "2 faults" in done.stdout
+    as_json = call("verify", store, "--json")
+    assert as_json.exit_code == 5
+    assert [fault["shard"] for fault in json.loads(as_json.stdout)["faults"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "nowhere"],
+        ["verify", "nowhere"],
+        ["import", "nowhere.npy", "--out", "a.zarr"],
+        ["export", "nowhere.zarr", "--format", "npz", "--out", "x.npz"],
+    ],
+)
+def test_what_is_not_there_is_one_message(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
+    assert done.exit_code == 2
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

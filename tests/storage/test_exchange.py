@@ -1,0 +1,366 @@
+"""Round trips through the formats of other programs, by those programs' own code, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+
+import anndata
+import numpy as np
+import pytest
+import safetensors.numpy
+import scipy.sparse
+import zarr
+
+import storage
+from storage import readers
+from storage.errors import BudgetError, FormatError, InputError, MissingDependencyError, MissingInputError
+from storage.exchange import export_activations, import_activations
+from storage.writer import ActivationWriter
+
+
+@pytest.fixture
+def matrix(rng, make_csr):
+    return make_csr(rng, 100, 50, 0.1)
+
+
+def whole(path):
+    return storage.read_dense(path)
+
+
+def store(path, rng, make_csr, tokens, layout, dtype):
+    """A store with everything that a store can have: coordinates, sinks, a decoder, attributes, four shards."""
+    writer = ActivationWriter.create(
+        path,
+        n_tokens=100,
+        n_features=50,
+        tokens=tokens(100),
+        decoder=rng.standard_normal((50, 6)),
+        attrs={"model": "toy", "kind": "post", "calibration": {"fvu": 0.25}},
+        dtype=dtype,
+        layout=layout,
+        shard_rows=32,
+        chunk=(16, 20),
+    )
+    for i, rows in enumerate((32, 32, 32, 4)):
+        writer.write_shard(i, make_csr(rng, rows, 50, 0.1 if layout == "csr" else 0.9), sink=np.arange(rows) == i)
+    writer.finalise()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("csr", "float32"), ("csr", "float16"), ("dense", "float32"), ("dense", "float16")]
+)
+@pytest.mark.parametrize(("fmt", "name"), [("npz", "x.npz"), ("anndata", "x.h5ad"), ("anndata", "x.zarr")])
+def test_a_store_comes_back_with_the_same_content_hash(tmp_path, rng, make_csr, tokens, layout, dtype, fmt, name):
+    original = store(tmp_path / "a.zarr", rng, make_csr, tokens, layout, dtype)
+    assert export_activations(original, tmp_path / name, fmt)["left_out"] == []
+    import_activations(tmp_path / name, tmp_path / "b.zarr", shard_rows=48)
+    assert storage.fingerprint(tmp_path / "b.zarr") == storage.fingerprint(original)
+    attrs = storage.open_activations(tmp_path / "b.zarr").attrs
+    assert (attrs["kind"], attrs["calibration"], attrs["n_sinks"]) == ("post", {"fvu": 0.25}, 4)
+    storage.check_same_rows(original, tmp_path / "b.zarr")
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_scipy_reads_what_is_exported(tmp_path, matrix):
+    storage.write_activations(tmp_path / "a.zarr", matrix, shard_rows=32, chunk=(16, 20))
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npz", "npz")
+    loaded = scipy.sparse.load_npz(tmp_path / "x.npz")
+    assert loaded.format == "csr"
+    np.testing.assert_array_equal(loaded.toarray(), matrix.toarray())
+
+
+@pytest.mark.parametrize("name", ["x.h5ad", "x.zarr"])
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_anndata_reads_what_is_exported(tmp_path, rng, make_csr, tokens, name, layout):
+    original = store(tmp_path / "a.zarr", rng, make_csr, tokens, layout, "float32")
+    export_activations(original, tmp_path / name, "anndata")
+    loaded = anndata.read_h5ad(tmp_path / name) if name.endswith("h5ad") else anndata.read_zarr(tmp_path / name)
+    assert scipy.sparse.issparse(loaded.X) == (layout == "csr")
+    np.testing.assert_array_equal(loaded.to_df().to_numpy(), whole(original))
+    ds = storage.open_activations(original)
+    np.testing.assert_array_equal(loaded.obs["char_end"], ds["char_end"])
+    np.testing.assert_array_equal(loaded.var["n_active"], ds["n_active"])
+    np.testing.assert_array_equal(loaded.varm["decoder"], ds["decoder"])
+
+
+@pytest.mark.parametrize("name", ["x.h5ad", "x.zarr"])
+@pytest.mark.parametrize("key", [None, "counts"])
+def test_what_anndata_wrote_is_imported(tmp_path, matrix, name, key):
+    other = scipy.sparse.csr_matrix(matrix * 2)
+    data = anndata.AnnData(X=matrix.toarray(), layers={"counts": other})
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        data.write_h5ad(tmp_path / name) if name.endswith("h5ad") else data.write_zarr(tmp_path / name)
+    import_activations(tmp_path / name, tmp_path / "a.zarr", key=key)
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), matrix.toarray() * (2 if key else 1))
+    assert storage.is_sparse(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "?"])
+def test_dense_arrays_are_imported_slab_by_slab(tmp_path, rng, monkeypatch, order, suffix, dtype):
+    monkeypatch.setattr(readers, "SLAB_BYTES", 7 * 40 * 4)
+    x = np.asarray(rng.integers(1, 9, (50, 40)), dtype, order=order)
+    file = tmp_path / f"x{suffix}"
+    (np.save if suffix == ".npy" else np.savez)(file, x)
+    written = import_activations(file, tmp_path / "a.zarr", attrs={"kind": "raw"}, shard_rows=16)
+    assert (written["layout"], written["dtype"]) == ("dense", str(np.dtype(dtype if dtype[0] == "f" else "f4")))
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x.astype("f8"))
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_sparse_npz_of_any_kind(tmp_path, matrix, monkeypatch, kind):
+    monkeypatch.setattr(readers, "SLAB_BYTES", 7 * 50 * 4)
+    scipy.sparse.save_npz(tmp_path / "x.npz", matrix.asformat(kind))
+    assert import_activations(tmp_path / "x.npz", tmp_path / "a.zarr")["layout"] == "csr"
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), matrix.toarray())
+
+
+def test_a_sparse_matrix_never_becomes_dense(tmp_path, matrix, no_dense):
+    scipy.sparse.save_npz(tmp_path / "x.npz", matrix)
+    import_activations(tmp_path / "x.npz", tmp_path / "a.zarr")
+    export_activations(tmp_path / "a.zarr", tmp_path / "y.npz", "npz")
+    export_activations(tmp_path / "a.zarr", tmp_path / "y.h5ad", "anndata")
+    import_activations(tmp_path / "y.h5ad", tmp_path / "b.zarr")
+
+
+def test_npy_holds_the_values_and_says_what_it_leaves_out(tmp_path, rng, make_csr, tokens):
+    original = store(tmp_path / "a.zarr", rng, make_csr, tokens, "csr", "float16")
+    written = export_activations(original, tmp_path / "x.npy", "npy")
+    assert {"attributes", "sinks", "decoder", "char_end"} <= set(written["left_out"])
+    x = np.load(tmp_path / "x.npy")
+    assert x.dtype == np.float16
+    np.testing.assert_array_equal(x, whole(original))
+
+
+def test_a_large_dense_array_is_refused_unless_asked_for(tmp_path, matrix):
+    storage.write_activations(tmp_path / "a.zarr", matrix)
+    with pytest.raises(BudgetError, match="npz or anndata"):
+        export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy", largest_dense=19_999)
+    assert not (tmp_path / "x.npy").exists()
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy", largest_dense=20_000)
+
+
+def test_memory_of_an_import_is_a_shard_not_the_file(tmp_path):
+    """Peak of Python's and NumPy's allocations; the array on disk is 200 MB."""
+    import tracemalloc
+
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype="f4", shape=(50_000, 1000))
+    x[::7, 3] = 1
+    x.flush()
+    tracemalloc.start()
+    import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", shard_rows=4096)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80e6
+
+
+def test_safetensors(tmp_path, rng):
+    x = rng.standard_normal((20, 6)).astype("f4")
+    safetensors.numpy.save_file({"x": x, "other": x[:3]}, tmp_path / "x.safetensors")
+    import_activations(tmp_path / "x.safetensors", tmp_path / "a.zarr", key="x")
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
+    with pytest.raises(InputError, match=r"2 arrays \(other, x\); name one with --key"):
+        import_activations(tmp_path / "x.safetensors", tmp_path / "b.zarr")
+    with pytest.raises(InputError, match="no 'y'; it has other, x"):
+        import_activations(tmp_path / "x.safetensors", tmp_path / "b.zarr", key="y")
+    (tmp_path / "broken.safetensors").write_bytes(b"123")
+    with pytest.raises(FormatError, match="cannot be read"):
+        import_activations(tmp_path / "broken.safetensors", tmp_path / "b.zarr")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
+    import pandas as pd
+
+    np.save(tmp_path / "x.npy", rng.standard_normal((20, 6)))
+    decoder = rng.standard_normal((6, 3)).astype("f4")
+    safetensors.numpy.save_file({"W_dec": decoder, "b_dec": decoder[0]}, tmp_path / "sae.safetensors")
+    file, columns = tmp_path / f"tokens{suffix}", tokens(20)
+    if suffix == ".npz":
+        np.savez(file, **columns)
+    else:
+        table = pd.DataFrame(columns)
+        table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
+    import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", decoder=tmp_path / "sae.safetensors", tokens=file)
+    ds = storage.open_activations(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(ds["decoder"], decoder)
+    np.testing.assert_array_equal(ds["char_end"], columns["char_end"])
+
+
+def bad_files(folder):
+    np.save(folder / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    np.savez(folder / "objects.npz", x=np.array([[{}]], dtype=object))
+    np.save(folder / "line.npy", np.ones(5))
+    np.save(folder / "empty.npy", np.ones((0, 5)))
+    np.save(folder / "complex.npy", np.ones((2, 5), complex))
+    np.save(folder / "text.npy", np.array([["a"]]))
+    nan = np.ones((9, 5))
+    nan[7, 3] = np.nan
+    np.save(folder / "nan.npy", nan)
+    np.savez(folder / "two.npz", x=nan, y=nan)
+    np.save(folder / "good.npy", np.ones((9, 5)))
+    (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:-9])
+    (folder / "cut.npz").write_bytes((folder / "two.npz").read_bytes()[:-90])
+    np.savez(folder / "wide.npz", format=b"csr", shape=[1, 2], indices=[5], indptr=[0, 1], data=[1.0])
+    (folder / "x.csv").write_text("1,2")
+    (folder / "folder").mkdir()
+    zarr.create_group(folder / "other.zarr")
+    data = anndata.AnnData(X=scipy.sparse.csc_matrix(np.eye(4)))
+    data.write_h5ad(folder / "columns.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("objects.npy", InputError, "Python objects, which are never unpickled"),
+        ("objects.npz", InputError, "Python objects, which are never unpickled"),
+        ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\)"),
+        ("empty.npy", InputError, r"shape \(0, 5\)"),
+        ("complex.npy", InputError, "complex128 values; activations are real"),
+        ("text.npy", InputError, "activations are real"),
+        ("nan.npy", InputError, "Row 7, feature 3 .*is nan, which is not a finite number"),
+        ("two.npz", InputError, r"2 arrays \(x, y\); name one with --key"),
+        ("cut.npy", FormatError, "is it complete"),
+        ("cut.npz", FormatError, "is it complete"),
+        ("wide.npz", FormatError, r"column ids outside of 0\.\.1"),
+        ("x.csv", InputError, r"none of the formats that can be imported: \.npy"),
+        ("folder", InputError, "none of the formats"),
+        ("other.zarr", InputError, "not an AnnData file"),
+        ("columns.h5ad", InputError, r"stored by columns .*tocsr"),
+        ("nowhere.npy", MissingInputError, "nothing to import"),
+    ],
+)
+def test_bad_files_are_refused_and_leave_nothing(tmp_path, name, error, message):
+    bad_files(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(error, match=message):
+        import_activations(tmp_path / name, tmp_path / "out.zarr")
+    assert {file.name for file in tmp_path.iterdir()} == before
+
+
+def test_what_comes_with_it_must_fit(tmp_path, tokens):
+    bad_files(tmp_path)
+    good, out = tmp_path / "good.npy", tmp_path / "out.zarr"
+    np.save(tmp_path / "decoder.npy", np.ones((4, 3)))
+    with pytest.raises(InputError, match=r"decoder must have shape \(5, d_model\), not \(4, 3\)"):
+        import_activations(good, out, decoder=tmp_path / "decoder.npy")
+    np.savez(tmp_path / "tokens.npz", **tokens(8))
+    with pytest.raises(InputError, match="must have 9 rows"):
+        import_activations(good, out, tokens=tmp_path / "tokens.npz")
+    with pytest.raises(InputError, match="kind of activations is one of"):
+        import_activations(good, out, attrs={"kind": "sparse"})
+    with pytest.raises(InputError, match="no token ids"):
+        import_activations(good, out, drop_tokens=[0])
+    with pytest.raises(InputError, match="leave --key out"):
+        import_activations(good, out, key="x")
+    with pytest.raises(InputError, match=r"read from \.npy, \.npz or \.safetensors"):
+        import_activations(good, out, decoder=tmp_path / "x.csv")
+    with pytest.raises(InputError, match=r"read from \.npz, \.csv or \.parquet"):
+        import_activations(good, out, tokens=good)
+    np.save(tmp_path / "big.npy", np.full((3, 3), 1e6))
+    with pytest.raises(InputError, match="more than float16 can hold"):
+        import_activations(tmp_path / "big.npy", out, dtype="float16")
+    assert not list(tmp_path.glob("out.zarr*"))
+
+
+def test_a_missing_library_says_what_to_install(tmp_path, monkeypatch, matrix):
+    storage.write_activations(tmp_path / "a.zarr", matrix)
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'semantic-subspace-matching\[exchange\]'"):
+        export_activations(tmp_path / "a.zarr", tmp_path / "x.h5ad", "anndata")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_the_name_must_fit_the_format(tmp_path, matrix):
+    storage.write_activations(tmp_path / "a.zarr", matrix)
+    with pytest.raises(InputError, match=r"ends in \.h5ad or \.zarr"):
+        export_activations(tmp_path / "a.zarr", tmp_path / "x.npz", "anndata")
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """Activations cached by sae-lens' own runner, from a tiny model; (folder, activations, token ids)."""
+    torch = pytest.importorskip("torch")
+    from datasets import Dataset
+    from sae_lens.cache_activations_runner import CacheActivationsRunner
+    from sae_lens.config import CacheActivationsRunnerConfig
+    from sae_lens.training.activations_store import ActivationsStore
+
+    folder = tmp_path_factory.mktemp("saelens") / "cached"
+    hook, context, width = "blocks.0.hook_resid_post", 8, 6
+    torch.manual_seed(0)
+    ids = torch.randint(1, 30, (12, context), dtype=torch.int32)
+    ids[:, 0] = 0
+    acts = torch.randn(12, context, width)
+    config = CacheActivationsRunnerConfig(
+        dataset_path="none",
+        model_name="none",
+        model_batch_size=2,
+        hook_name=hook,
+        d_in=width,
+        training_tokens=12 * context,
+        context_size=context,
+        new_cached_activations_path=str(folder),
+        shuffle=False,
+        device="cpu",
+        buffer_size_gb=4 * 2 * context * width * 4 / 1e9 / 2,
+    )
+    batches = iter(zip(acts.split(2), ids.split(2), strict=True))
+
+    class Model(ActivationsStore):
+        """Hands out given activations in place of a language model's."""
+
+        def __init__(self):
+            pass
+
+        def get_raw_llm_batch(self):
+            values, tokens = next(batches)
+            return values.reshape(-1, width), tokens.reshape(-1)
+
+    from datasets import Array2D, Features, Sequence, Value
+
+    runner = object.__new__(CacheActivationsRunner)  # its __init__ only loads a model, which is not on this machine
+    runner.cfg, runner.context_size, runner.activations_store = config, context, Model()
+    runner.features = Features(
+        {
+            hook: Array2D(shape=(context, width), dtype="float32"),
+            "token_ids": Sequence(Value(dtype="int32"), length=context),
+        }
+    )
+    written = runner.run()
+    assert isinstance(written, Dataset)
+    return folder, acts.numpy(), ids.numpy(), hook
+
+
+def test_what_sae_lens_cached_is_imported(cached, tmp_path):
+    folder, acts, _, hook = cached
+    import_activations(folder, tmp_path / "a.zarr", attrs={"model": "toy"}, shard_rows=16)
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts.reshape(-1, 6))
+    attrs = storage.open_activations(tmp_path / "a.zarr").attrs
+    assert (attrs["site"], attrs["kind"], attrs["model"]) == (hook, "raw", "toy")
+
+
+def test_rows_of_special_tokens_are_left_out(cached, tmp_path, monkeypatch):
+    folder, acts, ids, _ = cached
+    monkeypatch.setattr(readers, "SLAB_BYTES", 3 * 8 * 6 * 4)
+    written = import_activations(folder, tmp_path / "a.zarr", drop_tokens=[0, 7])
+    kept = ~np.isin(ids, [0, 7])
+    assert written["tokens"] == kept.sum() < kept.size - 12
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts[kept])
+
+
+def test_a_first_slab_of_dropped_tokens_only_does_not_decide_the_layout(cached, tmp_path, monkeypatch):
+    folder, acts, ids, _ = cached
+    monkeypatch.setattr(readers, "SLAB_BYTES", 8 * 6 * 4)
+    first = sorted(set(ids[0].tolist()))
+    assert import_activations(folder, tmp_path / "a.zarr", drop_tokens=first)["layout"] == "dense"
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts[~np.isin(ids, first)])
+    with pytest.raises(InputError, match=r"shape \(0, 6\)"):
+        import_activations(folder, tmp_path / "b.zarr", drop_tokens=range(40))
+
+
+def test_a_hook_that_is_not_there(cached, tmp_path):
+    with pytest.raises(InputError, match=r"no 'x'; it has blocks\.0"):
+        import_activations(cached[0], tmp_path / "a.zarr", key="x")

@@ -1,0 +1,287 @@
+"""Every kind of damage is found and named; what is whole gives no fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scipy.sparse
+import xarray as xr
+import zarr
+
+import storage
+from storage.errors import MissingInputError
+from storage.results import INVENTORY
+from storage.verify import verify
+
+
+def result_at(path, rng):
+    manifest = storage.new_manifest("correlate", {}, {"keep_above": 0.1})
+    partial = storage.begin_result(path, manifest)
+    storage.add_variables(
+        xr.Dataset({"mean_a": ("feature_a", rng.random(9)), "zero": ("feature_b", np.zeros(7))}), partial
+    )
+    storage.create_sparse_array(partial, "r", (9, 7), "f8", dims=("feature_a", "feature_b"), shard_rows=4, chunk=(2, 3))
+    for i, rows in enumerate((4, 4, 1)):
+        storage.write_sparse_shard(partial, "r", i, scipy.sparse.csr_array(rng.random((rows, 7))))
+    storage.finish_result(path, manifest)
+
+
+@pytest.fixture
+def run(whole_run, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(whole_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run directory with a sparse and a dense store, a corpus, and a result."""
+    folder, rng = tmp_path_factory.mktemp("whole") / "run", np.random.default_rng(7)
+    tokens = coordinates
+    sparse, dense = folder / "activations/a/x.zarr", folder / "activations/b/y.zarr"
+    decoder = rng.standard_normal((50, 6))
+    writer = storage.ActivationWriter.create(
+        sparse, n_tokens=100, n_features=50, tokens=tokens(100), decoder=decoder, shard_rows=32, chunk=(16, 20)
+    )
+    for i, rows in enumerate((32, 32, 32, 4)):
+        writer.write_shard(i, sparse_rows(rng, rows), sink=np.arange(rows) == i)
+    writer.finalise()
+    storage.write_activations(
+        dense, rng.standard_normal((100, 12)), tokens=tokens(100), layout="dense", shard_rows=32, chunk=(16, 5)
+    )
+    storage.write_corpus(folder / "corpus.zarr", ["one", "zwei €"], names=["a", "b"])
+    result_at(folder / "correlation/x--y.zarr", rng)
+    (folder / "experiment.json").write_text("{}")
+    return folder
+
+
+def sparse_rows(rng, rows):
+    return scipy.sparse.random_array((rows, 50), density=0.2, rng=rng, format="csr", dtype=np.float32)
+
+
+def coordinates(n):
+    row = np.arange(n)
+    return dict.fromkeys(("document", "position", "char_start", "token_id"), row) | {"char_end": row + 3}
+
+
+def group_of(run, name):
+    return run / f"{name.split('.zarr')[0]}.zarr"
+
+
+def flip(file, at=-3):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 0x10
+    file.write_bytes(bytes(data))
+
+
+def test_a_whole_run_has_no_faults(run):
+    found = verify(run)
+    assert found.ok
+    assert sorted(path.removeprefix(f"{run}/") for path in found.checked) == [
+        "activations/a/x.zarr",
+        "activations/b/y.zarr",
+        "corpus.zarr",
+        "correlation/x--y.zarr",
+    ]
+    # 4 shards of 2 × 3 chunks, but 7 down in 100 rows; then 5 coordinates of 7 chunks, and so on
+    assert found.checked[f"{run}/activations/a/x.zarr"] > 21
+
+
+EVERY_FILE = [
+    "activations/a/x.zarr/activation/c/2/0",
+    "activations/b/y.zarr/activation/c/1/0",
+    "activations/a/x.zarr/sink/c/1",
+    "activations/a/x.zarr/document/c/0",
+    "activations/a/x.zarr/token_id/c/0",
+    "activations/a/x.zarr/mean/c/0",
+    "activations/a/x.zarr/n_active/c/0",
+    "activations/a/x.zarr/decoder/c/0/0",
+    "corpus.zarr/text/c/0",
+    "corpus.zarr/offsets/c/0",
+    "correlation/x--y.zarr/r/c/1/0",
+    "correlation/x--y.zarr/mean_a/c/0",
+]
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+@pytest.mark.parametrize("at", [-3, 5])
+def test_a_flipped_bit_is_found_in_its_file(run, name, at):
+    flip(run / name, at)
+    found = verify(group_of(run, name), threads=2)
+    assert [f"{fault.path}/{fault.file}" for fault in found.faults] == [f"{run}/{name}"]
+    assert found.faults[0].shard == int(name.split("/c/")[1].split("/")[0])
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_truncated_file_is_found(run, name):
+    file = run / name
+    file.write_bytes(file.read_bytes()[:-7])
+    assert {f"{fault.path}/{fault.file}" for fault in verify(group_of(run, name)).faults} == {str(file)}
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_missing_file_is_found(run, name):
+    (run / name).unlink()
+    found = verify(group_of(run, name))
+    assert [(f"{fault.path}/{fault.file}", fault.what) for fault in found.faults] == [
+        (str(run / name), "the file is missing")
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_the_damaged_chunk_is_named(run, at):
+    """Shards of 32 × 60 in chunks of 16 × 20: the second chunk of the file is at (0, 1), the fourth at (1, 0)."""
+    file = run / "activations/a/x.zarr/activation/c/0/0"
+    index = np.frombuffer(file.read_bytes()[-6 * 16 - 4 : -4], "<u8").reshape(2, 3, 2)
+    flip(file, int(index[1, at, 0]) + 9)
+    (fault,) = verify(run).faults
+    assert (fault.file, fault.shard, fault.chunk) == ("activation/c/0/0", 0, (1, at))
+    assert "checksum" in fault.what
+    assert f"activation/c/0/0, shard 0, chunk 1, {at}" in str(fault)
+
+
+def test_all_faults_are_named_at_once(run):
+    for name in EVERY_FILE:
+        flip(run / name)
+    assert {f"{fault.path}/{fault.file}" for fault in verify(run).faults} == {f"{run}/{name}" for name in EVERY_FILE}
+
+
+@pytest.mark.parametrize("store", ["activations/a/x.zarr", "corpus.zarr", "correlation/x--y.zarr"])
+def test_changed_attributes_are_found(run, store):
+    file = run / store / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"]["model"] = "another"
+    file.write_text(json.dumps(metadata))
+    (fault,) = verify(run).faults
+    assert fault.what == "the attributes are not those that were written"
+
+
+def test_metadata_that_differ_or_break_are_found(run):
+    file = run / "activations/a/x.zarr/mean/zarr.json"
+    file.write_text(file.read_text().replace("feature", "featurf"))
+    (run / "corpus.zarr/zarr.json").write_text("{")
+    (run / "correlation/x--y.zarr/mean_a/zarr.json").write_text("[")
+    (run / "experiment.json").write_text("{")
+    found = {f"{fault.path}/{fault.file}" for fault in verify(run).faults}
+    assert found == {
+        str(file),
+        f"{run}/corpus.zarr/zarr.json",
+        f"{run}/correlation/x--y.zarr/mean_a/zarr.json",
+        f"{run}/experiment.json",
+    }
+
+
+def test_a_missing_file_among_chunks_of_fill_values_is_counted(run):
+    """Where some files never were, it cannot be said which one is gone, only that one is."""
+    values = np.zeros(50)
+    values[45:] = 1
+    manifest = storage.new_manifest("x", {}, {})
+    partial = storage.begin_result(run / "x.zarr", manifest)
+    zarr.open_group(str(partial), mode="a").create_array("v", data=values, chunks=(10,), dimension_names=("x",))
+    storage.finish_result(run / "x.zarr", manifest)
+    assert verify(run / "x.zarr").ok
+    (run / "x.zarr/v/c/4").unlink()
+    assert [str(fault) for fault in verify(run / "x.zarr").faults] == [
+        f"{run}/x.zarr: v/c: 1 files were written, 0 are there"
+    ]
+
+
+def test_a_missing_array_is_found(run):
+    shutil.rmtree(run / "activations/a/x.zarr/token_id")
+    assert {fault.file for fault in verify(run).faults} >= {"token_id"}
+
+
+def rewrite(store, name, values):
+    """Change values without leaving a trace in the checksums, as a program that writes to a finished store would."""
+    zarr.open_array(str(store / name), mode="r+")[...] = values
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mean", lambda x: x + 1e-6, "50 features have another mean"),
+        ("n_active", lambda x: x + (np.arange(50) == 7), "1 features have another n_active than their values: 7"),
+        ("max", lambda x: x * 2, "another max"),
+        ("char_end", lambda x: x + 1, "row hash"),
+        ("decoder", lambda x: x + 1, "content has the hash"),
+        ("sink", lambda x: ~x, "content has the hash"),
+    ],
+)
+def test_values_that_do_not_belong_together_are_found(run, name, change, message):
+    store = run / "activations/a/x.zarr"
+    rewrite(store, name, change(zarr.open_array(str(store / name))[...]))
+    assert any(message in fault.what for fault in verify(store).faults)
+
+
+def test_text_that_was_rewritten_is_found(run):
+    rewrite(run / "corpus.zarr", "text", np.frombuffer(b"two" + "zwei €".encode(), "u1"))
+    assert "the text has the hash" in verify(run).faults[0].what
+
+
+def test_broken_rows_inside_a_good_checksum_are_found(run):
+    """A writer of its own that gets the format wrong: unsorted ids, an entry outside of the array, NaN."""
+    from storage import sparse_array
+    from storage.codec import Panel
+
+    store = run / "activations/a/x.zarr"
+    layout = sparse_array.read_layout(store, "activation")
+    lengths = np.zeros(16, "<u4")
+    lengths[:2] = 2, 1
+    values = np.array([1, 2, np.nan], "<f4")
+    panel = Panel(lengths, np.array([5, 3, 15], "<u2"), values.view("<u4"))
+    payload = sparse_array._compress(sparse_array.pack(panel))
+    index = np.full((2, 3, 2), sparse_array.NO_CHUNK, "<u8")
+    index[0, 2] = 0, len(payload)
+    layout.shard_file(1).write_bytes(payload + sparse_array._with_checksum(index.tobytes()))
+    found = [fault for fault in verify(store).faults if fault.shard == 1]
+    assert {fault.chunk for fault in found} == {(0, 2)}
+    assert [fault.what for fault in found] == [
+        "column ids are not strictly increasing inside a row",
+        "entries lie outside of the array",
+        "values are not finite numbers",
+    ]
+
+
+def test_unfinished_work_is_no_fault_but_is_told(run):
+    storage.ActivationWriter.create(run / "activations/a/z.zarr", n_tokens=5, n_features=4)
+    found = verify(run)
+    assert found.ok
+    assert found.unfinished == [f"{run}/activations/a/z.zarr.partial"]
+
+
+def test_a_store_without_inventory_can_be_checked(run):
+    """Stores of earlier releases have none; chunks of fill values have no file, so nothing is missed."""
+    file = run / "correlation/x--y.zarr/zarr.json"
+    metadata = json.loads(file.read_text())
+    del metadata["attributes"][INVENTORY]
+    file.write_text(json.dumps(metadata))
+    assert verify(run).ok
+
+
+def test_results_are_the_same_whatever_the_threads(run):
+    for name in EVERY_FILE:
+        flip(run / name)
+    assert verify(run, threads=1).as_dict() == verify(run, threads=5).as_dict()
+
+
+def test_nothing_to_verify_is_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingInputError, match="no store or result in"):
+        verify(tmp_path / "empty")
+    with pytest.raises(MissingInputError, match="nothing to verify at"):
+        verify(tmp_path / "nowhere")
+
+
+def test_shards_in_memory_are_bounded():
+    """No more shards are read ahead than there are threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from storage.verify import in_order
+
+    started = []
+    with ThreadPoolExecutor(2) as pool:
+        for done, i in enumerate(in_order(pool, lambda i: started.append(i) or i, range(20))):
+            assert i == done
+            assert len(started) <= done + 1 + 2 + 1
