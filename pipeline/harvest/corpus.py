@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import CorpusConfig
+from pipeline.config import CorpusConfig, ModelConfig
 from pipeline.harvest.gguf import file_sha256
 from storage import Corpus, is_current, new_manifest, open_corpus, write_corpus
 from storage.errors import InputError, MissingDependencyError, MissingInputError
@@ -38,7 +38,7 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
-def build_corpus(config: CorpusConfig, out: str | Path) -> Corpus:
+def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | None = None) -> Corpus:
     """Write the corpus of an experiment; a finished one from the same source and settings is kept.
 
     Parameters

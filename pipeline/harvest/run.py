@@ -36,9 +36,10 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig, StoreConfig
+from pipeline.config import ModelConfig, Pool, StoreConfig
 from pipeline.harvest.dictionaries import Dictionary, Encoded, load_dictionary
 from pipeline.harvest.models import LoadedModel, shared
+from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
 from pipeline.harvest.rows import Side, check_model, make_rows
 from pipeline.workers import ensure_client, in_order, run_tasks
 from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
@@ -198,6 +199,7 @@ def _create(job: _Job, site: str, manifest: Manifest, store: StoreConfig, calibr
         "module": job.paths[site],
         "dictionary": dictionary.id,
         "corpus_hash": manifest.inputs["corpus"],
+        "pool": read_pool(job.rows_path),
         "sink_threshold": calibration.threshold,
         "sink_multiple": SINK_MULTIPLE,
         "calibration": dataclasses.asdict(calibration),
@@ -216,6 +218,12 @@ def _create(job: _Job, site: str, manifest: Manifest, store: StoreConfig, calibr
     )
 
 
+def read_pool(rows_path: str) -> Pool:
+    """Return how the rows of a table are pooled."""
+    pool: Pool = zarr.open_group(rows_path, mode="r").attrs["pool"]
+    return pool
+
+
 def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
     table = zarr.open_group(rows_path, mode="r")
     names = {"position": f"position_{side}", "token_id": f"token_id_{side}"}
@@ -230,21 +238,24 @@ def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Windows:
-    """The inputs of consecutive windows, and where their rows are.
+    """The inputs of consecutive windows, and which of their tokens make the rows.
 
     Attributes
     ----------
     inputs
         Token ids of each window.
     rows
-        Row numbers of each window, counted from the first row asked for.
+        For each window, the row of each token that enters one, counted from `first_row`; ascending.
     positions
-        Position in the window of each of these rows.
+        Position in the window of each of these tokens.
+    first_row
+        The first row asked for.
     """
 
     inputs: list[NDArray[np.int32]]
     rows: list[NDArray[np.int64]]
     positions: list[NDArray[np.int64]]
+    first_row: int
 
 
 def _read_windows(rows_path: str, side: Side, rows: slice) -> _Windows:
@@ -258,11 +269,45 @@ def _read_windows(rows_path: str, side: Side, rows: slice) -> _Windows:
     slots = np.asarray(table[f"input_{side}"][int(first[0]) : int(stop[-1])])
     edges = np.searchsorted(window, np.arange(first_window, stop_window + 1))
     spans = list(itertools.pairwise(edges))
+    numbers, positions = [np.arange(i, j) for i, j in spans], [position[i:j] for i, j in spans]
+    if f"pooled_{side}" in table:
+        pooled = np.asarray(table[f"pooled_{side}"][int(first[0]) : int(stop[-1])])
+        masks = [pooled[i - first[0] : j - first[0]] for i, j in zip(first, stop, strict=True)]
+        before = _last_position_before(table, side, rows.start, first_window)
+        numbers, positions = _tokens_of_rows(masks, numbers, positions, before)
     return _Windows(
         inputs=[slots[i - first[0] : j - first[0]] for i, j in zip(first, stop, strict=True)],
-        rows=[np.arange(i, j) for i, j in spans],
-        positions=[position[i:j] for i, j in spans],
+        rows=numbers,
+        positions=positions,
+        first_row=rows.start,
     )
+
+
+def _last_position_before(table: zarr.Group, side: Side, row: int, window: int) -> int:
+    """Return where the row before `row` ends in `window`; −1 if that row is in another window."""
+    if row == 0 or int(table["window_of_row"][row - 1]) != window:
+        return -1
+    return int(table[f"position_{side}"][row - 1])
+
+
+def _tokens_of_rows(
+    masks: Sequence[NDArray[np.bool_]],
+    numbers: Sequence[NDArray[np.int64]],
+    positions: Sequence[NDArray[np.int64]],
+    before: int,
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return, for each window, the row and the position of every token that is pooled into one of the rows.
+
+    `numbers` and `positions` are of the rows' last tokens; of the first window, only what lies behind `before`.
+    """
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for mask, number, position in zip(masks, numbers, positions, strict=True):
+        slots = np.flatnonzero(mask)
+        slots = slots[slots > (-1 if found else before)]
+        row = np.searchsorted(position, slots)
+        inside = row < len(position)
+        found.append((number[row[inside]], slots[inside]))
+    return [rows for rows, _ in found], [slots for _, slots in found]
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -280,7 +325,7 @@ def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
 def _run_windows(
     windows: _Windows, model: LoadedModel, size: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Rows]]]:
-    """Run batches of windows; yield row numbers and, for each site, the rows' activations float32 (rows, d_model)."""
+    """Run batches of windows; yield tokens' row numbers and, for each site, activations float32 (tokens, d_model)."""
     for batch in batches([len(ids) for ids in windows.inputs], size):
         rows = np.concatenate([windows.rows[i] for i in batch])
         if not len(rows):
@@ -419,7 +464,8 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
     rows = next(iter(writers.values())).shard_slice(shard)
-    collected = {site: _Collected(job.dictionary(site), thresholds[site]) for site in sites}
+    pool = read_pool(job.rows_path)
+    collected = {site: _Collected(job.dictionary(site), thresholds[site], pool) for site in sites}
     windows = _read_windows(job.rows_path, job.side, rows)
     for numbers, values in _run_windows(windows, shared(job.model, job.paths), job.model.batch_size):
         for site in sites:
@@ -431,18 +477,19 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
 class _Collected:
     """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows."""
 
-    def __init__(self, dictionary: Dictionary, threshold: float) -> None:
+    def __init__(self, dictionary: Dictionary, threshold: float, pool: Pool) -> None:
         self._dictionary = dictionary
         self._threshold = threshold
+        self._pool = pool
         self._numbers: list[NDArray[np.int64]] = []
         self._encoded: list[Encoded] = []
         self._sink: list[NDArray[np.bool_]] = []
 
-    def add(self, numbers: NDArray[np.int64], rows: Rows) -> None:
-        """Encode rows and note which are sinks."""
-        self._numbers.append(numbers)
-        self._encoded.append(self._dictionary.encode(rows))
-        self._sink.append(np.linalg.norm(rows, axis=1) > self._threshold)
+    def add(self, numbers: NDArray[np.int64], tokens: Rows) -> None:
+        """Encode tokens, pool those of one row, and note which rows are sinks: those with a token that is one."""
+        self._numbers.append(numbers[runs(numbers)[0]])
+        self._encoded.append(pool_tokens(self._dictionary.encode(tokens), numbers, self._pool))
+        self._sink.append(any_of_tokens(np.linalg.norm(tokens, axis=1) > self._threshold, numbers))
 
     def finish(self) -> tuple[Encoded, NDArray[np.bool_]]:
         """Return the shard's activations and sink marks."""
