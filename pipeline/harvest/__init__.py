@@ -1,11 +1,13 @@
 """Text to activation stores.
 
 ==================  ==============================================================================
-``corpus``          files and datasets → one hashed corpus
+``sources``         files and datasets → documents
+``corpus``          documents → one hashed corpus
 ``models``          models found, described, loaded; sites resolved; activations by hooks
 ``gguf``            GGUF files dequantised once into a cache
 ``dictionaries``    sparse autoencoders and the identity behind one interface
 ``align``           two tokenisations → shared rows; pure functions over offsets
+``pool``            activations of tokens → activations of rows
 ``rows``            corpus + both tokenizers → the table of rows and model inputs
 ``run``             rows → stores, one Dask task a shard
 ``contexts``        stores → the top activating rows of every feature

@@ -251,6 +251,12 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     return [Tokens.of(encoding.ids, encoding.offsets) for encoding in encodings]
 
 
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Return how many tokens of a text stand for characters and are not special: those that may become rows."""
+    (tokens,) = tokenize(tokenizer, [text])
+    return int(((tokens.ends > tokens.starts) & ~_StructuralTokens(tokenizer)(tokens, text)).sum())
+
+
 def _align_block(start: int, corpus_path: str, a: _Side, b: _Side, pool: Pool) -> dict[str, Any]:
     """Tokenize and align a block of documents; one task."""
     corpus = open_corpus(corpus_path)
@@ -448,7 +454,8 @@ def _log_counts(table: xr.Dataset) -> None:
     logger.info(
         "%d rows: %.1f%% of A's tokens and %.1f%% of B's end one; left out: %d special tokens written in the text, "
         "%d ends in segments longer than a window",
-        table.sizes["token"], 100 * counts["share_a"], 100 * counts["share_b"], counts["n_special"], counts["n_outside"],
+        table.sizes["token"], 100 * counts["share_a"], 100 * counts["share_b"],
+        counts["n_special"], counts["n_outside"],
     )  # fmt: skip
     logger.info(
         "%d windows: %d of %d documents are cut into several, %d have no row",

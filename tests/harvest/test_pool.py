@@ -64,7 +64,10 @@ def tokenizers():
     return made
 
 
-NASTY = "a Z é e\u0301 ß İ Ǆ ﬁ ① 東 🐦 👩\u200d🔬 👨\u200d👩\u200d👧 🇩🇪 \u200d \u0301 . , ' \u0000 \u0007 \ufeff \ufffd the again </s> <pad>"
+NASTY = (
+    "a Z é e\u0301 ß İ Ǆ ﬁ ① 東 🐦 👩\u200d🔬 👨\u200d👩\u200d👧 🇩🇪 \u200d \u0301 . , ' "
+    "\u0000 \u0007 \ufeff \ufffd the again </s> <pad>"
+)
 PIECES = st.sampled_from([*NASTY.split(" "), "\u00a0", "\u2028", "\t", "\n", " ", "  ", " birds"])
 TEXTS = st.lists(st.one_of(PIECES, st.text(st.characters(codec="utf-8"), max_size=4)), max_size=14).map("".join)
 
