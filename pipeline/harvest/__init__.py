@@ -9,6 +9,8 @@
 ``align``           two tokenisations → shared rows; pure functions over offsets
 ``pool``            activations of tokens → activations of rows
 ``rows``            corpus + both tokenizers → the table of rows and model inputs
+``plan``            disk and memory that a harvest will need
+``finite``          values that cannot be stored, refused with their place in the text
 ``run``             rows → stores, one Dask task a shard
 ``contexts``        stores → the top activating rows of every feature
 ==================  ==============================================================================

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pipeline.config import Pool
+from storage.codec import is_sparse_matrix
 
 Ints = NDArray[np.int64]
 
@@ -65,7 +66,7 @@ def pool_tokens(encoded: Any, numbers: Ints, how: Pool) -> Any:
         return encoded
     if how == "last":
         return encoded[starts + sizes - 1]
-    if sp.issparse(encoded):
+    if is_sparse_matrix(encoded):
         return _pool_sparse(encoded, sizes, how)
     if how == "max":
         return np.maximum.reduceat(encoded, starts, axis=0)

@@ -116,9 +116,9 @@ def make_rows(
     ``pooled_a``, ``pooled_b`` bool beside them, the tokens that enter the value of the next row at or behind them.
 
     Attributes count what was read and what found no row: ``n_tokens_a``, ``n_tokens_b``; ``share_a``, ``share_b``, the
-    share of these that have a row of their own; ``n_special`` ends of special tokens written out in the text;
-    ``n_outside`` ends in segments longer than a window; ``n_documents``, ``n_documents_cut`` into several windows,
-    ``n_documents_without_rows``.
+    share of these that have a row of their own; ``n_pooled_a``, ``n_pooled_b``, tokens that enter a row; ``n_special``
+    ends of special tokens written out in the text; ``n_outside`` ends in segments longer than a window;
+    ``n_documents``, ``n_documents_cut`` into several windows, ``n_documents_without_rows``.
 
     Memory: about 60 bytes a row and 10 bytes a token and side.
     """
@@ -262,8 +262,8 @@ def _align_block(start: int, corpus_path: str, a: _Side, b: _Side, pool: Pool) -
     corpus = open_corpus(corpus_path)
     texts = corpus.texts(start, min(start + _BLOCK_DOCUMENTS, len(corpus)))
     readings = [_read_side(side, texts) for side in (a, b)]
-    documents = enumerate(zip(*readings, strict=True))
-    return _concatenate([_align_document(start + i, *both, pool) for i, both in documents])
+    documents = enumerate(zip(*readings, strict=True), start)
+    return _concatenate([_align_document(number, a_text, b_text, pool) for number, (a_text, b_text) in documents])
 
 
 class _Reading(NamedTuple):
@@ -419,7 +419,9 @@ def _assemble(blocks: Sequence[dict[str, Any]]) -> xr.Dataset:
     )
     n_rows = table.sizes["token"]
     table.attrs["n_rows"] = n_rows
-    table.attrs |= {f"share_{side}": n_rows / max(1, table.attrs[f"n_tokens_{side}"]) for side in ("a", "b")}
+    for side in ("a", "b"):
+        table.attrs[f"share_{side}"] = n_rows / max(1, table.attrs[f"n_tokens_{side}"])
+        table.attrs[f"n_pooled_{side}"] = int(table[f"pooled_{side}"].sum()) if f"pooled_{side}" in table else n_rows
     return table
 
 

@@ -14,10 +14,8 @@ task: a shard's bytes depend on neither the number of workers nor the order of t
 **Attention sinks.** Rows whose norm exceeds :data:`SINK_MULTIPLE` times the median norm of the calibration sample are
 marked in ``sink``; they are stored, but left out of statistics and of everything downstream.
 
-**Memory of a worker process**: the model's weights up to the deepest site, the dictionaries, and for each thread
-
-    shard_rows × Σ_sites (4·n_features if dense, else 8·L0)  +  batch × length × (4·d_model·(sites + 1) + 4·d_mlp)
-    + 64 MiB while a block of rows is encoded
+**Memory and disk** are stated in :mod:`pipeline.harvest.plan`, logged at the start, and held by tests: what a worker
+takes grows with `shard_rows`, not with the corpus. Too small a disk is refused before the first shard.
 """
 
 from __future__ import annotations
@@ -38,7 +36,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig, Pool, StoreConfig
 from pipeline.harvest.dictionaries import Dictionary, Encoded, load_dictionary
+from pipeline.harvest.finite import Origin, require_finite, require_storable
 from pipeline.harvest.models import LoadedModel, shared
+from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes, task_bytes
 from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
 from pipeline.harvest.rows import Side, check_model, make_rows
 from pipeline.workers import ensure_client, in_order, run_tasks
@@ -161,12 +161,42 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     job = dataclasses.replace(job, paths={site: info.paths[site] for site in todo})
     with ensure_client(client) as used:
         calibrations = _calibrate(job, used)
+        _check_needs(job, store, {site: (calibrations[site].l0, job.dictionary(site).decoder) for site in todo})
         writers = {site: _create(job, site, manifests[site], store, calibrations[site]) for site in todo}
         _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
     for site, writer in writers.items():
         writer.finalise()
         _log_store(site, stores[site])
     return stores
+
+
+def _check_needs(job: _Job, store: StoreConfig, measured: dict[str, tuple[float, Rows]]) -> None:
+    """Predict memory and disk from each site's mean number of active features and its decoder.
+
+    Raises
+    ------
+    BudgetError
+        If the disk is too small.
+    """
+    table = zarr.open_group(job.rows_path, mode="r")
+    n_rows = table["document"].shape[0]
+    # a pooled row has at most the features of all its tokens
+    tokens = table.attrs[f"n_pooled_{job.side}"] / n_rows
+    needs = {
+        site: SiteNeed(
+            decoder.shape[0], min(l0 * tokens, decoder.shape[0]), job.dictionary(site).layout, store.dtype, decoder
+        )
+        for site, (l0, decoder) in measured.items()
+    }
+    names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
+    coordinates = sum(bytes_below(Path(job.rows_path) / name) for name in names)
+    check_disk(
+        {site: job.stores[site] for site in needs},
+        {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()},
+    )
+    longest = int((table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:]).max())
+    held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * longest)
+    logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
 
 
 def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
@@ -391,7 +421,10 @@ def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Rows]:
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
     model = shared(job.model, job.paths)
-    return next(values for _, values in _run_windows(windows, model, job.model.batch_size))
+    numbers, values = next(_run_windows(windows, model, job.model.batch_size))
+    for site in job.paths:
+        require_finite(values[site], item[1].start + numbers, site, Origin(job.rows_path, job.side, job.model))
+    return values
 
 
 def _judge(site: str, rows: Rows, dictionary: Dictionary) -> Calibration:
@@ -464,38 +497,55 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
     rows = next(iter(writers.values())).shard_slice(shard)
-    pool = read_pool(job.rows_path)
-    collected = {site: _Collected(job.dictionary(site), thresholds[site], pool) for site in sites}
+    pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
+    collected = {
+        site: _Collected(job.dictionary(site), thresholds[site], pool, rows.stop - rows.start) for site in sites
+    }
     windows = _read_windows(job.rows_path, job.side, rows)
     for numbers, values in _run_windows(windows, shared(job.model, job.paths), job.model.batch_size):
         for site in sites:
-            collected[site].add(numbers, values[site])
+            require_finite(values[site], rows.start + numbers, site, origin)
+            encoded = collected[site].add(numbers, values[site])
+            require_storable(encoded, rows.start + numbers[runs(numbers)[0]], site, origin, writers[site].dtype)
     for site in sites:
         writers[site].write_shard(shard, *collected[site].finish())
 
 
 class _Collected:
-    """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows."""
+    """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows.
 
-    def __init__(self, dictionary: Dictionary, threshold: float, pool: Pool) -> None:
+    Memory: dense rows once, in their places; sparse rows three times while they are put in order.
+    """
+
+    def __init__(self, dictionary: Dictionary, threshold: float, pool: Pool, n_rows: int) -> None:
         self._dictionary = dictionary
         self._threshold = threshold
         self._pool = pool
         self._numbers: list[NDArray[np.int64]] = []
-        self._encoded: list[Encoded] = []
-        self._sink: list[NDArray[np.bool_]] = []
+        self._sparse: list[sp.csr_array] = []
+        self._dense = np.empty((n_rows if dictionary.layout == "dense" else 0, dictionary.n_features), np.float32)
+        self._sink = np.zeros(n_rows, bool)
 
-    def add(self, numbers: NDArray[np.int64], tokens: Rows) -> None:
+    def add(self, numbers: NDArray[np.int64], tokens: Rows) -> Encoded:
         """Encode tokens, pool those of one row, and note which rows are sinks: those with a token that is one."""
-        self._numbers.append(numbers[runs(numbers)[0]])
-        self._encoded.append(pool_tokens(self._dictionary.encode(tokens), numbers, self._pool))
-        self._sink.append(any_of_tokens(np.linalg.norm(tokens, axis=1) > self._threshold, numbers))
+        rows = numbers[runs(numbers)[0]]
+        encoded = pool_tokens(self._dictionary.encode(tokens), numbers, self._pool)
+        self._sink[rows] = any_of_tokens(np.linalg.norm(tokens, axis=1) > self._threshold, numbers)
+        if self._dictionary.layout == "dense":
+            self._dense[rows] = encoded
+        else:
+            self._numbers.append(rows)
+            self._sparse.append(encoded)
+        return encoded
 
     def finish(self) -> tuple[Encoded, NDArray[np.bool_]]:
-        """Return the shard's activations and sink marks."""
+        """Return the shard's activations and sink marks; once only."""
+        if self._dictionary.layout == "dense":
+            return self._dense, self._sink
         order = np.argsort(np.concatenate(self._numbers))
-        stack = np.concatenate if self._dictionary.layout == "dense" else _stack_csr
-        return stack(self._encoded)[order], np.concatenate(self._sink)[order]
+        stacked = _stack_csr(self._sparse)
+        self._sparse.clear()
+        return stacked[order], self._sink
 
 
 def _stack_csr(blocks: Sequence[Encoded]) -> sp.csr_array:
