@@ -12,7 +12,7 @@ the compression of its first rows suggests.
 
 **Memory** of one task, beside the model and the dictionaries, which all tasks of a process share::
 
-    shard_rows × Σ_sites (16·n_features if dense, else 40·L0)   the shard, and its copies while it is written
+    shard_rows × Σ_sites (28·n_features if dense, else 40·L0)   the shard, and its copies while it is written
     + 4·batch·length·d_model·(sites + 32)                        the pass through the model
     + 256 MiB                                                   a block of rows while it is encoded
 
@@ -51,7 +51,7 @@ _ZSTD_LEVEL = 3
 _STATISTICS_BYTES = 32
 
 #: Bytes of a task for each stored value, copies included, and for a block of rows that is encoded.
-_DENSE_BYTES, _SPARSE_BYTES, _ENCODING_BYTES = 16, 40, 256 << 20
+_DENSE_BYTES, _SPARSE_BYTES, _ENCODING_BYTES = 28, 40, 256 << 20
 
 #: How many times the residual stream a block of the model holds at once: queries, keys, values, MLP and their inputs.
 _PASS_WIDTHS = 32

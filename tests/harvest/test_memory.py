@@ -61,7 +61,7 @@ def measure(folder, model, client, n_documents, shard_rows):
 
 
 def test_peak_memory_grows_as_the_formula_says(tmp_path, model, client):
-    few, many, small, large = 120, 600, 1024, 4096
+    few, many, small, large = 120, 1200, 1024, 4096
     grown = measure(tmp_path / "many", model, client, many, large) - measure(
         tmp_path / "few", model, client, few, small
     )
@@ -70,4 +70,4 @@ def test_peak_memory_grows_as_the_formula_says(tmp_path, model, client):
     allowed = THREADS * shards + 100 * (many - few) * DRIVER_BYTES + SLACK
     assert grown < allowed
     everything = 100 * (many - few) * WIDTH * 4
-    assert everything > 0.9 * allowed, "a harvest that keeps all rows would be found out"
+    assert everything > 1.5 * allowed, "a harvest that keeps all rows would be found out"
