@@ -134,7 +134,7 @@ class Run:
         self.helpers.append(subprocess.Popen([*dask, "scheduler", *options], stderr=self.errors))
         wait_until(file.is_file)
         address: str = json.loads(file.read_text(encoding="utf-8"))["address"]
-        worker = [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--death-timeout", "5"]
+        worker = [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--death-timeout", "60"]
         self.helpers.append(subprocess.Popen(worker, stderr=self.errors))
         return address
 

@@ -61,7 +61,7 @@ def measure(folder, model, client, n_documents, shard_rows):
 
 
 def test_peak_memory_grows_as_the_formula_says(tmp_path, model, client):
-    few, many, small, large = 120, 1200, 1024, 4096
+    few, many, small, large = 120, 700, 1024, 2048
     grown = measure(tmp_path / "many", model, client, many, large) - measure(
         tmp_path / "few", model, client, few, small
     )
