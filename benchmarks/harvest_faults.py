@@ -95,7 +95,7 @@ def drive(folder: Path, scheduler: str | None) -> None:
     """Harvest on worker processes, with the scheduler in this process or at an address."""
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
-    run = importlib.import_module("pipeline.harvest.run")
+    run: Any = importlib.import_module("pipeline.harvest.run")
     run_tasks = run.run_tasks
 
     def logging_tasks(client: Any, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Iterator[Any]:
