@@ -91,7 +91,7 @@ def logged_shard(item: Any, *arguments: Any) -> None:
         log.write(f"{item[0]}\n")
 
 
-def drive(folder: Path, scheduler: str | None) -> None:
+def drive(folder: Path, scheduler: str | None, workers: int) -> None:
     """Harvest on worker processes, with the scheduler in this process or at an address."""
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
@@ -105,7 +105,7 @@ def drive(folder: Path, scheduler: str | None) -> None:
     run.run_tasks = logging_tasks
     with contextlib.ExitStack() as stack:
         cluster = scheduler or stack.enter_context(
-            LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
         )
         harvest(folder, "disturbed", stack.enter_context(Client(cluster)))
 
@@ -116,11 +116,20 @@ def drive(folder: Path, scheduler: str | None) -> None:
 class Run:
     """A driver in a process of its own, and with `separate` also its scheduler and workers."""
 
-    def __init__(self, folder: Path, *, separate: bool = False) -> None:
+    def __init__(self, folder: Path, workers: int, *, separate: bool = False) -> None:
         self.folder = folder
+        self.n_workers = str(workers)
         self.errors = (folder / "driver.log").open("a", encoding="utf-8")
         self.helpers: list[subprocess.Popen[bytes]] = []
-        command = [sys.executable, "-m", "benchmarks.harvest_faults", "--drive", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.harvest_faults",
+            "--drive",
+            str(folder),
+            "--workers",
+            self.n_workers,
+        ]
         if separate:
             command += ["--scheduler", self._start_cluster()]
         self.driver = subprocess.Popen(command, stderr=self.errors)
@@ -134,7 +143,7 @@ class Run:
         self.helpers.append(subprocess.Popen([*dask, "scheduler", *options], stderr=self.errors))
         wait_until(file.is_file)
         address: str = json.loads(file.read_text(encoding="utf-8"))["address"]
-        worker = [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--death-timeout", "60"]
+        worker = [*dask, "worker", address, "--nworkers", self.n_workers, "--nthreads", "1", "--death-timeout", "60"]
         self.helpers.append(subprocess.Popen(worker, stderr=self.errors))
         return address
 
@@ -191,7 +200,7 @@ def finished_shards(folder: Path) -> list[int]:
     return [int(line) for line in log.read_text(encoding="utf-8").split()] if log.is_file() else []
 
 
-def disturb(folder: Path, moments: list[tuple[str, int]]) -> list[str]:
+def disturb(folder: Path, moments: list[tuple[str, int]], workers: int) -> list[str]:
     """Run the harvest to its end, killing what `moments` names once so many shards are finished.
 
     Returns
@@ -202,7 +211,7 @@ def disturb(folder: Path, moments: list[tuple[str, int]]) -> list[str]:
     killed = []
     waiting = sorted(moments, key=lambda moment: moment[1])
     while True:
-        run = Run(folder, separate=any(victim == "scheduler" for victim, _ in waiting))
+        run = Run(folder, workers, separate=any(victim == "scheduler" for victim, _ in waiting))
         try:
             while waiting and not run.ended:
                 victim, count = waiting[0]
@@ -238,7 +247,7 @@ def _kill(run: Run, victim: str) -> bool:
     return True
 
 
-def benchmark(*, documents: int, kills: dict[str, int], seed: int, folder: Path) -> dict[str, Any]:
+def benchmark(*, documents: int, kills: dict[str, int], seed: int, folder: Path, workers: int = 2) -> dict[str, Any]:
     """Harvest undisturbed and disturbed; return what came out.
 
     Parameters
@@ -251,6 +260,8 @@ def benchmark(*, documents: int, kills: dict[str, int], seed: int, folder: Path)
         Of the moments.
     folder
         Where to work.
+    workers
+        Worker processes.
     """
     make_inputs(folder, documents)
     start = time.perf_counter()
@@ -263,7 +274,7 @@ def benchmark(*, documents: int, kills: dict[str, int], seed: int, folder: Path)
     victims = [victim for victim, count in kills.items() for _ in range(count)]
     moments = [(victim, random.randint(1, max(1, n_shards - 2))) for victim in victims]  # noqa: S311
     start = time.perf_counter()
-    killed = disturb(folder, moments)
+    killed = disturb(folder, moments, workers)
     seconds = time.perf_counter() - start
     computed = finished_shards(folder)
     return {
@@ -287,16 +298,18 @@ def main() -> None:
     parser.add_argument("--driver-kills", type=int, default=1)
     parser.add_argument("--scheduler-kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--scheduler", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drive:
-        drive(given.drive, given.scheduler)
+        drive(given.drive, given.scheduler, given.workers)
         return
     kills = {"worker": given.worker_kills, "driver": given.driver_kills, "scheduler": given.scheduler_kills}
     folder = Path(tempfile.mkdtemp(prefix="benchmark-faults-"))
     try:
-        print(json.dumps(benchmark(documents=given.documents, kills=kills, seed=given.seed, folder=folder)))
+        told = {"documents": given.documents, "seed": given.seed, "workers": given.workers}
+        print(json.dumps(benchmark(kills=kills, folder=folder, **told)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
