@@ -30,6 +30,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
+Pool = Literal["last", "max", "mean"]
 
 #: What r is called in labels, by measure.
 MEASURE_NAMES: dict[Measure, str] = {
@@ -54,9 +55,18 @@ class CorpusConfig(Section):
     dataset: str | None = Field(None, description="Hugging Face dataset id, or the folder of a local one")
     path: str | None = Field(None, description="a .txt, .jsonl or .parquet file, or a folder of them")
     split: str = "train"
+    subset: str | None = Field(None, description="the dataset's configuration, where it has several")
     column: str = Field("text", description="the column or JSON key that holds the text")
     revision: str | None = None
+    streaming: bool | None = Field(
+        None,
+        description="read a hub dataset as it comes, without downloading all of it first; by default, where only its "
+        "first documents are taken",
+    )
     documents: PositiveInt | None = Field(None, description="how many documents; all by default")
+    tokens: PositiveInt | None = Field(
+        None, description="stop after the document with which model A's tokenizer has so many tokens of text"
+    )
     seed: int | None = Field(
         None, description="sample the documents at random with this seed; the first ones if absent"
     )
@@ -67,6 +77,14 @@ class CorpusConfig(Section):
         if (self.dataset is None) == (self.path is None):
             raise ValueError("give exactly one of 'dataset' and 'path'")
         return self
+
+
+class AlignConfig(Section):
+    """How tokens of two tokenizers become rows."""
+
+    pool: Pool = Field(
+        "last", description="a row's value: the activation at the last token of its segment, or the max or mean over it"
+    )
 
 
 class ModelConfig(Section):
@@ -264,6 +282,7 @@ class Experiment(Section):
     corpus: CorpusConfig
     a: ModelConfig
     b: ModelConfig
+    align: AlignConfig = AlignConfig()
     store: StoreConfig = StoreConfig()
     correlate: CorrelateConfig = CorrelateConfig()
     match: MatchConfig = MatchConfig()

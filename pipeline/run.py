@@ -105,8 +105,11 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
         for _, model in _sides(config):
             check_model(model)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
-    build_corpus(config.corpus, directory.corpus)
-    make_rows(directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows, client=client)
+    build_corpus(config.corpus, directory.corpus, config.a)
+    make_rows(
+        directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows,
+        pool=config.align.pool, client=client,
+    )  # fmt: skip
     for side, model in _sides(config):
         folder = directory.activations(side, "x").parent
         harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import storage
+from benchmarks import harvest
 from pipeline.correlate.run import correlate
 
 
@@ -57,3 +58,23 @@ def test_peers() -> None:
     assert result["max_error"] < 1e-9
     assert max(result["differences"].values()) < 1e-4
     assert result["differences"]["scipy sparse product"] < 1e-9
+
+
+def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process: each of the three ways would spend ten seconds on imports in one of its own."""
+
+    def run_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Any] = {"peak_gb": 1.0}
+        exec(code, {"arguments": arguments, "figures": figures})
+        return figures
+
+    monkeypatch.setattr(harvest, "run_measured", run_here)
+    monkeypatch.setattr(
+        sys, "argv", ["harvest", "--tiny", "--documents", "40", "--repeats", "2", "--shard-rows", "256"]
+    )
+    harvest.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["rows"] > 3 * 256
+    assert result["max_error"] < 1e-6
+    assert {"bare_loop", "full_model", "dense_size", "dense_write", "dense_read"} == set(result["ratios"])
+    assert len(result["all_seconds"]["bare_loop"]) == 2

@@ -51,6 +51,8 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         (changed(mach={}), r"mach: unknown key; did you mean 'match'\?"),
         (changed(correlate={"topk": 3}), r"correlate.topk: unknown key; did you mean 'top_k'\?"),
         (changed(corpus={"path": "x", "dataset": "y"}), "exactly one of 'dataset' and 'path'"),
+        (changed(align={"pool": "sum"}), "align.pool: Input should be 'last', 'max' or 'mean' .*given: 'sum'"),
+        (changed(corpus={"path": "x", "tokens": 0}), "corpus.tokens: .* greater than 0"),
         (changed(correlate={"top_k": 0}), "correlate.top_k: .* greater than or equal to 1 .*given: 0"),
         (changed(match={"min_correlation": 0.05}), "below correlate.keep_above"),
         (changed(match={"max_uses": 2}), "max_uses belongs to the method 'unique', not 'greedy'"),

@@ -1,7 +1,8 @@
 """Text to activation stores.
 
 ==================  ==============================================================================
-``corpus``          files and datasets → one hashed corpus
+``sources``         files and datasets → documents
+``corpus``          documents → one hashed corpus
 ``sites``           names of the places where activations are read, on any architecture
 ``models``          models found, described, loaded, or drawn at random
 ``reader``          activations by hooks, in a pass that stops at the deepest site
@@ -13,7 +14,10 @@
 ``topk``            linear encoder, ReLU, top-k; the random control
 ``site_check``      does this dictionary belong to this site?
 ``align``           two tokenisations → shared rows; pure functions over offsets
+``pool``            activations of tokens → activations of rows
 ``rows``            corpus + both tokenizers → the table of rows and model inputs
+``plan``            disk and memory that a harvest will need
+``finite``          values that cannot be stored, refused with their place in the text
 ``run``             rows → stores, one Dask task a shard
 ``contexts``        stores → the top activating rows of every feature
 ==================  ==============================================================================

@@ -8,9 +8,12 @@ normalisation notwithstanding). A *row* is a character offset at which both toke
     B          [una][ff  ][able  ]   [words ]
     rows            ^            ^          ^        3, 9, 15
 
-The value of a row is the activation at the last token of its segment, on either side. Where both sides have the same
-tokenizer, the rows are its tokens. Byte-level tokenizers may cut inside a character; such tokens share their end,
-and the last one stands for it. Tokens without characters are no rows.
+The *segment* of a row is what lies between the boundary before it and its own: here ``una``, ``ffable`` (one token of
+A, two of B) and ``words``. The value of a row is the activation at the last token of its segment, on either side, or,
+if so configured, the maximum or mean over all of them (:func:`pooled_tokens` says which). Where both sides have the
+same tokenizer, the rows are its tokens. Byte-level tokenizers may cut inside a character; such tokens share their end,
+and are one segment. Tokens without characters, and special tokens written out in the text, are no rows and are never
+pooled.
 
 Windows are slices of the document's tokens, cut at rows, so that both models read exactly the same characters, no
 matter how their tokenizers would treat the piece alone.
@@ -105,6 +108,33 @@ def shared_boundaries(a: Tokens, b: Tokens) -> Boundaries:
     (ends_a, index_a), (ends_b, index_b) = last_tokens(a), last_tokens(b)
     ends, where_a, where_b = np.intersect1d(ends_a, ends_b, assume_unique=True, return_indices=True)
     return Boundaries(ends, index_a[where_a], index_b[where_b])
+
+
+def pooled_tokens(last: Ints, kept: Ints, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which tokens of one side lie in the segment of a row; bool (tokens,).
+
+    Going through the tokens in order, each marked one belongs to the next row at or behind it.
+
+    Parameters
+    ----------
+    last
+        The last token of each boundary's segment, int64 (boundaries,).
+    kept
+        Which boundaries are rows, ascending.
+    usable
+        Whether a token may be pooled (it has characters and is not special), bool (tokens,).
+
+    Examples
+    --------
+    Boundaries behind the tokens 1, 2 and 5; the second is no row, and token 3 is special:
+
+    >>> pooled_tokens(np.array([1, 2, 5]), np.array([0, 2]), np.array([1, 1, 1, 0, 1, 1, 1], bool)).astype(int)
+    array([1, 1, 0, 0, 1, 1, 0])
+    """
+    segment = np.searchsorted(last, np.arange(len(usable)))
+    is_row = np.zeros(len(last) + 1, bool)
+    is_row[kept] = True
+    return usable & is_row[segment]
 
 
 def segment_starts(boundaries: Boundaries, a: Tokens, b: Tokens) -> Ints:

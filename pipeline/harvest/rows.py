@@ -22,11 +22,12 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, Pool
 from pipeline.harvest.align import (
     Tokens,
     Windows,
     cut_windows,
+    pooled_tokens,
     segment_starts,
     shared_boundaries,
 )
@@ -75,6 +76,7 @@ def make_rows(
     max_length: int,
     out: str | Path,
     *,
+    pool: Pool = "last",
     client: Client | None = None,
 ) -> Path:
     """Align both models' tokens over a corpus and write the table of rows.
@@ -89,6 +91,9 @@ def make_rows(
         Longest window in tokens, special tokens included; less where a model's context is shorter.
     out
         The table to write.
+    pool
+        What a row's value will be: the activation at the last token of its segment, or the ``max`` or ``mean`` over
+        the segment's tokens.
     client
         Where the tasks run; threads of this process by default.
 
@@ -107,8 +112,15 @@ def make_rows(
     Variables: ``document`` int32, ``char_start``, ``char_end`` int64, ``window_of_row`` int32, ``position_a``,
     ``token_id_a``, ``position_b``, ``token_id_b`` int32 over ``token``; ``window_document`` int32,
     ``window_start``, ``window_end``, ``first_a``, ``stop_a``, ``first_b``, ``stop_b`` int64 over ``window``;
-    ``input_a``, ``input_b`` int32, the model inputs of all windows one after the other. Attributes count what found
-    no row. Memory: about 40 bytes a row and 4 bytes a token and side.
+    ``input_a``, ``input_b`` int32, the model inputs of all windows one after the other; unless `pool` is ``last``,
+    ``pooled_a``, ``pooled_b`` bool beside them, the tokens that enter the value of the next row at or behind them.
+
+    Attributes count what was read and what found no row: ``n_tokens_a``, ``n_tokens_b``; ``share_a``, ``share_b``, the
+    share of these that have a row of their own; ``n_pooled_a``, ``n_pooled_b``, tokens that enter a row; ``n_special``
+    ends of special tokens written out in the text; ``n_outside`` ends in segments longer than a window;
+    ``n_documents``, ``n_documents_cut`` into several windows, ``n_documents_without_rows``.
+
+    Memory: about 60 bytes a row and 10 bytes a token and side.
     """
     out = Path(out)
     corpus = open_corpus(corpus_path)
@@ -120,7 +132,8 @@ def make_rows(
         {
             side: {"prefix": s.template.prefix, "suffix": s.template.suffix, "capacity": s.capacity}
             for side, s in sides.items()
-        },
+        }
+        | {"pool": pool},
     )
     if is_current(out, manifest):
         return out
@@ -128,13 +141,14 @@ def make_rows(
     with ensure_client(client) as used:
         tasks = run_tasks(
             used, _align_block, starts, name="align-block", label="align tokens",
-            args=(str(corpus_path), sides["a"], sides["b"]),
+            args=(str(corpus_path), sides["a"], sides["b"], pool),
         )  # fmt: skip
         blocks = list(in_order((start // _BLOCK_DOCUMENTS, block) for start, block in tasks))
     table = _assemble(blocks)
     if not table.sizes["token"]:
         raise InputError(f"Not one token of {corpus_path} ends at the same character in both models: no rows")
-    table.attrs |= {"corpus_hash": corpus.hash, "max_length": max_length} | _template_attrs(sides)
+    settings = {"corpus_hash": corpus.hash, "max_length": max_length, "pool": pool}
+    table.attrs |= settings | _document_counts(table, len(corpus)) | _template_attrs(sides)
     write_result(table, out, manifest)
     _log_counts(table)
     return out
@@ -219,12 +233,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     return [Tokens.of(encoding.ids, encoding.offsets) for encoding in encodings]
 
 
-def _align_block(start: int, corpus_path: str, a: _Side, b: _Side) -> dict[str, Any]:
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Return how many tokens of a text stand for characters and are not special: those that may become rows."""
+    (tokens,) = tokenize(tokenizer, [text])
+    return int(((tokens.ends > tokens.starts) & ~_StructuralTokens(tokenizer)(tokens, text)).sum())
+
+
+def _align_block(start: int, corpus_path: str, a: _Side, b: _Side, pool: Pool) -> dict[str, Any]:
     """Tokenize and align a block of documents; one task."""
     corpus = open_corpus(corpus_path)
     texts = corpus.texts(start, min(start + _BLOCK_DOCUMENTS, len(corpus)))
     readings = [_read_side(side, texts) for side in (a, b)]
-    return _concatenate([_align_document(start + i, *both) for i, both in enumerate(zip(*readings, strict=True))])
+    documents = enumerate(zip(*readings, strict=True), start)
+    return _concatenate([_align_document(number, a_text, b_text, pool) for number, (a_text, b_text) in documents])
 
 
 class _Reading(NamedTuple):
@@ -263,7 +284,7 @@ class _StructuralTokens:
         return suspects
 
 
-def _align_document(number: int, a: _Reading, b: _Reading) -> dict[str, Any]:
+def _align_document(number: int, a: _Reading, b: _Reading, pool: Pool) -> dict[str, Any]:
     """Return one document's part of the table; window numbers and input offsets start at 0."""
     boundaries = shared_boundaries(a.tokens, b.tokens)
     windows = cut_windows(boundaries, a.side.capacity, b.side.capacity)
@@ -284,6 +305,11 @@ def _align_document(number: int, a: _Reading, b: _Reading) -> dict[str, Any]:
         ),
         **_side_part(
             "b", b, boundaries.last_b[kept] - windows.first_b[window], (windows.first_b, windows.stop_b), window
+        ),
+        **(
+            {}
+            if pool == "last"
+            else _pooled_inputs(windows, kept, {"a": (a, boundaries.last_a), "b": (b, boundaries.last_b)})
         ),
         "n_special": len(inside) - len(kept),
         "n_outside": len(boundaries.ends) - len(inside),
@@ -322,6 +348,21 @@ def _side_part(
     }
 
 
+def _pooled_inputs(
+    windows: Windows, kept: NDArray[np.int64], sides: dict[Side, tuple[_Reading, NDArray[np.int64]]]
+) -> dict[str, Any]:
+    """Return which model inputs of a document's windows enter the value of a row, on both sides."""
+    columns = {}
+    for side, (reading, last) in sides.items():
+        tokens, template = reading.tokens, reading.side.template
+        pooled = pooled_tokens(last, kept, (tokens.ends > tokens.starts) & ~reading.special)
+        first, stop = (getattr(windows, f"{edge}_{side}") for edge in ("first", "stop"))
+        around = np.zeros(len(template.prefix), bool), np.zeros(len(template.suffix), bool)
+        pieces = [part for i, j in zip(first, stop, strict=True) for part in (around[0], pooled[i:j], around[1])]
+        columns[f"pooled_{side}"] = np.concatenate([np.empty(0, bool), *pieces])
+    return columns
+
+
 #: What to add to the values of a part when it is put behind others: the number of windows or of input tokens so far.
 _SHIFTED_BY = {
     "window_of_row": "window_document",
@@ -358,13 +399,28 @@ def _assemble(blocks: Sequence[dict[str, Any]]) -> xr.Dataset:
         {name: (_dimension(name), value) for name, value in joined.items() if not isinstance(value, int)},
         attrs={name: value for name, value in joined.items() if isinstance(value, int)},
     )
-    table.attrs["n_rows"] = table.sizes["token"]
+    n_rows = table.sizes["token"]
+    table.attrs["n_rows"] = n_rows
+    for side in ("a", "b"):
+        table.attrs[f"share_{side}"] = n_rows / max(1, table.attrs[f"n_tokens_{side}"])
+        table.attrs[f"n_pooled_{side}"] = int(table[f"pooled_{side}"].sum()) if f"pooled_{side}" in table else n_rows
     return table
 
 
+def _document_counts(table: xr.Dataset, n_documents: int) -> dict[str, int]:
+    """Count the documents that were cut into several windows, and those without any row."""
+    windows = np.bincount(table["window_document"].values, minlength=n_documents)
+    rows = np.bincount(table["document"].values, minlength=n_documents)
+    return {
+        "n_documents": n_documents,
+        "n_documents_cut": int((windows > 1).sum()),
+        "n_documents_without_rows": int((rows == 0).sum()),
+    }
+
+
 def _dimension(name: str) -> str:
-    if name.startswith("input_"):
-        return name.replace("input", "slot")
+    if name.startswith(("input_", "pooled_")):
+        return f"slot_{name[-1]}"
     if name.startswith(("window_", "first_", "stop_")) and name != "window_of_row":
         return "window"
     return "token"
@@ -377,12 +433,15 @@ def _template_attrs(sides: dict[str, _Side]) -> dict[str, Any]:
 
 
 def _log_counts(table: xr.Dataset) -> None:
-    """Say how many tokens found a row, so that nothing is dropped silently."""
-    n_rows = table.sizes["token"]
-    shares = [
-        f"{n_rows / max(1, table.attrs[f'n_tokens_{side}']):.1%} of {side.upper()}'s tokens" for side in ("a", "b")
-    ]
+    """Say how many tokens found a row and how documents were cut, so that nothing is dropped silently."""
+    counts = table.attrs
     logger.info(
-        "%d rows in %d windows (%s); left out: %d special tokens written in the text, %d ends that fit no window",
-        n_rows, table.sizes["window"], ", ".join(shares), table.attrs["n_special"], table.attrs["n_outside"],
+        "%d rows: %.1f%% of A's tokens and %.1f%% of B's end one; left out: %d special tokens written in the text, "
+        "%d ends in segments longer than a window",
+        table.sizes["token"], 100 * counts["share_a"], 100 * counts["share_b"],
+        counts["n_special"], counts["n_outside"],
+    )  # fmt: skip
+    logger.info(
+        "%d windows: %d of %d documents are cut into several, %d have no row",
+        table.sizes["window"], counts["n_documents_cut"], counts["n_documents"], counts["n_documents_without_rows"],
     )  # fmt: skip

@@ -14,11 +14,9 @@ task: a shard's bytes depend on neither the number of workers nor the order of t
 **Attention sinks.** Rows whose norm exceeds :data:`SINK_MULTIPLE` times the median norm of the calibration sample are
 marked in ``sink``; they are stored, but left out of statistics and of everything downstream.
 
-**Memory of a worker process**: the model's weights up to one block behind the deepest site (the site check looks
-there), the dictionaries, and for each thread
-
-    shard_rows × Σ_sites (4·n_features if dense, else 8·L0)  +  batch × length × (4·d_model·(sites + 1) + 4·d_mlp)
-    + 64 MiB while a block of rows is encoded
+**Memory and disk** are stated in :mod:`pipeline.harvest.plan`, logged at the start, and held by tests: what a worker
+takes grows with `shard_rows`, not with the corpus. Too small a disk is refused before the first shard. Beside that a
+process holds the dictionaries and the model, up to one block behind the deepest site (the site check looks there).
 """
 
 from __future__ import annotations
@@ -37,16 +35,18 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig, StoreConfig
+from pipeline.config import ModelConfig, Pool, StoreConfig
 from pipeline.harvest.dictionaries import Dictionary, Encoded
+from pipeline.harvest.finite import Origin, require_finite, require_storable
 from pipeline.harvest.models import LoadedModel, shared
+from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes, task_bytes
+from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
 from pipeline.harvest.rows import Side, make_rows
 from pipeline.harvest.site_check import (
     SINK_MULTIPLE,
     Calibration,
     Sample,
     calibration_rows,
-    check_finite,
     check_model,
     dictionary_at,
     judge,
@@ -154,6 +154,7 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         calibrations = _calibrate(job, used)
         refuse_bad_sites(calibrations, allowed=model.allow_bad_site)
         decoders = _decoders(job, used)
+        _check_needs(job, store, {site: (calibrations[site].l0, decoders[site]) for site in todo})
         writers = {
             site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
         }
@@ -162,6 +163,35 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         writer.finalise()
         _log_store(site, stores[site])
     return stores
+
+
+def _check_needs(job: _Job, store: StoreConfig, measured: dict[str, tuple[float, Rows]]) -> None:
+    """Predict memory and disk from each site's mean number of active features and its decoder.
+
+    Raises
+    ------
+    BudgetError
+        If the disk is too small.
+    """
+    table = zarr.open_group(job.rows_path, mode="r")
+    n_rows = table["document"].shape[0]
+    # a pooled row has at most the features of all its tokens
+    tokens = table.attrs[f"n_pooled_{job.side}"] / n_rows
+    needs = {
+        site: SiteNeed(
+            decoder.shape[0], min(l0 * tokens, decoder.shape[0]), job.dictionary(site).layout, store.dtype, decoder
+        )
+        for site, (l0, decoder) in measured.items()
+    }
+    names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
+    coordinates = sum(bytes_below(Path(job.rows_path) / name) for name in names)
+    check_disk(
+        {site: job.stores[site] for site in needs},
+        {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()},
+    )
+    longest = int((table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:]).max())
+    held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * longest)
+    logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
 
 
 def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
@@ -205,6 +235,7 @@ def _create(  # noqa: PLR0917
         "dictionary": dictionary.id,
         "dictionary_config": dictionary.config,
         "corpus_hash": manifest.inputs["corpus"],
+        "pool": read_pool(job.rows_path),
         "sink_threshold": calibration.threshold,
         "sink_multiple": SINK_MULTIPLE,
         "calibration": dataclasses.asdict(calibration),
@@ -223,6 +254,12 @@ def _create(  # noqa: PLR0917
     )
 
 
+def read_pool(rows_path: str) -> Pool:
+    """Return how the rows of a table are pooled."""
+    pool: Pool = zarr.open_group(rows_path, mode="r").attrs["pool"]
+    return pool
+
+
 def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
     table = zarr.open_group(rows_path, mode="r")
     names = {"position": f"position_{side}", "token_id": f"token_id_{side}"}
@@ -237,21 +274,24 @@ def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Windows:
-    """The inputs of consecutive windows, and where their rows are.
+    """The inputs of consecutive windows, and which of their tokens make the rows.
 
     Attributes
     ----------
     inputs
         Token ids of each window.
     rows
-        Row numbers of each window, counted from the first row asked for.
+        For each window, the row of each token that enters one, counted from `first_row`; ascending.
     positions
-        Position in the window of each of these rows.
+        Position in the window of each of these tokens.
+    first_row
+        The first row asked for.
     """
 
     inputs: list[NDArray[np.int32]]
     rows: list[NDArray[np.int64]]
     positions: list[NDArray[np.int64]]
+    first_row: int
 
 
 def _read_windows(rows_path: str, side: Side, rows: slice) -> _Windows:
@@ -265,11 +305,45 @@ def _read_windows(rows_path: str, side: Side, rows: slice) -> _Windows:
     slots = np.asarray(table[f"input_{side}"][int(first[0]) : int(stop[-1])])
     edges = np.searchsorted(window, np.arange(first_window, stop_window + 1))
     spans = list(itertools.pairwise(edges))
+    numbers, positions = [np.arange(i, j) for i, j in spans], [position[i:j] for i, j in spans]
+    if f"pooled_{side}" in table:
+        pooled = np.asarray(table[f"pooled_{side}"][int(first[0]) : int(stop[-1])])
+        masks = [pooled[i - first[0] : j - first[0]] for i, j in zip(first, stop, strict=True)]
+        before = _last_position_before(table, side, rows.start, first_window)
+        numbers, positions = _tokens_of_rows(masks, numbers, positions, before)
     return _Windows(
         inputs=[slots[i - first[0] : j - first[0]] for i, j in zip(first, stop, strict=True)],
-        rows=[np.arange(i, j) for i, j in spans],
-        positions=[position[i:j] for i, j in spans],
+        rows=numbers,
+        positions=positions,
+        first_row=rows.start,
     )
+
+
+def _last_position_before(table: zarr.Group, side: Side, row: int, window: int) -> int:
+    """Return where the row before `row` ends in `window`; −1 if that row is in another window."""
+    if row == 0 or int(table["window_of_row"][row - 1]) != window:
+        return -1
+    return int(table[f"position_{side}"][row - 1])
+
+
+def _tokens_of_rows(
+    masks: Sequence[NDArray[np.bool_]],
+    numbers: Sequence[NDArray[np.int64]],
+    positions: Sequence[NDArray[np.int64]],
+    before: int,
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return, for each window, the row and the position of every token that is pooled into one of the rows.
+
+    `numbers` and `positions` are of the rows' last tokens; of the first window, only what lies behind `before`.
+    """
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for mask, number, position in zip(masks, numbers, positions, strict=True):
+        slots = np.flatnonzero(mask)
+        slots = slots[slots > (-1 if found else before)]
+        row = np.searchsorted(position, slots)
+        inside = row < len(position)
+        found.append((number[row[inside]], slots[inside]))
+    return [rows for rows, _ in found], [slots for _, slots in found]
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -287,7 +361,7 @@ def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
 def _run_windows(
     windows: _Windows, model: LoadedModel, size: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Rows]]]:
-    """Run batches of windows; yield row numbers and, for each site, the rows' activations float32 (rows, d_model)."""
+    """Run batches of windows; yield tokens' row numbers and, for each site, activations float32 (tokens, d_model)."""
     for batch in batches([len(ids) for ids in windows.inputs], size):
         rows = np.concatenate([windows.rows[i] for i in batch])
         if not len(rows):
@@ -340,9 +414,9 @@ def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Sample]:
     """Sample the rows of one window at every site and its neighbours; one task."""
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
-    _, values = next(_run_windows(windows, job.loaded(), job.model.batch_size))
+    numbers, values = next(_run_windows(windows, job.loaded(), job.model.batch_size))
     for site in job.sites:
-        check_finite(values[site], site, job.model)
+        require_finite(values[site], item[1].start + numbers, site, Origin(job.rows_path, job.side, job.model))
     return {site: Sample.of(rows) for site, rows in values.items()}
 
 
@@ -385,37 +459,56 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
     rows = next(iter(writers.values())).shard_slice(shard)
-    collected = {site: _Collected(job.dictionary(site, job.model.device), thresholds[site]) for site in sites}
+    pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
+    collected = {
+        site: _Collected(job.dictionary(site, job.model.device), thresholds[site], pool, rows.stop - rows.start)
+        for site in sites
+    }
     windows = _read_windows(job.rows_path, job.side, rows)
     for numbers, values in _run_windows(windows, job.loaded().only(sites), job.model.batch_size):
         for site in sites:
-            check_finite(values[site], site, job.model)
-            collected[site].add(numbers, values[site])
+            require_finite(values[site], rows.start + numbers, site, origin)
+            encoded = collected[site].add(numbers, values[site])
+            require_storable(encoded, rows.start + numbers[runs(numbers)[0]], site, origin, writers[site].dtype)
     for site in sites:
         writers[site].write_shard(shard, *collected[site].finish())
 
 
 class _Collected:
-    """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows."""
+    """Encoded rows of one shard, gathered in the order of batches and given back in the order of rows.
 
-    def __init__(self, dictionary: Dictionary, threshold: float) -> None:
+    Memory: dense rows once, in their places; sparse rows three times while they are put in order.
+    """
+
+    def __init__(self, dictionary: Dictionary, threshold: float, pool: Pool, n_rows: int) -> None:
         self._dictionary = dictionary
         self._threshold = threshold
+        self._pool = pool
         self._numbers: list[NDArray[np.int64]] = []
-        self._encoded: list[Encoded] = []
-        self._sink: list[NDArray[np.bool_]] = []
+        self._sparse: list[sp.csr_array] = []
+        self._dense = np.empty((n_rows if dictionary.layout == "dense" else 0, dictionary.n_features), np.float32)
+        self._sink = np.zeros(n_rows, bool)
 
-    def add(self, numbers: NDArray[np.int64], rows: Rows) -> None:
-        """Encode rows and note which are sinks."""
-        self._numbers.append(numbers)
-        self._encoded.append(self._dictionary.encode(rows))
-        self._sink.append(np.linalg.norm(rows, axis=1) > self._threshold)
+    def add(self, numbers: NDArray[np.int64], tokens: Rows) -> Encoded:
+        """Encode tokens, pool those of one row, and note which rows are sinks: those with a token that is one."""
+        rows = numbers[runs(numbers)[0]]
+        encoded = pool_tokens(self._dictionary.encode(tokens), numbers, self._pool)
+        self._sink[rows] = any_of_tokens(np.linalg.norm(tokens, axis=1) > self._threshold, numbers)
+        if self._dictionary.layout == "dense":
+            self._dense[rows] = encoded
+        else:
+            self._numbers.append(rows)
+            self._sparse.append(encoded)
+        return encoded
 
     def finish(self) -> tuple[Encoded, NDArray[np.bool_]]:
-        """Return the shard's activations and sink marks."""
+        """Return the shard's activations and sink marks; once only."""
+        if self._dictionary.layout == "dense":
+            return self._dense, self._sink
         order = np.argsort(np.concatenate(self._numbers))
-        stack = np.concatenate if self._dictionary.layout == "dense" else _stack_csr
-        return stack(self._encoded)[order], np.concatenate(self._sink)[order]
+        stacked = _stack_csr(self._sparse)
+        self._sparse.clear()
+        return stacked[order], self._sink
 
 
 def _stack_csr(blocks: Sequence[Encoded]) -> sp.csr_array:

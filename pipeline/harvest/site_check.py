@@ -345,24 +345,3 @@ def variance_unexplained(rows: Rows, error: Rows) -> float:
     total = float(np.square(exact - exact.mean(axis=0)).sum())
     unexplained = float(np.square(error.astype(np.float64)).sum())
     return unexplained / total if total else 0.0
-
-
-def check_finite(rows: Rows, site: str, model: ModelConfig) -> None:
-    """Refuse activations that are not numbers, as soon as they leave the network.
-
-    Raises
-    ------
-    InputError
-        If a value is NaN or infinite.
-    """
-    bad = int((~np.isfinite(rows)).any(axis=1).sum())
-    if bad:
-        remedy = (
-            "float16 ends at 65,504: set dtype: bfloat16 or float32"
-            if model.dtype == "float16"
-            else "are the model's weights damaged?"
-        )
-        raise InputError(
-            f"{model.id} gives values that are not finite at {site}: {bad} of {len(rows)} rows of a batch, computed in "
-            f"{model.dtype}; {remedy}"
-        )

@@ -109,3 +109,188 @@ def test_bytes_that_are_not_utf8(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
         build_corpus(CorpusConfig(path=str(tmp_path / "t.txt")), tmp_path / "c.zarr")
+
+
+# --- number of tokens -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counted(make_model):
+    """A model, and the number of tokens that its tokenizer makes of a text."""
+    from transformers import AutoTokenizer
+
+    from pipeline.config import ModelConfig
+
+    folder = str(make_model("llama"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = ModelConfig(model=folder, dictionary="identity", sites=["layers.0"])
+    return model, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Forty documents of one to seven sentences."""
+    return write_jsonl(tmp_path / "t.jsonl", [f"Document {i}. " + "More of it. " * (i % 7) for i in range(40)])
+
+
+def test_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
+    model, count = counted
+    config = CorpusConfig(path=str(numbered), tokens=200)
+    texts = texts_of(build_corpus(config, tmp_path / "c.zarr", model))
+    assert sum(map(count, texts)) >= 200 > sum(map(count, texts[:-1]))
+    assert [text.split(".")[0] for text in texts] == [f"Document {i}" for i in range(len(texts))]
+    fewer = build_corpus(config.model_copy(update={"documents": 2}), tmp_path / "d.zarr", model)
+    assert len(fewer) == 2
+
+
+def test_special_tokens_written_in_the_text_do_not_count(counted, tmp_path):
+    model, count = counted
+    source = write_jsonl(tmp_path / "t.jsonl", ["</s>" * 50, "some words", "never read"])
+    corpus = build_corpus(CorpusConfig(path=str(source), tokens=count("some words")), tmp_path / "c.zarr", model)
+    assert texts_of(corpus) == ["</s>" * 50, "some words"]
+
+
+def test_random_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
+    """No document can be left out of the sample; another seed gives another one; the same seed the same."""
+    model, count = counted
+    samples = []
+    for i, seed in enumerate([1, 1, 2]):
+        config = CorpusConfig(path=str(numbered), tokens=200, seed=seed)
+        samples.append(texts_of(build_corpus(config, tmp_path / f"{i}.zarr", model)))
+        counts = [count(text) for text in samples[-1]]
+        assert sum(counts) >= 200 > sum(counts) - max(counts)
+    assert samples[0] == samples[1] != samples[2]
+    numbers = [int(text.split()[1].rstrip(".")) for text in samples[0]]
+    assert numbers == sorted(set(numbers))
+    assert numbers != list(range(len(numbers)))
+    few = CorpusConfig(path=str(numbered), tokens=200, documents=3, seed=1)
+    assert len(set(texts_of(build_corpus(few, tmp_path / "few.zarr", model))) & set(samples[0])) == 3
+
+
+def test_every_document_is_as_likely_in_a_sample_by_tokens(tmp_path):
+    """By the random order itself: documents of one token each, so that the sample is a prefix of a permutation."""
+    from collections import Counter
+
+    from pipeline.harvest.corpus import _sample_tokens
+
+    documents = [(str(i), "x") for i in range(10)]
+    drawn = Counter(
+        name for seed in range(3000) for name, _ in _sample_tokens(documents, 4, None, lambda text: 1, seed)
+    )
+    assert sum(drawn.values()) == 3000 * 4
+    assert all(abs(times - 1200) < 5 * (3000 * 0.4 * 0.6) ** 0.5 for times in drawn.values())
+
+
+def test_too_few_tokens_are_said(counted, numbered, tmp_path, caplog):
+    model, _ = counted
+    for seed in (None, 3):
+        config = CorpusConfig(path=str(numbered), tokens=10**6, seed=seed)
+        assert len(build_corpus(config, tmp_path / f"{seed}.zarr", model)) == 40
+    assert caplog.text.count("1000000 were asked for") == 2
+
+
+def test_a_number_of_tokens_needs_a_tokenizer(numbered, tmp_path):
+    with pytest.raises(InputError, match="needs a model"):
+        build_corpus(CorpusConfig(path=str(numbered), tokens=5), tmp_path / "c.zarr")
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """A folder as on the hub: two splits, one of them in two Parquet files; a missing value."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["one", None], "n": [1, 2]}), folder / "train-00000-of-00002.parquet")
+    pq.write_table(pa.table({"text": ["two"], "n": [3]}), folder / "train-00001-of-00002.parquet")
+    pq.write_table(pa.table({"text": ["three"], "n": [4]}), folder / "test.parquet")
+    return folder
+
+
+def test_folder_that_load_dataset_reads(data_folder, tmp_path, caplog):
+    corpus = build_corpus(CorpusConfig(dataset=str(data_folder)), tmp_path / "c.zarr")
+    assert texts_of(corpus) == ["one", "two"]
+    test = CorpusConfig(dataset=str(data_folder), split="test")
+    assert texts_of(build_corpus(test, tmp_path / "d.zarr")) == ["three"]
+    (data_folder / "test.parquet").write_bytes((data_folder / "train-00001-of-00002.parquet").read_bytes())
+    assert texts_of(build_corpus(test, tmp_path / "d.zarr")) == ["two"], "its files have changed"
+
+
+def test_saved_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    config = CorpusConfig(dataset=str(tmp_path / "d"), split="test")
+    assert texts_of(build_corpus(config, tmp_path / "c.zarr")) == ["test"]
+    with pytest.raises(InputError, match=r"no split 'dev'; it has \['test', 'train'\]"):
+        build_corpus(config.model_copy(update={"split": "dev"}), tmp_path / "e.zarr")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"split": "dev"}, InputError, r"split 'dev'.*\['test', 'train'\]|split 'dev'.*\['train', 'test'\]"),
+        ({"subset": "en"}, InputError, r"subset 'en'.*Available: \['default'\]"),
+        ({"column": "body"}, InputError, r"no text column 'body' \(it has \['n', 'text'\]\)"),
+        ({"column": "n"}, InputError, "Column 'n' .* holds int, not text"),
+        ({"dataset": "/no/such/folder"}, MissingInputError, "No dataset folder at /no/such/folder"),
+    ],
+)
+def test_bad_datasets_are_named_and_leave_nothing(data_folder, tmp_path, changes, error, message):
+    config = CorpusConfig(dataset=str(data_folder)).model_copy(update=changes)
+    with pytest.raises(error, match=message):
+        build_corpus(config, tmp_path / "out" / "c.zarr")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_dataset(data_folder, tmp_path):
+    with pytest.raises(InputError, match="is a file: give it as 'corpus: path'"):
+        build_corpus(CorpusConfig(dataset=str(data_folder / "test.parquet")), tmp_path / "c.zarr")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("Dataset 'some/text' is a gated dataset on the Hub. Visit", "'some/text' is gated.*`hf auth login`"),
+        (
+            "Dataset 'some/text' doesn't exist on the Hub or cannot be accessed.",
+            "'some/text' is neither.*hf auth login",
+        ),
+    ],
+)
+def test_hub_datasets_that_cannot_be_had(monkeypatch, tmp_path, said, message):
+    """What the library raises, without a network."""
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*_arguments, **_settings):
+        raise datasets.exceptions.DatasetNotFoundError(said)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(MissingInputError, match=message):
+        build_corpus(CorpusConfig(dataset="some/text"), tmp_path / "c.zarr")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "streamed"),
+    [({}, False), ({"documents": 2}, True), ({"tokens": 2}, True), ({"documents": 2, "seed": 0}, False),
+     ({"streaming": True}, True), ({"documents": 2, "streaming": False}, False)],
+)  # fmt: skip
+def test_what_is_streamed(data_folder, monkeypatch, tmp_path, counted, settings, streamed):
+    """A dataset of the hub, played by a local folder."""
+    datasets = pytest.importorskip("datasets")
+    load, seen = datasets.load_dataset, {}
+
+    def local(name, subset, *, streaming, **options):
+        seen["streaming"] = streaming
+        return load(str(data_folder), subset, streaming=True, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    config = CorpusConfig(dataset="some/text", revision="abc", subset=None, **settings)
+    corpus = build_corpus(config, tmp_path / "c.zarr", counted[0])
+    assert seen == {"streaming": streamed}
+    assert texts_of(corpus)[0] == "one"

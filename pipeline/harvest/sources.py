@@ -1,0 +1,254 @@
+"""Where text comes from: files, folders and Hugging Face datasets, read one document at a time.
+
+===============================  =======================================================================
+``path`` to a ``.txt`` file      documents are separated by blank lines
+``path`` to a ``.jsonl`` file    one document a line: an object with the text under ``column``, or a string
+``path`` to a ``.parquet`` file  one document a row, the text in ``column``
+``path`` to a folder             its files of these kinds in order of their names; a ``.txt`` file is one document
+``dataset``, a local folder      what ``save_to_disk`` wrote, or data files that ``load_dataset`` reads; never copied
+``dataset``, a hub id            streamed, or downloaded into Hugging Face's own cache (``streaming``)
+===============================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import CorpusConfig
+from pipeline.harvest.gguf import file_sha256
+from storage.errors import InputError, MissingDependencyError, MissingInputError
+
+Document = tuple[str, str]
+"""Name and text."""
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+
+
+def open_source(config: CorpusConfig) -> tuple[Iterator[Document], str]:
+    """Return the documents, lazily, and what identifies the source's content.
+
+    Local sources are identified by the hash of their files; a hub dataset by its name, revision, subset and split,
+    so that a finished corpus is known without a network. Pin ``revision`` to be sure which text it is.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file, folder or dataset, or it is gated.
+    InputError
+        If it is of another kind than expected, holds no such split, subset or column, or is not UTF-8.
+    MissingDependencyError
+        If the package that reads it is not installed.
+    """
+    if config.dataset is not None:
+        return _read_dataset(config), _dataset_identity(config)
+    path = Path(str(config.path))
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        if not files:
+            raise InputError(f"The folder {path} holds no {', '.join(_SUFFIXES)} file")
+        return _read_folder(files, path, config.column), _hash_of(files, path)
+    if not path.is_file():
+        raise MissingInputError(f"No corpus at {path}: check 'corpus: path' in the experiment file")
+    return _reader(path)(path, config.column), file_sha256(path)
+
+
+def _hash_of(files: Iterable[Path], root: Path) -> str:
+    lines = (f"{file.relative_to(root)}\0{file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_folder(files: list[Path], root: Path, column: str) -> Iterator[Document]:
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        if file.suffix == ".txt":
+            yield name, _read_text(file)
+        else:
+            yield from ((f"{name}:{inner}", text) for inner, text in _reader(file)(file, column))
+
+
+def _reader(path: Path) -> Callable[[Path, str], Iterator[Document]]:
+    """Return the reader of a file's kind."""
+    readers = {".txt": _read_blocks, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise InputError(
+            f"The corpus {path} is a {path.suffix or 'nameless kind of'} file; expected {', '.join(readers)}"
+        )
+    return readers[path.suffix]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}; convert it first") from error
+
+
+def _read_blocks(path: Path, _: str) -> Iterator[Document]:
+    for number, block in enumerate(_BLANK_LINES.split(_read_text(path))):
+        yield str(number), block
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _json_document(line, column, f"{path}, line {number}", str(number))
+
+
+def _json_document(line: str, column: str, where: str, number: str) -> Document:
+    """Return the name and text of one JSON line."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not valid JSON: {error}") from error
+    if isinstance(record, str):
+        return number, record
+    text = record.get(column) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise InputError(f"{where} has no text under {column!r} (it has {keys}): set 'corpus: column'")
+    return str(record.get("name", number)), text
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[Document]:
+    try:
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Reading Parquet needs pyarrow: pip install 'semantic-subspace-matching[models]'"
+        ) from error
+    file = pq.ParquetFile(path)
+    if column not in file.schema_arrow.names:
+        raise InputError(f"{path} has no column {column!r} (it has {file.schema_arrow.names}): set 'corpus: column'")
+    texts = (text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
+    yield from ((str(i), text or "") for i, text in enumerate(texts))
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+def _dataset_identity(config: CorpusConfig) -> str:
+    """Return what tells a dataset's content apart; `streaming` does not change it."""
+    folder = Path(str(config.dataset))
+    version = config.revision
+    if folder.is_dir():
+        version = _hash_of(sorted(file for file in folder.rglob("*") if file.is_file()), folder)
+    return f"{config.dataset}@{version}:{config.subset}:{config.split}"
+
+
+def _read_dataset(config: CorpusConfig) -> Iterator[Document]:
+    """Yield the documents of a dataset; a missing value is an empty document."""
+    dataset = _open_dataset(config)
+    if getattr(dataset, "column_names", None):
+        _check_column(config, dataset.column_names)
+    for i, record in enumerate(_guarded(config, dataset)):
+        _check_column(config, record)
+        text = record[config.column]
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"Column {config.column!r} of dataset {config.dataset!r} holds {type(text).__name__}, not text: "
+                "set 'corpus: column'"
+            )
+        yield str(i), text or ""
+
+
+def _check_column(config: CorpusConfig, columns: Iterable[str]) -> None:
+    if config.column not in columns:
+        raise InputError(
+            f"Dataset {config.dataset!r} has no text column {config.column!r} (it has {sorted(columns)}): "
+            "set 'corpus: column'"
+        )
+
+
+def is_streamed(config: CorpusConfig) -> bool:
+    """Say whether a hub dataset is read as it comes: as configured, else where only its first documents are taken.
+
+    >>> is_streamed(CorpusConfig(dataset="a/b", tokens=1000)), is_streamed(CorpusConfig(dataset="a/b"))
+    (True, False)
+    """
+    if config.streaming is not None:
+        return config.streaming
+    return config.seed is None and (config.documents is not None or config.tokens is not None)
+
+
+def _open_dataset(config: CorpusConfig) -> Any:
+    """Open a dataset; nothing local is copied into Hugging Face's cache."""
+    datasets = _datasets()
+    folder = Path(str(config.dataset))
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: give it as 'corpus: path'")
+    if folder.is_absolute() and not folder.is_dir():
+        raise MissingInputError(f"No dataset folder at {folder}: check 'corpus: dataset' in the experiment file")
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _saved_dataset(datasets, config, folder)
+    streaming = folder.is_dir() or is_streamed(config)
+    with _Explained(config):
+        return datasets.load_dataset(
+            config.dataset, config.subset, split=config.split, revision=config.revision, streaming=streaming
+        )
+
+
+def _saved_dataset(datasets: Any, config: CorpusConfig, folder: Path) -> Any:
+    """Open what ``save_to_disk`` wrote: one split, or a folder of splits."""
+    with _Explained(config):
+        stored = datasets.load_from_disk(str(folder))
+    if not isinstance(stored, datasets.DatasetDict):
+        return stored
+    if config.split not in stored:
+        raise InputError(f"Dataset {config.dataset!r} has no split {config.split!r}; it has {sorted(stored)}")
+    return stored[config.split]
+
+
+def _guarded(config: CorpusConfig, dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield records; what goes wrong on the way is said in our words."""
+    records = iter(dataset)
+    while True:
+        with _Explained(config):
+            record = next(records, None)
+        if record is None:
+            return
+        yield record
+
+
+class _Explained:
+    """Turns the errors of ``datasets`` and ``huggingface_hub`` into ours."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self._config = config
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError | ValueError) or isinstance(error, InputError):
+            return
+        name, said = self._config.dataset, (str(error).strip() or type(error).__name__).split("\n", maxsplit=1)[0]
+        if "gated" in said.lower() or type(error).__name__ == "GatedRepoError":
+            raise MissingInputError(
+                f"Dataset {name!r} is gated ({said}): accept its terms on its page at huggingface.co, "
+                "then run `hf auth login`"
+            ) from error
+        if isinstance(error, OSError):
+            raise MissingInputError(
+                f"Dataset {name!r} is neither a folder here nor readable from the hub ({said}). Check the id, your "
+                "network and, if it is private, `hf auth login`"
+            ) from error
+        raise InputError(
+            f"Dataset {name!r}, split {self._config.split!r}, subset {self._config.subset!r}, cannot be read: {said}"
+        ) from error
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Datasets need the package datasets: pip install 'semantic-subspace-matching[models]'"
+        ) from error
+    return datasets
