@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from storage.activations import (
     is_sparse,
+    iter_dense,
     iter_shards,
     open_activations,
     read_dense,
@@ -60,6 +61,7 @@ __all__ = [
     "import_activations",
     "is_current",
     "is_sparse",
+    "iter_dense",
     "iter_shards",
     "missing_shards",
     "new_manifest",

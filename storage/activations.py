@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from storage.codec import is_sparse_matrix
-from storage.dense_array import read_block, read_dense_layout
+from storage.dense_array import read_block, read_chunks, read_dense_layout
 from storage.errors import FormatError, InputError
 from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
@@ -220,6 +220,36 @@ def read_dense(
         return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[wanted])
     ranges = [range(length)[part] for part, length in zip(wanted, layout.shape, strict=True)]
     return read_block(layout, ranges[0], ranges[1])
+
+
+def iter_dense(
+    path: str | Path, rows: slice, features: slice, step: int
+) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+    """Yield a slice of a store's activations as dense blocks, which cover it.
+
+    Parameters
+    ----------
+    path
+        The store.
+    rows, features
+        Which rows and columns; contiguous.
+    step
+        Rows of a block, where the store's own chunks are not handed out as they are.
+
+    Yields
+    ------
+    tuple
+        Rows, columns, and (rows, columns) of the stored type. An array is valid until the next is asked for: it may
+        be a view of a buffer, since what is copied once less is read in half the time.
+    """
+    layout = None if is_csr_array(path, ACTIVATION) else read_dense_layout(path, ACTIVATION)
+    if layout is None:
+        for start in range(rows.start, rows.stop, step):
+            some = slice(start, min(start + step, rows.stop))
+            yield some, features, read_dense(path, some, features)
+        return
+    for inside, part, chunk in read_chunks(layout, range(rows.start, rows.stop), range(features.start, features.stop)):
+        yield slice(inside.start, inside.stop), slice(part.start, part.stop), chunk
 
 
 def iter_shards(path: str | Path, features: slice = slice(None)) -> Iterator[tuple[slice, Any]]:

@@ -563,6 +563,19 @@ class Shard:
             data = self._verified(data, what) if codec == "crc32c" else self._decompressed(data)
         return data
 
+    def read_into(self, offset: int, length: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """Read one chunk into a buffer, and return the part that is filled; None where more is to be undone."""
+        if self.layout.compression not in {(), ("crc32c",)}:
+            return None
+        view = buffer[:length]
+        if os.preadv(self.descriptor, [view], offset) != length:
+            return None  # what _read makes of it
+        if not self.layout.compression:
+            return view
+        content, checksum = view[:-CHECKSUM_BYTES], view[-CHECKSUM_BYTES:]
+        self._compared(content, checksum.tobytes(), f"chunk at byte {offset}")
+        return content
+
     def _checked(self, offset: int, length: int, what: str) -> bytes:
         """Read bytes that their checksum follows."""
         content = self._read(offset, length - CHECKSUM_BYTES)
@@ -580,7 +593,7 @@ class Shard:
     def _verified(self, data: bytes, what: str) -> bytes:
         return self._compared(data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:], what)
 
-    def _compared(self, content: bytes, checksum: bytes, what: str) -> bytes:
+    def _compared(self, content: Any, checksum: bytes, what: str) -> Any:
         if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
             raise CorruptError(f"The {what} of {self.path} fails its checksum; {REMEDY}")
         return content

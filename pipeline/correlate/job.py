@@ -29,7 +29,7 @@ from pipeline.correlate.moments import (
     working_type,
 )
 from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan
-from storage import read_csr, read_dense
+from storage import iter_dense, read_csr, read_dense
 
 Array = NDArray[Any]
 
@@ -86,6 +86,11 @@ class Store:
         """Read a dense block of rows, whatever the layout of the store; float32 or float64."""
         block = read_csr(self.path, rows, features).toarray() if self.sparse else read_dense(self.path, rows, features)
         return self._of(block).astype(self.working, copy=False)
+
+    def iter_blocks(self, rows: slice, features: slice) -> Iterator[tuple[slice, slice, Array]]:
+        """Yield the same in blocks, with their rows and features; each is valid until the next."""
+        for inside, part, block in iter_dense(self.path, rows, features, self.piece_rows):
+            yield inside, part, self._of(block).astype(self.working, copy=False)
 
     def _of(self, values: Array) -> Array:
         return (values != 0).astype(np.float32) if self.firing else values

@@ -161,10 +161,11 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
     double_a = in_double(moments, dense.FEATURES)
     shape = (features.stop - features.start, len(mine.defined))
     tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(job.n_halves)]
+    room_a, room_b = _room(mine, shape[0]), _room(mine, min(job.plan.panel_b, job.b.n_features))
     for slab in mine.slabs():
-        a = _standardised(mine, job.a, slab, features, scaling)
+        a = _standardised(mine, job.a, (slab, features), scaling, room_a)
         for b_features, at in b_panels(mine):
-            b = _standardised(mine, job.b, slab, b_features, mine.scaling.of(b_features))
+            b = _standardised(mine, job.b, (slab, b_features), mine.scaling.of(b_features), room_b)
             double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
             for h, tile in enumerate(tiles):
                 dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h], device), double)
@@ -173,22 +174,30 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
     return moments, _tile_step(features, on_host, halves)
 
 
-def _standardised(mine: Shared, store: Store, slab: slice, features: slice, scaling: Scaling) -> list[Any]:
-    """Return (row, feature) float32 on the device for each half: a slab of dense rows, read piece by piece."""
-    device = find_device(mine.job.device)
-    xp, counts = device.xp, [int(np.count_nonzero(mine.half[slab] == h)) for h in range(mine.job.n_halves)]
-    width = features.stop - features.start
-    halves = [xp.empty((n, width), dtype=xp.float32) for n in counts]
+def _room(mine: Shared, width: int) -> list[Any]:
+    """Return (row, feature) float32 on the device for each half, enough for any slab: allocated once a panel."""
+    xp = find_device(mine.job.device).xp
+    most = [max(int(np.count_nonzero(mine.half[slab] == h)) for slab in mine.slabs()) for h in range(mine.job.n_halves)]
+    return [xp.empty((n, width), dtype=xp.float32) for n in most]
+
+
+def _standardised(
+    mine: Shared, store: Store, where: tuple[slice, slice], scaling: Scaling, room: Sequence[Any]
+) -> list[Any]:
+    """Put a slab of rows of some features into the room of each half, read piece by piece; return what is filled."""
+    device, (slab, features) = find_device(mine.job.device), where
     scale, offset = device.put(scaling.scale), device.put(scaling.offset)
-    filled = [0] * len(halves)
-    for piece in store.pieces(slab):
-        values, half = device.put(store.read_block(piece, features)), mine.half[piece]
-        for h, out in enumerate(halves):
-            rows = np.flatnonzero(half == h)
-            place = slice(filled[h], filled[h] + len(rows))
-            dense.standardise(xp, values, device.put(rows), (scale[h, :], offset[h, :]), out[place, :])
-            filled[h] = place.stop
-    return halves
+    width = features.stop - features.start
+    before = [np.concatenate([[0], np.cumsum(mine.half[slab] == h)]) for h in range(len(room))]
+    for rows, part, block in store.iter_blocks(slab, features):
+        values, half = device.put(block), mine.half[rows]
+        columns = slice(part.start - features.start, part.stop - features.start)
+        for h, out in enumerate(room):
+            chosen = np.flatnonzero(half == h)
+            first = int(before[h][rows.start - slab.start])
+            place, scales = slice(first, first + len(chosen)), (scale[h, columns], offset[h, columns])
+            dense.standardise(device.xp, values, device.put(chosen), scales, out[place, columns])
+    return [out[: int(count[-1]), :width] for out, count in zip(room, before, strict=True)]
 
 
 _METHODS = {"resident": _resident, "streaming": _streaming, "dense": _dense}

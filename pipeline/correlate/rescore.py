@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Shared, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
-from pipeline.correlate.kernels.exact import add_all, add_pairs
+from pipeline.correlate.kernels.exact import add_all, add_pairs, centred_columns
 from pipeline.correlate.kernels.reduce import Best, Half
 from pipeline.correlate.measures import RULES, Rule
 from pipeline.correlate.moments import Moments, join
@@ -352,7 +352,7 @@ def _part_of(at: Places, b: Array) -> tuple[Array, Array, Array]:
 
 def _centred(block: Array, half: Array, mean: Array) -> list[Array]:
     """Return (feature, row) float64 for each half, less the means."""
-    return [np.ascontiguousarray((block[half == h] - mean[h]).T) for h in range(len(mean))]
+    return [centred_columns(block, np.flatnonzero(half == h), mean[h]) for h in range(len(mean))]
 
 
 def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:

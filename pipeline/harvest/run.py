@@ -64,7 +64,7 @@ Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What every task of one harvest is told; small and picklable.
 
     Attributes
@@ -136,25 +136,13 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         If a site or dictionary does not fit the model, a dictionary does not belong to its site (see
         :mod:`pipeline.harvest.site_check`), or an activation is not finite.
     """
-    info = check_model(model)
-    stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
-    job = _Job(str(rows_path), side, model, info.sites, {}, stores)
-    inputs = {"corpus": open_corpus(corpus_path).hash, "rows": fingerprint(rows_path), "model": info.fingerprint}
-    manifests = {site: _manifest(job, site, inputs, store) for site in model.sites}
-    todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
+    job, manifests = begin(corpus_path, rows_path, model, side, store, out_dir)
+    stores, todo = job.stores, list(job.sites)
     if not todo:
         return stores
-    around = {
-        site: tuple(info.names.neighbours(info.sites[site])) for site in todo if job.dictionary(site).reconstructs
-    }
-    job = dataclasses.replace(
-        job, sites={site: info.sites[site] for site in todo}, neighbours={site: around.get(site, ()) for site in todo}
-    )
     with ensure_client(client) as used:
-        calibrations = _calibrate(job, used)
-        refuse_bad_sites(calibrations, allowed=model.allow_bad_site)
-        decoders = _decoders(job, used)
-        _check_needs(job, store, {site: (calibrations[site].l0, decoders[site]) for site in todo})
+        calibrations, decoders = measure(job, used)
+        check_disk({site: stores[site] for site in todo}, predict(job, store, calibrations, decoders).disk)
         writers = {
             site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
         }
@@ -165,36 +153,92 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     return stores
 
 
-def _check_needs(job: _Job, store: StoreConfig, measured: dict[str, tuple[float, Rows]]) -> None:
-    """Predict memory and disk from each site's mean number of active features and its decoder.
+def begin(  # noqa: PLR0917 - as harvest
+    corpus_path: str | Path,
+    rows_path: str | Path,
+    model: ModelConfig,
+    side: Side,
+    store: StoreConfig,
+    out_dir: str | Path,
+) -> tuple[Job, dict[str, Manifest]]:
+    """Return what tasks are told, with the sites that are still to be harvested, and the manifests of all sites."""
+    info = check_model(model)
+    stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
+    job = Job(str(rows_path), side, model, info.sites, {}, stores)
+    inputs = {"corpus": open_corpus(corpus_path).hash, "rows": fingerprint(rows_path), "model": info.fingerprint}
+    manifests = {site: _manifest(job, site, inputs, store) for site in model.sites}
+    todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
+    around = {
+        site: tuple(info.names.neighbours(info.sites[site])) for site in todo if job.dictionary(site).reconstructs
+    }
+    sites = {site: info.sites[site] for site in todo}
+    return dataclasses.replace(job, sites=sites, neighbours={site: around.get(site, ()) for site in todo}), manifests
+
+
+def measure(job: Job, client: Client) -> tuple[dict[str, Calibration], dict[str, Rows]]:
+    """Run a sample of the text through the model: return what it says of each site, and each site's decoder.
 
     Raises
     ------
-    BudgetError
-        If the disk is too small.
+    InputError
+        If a dictionary does not belong to its site, and that is not allowed.
     """
+    calibrations = _calibrate(job, client)
+    refuse_bad_sites(calibrations, allowed=job.model.allow_bad_site)
+    return calibrations, _decoders(job, client)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a harvest will take.
+
+    Attributes
+    ----------
+    n_rows, n_tokens
+        Rows of each store, and tokens that the model reads.
+    needs
+        Site → what is known of its store.
+    disk
+        Site → bytes.
+    memory
+        Bytes of a task, beside the model and the dictionaries.
+    """
+
+    n_rows: int
+    n_tokens: int
+    needs: dict[str, SiteNeed]
+    disk: dict[str, int]
+    memory: int
+
+
+def predict(
+    job: Job, store: StoreConfig, calibrations: dict[str, Calibration], decoders: dict[str, Rows]
+) -> Prediction:
+    """Predict memory and disk from each site's mean number of active features and its decoder; the memory is logged."""
     table = zarr.open_group(job.rows_path, mode="r")
     n_rows = table["document"].shape[0]
     # a pooled row has at most the features of all its tokens
     tokens = table.attrs[f"n_pooled_{job.side}"] / n_rows
     needs = {
         site: SiteNeed(
-            decoder.shape[0], min(l0 * tokens, decoder.shape[0]), job.dictionary(site).layout, store.dtype, decoder
+            decoder.shape[0],
+            min(calibrations[site].l0 * tokens, decoder.shape[0]),
+            job.dictionary(site).layout,
+            store.dtype,
+            decoder,
         )
-        for site, (l0, decoder) in measured.items()
+        for site, decoder in decoders.items()
     }
     names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
     coordinates = sum(bytes_below(Path(job.rows_path) / name) for name in names)
-    check_disk(
-        {site: job.stores[site] for site in needs},
-        {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()},
-    )
-    longest = int((table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:]).max())
-    held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * longest)
+    lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
+    held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
+    disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
+    return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
 
 
-def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
+def _manifest(job: Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
     """Return what a site's store depends on."""
     dictionary = job.dictionary(site)
     return new_manifest(
@@ -214,7 +258,7 @@ def _manifest(job: _Job, site: str, inputs: dict[str, str], store: StoreConfig) 
 
 
 def _create(  # noqa: PLR0917
-    job: _Job,
+    job: Job,
     site: str,
     manifest: Manifest,
     store: StoreConfig,
@@ -395,7 +439,7 @@ def _one_thread() -> None:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def _calibrate(job: _Job, client: Client) -> dict[str, Calibration]:
+def _calibrate(job: Job, client: Client) -> dict[str, Calibration]:
     """Run evenly spaced windows and judge each site by them."""
     spans = calibration_rows(np.asarray(zarr.open_group(job.rows_path, mode="r")["window_of_row"][:]))
     label = f"calibrate {job.side.upper()}"
@@ -410,7 +454,7 @@ def _calibrate(job: _Job, client: Client) -> dict[str, Calibration]:
     }
 
 
-def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Sample]:
+def _sample(item: tuple[int, slice], job: Job) -> dict[str, Sample]:
     """Sample the rows of one window at every site and its neighbours; one task."""
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
@@ -420,7 +464,7 @@ def _sample(item: tuple[int, slice], job: _Job) -> dict[str, Sample]:
     return {site: Sample.of(rows) for site, rows in values.items()}
 
 
-def _decoders(job: _Job, client: Client) -> dict[str, Rows]:
+def _decoders(job: Job, client: Client) -> dict[str, Rows]:
     """Return the decoder rows of every site; those of hidden neurons are the model's own weights, read by a worker."""
     own = {site: job.dictionary(site).decoder for site in job.sites}
     neurons = [site for site, decoder in own.items() if decoder is None]
@@ -431,7 +475,7 @@ def _decoders(job: _Job, client: Client) -> dict[str, Rows]:
     return {site: read[site] if decoder is None else decoder for site, decoder in own.items()}
 
 
-def _down_projection(site: str, job: _Job) -> Rows:
+def _down_projection(site: str, job: Job) -> Rows:
     """Return the weights that hidden neurons write with, (neurons, d_model); one task."""
     return job.loaded().reader.down_projection(job.sites[site])
 
@@ -439,9 +483,7 @@ def _down_projection(site: str, job: _Job) -> Rows:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _write_shards(
-    job: _Job, thresholds: dict[str, float], writers: dict[str, ActivationWriter], client: Client
-) -> None:
+def _write_shards(job: Job, thresholds: dict[str, float], writers: dict[str, ActivationWriter], client: Client) -> None:
     """Write every missing shard of every store, one task for all sites of a shard."""
     missing = {site: set(writer.missing()) for site, writer in writers.items()}
     shards = sorted(set().union(*missing.values()))
@@ -453,12 +495,35 @@ def _write_shards(
         pass  # the shards are on disk
 
 
-def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dict[str, float]) -> None:
+def _harvest_shard(item: tuple[int, tuple[str, ...]], job: Job, thresholds: dict[str, float]) -> None:
     """Run every window of one shard and write the shard of each site; one task."""
-    _one_thread()
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
-    rows = next(iter(writers.values())).shard_slice(shard)
+    one = next(iter(writers.values()))
+    collected = run_rows(job, one.shard_slice(shard), sites, thresholds, one.dtype)
+    for site in sites:
+        writers[site].write_shard(shard, *collected.pop(site).finish())
+
+
+def run_rows(
+    job: Job, rows: slice, sites: tuple[str, ...], thresholds: dict[str, float], dtype: np.dtype[Any]
+) -> dict[str, _Collected]:
+    """Run every window that overlaps some rows; return what each site's dictionary makes of them.
+
+    Parameters
+    ----------
+    job
+        Where rows, model and dictionaries are.
+    rows
+        Which rows.
+    sites
+        At which sites.
+    thresholds
+        Site → norm above which a row is a sink.
+    dtype
+        The type that stores have: what it cannot hold is an error.
+    """
+    _one_thread()
     pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
     collected = {
         site: _Collected(job.dictionary(site, job.model.device), thresholds[site], pool, rows.stop - rows.start)
@@ -469,9 +534,8 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: _Job, thresholds: dic
         for site in sites:
             require_finite(values[site], rows.start + numbers, site, origin)
             encoded = collected[site].add(numbers, values[site])
-            require_storable(encoded, rows.start + numbers[runs(numbers)[0]], site, origin, writers[site].dtype)
-    for site in sites:
-        writers[site].write_shard(shard, *collected[site].finish())
+            require_storable(encoded, rows.start + numbers[runs(numbers)[0]], site, origin, dtype)
+    return collected
 
 
 class _Collected:

@@ -363,9 +363,9 @@ def test_sample_keeps_some_rows_and_all_norms():
         (
             "float32",
             np.inf,
-            r"not finite at layers\.1: \d+ of \d+ rows of a batch, computed in float32; are the model's",
+            r"not finite in float32 at layers\.1, document \d+, .*; are the model's",
         ),
-        ("float16", 3e4, r"computed in float16; float16 ends at 65,504: set dtype: bfloat16 or float32"),
+        ("float16", 3e4, r"not finite in float16 .*; float16 ends at 65,504: set 'dtype: bfloat16' or float32"),
     ],
 )
 def test_values_that_are_not_finite(corpus, rows, make_model, tmp_path, client, dtype, factor, message):

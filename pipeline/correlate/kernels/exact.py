@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: Side of the squares in which a block is turned.
+SQUARE = 32
+
 
 @njit(nogil=True, cache=True)
 def dense_moments(
@@ -99,3 +102,17 @@ def add_all(sums: Array, x: Array, y: Array) -> None:
             for j in range(y.shape[1]):
                 total[j] += value * y[t, j]
         sums[i] += total
+
+
+@njit(nogil=True, cache=True)
+def centred_columns(block: Array, rows: Array, mean: Array) -> Array:
+    """Return (feature, row) float64: some rows of a block, less the means; in squares that stay in the cache."""
+    out = np.empty((block.shape[1], rows.size))
+    for first in range(0, rows.size, SQUARE):
+        last = min(first + SQUARE, rows.size)
+        for left in range(0, block.shape[1], SQUARE):
+            right = min(left + SQUARE, block.shape[1])
+            for t in range(first, last):
+                for j in range(left, right):
+                    out[j, t] = np.float64(block[rows[t], j]) - mean[j]
+    return out

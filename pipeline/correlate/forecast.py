@@ -1,0 +1,141 @@
+"""What a correlation will take, before any of it is computed: memory, disk, reads, products, seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import Client
+
+from pipeline.config import Kernel, Measure
+from pipeline.correlate.measures import RULES
+from pipeline.correlate.plan import Plan, StoreSize, make_plan
+from pipeline.correlate.rates import Rates, predict_seconds
+from pipeline.correlate.resources import Resources, find_resources, parse_memory
+from pipeline.correlate.rows import Select
+from pipeline.correlate.run import Inputs
+
+#: Share of all pairs that are kept at r ≥ 0.1, on real models (0.4 to 1 %), and bytes of one on disk, both r.
+KEPT_SHARE, KEPT_BYTES = 0.006, 14
+#: Bytes of a place in a list on disk: id, r, held-out r.
+PLACE_BYTES = 18
+
+
+@dataclass(frozen=True)
+class CorrelateForecast:
+    """What a correlation will take.
+
+    Attributes
+    ----------
+    plan
+        How it is cut; ``plan.projected`` is the peak memory of each worker process.
+    seconds
+        From stores to result, on workers that are there.
+    flops
+        Of the products.
+    read, disk
+        Bytes read from the stores, and of the result.
+    """
+
+    plan: Plan
+    seconds: float
+    flops: float
+    read: float
+    disk: float
+
+
+def forecast(
+    a: str | Path,
+    b: str | Path,
+    *,
+    rates: Rates,
+    client: Client,
+    top_k: int = 16,
+    select: Select = "half",
+    measure: Measure = "pearson",
+    kernel: Kernel = "auto",
+    memory: str | int = "auto",
+) -> CorrelateForecast:
+    """Return what correlating two stores will take; arguments as in :func:`pipeline.correlate.run.correlate`.
+
+    Raises
+    ------
+    BudgetError
+        If it does not fit the memory.
+    """
+    inputs = Inputs.open(Path(a), Path(b)).measured_by(measure)
+    resources = find_resources(client, parse_memory(memory))
+    return forecast_sizes(
+        *inputs.sizes,
+        n_rows=inputs.n_rows,
+        n_halves=2 if select == "half" else 1,
+        top_k=top_k,
+        kernel=kernel,
+        measure=measure,
+        resources=resources,
+        rates=rates,
+    )
+
+
+def forecast_sizes(
+    a: StoreSize,
+    b: StoreSize,
+    *,
+    n_rows: int,
+    n_halves: int,
+    top_k: int,
+    kernel: Kernel,
+    measure: Measure,
+    resources: Resources,
+    rates: Rates,
+) -> CorrelateForecast:
+    """Return the same from sizes alone; stores that are not there yet have estimated ones.
+
+    Raises
+    ------
+    BudgetError
+        If it does not fit the memory.
+    """
+    plan = make_plan(
+        a,
+        b,
+        n_rows=n_rows,
+        n_halves=n_halves,
+        top_k=top_k,
+        memory=resources.memory,
+        kernel=kernel,
+        processes=resources.processes,
+        threads=resources.threads,
+        reserved=resources.reserved,
+    )
+    slots = resources.processes * resources.threads
+    seconds = predict_seconds(plan, a, b, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
+    bytes_a, bytes_b = (stored_bytes(size, n_rows) for size in (a, b))
+    again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": plan.n_panels + 1 + slots}
+    if RULES[measure].ranked:  # ranks are written beside the result, and read in place of the stores
+        seconds += 4 * float(a.entries.sum() + b.entries.sum()) * rates.entry / slots
+    places = (a.n_features + b.n_features) * top_k * PLACE_BYTES
+    return CorrelateForecast(
+        plan=plan,
+        seconds=seconds,
+        flops=2.0 * n_products(a, b, n_rows, plan),
+        read=bytes_a * (1 if plan.method == "resident" else 3) + bytes_b * again[plan.method],
+        disk=places + KEPT_SHARE * a.n_features * b.n_features * KEPT_BYTES,
+    )
+
+
+def n_products(a: StoreSize, b: StoreSize, n_rows: int, plan: Plan) -> float:
+    """Return how many products a plan computes.
+
+    >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(100, 10))
+    >>> n_products(size, size, 1000, make_plan(size, size, n_rows=1000, n_halves=1, top_k=1, memory=10**9))
+    1000.0
+    """
+    if plan.method == "dense":
+        return float(n_rows) * a.n_features * b.n_features
+    return float(a.entries.sum()) * float(b.entries.sum()) / n_rows
+
+
+def stored_bytes(size: StoreSize, n_rows: int) -> float:
+    """Return about how many bytes a store's activations have on disk."""
+    return float(size.entries.sum()) * 5.6 if size.sparse else float(n_rows) * size.n_features * 4.0
