@@ -12,6 +12,7 @@ this machine's own float32 matrix product rate, measured in the same run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -26,14 +27,25 @@ from numpy.typing import NDArray
 
 import storage
 from benchmarks.measure import run_measured, sgemm_rate
+from pipeline.correlate.rates import measure_rates
 from pipeline.correlate.rows import split_rows
+from pipeline.workers import n_cpus
 
 SHARD_ROWS = 16_384
 CHECKED_PAIRS = 200
 
 MEASURED = """
 import time
+from pipeline.correlate.forecast import forecast
+from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
+from pipeline.workers import local_client
+rates = Rates(**arguments.pop("rates"))
+with local_client() as client:
+    sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory")}
+    planned = forecast(**sizes, rates=rates, client=client)
+figures["planned_seconds"], figures["planned_gb"] = planned.seconds, planned.plan.projected / 1e9
+figures["method"] = planned.plan.method
 start = time.perf_counter()
 ds = correlate(**arguments)
 figures["seconds"] = time.perf_counter() - start
@@ -121,7 +133,8 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         write_random_store(b, rows, features, active, seed=2)
         writing = time.perf_counter() - start
         arguments = {"a": str(a), "b": str(b), "top_k": top_k, "memory": memory, "out": str(out)}
-        figures = run_measured(MEASURED, arguments)
+        rates = dataclasses.asdict(measure_rates(n_cpus()))
+        figures = run_measured(MEASURED, {**arguments, "rates": rates})
         rate = sgemm_rate(size=min(4096, max(512, features)))
         bound = 2.0 * rows * features * features / rate
         kind = "--dense" if active is None else f"--active {active}"
@@ -134,6 +147,7 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
             "top_k": top_k,
             **figures,
             "write_seconds": writing,
+            "planned_time_ratio": figures["planned_seconds"] / figures["seconds"],
             "max_error": max_error(out, a, b),
             "sgemm_gflops": rate / 1e9,
             "ratios": {"sgemm": figures["seconds"] / bound},

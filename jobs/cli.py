@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jobs.cluster import connect
 from jobs.matching import layers_command, sweep_command, token_identity_command
+from jobs.planning import command as plan_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
@@ -150,6 +151,13 @@ _register(
     "subspace run experiment.yaml",
     "subspace run experiment.yaml --run-dir results --cluster slurm-cpu",
     "subspace run experiment.yaml --until match",
+)
+_register(
+    "plan",
+    plan_command,
+    "subspace plan experiment.yaml",
+    "subspace plan experiment.yaml --calibrate --json",
+    "subspace plan experiment.yaml --cluster slurm-cpu",
 )
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
 _register(

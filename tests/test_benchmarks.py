@@ -48,6 +48,8 @@ def test_correlate(kind: list[str]) -> None:
     assert result["peak_gb"] > 0
     assert "sgemm" in result["ratios"]
     assert result["command"].startswith("python -m benchmarks.correlate --rows 3000")
+    assert result["peak_gb"] <= result["planned_gb"]
+    assert result["planned_seconds"] > 0
 
 
 def test_peers() -> None:

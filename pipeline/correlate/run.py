@@ -245,7 +245,7 @@ class Inputs:
         if "row_hash" in opened[0].attrs:
             described["row_hash"] = opened[0].attrs["row_hash"]
         described["inputs"] = {"a": str(path_a), "b": str(path_b)}
-        a, b = (_measure(path, ds) for path, ds in zip((path_a, path_b), opened, strict=True))
+        a, b = (measure_store(path, ds) for path, ds in zip((path_a, path_b), opened, strict=True))
         return cls((a[0], b[0]), (a[1], b[1]), opened[0].sizes["token"], described)
 
     def measured_by(self, measure: Measure) -> Inputs:
@@ -272,7 +272,7 @@ class Inputs:
         return replace(self, stores=stores, sizes=(replace(a, value_bytes=4), replace(b, value_bytes=4)))
 
 
-def _measure(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
+def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
     """Return a store and its size; sinks are in no statistics, so their entries are counted as typical ones."""
     store, share_of_sinks = Store.of(path, ds), ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
     entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
