@@ -151,6 +151,7 @@ class CorrelateConfig(Section):
         "pearson", description="what r is; jaccard and phi are of firing, that is where values are not 0"
     )
     kernel: Kernel = "auto"
+    full: Literal["float32", "float16"] | None = Field(None, description="store the whole matrix too, as this type")
     device: Device = Field("auto", description="where dense products are computed: the worker's GPU if it has one")
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 

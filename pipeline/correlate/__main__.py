@@ -29,6 +29,10 @@ def command(
     kernel: Annotated[
         Literal["auto", "sparse", "dense"], typer.Option(help="How products are computed; auto: by density.")
     ] = "auto",
+    full: Annotated[
+        Literal["float32", "float16"] | None,
+        typer.Option(help="Keep the whole matrix too (r_all), of this type.", show_default=False),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where dense products are computed; auto: a worker's GPU.")
     ] = "auto",
@@ -47,6 +51,7 @@ def command(
             select=select,
             measure=measure,
             kernel=kernel,
+            full=full,
             device=device,
             memory=memory,
             out=out,

@@ -128,6 +128,8 @@ class Job:
         Where dense products are computed: ``cpu``, ``cuda``, or ``auto``.
     measure
         What r is; the stores are already those that it is made of.
+    matrix
+        Whether the whole matrix is written.
     """
 
     key: str
@@ -140,6 +142,7 @@ class Job:
     n_halves: int
     device: str
     measure: Measure = "pearson"
+    matrix: bool = False
 
     @property
     def n_candidates(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import zarr
 from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
@@ -32,7 +33,7 @@ from pipeline.correlate.moments import (
     repeated,
     shift_and_add,
 )
-from pipeline.correlate.plan import kept_buffer
+from pipeline.correlate.plan import MATRIX_ROWS, kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.correlate.topk import compact, empty_best
 from storage import write_sparse_shard
@@ -47,7 +48,7 @@ Step = Callable[[int, Output, Scratch], int]
 SAMPLED = 256
 #: Bins of the histogram over [-1, 1].
 BINS = 2000
-R, R_HELD_OUT = "r", "r_heldout"
+R, R_HELD_OUT, MATRIX = "r", "r_heldout", "r_all"
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,7 @@ def _empty_output(mine: Shared, width: int) -> Output:
         keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
+        matrix=np.full((min(MATRIX_ROWS, width) if job.matrix else 0, n), np.nan, np.float32),
     )
 
 
@@ -308,8 +310,18 @@ def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[li
         new = int(output.kept.length[done:following].sum())
         for piece, buffer in zip(pieces, output.kept[1:], strict=True):
             piece.append(buffer[:new].copy())
+        if job.matrix:
+            _write_matrix(job, slice(features.start + done, features.start + following), output.matrix)
         done, n_kept = following, n_kept + new
     return pieces, done
+
+
+def _write_matrix(job: Job, rows: slice, done: Array) -> None:
+    """Write r of some A features with all B features, NaN where it is not defined, and clear the buffer."""
+    whole = np.full((rows.stop - rows.start, job.b.n_features), np.nan, np.float32)
+    whole[:, shared(job).defined] = np.clip(done[: len(whole)], -1, 1)
+    zarr.open_array(str(job.folder / MATRIX), mode="r+")[rows] = whole
+    done[:] = np.nan
 
 
 def _fold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:

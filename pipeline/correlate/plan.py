@@ -42,6 +42,8 @@ RESERVED = 440 * 10**6
 COMPILING = 120 * 10**6
 #: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
 CHUNK = 4096
+#: Rows of a chunk of the whole matrix, where it is kept: so many are written at a time.
+MATRIX_ROWS = 256
 #: Partners beyond top_k that the dense kernel keeps until their r is final.
 SPARE = 8
 #: Entries of a slab of sparse rows that are aimed at.
@@ -201,6 +203,7 @@ def make_plan(
     threads: int = 1,
     panel: int | None = None,
     reserved: int = RESERVED,
+    matrix: bool = False,
 ) -> Plan:
     """Cut the work to fit the memory.
 
@@ -224,6 +227,8 @@ def make_plan(
         Width of a panel, if it is already decided (work that is resumed).
     reserved
         Bytes that a process takes before it holds any data.
+    matrix
+        Whether the whole matrix is written.
 
     Returns
     -------
@@ -235,7 +240,7 @@ def make_plan(
         If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
     """
     kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
-    shape = _Shape(a, b, n_rows, n_halves, top_k + SPARE, threads, kept, reserved)
+    shape = _Shape(a, b, n_rows, n_halves, top_k + SPARE, threads, kept, reserved, matrix)
     allowed = memory // processes
     plans = []
     for method, width in _choices(choose_kernel(a, b, n_rows, kernel), a.n_features, processes * threads, panel):
@@ -299,6 +304,7 @@ class _Shape:
     threads: int
     kept: int
     reserved: int
+    matrix: bool
 
 
 def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
@@ -330,7 +336,8 @@ def _lists(width: int, kept: int, shape: _Shape) -> int:
     """Return the bytes of top-k lists and their copy, kept pairs (collected, joined, encoded), and working memory."""
     top = (width + 2 * shape.b.n_features) * shape.top_k * PAIR_BYTES
     buffer = kept_buffer(shape.b.n_features) * PAIR_BYTES
-    return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.b.n_features
+    matrix = 16 * MATRIX_ROWS * shape.b.n_features if shape.matrix else 0
+    return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.b.n_features + matrix
 
 
 def kept_buffer(n_features_b: int) -> int:

@@ -240,8 +240,8 @@ def _output() -> Output:
     size = kept_buffer(_FEATURES)
     kept = Kept(np.zeros(_WIDTH, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size))
     floor = np.full(_FEATURES, 0.5)
-    histogram = np.zeros((COPIES, 2001), np.int64)
-    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), floor, floor - SLACK, 0.5, kept, histogram)
+    histogram, matrix = np.zeros((COPIES, 2001), np.int64), np.empty((0, _FEATURES), np.float32)
+    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), floor, floor - SLACK, 0.5, kept, histogram, matrix)
 
 
 def _measure_dense(threads: int) -> dict[str, float]:

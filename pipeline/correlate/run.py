@@ -33,8 +33,8 @@ from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, join
-from pipeline.correlate.panel import BINS, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
+from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, StoreSize, choose_kernel, make_plan
 from pipeline.correlate.ranks import RankJob, panel_width, rank_dtype, rank_store, shard_rows
 from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
@@ -60,6 +60,7 @@ from storage import (
 logger = logging.getLogger(__name__)
 
 STAGE = "correlate"
+FullType = Literal["float32", "float16"]
 LARGEST_TOP_K = 256
 PLAN_FILE = "plan.json"
 #: Share of the budget that a threshold is to fill which is worked out before all panels are done.
@@ -78,6 +79,7 @@ class Settings:
     kernel: Kernel
     device: Device = "auto"
     measure: Measure = "pearson"
+    full: FullType | None = None
 
     def check(self) -> None:
         """Raise :class:`InputError` unless every setting is possible."""
@@ -89,6 +91,8 @@ class Settings:
             raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
         if self.device not in get_args(Device):
             raise InputError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
+        if self.full is not None and self.full not in get_args(FullType):
+            raise InputError(f"full must be 'float32', 'float16' or None, not {self.full!r}")
         if self.measure not in RULES:
             raise InputError(f"There is no measure {self.measure!r}; it is one of {', '.join(RULES)}")
 
@@ -107,6 +111,7 @@ def correlate(
     select: Select = "half",
     measure: Measure = "pearson",
     kernel: Kernel = "auto",
+    full: FullType | None = None,
     device: Device = "auto",
     memory: str | int = "auto",
     out: str | Path | None = None,
@@ -136,6 +141,9 @@ def correlate(
         result for ranks of both stores, until it is done.
     kernel
         ``sparse``, ``dense``, or ``auto``: the faster one for the densities of the stores.
+    full
+        ``float32`` or ``float16`` to keep the whole matrix as well, ``r_all`` of that type. It is written in the
+        same memory, and takes `n_a` · `n_b` values of disk.
     device
         Where the dense kernel multiplies: ``cpu``, ``cuda``, or ``auto``, the GPU of a worker that has CuPy and one.
     memory
@@ -157,6 +165,8 @@ def correlate(
             The best A features of each B feature.
         ``r``, ``r_heldout`` (feature_a, feature_b) float64
             The kept pairs, as csr arrays (:func:`storage.read_csr` with ``name="r"``); 0 elsewhere.
+        ``r_all`` (feature_a, feature_b) float32 or float16
+            The whole matrix on the rows that choose, if `full`; NaN where r is not defined.
         ``histogram`` (bin) int64, ``bin_left``, ``bin_right`` float64
             How many pairs have r in [left, right); 1 itself is in the last bin. Undefined pairs are in none.
         ``mean_a``, ``std_a`` float64, ``n_active_a`` int64, ``defined_a`` bool (feature_a), and ``…_b`` (feature_b)
@@ -183,7 +193,7 @@ def correlate(
     >>> cor["best_b"].values.ravel(), cor["r_b"].values.ravel()
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
-    settings = Settings(top_k, keep_above, select, kernel, device, measure)
+    settings = Settings(top_k, keep_above, select, kernel, device, measure, full)
     settings.check()
     budget = parse_memory(memory)
     inputs = Inputs.open(_path(a), _path(b)).measured_by(measure)
@@ -193,6 +203,8 @@ def correlate(
     if is_current(path, manifest):
         logger.info("%s is up to date", path)
         return open_result(path, stage=STAGE)
+    if full is not None:
+        _check_disk(inputs, full, path)
     with ensure_client(client) as active:
         resources = find_resources(active, budget)
         if out is None and resources.hosts != {socket.gethostname()}:
@@ -290,6 +302,7 @@ def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "den
             "select": settings.select,
             "measure": settings.measure,
             "kernel": kernel,
+            **({"full": settings.full} if settings.full else {}),
         },
     )
 
@@ -309,8 +322,9 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
         n_halves=settings.n_halves,
         device=settings.device,
         measure=settings.measure,
+        matrix=settings.full is not None,
     )
-    _prepare(job, half)
+    _prepare(job, half, settings.full)
     if RULES[settings.measure].ranked:
         job = _ranked(job, inputs, resources, client)
     try:
@@ -358,6 +372,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             threads=resources.threads,
             panel=panel,
             reserved=resources.reserved,
+            matrix=settings.full is not None,
         )
 
     plan = make(None)
@@ -391,7 +406,7 @@ def _log_plan(plan: Plan, inputs: Inputs) -> None:
     )  # fmt: skip
 
 
-def _prepare(job: Job, half: NDArray[np.int8]) -> None:
+def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:
     """Write what the tasks share; work that has begun is left as it is."""
     if (job.panels / PLAN_FILE).is_file():
         return
@@ -409,9 +424,40 @@ def _prepare(job: Job, half: NDArray[np.int8]) -> None:
             shard_rows=job.plan.panel,
             chunk=(min(CHUNK, job.plan.panel), CHUNK),
         )
+    if full is not None:
+        _create_matrix(job, full)
     np.save(job.panels / HALVES_FILE, half, allow_pickle=False)
     # Last, since it says that the rest is there
     (job.panels / PLAN_FILE).write_text(json.dumps({"panel": job.plan.panel}))
+
+
+def _create_matrix(job: Job, full: FullType) -> None:
+    """Create the whole matrix; a panel writes whole chunks of it."""
+    zarr.open_group(str(job.folder), mode="a").create_array(
+        MATRIX,
+        shape=(job.a.n_features, job.b.n_features),
+        dtype=full,
+        chunks=(min(MATRIX_ROWS, job.plan.panel), min(CHUNK, job.b.n_features)),
+        compressors=(zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()),
+        fill_value=np.nan,
+        dimension_names=("feature_a", "feature_b"),
+        attributes=_label(R, job.measure),
+        overwrite=True,
+    )
+
+
+def _check_disk(inputs: Inputs, full: FullType, path: Path) -> None:
+    """Refuse a matrix that the disk cannot hold."""
+    a, b = inputs.sizes
+    needed, folder = a.n_features * b.n_features * np.dtype(full).itemsize, path.absolute().parent
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BudgetError(
+            f"The whole matrix takes up to {needed / 1e9:.2f} GB at {path} (projected), and {free / 1e9:.2f} GB is "
+            "free there: leave out full (--full), which matching does not need, or give another place"
+        )
 
 
 def _measure_b(job: Job, client: Client) -> None:

@@ -111,6 +111,8 @@ class Output(NamedTuple):
         The pairs kept so far.
     histogram
         (COPIES, bins + 1) int64 over [-1, 1]; the last bin holds what rounding put beyond 1.
+    matrix
+        (rows, feature_b) float32: r of the rows done since the last flush; no rows where it is not asked for.
     """
 
     row: Best
@@ -120,6 +122,7 @@ class Output(NamedTuple):
     keep: float
     kept: Kept
     histogram: Array
+    matrix: Array
 
 
 class Scratch(NamedTuple):
@@ -232,7 +235,14 @@ def fetch_list(best: Best, feature: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scratch) -> int:
+def is_full(output: Output, start: int, a: int, written: int) -> bool:
+    """Say whether row `a` has no room: among the kept pairs, or in the matrix, if there is one."""
+    rows, columns = output.matrix.shape
+    return output.kept.feature.size - written < columns or (rows > 0 and a - start >= rows)
+
+
+@njit(nogil=True, cache=True)
+def find_candidates(sums: Array, a: int, start: int, half: Half, output: Output, work: Scratch) -> int:
     """Count all r of a row into the histogram; collect the B features that may enter a list, and their exact r."""
     found = 0
     row_bar = -np.inf
@@ -246,6 +256,8 @@ def find_candidates(sums: Array, a: int, half: Half, output: Output, work: Scrat
         else:
             approximate(sums[first:last], half.b.total[first:last], half.b.scale[first:last], feature_a, block)
         count(block, output.histogram)
+        if output.matrix.shape[0] > 0:
+            output.matrix[a - start, first:last] = block
         if any_above(block, output.bar[first:last], row_bar):
             for i in range(block.size):
                 if block[i] >= output.bar[first + i] or block[i] >= row_bar:
@@ -308,7 +320,7 @@ def reduce_tile(
     output: Output,
     work: Scratch,
 ) -> int:
-    """Reduce the rows of finished tiles from row `start` on, until all are done or the buffer of kept pairs is full.
+    """Reduce the rows of finished tiles from row `start` on, until all are done or there is no room for more.
 
     Parameters
     ----------
@@ -331,10 +343,10 @@ def reduce_tile(
     written = 0
     work.held_out[:] = np.nan
     for a in range(start, tile.shape[0]):
-        if output.kept.feature.size - written < tile.shape[1]:
+        if is_full(output, start, a, written):
             return a
         if halves[0].a.scale[a] != 0.0:
-            found = find_candidates(tile[a], a, halves[0], output, work)
+            found = find_candidates(tile[a], a, start, halves[0], output, work)
             if held_out_tile.shape[0] > 0:
                 correlate_candidates(held_out_tile[a], a, halves[1], found, work)
             written = record(a, first_a, found, written, output, work)

@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import Columns, Rows
 from pipeline.correlate.kernels.prefetch import prefetch
-from pipeline.correlate.kernels.reduce import Half, Output, Scratch, correlate_candidates, find_candidates, record
+from pipeline.correlate.kernels.reduce import (
+    Half,
+    Output,
+    Scratch,
+    correlate_candidates,
+    find_candidates,
+    is_full,
+    record,
+)
 
 Array = NDArray[Any]
 
@@ -80,7 +88,7 @@ def correlate_resident(
     output: Output,
     work: Scratch,
 ) -> int:
-    """Correlate the A features of a panel from `start` on, until all are done or the buffer of kept pairs is full.
+    """Correlate the A features of a panel from `start` on, until all are done or there is no room for more.
 
     Parameters
     ----------
@@ -108,12 +116,12 @@ def correlate_resident(
     n_panel = output.row.id.shape[0]
     work.held_out[:] = np.nan
     for a in range(start, n_panel):
-        if output.kept.feature.size - written < work.sums.size:
+        if is_full(output, start, a, written):
             return a
         if halves[0].a.scale[a] != 0.0:
             work.sums[:] = 0.0
             scatter(work.sums, columns, a, b)
-            found = find_candidates(work.sums, a, halves[0], output, work)
+            found = find_candidates(work.sums, a, start, halves[0], output, work)
             if held_out:
                 work.sums[:] = 0.0
                 scatter(work.sums, columns, n_panel + a, b)
