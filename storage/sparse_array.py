@@ -568,7 +568,7 @@ class Shard:
         if self.layout.compression not in {(), ("crc32c",)}:
             return None
         view = buffer[:length]
-        if os.preadv(self.descriptor, [view], offset) != length:
+        if os.preadv(self.descriptor, [view.data], offset) != length:
             return None  # what _read makes of it
         if not self.layout.compression:
             return view

@@ -219,3 +219,21 @@ def test_a_thousand_documents_are_split_evenly_and_whole(client, make_case, valu
 def test_no_client_starts_one_of_threads(make_case, related):
     ds = make_case(*related).correlate(top_k=1)
     assert ds["best_b"].shape == (80, 1)
+
+
+def test_the_same_for_one_to_eight_workers_and_both_kernels(make_case, values, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("pipeline.correlate.moments"), "FEWEST_ROWS", 0)
+    rng = np.random.default_rng(5)
+    x, y = values(rng, 300, 90, 0.3), values(rng, 300, 70, 0.3)
+    y[:, :20] += x[:, :20]
+    case, found = make_case(x, y), {}
+    for workers in (1, 2, 5, 8):
+        with local_client(n_workers=workers, threads_per_worker=1) as several:
+            for kernel in ("sparse", "dense"):
+                name = f"{kernel}-{workers}"
+                found[kernel, workers] = case.correlate(name, top_k=6, kernel=kernel, client=several).load()
+    for (kernel, workers), ds in found.items():
+        for name in ("best_a", "best_b"):
+            np.testing.assert_array_equal(ds[name], found["sparse", 1][name], f"{kernel}, {workers} workers")
+        for name in ds.variables:
+            np.testing.assert_array_equal(ds[name], found[kernel, 1][name], f"{kernel}, {workers} workers")

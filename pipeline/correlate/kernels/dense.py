@@ -25,7 +25,7 @@ import array_api_compat
 from numba import njit
 
 #: A features of one matrix product.
-FEATURES = 1024
+FEATURES = 512
 #: Bound on the error of r that float32 products leave (measured on awkward data: half of it), and up to which |r|.
 ERROR, NEAR_ONE = 1e-6, 0.9
 #: Below so many rows, products are float64 throughout.
