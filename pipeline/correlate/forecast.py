@@ -127,6 +127,7 @@ def forecast_sizes(
 def n_products(a: StoreSize, b: StoreSize, n_rows: int, plan: Plan) -> float:
     """Return how many products a plan computes.
 
+    >>> import numpy as np
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(100, 10))
     >>> n_products(size, size, 1000, make_plan(size, size, n_rows=1000, n_halves=1, top_k=1, memory=10**9))
     1000.0
