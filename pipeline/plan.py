@@ -161,7 +161,7 @@ def _harvest_steps(config: Experiment, directory: RunDirectory, client: Client) 
         needs = found.prediction.needs if found else {}
         for site in model.sites:
             sizes[side, site] = _size_of(directory.activations(side, site), needs.get(site), n_rows)
-        what = f"{side.upper()}: {model.id}"
+        what = f"{side.upper()}: {model.label or model.id}"
         step = Step("harvest", what, "to do", n_rows, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
         if found:
             disk, memory = float(sum(found.prediction.disk.values())), float(found.prediction.memory)
