@@ -140,7 +140,8 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         kind = "--dense" if active is None else f"--active {active}"
         return {
             "name": "correlate",
-            "command": f"python -m benchmarks.correlate --rows {rows} --features {features} {kind} --top-k {top_k}",
+            "command": f"python -m benchmarks.correlate --rows {rows} --features {features} {kind} --top-k {top_k} "
+            f"--memory {memory}",
             "rows": rows,
             "features": features,
             "active": active,
