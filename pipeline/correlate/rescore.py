@@ -141,7 +141,7 @@ def doubtful(best: Best, top_k: int) -> tuple[Array, Array]:
     -------
     tuple
         (feature, place) bool: neighbours in a chain of r so close that their order is open, if the chain reaches a
-        place that counts; and r that may be 1. (feature,) bool: the chain reaches the end of a full list.
+        place that counts; and r beyond NEAR_ONE. (feature,) bool: the chain reaches the end of a full list.
 
     Examples
     --------
@@ -167,13 +167,36 @@ def _near_one(r: Array) -> Array:
     return (np.abs(r) > NEAR_ONE) & (np.abs(r) < 2)
 
 
+class _Kept(NamedTuple):
+    """A panel's kept pairs as they are on disk: the pattern of ``r``, keys, r, and held-out r (NaN if there is none).
+
+    ``r`` is always written first: where a run died between the two, ``r_heldout`` has pairs that ``r`` has not, and
+    `stale` says so.
+    """
+
+    pattern: scipy.sparse.csr_array
+    key: Array
+    r: Array
+    held_out: Array
+    stale: bool
+
+
+def _read_kept(i: int, job: Job) -> _Kept:
+    """Read a panel's kept pairs; of the held-out ones, those that ``r`` has."""
+    features = job.plan.features(i, job.a.n_features)
+    pattern = read_csr(job.folder, features, name=R)
+    key = _kept_keys(pattern, i, job)
+    if job.n_halves == 1:
+        return _Kept(pattern, key, pattern.data, np.full(pattern.nnz, np.nan), stale=False)
+    other = read_csr(job.folder, features, name=R_HELD_OUT)
+    held_out = other.data[np.searchsorted(_kept_keys(other, i, job), key)]
+    return _Kept(pattern, key, pattern.data, held_out, stale=other.nnz != pattern.nnz)
+
+
 def _doubtful_kept(i: int, job: Job) -> Array:
-    """Return the keys of a panel's kept pairs that may be below the threshold, or 1."""
-    r = read_csr(job.folder, job.plan.features(i, job.a.n_features), name=R)
-    doubt = (np.abs(r.data - job.keep_above) <= ERROR) | _near_one(r.data)
-    if job.n_halves > 1:
-        doubt |= _near_one(read_csr(job.folder, job.plan.features(i, job.a.n_features), name=R_HELD_OUT).data)
-    return _kept_keys(r, i, job)[doubt]
+    """Return the keys of a panel's kept pairs that may be below the threshold, or are near 1."""
+    kept = _read_kept(i, job)
+    return kept.key[(np.abs(kept.r - job.keep_above) <= ERROR) | _near_one(kept.r) | _near_one(kept.held_out)]
 
 
 def _kept_keys(r: scipy.sparse.csr_array, i: int, job: Job) -> Array:
@@ -397,40 +420,32 @@ def _replace_whole(job: Job, groups: list[Group], doubts: Doubts, rows: Best, co
 
 def _final(best: Best, pairs: Pairs, n_second: int, top_k: int) -> Best:
     """Put the new r into lists, sort them by descending r and ascending id, and cut them to length."""
-    found, at = _look_up(_keys(np.arange(len(best.id))[:, None], best.id, n_second), pairs)
-    found &= best.id >= 0
-    r = np.where(found, pairs.r[at], best.r) if len(pairs.r) else best.r
-    held_out = np.where(found, pairs.held_out[at], best.held_out) if len(pairs.r) else best.held_out
+    key = np.where(best.id >= 0, _keys(np.arange(len(best.id))[:, None], best.id, n_second), -1)
+    r, held_out = _updated(pairs, key, best.r, best.held_out)
     order = np.lexsort((best.id, -r), axis=-1)[:, :top_k]
     return Best(*(np.take_along_axis(part, order, axis=1) for part in (best.id, r, held_out)))
 
 
-def _look_up(keys: Array, pairs: Pairs) -> tuple[Array, Array]:
-    """Return which keys are among the pairs, and where (0 for the others)."""
-    at = np.searchsorted(pairs.key, keys)
+def _updated(pairs: Pairs, key: Array, r: Array, held_out: Array) -> tuple[Array, Array]:
+    """Return r and held-out r of the pairs of these keys, the new ones where there are."""
+    if not len(pairs.key):
+        return r, held_out
+    at = np.searchsorted(pairs.key, key)
     at[at == len(pairs.key)] = 0
-    return (pairs.key[at] == keys) if len(pairs.key) else np.zeros(keys.shape, bool), at
+    found = pairs.key[at] == key
+    return np.where(found, pairs.r[at], r), np.where(found, pairs.held_out[at], held_out)
 
 
 def _correct_kept(i: int, job: Job, pairs: Pairs) -> int:
-    """Put the new r into a panel's kept pairs, drop those below the threshold, return how many are left.
-
-    ``r`` is written first: where a run died between the two, the held-out ones have pairs that ``r`` has not, and
-    they are cut to its pattern now.
-    """
-    r = read_csr(job.folder, job.plan.features(i, job.a.n_features), name=R)
-    keys = _kept_keys(r, i, job)
-    found, at = _look_up(keys, pairs)
-    values = np.where(found, pairs.r[at], r.data) if found.any() else r.data
-    left = values >= job.keep_above
-    if found.any():
-        _rewrite(i, job, R, r, values, left)
-    if job.n_halves > 1:
-        other = read_csr(job.folder, job.plan.features(i, job.a.n_features), name=R_HELD_OUT)
-        if found.any() or other.nnz != r.nnz:
-            held_out = other.data[np.searchsorted(_kept_keys(other, i, job), keys)]
-            new = np.where(found, pairs.held_out[at], held_out) if found.any() else held_out
-            _rewrite(i, job, R_HELD_OUT, r, new, left)
+    """Put the new r into a panel's kept pairs, drop those below the threshold, return how many are left."""
+    kept = _read_kept(i, job)
+    changed = bool(np.isin(kept.key, pairs.key).any())
+    r, held_out = _updated(pairs, kept.key, kept.r, kept.held_out)
+    left = r >= job.keep_above
+    if changed:
+        _rewrite(i, job, R, kept.pattern, r, left)
+    if job.n_halves > 1 and (changed or kept.stale):
+        _rewrite(i, job, R_HELD_OUT, kept.pattern, held_out, left)
     return int(left.sum())
 
 

@@ -72,6 +72,33 @@ def test_a_run_that_dies_while_kept_pairs_are_corrected_goes_on(tied, client, fo
         np.testing.assert_array_equal(resumed[name].values, reference[name].values)
 
 
+def test_pairs_that_are_dropped_are_dropped_once_if_the_run_dies_between_both_halves(tied, client, force, monkeypatch):
+    """``r`` is cut and ``r_heldout`` is not yet: what goes on from there finds them of different patterns."""
+    force("float32", panel=16, slab_rows=64)
+    truth = tied.truth("half")[0]
+    below = np.sort(truth[(truth > 0.2) & (truth < 0.5)])[10]
+    arguments = {"client": client, "kernel": "dense", "keep_above": float(below) + 1e-9}
+    reference = tied.correlate("reference", **arguments)
+    write = rescore.write_sparse_shard
+
+    def dies(folder, name, i, shard):
+        before = storage.read_csr(folder, slice(16 * i, 16 * i + shard.shape[0]), name=name)
+        if name == "r_heldout" and shard.nnz < before.nnz:
+            raise KeyboardInterrupt
+        write(folder, name, i, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rescore, "write_sparse_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tied.correlate(**arguments)
+    resumed = tied.correlate(**arguments)
+    tied.check(resumed, 16, arguments["keep_above"])
+    for name in ("r", "r_heldout"):
+        kept = [storage.read_csr(ds.encoding["source"], name=name) for ds in (reference, resumed)]
+        np.testing.assert_array_equal(kept[0].indices, kept[1].indices)
+        np.testing.assert_array_equal(kept[0].data, kept[1].data)
+
+
 def test_more_features_at_once_than_one_pass_takes(tied, client, force, monkeypatch):
     force("float32", panel=16, slab_rows=64)
     reference = tied.correlate("reference", client=client, kernel="dense")
