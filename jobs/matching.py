@@ -14,7 +14,7 @@ from pipeline.config import MatchMethod
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show
 from pipeline.sweep import save_sweep, steps, sweep
 from storage import new_manifest, write_result
 from storage.manifest import fingerprint
@@ -71,8 +71,8 @@ def sweep_command(
 
 def token_identity_command(
     pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
-    a: Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)],
+    a: StoreA,
+    b: StoreB,
     out: Out,
     as_json: AsJson = False,
 ) -> None:

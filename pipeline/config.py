@@ -26,7 +26,7 @@ from storage.errors import InputError, MissingInputError
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
-Device = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
 Metric = Literal["svcca", "svcca_pc1", "rsa"]
@@ -152,7 +152,7 @@ class CorrelateConfig(Section):
     )
     kernel: Kernel = "auto"
     full: Literal["float32", "float16"] | None = Field(None, description="store the whole matrix too, as this type")
-    device: Device = Field("auto", description="where dense products are computed: the worker's GPU if it has one")
+    device: DeviceName = Field("auto", description="where dense products are computed: the worker's GPU if it has one")
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 
 

@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from distributed import Client
 
-from pipeline.config import Experiment, ModelConfig, load_experiment
+from pipeline.config import Experiment, load_experiment
 from pipeline.correlate.forecast import KEPT_SHARE, forecast_sizes
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.run import measure_store
+from pipeline.run import make_text, sides
 from pipeline.workers import ensure_client, n_cpus
-from storage import open_activations
+from storage import free_space, open_activations
 from storage.errors import BudgetError
 from storage.rundir import RunDirectory, Side
+from storage.sparse_array import DENSE_CHUNK
+
+if TYPE_CHECKING:
+    from pipeline.harvest.plan import SiteNeed
 
 logger = logging.getLogger(__name__)
 
-#: Rows of a chunk of stores of dense layout.
-DENSE_CHUNK_ROWS = 1024
 #: Seconds and bytes of a kept pair while it is matched (measured, greedy), and bytes of a pair in its result.
 MATCH_SECONDS, MATCH_BYTES, PAIR_BYTES = 4e-7, 40, 40
 #: Seconds of one pair of pairs in a null run of RSA, and of one product in one of SVCCA, on one core (measured).
@@ -139,23 +142,11 @@ Sizes = dict[tuple[Side, str], StoreSize]
 
 def _harvest_steps(config: Experiment, directory: RunDirectory, client: Client) -> tuple[list[Step], Sizes, int]:
     # torch and transformers take seconds to import
-    from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415
     from pipeline.harvest.forecast import forecast_harvest, n_rows_of  # noqa: PLC0415
-    from pipeline.harvest.run import make_rows  # noqa: PLC0415
 
-    build_corpus(config.corpus, directory.corpus, config.a)
-    make_rows(
-        directory.corpus,
-        config.a,
-        config.b,
-        config.corpus.max_length,
-        directory.rows,
-        pool=config.align.pool,
-        client=client,
-    )
+    make_text(config, directory, client)
     n_rows, steps, sizes = n_rows_of(directory.rows), [], Sizes()
-    both: tuple[tuple[Side, ModelConfig], ...] = (("a", config.a), ("b", config.b))
-    for side, model in both:
+    for side, model in sides(config):
         folder = directory.activations(side, "x").parent
         found = forecast_harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
         needs = found.prediction.needs if found else {}
@@ -172,13 +163,13 @@ def _harvest_steps(config: Experiment, directory: RunDirectory, client: Client) 
     return steps, sizes, n_rows
 
 
-def _size_of(path: Path, need: object, n_rows: int) -> StoreSize:
+def _size_of(path: Path, need: SiteNeed | None, n_rows: int) -> StoreSize:
     """Return the size of a store: measured if it is there, else as its sample says."""
     if need is None:
         return measure_store(path, open_activations(path))[1]
-    n_features, active, sparse = need.n_features, need.active, need.layout == "csr"  # type: ignore[attr-defined]
+    n_features, active, sparse = need.n_features, need.active, need.layout == "csr"
     entries = np.full(n_features, int(np.ceil((active if sparse else n_features) * n_rows / n_features)))
-    return StoreSize(sparse, 4, entries, CHUNK if sparse else DENSE_CHUNK_ROWS)
+    return StoreSize(sparse, 4, entries, CHUNK if sparse else DENSE_CHUNK[0])
 
 
 def _correlate_steps(
@@ -249,10 +240,7 @@ def _report_step() -> Step:
 
 
 def _check_disk(steps: list[Step], directory: RunDirectory) -> None:
-    needed, folder = sum(step.disk for step in steps if step.state == "to do"), directory.root.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    needed, (free, folder) = sum(step.disk for step in steps if step.state == "to do"), free_space(directory.root)
     if needed > free:
         raise BudgetError(
             f"The run needs {needed / 1e9:.2f} GB of disk (projected), and {free / 1e9:.2f} GB is free at {folder}: "

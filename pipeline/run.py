@@ -97,20 +97,15 @@ def run(
 
 def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
     # torch and transformers take seconds to import: only the stage that runs models pays for them
-    from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415
-    from pipeline.harvest.run import harvest, make_rows  # noqa: PLC0415
+    from pipeline.harvest.run import harvest  # noqa: PLC0415
     from pipeline.harvest.site_check import check_model  # noqa: PLC0415
 
     with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
-        for _, model in _sides(config):
+        for _, model in sides(config):
             check_model(model)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
-    build_corpus(config.corpus, directory.corpus, config.a)
-    make_rows(
-        directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows,
-        pool=config.align.pool, client=client,
-    )  # fmt: skip
-    for side, model in _sides(config):
+    make_text(config, directory, client)
+    for side, model in sides(config):
         folder = directory.activations(side, "x").parent
         harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
         for site in model.sites:
@@ -120,6 +115,18 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
                 top_n=config.report.contexts,
                 client=client,
             )
+
+
+def make_text(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    """Make what a harvest starts from, where it is not there yet: the corpus, and the rows that both models share."""
+    from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415 - as above
+    from pipeline.harvest.run import make_rows  # noqa: PLC0415
+
+    build_corpus(config.corpus, directory.corpus, config.a)
+    make_rows(
+        directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows,
+        pool=config.align.pool, client=client,
+    )  # fmt: skip
 
 
 def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> None:
@@ -163,7 +170,8 @@ def _report(config: Experiment, directory: RunDirectory, _: Client) -> None:  # 
     logger.info("Report: %s", report(directory.root))
 
 
-def _sides(config: Experiment) -> Iterator[tuple[Side, ModelConfig]]:
+def sides(config: Experiment) -> Iterator[tuple[Side, ModelConfig]]:
+    """Yield both sides and their models."""
     yield "a", config.a
     yield "b", config.b
 

@@ -45,6 +45,8 @@ AllowBadSite = Annotated[
     bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
+StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
+StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Budget over all workers, as 4GB; auto: half of the free memory.")
 ]

@@ -23,7 +23,7 @@ from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs
 from pipeline.match.run import Choice, check_choice, make_pairs
 from pipeline.workers import ensure_client
-from storage import fingerprint, is_current, new_manifest, open_result, write_result
+from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -98,20 +98,18 @@ def sweep(
     if metrics and stores is not None:
         inputs |= {side: fingerprint(path) for side, path in zip("ab", stores, strict=True)}
     manifest = new_manifest(STAGE, inputs, {"choices": [choice.settings() for choice, _ in choices], **scoring})
-    if out is not None and is_current(out, manifest):
-        return open_result(out, STAGE)
-    lines = []
-    with ensure_client(client) as used:
-        for pairs in _matchings(str(cor), correlation, minimums[0], choices):
-            lines.append(summarise(pairs))
-            if metrics and stores is not None:
-                scores = compare(pairs, *stores, **scoring, client=used)
-                lines[-1] |= {name: scores[name].values for name in SCORES}
-    result = _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
-    if out is None:
-        return result
-    write_result(result, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        lines = []
+        with ensure_client(client) as used:
+            for pairs in _matchings(str(cor), correlation, minimums[0], choices):
+                lines.append(summarise(pairs))
+                if metrics and stores is not None:
+                    scores = compare(pairs, *stores, **scoring, client=used)
+                    lines[-1] |= {name: scores[name].values for name in SCORES}
+        return _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
+
+    return make_result(out, manifest, make)
 
 
 def _axes(min_correlations: Sequence[float], max_uses: Sequence[int]) -> tuple[list[float], list[int]]:

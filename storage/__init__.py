@@ -27,10 +27,10 @@ from storage.errors import (
     SubspaceError,
 )
 from storage.exchange import export_activations, import_activations
-from storage.files import partial_path
+from storage.files import free_space, partial_path
 from storage.kinds import check_same_kind
 from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
-from storage.results import add_variables, begin_result, finish_result, open_result, write_result
+from storage.results import add_variables, begin_result, finish_result, make_result, open_result, write_result
 from storage.rows import check_same_rows
 from storage.sparse_array import create_sparse_array, missing_shards, read_csr, write_sparse_shard
 from storage.writer import ActivationWriter
@@ -58,11 +58,13 @@ __all__ = [
     "export_activations",
     "fingerprint",
     "finish_result",
+    "free_space",
     "import_activations",
     "is_current",
     "is_sparse",
     "iter_dense",
     "iter_shards",
+    "make_result",
     "missing_shards",
     "new_manifest",
     "open_activations",

@@ -211,15 +211,14 @@ def read_dense(
     MissingInputError
         If there is no such array.
     """
+    layout, wanted = read_dense_layout(path, name), (rows, features)
+    if layout is not None and all(part.step in (None, 1) for part in wanted):
+        ranges = [range(length)[part] for part, length in zip(wanted, layout.shape, strict=True)]
+        return read_block(layout, ranges[0], ranges[1])
     if is_csr_array(path, name):
         csr = read_csr(path, rows, features, name)
         return csr.toarray().astype(read_layout(path, name).dtype, copy=False)
-    layout = read_dense_layout(path, name)
-    wanted = (rows, features)
-    if layout is None or any(part.step not in (None, 1) for part in wanted):
-        return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[wanted])
-    ranges = [range(length)[part] for part, length in zip(wanted, layout.shape, strict=True)]
-    return read_block(layout, ranges[0], ranges[1])
+    return np.asarray(zarr.open_array(str(Path(path) / name), mode="r")[wanted])
 
 
 def iter_dense(
@@ -242,7 +241,7 @@ def iter_dense(
         Rows, columns, and (rows, columns) of the stored type. An array is valid until the next is asked for: it may
         be a view of a buffer, since what is copied once less is read in half the time.
     """
-    layout = None if is_csr_array(path, ACTIVATION) else read_dense_layout(path, ACTIVATION)
+    layout = read_dense_layout(path, ACTIVATION)
     if layout is None:
         for start in range(rows.start, rows.stop, step):
             some = slice(start, min(start + step, rows.stop))

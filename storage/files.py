@@ -12,6 +12,12 @@ from pathlib import Path
 PARTIAL_SUFFIX = ".partial"
 
 
+def free_space(path: str | Path) -> tuple[int, Path]:
+    """Return the bytes that are free where `path` is or will be, and the nearest folder above it that exists."""
+    folder = next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.is_dir())
+    return shutil.disk_usage(folder).free, folder
+
+
 def partial_path(path: str | Path) -> Path:
     """Return where unfinished work for `path` lives: beside it, with ``.partial`` appended to the name.
 

@@ -8,8 +8,9 @@ writes piecewise calls :func:`begin_result`, fills the folder that it returns wi
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import zarr.codecs
 
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path, remove_folder, remove_stray_files, replace_folder
-from storage.manifest import MANIFEST, Manifest, canonical_json, read_attrs, read_manifest
+from storage.manifest import MANIFEST, Manifest, canonical_json, is_current, read_attrs, read_manifest
 from storage.sparse_array import read_metadata
+
+logger = logging.getLogger(__name__)
 
 # How many files each array has, and the hash of the attributes; for `verify`.
 INVENTORY = "inventory"
@@ -161,6 +164,38 @@ def add_variables(ds: xr.Dataset, folder: str | Path) -> None:
     compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
     encoding = {name: {"compressors": compressors} for name in plain.variables}
     plain.to_zarr(folder, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+
+
+def make_result(out: str | Path | None, manifest: Manifest, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """Return the result at `out`, made only if it is not there yet or was made from other inputs or settings.
+
+    Parameters
+    ----------
+    out
+        Where it is kept; in memory only if absent.
+    manifest
+        What it is made from.
+    make
+        Computes it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from storage.manifest import new_manifest
+    >>> path, manifest = f"{tempfile.mkdtemp()}/one.zarr", new_manifest("example", {}, {"n": 1})
+    >>> make_result(path, manifest, lambda: xr.Dataset({"x": ("i", [1, 2])})).x.values
+    array([1, 2])
+    >>> make_result(path, manifest, lambda: 1 / 0).x.values
+    array([1, 2])
+    """
+    if out is not None and is_current(out, manifest):
+        logger.info("%s is up to date", out)
+        return open_result(out, manifest.stage)
+    result = make()
+    if out is None:
+        return result
+    write_result(result, out, manifest)
+    return open_result(out, manifest.stage)
 
 
 def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:

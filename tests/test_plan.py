@@ -63,7 +63,7 @@ def test_a_full_disk_and_too_little_memory_are_said_at_once(tiny_inputs, tmp_pat
     with pytest.raises(storage.BudgetError, match=r"projected.*allowed"):
         plan_module.plan(little, run_dir=tmp_path / "run", client=client)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(storage.BudgetError, match=r"GB of disk \(projected\)"):
         plan_module.plan(experiment, run_dir=tmp_path / "run", client=client)
     assert not (tmp_path / "run" / "activations").exists()

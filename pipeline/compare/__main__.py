@@ -9,7 +9,7 @@ import typer
 
 from pipeline.compare.run import compare
 from pipeline.config import CompareConfig, Metric
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, run_script, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, run_script, show
 
 METRICS_HELP = ", ".join(get_args(Metric))
 
@@ -17,8 +17,8 @@ METRICS_HELP = ", ".join(get_args(Metric))
 def command(
     context: typer.Context,
     pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
-    a: Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)],
+    a: StoreA,
+    b: StoreB,
     out: Out,
     metric: Annotated[list[str] | None, typer.Option(help=f"{METRICS_HELP}; may be given several times.")] = None,
     null_runs: Annotated[int, typer.Option(min=1, help="Shuffled pairings.")] = 1000,

@@ -23,7 +23,7 @@ from pipeline.compare.nulls import Score, Shuffles, null_scores, score_once
 from pipeline.compare.rows import MIN_PAIRS, DecoderRows, paired_rows
 from pipeline.statistics import effect_size, p_value
 from pipeline.workers import ensure_client
-from storage import fingerprint, is_current, new_manifest, open_activations, open_result, write_result
+from storage import fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
@@ -149,15 +149,12 @@ def compare(
     _check_stores(matched, inputs)
     settings = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed, "svcca_variance": cca.VARIANCE}
     manifest = new_manifest(STAGE, inputs, settings)
-    if out is not None and is_current(out, manifest):
-        logger.info("%s is up to date", out)
-        return open_result(out, STAGE)
     shuffles = Shuffles(len(rows[0].features), null_runs, seed)
-    scores = _dataset(_outcomes(rows, metrics, shuffles, memory, client), shuffles)
-    if out is None:
-        return scores.assign_attrs(manifest.to_attrs())
-    write_result(scores, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        return _dataset(_outcomes(rows, metrics, shuffles, memory, client), shuffles).assign_attrs(manifest.to_attrs())
+
+    return make_result(out, manifest, make)
 
 
 def _check_settings(metrics: Sequence[str], null_runs: int, seed: int) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.config import Measure
 from pipeline.correlate.run import correlate
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, describe, open_client, run_script, show
+from pipeline.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Memory,
+    Out,
+    StoreA,
+    StoreB,
+    describe,
+    open_client,
+    run_script,
+    show,
+)
 
 
 def command(
     context: typer.Context,
-    a: Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)],
+    a: StoreA,
+    b: StoreB,
     out: Out,
     top_k: Annotated[int, typer.Option(min=1, max=256, help="Partners kept for each feature, both ways.")] = 16,
     keep_above: Annotated[float, typer.Option(help="Keep every pair with at least this r.")] = 0.1,

@@ -34,7 +34,7 @@ from pipeline.correlate.documents import (
 )
 from pipeline.correlate.rows import Select
 from pipeline.workers import ensure_client
-from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
+from storage import InputError, fingerprint, make_result, new_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -124,18 +124,14 @@ def bootstrap(
     settings = {"runs": runs, "level": level, "seed": seed}
     hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
     manifest = new_manifest(STAGE, hashes, settings | {"select": select, "measure": measure})
-    if out is not None and is_current(out, manifest):
-        logger.info("%s is up to date", out)
-        return open_result(out, STAGE)
-    job = make_job(chosen, paths, select, measure, settings)
-    with ensure_client(client) as active:
-        extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * runs)
-        arrays = run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap")
-    ds = _dataset(arrays, chosen, job)
-    if out is None:
-        return ds
-    write_result(ds, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        job = make_job(chosen, paths, select, measure, settings)
+        with ensure_client(client) as active:
+            extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * runs)
+            return _dataset(run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap"), chosen, job)
+
+    return make_result(out, manifest, make)
 
 
 def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:

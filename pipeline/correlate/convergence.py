@@ -8,7 +8,6 @@ whether other pairs would have been found.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,7 @@ from pipeline.correlate.documents import (
 )
 from pipeline.correlate.rows import splitmix64
 from pipeline.workers import ensure_client
-from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
-
-logger = logging.getLogger(__name__)
+from storage import InputError, fingerprint, make_result, new_manifest
 
 STAGE = "convergence"
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -120,18 +117,16 @@ def convergence(
     settings = {"threshold": threshold, "measure": measure}
     hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
     manifest = new_manifest(STAGE, hashes, settings)
-    if out is not None and is_current(out, manifest):
-        logger.info("%s is up to date", out)
-        return open_result(out, STAGE)
-    job = make_job(chosen, paths, "half", measure, settings)
-    with ensure_client(client) as active:
-        extra = (64 * len(job.units().rows), 8 * 4 * len(FRACTIONS))
-        r = run_blocks(job, convergence_block, active, memory, extra, "Convergence")["r"]
-    ds = _dataset(r, job, threshold).assign(feature_a=("pair", chosen.ids_a), feature_b=("pair", chosen.ids_b))
-    if out is None:
-        return ds
-    write_result(ds, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        job = make_job(chosen, paths, "half", measure, settings)
+        with ensure_client(client) as active:
+            extra = (64 * len(job.units().rows), 8 * 4 * len(FRACTIONS))
+            r = run_blocks(job, convergence_block, active, memory, extra, "Convergence")["r"]
+        ids = {f"feature_{side}": ("pair", getattr(chosen, f"ids_{side}")) for side in "ab"}
+        return _dataset(r, job, threshold).assign(ids)
+
+    return make_result(out, manifest, make)
 
 
 def members(units: Units) -> NDArray[np.bool_]:

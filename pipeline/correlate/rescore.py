@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pipeline.correlate.job import Job, Shared, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs, centred_columns
-from pipeline.correlate.kernels.reduce import Best, Half
+from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
 from pipeline.correlate.measures import RULES, Rule
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
@@ -379,13 +379,11 @@ def _centred(block: Array, half: Array, mean: Array) -> list[Array]:
 
 
 def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
-    """Return r of sums of products of centred values (or what the measure takes for them); NaN if not defined."""
-    defined = (half.a.scale[a] != 0) & (half.b.scale[b] != 0)
-    r = np.full(sums.shape, np.nan)
-    if half.overlap:
-        return np.divide(sums, half.a.total[a] + half.b.total[b] - sums, out=r, where=defined)
-    np.divide(sums, np.sqrt(half.a.variance[a] * half.b.variance[b]), out=r, where=defined)
-    return np.where(np.abs(r) > 1 - SNAP, np.sign(r), r)
+    """Return r of sums of products; `a` and `b` broadcast against them. NaN where it is not defined."""
+    r = np.empty(sums.shape)
+    ids = [np.broadcast_to(part, sums.shape).astype(np.intp).ravel() for part in (a, b)]
+    correlate_pairs(sums.ravel(), half._replace(snap=SNAP), ids[0], ids[1], r.reshape(-1))
+    return r
 
 
 def _read_pairs(job: Job, groups: list[Group]) -> Pairs:

@@ -28,7 +28,7 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES, Device, Kernel, Measure
+from pipeline.config import MEASURE_NAMES, DeviceName, Kernel, Measure
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
@@ -51,6 +51,7 @@ from storage import (
     create_sparse_array,
     fingerprint,
     finish_result,
+    free_space,
     is_current,
     new_manifest,
     open_activations,
@@ -77,7 +78,7 @@ class Settings:
     keep_above: float
     select: Select
     kernel: Kernel
-    device: Device = "auto"
+    device: DeviceName = "auto"
     measure: Measure = "pearson"
     full: FullType | None = None
 
@@ -89,7 +90,7 @@ class Settings:
             raise InputError(f"keep_above must be above 0 and at most 1, not {self.keep_above}")
         if self.select not in get_args(Select):
             raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
-        if self.device not in get_args(Device):
+        if self.device not in get_args(DeviceName):
             raise InputError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
         if self.full is not None and self.full not in get_args(FullType):
             raise InputError(f"full must be 'float32', 'float16' or None, not {self.full!r}")
@@ -112,7 +113,7 @@ def correlate(
     measure: Measure = "pearson",
     kernel: Kernel = "auto",
     full: FullType | None = None,
-    device: Device = "auto",
+    device: DeviceName = "auto",
     memory: str | int = "auto",
     out: str | Path | None = None,
     client: Client | None = None,
@@ -449,10 +450,7 @@ def _create_matrix(job: Job, full: FullType) -> None:
 def _check_disk(inputs: Inputs, full: FullType, path: Path) -> None:
     """Refuse a matrix that the disk cannot hold."""
     a, b = inputs.sizes
-    needed, folder = a.n_features * b.n_features * np.dtype(full).itemsize, path.absolute().parent
-    while not folder.is_dir():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    needed, (free, _) = a.n_features * b.n_features * np.dtype(full).itemsize, free_space(path)
     if needed > free:
         raise BudgetError(
             f"The whole matrix takes up to {needed / 1e9:.2f} GB at {path} (projected), and {free / 1e9:.2f} GB is "

@@ -11,13 +11,11 @@ import typer
 from pipeline.config import Measure
 from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence, plot_convergence
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, describe, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, StoreA, StoreB, describe, open_client, show
 
 PairsPath = Annotated[
     Path, typer.Argument(help="Result of `match`, or of `correlate`: its mutually best partners.", show_default=False)
 ]
-StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
-StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
 MeasureOption = Annotated[Measure | None, typer.Option(help="What r is; as the pairs were correlated, if absent.")]
 
 

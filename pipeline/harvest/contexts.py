@@ -24,14 +24,12 @@ from distributed import Client
 from pipeline.workers import ensure_client, run_tasks
 from storage import (
     fingerprint,
-    is_current,
     is_sparse,
+    make_result,
     new_manifest,
     open_activations,
-    open_result,
     read_csr,
     read_dense,
-    write_result,
 )
 from storage.errors import InputError
 
@@ -88,14 +86,11 @@ def contexts(
         raise InputError(f"top_n is {top_n}; at least one row must be kept for each feature")
     store = open_activations(store_path)
     manifest = new_manifest(STAGE, {"activations": fingerprint(store_path)}, {"top_n": top_n})
-    if out is not None and is_current(out, manifest):
-        return open_result(out, STAGE)
-    rows, values = _top_rows(str(store_path), dict(store.sizes), top_n, client)
-    result = _dataset(rows, values, store.attrs)
-    if out is None:
-        return result
-    write_result(result, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        return _dataset(*_top_rows(str(store_path), dict(store.sizes), top_n, client), store.attrs)
+
+    return make_result(out, manifest, make)
 
 
 def _top_rows(path: str, sizes: dict[Any, int], top_n: int, client: Client | None) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from pipeline.config import ModelConfig, StoreConfig
 from pipeline.harvest.run import Job, Prediction, begin, measure, predict, run_rows
 from pipeline.workers import n_slots, run_tasks
 from storage.rundir import Side
-
-logger = logging.getLogger(__name__)
 
 #: Rows that are timed on each worker thread, after as many to warm up.
 TIMED_ROWS = 1024
@@ -81,7 +78,7 @@ def forecast_harvest(  # noqa: PLR0917 - as harvest
     return HarvestForecast(
         prediction=prediction,
         n_tasks=n_tasks,
-        seconds=checking + min(rounds, prediction.n_rows / rate if n_tasks == 1 else rounds),
+        seconds=checking + rounds,
         flops=2.0 * timed[0][1] * prediction.n_tokens,
     )
 

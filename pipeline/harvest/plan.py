@@ -22,7 +22,6 @@ The driver holds some 100 bytes for each row of the table.
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from storage import ActivationWriter, partial_path
+from storage import ActivationWriter, free_space, partial_path
 from storage.errors import BudgetError
 
 logger = logging.getLogger(__name__)
@@ -176,7 +175,7 @@ def check_disk(stores: Mapping[str, Path], predicted: Mapping[str, int]) -> None
     written = sum(bytes_below(partial_path(path)) for path in stores.values())
     needed = max(0, sum(predicted.values()) - written)
     folder = next(iter(stores.values())).parent
-    free = shutil.disk_usage(_existing(folder)).free
+    free, _ = free_space(folder)
     if needed > free:
         sites = ", ".join(f"{site} {_gigabytes(size)}" for site, size in predicted.items())
         raise BudgetError(
@@ -185,11 +184,6 @@ def check_disk(stores: Mapping[str, Path], predicted: Mapping[str, int]) -> None
             "or 'store: {dtype: float16}'"
         )
     logger.info("Disk: %s for %d stores, %s free", _gigabytes(needed), len(stores), _gigabytes(free))
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def _gigabytes(size: float) -> str:

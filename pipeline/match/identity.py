@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from pipeline.match.words import check_stores
 from storage import (
     fingerprint,
-    is_current,
     is_sparse,
+    make_result,
     new_manifest,
     open_activations,
     open_result,
     read_csr,
     read_dense,
-    write_result,
 )
 from storage.codec import is_sparse_matrix
 from storage.errors import InputError
@@ -91,16 +90,14 @@ def token_identity(
     ids = {side: np.asarray(matched[f"feature_{side}"].values, np.int64) for side in "ab"}
     digest = {f"feature_{side}": values.tolist() for side, values in ids.items()} if out is not None else {}
     manifest = new_manifest(STAGE, {"a": fingerprint(a), "b": fingerprint(b)}, digest)
-    if out is not None and is_current(out, manifest):
-        return open_result(out, STAGE)
-    sums = _Sums(ids["a"], ids["b"], _token_ids(a))
-    for rows, sink, shard_a, shard_b in _shards(a, b):
-        sums.add(rows, ~sink, shard_a, shard_b)
-    result = _dataset(matched, sums)
-    if out is None:
-        return result
-    write_result(result, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        sums = _Sums(ids["a"], ids["b"], _token_ids(a))
+        for rows, sink, shard_a, shard_b in _shards(a, b):
+            sums.add(rows, ~sink, shard_a, shard_b)
+        return _dataset(matched, sums)
+
+    return make_result(out, manifest, make)
 
 
 def _token_ids(path: str | Path) -> NDArray[np.int64]:

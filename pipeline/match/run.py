@@ -27,7 +27,7 @@ from pipeline.match.filters import (
 )
 from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
 from pipeline.match.words import check_contexts, check_stores
-from storage import check_same_kind, fingerprint, is_current, new_manifest, open_result, read_manifest, write_result
+from storage import check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -136,15 +136,14 @@ def match(
     choice, text = check_choice(path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus)
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
-    if out is not None and is_current(out, manifest):
-        logger.info("%s is up to date", out)
-        return open_result(out, STAGE)
-    pairs = make_pairs(Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text), choice)
-    _log(pairs, choice)
-    if out is None:
-        return pairs.assign_attrs(manifest.to_attrs())
-    write_result(pairs, out, manifest)
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        data = Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text)
+        pairs = make_pairs(data, choice).assign_attrs(manifest.to_attrs())
+        _log(pairs, choice)
+        return pairs
+
+    return make_result(out, manifest, make)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,13 @@ def correlation(product: float, half: Half, a: int, b: int) -> float:
 
 
 @njit(nogil=True, cache=True)
+def correlate_pairs(products: Array, half: Half, a: Array, b: Array, out: Array) -> None:
+    """Set `out` to r of chosen pairs, (pair,) each, from their sums of products."""
+    for i in range(products.size):
+        out[i] = correlation(products[i], half, a[i], b[i])
+
+
+@njit(nogil=True, cache=True)
 def approximate(sums: Array, total: Array, scale: Array, a: tuple[float, float, float], out: Array) -> None:
     """Set `out` to the approximate r of a block of sums; `a` is (total, scale, 1 / n) of the A feature."""
     for i in range(out.size):
