@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 
 from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
-from pipeline.workers import local_client
+from pipeline.workers import closing, local_client
 
 WORDS = 400
 STORE = StoreConfig(shard_rows=1024)
@@ -105,7 +105,7 @@ def drive(folder: Path, scheduler: str | None, workers: int) -> None:
     run.run_tasks = logging_tasks
     with contextlib.ExitStack() as stack:
         cluster = scheduler or stack.enter_context(
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
+            closing(LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"))
         )
         harvest(folder, "disturbed", stack.enter_context(Client(cluster)))
 

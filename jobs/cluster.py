@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
-from pipeline.workers import dashboard_url, local_client
+from pipeline.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
 
 logger = logging.getLogger(__name__)
@@ -196,13 +196,15 @@ def _start(name: str, profile: Profile) -> Iterator[Client]:
 def _processes(profile: ProcessesProfile) -> Iterator[Client]:
     # TLS on one host too: login nodes are shared, and any user of the host could connect otherwise.
     with (
-        LocalCluster(
-            n_workers=profile.workers,
-            threads_per_worker=profile.threads,
-            memory_limit=profile.memory,
-            security=Security.temporary(),
-            protocol="tls://",
-            dashboard_address="127.0.0.1:0",
+        closing(
+            LocalCluster(
+                n_workers=profile.workers,
+                threads_per_worker=profile.threads,
+                memory_limit=profile.memory,
+                security=Security.temporary(),
+                protocol="tls://",
+                dashboard_address="127.0.0.1:0",
+            )
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
 import time
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
-from pipeline.workers import dashboard_url, deferred_interrupt, ensure_client, in_order, n_slots, run_tasks
+from pipeline.workers import closing, dashboard_url, deferred_interrupt, ensure_client, in_order, n_slots, run_tasks
 
 _lock = threading.Lock()
 _running = 0
@@ -78,3 +79,24 @@ def test_no_items(client: Client) -> None:
 def test_the_dashboard_is_on_localhost() -> None:
     with ensure_client(None) as own:
         assert dashboard_url(own).startswith("http://127.0.0.1:")
+
+
+def test_a_cluster_that_does_not_close_does_not_hold_up_a_finished_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Worker processes that are killed late leave a cluster of Dask's waiting for them for good."""
+    monkeypatch.setattr("pipeline.workers.CLOSING_SECONDS", 0.2)
+    cluster = LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0")
+    close = cluster._close
+    monkeypatch.setattr(cluster, "_close", lambda: asyncio.sleep(60))
+    with closing(cluster) as same:
+        assert same is cluster
+    assert "did not close within 0.2 s" in caplog.text
+    monkeypatch.setattr(cluster, "_close", close)
+    cluster.close()
+
+
+def test_a_cluster_is_closed_where_it_can_be() -> None:
+    with closing(LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0")) as cluster:
+        assert cluster.status.name == "running"
+    assert cluster.status.name == "closed"
