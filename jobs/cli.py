@@ -15,6 +15,7 @@ from rich.table import Table
 from jobs.cluster import connect
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
+from jobs.state import command as status_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
@@ -158,6 +159,12 @@ _register(
     "subspace plan experiment.yaml",
     "subspace plan experiment.yaml --calibrate --json",
     "subspace plan experiment.yaml --cluster slurm-cpu",
+)
+_register(
+    "status",
+    status_command,
+    "subspace status runs/pythia-70m-vs-160m",
+    "subspace status experiment.yaml --json",
 )
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
 _register(
