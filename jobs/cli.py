@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.doctor import command as doctor_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
 from jobs.state import command as status_command
@@ -166,6 +167,7 @@ _register(
     "subspace status runs/pythia-70m-vs-160m",
     "subspace status experiment.yaml --json",
 )
+_register("doctor", doctor_command, "subspace doctor", "subspace doctor --cluster-file my-cluster.yaml --json")
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
 _register(
     "harvest",

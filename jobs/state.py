@@ -67,5 +67,7 @@ def table_of(items: list[Item]) -> Table:
     for name in ("stage", "what", "state", "why"):
         table.add_column(name)
     for item in items:
-        table.add_row(item.stage, item.what, Text(item.state, STYLES[item.state]), item.why)
+        # Text, since what stands in brackets would be taken for markup
+        state = Text(item.state, STYLES[item.state])
+        table.add_row(item.stage, Text(item.what), state, Text(item.why))
     return table
