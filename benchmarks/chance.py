@@ -43,8 +43,8 @@ with ensure_client(None) as client:
         found = compare_rows(*rows, metrics=["svcca"], null_runs=arguments["runs"], client=client)
         one = found.sel(metric="svcca", null="shuffled")
         figures["lines"].append({
-            "n": n, "mean": float(one.null_mean), "std": float(one.null_std), "score": float(one.score), "p": float(one.p),
-            "seconds": time.perf_counter() - start, "note": str(one.note.item()),
+            "n": n, "mean": float(one.null_mean), "std": float(one.null_std), "score": float(one.score),
+            "p": float(one.p), "seconds": time.perf_counter() - start, "note": str(one.note.item()),
         })
 """
 

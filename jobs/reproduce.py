@@ -146,7 +146,9 @@ def command(
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     show_file: Annotated[bool, typer.Option("--show", help="Print the experiment's YAML file, to start from.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing: the table, from what the run directory has.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Run nothing: the table, from what the run directory has.")
+    ] = False,
     experiment: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Run your own file: local copies, fewer sites.")
     ] = None,
@@ -209,7 +211,9 @@ def _show(name: Name, root: Path, *, as_json: bool) -> None:
         if last is not None and here != last:
             shown.add_section()
         ours = f"[dim]{line.note}[/dim]" if line.note else _digits(line.ours)
-        shown.add_row(*(here if here != last else ("", "", "")), line.published_as, _digits(line.published), ours, line.ours_is)
+        shown.add_row(
+            *(here if here != last else ("", "", "")), line.published_as, _digits(line.published), ours, line.ours_is
+        )
         last = here
     wide_console().print(shown)
     if found["ours"].isna().all():

@@ -217,7 +217,7 @@ def compare_activations(
     >>> x = rng.normal(size=(4000, 6))
     >>> storage.write_activations(f"{folder}/a.zarr", x)
     >>> storage.write_activations(f"{folder}/b.zarr", x @ np.linalg.qr(rng.normal(size=(6, 6)))[0])
-    >>> scores = compare_activations(f"{folder}/a.zarr", f"{folder}/b.zarr", metrics=["svcca", "cka"], null_runs=99)
+    >>> scores = compare_activations(f"{folder}/a.zarr", f"{folder}/b.zarr", metrics=["svcca", "svcca_pc1"], null_runs=99)
     >>> scores.score.values.round(3).tolist(), scores.p.values.tolist()
     ([1.0, 1.0], [[0.01, 0.01]])
     >>> bool((scores.null_mean < 0.05).all())
@@ -359,35 +359,43 @@ def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool
     rest = None
     if settings.blocks * length < len(reading.rows):
         rest = cross_rest(settings.blocks * length, reading, offset)
-    blocks = [range(at, min(at + RUNS_PER_TASK, settings.null_runs)) for at in range(0, settings.null_runs, RUNS_PER_TASK)]
-    shared = client.scatter([rows, rest, moments], broadcast=False, hash=False)
+    blocks = [
+        range(at, min(at + RUNS_PER_TASK, settings.null_runs)) for at in range(0, settings.null_runs, RUNS_PER_TASK)
+    ]
     wanted = [metric for metric, one in zip(settings.metrics.values(), defined, strict=True) if one]
+    shared = client.scatter([_Orders(rows, rest, moments, wanted, settings.seed)], broadcast=False, hash=False)
     tasks = run_tasks(
         client, _score_orders, list(enumerate(blocks)), name="compare-null", label="Shifted blocks",
-        args=(*shared, wanted, settings.seed),
+        args=shared,
     )  # fmt: skip
     null[defined] = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
     return null
 
 
-def _score_orders(
-    block: tuple[int, range],
-    rows: list[Crossed],
-    rest: Crossed | None,
-    moments: Moments,
-    metrics: Sequence[Metric],
-    seed: int,
-) -> Floats:
-    """Task: score some orders of the blocks; every run has a random generator of its own."""
-    decomposed = decompose_moments(moments)
-    found = np.empty((len(metrics), len(block[1])))
-    for at, run in enumerate(block[1]):
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(run,)))
-        order = rng.permutation(len(rows))
-        parts = [Crossed(*(field[other] for field in row)) for row, other in zip(rows, order, strict=True)]
-        crossed = weighted_sum([*parts, rest] if rest is not None else parts)
-        found[:, at] = score_moments(with_crossed(moments, crossed), metrics, decomposed)
-    return found
+@dataclass(frozen=True)
+class _Orders:
+    """What every order of B's blocks is scored from."""
+
+    rows: list[Crossed]
+    rest: Crossed | None
+    moments: Moments
+    metrics: Sequence[Metric]
+    seed: int
+
+    def crossed(self, run: int) -> Crossed:
+        """Return the sums of one order; every run has a random generator of its own."""
+        order = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run,))).permutation(len(self.rows))
+        parts = [Crossed(*(field[other] for field in row)) for row, other in zip(self.rows, order, strict=True)]
+        return weighted_sum(parts if self.rest is None else [*parts, self.rest])
+
+
+def _score_orders(block: tuple[int, range], orders: _Orders) -> Floats:
+    """Task: score some orders of the blocks."""
+    decomposed = decompose_moments(orders.moments)
+    found = [
+        score_moments(with_crossed(orders.moments, orders.crossed(run)), orders.metrics, decomposed) for run in block[1]
+    ]
+    return np.array(found).T
 
 
 def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequence[float]) -> list[Interval]:
@@ -395,13 +403,16 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     settings = work.settings
     if not settings.intervals:
         return [Interval(np.nan, np.nan)] * len(scores)
-    metrics, runs = list(settings.metrics.values()), settings.intervals
+    runs = settings.intervals
     # the jackknife's runs come after the draws
-    blocks = [range(at, min(at + RUNS_PER_TASK, runs + len(parts))) for at in range(0, runs + len(parts), RUNS_PER_TASK)]
-    shared = client.scatter([parts], broadcast=False, hash=False)
+    blocks = [
+        range(at, min(at + RUNS_PER_TASK, runs + len(parts))) for at in range(0, runs + len(parts), RUNS_PER_TASK)
+    ]
+    draws = _Draws(parts, list(settings.metrics.values()), runs, settings.seed)
+    shared = client.scatter([draws], broadcast=False, hash=False)
     tasks = run_tasks(
         client, _score_draws, list(enumerate(blocks)), name="compare-bootstrap", label="Bootstrap over documents",
-        args=(*shared, metrics, runs, settings.seed),
+        args=shared,
     )  # fmt: skip
     drawn = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
     few = "" if len(parts) >= FEWEST_GROUPS else f"an interval from {len(parts)} groups of documents is too narrow"
@@ -412,40 +423,42 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     return [one._replace(note=one.note or few) for one in found]
 
 
-def _score_draws(
-    block: tuple[int, range], parts: list[Moments], metrics: Sequence[Metric], runs: int, seed: int
-) -> Floats:
-    """Task: score some draws of the groups; run `runs` + i leaves out group i."""
-    found = np.empty((len(metrics), len(block[1])))
-    for at, run in enumerate(block[1]):
-        if run < runs:
-            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(run, 1)))
-            weights = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts))).astype(np.float64)
-        else:
-            weights = np.arange(len(parts)) != run - runs
-        found[:, at] = score_moments(weighted_sum(parts, weights.astype(np.float64).tolist()), metrics)
-    return found
+@dataclass(frozen=True)
+class _Draws:
+    """What every draw of groups is scored from."""
+
+    parts: list[Moments]
+    metrics: Sequence[Metric]
+    runs: int
+    seed: int
+
+    def weights(self, run: int) -> list[float]:
+        """Return how often each group counts; run `runs` + i leaves out group i."""
+        n = len(self.parts)
+        if run >= self.runs:
+            return [float(group != run - self.runs) for group in range(n)]
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run, 1)))
+        return rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64).tolist()
+
+
+def _score_draws(block: tuple[int, range], draws: _Draws) -> Floats:
+    """Task: score some draws of the groups."""
+    found = [score_moments(weighted_sum(draws.parts, draws.weights(run)), draws.metrics) for run in block[1]]
+    return np.array(found).T
 
 
 def _dataset(
     work: Work, scores: Sequence[float], null: Floats, bounds: Sequence[Interval], notes: Sequence[str]
 ) -> xr.Dataset:
     settings = work.settings
-    each = list(zip(scores, null, strict=True))
-    columns: dict[str, Any] = {"null_mean": null.mean(axis=1), "null_std": null.std(axis=1)} if settings.null_runs else {}
-    if settings.null_runs:
-        columns |= {name: np.quantile(null, q, axis=1) for name, q in QUANTILES.items()}
-        columns |= {
-            name: [function(*one) for one in each]
-            for name, function in (("z", effect_size), ("difference", difference), ("p", p_value))
-        }
+    columns = [_beside(score, values) for score, values in zip(scores, null, strict=True)]
     said = [_join(note, bound.note, _about_null(work)) for note, bound in zip(notes, bounds, strict=True)]
     return xr.Dataset(
         {
             "score": ("metric", np.asarray(scores, np.float64)),
             "low": ("metric", np.array([bound.low for bound in bounds])),
             "high": ("metric", np.array([bound.high for bound in bounds])),
-            **{name: (("null", "metric"), np.asarray(values, np.float64)[None]) for name, values in columns.items()},
+            **{name: (("null", "metric"), np.array([[one[name] for one in columns]])) for name in columns[0]},
             "null_score": (("null", "metric", "run"), null[None]),
             "note": ("metric", np.array(said, object)),
             "n_tokens": ((), np.int64(len(work.reading.rows))),
@@ -460,6 +473,21 @@ def _dataset(
             "n_sinks": len(work.reading.rows.sinks),
         },
     )
+
+
+def _beside(score: float, null: Floats) -> dict[str, float]:
+    """Return what a score means beside its null; NaN where there is none."""
+    if not len(null) or np.isnan(null).any():
+        names = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
+        return dict.fromkeys(names, float("nan"))
+    return {
+        "null_mean": float(null.mean()),
+        "null_std": float(null.std()),
+        **{name: float(np.quantile(null, level)) for name, level in QUANTILES.items()},
+        "z": effect_size(score, null),
+        "difference": difference(score, null),
+        "p": p_value(score, null),
+    }
 
 
 def _about_null(work: Work) -> str:

@@ -11,6 +11,7 @@ left out. Debiased CKA needs the diagonals of the token × token matrices too; t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,10 @@ def score_moments(
     return [debiased_cka(moments) if _is_debiased(metric) else metric.score(arranged) for metric in metrics]
 
 
+def _is_debiased(metric: Metric) -> bool:
+    return bool(getattr(metric, "debiased", False))
+
+
 def is_supported(metric: Metric) -> bool:
     """Say whether a metric is a function of second moments."""
     return isinstance(metric, LinearMetric)
@@ -109,26 +114,30 @@ def debiased_cka(moments: Moments) -> float:
     m = moments
     if m.n < 4:
         return float("nan")
-    ab = _hsic(m, m.ab, m.kl, (m.sum_a, m.sum_b), (m.lx, m.ky), (np.trace(m.aa), np.trace(m.bb)))
-    aa = _hsic(m, m.aa, m.kk, (m.sum_a, m.sum_a), (m.kx, m.kx), (np.trace(m.aa), np.trace(m.aa)))
-    bb = _hsic(m, m.bb, m.ll, (m.sum_b, m.sum_b), (m.ly, m.ly), (np.trace(m.bb), np.trace(m.bb)))
+    a, b = (m.sum_a, float(np.trace(m.aa))), (m.sum_b, float(np.trace(m.bb)))
+    n = float(m.n)
+    ab = _hsic(n, a, b, _Kernels(m.ab, m.kl, m.lx, m.ky))
+    aa = _hsic(n, a, a, _Kernels(m.aa, m.kk, m.kx, m.kx))
+    bb = _hsic(n, b, b, _Kernels(m.bb, m.ll, m.ly, m.ly))
     return ab / float(np.sqrt(aa * bb)) if aa > 0 and bb > 0 else float("nan")
 
 
-def _hsic(
-    m: Moments,
-    cross: Floats,
-    diagonal: Floats,
-    sums: tuple[Floats, Floats],
-    weighted: tuple[Floats, Floats],
-    traces: tuple[float, float],
-) -> float:
-    """Return n(n-3) times the unbiased criterion of linear kernels K and L, whose diagonals are taken out.
+class _Kernels(NamedTuple):
+    """What two kernels K = XXᵀ and L = YYᵀ share: XᵀY, Σ k l of their diagonals, Σ l x, and Σ k y."""
 
-    ``tr(KL) + 1ᵀK1 · 1ᵀL1 / ((n-1)(n-2)) - 2/(n-2) · 1ᵀKL1``. With K = XXᵀ, ``(K1)_i = x_i·Σx``.
+    cross: Floats
+    diagonals: Floats
+    lx: Floats
+    ky: Floats
+
+
+def _hsic(n: float, a: tuple[Floats, float], b: tuple[Floats, float], both: _Kernels) -> float:
+    """Return n(n-3) times the unbiased criterion of two linear kernels, from the sum and the trace of either side.
+
+    ``tr(KL) + 1ᵀK1 · 1ᵀL1 / ((n-1)(n-2)) - 2/(n-2) · 1ᵀKL1``, with the diagonals taken out: ``(K1)_i = x_i·Σx - k_i``.
     """
-    n = float(m.n)
-    trace = float(np.sum(cross * cross)) - float(diagonal)
-    total = (sums[0] @ sums[0] - traces[0]) * (sums[1] @ sums[1] - traces[1])
-    rows = sums[0] @ cross @ sums[1] - sums[0] @ weighted[0] - sums[1] @ weighted[1] + diagonal
-    return float(trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows)
+    (sum_a, trace_a), (sum_b, trace_b) = a, b
+    trace = float(np.sum(both.cross * both.cross)) - float(both.diagonals)
+    total = float(sum_a @ sum_a - trace_a) * float(sum_b @ sum_b - trace_b)
+    rows = float(sum_a @ both.cross @ sum_b - sum_a @ both.lx - sum_b @ both.ky + both.diagonals)
+    return trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows

@@ -20,6 +20,7 @@ of the groups, whatever the number of workers. Rows that either store marks as a
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,12 +84,17 @@ def weighted_sum(parts: Sequence[Sums], weights: Sequence[float] | None = None) 
     array([5.])
     """
     factors = [1.0] * len(parts) if weights is None else list(weights)
-    first = type(parts[0])(*(factors[0] * field for field in parts[0]))
+    totals = [np.asarray(factors[0] * field) for field in parts[0]]
     for factor, part in zip(factors[1:], parts[1:], strict=True):
         if factor:
-            for total, field in zip(first, part, strict=True):
-                total += factor * field
-    return first
+            _add(totals, [factor * field for field in part])
+    return type(parts[0])(*totals)
+
+
+def _add(totals: Iterable[Floats], values: Iterable[Any]) -> None:
+    """Add values to arrays in place."""
+    for total, value in zip(totals, values, strict=True):
+        np.add(total, value, out=total)
 
 
 @dataclass(frozen=True)
@@ -198,12 +204,12 @@ def sum_group(bounds: tuple[int, int], work: Pass) -> Moments:
     for slab in work.slabs(*bounds):
         ids = work.rows.ids(*slab)
         x, y = work.a.read(ids), work.b.read(ids)
-        for sums, product in ((total.aa, (x, x)), (total.bb, (y, y)), (total.ab, (x, y))):
-            sums += multiply(*product)
         k, ell = row_squares(x), row_squares(y)
-        small = (len(ids), x.sum(axis=0), y.sum(axis=0), k @ k, ell @ ell, k @ ell, k @ x, ell @ x, k @ y, ell @ y)
-        for sums, value in zip((total.n, *total[4:]), small, strict=True):
-            sums += value
+        _add((total.n, total.sum_a, total.sum_b), (len(ids), x.sum(axis=0), y.sum(axis=0)))
+        _add(total[6:], (k @ k, ell @ ell, k @ ell, k @ x, ell @ x, k @ y, ell @ y))
+        # one product in memory at a time
+        for sums, left, right in ((total.aa, x, x), (total.bb, y, y), (total.ab, x, y)):
+            _add([sums], [multiply(left, right)])
     return total
 
 
@@ -226,8 +232,7 @@ def cross_block(block: int, work: Pass, length: int, n_blocks: int, offset: int)
         for other in range(n_blocks):
             first = offset + other * length + start - block * length
             part = cross(x, k, _around(work, first, stop - start))
-            for sums, value in zip(total, part, strict=True):
-                sums[other] += value
+            _add([sums[other : other + 1] for sums in total], part)
     return total
 
 
@@ -299,7 +304,7 @@ def cut_groups(documents: NDArray[np.integer] | None, n: int, groups: int) -> li
         nearer = np.abs(borders[before] - wanted) <= np.abs(borders[after] - wanted)
         wanted = np.where(nearer, borders[before], borders[after]).tolist()
     edges = [0, *sorted({cut for cut in wanted if 0 < cut < n}), n]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def ordered_results(
