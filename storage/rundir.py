@@ -9,7 +9,7 @@
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
-``scores.zarr``, ``….csv``, ``….tex``    all of them, with p corrected for their number
+``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
 ``report.html``, ``*.csv``              the report
 ======================================  ===============================================================
 """
