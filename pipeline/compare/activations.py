@@ -174,7 +174,7 @@ def compare_activations(
         pairs are compared, in the order of the pairs. All features if absent.
     metrics
         Linear ones, as in :func:`pipeline.compare`: ``svcca``, ``cca``, ``pwcca``, ``svcca_pc1``, ``cka``,
-        ``procrustes``, with their options.
+        ``cka_debiased``, ``procrustes``, with their options.
     null_runs
         Orders of the blocks. With 0 there is no null, and a score says little.
     blocks
@@ -217,7 +217,8 @@ def compare_activations(
     >>> x = rng.normal(size=(4000, 6))
     >>> storage.write_activations(f"{folder}/a.zarr", x)
     >>> storage.write_activations(f"{folder}/b.zarr", x @ np.linalg.qr(rng.normal(size=(6, 6)))[0])
-    >>> scores = compare_activations(f"{folder}/a.zarr", f"{folder}/b.zarr", metrics=["svcca", "svcca_pc1"], null_runs=99)
+    >>> paths = f"{folder}/a.zarr", f"{folder}/b.zarr"
+    >>> scores = compare_activations(*paths, metrics=["svcca", "cka"], null_runs=99)
     >>> scores.score.values.round(3).tolist(), scores.p.values.tolist()
     ([1.0, 1.0], [[0.01, 0.01]])
     >>> bool((scores.null_mean < 0.05).all())
@@ -245,7 +246,7 @@ def _check_settings(settings: Settings) -> Settings:
         if not is_supported(metric):
             raise InputError(
                 f"{text} compares every two rows, and that is tokens × tokens: on activations use svcca, cca, pwcca, "
-                "svcca_pc1, cka or procrustes; `compare` has it for decoder rows"
+                "svcca_pc1, cka, cka_debiased or procrustes; `compare` has it for decoder rows"
             )
     for name, smallest in {"null_runs": 0, "intervals": 0, "seed": 0, "blocks": 2, "groups": 2}.items():
         if (value := getattr(settings, name)) < smallest:
@@ -340,7 +341,9 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
 
 
 def _note(metric: Metric, score: float, state: Any) -> str:
-    return metric.warning(state) if np.isfinite(score) else "undefined: a side does not vary over the tokens"
+    if not np.isfinite(score):
+        return "undefined: a side does not vary over the tokens"
+    return metric.warning(state).replace(" pairs", " tokens")
 
 
 def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool_]) -> Floats:

@@ -17,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compare.base import Metric
-from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
+from pipeline.compare.cca import Cca, SvccaPc1
+from pipeline.compare.cka import Cka, CkaDebiased
+from pipeline.compare.linear import Components, LinearState, Product
 from pipeline.compare.moments import Crossed, Moments
+from pipeline.compare.procrustes import Procrustes
 
 Floats = NDArray[np.float64]
+#: Metrics that are functions of second moments; others need the rows themselves.
+SUPPORTED = (Cca, SvccaPc1, Cka, CkaDebiased, Procrustes)
 
 
 def decompose_moments(moments: Moments) -> tuple[LinearState, tuple[Floats, Floats]]:
@@ -77,16 +82,12 @@ def score_moments(
     """
     state, maps = decomposed or decompose_moments(moments)
     arranged = product(moments, state, maps)
-    return [debiased_cka(moments) if _is_debiased(metric) else metric.score(arranged) for metric in metrics]
-
-
-def _is_debiased(metric: Metric) -> bool:
-    return bool(getattr(metric, "debiased", False))
+    return [debiased_cka(moments) if isinstance(metric, CkaDebiased) else metric.score(arranged) for metric in metrics]
 
 
 def is_supported(metric: Metric) -> bool:
     """Say whether a metric is a function of second moments."""
-    return isinstance(metric, LinearMetric)
+    return isinstance(metric, SUPPORTED)
 
 
 def with_crossed(moments: Moments, crossed: Crossed) -> Moments:

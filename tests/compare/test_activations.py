@@ -1,6 +1,8 @@
-"""Activations by second moments, against plain NumPy on the whole matrices and scikit-learn; nulls, intervals, memory."""
+"""Activations by second moments, against plain NumPy on whole matrices and scikit-learn; nulls, intervals."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def stores(tmp_path):
 def plain(x, y):
     """Every metric by singular value decompositions of the whole matrices in float64."""
     x, y = (np.asarray(side, np.float64) - np.asarray(side, np.float64).mean(axis=0) for side in (x, y))
-    (u, s, v), (w, t, _) = (np.linalg.svd(side, full_matrices=False) for side in (x, y))
+    (u, s, _), (w, t, _) = (np.linalg.svd(side, full_matrices=False) for side in (x, y))
     r_x, r_y = (np.count_nonzero(one > 1e-6 * one[0]) for one in (s, t))
 
     def correlations(k_x, k_y):
@@ -189,7 +191,7 @@ def test_groups_end_where_documents_do():
     groups = cut_groups(documents, len(documents), 12)
     assert groups[0][0] == 0
     assert groups[-1][1] == len(documents)
-    for (_, stop), (start, _) in zip(groups[:-1], groups[1:], strict=True):
+    for (_, stop), (start, _) in itertools.pairwise(groups):
         assert stop == start
         assert documents[stop - 1] != documents[start]
     assert 10 <= len(groups) <= 12
