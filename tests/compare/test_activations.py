@@ -175,14 +175,14 @@ def slow(seed, n, d, keep=0.97):
 
 def test_unrelated_series_of_alike_neighbours_are_not_significant(stores, client):
     p, above_shuffled = [], []
-    for seed in range(20):
-        x, y = slow(2 * seed, 1500, 3), slow(2 * seed + 1, 1500, 3)
+    for seed in range(7):
+        x, y = slow(2 * seed, 1000, 3), slow(2 * seed + 1, 1000, 3)
         a, b = stores(x, y)
         p.append(float(compare_activations(a, b, metrics=["cca"], null_runs=19, client=client).p[0, 0]))
         rng = np.random.default_rng(seed)
-        above_shuffled.append(plain(x, y)["cca"] > max(plain(x, rng.permutation(y))["cca"] for _ in range(19)))
-    assert np.mean(above_shuffled) > 0.9, "shuffled tokens make noise significant"
-    assert np.mean(np.array(p) <= 0.05) <= 0.2
+        above_shuffled.append(plain(x, y)["cca"] > max(plain(x, rng.permutation(y))["cca"] for _ in range(9)))
+    assert all(above_shuffled), "shuffled tokens make noise significant"
+    assert sum(value <= 0.05 for value in p) <= 1
     assert 0.2 < np.mean(p) < 0.8
 
 
@@ -210,14 +210,12 @@ def test_the_sum_of_groups_is_the_sum_of_all(stores):
 
 
 def test_intervals_hold_the_score_and_narrow_with_more_text(stores, client):
-    widths = []
-    for n in (600, 6000):
-        found = compare_activations(
-            *stores(*related(n)), metrics=["cka", "svcca_pc1"], null_runs=0, intervals=150, client=client
-        )
-        assert ((found.low < found.score) & (found.score < found.high)).all()
-        widths.append((found.high - found.low).values)
-    assert (widths[1] < widths[0]).all()
+    x, y = related(6000)
+    options = {"metrics": ["cka", "cca"], "null_runs": 0, "intervals": 100, "client": client}
+    found = [compare_activations(*stores(x[:n], y[:n]), **options) for n in (600, 6000)]
+    for one in found:
+        assert ((one.low < one.score) & (one.score < one.high)).all()
+    assert (found[1].high - found[1].low < 0.6 * (found[0].high - found[0].low)).all()
 
 
 def test_the_interval_is_over_documents_not_tokens(tmp_path, client):
