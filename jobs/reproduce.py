@@ -31,7 +31,9 @@ Name = Literal["pythia", "gemma"]
 NAMES: tuple[Name, ...] = ("pythia", "gemma")
 COLUMNS = ("site_a", "site_b", "concept", "quantity", "published_as", "published", "ours", "ours_is", "note")
 NOT_RUN = "this run does not have these sites"
-NO_CONCEPTS = "of one concept's pairs; see the concepts of this run"
+NO_CONCEPT = "this run has no such concept; see `subspace semantics`"
+#: Of the ways in which `semantics` makes a concept's pairs, the study's: features of the concept are matched anew.
+APPROACH = "within"
 
 
 class Figure(NamedTuple):
@@ -90,13 +92,15 @@ def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
     """
     directory = RunDirectory(Path(run_dir))
     run_sites = {(a, b) for a in _sites(directory, "a") for b in _sites(directory, "b")}
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
     records = []
     for figure in published_figures(name):
-        sites = figure.site_a, figure.site_b
-        if sites in run_sites and sites not in found:
-            found[sites] = dict(_our_figures(directory, *sites))
-        ours, note = _ours(figure, found.get(sites))
+        here = figure.site_a, figure.site_b, figure.concept
+        if here[:2] in run_sites and here not in found:
+            found[here] = dict(
+                _concept_figures(directory, *here) if figure.concept else _our_figures(directory, *here[:2])
+            )
+        ours, note = _ours(figure, found.get(here))
         records.append({**figure._asdict(), "ours": ours, "note": note})
     return pd.DataFrame.from_records(records, columns=list(COLUMNS))
 
@@ -106,10 +110,10 @@ def _sites(directory: RunDirectory, side: str) -> list[str]:
 
 
 def _ours(figure: Figure, found: dict[str, float] | None) -> tuple[float, str]:
-    if figure.concept:
-        return np.nan, NO_CONCEPTS
     if found is None:
         return np.nan, NOT_RUN
+    if figure.concept and not found:
+        return np.nan, NO_CONCEPT
     if figure.quantity not in found:
         return np.nan, f"not computed: {'the run was stopped before' if not found else 'the metric was not asked for'}"
     return found[figure.quantity], ""
@@ -133,6 +137,22 @@ def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[
                 yield metric, float(compared["score"].sel(metric=metric))
         if "svcca_pc1" in compared["metric"].values and "shuffled" in compared["null"].values:
             yield "svcca_pc1_null", float(compared["null_mean"].sel(metric="svcca_pc1", null="shuffled"))
+
+
+def _concept_figures(directory: RunDirectory, site_a: str, site_b: str, concept: str) -> Iterator[tuple[str, float]]:
+    """Yield our numbers of one concept's pairs, where the run has looked for concepts."""
+    table = directory.root / "semantics.zarr"
+    if not table.exists():
+        return
+    rows = open_result(table, "semantics-table")
+    wanted = {"site_a": site_a, "site_b": site_b, "name": concept, "approach": APPROACH}
+    at = np.flatnonzero(np.logical_and.reduce([rows[key].values == value for key, value in wanted.items()]))
+    if len(at):
+        one = rows.isel(row=int(at[0]))
+        yield "pairs", float(one["n_pairs"])
+        for metric in ("svcca_pc1", "rsa"):
+            if metric in one["metric"].values:
+                yield metric, float(one["score"].sel(metric=metric))
 
 
 def _mean(values: xr.DataArray) -> float:
@@ -210,20 +230,24 @@ def _show(name: Name, root: Path, *, as_json: bool) -> None:
         here = (line.site_a, line.site_b, line.concept)
         if last is not None and here != last:
             shown.add_section()
-        ours = f"[dim]{line.note}[/dim]" if line.note else _digits(line.ours)
-        shown.add_row(
-            *(here if here != last else ("", "", "")), line.published_as, _digits(line.published), ours, line.ours_is
-        )
+        names = here if here != last else ("", "", "")
+        shown.add_row(*names, line.published_as, _digits(line.published), _digits(line.ours), line.ours_is)
         last = here
-    wide_console().print(shown)
-    if found["ours"].isna().all():
-        wide_console().print(f"{root} has none of the published numbers yet: the column 'ours' says why.")
+    console = wide_console()
+    console.print(shown)
+    for note, rows in found[found["note"] != ""].groupby("note", sort=False):
+        sites = ", ".join(
+            dict.fromkeys(f"{line.site_a} – {line.site_b} {line.concept}".strip() for line in rows.itertuples())
+        )
+        console.print(f"Not there: {note} ({sites})", soft_wrap=True)
 
 
 def _digits(value: Any) -> str:
     """Write a count whole and a score with three decimals.
 
-    >>> _digits(4055.0), _digits(0.678)
-    ('4,055', '0.678')
+    >>> _digits(4055.0), _digits(0.678), _digits(float("nan"))
+    ('4,055', '0.678', '–')
     """
+    if np.isnan(value):
+        return "–"
     return f"{value:,.0f}" if value >= 2 else f"{value:.3f}"

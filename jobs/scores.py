@@ -44,7 +44,7 @@ def command(
 
 def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> None:
     shown = Table(title=f"green: above chance, Holm-corrected p < {LEVEL}")
-    intervals, nulls = table["low"].notna().any(), table["null"].nunique() > 1
+    intervals, nulls = bool(table["low"].notna().any()), table["null"].nunique() > 1
     names = ["A", "B", "pairs", "metric", "score"]
     names += (
         ["interval"] * intervals + ["null"] * nulls + ["chance (mean ± sd)", "above chance", "p", "p (Holm)", "p (BH)"]

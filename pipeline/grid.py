@@ -59,9 +59,9 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
     xarray.Dataset
         Over (site_a, site_b, metric): ``score``, ``low``, ``high`` float64 and ``note``, text. Over (site_a, site_b,
         metric, null): ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``difference``, ``z``, ``p``,
-        ``p_holm``, ``p_bh`` float64 and ``null_runs`` int64, the runs behind the p. Over (site_a, site_b): ``n_pairs``
-        int64. Over null: ``tests`` int64, the p-values that were corrected together, and ``power``, text: says so
-        where no score could have become significant.
+        ``p_holm``, ``p_bh`` float64 and ``null_runs`` int64, the runs that were asked for. Over (site_a, site_b):
+        ``n_pairs`` int64. Over null: ``tests`` int64, the p-values that were corrected together, and ``power``, text:
+        says so where no score could have become significant.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
     ds = one if isinstance(one, xr.Dataset) else open_result(one, "compare")
-    runs = ds["null_score"].notnull().sum("run") if "null_score" in ds else xr.zeros_like(ds["p"], np.int64)
+    runs = xr.full_like(ds["p"], ds.sizes.get("run", 0), np.int64)
     return ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs).load()
 
 
@@ -169,6 +169,7 @@ def to_latex(table: pd.DataFrame) -> str:
     table
         From :func:`scores_table`.
     """
+    table = table.reset_index(drop=True)
     shown = pd.DataFrame(
         {
             "A": table["site_a"],

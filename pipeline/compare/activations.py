@@ -303,7 +303,8 @@ def _entry_bytes(side: Columns) -> int:
     with open_activations(side.path) as store:
         n_features, n_rows = store.sizes["feature"], store.sizes["token"]
         if not side.sparse:
-            return (n_features + side.width) * store["activation"].dtype.itemsize + 3 * 8 * side.width
+            # as stored, without the sinks, the chosen columns; in float64, and joined around the end
+            return (2 * n_features + side.width) * store["activation"].dtype.itemsize + 2 * 8 * side.width
         return int(4 * 20 * (store["n_active"].values.sum() / max(1, n_rows) + 1))
 
 

@@ -38,8 +38,8 @@ Floats = NDArray[np.float64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Values of a dense slab, both sides together: 32 MB in float64.
-SLAB_VALUES = 2**22
+#: Values of a dense slab, both sides together: 16 MB in float64.
+SLAB_VALUES = 2**21
 #: Rows of a slab at least, and of a sparse one.
 FEWEST_ROWS, SPARSE_ROWS = 256, 65_536
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from distributed import Client
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from jobs.cli import app
 from jobs.reproduce import beside_published, published_figures
 from pipeline.config import load_experiment
 from pipeline.run import RunResult, run
+from storage import new_manifest, open_result, write_result
 
 SITES = {"a": ["layers.3"], "b": ["layers.5", "layers.4"]}
 
@@ -64,8 +66,6 @@ def test_published_numbers_stand_beside_those_of_the_run(finished: RunResult) ->
     assert here.ours["svcca_pc1_null"] == float(scores.null_mean.sel(metric="svcca_pc1", null="shuffled"))
     assert here.published_as["svcca_pc1"] == "SVCCA"
     best = finished.directory.correlation("layers.3", "layers.5")
-    from storage import open_result
-
     assert here.ours["best_r"] == pytest.approx(float(np.nanmean(open_result(best)["r_a"].isel(rank=0))))
 
 
@@ -81,6 +81,27 @@ def test_what_the_run_lacks_is_said(finished: RunResult, tmp_path: Path) -> None
     here = stopped[(stopped.site_a == "layers.3") & (stopped.concept == "")].set_index("quantity")
     assert np.isfinite(here.ours[["best_r", "mean_r", "pairs"]].to_numpy(float)).all()
     assert here.note["svcca_pc1"].startswith("not computed")
+
+
+def test_concepts_stand_beside_those_of_the_study(finished: RunResult, tmp_path: Path) -> None:
+    shutil.copytree(finished.directory.root, tmp_path / "run")
+    rows = [("layers.3", "layers.5", name, how) for name in ("time", "months") for how in ("global", "within")]
+    columns = dict(zip(("site_a", "site_b", "name", "approach"), zip(*rows, strict=True), strict=True))
+    table = xr.Dataset(
+        {
+            **{key: ("row", np.array(values, object)) for key, values in columns.items()},
+            "n_pairs": ("row", [5, 17, 6, 8]),
+            "score": (("row", "metric"), [[0.1], [0.25], [0.3], [0.4]]),
+        },
+        {"metric": ["rsa"]},
+    )
+    write_result(table, tmp_path / "run" / "semantics.zarr", new_manifest("semantics-table", {}, {}))
+    found = beside_published("pythia", tmp_path / "run").set_index(["concept", "quantity"])
+    assert found.ours["time", "rsa"] == 0.25
+    assert found.published["time", "rsa"] == 0.097
+    assert found.ours["time", "pairs"] == 17
+    assert "not asked for" in found.note["time", "svcca_pc1"]
+    assert found.note["nature", "rsa"] == reproduce.NO_CONCEPT
 
 
 def call(*arguments: object) -> str:
@@ -99,7 +120,7 @@ def test_the_command_prints_the_table_of_a_run(finished: RunResult) -> None:
     assert {line["published_as"] for line in numbers} >= {"SVCCA", "RSA", "mean max r, all pairs"}
     # a finished run is gone through again, and only the table is new
     assert "0.661" in call("reproduce", "pythia", "--experiment", mine, "--run-dir", root)
-    assert "none of the published numbers" in call("reproduce", "gemma", "--table", "--run-dir", root)
+    assert "layers.12 – layers.18" in call("reproduce", "gemma", "--table", "--run-dir", root)
 
 
 def test_experiments_come_with_the_package() -> None:
