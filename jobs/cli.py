@@ -16,9 +16,12 @@ from jobs.cluster import connect
 from jobs.doctor import command as doctor_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
+from jobs.reproduce import command as reproduce_command
+from jobs.scores import command as scores_command
 from jobs.state import command as status_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
 from pipeline.compare.__main__ import command as compare_command
+from pipeline.compare.verbs import activations_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
 from pipeline.harvest.__main__ import command as harvest_command
@@ -219,6 +222,28 @@ _register(
     "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr",
     "subspace compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr",
     "subspace compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr",
+)
+_register(
+    "compare-activations",
+    activations_command,
+    "subspace compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr",
+    "subspace compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json",
+)
+_register(
+    "scores",
+    scores_command,
+    "subspace scores runs/pythia-70m-vs-160m",
+    "subspace scores runs/pythia-70m-vs-160m --latex > scores.tex",
+    "subspace scores runs/pythia-70m-vs-160m --csv",
+)
+_register(
+    "reproduce",
+    reproduce_command,
+    "subspace reproduce --list",
+    "subspace reproduce pythia --cluster slurm-cuda --run-dir runs/pythia",
+    "subspace reproduce pythia --show > mine.yaml",
+    "subspace reproduce pythia --experiment mine.yaml --run-dir runs/mine",
+    "subspace reproduce pythia --table --run-dir runs/pythia --json",
 )
 _register(
     "inspect",

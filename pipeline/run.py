@@ -15,6 +15,7 @@ from pipeline.compare.run import compare
 from pipeline.config import Experiment, ModelConfig, load_experiment
 from pipeline.correlate.best_layer import best_layer
 from pipeline.correlate.run import correlate
+from pipeline.grid import power_notes, save_scores
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
@@ -164,6 +165,8 @@ def _compare(config: Experiment, directory: RunDirectory, client: Client) -> Non
             client=client,
             **config.compare.model_dump(),
         )
+    for null, note in power_notes(save_scores(directory, config.site_pairs)).items():
+        logger.warning("%s: %s", null, note)
 
 
 def _report(config: Experiment, directory: RunDirectory, _: Client) -> None:  # noqa: ARG001

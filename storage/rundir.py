@@ -9,6 +9,7 @@
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
+``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
 ``report.html``, ``*.csv``              the report
 ======================================  ===============================================================
 """
@@ -74,6 +75,11 @@ class RunDirectory:
     def scores(self, site_a: str, site_b: str) -> Path:
         """Return the path of the comparison of two sites."""
         return self._of_pair("scores", site_a, site_b)
+
+    @property
+    def score_grid(self) -> Path:
+        """Return the path of all scores of the grid, with p corrected for their number."""
+        return self.root / "scores.zarr"
 
     @property
     def report(self) -> Path:

@@ -70,7 +70,7 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
     explorer
         Its texts.
     scores
-        From :func:`pipeline.report.tables.scores_table`.
+        From :func:`pipeline.grid.scores_table`.
 
     Returns
     -------

@@ -77,6 +77,8 @@ class Run:
                 yield site.contexts_path
         for pair in self.site_pairs:
             yield from pair.paths.values()
+        if self.directory.score_grid.exists():
+            yield self.directory.score_grid
 
 
 def open_run(run_dir: str | Path) -> Run:

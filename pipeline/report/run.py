@@ -1,11 +1,11 @@
-"""The stage: from a run directory to ``report.html``, ``pairs.csv`` and ``scores.csv``."""
+"""The stage: from a run directory to ``report.html``, ``pairs.csv``, and the table of scores."""
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
+from pipeline.grid import save_scores, scores_table, write_text
 from pipeline.report import tables
 from pipeline.report.explorer import Explorer
 from pipeline.report.page import render_page
@@ -40,21 +40,9 @@ def report(run_dir: str | Path) -> Path:
     """
     run = open_run(run_dir)
     explorer = Explorer(run)
-    scores = tables.scores_table(run)
+    scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
-    root = run.directory.root
-    _write(root / "scores.csv", scores.to_csv(index=False))
-    _write(root / "pairs.csv", pairs.to_csv(index=False))
-    _write(run.directory.report, render_page(run, explorer, scores))
+    write_text(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
+    write_text(run.directory.report, render_page(run, explorer, scores))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or, as before, not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

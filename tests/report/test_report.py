@@ -94,9 +94,9 @@ def page(html: str) -> Element:
     return Page(html).root
 
 
-def test_three_files_and_nothing_else(run, html) -> None:
+def test_these_files_and_nothing_else(run, html) -> None:
     made = {path.name for path in run.root.iterdir() if path.is_file()}
-    assert made == {"experiment.json", "report.html", "pairs.csv", "scores.csv"}
+    assert made == {"experiment.json", "report.html", "pairs.csv", "scores.csv", "scores.tex"}
     assert len(html.encode()) < LARGEST_BYTES
 
 
