@@ -1,0 +1,1 @@
+"""Semantic subspaces: the meanings that two models share."""
