@@ -269,6 +269,63 @@ class CompareConfig(Section):
     seed: int = 0
 
 
+class CountRule(Section):
+    """A feature belongs to a concept if `at_least` of its `of` top contexts stand at a keyword."""
+
+    name: Literal["count"] = "count"
+    at_least: PositiveInt = 2
+    of: PositiveInt = Field(5, description="top contexts looked at")
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> CountRule:
+        if self.at_least > self.of:
+            raise ValueError(f"at least {self.at_least} of {self.of} contexts can never be")
+        return self
+
+
+class ShareRule(Section):
+    """A feature belongs to a concept if keywords have `at_least` this share of the activation in its top contexts."""
+
+    name: Literal["share"] = "share"
+    at_least: Annotated[float, Field(gt=0, le=1)] = 0.5
+    of: PositiveInt = Field(8, description="top contexts looked at")
+
+
+class PmiRule(Section):
+    """A feature belongs to a concept if it fires on the concept's rows 2**`at_least` times as often as by chance."""
+
+    name: Literal["pmi"] = "pmi"
+    at_least: float = Field(3.0, description="pointwise mutual information, in bits")
+    min_count: PositiveInt = Field(5, description="rows of the concept on which the feature must fire")
+
+
+class ProbeRule(Section):
+    """The features that a sparse linear probe weighs most when it tells the concept's rows from others."""
+
+    name: Literal["probe"] = "probe"
+    features: PositiveInt = Field(20, description="most features that a concept gets")
+    rows: Annotated[int, Field(ge=100)] = Field(20_000, description="rows of the sample that has no keyword")
+    rows_of_concept: Annotated[int, Field(ge=10)] = Field(2_000, description="most rows of each concept in the sample")
+    strength: Annotated[float, Field(gt=0)] = Field(1.0, description="C of the logistic regression with an L1 penalty")
+    seed: int = 0
+
+
+Rule = Annotated[CountRule | ShareRule | PmiRule | ProbeRule, Field(discriminator="name")]
+
+
+class SemanticsConfig(Section):
+    """Which concepts are looked for, and which features belong to them."""
+
+    concepts: str | list[str] = Field(
+        "default", description="'default', a YAML file of your own, or a list of these; later groups replace earlier"
+    )
+    only: list[str] | None = Field(None, description="names of the concepts to keep; all by default")
+    inflections: bool | None = Field(
+        None, description="plurals and verb forms of every keyword, or of none; by default as the groups ask for"
+    )
+    rule: Rule = CountRule()
+
+
 class ReportConfig(Section):
     """What the report shows."""
 
@@ -288,6 +345,7 @@ class Experiment(Section):
     correlate: CorrelateConfig = CorrelateConfig()
     match: MatchConfig = MatchConfig()
     compare: CompareConfig = CompareConfig()
+    semantics: SemanticsConfig = SemanticsConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
@@ -389,7 +447,16 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
         for each in experiment.match.filters
     ]
     match = experiment.match.model_copy(update={"filters": filters})
-    return experiment.model_copy(update={"corpus": corpus, "match": match, **sides})
+    semantics = experiment.semantics.model_copy(
+        update={"concepts": _resolve_concepts(experiment.semantics.concepts, folder)}
+    )
+    return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
+
+
+def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str]:
+    if isinstance(concepts, str):
+        return _resolve(concepts, folder) or concepts
+    return [_resolve(each, folder) or each for each in concepts]
 
 
 def _resolve_model(side: ModelConfig, folder: Path) -> ModelConfig:

@@ -1,1 +1,1 @@
-"""Semantic subspaces: the meanings that two models share."""
+"""Meanings: which features fire on a concept, which on nothing of the kind, and what they are called."""
