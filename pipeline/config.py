@@ -324,6 +324,41 @@ class SemanticsConfig(Section):
         None, description="plurals and verb forms of every keyword, or of none; by default as the groups ask for"
     )
     rule: Rule = CountRule()
+    approaches: list[Literal["global", "within"]] = Field(
+        ["global", "within"], description="pairs of the whole space cut out, features paired within the concept"
+    )
+    sides: Literal["both", "either"] = Field(
+        "both", description="whose features must belong to the concept, of pairs cut out of the whole space"
+    )
+    within: Literal["greedy", "mutual", "best", "best_of_b", "unique"] = Field(
+        "greedy", description="how features are paired within a concept: one to one, or many to one"
+    )
+    min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
+    metrics: list[str] = ["svcca", "rsa", "svcca_pc1"]
+    nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [
+        "shuffled",
+        "random_features",
+        "random_pairs",
+    ]
+    null_runs: PositiveInt = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    embedding: str | None = Field(
+        "model:b",
+        description="words' vectors for the coherence: 'model:a' or 'model:b' (input embeddings), 'gensim:FILE', "
+        "'sentence-transformers:FOLDER', or null for none",
+    )
+    clusters: Annotated[int, Field(ge=0)] = Field(
+        0, description="clusters of the pairs by decoder geometry that are tested like concepts; 0 for none"
+    )
+    geometry: Literal["joint", "a", "b"] = Field("joint", description="whose decoder rows find the clusters")
+
+    @field_validator("embedding")
+    @classmethod
+    def _known_source(cls, embedding: str | None) -> str | None:
+        kinds = ("model:a", "model:b", "gensim:", "sentence-transformers:", "model:")
+        if embedding is not None and not embedding.startswith(kinds):
+            raise ValueError("it is model:a, model:b, gensim:FILE, sentence-transformers:FOLDER, or null")
+        return embedding
 
 
 class ReportConfig(Section):
@@ -345,8 +380,24 @@ class Experiment(Section):
     correlate: CorrelateConfig = CorrelateConfig()
     match: MatchConfig = MatchConfig()
     compare: CompareConfig = CompareConfig()
-    semantics: SemanticsConfig = SemanticsConfig()
+    concepts: str | list[str] | None = Field(
+        None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
+    )
+    semantics: SemanticsConfig | None = Field(
+        None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
+    )
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _concepts_ask_for_semantics(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or content.get("concepts") is None:
+            return content
+        section = content.get("semantics") or {}
+        if "concepts" in section:
+            raise ValueError("'concepts' is given twice, at the top and under 'semantics'; give one of them")
+        # it is kept in one place only, so that the experiment reads the same from the run directory
+        return {**content, "concepts": None, "semantics": {**section, "concepts": content["concepts"]}}
 
     @model_validator(mode="after")
     def _kept_pairs_suffice(self) -> Experiment:
@@ -447,10 +498,16 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
         for each in experiment.match.filters
     ]
     match = experiment.match.model_copy(update={"filters": filters})
-    semantics = experiment.semantics.model_copy(
-        update={"concepts": _resolve_concepts(experiment.semantics.concepts, folder)}
-    )
+    semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
     return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
+
+
+def _resolve_semantics(semantics: SemanticsConfig, folder: Path) -> SemanticsConfig:
+    kind, _, place = (semantics.embedding or "").partition(":")
+    found = {"concepts": _resolve_concepts(semantics.concepts, folder)}
+    if place not in ("", "a", "b"):
+        found["embedding"] = f"{kind}:{_resolve(place, folder)}"
+    return semantics.model_copy(update=found)
 
 
 def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,13 @@ class Tested:
 
 
 def embed_words(
-    sites: Sequence[Site], corpus: str | Path, source: str, place: str, out: str | Path | None = None
+    sites: Sequence[Site],
+    corpus: str | Path,
+    source: str,
+    locate: Callable[[], str],
+    *,
+    identity: Mapping[str, Any],
+    out: str | Path | None = None,
 ) -> xr.Dataset:
     """Look up the vectors of all words on which the features of some sites fire most.
 
@@ -119,9 +125,11 @@ def embed_words(
     corpus
         The text.
     source
-        What the user named: part of what the result is made from.
-    place
-        ``KIND:PLACE`` for :func:`pipeline.semantics.embeddings.word_vectors`.
+        What the user named.
+    locate
+        Returns ``KIND:PLACE`` for :func:`pipeline.semantics.embeddings.word_vectors`; called if there is work to do.
+    identity
+        What tells this source from another of the same name.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
 
@@ -130,28 +138,20 @@ def embed_words(
     xarray.Dataset
         ``word(word)`` text; ``vector(word, dimension)`` float32, NaN for words that the source does not know.
     """
-    inputs = {"corpus": fingerprint(corpus)} | {
-        f"contexts_{i}": fingerprint(site.contexts) for i, site in enumerate(sites)
-    }
-    manifest = new_manifest(WORDS_STAGE, inputs, {"source": source, "files": _files(place)})
+    inputs = {f"contexts_{i}": fingerprint(site.contexts) for i, site in enumerate(sites)}
+    manifest = new_manifest(
+        WORDS_STAGE, {"corpus": fingerprint(corpus), **inputs}, {"source": source, "identity": dict(identity)}
+    )
 
     def make() -> xr.Dataset:
-        found = {word for site in sites for word in top_words(site.contexts, site.store, corpus).vocabulary}
-        words = sorted(found)
+        words = sorted({word for site in sites for word in top_words(site.contexts, site.store, corpus).vocabulary})
         return xr.Dataset(
-            {"vector": (("word", "dimension"), word_vectors(words, place))},
+            {"vector": (("word", "dimension"), word_vectors(words, locate()))},
             coords={"word": np.array(words, object)},
             attrs={"source": source, **manifest.to_attrs()},
         )
 
     return make_result(out, manifest, make)
-
-
-def _files(place: str) -> dict[str, int]:
-    """Return the files that vectors come from, with their sizes: other files there, another result."""
-    root = Path(place.partition(":")[2])
-    files = [root] if root.is_file() else sorted(file for file in root.glob("*") if file.is_file())
-    return {file.name: file.stat().st_size for file in files}
 
 
 def semantics(
