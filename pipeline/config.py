@@ -373,7 +373,10 @@ class SemanticsConfig(Section):
         "greedy", description="how features are paired within a concept: one to one, or many to one"
     )
     min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
-    metrics: list[str] = ["svcca", "rsa", "svcca_pc1"]
+    metrics: list[str] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
+    judged: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+        ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
+    )
     nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [
         "shuffled",
         "random_features",
@@ -390,6 +393,12 @@ class SemanticsConfig(Section):
         0, description="clusters of the pairs by decoder geometry that are tested like concepts; 0 for none"
     )
     geometry: Literal["joint", "a", "b"] = Field("joint", description="whose decoder rows find the clusters")
+
+    @model_validator(mode="after")
+    def _judged_are_scored(self) -> SemanticsConfig:
+        if missing := [metric for metric in self.judged if metric not in self.metrics]:
+            raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
+        return self
 
     @field_validator("embedding")
     @classmethod

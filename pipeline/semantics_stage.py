@@ -76,7 +76,8 @@ def run_semantics(
             out=directory.semantics(site_a, site_b),
             client=client,
         )
-    table = semantics_table({pair: directory.semantics(*pair) for pair in config.site_pairs}, directory.semantics_table)
+    results = {pair: directory.semantics(*pair) for pair in config.site_pairs}
+    table = semantics_table(results, directory.semantics_table, judged=settings.judged)
     write_tables(table, directory.semantics_table.with_suffix(""))
     return table
 

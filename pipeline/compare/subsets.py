@@ -19,6 +19,7 @@ from distributed import Client
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.compare.base import Family, Metric, families
+from pipeline.compare.batched import runs_at_once, scores_of_stack
 from pipeline.compare.nulls import Draws, Null, Shuffles, blocks, check_finite
 from pipeline.compare.rows import DecoderRows, paired_rows
 from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_settings, summary, too_few
@@ -243,12 +244,16 @@ def _run(job: _Job, rows_a: Any, rows_b: Any, task: _Task) -> _Found:
     if job.ids is not None:
         return task.shuffles(rows_a[job.ids[0]], rows_b[job.ids[1]])
     draws = task.draws(job.null, job.n)
-    bank_a, bank_b = task.banks[job.null]
+    banks = [rows[ids] for rows, ids in zip((rows_a, rows_b), task.banks[job.null], strict=True)]
+    at_once = runs_at_once(job.n, banks[0].shape[1], banks[1].shape[1])
     scores = []
-    for run in job.runs:
-        at_a, at_b = draws.places(run)
-        x, y = paired_rows(rows_a[bank_a[at_a]], rows_b[bank_b[at_b]])
-        scores.append([score for family in task.groups for score in family.scores_of(x, y)])
+    for start in range(job.runs.start, job.runs.stop, at_once):
+        places = [draws.places(run) for run in range(start, min(start + at_once, job.runs.stop))]
+        stacks = [
+            np.stack([bank[own] for own in side]).astype(np.float64)
+            for bank, side in zip(banks, zip(*places, strict=True), strict=True)
+        ]
+        scores += scores_of_stack(task.groups, stacks[0], stacks[1])
     return _Found(np.array(scores).T)
 
 

@@ -77,7 +77,7 @@ class SubspaceSettings:
     within: str = "greedy"
     min_correlation: float = 0.1
     min_pairs: int = 10
-    metrics: tuple[str, ...] = ("svcca", "rsa", "svcca_pc1")
+    metrics: tuple[str, ...] = ("svcca:k=4", "rsa", "svcca_pc1", "svcca")
     nulls: tuple[str, ...] = ("shuffled", "random_features", "random_pairs")
     null_runs: int = 1000
     seed: int = 0

@@ -1,15 +1,19 @@
 """Concepts × site pairs in one dataset, with p corrected over all of them, and as CSV, HTML and LaTeX.
 
 A test is one subspace at one pair of sites. p is corrected over all that were tested alike: over concepts × site pairs,
-separately for each approach, metric and null (Holm; Benjamini and Hochberg). A subspace *passes both* when SVCCA and
-RSA are both significant after correction, against shuffled pairings (who is matched with whom matters) and against
-random pairs of the whole space (this meaning is more alike than any other set of as many pairs).
+separately for each approach, metric and null (Holm; Benjamini and Hochberg). A subspace *passes both* when both judged
+metrics, SVCCA and RSA, are significant after correction, each against shuffled pairings (who is matched with whom
+matters) and against random pairs of the whole space (this meaning is more alike than other sets of as many pairs).
+
+The SVCCA that is judged keeps 4 components a side (``svcca:k=4``). With 99 % of the variance, as in the paper, a
+concept's few pairs have nearly as many components as pairs: two such spaces meet in almost all directions, every
+pairing scores 1, and no p can be small. Four is the most that leaves ten pairs unsaturated (n > k_A + k_B).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +29,21 @@ STAGE = "semantics-table"
 #: Level below which a corrected p counts.
 LEVEL = 0.05
 #: Metrics and nulls that the verdict is made of.
-JUDGED_METRICS = ("svcca", "rsa")
+JUDGED = ("svcca:k=4", "rsa")
 JUDGED_NULLS = ("shuffled", "random_pairs")
-#: What a verdict may be; stored as its place in this list.
-VERDICTS = ("too_few_pairs", "neither", "svcca_only", "rsa_only", "passes_both", "not_judged")
+#: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
+VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
 KEYS = ("kind", "name", "approach", "site_a", "site_b")
 
 SitePair = tuple[str, str]
 
 
-def semantics_table(results: Mapping[SitePair, str | Path], out: str | Path | None = None) -> xr.Dataset:
+def semantics_table(
+    results: Mapping[SitePair, str | Path],
+    out: str | Path | None = None,
+    *,
+    judged: Sequence[str] = JUDGED,
+) -> xr.Dataset:
     """Gather the subspaces of all pairs of sites, correct their p, and judge them.
 
     Parameters
@@ -43,15 +52,17 @@ def semantics_table(results: Mapping[SitePair, str | Path], out: str | Path | No
         The semantics results, by pair of sites.
     out
         Where the table is written; a current one is left as it is. In memory only if absent.
+    judged
+        The two metrics of the verdict. Without them, or without the nulls, nothing is judged.
 
     Returns
     -------
     xarray.Dataset
         Over ``row``, one subspace at one pair of sites each: ``kind``, ``name``, ``approach``, ``site_a``, ``site_b``,
         ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``overlap``, ``coherence``,
-        ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``, ``null_q05``,
-        ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64; ``note(row, metric)`` text;
-        ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction`` names the corrected p that
+        ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``,
+        ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64;
+        ``note(row, metric)`` text; ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction`` names the corrected p that
         the verdict uses: ``p_holm``, or ``p_bh`` where there are too few runs for Holm's to fall below 0.05.
 
     Raises
@@ -63,28 +74,27 @@ def semantics_table(results: Mapping[SitePair, str | Path], out: str | Path | No
     -----
     :func:`unstacked` makes concepts × site pairs of it.
     """
-    manifest = new_manifest(
-        STAGE, {f"{a}--{b}": fingerprint(path) for (a, b), path in results.items()}, {"level": LEVEL}
-    )
-    return make_result(out, manifest, lambda: _gather(results).assign_attrs(manifest.to_attrs()))
+    inputs = {f"{a}--{b}": fingerprint(path) for (a, b), path in results.items()}
+    manifest = new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
+    return make_result(out, manifest, lambda: _gather(results, judged).assign_attrs(manifest.to_attrs()))
 
 
-def _gather(results: Mapping[SitePair, str | Path]) -> xr.Dataset:
-    parts = []
+def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:
+    parts, runs = [], []
     for (site_a, site_b), path in results.items():
         with open_result(path, "semantics") as opened:
-            part = opened.drop_dims("member").load().drop_attrs()
+            part = opened.drop_dims("member").load()
+        runs.append(int(part.attrs["null_runs"]))
         sites = {
-            side: ("subspace", np.full(part.sizes["subspace"], site, object))
-            for side, site in zip(("site_a", "site_b"), (site_a, site_b), strict=True)
+            key: ("subspace", np.full(part.sizes["subspace"], site, object))
+            for key, site in {"site_a": site_a, "site_b": site_b}.items()
         }
-        parts.append(part.assign(sites))
-    table = xr.concat(parts, "subspace").rename_dims(subspace="row")
-    runs = int(table["null_runs"].values.max()) if "null_runs" in table else 0
-    table = corrected(table)
-    correction = _criterion(table, runs)
-    return table.assign(verdict=("row", judge(table, correction), _verdict_attrs())).assign_attrs(
-        correction=correction, level=LEVEL
+        parts.append(part.drop_attrs().assign(sites))
+    table = corrected(xr.concat(parts, "subspace").rename_dims(subspace="row"))
+    correction = _criterion(table, min(runs))
+    verdict = judge(table, correction, judged)
+    return table.assign(verdict=("row", verdict, _verdict_attrs())).assign_attrs(
+        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged)
     )
 
 
@@ -112,7 +122,7 @@ def _criterion(table: xr.Dataset, runs: int) -> str:
     return "p_holm" if max(defined, default=0) / (runs + 1) < LEVEL else "p_bh"
 
 
-def judge(table: xr.Dataset, correction: str) -> NDArray[np.int8]:
+def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) -> NDArray[np.int8]:
     """Return each row's verdict, int8, shape (row,).
 
     Parameters
@@ -121,14 +131,16 @@ def judge(table: xr.Dataset, correction: str) -> NDArray[np.int8]:
         With ``p`` and the corrected p.
     correction
         The corrected p that decides.
+    judged
+        Two metrics.
     """
     have = set(table["metric"].values.tolist()), set(table["null"].values.tolist())
-    if not (set(JUDGED_METRICS) <= have[0] and set(JUDGED_NULLS) <= have[1]):
+    if not (set(judged) <= have[0] and set(JUDGED_NULLS) <= have[1]):
         return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
-    p = table[correction].sel(metric=list(JUDGED_METRICS), null=list(JUDGED_NULLS)).transpose("row", "metric", "null")
+    p = table[correction].sel(metric=list(judged), null=list(JUDGED_NULLS)).transpose("row", "metric", "null")
     tested = np.isfinite(p.values).all(axis=(1, 2))
     wins = (p.values < LEVEL).all(axis=2)
-    # neither 1, SVCCA only 2, RSA only 3, both 4
+    # neither 1, the first only 2, the second only 3, both 4
     verdict = 1 + wins[:, 0] + 2 * wins[:, 1]
     return np.where(tested, verdict, 0).astype(np.int8)
 
@@ -178,10 +190,10 @@ def frame(table: xr.Dataset) -> pd.DataFrame:
     long = table.drop_attrs().to_dataframe(dim_order=["row", "metric", "null"]).reset_index()
     long["verdict"] = [VERDICTS[value] for value in long["verdict"]]
     first = [*KEYS, "n_pairs", "n_tested", "metric", "null", "score"]
-    return long[[*first, *(name for name in long.columns if name not in [*first, "row", "null_runs"])]]
+    return long[[*first, *(name for name in long.columns if name not in [*first, "row"])]]
 
 
-def study_frame(table: xr.Dataset, metrics: tuple[str, ...] = JUDGED_METRICS) -> pd.DataFrame:
+def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the table in the columns of the study: one line for each subspace.
 
     Parameters
@@ -189,7 +201,7 @@ def study_frame(table: xr.Dataset, metrics: tuple[str, ...] = JUDGED_METRICS) ->
     table
         From :func:`semantics_table`.
     metrics
-        Which metrics have columns.
+        Which metrics have columns; the judged ones by default.
 
     Returns
     -------
@@ -198,7 +210,7 @@ def study_frame(table: xr.Dataset, metrics: tuple[str, ...] = JUDGED_METRICS) ->
         then coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
     """
     correction = str(table.attrs["correction"])
-    shown = [metric for metric in metrics if metric in table["metric"].values]
+    shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
     columns: dict[str, Any] = {
         label: table[key].values
         for label, key in {
@@ -222,8 +234,15 @@ def study_frame(table: xr.Dataset, metrics: tuple[str, ...] = JUDGED_METRICS) ->
         "Overlap": "overlap",
     }
     columns |= {label: table[key].values for label, key in labels.items()}
-    columns["Verdict"] = [VERDICTS[value].replace("_", " ") for value in table["verdict"].values]
+    columns["Verdict"] = verdict_texts(table)
     return pd.DataFrame(columns)
+
+
+def verdict_texts(table: xr.Dataset) -> list[str]:
+    """Return each row's verdict in words."""
+    first, second = (str(metric).partition(":")[0].upper() for metric in table.attrs["judged"])
+    texts = ("too few pairs", "neither", f"{first} only", f"{second} only", "passes both", "not judged")
+    return [texts[value] for value in table["verdict"].values]
 
 
 #: What nulls are called in tables.
