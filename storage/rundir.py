@@ -13,7 +13,7 @@
 ``semantics/SITE_A--SITE_B.zarr``       subspaces of meanings, their scores and nulls
 ``semantics/words.zarr``                embeddings of the words that features fire on
 ``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
-``report.html``, ``*.csv``              the report
+``report.html``, ``concepts.html``, ``*.csv``  the report
 ======================================  ===============================================================
 """
 
@@ -101,6 +101,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
+
+    @property
+    def concepts_page(self) -> Path:
+        """The report's page of concepts."""
+        return self.root / "concepts.html"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

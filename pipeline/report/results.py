@@ -77,6 +77,8 @@ class Run:
                 yield site.contexts_path
         for pair in self.site_pairs:
             yield from pair.paths.values()
+            if self.experiment.semantics is not None:
+                yield self.directory.semantics(pair.a.name, pair.b.name)
 
 
 def open_run(run_dir: str | Path) -> Run:

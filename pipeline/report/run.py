@@ -1,4 +1,4 @@
-"""The stage: from a run directory to ``report.html``, ``pairs.csv`` and ``scores.csv``."""
+"""The stage: from a run directory to ``report.html``, ``concepts.html``, ``pairs.csv`` and ``scores.csv``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from pipeline.report import tables
+from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
-from pipeline.report.page import render_page
+from pipeline.report.page import render_concepts, render_page
 from pipeline.report.results import open_run
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def report(run_dir: str | Path) -> Path:
     -------
     Path
         ``report.html``, one self-contained page without scripts. Beside it, ``pairs.csv`` holds every matched pair
-        with the words that both features fire on, and ``scores.csv`` every metric with its null and corrected p.
+        with the words that both features fire on, ``scores.csv`` every metric with its null and corrected p, and
+        ``concepts.html``, where concepts were looked for, what became of each, with its clearest pairs in the text.
 
     Raises
     ------
@@ -45,7 +47,10 @@ def report(run_dir: str | Path) -> Path:
     root = run.directory.root
     _write(root / "scores.csv", scores.to_csv(index=False))
     _write(root / "pairs.csv", pairs.to_csv(index=False))
-    _write(run.directory.report, render_page(run, explorer, scores))
+    meanings = read_meanings(run)
+    if meanings is not None:
+        _write(run.directory.concepts_page, render_concepts(run, meanings))
+    _write(run.directory.report, render_page(run, explorer, scores, meanings))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
 

@@ -62,8 +62,9 @@ def semantics_table(
         ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``overlap``, ``coherence``,
         ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``,
         ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64;
-        ``note(row, metric)`` text; ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction`` names the corrected p that
-        the verdict uses: ``p_holm``, or ``p_bh`` where there are too few runs for Holm's to fall below 0.05.
+        ``note(row, metric)`` text; ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction``
+        names the corrected p that the verdict uses: ``p_holm``, or ``p_bh`` where there are too few runs for Holm's to
+        fall below 0.05.
 
     Raises
     ------
