@@ -57,6 +57,10 @@ class Metric(ABC):
     def memory(self, n: int, d_a: int, d_b: int) -> int:
         """Return how many bytes the family takes at most, for n pairs of d_a and d_b dimensions."""
 
+    def within(self, budget: int, n: int, d_a: int, d_b: int) -> Metric:  # noqa: ARG002
+        """Return the metric, or a form of it that takes no more than `budget` bytes; itself where there is none."""
+        return self
+
     def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:  # noqa: ARG002
         """Return the score of pairs that were drawn with replacement: `pair` is the same number for copies."""
         return of_rows(self, x, y)
@@ -92,6 +96,10 @@ class Family:
     def memory(self, n: int, d_a: int, d_b: int) -> int:
         """Return how many bytes the family takes at most."""
         return max(metric.memory(n, d_a, d_b) for metric in self.metrics)
+
+    def within(self, budget: int, n: int, d_a: int, d_b: int) -> Family:
+        """Return the family in the forms of its metrics that fit a budget, where they have such."""
+        return Family(tuple(metric.within(budget, n, d_a, d_b) for metric in self.metrics))
 
     def only(self, keep: Iterable[Metric]) -> Family:
         """Return the family with some of its metrics; what was prepared for all serves them too."""

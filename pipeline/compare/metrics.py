@@ -4,7 +4,7 @@
 Svcca(variance=0.99, k=20)
 >>> parse_metric("svcka")
 Traceback (most recent call last):
-storage.errors.InputError: there is no metric 'svcka'; did you mean 'svcca'? There are svcca, svcca_pc1, rsa
+storage.errors.InputError: there is no metric 'svcka'; did you mean 'svcca'? There are svcca, pwcca, cca, ...
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.compare.base import Metric
-from pipeline.compare.cca import Svcca, SvccaPc1
+from pipeline.compare.cca import Cca, Pwcca, Svcca, SvccaPc1
+from pipeline.compare.cka import Cka, CkaDebiased
+from pipeline.compare.neighbours import JaccardKnn, MutualKnn
+from pipeline.compare.procrustes import Procrustes
 from pipeline.compare.rsa import Rsa
+from pipeline.compare.transfer import TransferLinear, TransferRotation
 from storage.errors import InputError
 
 #: Every metric by its name, in the order in which they are listed.
-METRICS: Mapping[str, type[Metric]] = {kind.name: kind for kind in (Svcca, SvccaPc1, Rsa)}
+METRICS: Mapping[str, type[Metric]] = {
+    kind.name: kind
+    for kind in (
+        Svcca, Pwcca, Cca, SvccaPc1, Rsa, Cka, CkaDebiased, Procrustes, MutualKnn, JaccardKnn, TransferLinear,
+        TransferRotation,
+    )
+}  # fmt: skip
 
 
 def parse_metrics(texts: Sequence[str]) -> dict[str, Metric]:

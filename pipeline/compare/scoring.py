@@ -146,10 +146,15 @@ def score_pairs(
             outcome.notes.append(f"undefined: {n} pairs, at least {MIN_PAIRS} are needed")
         return _dataset(outcomes, settings, n)
     groups = families(settings.metrics.values())
-    _check_memory(groups, sides, banks, memory)
-    by_metric = {metric: outcomes[text] for text, metric in settings.metrics.items()}
+    fitted = _fit_memory(groups, sides, banks, memory)
+    texts = {metric: text for text, metric in settings.metrics.items()}
+    by_metric = {
+        form: outcomes[texts[metric]]
+        for family, fit in zip(groups, fitted, strict=True)
+        for metric, form in zip(family.metrics, fit.metrics, strict=True)
+    }
     with ensure_client(client) as used:
-        _Comparison(used, settings, sides, by_metric).run(groups, banks)
+        _Comparison(used, settings, sides, by_metric).run(fitted, banks)
     return _dataset(outcomes, settings, n)
 
 
@@ -166,10 +171,11 @@ class _Comparison:
         rows = [side.on(self.client) for side in self.sides]
         # all are submitted before the first is waited for: what one family computes in one thread, others overlap
         states = [self._submit(_prepare, "prepare", *rows, family) for family in groups]
-        defined = [self._observe(family, state) for family, state in zip(groups, states, strict=True)]
-        if "shuffled" in self.settings.nulls:
-            for family, state in zip(defined, states, strict=True):
-                self._shuffle(family, state)
+        defined = []
+        for family, state in zip(groups, states, strict=True):
+            defined.append(self._observe(family, state))
+            if "shuffled" in self.settings.nulls:
+                self._shuffle(defined[-1], state)
         if self.settings.intervals:
             self._bootstrap([metric for family in defined for metric in family.metrics], rows)
         for null in self.settings.nulls:
@@ -251,21 +257,27 @@ def too_few(draws: Draws) -> str:
     return ""
 
 
-def _check_memory(
+def _fit_memory(
     groups: Sequence[Family], sides: tuple[RowSource, RowSource], banks: Mapping[Null, Bank], memory: str | int
-) -> None:
+) -> list[Family]:
+    """Return the families in the forms that fit the memory together, or refuse."""
     n, (d_a, d_b) = sides[0].shape[0], (side.shape[1] for side in sides)
+    fitted = list(groups)
     allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
-    needed = {"/".join(metric.name for metric in family.metrics): family.memory(n, d_a, d_b) for family in groups}
     drawn_from = [side.shape for bank in banks.values() for side in (bank.a, bank.b) if side is not None]
-    if drawn_from:
-        needed["rows to draw from"] = sum(8 * rows * d for rows, d in drawn_from)
+    banked = sum(8 * rows * d for rows, d in drawn_from)
+    for i, family in enumerate(fitted):
+        others = banked + sum(other.memory(n, d_a, d_b) for other in fitted if other is not family)
+        fitted[i] = family.within(allowed - others, n, d_a, d_b)
+    needed = {"/".join(metric.name for metric in family.metrics): family.memory(n, d_a, d_b) for family in fitted}
+    needed |= {"rows to draw from": banked} if banked else {}
     if (total := sum(needed.values())) > allowed:
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in needed.items())
         raise BudgetError(
             f"{n} pairs need {format_bytes(total)} ({parts}), allowed are {format_bytes(allowed)}; match fewer pairs "
             "(a higher min_correlation), leave a metric out, or allow more memory"
         )
+    return fitted
 
 
 def _dataset(outcomes: Mapping[str, Outcome], settings: Settings, n: int) -> xr.Dataset:
