@@ -97,9 +97,9 @@ def concept_features(
         of all that are kept where the rule has no such number); ``share`` float32, the keywords' share of the
         activation in them, NaN without contexts; ``count`` int32, rows of the store on which the feature fires and a
         keyword stands; ``pmi`` float32 in bits, −inf where `count` is 0, NaN where either never happens; ``member``
-        bool; with the probe, ``weight`` float32. Over ``concept``: ``rows`` int64, rows that stand at a keyword, ``members``
-        int64; with the probe, ``probe_auc`` float64, the area under the ROC curve on documents held out. Attention
-        sinks do not count. The attribute ``rule`` holds the rule.
+        bool; with the probe, ``weight`` float32. Over ``concept``: ``rows`` int64, rows that stand at a keyword,
+        ``members`` int64; with the probe, ``probe_auc`` float64, the area under the ROC curve on documents held out.
+        Attention sinks do not count. The attribute ``rule`` holds the rule.
 
     Raises
     ------

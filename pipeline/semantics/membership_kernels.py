@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def count_csr(
     slab: tuple[np.ndarray, np.ndarray, np.ndarray], keywords: tuple[np.ndarray, np.ndarray], counts: np.ndarray
 ) -> None:
@@ -30,7 +30,7 @@ def count_csr(
                     counts[indices[k], concept_indices[j]] += 1
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def count_dense(slab: np.ndarray, keywords: tuple[np.ndarray, np.ndarray], counts: np.ndarray) -> None:
     """Count as :func:`count_csr` does, on a dense slab."""
     concept_indptr, concept_indices = keywords
