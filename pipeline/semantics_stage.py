@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from distributed import Client
@@ -116,17 +117,23 @@ def _words(config: Experiment, settings: SemanticsConfig, directory: RunDirector
     source = settings.embedding
     if source is None:
         return None
-    side: Side | None = {"model:a": "a", "model:b": "b"}.get(source)  # type: ignore[assignment]
-    if side is None:
-        identity, locate = _files(source), lambda: source
-    else:
-        model = config.a if side == "a" else config.b
-        attrs = open_activations(directory.activations(side, model.sites[0])).attrs
-        identity = {name: attrs.get(name) for name in ("model", "model_revision")}
-        locate = lambda: f"model:{_folder(model)}"  # noqa: E731
+    own = {"model:a": ("a", config.a), "model:b": ("b", config.b)}.get(source)
     with deferred_interrupt():  # imports transformers
-        embed_words(sites, directory.corpus, source, locate, identity=identity, out=directory.words)
+        embed_words(
+            sites,
+            directory.corpus,
+            source,
+            lambda: source if own is None else f"model:{_folder(own[1])}",
+            identity=_files(source) if own is None else _identity(directory, "a" if own[0] == "a" else "b", own[1]),
+            out=directory.words,
+        )
     return directory.words
+
+
+def _identity(directory: RunDirectory, side: Side, model: ModelConfig) -> dict[str, Any]:
+    """Return what the activations record of the model that they come from."""
+    with open_activations(directory.activations(side, model.sites[0])) as store:
+        return {name: store.attrs.get(name) for name in ("model", "model_revision")}
 
 
 def _files(source: str) -> dict[str, int]:

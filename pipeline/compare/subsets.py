@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
-from pipeline.compare.nulls import Draws, Null, Shuffles, blocks, check_finite
+from pipeline.compare.nulls import Draws, Shuffles, blocks, check_finite
 from pipeline.compare.rows import DecoderRows, paired_rows
 from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_settings, summary, too_few
+from pipeline.config import Null
 from pipeline.workers import ensure_client, run_tasks
 from storage import open_activations
 from storage.errors import InputError

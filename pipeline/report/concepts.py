@@ -164,9 +164,17 @@ def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
     for i in range(table.sizes["row"]):
         one = {name: values[i].item() if hasattr(values[i], "item") else values[i] for name, values in columns.items()}
         yield SubspaceView(
-            **{key: str(one[key]) for key in ("name", "kind", "approach", "site_a", "site_b")},
-            **{key: int(one[key]) for key in ("n_pairs", "n_tested")},
-            **{key: float(one[key]) for key in ("coherence", "coherence_random", "coherence_p", "overlap")},
+            name=str(one["name"]),
+            kind=str(one["kind"]),
+            approach=str(one["approach"]),
+            site_a=str(one["site_a"]),
+            site_b=str(one["site_b"]),
+            n_pairs=int(one["n_pairs"]),
+            n_tested=int(one["n_tested"]),
+            coherence=float(one["coherence"]),
+            coherence_random=float(one["coherence_random"]),
+            coherence_p=float(one["coherence_p"]),
+            overlap=float(one["overlap"]),
             words=json.loads(str(one["words"])),
             metrics=list(cells[i]),
             verdict=meanings[int(one["verdict"])],
@@ -221,8 +229,9 @@ def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
     own = np.flatnonzero(found["subspace_of"].values == place)
     columns = ("feature_a", "feature_b", "r", "r_heldout")
     pairs = pd.DataFrame({name: found[name].values[own] for name in columns})
-    lower = pairs["r"] if pairs["r_heldout"].isna().all() else np.fmin(pairs["r"], pairs["r_heldout"].fillna(-1.0))
-    return pairs.iloc[np.argsort(-lower.to_numpy(), kind="stable")[:CLEAREST]]
+    r, heldout = pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()
+    lower = r if np.isnan(heldout).all() else np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
+    return pairs.iloc[np.argsort(-lower, kind="stable")[:CLEAREST]]
 
 
 def _site(run: Run, side: str, name: str) -> Site:

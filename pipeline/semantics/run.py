@@ -19,7 +19,7 @@ from pipeline.match.subsets import match_subsets
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, feature_vectors
 from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.subspaces import APPROACHES, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
 from pipeline.semantics.top_words import NONE, TopWords, top_words
 from storage import fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
@@ -73,7 +73,7 @@ class SubspaceSettings:
     """
 
     approaches: tuple[str, ...] = APPROACHES
-    sides: str = "both"
+    sides: Sides = "both"
     within: str = "greedy"
     min_correlation: float = 0.1
     min_pairs: int = 10

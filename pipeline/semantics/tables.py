@@ -112,14 +112,15 @@ def corrected(table: xr.Dataset) -> xr.Dataset:
 
 def _families(table: xr.Dataset) -> Iterator[NDArray[np.int64]]:
     """Yield the rows that count as tests of one kind."""
-    keys = pd.Series(list(zip(table["kind"].values, table["approach"].values, strict=True)))
+    keys = list(zip(table["kind"].values, table["approach"].values, strict=True))
     for key in dict.fromkeys(keys):
-        yield np.flatnonzero(keys == key)
+        yield np.flatnonzero([own == key for own in keys])
 
 
 def _criterion(table: xr.Dataset, runs: int) -> str:
     """Return the correction that the verdict uses: Holm's, unless it could not fall below the level at all."""
-    defined = [int(np.isfinite(table["p"].values[rows]).sum(axis=0).max(initial=0)) for rows in _families(table)]
+    p: NDArray[np.float64] = table["p"].values
+    defined = [int(np.isfinite(p[rows]).sum(axis=0).max(initial=0)) for rows in _families(table)]
     return "p_holm" if max(defined, default=0) / (runs + 1) < LEVEL else "p_bh"
 
 
