@@ -40,6 +40,7 @@ from pipeline.script import (
     set_up_logging,
     show,
 )
+from pipeline.semantics.__main__ import command as semantics_command
 
 app = typer.Typer(
     name="subspace",
@@ -108,7 +109,7 @@ def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
     if until == "report":
         summary["report"] = str(result.report)
-    if until not in ("compare", "report"):
+    if until not in ("compare", "semantics", "report"):
         show(summary, as_json=as_json)
         return
     lines = [_site_pair(result, site_a, site_b) for site_a, site_b in result.experiment.site_pairs]
@@ -269,6 +270,13 @@ _register(
     export_command,
     "subspace export A.zarr --format anndata --out A.h5ad",
     "subspace export A.zarr --format npz --out A.npz --json",
+)
+_register(
+    "semantics",
+    semantics_command,
+    "subspace semantics runs/pythia-70m-vs-160m",
+    "subspace semantics runs/pythia-70m-vs-160m --concepts default --concepts mine.yaml --approach global --json",
+    "subspace semantics runs/pythia-70m-vs-160m --clusters 20 --embedding gensim:vectors.txt",
 )
 _register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
 

@@ -19,13 +19,14 @@ from pipeline.grid import power_notes, save_scores
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
+from pipeline.semantics_stage import run_semantics
 from pipeline.workers import deferred_interrupt, ensure_client
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["harvest", "correlate", "match", "compare", "report"]
+Stage = Literal["harvest", "correlate", "match", "compare", "semantics", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -169,6 +170,13 @@ def _compare(config: Experiment, directory: RunDirectory, client: Client) -> Non
         logger.warning("%s: %s", null, note)
 
 
+def _semantics(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    if config.semantics is None:
+        logger.info("No concepts are asked for: give `concepts: default` in the experiment file to look for them")
+        return
+    run_semantics(config, config.semantics, directory, client)
+
+
 def _report(config: Experiment, directory: RunDirectory, _: Client) -> None:  # noqa: ARG001
     logger.info("Report: %s", report(directory.root))
 
@@ -184,5 +192,6 @@ _RUNNERS: dict[Stage, Callable[[Experiment, RunDirectory, Client], None]] = {
     "correlate": _correlate,
     "match": _match,
     "compare": _compare,
+    "semantics": _semantics,
     "report": _report,
 }

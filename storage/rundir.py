@@ -10,7 +10,11 @@
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
 ``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
-``report.html``, ``*.csv``              the report
+``concepts/{a,b}/SITE.zarr``            which features belong to which concept
+``semantics/SITE_A--SITE_B.zarr``       subspaces of meanings, their scores and nulls
+``semantics/words.zarr``                embeddings of the words that features fire on
+``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
+``report.html``, ``concepts.html``, ``*.csv``  the report
 ======================================  ===============================================================
 """
 
@@ -76,6 +80,24 @@ class RunDirectory:
         """Return the path of the comparison of two sites."""
         return self._of_pair("scores", site_a, site_b)
 
+    def concepts(self, side: Side, site: str) -> Path:
+        """Return the path of one site's features by concept."""
+        return self.root / "concepts" / side / f"{site}.zarr"
+
+    def semantics(self, site_a: str, site_b: str) -> Path:
+        """Return the path of the subspaces of meanings at two sites."""
+        return self._of_pair("semantics", site_a, site_b)
+
+    @property
+    def words(self) -> Path:
+        """Embeddings of the words that features fire on."""
+        return self.root / "semantics" / "words.zarr"
+
+    @property
+    def semantics_table(self) -> Path:
+        """The table of concepts × pairs of sites; as CSV, HTML and LaTeX beside it."""
+        return self.root / "semantics.zarr"
+
     @property
     def score_grid(self) -> Path:
         """Return the path of all scores of the grid, with p corrected for their number."""
@@ -85,6 +107,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
+
+    @property
+    def concepts_page(self) -> Path:
+        """The report's page of concepts."""
+        return self.root / "concepts.html"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

@@ -29,6 +29,8 @@ from storage.errors import BudgetError, InputError
 logger = logging.getLogger(__name__)
 
 QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
+#: What is said of a score beside one null; see :func:`summary`.
+SUMMARY = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
 DEFAULT_METRICS = ("svcca", "rsa", "svcca_pc1")
 
 
@@ -216,10 +218,10 @@ class _Comparison:
     def _draw(self, null: Null, bank: Bank, groups: Sequence[Family], rows: Sequence[Future]) -> None:
         metrics = [metric for family in groups for metric in family.metrics]
         draws = Draws(null, self.sides[0].shape[0], bank.sizes(), self.settings.null_runs, self.settings.seed)
-        if too_few := _too_few(draws):
+        if reason := too_few(draws):
             for metric in metrics:
-                self.outcomes[metric].notes.append(f"without the null {null}: {too_few}")
-            logger.warning("There is no null %s: %s", null, too_few)
+                self.outcomes[metric].notes.append(f"without the null {null}: {reason}")
+            logger.warning("There is no null %s: %s", null, reason)
         elif metrics:
             sides = zip((bank.a, bank.b), rows, strict=True)
             a, b = (own if side is None else side.on(self.client) for side, own in sides)
@@ -245,7 +247,7 @@ def _observed(state: Any, family: Family, n: int) -> tuple[list[float], list[str
     return family.scores(state, pairing), [metric.warning(state) for metric in family.metrics]
 
 
-def _too_few(draws: Draws) -> str:
+def too_few(draws: Draws) -> str:
     """Say why the rows of a null cannot be drawn; an empty string where they can."""
     if draws.null == "random_pairs" and (draws.sizes[0] or 0) <= draws.n:
         return f"the pool has {draws.sizes[0]} pairs, not more than the {draws.n} that are compared"
@@ -282,9 +284,9 @@ def _dataset(outcomes: Mapping[str, Outcome], settings: Settings, n: int) -> xr.
     none = np.full(settings.null_runs, np.nan)
     found = {(null, text): outcomes[text].null.get(null, none) for null in settings.nulls for text in outcomes}
     shape = len(settings.nulls), len(outcomes)
-    columns = {name: np.empty(shape) for name in _summary(0.0, none)}
+    columns = {name: np.empty(shape) for name in summary(0.0, none)}
     for at, ((_, text), values) in zip(np.ndindex(shape), found.items(), strict=True):
-        for name, value in _summary(outcomes[text].score, values).items():
+        for name, value in summary(outcomes[text].score, values).items():
             columns[name][at] = value
     each = outcomes.values()
     variables: dict[str, Any] = {
@@ -300,7 +302,7 @@ def _dataset(outcomes: Mapping[str, Outcome], settings: Settings, n: int) -> xr.
     return xr.Dataset(variables, coords, attrs={"n_pairs": n, **settings.record()})
 
 
-def _summary(score: float, null: NDArray[np.float64]) -> dict[str, float]:
+def summary(score: float, null: NDArray[np.float64]) -> dict[str, float]:
     """Return what a score means beside one null; NaN where that null could not be drawn."""
     drawn = np.isfinite(null).all()
     mean = float(null.mean())

@@ -1,67 +1,198 @@
 """Compiled loops of :mod:`pipeline.harvest.contexts`, apart from it so that importing the stage compiles nothing.
 
-Both keep, for every feature of a panel, the `top_n` best rows seen so far in descending order of activation. Rows are
-offered in ascending order, so a row displaces another only by a strictly larger activation: ties stay with the lowest
-row, whatever the sizes of the slabs.
+Rows are offered in ascending order, whatever the sizes of the slabs, so that all results are the same.
+
+*Top rows.* Every feature keeps its best rows in descending order of activation. A row displaces another only by a
+strictly larger activation: ties stay with the lowest row.
+
+*Sample.* Every feature keeps the firing rows with the smallest hash of (seed, feature, row): a simple random sample
+without replacement that does not depend on the order of the rows ("bottom-k sampling", Cohen and Kaplan, PODC 2007).
+
+*Tokens.* Every feature keeps a fixed number of counters (Misra and Gries, Science of Computer Programming 2 (1982)): a
+token that finds none free takes one off each. A count is too low by at most the number of times that this happened.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 
-@numba.njit(nogil=True)
-def _offer(values: np.ndarray, rows: np.ndarray, value: float, row: int) -> None:
-    """Insert `row` into one feature's descending list, if `value` beats its last entry."""
-    place = len(values)
+class Kept(NamedTuple):
+    """What is kept of the features of a panel, changed in place; f is the number of features.
+
+    Attributes
+    ----------
+    values, rows, documents
+        Best activations (float32, −inf where none), their rows and documents (int64, −1 where none); (f, top_n).
+    sample_hash, sample_rows, sample_values
+        The sample by ascending hash (uint64, the largest where none), its rows (int64) and activations (float32);
+        (f, size).
+    bins
+        Firing rows by activation, from 0 to the maximum; int64, (f, number of bins).
+    scale
+        Bins ÷ the feature's maximum, 0 if that is not positive; float64, (f,).
+    tokens, token_counts, token_rows
+        Token ids (int64), counts (int64, 0 where free) and a row of each (int64); (f, counters).
+    missed
+        How often a token took one off each count; int64, (f,).
+    first
+        The panel's first feature, counted in the store.
+    seed
+        Of the sample; uint64.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    documents: np.ndarray
+    sample_hash: np.ndarray
+    sample_rows: np.ndarray
+    sample_values: np.ndarray
+    bins: np.ndarray
+    scale: np.ndarray
+    tokens: np.ndarray
+    token_counts: np.ndarray
+    token_rows: np.ndarray
+    missed: np.ndarray
+    first: int
+    seed: np.uint64
+
+
+class Rows(NamedTuple):
+    """What is known of the rows of a slab.
+
+    Attributes
+    ----------
+    first
+        The slab's first row, counted in the store.
+    skip
+        Boolean: rows that are passed over (attention sinks).
+    documents
+        int64: of which a feature keeps one row each; empty if it may keep any.
+    tokens
+        int64 token ids; empty if they are not counted.
+    """
+
+    first: int
+    skip: np.ndarray
+    documents: np.ndarray
+    tokens: np.ndarray
+
+
+@numba.njit(nogil=True, cache=True)
+def _offer(kept: Kept, feature: int, value: float, row: int, document: int) -> None:
+    """Insert `row` into one feature's descending list, if `value` beats its last entry or its document's."""
+    values, rows, documents = kept.values[feature], kept.rows[feature], kept.documents[feature]
+    last = len(values) - 1
+    if document >= 0:
+        for k in range(len(values)):
+            if documents[k] == document:
+                last = k
+                break
+    place = last + 1
     while place > 0 and value > values[place - 1]:
         place -= 1
-    for k in range(len(values) - 1, place, -1):
+    if place > last:
+        return
+    for k in range(last, place, -1):
         values[k] = values[k - 1]
         rows[k] = rows[k - 1]
-    if place < len(values):
-        values[place] = value
-        rows[place] = row
+        documents[k] = documents[k - 1]
+    values[place] = value
+    rows[place] = row
+    documents[place] = document
 
 
-@numba.njit(nogil=True)
-def offer_csr(
-    slab: tuple[np.ndarray, np.ndarray, np.ndarray],
-    skip: np.ndarray,
-    first_row: int,
-    values: np.ndarray,
-    rows: np.ndarray,
-) -> None:
-    """Offer the stored entries of a CSR slab, shape (rows of the slab, features of the panel).
+@numba.njit(nogil=True, cache=True)
+def _hash(seed: np.uint64, feature: int, row: int) -> np.uint64:
+    """Mix three numbers to 64 bits (the finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
+    x = seed + np.uint64(feature) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(row) * np.uint64(0xD1B54A32D192ED03)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw(kept: Kept, feature: int, key: np.uint64, value: float, row: int) -> None:
+    """Insert a row into one feature's sample, if its hash is among the smallest."""
+    hashes, rows, values = kept.sample_hash[feature], kept.sample_rows[feature], kept.sample_values[feature]
+    if len(hashes) == 0 or key >= hashes[-1]:
+        return
+    place = len(hashes) - 1
+    while place > 0 and key < hashes[place - 1]:
+        hashes[place] = hashes[place - 1]
+        rows[place] = rows[place - 1]
+        values[place] = values[place - 1]
+        place -= 1
+    hashes[place] = key
+    rows[place] = row
+    values[place] = value
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_token(kept: Kept, feature: int, token: int, row: int) -> None:
+    """Count one token of one feature."""
+    tokens, counts = kept.tokens[feature], kept.token_counts[feature]
+    free = -1
+    for k in range(len(tokens)):
+        if counts[k] == 0:
+            free = k
+        elif tokens[k] == token:
+            counts[k] += 1
+            return
+    if free >= 0:
+        tokens[free] = token
+        counts[free] = 1
+        kept.token_rows[feature, free] = row
+    else:
+        counts -= 1
+        kept.missed[feature] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _take(kept: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
+    """Take one entry that is not zero into all that is kept."""
+    row = rows.first + i
+    if value > kept.values[feature, -1]:
+        document = rows.documents[i] if len(rows.documents) else -1
+        _offer(kept, feature, value, row, document)
+    if value > 0:
+        n_bins = kept.bins.shape[1]
+        if n_bins:
+            kept.bins[feature, min(int(value * kept.scale[feature]), n_bins - 1)] += 1
+        _draw(kept, feature, _hash(kept.seed, kept.first + feature, row), value, row)
+        if len(rows.tokens):
+            _count_token(kept, feature, rows.tokens[i], row)
+
+
+@numba.njit(nogil=True, cache=True)
+def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: Kept) -> None:
+    """Take the stored entries of a CSR slab into all that is kept.
 
     Parameters
     ----------
     slab
-        Its row pointers, column ids and values; the values are float32.
-    skip
-        Boolean, shape (rows of the slab,): rows that are never offered (attention sinks).
-    first_row
-        The slab's first row, counted in the store.
-    values, rows
-        Best activations (float32, −inf where none) and their rows (int64, −1 where none), shape
-        (features of the panel, top_n); changed in place.
+        Its row pointers, column ids and values; shape (rows of the slab, features of the panel), float32.
+    rows
+        What is known of its rows.
+    kept
+        Changed in place.
     """
     indptr, indices, data = slab
     for i in range(len(indptr) - 1):
-        if skip[i]:
-            continue
-        for j in range(indptr[i], indptr[i + 1]):
-            if data[j] != 0:
-                _offer(values[indices[j]], rows[indices[j]], data[j], first_row + i)
+        if not rows.skip[i]:
+            for j in range(indptr[i], indptr[i + 1]):
+                if data[j] != 0:
+                    _take(kept, rows, i, indices[j], data[j])
 
 
-@numba.njit(nogil=True)
-def offer_dense(slab: np.ndarray, skip: np.ndarray, first_row: int, values: np.ndarray, rows: np.ndarray) -> None:
-    """Offer the entries of a dense slab that are not zero; parameters as in :func:`offer_csr`."""
+@numba.njit(nogil=True, cache=True)
+def take_dense(slab: np.ndarray, rows: Rows, kept: Kept) -> None:
+    """Take the entries of a dense slab that are not zero; parameters as in :func:`take_csr`."""
     for i in range(slab.shape[0]):
-        if skip[i]:
-            continue
-        for j in range(slab.shape[1]):
-            if slab[i, j] != 0 and slab[i, j] > values[j, -1]:
-                _offer(values[j], rows[j], slab[i, j], first_row + i)
+        if not rows.skip[i]:
+            for j in range(slab.shape[1]):
+                if slab[i, j] != 0:
+                    _take(kept, rows, i, j, slab[i, j])

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
+from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
@@ -60,7 +61,7 @@ class SitePairView:
         return sum(pair.n_shared > 0 for pair in self.pairs)
 
 
-def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
+def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, meanings: Meanings | None = None) -> str:
     """Return the report as one HTML document that needs nothing else.
 
     Parameters
@@ -71,12 +72,86 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
         Its texts.
     scores
         From :func:`pipeline.grid.scores_table`.
+    meanings
+        What the concepts show, if they were looked for; on a page of their own, which this one names.
 
     Returns
     -------
     str
         HTML without scripts; its content policy forbids scripts and every connection.
     """
+    matching, sites = tables.matching_table(run), tables.sites_table(run)
+    judged = words.judged_null(scores)
+    views = list(_site_pair_views(run, explorer, judged, matching))
+    easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            meanings=meanings,
+            experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            verdict=words.judge(judged, matching, sites, easy, run.unfinished),
+            criterion=words.CORRECTIONS[words.criterion(scores)],
+            scores=scores.assign(beats=words.beats_chance(scores)),
+            matching=matching,
+            sites=sites,
+            overview=list(_overview(run, judged, matching)),
+            site_pairs=views,
+            few=len(views) <= FEW_PAIRS,
+            heat_width=_heat_width(run),
+            text_facts=tables.text_facts(run),
+            provenance=list(_provenance(run)),
+        )
+    )
+
+
+def render_concepts(run: Run, meanings: Meanings) -> str:
+    """Return the page of concepts as one HTML document that needs nothing else.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    meanings
+        From :func:`pipeline.report.concepts.read_meanings`.
+
+    Returns
+    -------
+    str
+        HTML without scripts; every text is escaped.
+    """
+    first, second = (metric_name(metric) for metric in meanings.judged)
+    verdicts = {
+        "too_few_pairs": "too few pairs",
+        "neither": "neither",
+        "first_only": f"{first} only",
+        "second_only": f"{second} only",
+        "passes_both": "passes both",
+        "not_judged": "not judged",
+    }
+    views = list(meanings.grid.values())
+    clusters = [row for view in meanings.clusters for row in view.rows]
+    return (
+        _environment()
+        .get_template("concepts.html.j2")
+        .render(
+            run=run,
+            meanings=meanings,
+            first=(views or clusters)[0],
+            tested=[view for view in views if view.tested] or views or clusters,
+            anchors={view.shown.name: view.anchor for view in meanings.concepts},
+            judged=[first, second],
+            verdicts=verdicts,
+            marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+            corrections=words.CORRECTIONS,
+            fewest=FEWEST_SHOWN,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """Return what fills the templates: every text is escaped, and a name that is not there is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -84,27 +159,15 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": words.null_name}
+    environment.filters |= {
+        "number": number,
+        "p": p_number,
+        "metric": metric_name,
+        "null_name": words.null_name,
+        "null": words.null_name,
+    }
     environment.filters["short"] = tables.short_name
-    matching, sites = tables.matching_table(run), tables.sites_table(run)
-    judged = words.judged_null(scores)
-    views = list(_site_pair_views(run, explorer, judged, matching))
-    easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        verdict=words.judge(judged, matching, sites, easy, run.unfinished),
-        criterion=words.CORRECTIONS[words.criterion(scores)],
-        scores=scores.assign(beats=words.beats_chance(scores)),
-        matching=matching,
-        sites=sites,
-        overview=list(_overview(run, judged, matching)),
-        site_pairs=views,
-        few=len(views) <= FEW_PAIRS,
-        heat_width=_heat_width(run),
-        text_facts=tables.text_facts(run),
-        provenance=list(_provenance(run)),
-    )
+    return environment
 
 
 def _heat_width(run: Run) -> int:

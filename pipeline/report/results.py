@@ -79,6 +79,8 @@ class Run:
             yield from pair.paths.values()
         if self.directory.score_grid.exists():
             yield self.directory.score_grid
+            if self.experiment.semantics is not None:
+                yield self.directory.semantics(pair.a.name, pair.b.name)
 
 
 def open_run(run_dir: str | Path) -> Run:

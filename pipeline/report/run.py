@@ -1,4 +1,4 @@
-"""The stage: from a run directory to ``report.html``, ``pairs.csv``, and the table of scores."""
+"""The stage: from a run directory to ``report.html``, ``concepts.html``, ``pairs.csv``, and the table of scores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pipeline.grid import save_scores, scores_table, write_text
 from pipeline.report import tables
+from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
-from pipeline.report.page import render_page
+from pipeline.report.page import render_concepts, render_page
 from pipeline.report.results import open_run
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def report(run_dir: str | Path) -> Path:
     -------
     Path
         ``report.html``, one self-contained page without scripts. Beside it, ``pairs.csv`` holds every matched pair
-        with the words that both features fire on, and ``scores.csv`` every metric with its null and corrected p.
+        with the words that both features fire on, ``scores.csv`` every metric with its null and corrected p, and
+        ``concepts.html``, where concepts were looked for, what became of each, with its clearest pairs in the text.
 
     Raises
     ------
@@ -43,6 +45,9 @@ def report(run_dir: str | Path) -> Path:
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
     write_text(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
-    write_text(run.directory.report, render_page(run, explorer, scores))
+    meanings = read_meanings(run)
+    if meanings is not None:
+        write_text(run.directory.concepts_page, render_concepts(run, meanings))
+    write_text(run.directory.report, render_page(run, explorer, scores, meanings))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report

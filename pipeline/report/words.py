@@ -50,7 +50,8 @@ class EasyPairs:
 
 def metric_name(metric: str) -> str:
     """Return how a metric is written in prose."""
-    return METRIC_NAMES.get(metric, metric)
+    name, _, options = metric.partition(":")
+    return ", ".join(filter(None, [METRIC_NAMES.get(name, name), options]))
 
 
 def null_name(null: str) -> str:

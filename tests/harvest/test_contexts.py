@@ -21,7 +21,7 @@ CHUNK = (7, 5)
 SHARD_ROWS = 14
 
 
-def write(path: Path, data: np.ndarray, sink: np.ndarray, layout: str = "csr", **attrs: str) -> Path:
+def write(path: Path, data: np.ndarray, sink: np.ndarray, layout: str = "csr", tokens=None, **attrs: str) -> Path:
     """Write a store of many small shards and panels."""
     writer = storage.ActivationWriter.create(
         path,
@@ -31,6 +31,7 @@ def write(path: Path, data: np.ndarray, sink: np.ndarray, layout: str = "csr", *
         shard_rows=SHARD_ROWS,
         chunk=CHUNK,
         attrs=attrs,
+        tokens=tokens,
     )
     for i in range(writer.n_shards):
         rows = writer.shard_slice(i)
@@ -104,7 +105,7 @@ def test_a_current_result_is_kept_and_another_setting_replaces_it(client, tmp_pa
     assert (out / "zarr.json").stat().st_mtime_ns == modified
     assert contexts(path, out, top_n=3, client=client).sizes["rank"] == 3
     assert storage.read_manifest(out).created >= created
-    assert storage.open_result(out, "contexts").sizes == {"feature": 30, "rank": 3}
+    assert storage.open_result(out, "contexts")["row"].sizes == {"feature": 30, "rank": 3}
 
 
 def test_sparse_stores_are_never_made_dense(client, tmp_path, monkeypatch) -> None:
@@ -124,3 +125,111 @@ def test_bad_input(client, tmp_path) -> None:
     path = write(tmp_path / "s.zarr", np.eye(3, dtype=np.float32), np.zeros(3, bool))
     with pytest.raises(InputError, match="top_n is 0"):
         contexts(path, top_n=0, client=client)
+
+
+def random_case(n_rows: int = 300, n_features: int = 11) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return activations with ties, sinks, and the tokens and documents of the rows."""
+    rng = np.random.default_rng(1)
+    data = np.where(rng.random((n_rows, n_features)) < 0.4, rng.integers(1, 30, (n_rows, n_features)), 0)
+    data[:, 3] = 0
+    data[:, 5] = -(np.arange(n_rows) % 3)
+    document = np.sort(rng.integers(0, 25, n_rows))
+    tokens = {name: np.zeros(n_rows, int) for name in ("char_start", "char_end", "position")}
+    tokens |= {"document": document, "token_id": np.minimum(rng.zipf(1.6, n_rows), 300)}
+    return data.astype(np.float32), rng.random(n_rows) < 0.1, tokens
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_one_row_of_a_document(client, tmp_path, layout: str) -> None:
+    data, sink, tokens = random_case()
+    path = write(tmp_path / "s.zarr", data, sink, layout, tokens=tokens)
+    found = contexts(path, top_n=5, distinct_documents=True, client=client)
+    best = np.where(sink[:, None] | (data == 0), -np.inf, data)
+    for feature in range(data.shape[1]):
+        # the best row of every document, the lowest where there are several, then the best of these
+        rows = [min(np.flatnonzero(tokens["document"] == d), key=lambda r: (-best[r, feature], r)) for d in range(25)
+                if (tokens["document"] == d).any()]  # fmt: skip
+        expected = sorted((r for r in rows if best[r, feature] > -np.inf), key=lambda r: (-best[r, feature], r))[:5]
+        assert found["row"].values[feature].tolist() == expected + [-1] * (5 - len(expected))
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_histogram_rate_and_tokens(client, tmp_path, layout: str) -> None:
+    data, sink, tokens = random_case()
+    path = write(tmp_path / "s.zarr", data, sink, layout, tokens=tokens)
+    found = contexts(path, bins=7, tokens=5, client=client)
+    assert found["bin"].values[-1] == 1
+    counted = data[~sink]
+    np.testing.assert_allclose(found["firing_rate"], (counted != 0).mean(axis=0))
+    for feature, column in enumerate(counted.T):
+        positive = column[column > 0]
+        edges = np.linspace(0, positive.max(initial=1), 8)
+        np.testing.assert_array_equal(found["histogram"][feature], np.histogram(positive, edges)[0])
+        ids, counts = np.unique(tokens["token_id"][~sink][column > 0], return_counts=True)
+        largest = np.sort(counts)[::-1][:5]
+        assert found["token_missed"][feature] == 0  # fewer different tokens than counters
+        assert found["token_count"].values[feature].tolist() == [*largest, *[0] * (5 - len(largest))]
+        rows = found["token_row"].values[feature, : len(largest)]
+        assert (data[rows, feature] > 0).all()
+        assert [counts[ids == tokens["token_id"][row]].item() for row in rows] == largest.tolist()
+
+
+def test_counts_of_tokens_are_bounded_where_there_are_too_many(client, tmp_path) -> None:
+    rng = np.random.default_rng(2)
+    ids = np.minimum(rng.zipf(1.2, 5000), 100_000)
+    data = (rng.random((5000, 3)) < [0.3, 0.9, 0.01]).astype(np.float32)
+    tokens = {name: np.zeros(5000, int) for name in ("document", "char_start", "char_end")}
+    path = tmp_path / "s.zarr"
+    storage.write_activations(path, data, tokens={**tokens, "token_id": ids}, chunk=(1000, 2), layout="csr")
+    found = contexts(path, tokens=8, client=client)
+    for feature in range(3):
+        fires = np.flatnonzero(data[:, feature])
+        missed = int(found["token_missed"][feature])
+        assert missed <= len(fires) / (64 + 1)  # Misra and Gries' bound
+        assert (missed > 0) == (len(set(ids[fires])) > 64)
+        for row, count in zip(found["token_row"].values[feature], found["token_count"].values[feature], strict=True):
+            true = np.count_nonzero(ids[fires] == ids[row])
+            assert count <= true <= count + missed
+    assert ids[found["token_row"].values[1, 0]] == np.bincount(ids[data[:, 1] > 0]).argmax()
+
+
+def test_quantiles_of_all_rows_where_few_fire(client, tmp_path) -> None:
+    data, sink, _ = random_case(n_rows=120)
+    path = write(tmp_path / "s.zarr", data, sink)
+    found = contexts(path, quantiles=(0, 0.25, 0.5, 1), client=client)
+    for feature, column in enumerate(np.where(sink[:, None], 0, data).T):
+        positive = np.sort(column[column > 0])
+        if not len(positive):
+            assert (found["quantile_row"].values[feature] == -1).all()
+            assert np.isnan(found["quantile_value"].values[feature]).all()
+            continue
+        expected = positive[np.rint((len(positive) - 1) * np.array([0, 0.25, 0.5, 1])).astype(int)]
+        np.testing.assert_array_equal(found["quantile_value"][feature], expected)
+        np.testing.assert_array_equal(column[found["quantile_row"].values[feature]], expected)
+
+
+def test_samples_are_seeded_and_fair(client, tmp_path) -> None:
+    rng = np.random.default_rng(3)
+    data = rng.random((4000, 40)).astype(np.float32)
+    path = tmp_path / "s.zarr"
+    storage.write_activations(path, data, layout="dense", chunk=(1000, 16))
+    one, same, other = (contexts(path, quantiles=(0.5,), seed=seed, client=client) for seed in (0, 0, 1))
+    assert one.equals(same)
+    assert (one["quantile_row"] != other["quantile_row"]).mean() > 0.9
+    # the median of 64 of a uniform distribution has a standard error of 0.5 / sqrt(64); the mean of 40 of them a sixth
+    assert abs(float(one["quantile_value"].mean()) - 0.5) < 4 * 0.0625 / np.sqrt(40)
+    assert len(np.unique(one["quantile_row"])) > 30  # features do not share their draws
+
+
+def test_numbers_out_of_range(client, tmp_path) -> None:
+    path = write(tmp_path / "s.zarr", np.eye(3, dtype=np.float32), np.zeros(3, bool))
+    for wrong, message in (
+        ({"quantiles": [1.5]}, "each is from 0 to 1"),
+        ({"tokens": 65}, "at most 64 tokens"),
+        ({"bins": -1}, "bins is -1"),
+        ({"distinct_documents": True}, "does not say which document"),
+    ):
+        with pytest.raises(InputError, match=message):
+            contexts(path, client=client, **wrong)
+    found = contexts(path, quantiles=(), bins=0, tokens=0, client=client)
+    assert set(found.variables) == {"row", "value", "firing_rate"}
