@@ -46,7 +46,38 @@ GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=2 RealMemory=8000 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=short Nodes=n1,n2 MaxTime=1 State=UP OverSubscribe=NO
 """
+
+
+class Slurm:
+    """What an administrator, or a user in another terminal, does to a Slurm."""
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        """Return job id → state and node of every job that is waiting or running."""
+        lines = self._say("squeue", "-h", "-o", "%A|%T|%N").splitlines()
+        return {job: (state, node) for job, state, node in (line.split("|") for line in lines)}
+
+    def running(self) -> list[str]:
+        """Return the ids of the running jobs, the oldest first."""
+        return sorted((job for job, (state, _) in self.jobs().items() if state == "RUNNING"), key=int)
+
+    def cancel(self, job: str) -> None:
+        self._say("scancel", job)
+
+    def requeue(self, job: str) -> None:
+        """Stop a job and put it back into the queue, as preemption does."""
+        self._say("scontrol", "requeue", job)
+
+    def drain(self, node: str) -> None:
+        """Take a node out of use; what runs there goes on, and nothing else starts."""
+        self._say("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+
+    def resume(self, node: str) -> None:
+        self._say("scontrol", "update", f"nodename={node}", "state=resume")
+
+    def _say(self, *command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _free_ports(count: int) -> list[int]:
@@ -126,6 +157,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.environ.pop("SLURM_CONF", None)
         else:
             os.environ["SLURM_CONF"] = previous
+
+
+@pytest.fixture
+def slurmctl(slurm: Path) -> Iterator[Slurm]:
+    """Commands for the private Slurm; all nodes are in use again, and no job is left, when the test ends."""
+    control = Slurm()
+    yield control
+    for node in ("n1", "n2"):
+        subprocess.run(
+            ["scontrol", "update", f"nodename={node}", "state=resume"], check=False, stderr=subprocess.DEVNULL
+        )
+    subprocess.run(["scancel", "--user", getpass.getuser(), "--full"], check=False)
 
 
 @pytest.fixture
