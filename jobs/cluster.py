@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,8 +19,9 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
+from jobs.watcher import careful, keep_jobs
 from pipeline.workers import closing, dashboard_url, local_client
-from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +263,7 @@ def slurm_cluster(name: str, **overrides: Any) -> Any:
             f"log-directory {job['log-directory']} of profile {name!r} does not exist; Slurm would drop the jobs "
             "without a word. Make it, on a file system that all nodes see"
         )
+    job = careful(job)
     # jobs read their configuration again whenever one is replaced, so it has to outlive this call
     dask.config.set({f"jobqueue.{name}": job})
     folder = job["shared-temp-directory"] or str(Path.cwd())
@@ -271,26 +272,12 @@ def slurm_cluster(name: str, **overrides: Any) -> Any:
 
 @contextlib.contextmanager
 def _slurm(name: str, profile: SlurmProfile) -> Iterator[Client]:
-    job = dask.config.get(f"jobqueue.{name}", {})
-    if job.get("processes", 1) != 1:
-        logger.warning("Profile %s has several workers a job: a lost job cannot be replaced (processes: 1 can)", name)
-    with slurm_cluster(name) as cluster, Client(cluster) as client:
+    with (
+        closing(slurm_cluster(name)) as cluster,
+        Client(cluster) as client,
+        keep_jobs(cluster, profile.jobs) as keeper,
+    ):
         logger.debug("Job script:\n%s", cluster.job_script())
-        cluster.adapt(minimum_jobs=profile.jobs, maximum_jobs=profile.jobs)
         logger.info("Waiting for a worker (%d Slurm jobs)", profile.jobs)
-        try:
-            client.wait_for_workers(1, timeout=profile.wait)
-        except TimeoutError as error:
-            raise SubspaceError(
-                f"No Slurm job of profile {name!r} started a worker within {profile.wait} s.\n{_queue(cluster)}"
-            ) from error
+        keeper.first_worker(client, profile.wait)
         yield client
-
-
-def _queue(cluster: Any) -> str:
-    """Return what Slurm says about the jobs of `cluster`, with the reason why each waits."""
-    ids = ",".join(str(worker.job_id) for worker in cluster.workers.values() if worker.job_id)
-    if not ids:
-        return "Slurm accepted no job; try `sbatch` by hand."
-    shown = subprocess.run(["squeue", "-o", "%i %T %R", "-j", ids], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    return shown.stdout + shown.stderr
