@@ -50,6 +50,11 @@ def make_certificates(folder: Path) -> Security:
     return read_certificates(folder)
 
 
+def has_certificates(folder: Path) -> bool:
+    """Say whether a cluster's certificate is in a folder."""
+    return (folder / FILES["key"]).is_file()
+
+
 def read_certificates(folder: Path) -> Security:
     """Return what a Dask cluster or client takes to use the certificate in a folder.
 
@@ -63,10 +68,14 @@ def read_certificates(folder: Path) -> Security:
     paths = {part: folder / name for part, name in FILES.items()}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
-        raise MissingInputError(f"No certificate: {', '.join(missing)} missing; a folder of them has ca.pem, cert.pem, key.pem")
+        raise MissingInputError(
+            f"No certificate: {', '.join(missing)} missing; a folder of them has ca.pem, cert.pem, key.pem"
+        )
     if paths["key"].stat().st_mode & 0o077:
         raise InputError(f"Others may read {paths['key']}: chmod 600 it, and make a new one if they should not know it")
-    keys = {f"tls_{role}_{part}": str(paths[part]) for role in ("client", "scheduler", "worker") for part in ("cert", "key")}
+    keys = {
+        f"tls_{role}_{part}": str(paths[part]) for role in ("client", "scheduler", "worker") for part in ("cert", "key")
+    }
     return Security(require_encryption=True, tls_ca_file=str(paths["ca_file"]), **keys)
 
 

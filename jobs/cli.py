@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.cluster_verbs import down_command, job_script_command, status_command, submit_command, up_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
@@ -35,6 +36,7 @@ from pipeline.script import (
     set_up_logging,
     show,
 )
+from pipeline.share import Share
 
 app = typer.Typer(
     name="subspace",
@@ -46,9 +48,15 @@ app = typer.Typer(
 )
 
 
-def _register(name: str, command: Callable[..., None], *examples: str) -> None:
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Clusters that outlive the command that starts them: up, down, status, job-script."
+)
+app.add_typer(cluster_app, name="cluster", rich_help_panel="Commands")
+
+
+def _register(name: str, command: Callable[..., None], *examples: str, to: typer.Typer = app) -> None:
     lines = "\n\n".join(f"  [dim]$[/dim] {example}" for example in examples)
-    app.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}")(guarded(command))
+    to.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}")(guarded(command))
 
 
 @app.callback()
@@ -70,6 +78,12 @@ def run_command(
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
     until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only begin the stage --until (begin/N), or do its part I of N; for job arrays."
+        ),
+    ] = None,
     allow_bad_site: AllowBadSite = False,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
@@ -77,8 +91,10 @@ def run_command(
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
-    with open_client(context, cluster, cluster_file) as client:
-        result = run(config, run_dir=run_dir, until=until, client=client)
+    part = Share.parse(share) if share is not None else None
+    directory = run_dir if run_dir is not None else Path("runs") / config.name
+    with open_client(context, cluster, cluster_file, directory / "logs") as client:
+        result = run(config, run_dir=directory, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
 
@@ -229,6 +245,28 @@ _register(
     export_command,
     "subspace export A.zarr --format anndata --out A.h5ad",
     "subspace export A.zarr --format npz --out A.npz --json",
+)
+_register(
+    "up", up_command,
+    "subspace cluster up night --profile slurm-cpu",
+    "subspace run experiment.yaml --cluster night",
+    to=cluster_app,
+)  # fmt: skip
+_register("down", down_command, "subspace cluster down night", to=cluster_app)
+_register("status", status_command, "subspace cluster status", "subspace cluster status night --json", to=cluster_app)
+_register(
+    "job-script",
+    job_script_command,
+    "subspace cluster job-script slurm-gpu",
+    "subspace cluster job-script slurm-cpu --cluster-file mine.yaml > worker.sbatch",
+    to=cluster_app,
+)
+_register(
+    "submit",
+    submit_command,
+    "subspace submit experiment.yaml --cluster slurm-cpu",
+    "subspace submit experiment.yaml --array 16",
+    "subspace submit experiment.yaml --cluster slurm-gpu --cluster-file mine.yaml --dry-run",
 )
 _register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
 

@@ -18,7 +18,13 @@ import yaml
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from jobs.certificates import make_certificates, private_folder, read_certificates, write_private
+from jobs.certificates import (
+    has_certificates,
+    make_certificates,
+    private_folder,
+    read_certificates,
+    write_private,
+)
 from jobs.profiles import (
     Gpu,
     LocalCudaProfile,
@@ -32,10 +38,11 @@ from jobs.profiles import (
     load_settings,
     profile_names,
 )
-from jobs.slurm import SETTINGS, cancel, explain, failures, import_jobqueue, job_options, jobs_named
-from jobs.state import find_cluster, running_names, state_root
+from jobs.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from jobs.state import find_cluster, known_names, state_root
+from jobs.watcher import keep_jobs
 from pipeline.workers import closing, dashboard_url, local_client
-from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from storage.errors import InputError, MissingDependencyError, MissingInputError
 from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
@@ -45,9 +52,7 @@ TOLD = ("distributed", "jobqueue", "subspace")
 
 
 @contextlib.contextmanager
-def connect(
-    profile: str = "local", cluster_file: Path | None = None, logs: Path | None = None
-) -> Iterator[Client]:
+def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path | None = None) -> Iterator[Client]:
     """Start or join the cluster that `profile` describes, and leave it when the block ends.
 
     Parameters
@@ -91,8 +96,8 @@ def _choose(name: str, settings: dict[str, Any]) -> Profile:
     try:
         return find_profile(name, settings)
     except InputError as error:
-        if name not in profile_names(settings) and (names := running_names()):
-            raise InputError(f"{error}. Running clusters: {', '.join(names)}") from error
+        if name not in profile_names(settings) and (names := known_names()):
+            raise InputError(f"{error}. Clusters that were started: {', '.join(names)}") from error
         raise
 
 
@@ -102,7 +107,9 @@ def log_effective(name: str, profile: Profile, settings: dict[str, Any]) -> None
     if isinstance(profile, SlurmProfile):
         values |= {"job": find_job(name, settings).given()}
     level = logging.DEBUG if isinstance(profile, LocalProfile) else logging.INFO
-    logger.log(level, "Cluster profile %s: %s", name, yaml.safe_dump(values, default_flow_style=True, width=10_000).strip())
+    logger.log(
+        level, "Cluster profile %s: %s", name, yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()
+    )
 
 
 @contextlib.contextmanager
@@ -230,8 +237,31 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
 # --- Slurm ------------------------------------------------------------------------------------------------------------
 
 
-def slurm_cluster(name: str, settings: dict[str, Any], folder: Path, logs: Path | None = None, **overrides: Any) -> Any:
-    """Make the ``dask_jobqueue.SLURMCluster`` of profile `name`, with no job submitted yet.
+@contextlib.contextmanager
+def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+    root = find_job(name, settings).shared_temp_directory
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_root() / "runs"
+    label = uuid.uuid4().hex[:8]
+    folder = private_folder(parent / f"{name}-{label}").absolute()
+    try:
+        with (
+            slurm_cluster(name, settings, folder, label, logs) as cluster,
+            Client(cluster) as client,
+            keep_jobs(cluster, profile.jobs) as keeper,
+        ):
+            logger.debug("Job script:\n%s", cluster.job_script())
+            logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
+            keeper.first_worker(client, profile.wait)
+            yield client
+    finally:
+        remove_folder(folder)
+
+
+@contextlib.contextmanager
+def slurm_cluster(
+    name: str, settings: dict[str, Any], folder: Path, label: str, logs: Path | None = None
+) -> Iterator[Any]:
+    """Run the scheduler of profile `name`, with no job submitted yet; its jobs end with the block.
 
     Parameters
     ----------
@@ -240,107 +270,49 @@ def slurm_cluster(name: str, settings: dict[str, Any], folder: Path, logs: Path 
     settings
         The whole Dask configuration, from :func:`jobs.profiles.load_settings` and in force.
     folder
-        A private folder that all nodes see: certificate and settings of the cluster are written to it.
+        A private folder that all nodes see: certificate and settings of the cluster are written to it, where they are
+        not there yet.
+    label
+        Ends the name of the jobs; no other cluster has it.
     logs
         Folder for the jobs' logs, where the profile names none.
-    **overrides
-        Further arguments of ``SLURMCluster``.
 
-    Returns
-    -------
+    Yields
+    ------
     dask_jobqueue.SLURMCluster
     """
     cluster_class = import_jobqueue().SLURMCluster
     if any(letter.isspace() for letter in str(folder)):
         raise InputError(f"dask-jobqueue cannot use folders with spaces in their names: {folder}")
-    job = find_job(name, settings)
-    options = job_options(name, job, folder)
+    options = job_options(name, find_job(name, settings), folder)
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
     # jobs read their configuration again whenever one is replaced, so it has to outlive this call
     dask.config.set({f"jobqueue.{name}": options})
-    write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
-    return cluster_class(
+    if not (folder / SETTINGS).is_file():
+        write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
+    security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
+    cluster = cluster_class(
         config_name=name,
         # without it, dask-jobqueue does not know the names of the workers of a job
         processes=options["processes"],
-        job_name=f"{options['name']}-{folder.name}",
-        security=make_certificates(folder),
+        job_name=f"{options['name']}-{label}",
+        security=security,
         protocol="tls://",
-        **overrides,
     )
+    try:
+        with closing(cluster):
+            yield cluster
+    finally:
+        # Dask may have forgotten a job, or its `scancel` may have failed
+        cancel(jobs_named(cluster.job_name))
 
 
 def told(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a Dask configuration that the workers of a cluster are told."""
     plain: dict[str, Any] = {key: settings[key] for key in TOLD if key in settings}
     return plain
-
-
-@contextlib.contextmanager
-def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
-    root = find_job(name, settings).shared_temp_directory
-    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_root() / "runs"
-    folder = private_folder(parent / f"{name}-{uuid.uuid4().hex[:8]}").absolute()
-    try:
-        with slurm_workers(name, profile, settings, folder, logs) as cluster, Client(cluster) as client:
-            yield wait_for_a_worker(name, profile, cluster, client)
-    finally:
-        remove_folder(folder)
-
-
-@contextlib.contextmanager
-def slurm_workers(
-    name: str, profile: SlurmProfile, settings: dict[str, Any], folder: Path, logs: Path | None
-) -> Iterator[Any]:
-    """Run a scheduler here and keep the profile's number of worker jobs, for as long as the block lasts.
-
-    What failed among the jobs is logged when the block is left by an error.
-    """
-    with closing(slurm_cluster(name, settings, folder, logs)) as cluster:
-        logger.debug("Job script:\n%s", cluster.job_script())
-        if find_job(name, settings).processes != 1:
-            logger.warning(
-                "Profile %s has several workers a job: a lost job cannot be replaced (processes: 1 can)", name
-            )
-        cluster.adapt(minimum_jobs=profile.jobs, maximum_jobs=profile.jobs)
-        try:
-            yield cluster
-        except Exception:
-            for line in failures(jobs_named(cluster.job_name), logs_of(cluster)):
-                logger.error("%s", line)  # noqa: TRY400 - it goes on to the caller
-            raise
-        finally:
-            with contextlib.suppress(SubspaceError):
-                left = jobs_named(cluster.job_name)
-    # what Dask has forgotten, a job that was never heard of among them, is cancelled too
-    cancel(left)
-
-
-def logs_of(cluster: Any) -> Path | None:
-    """Return the folder of the logs of a cluster's jobs."""
-    folder = cluster._dummy_job.log_directory  # noqa: SLF001 - dask-jobqueue offers its job_script alone
-    return None if folder is None else Path(folder)
-
-
-def wait_for_a_worker(name: str, profile: SlurmProfile, cluster: Any, client: Client) -> Client:
-    """Return `client` once it has a worker.
-
-    Raises
-    ------
-    SubspaceError
-        If none comes in time; with Slurm's reason, and the end of the logs of jobs that failed.
-    """
-    logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
-    try:
-        client.wait_for_workers(1, timeout=profile.wait)
-    except TimeoutError as error:
-        shown = explain(jobs_named(cluster.job_name), logs_of(cluster))
-        raise SubspaceError(
-            f"No Slurm job of profile {name!r} started a worker within {profile.wait} s.\n{shown}"
-        ) from error
-    return client
 
 
 # --- the dashboard ----------------------------------------------------------------------------------------------------
@@ -360,7 +332,7 @@ def tunnel(url: str, host: str) -> str:
 
     Inside a Slurm job, the way leads over the host that the job was submitted from.
     """
-    port = url.split("://")[-1].partition("/")[0].rpartition(":")[2]
+    port = url.rsplit("://", maxsplit=1)[-1].partition("/")[0].rpartition(":")[2]
     user, login = getpass.getuser(), os.environ.get("SLURM_SUBMIT_HOST")
-    over = f"-J {user}@{login} " if login and login.split(".")[0] != host.split(".")[0] else ""
+    over = f"-J {user}@{login} " if login and login.split(".")[0] != host.split(".", maxsplit=1)[0] else ""
     return f"ssh -N -L {port}:127.0.0.1:{port} {over}{user}@{host}"

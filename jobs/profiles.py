@@ -17,6 +17,7 @@ import yaml
 from dask.utils import parse_bytes
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from jobs.watcher import walltime_seconds
 from storage.errors import InputError, MissingInputError
 
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
@@ -161,10 +162,10 @@ class SlurmJob(Gpu):
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
     lifetime: str | None = Field(
-        "auto", description="a worker retires after so long, its data moved; auto: shortly before the walltime ends"
+        None, description="a worker retires after so long and hands on its data; by default before the walltime ends"
     )
     lifetime_stagger: str | None = Field(
-        "auto", description="up to so much earlier or later, so that not all retire at once"
+        None, description="up to so much earlier or later, so that not all retire at once"
     )
     death_timeout: PositiveInt | None = Field(None, description="seconds without scheduler after which a worker ends")
     log_directory: str | None = Field(
@@ -189,7 +190,8 @@ class SlurmJob(Gpu):
     def _minutes(cls, walltime: Any) -> Any:
         # YAML reads 01:00:00 without quotes as seconds in base 60
         if isinstance(walltime, int):
-            raise ValueError(f"write it in quotes, as '01:00:00'; YAML reads it as the number {walltime}")
+            message = f"write it in quotes, as '01:00:00'; YAML reads it as the number {walltime}"
+            raise ValueError(message)  # noqa: TRY004 - pydantic wants this one
         return walltime
 
     @field_validator("memory")
@@ -211,40 +213,13 @@ class SlurmJob(Gpu):
         if not self.is_cuda and (self.rmm_pool_size is not None or self.rmm_async or self.rmm_libraries):
             raise ValueError(f"rmm-… keys belong to workers with a GPU: set worker-command to {CUDA_WORKER}")
         if self.walltime is not None:
-            seconds_of(self.walltime)
+            walltime_seconds(self.walltime)
         return self
 
     @property
     def is_cuda(self) -> bool:
         """Whether the workers are Dask-CUDA's."""
         return self.worker_command in (CUDA_WORKER, "dask_cuda.cli")
-
-
-def seconds_of(walltime: str) -> int:
-    """Return a Slurm time in seconds.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-
-    Examples
-    --------
-    >>> [seconds_of(time) for time in ("30", "2:30", "01:00:00", "1-12", "1-00:00:30")]
-    [1800, 150, 3600, 129600, 86430]
-    """
-    days, _, rest = walltime.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if days:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 1:
-        hours, minutes, seconds = 0, parts[0], 0
-    else:
-        hours, minutes, seconds = [0, *parts][-3:]
-    total = int(days or 0) * 86_400 + hours * 3600 + minutes * 60 + seconds
-    if total <= 0:
-        raise ValueError(f"{walltime!r} is no walltime")
-    return total
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -316,9 +291,7 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
     """
     if name not in profile_names(settings):
         near = _hint(name, profile_names(settings))
-        raise InputError(
-            f"No cluster profile {name!r}{near}; cluster.yaml has: {', '.join(profile_names(settings))}"
-        )
+        raise InputError(f"No cluster profile {name!r}{near}; cluster.yaml has: {', '.join(profile_names(settings))}")
     keys = _with_models(name, settings, "profiles")
     model = KINDS.get(keys.get("kind", ""))
     if model is None:
@@ -406,7 +379,14 @@ def render_keys() -> str:
 
 
 def _table(title: str, model: type[_Keys]) -> str:
-    lines = [f"### {title}", "", str(model.__doc__).split("\n\n")[0], "", "| key | default | what it does |", "|---|---|---|"]
+    lines = [
+        f"### {title}",
+        "",
+        str(model.__doc__).split("\n\n")[0],
+        "",
+        "| key | default | what it does |",
+        "|---|---|---|",
+    ]
     for name, field in _own_first(model):
         if name in ("kind", "driver"):
             continue

@@ -17,15 +17,12 @@ from typing import Any
 
 import dask
 
-from jobs.profiles import SlurmJob, seconds_of
+from jobs.profiles import SlurmJob
+from jobs.watcher import careful
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
 
 logger = logging.getLogger(__name__)
 
-#: A worker retires this share of its walltime before the end, at most so many seconds; its data are moved meanwhile.
-RETIRE_SHARE, RETIRE_AT_MOST = 1 / 12, 900
-#: Share of that time by which retirements differ.
-STAGGER_SHARE = 0.8
 #: States of a job that ended as it should not have.
 FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 #: Lines of a failed job's log that are shown.
@@ -71,7 +68,8 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
     for key in ("cores", "memory"):
         if options[key] is None:
             raise InputError(f"jobqueue.{name} says nothing of {key}; set it in your cluster file")
-    return options
+    options = careful(options)
+    return _in_environment(options) if job.is_cuda else options
 
 
 def directives(job: SlurmJob) -> Iterator[str]:
@@ -97,11 +95,6 @@ def prologue(job: SlurmJob, folder: Path) -> Iterator[str]:
         yield f"module load {shlex.quote(module)}"
     # limits of memory and the like stand in this file; a worker on another host would not know of them otherwise
     yield f"export DASK_CONFIG={shlex.quote(str(folder / SETTINGS))}"
-    if job.is_cuda:
-        # `dask cuda worker` refuses --lifetime
-        for key, value in zip(("DURATION", "STAGGER"), _lifetime(job), strict=True):
-            if value is not None:
-                yield f"export DASK_DISTRIBUTED__WORKER__LIFETIME__{key}={shlex.quote(value)}"
     yield from job.job_script_prologue
 
 
@@ -125,24 +118,22 @@ def worker_arguments(job: SlurmJob) -> Iterator[str]:
             yield "--rmm-async"
         if job.rmm_libraries:
             yield from ("--set-rmm-allocator-for-libs", ",".join(job.rmm_libraries))
-    else:
-        for option, value in zip(("--lifetime", "--lifetime-stagger"), _lifetime(job), strict=True):
-            if value is not None:
-                yield from (option, value)
+    for option in ("lifetime", "lifetime_stagger"):
+        if (value := getattr(job, option)) is not None:
+            yield from (f"--{option.replace('_', '-')}", value)
     yield from job.worker_extra_args
 
 
-def _lifetime(job: SlurmJob) -> tuple[str | None, str | None]:
-    """Return after what time workers retire, and by how much these times differ."""
-    lifetime, stagger = job.lifetime, job.lifetime_stagger
-    if job.walltime is None:
-        return (None if lifetime == "auto" else lifetime, None if stagger == "auto" else stagger)
-    total = seconds_of(job.walltime)
-    early = min(total * RETIRE_SHARE, RETIRE_AT_MOST)
-    return (
-        f"{total - early:.0f}s" if lifetime == "auto" else lifetime,
-        (f"{early * STAGGER_SHARE:.0f}s" if lifetime == "auto" else None) if stagger == "auto" else stagger,
-    )
+def _in_environment(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options in which a worker's lifetime is set by variables: `dask cuda worker` refuses ``--lifetime``."""
+    arguments, exports = list(options["worker-extra-args"]), []
+    for option, key in (("--lifetime", "DURATION"), ("--lifetime-stagger", "STAGGER")):
+        if option in arguments:
+            at = arguments.index(option)
+            exports.append(f"export DASK_DISTRIBUTED__WORKER__LIFETIME__{key}={shlex.quote(arguments[at + 1])}")
+            del arguments[at : at + 2]
+    exports += options["job-script-prologue"]
+    return {**options, "worker-extra-args": arguments, "job-script-prologue": exports}
 
 
 def import_jobqueue() -> Any:
@@ -247,6 +238,6 @@ def failures(jobs: Sequence[Job], logs: Path | None) -> Iterator[str]:
             yield f"    no log in {logs}" if logs is not None else "    no log-directory is set: no log"
 
 
-def submit(script: Path, *options: str) -> str:
+def submit(script: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
     """Submit a script and return the number of its job."""
-    return say("sbatch", "--parsable", *options, str(script)).strip().split(";")[0]
+    return say("sbatch", "--parsable", *options, str(script), *arguments).strip().split(";")[0]

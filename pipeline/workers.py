@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
+
+from storage.errors import WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ Result = TypeVar("Result")
 
 #: Seconds between two progress lines where the output is not a terminal.
 LOG_INTERVAL = 15.0
+
+#: Characters of a task's item that an error shows.
+ITEM_CHARACTERS = 100
 
 #: Seconds that a cluster may take to close.
 CLOSING_SECONDS = 30.0
@@ -167,6 +172,11 @@ def run_tasks(
     ------
     tuple
         The item and what the function returned for it.
+
+    Raises
+    ------
+    WorkerLostError
+        If worker after worker dies under the same task (``distributed.scheduler.allowed-failures``); with its name.
     """
     run = f"{time.time_ns():x}"
     waiting = iter(enumerate(items))
@@ -185,8 +195,11 @@ def run_tasks(
     try:
         with progress(label, len(items)) as advance:
             for future in completed:
-                result = future.result()
                 item = in_flight.pop(str(future.key))
+                try:
+                    result = future.result()
+                except KilledWorker as error:
+                    raise _poisoned(error, label, item) from error
                 future.release()
                 for new in submit(1):
                     completed.add(new)
@@ -195,6 +208,21 @@ def run_tasks(
     finally:
         if completed.futures:
             client.cancel(list(completed.futures), force=True)
+
+
+def _poisoned(error: KilledWorker, label: str, item: object) -> WorkerLostError:
+    """Return the error of a task that took worker after worker with it, with the task named."""
+    group, number = error.task if isinstance(error.task, tuple) else (error.task, "")
+    name = f"{str(group).rpartition('-')[0] or group} {number}".strip()
+    shown = str(item) if len(str(item)) <= ITEM_CHARACTERS else f"{str(item)[:ITEM_CHARACTERS]}…"
+    return WorkerLostError(
+        f"{label}: the task {name!r} (of {shown}) lost its worker {error.allowed_failures + 1} times, the last one "
+        f"being {error.last_worker.name} at {error.last_worker.address}, and is not tried again. Most often a worker "
+        "that dies has run out of memory: give each more of it, or the stage less (`memory`). If workers were "
+        "cancelled or preempted that often, raise distributed.scheduler.allowed-failures in your cluster file. What "
+        "is finished is kept",
+        worker=str(error.last_worker.name),
+    )
 
 
 @contextlib.contextmanager

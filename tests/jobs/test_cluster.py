@@ -79,7 +79,7 @@ def test_slurm_job_script(tmp_path: Path) -> None:
         script = cluster.job_script()
     for line in ("-p short", "-A lab", "--cpus-per-task=3", "--mem=5G", "-t 01:00:00"):
         assert f"#SBATCH {line}" in script
-    for option in ("--nthreads 3", "--tls-key", "--lifetime 55m"):
+    for option in ("--nthreads 3", "--tls-key", "--lifetime 3060s"):
         assert option in script
 
 
