@@ -16,6 +16,7 @@ from jobs.cluster import connect
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
+from jobs.watching import recorded
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
@@ -77,8 +78,9 @@ def run_command(
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
-    with open_client(context, cluster, cluster_file) as client:
-        result = run(config, run_dir=run_dir, until=until, client=client)
+    folder = run_dir or Path("runs") / config.name
+    with open_client(context, cluster, cluster_file) as client, recorded(client, folder):
+        result = run(config, run_dir=folder, until=until, client=client)
     _show_run(result, until, as_json=as_json)
 
 
@@ -93,7 +95,7 @@ def demo_command(
     # the demo's imports pull in torch and transformers
     prepare = importlib.import_module("jobs.demo.prepare").prepare
     experiment = prepare(run_dir / "input")
-    with open_client(context, cluster, cluster_file) as client:
+    with open_client(context, cluster, cluster_file) as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
 

@@ -40,7 +40,7 @@ from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
@@ -385,6 +385,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
     _log_plan(plan, inputs)
+    tell(Planned("Correlating", plan.projected))
     return plan
 
 
@@ -480,7 +481,17 @@ def _correlate_panels(job: Job, client: Client) -> None:
         width = arrays["row_id"].shape[0]
         tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
     missing = sorted(set(range(job.plan.n_panels)) - set(done))
-    tasks = run_tasks(client, correlate_panel, missing, name="correlate-panel", label="Correlating", args=(job,))
+    n_rows = np.load(job.panels / HALVES_FILE, mmap_mode="r", allow_pickle=False).size
+    share = n_rows / job.plan.n_panels  # of the rows, though each panel reads them all: the sum is right
+    tasks = run_tasks(
+        client,
+        correlate_panel,
+        missing,
+        name="correlate-panel",
+        label="Correlating",
+        args=(job,),
+        rows=lambda _: share,
+    )
     for _, summary in tasks:
         tally.add(summary)
 
