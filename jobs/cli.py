@@ -17,6 +17,7 @@ from jobs.cluster_verbs import down_command, job_script_command, status_command,
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
+from jobs.watching import recorded
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
@@ -92,9 +93,11 @@ def run_command(
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     part = Share.parse(share) if share is not None else None
-    directory = run_dir if run_dir is not None else Path("runs") / config.name
-    with open_client(context, cluster, cluster_file, directory / "logs") as client:
-        result = run(config, run_dir=directory, until=until, share=part, client=client)
+    folder = run_dir or Path("runs") / config.name
+    # the tasks of an array run at once: each has a record of its own
+    record = folder if part is None else folder / "watch" / f"{until}-{part}"
+    with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
+        result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
 
@@ -109,7 +112,7 @@ def demo_command(
     # the demo's imports pull in torch and transformers
     prepare = importlib.import_module("jobs.demo.prepare").prepare
     experiment = prepare(run_dir / "input")
-    with open_client(context, cluster, cluster_file) as client:
+    with open_client(context, cluster, cluster_file) as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
 

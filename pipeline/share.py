@@ -66,6 +66,9 @@ class Share:
             raise InputError(f"A share is begin/N or I/N with I from 0 to N − 1, not {text!r}")
         return cls(number, count)
 
+    def __str__(self) -> str:
+        return f"{'begin' if self.number is None else self.number}-of-{self.count}"
+
     @property
     def begins(self) -> bool:
         """Whether this is the process that begins the stage."""

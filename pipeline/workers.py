@@ -7,6 +7,7 @@ futures in flight, and leave nothing running on the cluster when they are interr
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import logging
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from distributed import Client, KilledWorker, LocalCluster, as_completed
@@ -33,6 +35,9 @@ Result = TypeVar("Result")
 #: Seconds between two progress lines where the output is not a terminal.
 LOG_INTERVAL = 15.0
 
+#: Seconds between two changes of a bar in a notebook.
+NOTEBOOK_INTERVAL = 0.25
+
 #: Characters of a task's item that an error shows.
 ITEM_CHARACTERS = 100
 
@@ -41,6 +46,47 @@ CLOSING_SECONDS = 30.0
 
 #: Where the dashboard of a local cluster listens, if nothing else does.
 DASHBOARD_PORT = 8787
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a stage will hold at most in each worker process, in bytes."""
+
+    what: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """How far the tasks of one :func:`run_tasks` are: of how many, and how many rows the newest ones stand for."""
+
+    label: str
+    done: int
+    total: int
+    rows: float
+
+
+Listener = Callable[[Planned | Advanced], None]
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have a function told what stages plan and how far they are, for as long as the block lasts.
+
+    It is called in the thread that runs the stage, so it has to be quick.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(event: Planned | Advanced) -> None:
+    """Tell whoever listens."""
+    for listener in _listeners:
+        listener(event)
 
 
 @contextlib.contextmanager
@@ -146,6 +192,7 @@ def run_tasks(
     args: Sequence[Any] = (),
     retries: int = 2,
     per_slot: int = 2,
+    rows: Callable[[Item], float] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Run ``function(item, *args)`` for every item and yield ``(item, result)`` as they finish.
 
@@ -167,6 +214,8 @@ def run_tasks(
         How often a task is tried again when it raises or its worker dies.
     per_slot
         Tasks in flight for each thread of the cluster; bounds the memory that waiting results can take.
+    rows
+        How many rows of text an item stands for, for those who watch.
 
     Yields
     ------
@@ -191,6 +240,7 @@ def run_tasks(
             futures.append(future)
         return futures
 
+    done = 0
     completed = as_completed(submit(per_slot * n_slots(client)), with_results=False)
     try:
         with progress(label, len(items)) as advance:
@@ -204,6 +254,8 @@ def run_tasks(
                 for new in submit(1):
                     completed.add(new)
                 advance(1)
+                done += 1
+                tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
                 yield item, result
     finally:
         if completed.futures:
@@ -227,8 +279,10 @@ def _poisoned(error: KilledWorker, label: str, item: object) -> WorkerLostError:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error: a bar on a terminal, a log line now and then elsewhere."""
-    if sys.stderr.isatty():
+    """Show progress: a bar in a notebook or on a terminal (standard error), a log line now and then elsewhere."""
+    if in_notebook():
+        yield _in_notebook(label, total)
+    elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -239,8 +293,38 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=total)
             yield lambda n: bar.advance(task, n)
-        return
-    yield _logged(label, total)
+    else:
+        yield _logged(label, total)
+
+
+def in_notebook() -> bool:
+    """Say whether this runs in a notebook's kernel; where IPython was never imported, it does not."""
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _in_notebook(label: str, total: int) -> Callable[[int], None]:
+    """Return an ``advance`` that keeps a bar of plain HTML up to date: it needs no widgets, and stays when saved."""
+    from IPython.display import HTML, display  # noqa: PLC0415 - only notebooks have it
+
+    start, done, shown = time.monotonic(), 0, 0.0
+
+    def bar() -> Any:
+        text = f"{html.escape(label)}: {done} of {total} in {time.monotonic() - start:.1f} s"
+        return HTML(f'<progress max="{total}" value="{done}"></progress> {text}')
+
+    handle = display(bar(), display_id=True)
+
+    def advance(n: int) -> None:
+        nonlocal done, shown
+        done += n
+        now = time.monotonic()
+        if done == total or now - shown >= NOTEBOOK_INTERVAL:
+            shown = now
+            handle.update(bar())
+
+    return advance
 
 
 def _logged(label: str, total: int) -> Callable[[int], None]:

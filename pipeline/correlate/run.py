@@ -41,7 +41,7 @@ from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
 from pipeline.share import Share
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
@@ -463,6 +463,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
     _log_plan(plan, inputs)
+    tell(Planned("Correlating", plan.projected))
     return plan
 
 
@@ -559,7 +560,17 @@ def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> N
         tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
     mine = range(job.plan.n_panels) if share is None else share.of(range(job.plan.n_panels))
     missing = sorted(set(mine) - set(done))
-    tasks = run_tasks(client, correlate_panel, missing, name="correlate-panel", label="Correlating", args=(job,))
+    n_rows = np.load(job.panels / HALVES_FILE, mmap_mode="r", allow_pickle=False).size
+    each = n_rows / job.plan.n_panels  # of the rows, though each panel reads them all: the sum is right
+    tasks = run_tasks(
+        client,
+        correlate_panel,
+        missing,
+        name="correlate-panel",
+        label="Correlating",
+        args=(job,),
+        rows=lambda _: each,
+    )
     for _, summary in tasks:
         tally.add(summary)
 

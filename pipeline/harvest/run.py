@@ -54,7 +54,7 @@ from pipeline.harvest.site_check import (
 )
 from pipeline.harvest.sites import Site
 from pipeline.share import Share
-from pipeline.workers import ensure_client, in_order, run_tasks
+from pipeline.workers import Planned, ensure_client, in_order, run_tasks, tell
 from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
 from storage.errors import MissingInputError
 from storage.files import partial_path
@@ -247,6 +247,7 @@ def predict(
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
+    tell(Planned(f"harvest {job.side.upper()}, a task", held))
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
 
@@ -530,8 +531,21 @@ def _write_shards(
     shards = sorted(set().union(*missing.values()))
     items = [(shard, tuple(site for site in writers if shard in missing[site])) for shard in shards]
     label = f"harvest {job.side.upper()}"
+    one = next(iter(writers.values()))
+
+    def rows(item: tuple[int, tuple[str, ...]]) -> float:
+        part = one.shard_slice(item[0])
+        return float(part.stop - part.start)
+
     for _ in run_tasks(
-        client, _harvest_shard, items, name="harvest-shard", label=label, args=(job, thresholds), per_slot=1
+        client,
+        _harvest_shard,
+        items,
+        name="harvest-shard",
+        label=label,
+        args=(job, thresholds),
+        per_slot=1,
+        rows=rows,
     ):
         pass  # the shards are on disk
 

@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -171,25 +171,44 @@ def slurmctl(slurm: Path) -> Iterator[Slurm]:
     subprocess.run(["scancel", "--user", getpass.getuser(), "--full"], check=False)
 
 
+ClusterFile = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_cluster_file() -> ClusterFile:
+    """Write what a site changes in cluster.yaml: two small jobs, and what the test gives besides."""
+
+    def make(
+        folder: Path,
+        job: dict[str, object] | None = None,
+        profile: dict[str, object] | None = None,
+        distributed: dict[str, object] | None = None,
+    ) -> Path:
+        (folder / "logs").mkdir(exist_ok=True)
+        usual = {
+            "queue": "main",
+            "cores": 1,
+            "memory": "2GB",
+            "walltime": "00:10:00",
+            "interface": "lo",
+            "log-directory": str(folder / "logs"),
+            "shared-temp-directory": str(folder),
+            "local-directory": str(folder / "scratch"),
+            "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
+        }
+        settings = {
+            "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60, **(profile or {})}}},
+            "jobqueue": {"slurm-cpu": {**usual, **(job or {})}},
+            "distributed": distributed or {},
+        }
+        path = folder / "cluster.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return make
+
+
 @pytest.fixture
-def cluster_file(tmp_path: Path) -> Path:
+def cluster_file(make_cluster_file: ClusterFile, tmp_path: Path) -> Path:
     """What a site changes in cluster.yaml."""
-    (tmp_path / "logs").mkdir()
-    job = {
-        "queue": "main",
-        "cores": 1,
-        "memory": "2GB",
-        "walltime": "00:10:00",
-        "interface": "lo",
-        "log-directory": str(tmp_path / "logs"),
-        "shared-temp-directory": str(tmp_path),
-        "local-directory": str(tmp_path / "scratch"),
-        "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
-    }
-    settings = {
-        "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60}}},
-        "jobqueue": {"slurm-cpu": job},
-    }
-    path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return make_cluster_file(tmp_path)
