@@ -210,8 +210,9 @@ class SlurmJob(Gpu):
             )
         if self.cores is not None and self.cores % self.processes:
             raise ValueError(f"cores ({self.cores}) must be a multiple of processes ({self.processes})")
-        if not self.is_cuda and (self.rmm_pool_size is not None or self.rmm_async or self.rmm_libraries):
-            raise ValueError(f"rmm-… keys belong to workers with a GPU: set worker-command to {CUDA_WORKER}")
+        of_gpus = [_dashed(key) for key in Gpu.model_fields if getattr(self, key)]
+        if of_gpus and not self.is_cuda:
+            raise ValueError(f"{', '.join(of_gpus)} are of workers with a GPU: set worker-command to {CUDA_WORKER!r}")
         if self.walltime is not None:
             walltime_seconds(self.walltime)
         return self

@@ -8,16 +8,21 @@ their absence an error instead of a skip.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.run import run
+from pipeline.workers import local_client
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -212,3 +217,38 @@ def make_cluster_file() -> ClusterFile:
 def cluster_file(make_cluster_file: ClusterFile, tmp_path: Path) -> Path:
     """What a site changes in cluster.yaml."""
     return make_cluster_file(tmp_path)
+
+
+@pytest.fixture
+def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the ``subspace`` command in a process of its own; returns what it prints. State is kept below `tmp_path`."""
+    monkeypatch.setenv("SUBSPACE_STATE", str(tmp_path / "state"))
+
+    def call(*arguments: object) -> str:
+        command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def local_run(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all stages of the tiny experiment here; yields a hash of each data file of each store and result."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    with local_client(threads_per_worker=2) as client:
+        run(tiny_inputs / "experiment.yaml", run_dir=folder, client=client)
+    return data_files(folder)
+
+
+def data_files(folder: Path) -> dict[str, str]:
+    """Return a hash of every data file below a run directory; metadata carries times of creation."""
+    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="session")
+def digest() -> Callable[[Path], dict[str, str]]:
+    """Return :func:`data_files`."""
+    return data_files
