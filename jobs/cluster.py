@@ -78,9 +78,6 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
     """
     settings = load_settings(cluster_file)
     chosen = _choose(profile, settings)
-    if isinstance(chosen, SlurmProfile):
-        import_jobqueue()  # adds its defaults to Dask's configuration, so the layers are merged again
-        settings = load_settings(cluster_file)
     with dask.config.set(settings):
         log_effective(profile, chosen, settings)
         with _start(profile, chosen, settings, logs) as client:

@@ -112,11 +112,11 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
     InputError
         If the profile is of another kind.
     """
-    profile = find_profile(name, load_settings(cluster_file))
+    settings = load_settings(cluster_file)
+    profile = find_profile(name, settings)
     if not isinstance(profile, SlurmProfile):
         raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' have a job script")
     job_class = import_jobqueue().slurm.SLURMJob
-    settings = load_settings(cluster_file)
     folder = state_root() / "runs" / f"{name}-XXXXXXXX"
     with dask.config.set(settings):
         options = job_options(name, find_job(name, settings), folder)

@@ -63,8 +63,6 @@ def serve(folder: Path) -> None:
         signal.signal(number, lambda *_: ended.set())
     settings, profile_name = read_yaml(folder / SETTINGS), state.about["profile"]
     profile = find_profile(profile_name, settings)
-    if isinstance(profile, SlurmProfile):
-        import_jobqueue()
     with dask.config.set(settings), _cluster(state, profile, settings) as cluster:
         process = psutil.Process()
         job_name = cluster.job_name if isinstance(profile, SlurmProfile) else None
@@ -140,8 +138,7 @@ def up(name: str, profile_name: str, cluster_file: Path | None = None) -> Cluste
     if name in profile_names(settings):
         raise InputError(f"{name!r} is the name of a profile; --cluster {name} would mean either. Choose another name")
     if isinstance(profile, SlurmProfile):
-        import_jobqueue()
-        settings = load_settings(cluster_file)
+        import_jobqueue()  # said here if it is missing, or a key is wrong, rather than by the process that is started
         find_job(profile_name, settings)
     state = cluster_of(name)
     _make_place(state)

@@ -7,6 +7,7 @@ cancelled by it, whatever became of the process that submitted them.
 from __future__ import annotations
 
 import getpass
+import importlib.resources
 import logging
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import yaml
 
 from jobs.profiles import SlurmJob
 from jobs.watcher import careful
@@ -64,12 +66,19 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
         "job-script-prologue": [*prologue(job, folder)], "worker-extra-args": [*worker_arguments(job)],
     }  # fmt: skip
     given = {key: value for key, value in own.items() if value is not None}
-    options: dict[str, Any] = dask.config.merge(dask.config.get("jobqueue.slurm"), given)
+    options: dict[str, Any] = dask.config.merge(_defaults(), dask.config.get("jobqueue.slurm", {}), given)
     for key in ("cores", "memory"):
         if options[key] is None:
             raise InputError(f"jobqueue.{name} says nothing of {key}; set it in your cluster file")
     options = careful(options)
     return _in_environment(options) if job.is_cuda else options
+
+
+def _defaults() -> dict[str, Any]:
+    """Return dask-jobqueue's own defaults; it puts them into Dask's configuration only once, as it is imported."""
+    text = importlib.resources.files(import_jobqueue()).joinpath("jobqueue.yaml").read_text(encoding="utf-8")
+    defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"]["slurm"]
+    return defaults
 
 
 def directives(job: SlurmJob) -> Iterator[str]:
