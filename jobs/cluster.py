@@ -42,7 +42,7 @@ from jobs.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_name
 from jobs.state import find_cluster, known_names, state_root
 from jobs.watcher import keep_jobs
 from pipeline.workers import closing, dashboard_url, local_client
-from storage.errors import InputError, MissingDependencyError, MissingInputError
+from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
 from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
@@ -302,8 +302,15 @@ def slurm_cluster(
         with closing(cluster):
             yield cluster
     finally:
-        # Dask may have forgotten a job, or its `scancel` may have failed
-        cancel(jobs_named(cluster.job_name))
+        _cancel_left(cluster.job_name)
+
+
+def _cancel_left(job_name: str) -> None:
+    """Cancel the jobs of that name: Dask may have forgotten one, or its `scancel` may have failed."""
+    try:
+        cancel(jobs_named(job_name))
+    except SubspaceError as error:
+        logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
 
 
 def told(settings: dict[str, Any]) -> dict[str, Any]:

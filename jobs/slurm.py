@@ -224,14 +224,6 @@ def cancel(jobs: Sequence[Job]) -> None:
         say("scancel", *ids)
 
 
-def explain(jobs: Sequence[Job], logs: Path | None) -> str:
-    """Return a line for each job, and the end of the logs of those that failed."""
-    if not jobs:
-        return "Slurm knows of no job of this cluster; try the script of `subspace cluster job-script` by hand."
-    lines = [f"job {job.id}: {job.state} {job.node or job.reason}".rstrip() for job in jobs]
-    return "\n".join([*lines, *failures(jobs, logs)])
-
-
 def failures(jobs: Sequence[Job], logs: Path | None) -> Iterator[str]:
     """Yield what there is to read of each failed job: its reason, and the end of its log."""
     for job in jobs:

@@ -26,6 +26,7 @@ from jobs.profiles import (
     render_keys,
     shipped_cluster_file,
 )
+from jobs.slurm import Job, failures
 from storage.errors import InputError, MissingInputError
 
 
@@ -155,7 +156,7 @@ def test_a_missing_log_directory_is_said_at_once(tmp_path: Path) -> None:
         ({"partition": "x", "queue": "y"}, r"partition: 'x' and queue: 'y', which is the same"),
         ({"gpus": 4}, r"one worker for each GPU of a job: set processes \(1\) to gpus \(4\)"),
         ({"walltime": 3600}, r"walltime: write it in quotes"),
-        ({"walltime": "soon"}, r"walltime: walltime 'soon' is none that Slurm reads"),
+        ({"walltime": "soon"}, r"walltime 'soon' is none that Slurm reads"),
         ({"worker-command": "distributed.cli.dask_worker"}, r"rmm-pool-size.*are of workers with a GPU"),
         ({"processes": 3, "gpus": 3, "cores": 4}, r"cores \(4\) must be a multiple of processes \(3\)"),
         ({"memory": "much"}, r"memory: "),
@@ -261,3 +262,19 @@ def test_the_tunnel_leads_over_the_login_node(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURM_SUBMIT_HOST", "login1")
     assert tunnel("http://127.0.0.1:8787/status", "node7") == ("ssh -N -L 8787:127.0.0.1:8787 -J ada@login1 ada@node7")
     assert where_to_look("http://127.0.0.1:8787/status", "node7").startswith("http://127.0.0.1:8787/status (")
+
+
+def test_the_log_of_a_failed_job_is_shown(tmp_path: Path) -> None:
+    jobs = [
+        Job("7", "RUNNING", "n1", "None"),
+        Job("8", "OUT_OF_MEMORY", "n2", "OutOfMemory"),
+        Job("9", "FAILED", "n1", "NonZeroExitCode"),
+    ]
+    (tmp_path / "subspace-mine-8.err").write_text("\n".join(f"line {i}" for i in range(100)))
+    (tmp_path / "subspace-mine-7.err").write_text("all is well")
+    shown = "\n".join(failures(jobs, tmp_path))
+    assert "job 8 on n2: OUT_OF_MEMORY (OutOfMemory)" in shown
+    assert "line 99" in shown
+    assert "line 10\n" not in shown, "only its end"
+    assert f"no log in {tmp_path}" in shown
+    assert "all is well" not in shown
