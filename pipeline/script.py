@@ -34,7 +34,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="PROFILE",
-        help="Profile of cluster.yaml, or a scheduler's address. Default: threads here.",
+        help="Profile of cluster.yaml, name of a cluster that is up, or a scheduler's address. Default: threads here.",
     ),
 ]
 ClusterFile = Annotated[
@@ -62,12 +62,16 @@ def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
 class Session:
     """What the program that runs a command brings: how it connects to clusters."""
 
-    connect: Callable[[str, Path | None], contextlib.AbstractContextManager[Client]]
+    connect: Callable[[str, Path | None, Path | None], contextlib.AbstractContextManager[Client]]
 
 
 @contextlib.contextmanager
-def open_client(context: typer.Context, cluster: str | None, cluster_file: Path | None = None) -> Iterator[Client]:
+def open_client(
+    context: typer.Context, cluster: str | None, cluster_file: Path | None = None, logs: Path | None = None
+) -> Iterator[Client]:
     """Yield the client that ``--cluster`` asks for; threads of this process where it is absent.
+
+    `logs` is the folder for the logs of Slurm jobs, where the profile names none.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def open_client(context: typer.Context, cluster: str | None, cluster_file: Path 
     """
     session = context.obj
     if isinstance(session, Session):
-        with session.connect(cluster or "local", cluster_file) as client:
+        with session.connect(cluster or "local", cluster_file, logs) as client:
             yield client
     elif cluster is None:
         with ensure_client(None) as client:

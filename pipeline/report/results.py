@@ -77,10 +77,10 @@ class Run:
                 yield site.contexts_path
         for pair in self.site_pairs:
             yield from pair.paths.values()
-        if self.directory.score_grid.exists():
-            yield self.directory.score_grid
             if self.experiment.semantics is not None:
                 yield self.directory.semantics(pair.a.name, pair.b.name)
+        if self.directory.score_grid.exists():
+            yield self.directory.score_grid
 
 
 def open_run(run_dir: str | Path) -> Run:
