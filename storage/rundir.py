@@ -10,6 +10,7 @@
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
 ``report.html``, ``*.csv``              the report
+``explorer/``                           its explorer, where that is too large for the report
 ======================================  ===============================================================
 """
 
@@ -79,6 +80,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
+
+    @property
+    def explorer(self) -> Path:
+        """The explorer's pages, where they are too large for the report."""
+        return self.root / "explorer"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
@@ -16,8 +14,10 @@ from markupsafe import Markup
 from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
 from pipeline.report.explorer import Explorer, PairView
+from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
+from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.words import metric_name, number, p_number
 from storage import read_manifest
 
@@ -25,7 +25,6 @@ from storage import read_manifest
 FULL_SHADE = 0.1
 #: Up to so many pairs of sites are listed in the navigation at the top.
 FEW_PAIRS = 6
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class SitePairView:
         return sum(pair.n_shared > 0 for pair in self.pairs)
 
 
-def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
+def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, found: ExplorerView) -> str:
     """Return the report as one HTML document that needs nothing else.
 
     Parameters
@@ -71,25 +70,23 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
         Its texts.
     scores
         From :func:`pipeline.report.tables.scores_table`.
+    found
+        The explorer's data, or links to its pages.
 
     Returns
     -------
     str
-        HTML without scripts; its content policy forbids scripts and every connection.
+        HTML whose content policy forbids every connection, and every script but the explorer's own.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "p": p_number, "metric": metric_name, "short": tables.short_name}
     matching, sites = tables.matching_table(run), tables.sites_table(run)
     views = list(_site_pair_views(run, explorer, scores, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
-    return environment.get_template("report.html.j2").render(
+    scripts = explorer_scripts() if found.data else ()
+    return environment().get_template("report.html.j2").render(
         run=run,
+        explorer=found,
+        scripts=scripts,
+        policy=content_policy(scripts),
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         verdict=words.judge(scores, matching, sites, easy, run.unfinished),
         criterion=words.CORRECTIONS[words.criterion(scores)],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.report import tables
 from pipeline.report.explorer import Explorer
+from pipeline.report.explorer_page import write_explorer
 from pipeline.report.page import render_page
 from pipeline.report.results import open_run
 
@@ -25,8 +26,9 @@ def report(run_dir: str | Path) -> Path:
     Returns
     -------
     Path
-        ``report.html``, one self-contained page without scripts. Beside it, ``pairs.csv`` holds every matched pair
-        with the words that both features fire on, and ``scores.csv`` every metric with its null and corrected p.
+        ``report.html``, one self-contained page with an explorer of all pairs; where that is beyond 20 MB, it stands
+        in the folder ``explorer``. Beside it, ``pairs.csv`` holds every matched pair with the words that both features
+        fire on, and ``scores.csv`` every metric with its null and corrected p.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def report(run_dir: str | Path) -> Path:
     root = run.directory.root
     _write(root / "scores.csv", scores.to_csv(index=False))
     _write(root / "pairs.csv", pairs.to_csv(index=False))
-    _write(run.directory.report, render_page(run, explorer, scores))
+    _write(run.directory.report, render_page(run, explorer, scores, write_explorer(run)))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
 
