@@ -121,7 +121,7 @@ def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]
     line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
     line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
     for metric in scores["metric"].values:
-        one = scores.sel(metric=metric)
+        one = scores.sel(metric=metric).isel(null=0)
         line[str(metric)] = {key: float(one[key]) for key in ("score", "null_mean", "p")}
     return line
 
@@ -204,7 +204,13 @@ _register(
     "token-identity", token_identity_command, "subspace token-identity pairs.zarr A.zarr B.zarr --out identity.zarr"
 )
 _register("layers", layers_command, "subspace layers runs/pythia-70m-vs-160m --csv layers.csv")
-_register("compare", compare_command, "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr")
+_register(
+    "compare",
+    compare_command,
+    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr",
+    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr",
+    "subspace compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr",
+)
 _register(
     "inspect",
     inspect_command,

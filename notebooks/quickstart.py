@@ -112,7 +112,7 @@ scores[["score", "null_mean", "null_std", "p"]].to_dataframe()
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 for axis, metric in zip(axes, scores.metric.values, strict=True):
-    axis.hist(scores.null.sel(metric=metric).values.ravel(), bins=30, label="shuffled pairings")
+    axis.hist(scores.null_score.sel(metric=metric, null="shuffled").values, bins=30, label="shuffled pairings")
     axis.axvline(float(scores.score.sel(metric=metric)), color="tab:red", label="observed")
     axis.set_title(metric)
     axis.legend()

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from storage.errors import InputError, MissingInputError
 
@@ -29,8 +38,22 @@ Kernel = Literal["auto", "sparse", "dense"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
-Metric = Literal["svcca", "svcca_pc1", "rsa"]
+Null = Literal["shuffled", "random_features", "random_pairs", "random_dictionary"]
 Pool = Literal["last", "max", "mean"]
+
+
+def _known_metric(text: str) -> str:
+    from pipeline.compare.metrics import parse_metric  # noqa: PLC0415 - stages read this module
+
+    try:
+        parse_metric(text)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+#: A metric as users write it: a name, or a name with options.
+Metric = Annotated[str, AfterValidator(_known_metric)]
 
 #: What r is called in labels, by measure.
 MEASURE_NAMES: dict[Measure, str] = {
@@ -264,9 +287,25 @@ class MatchConfig(Section):
 class CompareConfig(Section):
     """What the matched spaces are compared by, and against which chance."""
 
-    metrics: list[Metric] = ["svcca", "rsa", "svcca_pc1"]
+    metrics: list[Metric] = Field(
+        ["svcca", "rsa", "svcca_pc1"], min_length=1, description="names, with options where wanted: 'svcca:k=20'"
+    )
+    nulls: list[Null] = Field(["shuffled"], min_length=1, description="what chance is")
     null_runs: PositiveInt = 1000
     seed: int = 0
+    intervals: Annotated[int, Field(ge=0)] = Field(
+        0, description="bootstrap runs over pairs, for an interval of each score"
+    )
+
+    @field_validator("nulls")
+    @classmethod
+    def _nulls_of_a_run(cls, nulls: list[Null]) -> list[Null]:
+        if outside := [null for null in nulls if null in ("random_pairs", "random_dictionary")]:
+            raise ValueError(
+                f"{', '.join(outside)} needs a larger matching or a control store, which the comparison of whole sites "
+                "does not have; use `subspace compare --pool/--control-a/--control-b` on its results"
+            )
+        return nulls
 
 
 class ReportConfig(Section):

@@ -10,12 +10,15 @@ neither do the ranks: a shuffled run is one dot product of two rank matrices, on
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic.dataclasses import dataclass
 
+from pipeline.compare.base import Metric, Pairing, Rows
 from pipeline.compare.rows import paired_rows
 
 #: Cosines are compared to this many decimals, so that equal ones tie in spite of rounding.
@@ -44,6 +47,43 @@ class RankedSimilarities(NamedTuple):
     upper_a: NDArray[np.int32]
     square_b: NDArray[np.int32]
     norm: float
+
+
+@dataclass(frozen=True)
+class Rsa(Metric):
+    """Spearman's correlation of the two sides' cosine similarities."""
+
+    name: ClassVar[str] = "rsa"
+
+    @property
+    def family(self) -> Hashable:
+        """A family of its own."""
+        return self
+
+    @staticmethod
+    def prepare(metrics: Sequence[Rsa], x: Rows, y: Rows) -> RankedSimilarities:  # noqa: ARG004
+        """Rank the similarities of both sides."""
+        return ranked_similarities(x, y)
+
+    def arrange(self, state: RankedSimilarities, pairing: Pairing) -> float:
+        """Return the correlation itself: there is nothing to share."""
+        return rank_correlation(state, pairing)
+
+    def score(self, arranged: float) -> float:
+        """Return the correlation."""
+        return arranged
+
+    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
+        """Return the correlation over rows that are no copies of each other: those agree by construction."""
+        first, second = np.triu_indices(len(pair), 1)
+        different = pair[first] != pair[second]
+        ranks = [centred_ranks(cosines(side)[different]).astype(np.float64) for side in (x, y)]
+        norm = np.prod([np.linalg.norm(side) for side in ranks])
+        return float(ranks[0] @ ranks[1] / norm) if norm else float("nan")
+
+    def memory(self, n: int, d_a: int, d_b: int) -> int:
+        """See :func:`memory_needed`."""
+        return memory_needed(n, d_a, d_b)
 
 
 def rsa(x: ArrayLike, y: ArrayLike) -> float:

@@ -83,9 +83,7 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     Reads each site's activations once, one chunk of rows after the other. Holds the contexts of the features shown
     (about 300 bytes each), the text around them, and the decoder rows of one pair of sites.
     """
-    views = {
-        (side, name): _view(site, site_pairs) for side in SIDES for name, site in _sites(site_pairs, side).items()
-    }
+    views = {(side, name): _view(site, site_pairs) for side in SIDES for name, site in _sites(site_pairs, side).items()}
     wanted = [view.rows.ravel() for view in views.values()]
     every = np.concatenate(wanted)
     windows = find_windows(run.rows, every)

@@ -79,26 +79,31 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, found: Explo
         HTML whose content policy forbids every connection, and every script but the explorer's own.
     """
     matching, sites = tables.matching_table(run), tables.sites_table(run)
-    views = list(_site_pair_views(run, explorer, scores, matching))
+    judged = words.judged_null(scores)
+    views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
-    return environment().get_template("report.html.j2").render(
-        run=run,
-        explorer=found,
-        scripts=scripts,
-        policy=content_policy(scripts),
-        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        verdict=words.judge(scores, matching, sites, easy, run.unfinished),
-        criterion=words.CORRECTIONS[words.criterion(scores)],
-        scores=scores.assign(beats=words.beats_chance(scores)),
-        matching=matching,
-        sites=sites,
-        overview=list(_overview(run, scores, matching)),
-        site_pairs=views,
-        few=len(views) <= FEW_PAIRS,
-        heat_width=_heat_width(run),
-        text_facts=tables.text_facts(run),
-        provenance=list(_provenance(run)),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            explorer=found,
+            scripts=scripts,
+            policy=content_policy(scripts),
+            experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            verdict=words.judge(judged, matching, sites, easy, run.unfinished),
+            criterion=words.CORRECTIONS[words.criterion(scores)],
+            scores=scores.assign(beats=words.beats_chance(scores)),
+            matching=matching,
+            sites=sites,
+            overview=list(_overview(run, judged, matching)),
+            site_pairs=views,
+            few=len(views) <= FEW_PAIRS,
+            heat_width=_heat_width(run),
+            text_facts=tables.text_facts(run),
+            provenance=list(_provenance(run)),
+        )
     )
 
 
@@ -132,8 +137,8 @@ def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
         for row in tables.observations(rows)
     }
     caption = (
-        f"Chance: mean over shuffled pairings. p: {words.CORRECTIONS[column]}-corrected over the grid; "
-        f"✓ below {words.LEVEL:g}. Shade: height above chance."
+        f"Chance: mean over {words.null_name(rows['null'].iloc[0])}. p: {words.CORRECTIONS[column]}-corrected over the "
+        f"grid; ✓ below {words.LEVEL:g}. Shade: height above chance."
     )
     return _map(run, cells, metric_name(metric), caption)
 
@@ -203,11 +208,12 @@ def _of(table: pd.DataFrame, own: dict[str, str]) -> pd.DataFrame:
 def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
     where = f"{pair.a.name} and {pair.b.name}"
     for row in tables.observations(scores[scores["score"].notna()]):
-        null = pair.scores["null"].sel(metric=row.metric).values
-        figure = plots.null_histogram(null, row.score, metric_name(row.metric))
+        null = pair.scores["null_score"].sel(metric=row.metric, null=row.null).values
+        figure = plots.null_histogram(null, row.score, metric_name(row.metric), words.null_name(row.null))
         caption = (
-            f"Observed {number(row.score, 3)}; {row.null_runs:,} shuffled pairings: mean {number(row.null_mean, 3)}, "
-            f"5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; p = {p_number(row.p)}."
+            f"Observed {number(row.score, 3)}; {row.null_runs:,} × {words.null_name(row.null)}: mean "
+            f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
+            f"p = {p_number(row.p)}."
         )
         title = f"{metric_name(row.metric)} against chance"
         yield FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)

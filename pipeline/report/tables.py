@@ -6,6 +6,7 @@ the number of tests.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from pipeline.statistics import benjamini_hochberg, holm
 
 #: Columns of :func:`scores_table`, the content of ``scores.csv``.
 SCORE_COLUMNS = (
-    "site_a", "site_b", "metric", "score", "null_mean", "null_std", "null_q05", "null_q95", "z", "p", "p_holm", "p_bh",
-    "n_pairs", "null_runs", "note",
+    "site_a", "site_b", "metric", "null", "score", "low", "high", "null_mean", "null_std", "null_q05", "null_q95",
+    "difference", "z", "p", "p_holm", "p_bh", "tests", "n_pairs", "null_runs", "note",
 )  # fmt: skip
+
+SCORE_FIGURES = ("score", "low", "high", "null_mean", "null_std", "null_q05", "null_q95", "difference", "z", "p")
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
@@ -30,7 +33,7 @@ def observations(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def scores_table(run: Run) -> pd.DataFrame:
-    """Return every metric at every pair of sites with its null, and p corrected over all of them.
+    """Return every metric at every pair of sites beside each of its nulls, and p corrected over all of them.
 
     Parameters
     ----------
@@ -40,27 +43,30 @@ def scores_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns :data:`SCORE_COLUMNS`. ``p_holm`` and ``p_bh`` count every row of this table as one test.
+        Columns :data:`SCORE_COLUMNS`. ``p_holm`` and ``p_bh`` count every row of this table that has a p as one of
+        ``tests``.
     """
     records = [record for pair in run.site_pairs for record in _score_records(pair)]
     table = pd.DataFrame.from_records(records)
+    table["tests"] = int(table["p"].notna().sum())
     table["p_holm"] = holm(table["p"].to_numpy())
     table["p_bh"] = benjamini_hochberg(table["p"].to_numpy())
     return table[list(SCORE_COLUMNS)]
 
 
 def _score_records(pair: SitePair) -> Iterable[dict[str, Any]]:
-    scores = pair.scores.drop_vars("null", errors="ignore").load()
-    for metric in scores["metric"].values:
-        one = scores.sel(metric=metric)
+    scores = pair.scores.drop_vars("null_score").load()
+    for metric, null in itertools.product(scores["metric"].values, scores["null"].values):
+        one = scores.sel(metric=metric, null=null)
         yield {
             "site_a": pair.a.name,
             "site_b": pair.b.name,
             "metric": str(metric),
-            **{name: float(one[name]) for name in ("score", "null_mean", "null_std", "null_q05", "null_q95", "z", "p")},
+            "null": str(null),
+            **{name: float(one[name]) for name in SCORE_FIGURES},
             "n_pairs": n_matched(pair),
             "null_runs": int(pair.scores.sizes["run"]),
-            "note": str(one["note"].item()) if "note" in one else "",
+            "note": str(one["note"].item()),
         }
 
 

@@ -428,7 +428,7 @@
       byId(`x-map-${side}`).setAttribute("aria-label", `Map of the decoder rows of ${count(set.n)} matched features of ${set.entry.sites[side]}; the list holds the same pairs`);
     }
     maps.transform = zoomIdentity;
-    byId("x-map-note").textContent = "The decoder rows of all matched features, each side on its own first two principal components; B is turned so that partners lie as near to each other as they can. Marked: the pairs that the list shows. Point at one to see its partner, click to open it, drag or Ctrl + wheel to zoom.";
+    byId("x-map-note").textContent = "The decoder rows of all matched features, each side on its own first two principal components; B is turned so that partners lie as near to each other as they can. Most of the variance lies outside of these planes: look here for groups, not for proof. Marked: the pairs that the list shows. Point at one to see its partner, click to open it, drag or Ctrl + wheel to zoom.";
   }
 
   const scale = (side, canvas) => Math.min(canvas.width, canvas.height) / 2 / maps[side].reach;
