@@ -289,7 +289,7 @@ def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView) -> str:
     return pack(
         arrays,
         explained={side: None if np.isnan(share) else round(share, 4) for side, share in explained.items()},
-        neighbours=int(pair.correlation.sizes["rank"] if pair.correlation.sizes["rank"] < NEIGHBOURS else NEIGHBOURS),
+        neighbours=min(NEIGHBOURS, int(pair.correlation.sizes["rank"])),
         concepts=[],
     )
 

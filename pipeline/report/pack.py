@@ -1,7 +1,7 @@
 """Arrays inside a page: one compressed piece of text a browser takes apart without a network.
 
-A pack is a JSON header and the arrays after it, little-endian and aligned to eight bytes, compressed by gzip and written
-in base64, in which no character has a meaning in HTML::
+A pack is a JSON header and the arrays after it, little-endian and aligned to eight bytes, compressed by gzip and
+written in base64, in which no character has a meaning in HTML::
 
     u32 length of the header │ header: {"arrays": {name: [dtype, offset, length]}, …} │ array │ array │ …
 """

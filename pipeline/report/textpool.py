@@ -1,7 +1,7 @@
 """The text that contexts are cut from, each token once however many features list it.
 
-A context is a row and some rows on either side of it, of the same window that the models read. All rows that any context
-takes in make the pool; a context is then two numbers, and a page holds no passage twice.
+A context is a row and some rows on either side of it, of the same window that the models read. All rows that any
+context takes in make the pool; a context is then two numbers, and a page holds no passage twice.
 """
 
 from __future__ import annotations
