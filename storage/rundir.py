@@ -15,6 +15,7 @@
 ``semantics/words.zarr``                embeddings of the words that features fire on
 ``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
 ``report.html``, ``concepts.html``, ``*.csv``  the report
+``explorer/``                           its explorer, where that is too large for the report
 ======================================  ===============================================================
 """
 
@@ -112,6 +113,11 @@ class RunDirectory:
     def concepts_page(self) -> Path:
         """The report's page of concepts."""
         return self.root / "concepts.html"
+
+    @property
+    def explorer(self) -> Path:
+        """The explorer's pages, where they are too large for the report."""
+        return self.root / "explorer"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

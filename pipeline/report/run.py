@@ -9,6 +9,7 @@ from pipeline.grid import save_scores, scores_table, write_text
 from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
+from pipeline.report.explorer_page import write_explorer
 from pipeline.report.page import render_concepts, render_page
 from pipeline.report.results import open_run
 
@@ -26,9 +27,10 @@ def report(run_dir: str | Path) -> Path:
     Returns
     -------
     Path
-        ``report.html``, one self-contained page without scripts. Beside it, ``pairs.csv`` holds every matched pair
-        with the words that both features fire on, ``scores.csv`` every metric with its null and corrected p, and
-        ``concepts.html``, where concepts were looked for, what became of each, with its clearest pairs in the text.
+        ``report.html``, one self-contained page with an explorer of all pairs; where that is beyond 20 MB, it stands
+        in the folder ``explorer``. Beside it, ``pairs.csv`` holds every matched pair with the words that both features
+        fire on, ``scores.csv`` every metric with its null and corrected p, and ``concepts.html``, where concepts were
+        looked for, what became of each, with its clearest pairs in the text.
 
     Raises
     ------
@@ -48,6 +50,6 @@ def report(run_dir: str | Path) -> Path:
     meanings = read_meanings(run)
     if meanings is not None:
         write_text(run.directory.concepts_page, render_concepts(run, meanings))
-    write_text(run.directory.report, render_page(run, explorer, scores, meanings))
+    write_text(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
