@@ -58,12 +58,25 @@ app = typer.Typer(
 cluster_app = typer.Typer(
     no_args_is_help=True, help="Clusters that outlive the command that starts them: up, down, status, job-script."
 )
-app.add_typer(cluster_app, name="cluster", rich_help_panel="Commands")
+app.add_typer(cluster_app, name="cluster", rich_help_panel="A whole experiment")
+
+
+#: The parts of the list of verbs, and which verbs stand in them.
+PANELS = {
+    "A whole experiment": ("run", "plan", "status", "submit", "report", "scores", "reproduce", "demo", "doctor"),
+    "Its stages": ("harvest", "correlate", "match", "compare", "semantics"),
+    "A closer look": (
+        "bootstrap", "convergence", "sweep", "token-identity", "layers", "compare-activations", "contexts",
+        "non-concept", "label", "labels",
+    ),
+    "Stores and results": ("inspect", "verify", "import", "export"),
+}  # fmt: skip
 
 
 def _register(name: str, command: Callable[..., None], *examples: str, to: typer.Typer = app) -> None:
     lines = "\n\n".join(f"  [dim]$[/dim] {example}" for example in examples)
-    to.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}")(guarded(command))
+    panel = next((title for title, verbs in PANELS.items() if name in verbs and to is app), None)
+    to.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}", rich_help_panel=panel)(guarded(command))
 
 
 @app.callback()
