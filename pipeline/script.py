@@ -102,8 +102,19 @@ def show(summary: dict[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, summary))
     for key, value in summary.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {readable(value)}")
+
+
+def readable(value: object) -> str:
+    """Return a value of a summary for people; of several by name, those that are defined.
+
+    >>> readable(0.123456), readable({"score": 0.5, "low": float("nan"), "null_mean": 0.25}), readable(12)
+    ('0.1235', 'score 0.5, null mean 0.25', '12')
+    """
+    if isinstance(value, dict):
+        defined = {name: one for name, one in value.items() if one == one}  # NaN is not
+        return ", ".join(f"{str(name).replace('_', ' ')} {readable(one)}" for name, one in defined.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
