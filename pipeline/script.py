@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,11 @@ def readable(value: object) -> str:
     ('0.1235', 'score 0.5, null mean 0.25', '12')
     """
     if isinstance(value, dict):
-        defined = {name: one for name, one in value.items() if one == one}  # NaN is not
+        defined = {
+            name: one
+            for name, one in value.items()
+            if one is not None and not (isinstance(one, float) and math.isnan(one))
+        }
         return ", ".join(f"{str(name).replace('_', ' ')} {readable(one)}" for name, one in defined.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
