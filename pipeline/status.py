@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Experiment
+from pipeline.config import Experiment, SemanticsConfig
 from pipeline.run import sides
 from storage import fingerprint, read_manifest
 from storage.errors import FormatError, MissingInputError
@@ -110,6 +110,24 @@ def _all_expected(config: Experiment, run: RunDirectory) -> Iterator[_Expected]:
         # scores name the features that are paired, not the result that pairs them: it only has to be there before
         inputs = {**stores, "matched": pairs}
         yield _Expected("compare", what, run.scores(site_a, site_b), inputs, config.compare.model_dump())
+    yield _Expected("scores", "", run.score_grid, {f"{a}--{b}": run.scores(a, b) for a, b in config.site_pairs}, {})
+    if config.semantics is not None:
+        yield from _expected_semantics(config, config.semantics, run)
+
+
+def _expected_semantics(config: Experiment, settings: SemanticsConfig, run: RunDirectory) -> Iterator[_Expected]:
+    rule, chosen = {"rule": settings.rule.model_dump()}, settings.model_dump()
+    for side, model in sides(config):
+        for site in model.sites:
+            store, contexts = run.activations(side, site), run.contexts(side, site)
+            inputs = {"activations": store, "contexts": contexts, "corpus": run.corpus}
+            yield _Expected("concepts", f"{side.upper()} {site}", run.concepts(side, site), inputs, rule)
+    for a, b in config.site_pairs:
+        both = {"concepts_a": run.concepts("a", a), "concepts_b": run.concepts("b", b)}
+        inputs = {**both, "correlation": run.correlation(a, b), "pairs": run.pairs(a, b)}
+        yield _Expected("semantics", f"{a} × {b}", run.semantics(a, b), inputs, chosen)
+    tables = {f"{a}--{b}": run.semantics(a, b) for a, b in config.site_pairs}
+    yield _Expected("semantics", "table", run.semantics_table, tables, {"judged": settings.judged})
 
 
 def _item(expected: _Expected, before: Mapping[Path, Item]) -> Item:
