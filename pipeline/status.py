@@ -166,8 +166,12 @@ def _changed_settings(expected: _Expected) -> Iterator[str]:
     manifest = read_manifest(expected.path)
     made_with = manifest.settings if manifest else {}
     for name, wanted in json_values(dict(expected.settings)).items():
-        if name in made_with and wanted not in ANY and _plain(made_with[name]) != _plain(wanted):
-            yield f"{name} is {_plain(wanted)}, and was {_plain(made_with[name])}"
+        if name in made_with and wanted not in ANY:
+            then, now = _plain(made_with[name]), _plain(wanted)
+            if isinstance(then, dict) and isinstance(now, list):  # what is named, and what each name stands for
+                then, now = sorted(then), sorted(now)
+            if then != now:
+                yield f"{name} is {now}, and was {then}"
 
 
 def _plain(value: Any) -> Any:
