@@ -1,0 +1,94 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # On Slurm
+#
+# The same code, other workers. A profile of `cluster.yaml` says what a job looks like; `--cluster PROFILE` on the command
+# line, or `connect` in Python, starts it. Where this notebook is run without a Slurm, processes of this machine stand in
+# for the jobs; everything else (TLS, the scheduler, the results) is as there.
+
+# %%
+import logging
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+import pipeline
+import storage
+from jobs.cluster import connect
+
+logging.basicConfig(level=logging.WARNING)
+folder = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# ## Your site
+#
+# Only what differs from the file that comes with the package has to be written down. What would be submitted can be
+# looked at before anything is:
+
+# %%
+(folder / "mine.yaml").write_text(
+    """
+jobqueue:
+  slurm-gpu: {partition: gpu, account: lab, walltime: "04:00:00", modules: [python/3.11, cuda/12]}
+"""
+)
+command = ["subspace", "cluster", "job-script", "slurm-gpu", "--cluster-file", str(folder / "mine.yaml")]
+print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+# %% [markdown]
+# A worker retires before its walltime ends, and a job that is lost is replaced. Scheduler and workers talk TLS with
+# certificates that only you can read.
+#
+# ## A correlation on workers
+
+# %%
+rng = np.random.default_rng(0)
+a = sp.random_array((20_000, 500), density=0.02, format="csr", dtype="float32", rng=rng)
+for name, order in (("A", np.arange(500)), ("B", rng.permutation(500))):
+    storage.write_activations(folder / f"{name}.zarr", a[:, order])
+here = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=4, out=folder / "here.zarr")
+
+# %%
+profile = "processes"  # on a cluster: "slurm-cpu" or "slurm-gpu", with connect(profile, folder / "mine.yaml")
+with connect(profile) as client:
+    print(len(client.scheduler_info()["workers"]), "workers at", client.scheduler.address.split("://")[0] + "://…")
+    there = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=4, out=folder / "there.zarr", client=client)
+
+# %% [markdown]
+# Results do not depend on the workers: not on where they are, nor on how many.
+
+# %%
+assert here.identical(there.assign_attrs(here.attrs))
+float(here.r_b.isel(rank=0).min())
+
+# %% [markdown]
+# ## Whole runs
+#
+# ```bash
+# subspace run experiment.yaml --cluster slurm-cpu --cluster-file mine.yaml   # the driver here, workers as jobs
+# subspace submit experiment.yaml --cluster slurm-cpu                         # the driver as a job too
+# subspace submit experiment.yaml --array 16                                  # job arrays, no scheduler at all
+# subspace cluster up night --profile slurm-cpu                               # workers that stay
+# subspace run experiment.yaml --cluster night
+# subspace status runs/NAME                                                   # what is done, what is to come
+# subspace cluster down night
+# ```
+#
+# A run that was killed, driver and all, goes on with the same command. While it runs, the dashboard shows every task; the
+# line that is printed at the start has the tunnel to it.
+
+# %%
+print("Slurm here:", shutil.which("sbatch") or "none")
