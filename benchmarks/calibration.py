@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.calibration
-    python -m benchmarks.calibration --experiments 500 --null-runs 99 --metrics svcca rsa
+    python -m benchmarks.calibration --experiments 500 --activations 0 --metrics svcca rsa
 
 Every experiment is seeded and has a true null by construction:
 
@@ -16,9 +16,9 @@ Every experiment is seeded and has a true null by construction:
 ==================  ====================================================================================
 
 p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
-steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of four experiments are corrected by
-Holm's method; the share with any corrected p below 0.05 must not be above 0.05, but for sampling error. ``shuffled
-tokens`` is what the last line would be were single tokens shuffled instead of blocks of text.
+steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of two experiments are corrected by
+Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected p of at most 0.05, and not more may, but for
+sampling error. ``shuffled tokens`` is what the last line would be were single tokens shuffled instead of blocks of text.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from scipy.signal import lfilter
 from scipy.stats import kstest
 
 import storage
+from pipeline.compare import nulls
 from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.metrics import METRICS
@@ -47,7 +48,7 @@ from pipeline.statistics import LEVEL, TIE, holm
 from pipeline.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
-FAMILY = 4
+FAMILY = 2
 #: Of the unrelated series: rows, and how much of a row its successor keeps.
 TOKENS, KEEP = 1600, 0.95
 ACTIVATION_METRICS = ("svcca", "cka")
@@ -156,6 +157,8 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
         On rows.
     """
     start = time.perf_counter()
+    # experiments are small: one task for all runs of a null, which changes no result
+    nulls.RUNS_PER_TASK = nulls.DRAWS_PER_TASK = null_runs
     scores: Scores = {}
     tokens_shuffled: list[tuple[float, np.ndarray]] = []
     with ensure_client(None) as client, tempfile.TemporaryDirectory(prefix="benchmark-calibration-") as temporary:
@@ -174,7 +177,7 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
     return {
         "name": "calibration",
         "command": f"python -m benchmarks.calibration --experiments {n_experiments} --activations {n_activations} "
-        f"--null-runs {null_runs}",
+        f"--null-runs {null_runs} --metrics {' '.join(metrics)}",
         "seconds": time.perf_counter() - start,
         "peak_gb": _peak_gb(),
         "ratios": {},
@@ -182,8 +185,9 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
         "uniform": worst > LEVEL / len(lines),
         "family_wise_error": error,
         "families": n_families,
-        "family_wise_error_is_kept": error <= LEVEL
-        and all(line["family_wise_error"] <= sampled_limit(line["families"], 4) for line in lines),
+        "family_wise_error_is_kept": all(
+            line["family_wise_error"] <= sampled_limit(line["families"]) for line in lines
+        ),
         "lines": lines,
         "shuffled_tokens": warning,
     }
@@ -219,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=500)
     parser.add_argument("--activations", type=int, default=200)
-    parser.add_argument("--null-runs", type=int, default=99)
+    parser.add_argument("--null-runs", type=int, default=39)
     parser.add_argument("--metrics", nargs="+", default=list(METRICS))
     given = parser.parse_args()
     result = benchmark(given.experiments, given.activations, given.null_runs, given.metrics)
