@@ -18,7 +18,7 @@ Every experiment is seeded and has a true null by construction:
 p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
 steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of two experiments are corrected by
 Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected p of at most 0.05, and not more may, but for
-sampling error. ``shuffled tokens`` is what the last line would be were single tokens shuffled instead of blocks of text.
+sampling error. ``shuffled tokens`` is what the last line would be were single tokens shuffled, not blocks of text.
 """
 
 from __future__ import annotations
