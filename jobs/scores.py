@@ -45,12 +45,10 @@ def command(
 def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> None:
     shown = Table(title=f"green: above chance, Holm-corrected p < {LEVEL}")
     intervals, nulls = bool(table["low"].notna().any()), table["null"].nunique() > 1
-    names = ["A", "B", "pairs", "metric", "score"]
-    names += (
-        ["interval"] * intervals + ["null"] * nulls + ["chance (mean ± sd)", "above chance", "p", "p (Holm)", "p (BH)"]
-    )
-    for name in names:
-        shown.add_column(name, justify="left" if name in ("A", "B", "metric", "null") else "right", no_wrap=True)
+    names = ["A", "B", "pairs", "metric", "score", *["interval"] * intervals, *["null"] * nulls]
+    for name in (*names, "chance ± sd", "above it", "p", "p (Holm)"):
+        text = name in ("A", "B", "metric", "null")
+        shown.add_column(name, justify="left" if text else "right", overflow="fold")
     last: tuple[Any, ...] = ()
     for line in table.itertuples():
         here = (line.site_a, line.site_b)
@@ -60,7 +58,7 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
         cells = [*(here if here != last else ("", "")), f"{line.n_pairs:,}" if here != last else "", line.metric, score]
         cells += [_span(line.low, line.high)] * intervals + [line.null] * nulls
         chance = "" if np.isnan(line.null_mean) else f"{line.null_mean:.3f} ± {line.null_std:.3f}"
-        cells += [chance, *(_number(value) for value in (line.difference, line.p, line.p_holm, line.p_bh))]
+        cells += [chance, *(_number(value) for value in (line.difference, line.p, line.p_holm))]
         shown.add_row(*cells)
         last = here
     console = wide_console()
