@@ -13,6 +13,7 @@ from rich.table import Table
 from jobs.stores import wide_console
 from pipeline.config import Experiment
 from pipeline.grid import power_notes, save_scores, scores_table, to_latex
+from pipeline.report.tables import observations
 from pipeline.script import AsJson, show
 from pipeline.statistics import LEVEL
 from storage.rundir import RunDirectory
@@ -50,7 +51,7 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
         text = name in ("A", "B", "metric", "null")
         shown.add_column(name, justify="left" if text else "right", overflow="fold")
     last: tuple[Any, ...] = ()
-    for line in table.itertuples():
+    for line in observations(table):
         here = (line.site_a, line.site_b)
         if last and here != last:
             shown.add_section()
