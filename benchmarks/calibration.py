@@ -63,8 +63,8 @@ def experiment(seed: int, metrics: Sequence[str], null_runs: int, client: Client
     chosen = [side[rng.permutation(BANK)[:PAIRS]] for side in sides]
     control = [rng.normal(size=(BANK, d)) for d in DIMENSIONS]
     yield compare_rows(
-        *chosen, metrics=metrics, nulls=["shuffled", "random_features", "random_dictionary"], features=tuple(sides),
-        control=tuple(control), null_runs=null_runs, seed=seed, client=client,
+        *chosen, metrics=metrics, nulls=["shuffled", "random_features", "random_dictionary"],
+        features=(sides[0], sides[1]), control=(control[0], control[1]), null_runs=null_runs, seed=seed, client=client,
     )  # fmt: skip
     pool = sides[0], sides[0] @ rng.normal(size=DIMENSIONS) + rng.normal(size=(BANK, DIMENSIONS[1]))
     drawn = rng.permutation(BANK)[:PAIRS]

@@ -69,9 +69,9 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
         console.print(f"{compared} of {n_site_pairs} pairs of sites are compared so far; corrections count these only.")
     for null, note in power.items():
         console.print(f"{null}: {note}")
-    for note, rows in table[table["note"] != ""].groupby("note", sort=False):
+    for said, rows in table[table["note"] != ""].groupby("note", sort=False):
         metrics = ", ".join(dict.fromkeys(rows["metric"]))
-        console.print(f"{metrics} ({len(rows)} rows): {note}")
+        console.print(f"{metrics} ({len(rows)} rows): {said}")
 
 
 def _number(value: float) -> str:

@@ -197,7 +197,8 @@ def to_latex(table: pd.DataFrame) -> str:
         shown = shown.drop(columns="interval")
     significant = (table["p_holm"] < LEVEL).to_numpy()
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    style = style.apply(lambda _: np.where(significant, "font-weight: bold", ""), subset=["score"], axis=0)
+    bold = np.where(significant, "font-weight: bold", "").tolist()
+    style = style.apply(lambda _: pd.Series(bold), subset=["score"], axis=0)
     text: str = style.to_latex(
         hrules=True,
         convert_css=True,
