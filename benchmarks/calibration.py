@@ -12,7 +12,7 @@ Every experiment is seeded and has a true null by construction:
 ``random_features``  the compared rows are drawn, and paired, at random from all rows of either side
 ``random_pairs``     the compared pairs are drawn at random from a pool of pairs that are related
 ``random_dictionary``  the rows of the control are of the same kind as the compared ones
-``shifted_blocks``   activations of two unrelated series whose neighbours are alike, as tokens of a text are
+``shifted_blocks``   activations of unrelated documents in which neighbours are alike, as tokens of a text are
 ==================  ====================================================================================
 
 p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
@@ -49,8 +49,8 @@ from pipeline.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
 FAMILY = 2
-#: Of the unrelated series: rows, and how much of a row its successor keeps.
-TOKENS, KEEP = 1600, 0.95
+#: Of the unrelated texts: rows, rows of a document, and how much of a row its successor keeps.
+TOKENS, DOCUMENT, KEEP = 3200, 20, 0.95
 ACTIVATION_METRICS = ("svcca", "cka")
 
 Scores = dict[tuple[str, str], list[tuple[float, np.ndarray]]]
@@ -75,19 +75,20 @@ def experiment(seed: int, metrics: Sequence[str], null_runs: int, client: Client
 
 
 def series(rng: np.random.Generator, d: int) -> np.ndarray:
-    """Return rows that keep a part of the row before: an autoregressive series, (token, d) float32."""
-    noise = rng.normal(size=(TOKENS + 200, d)) * np.sqrt(1 - KEEP**2)
-    return np.asarray(lfilter([1.0], [1.0, -KEEP], noise, axis=0)[200:], np.float32)
+    """Return documents whose rows keep a part of the row before, (token, d) float32; documents are independent."""
+    noise = rng.normal(size=(TOKENS // DOCUMENT, DOCUMENT, d))
+    noise[:, 1:] *= np.sqrt(1 - KEEP**2)
+    return np.asarray(lfilter([1.0], [1.0, -KEEP], noise, axis=1).reshape(-1, d), np.float32)
 
 
 def activation_experiment(
     seed: int, folder: Path, null_runs: int, client: Client
 ) -> tuple[xr.Dataset, list[tuple[float, np.ndarray]]]:
-    """Compare two unrelated series by blocks; and by shuffled tokens, as a warning."""
+    """Compare two unrelated texts by blocks; and by shuffled tokens, as a warning."""
     rng = np.random.default_rng([seed, 1])
     sides = [series(rng, d) for d in DIMENSIONS]
     place = np.arange(TOKENS)
-    tokens = {"document": place // 20, "char_start": place, "char_end": place + 1}
+    tokens = {"document": place // DOCUMENT, "char_start": place, "char_end": place + 1}
     paths = [folder / f"{name}.zarr" for name in "ab"]
     for path, values in zip(paths, sides, strict=True):
         storage.write_activations(path, values, tokens=tokens)

@@ -238,7 +238,7 @@ def test_notes_say_what_is_missing(tmp_path, client):
     found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=["svcca"], null_runs=5, client=client)
     note = str(found.note.item())
     assert "does not vary" in note
-    assert "shorter than a document" in note
+    assert "16 blocks hold 2 documents" in note
     assert np.isnan(found.p).all()
     assert np.isnan(found.score).all()
     found = compare_activations(tmp_path / "b", tmp_path / "b", metrics=["svcca"], null_runs=0, client=client)
