@@ -26,7 +26,7 @@ def scores(client):
     patch = pytest.MonkeyPatch()
     for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
         patch.setattr(nulls, name, 39)
-    for seed in range(40):
+    for seed in range(30):
         for one in calibration.experiment(seed, METRICS, 39, client):
             calibration._extend(found, calibration._scores_of(one))
     patch.undo()
@@ -84,12 +84,12 @@ def run_benchmark(monkeypatch, capsys):
 def test_calibration_runs(run_benchmark, monkeypatch):
     for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
         monkeypatch.setattr(nulls, name, 19)  # set back afterwards: the benchmark sets them too
-    sizes = ("--experiments", "4", "--activations", "4", "--null-runs", "19", "--metrics", "svcca", "rsa")
+    sizes = ("--experiments", "4", "--activations", "2", "--null-runs", "19", "--metrics", "svcca", "rsa")
     result = run_benchmark(calibration, *sizes)
     assert {line["null"] for line in result["lines"]} == {
         "shuffled", "random_features", "random_dictionary", "random_pairs", "shifted_blocks",
     }  # fmt: skip
-    assert result["families"] == 2 * (4 * 2 + 2)
+    assert result["families"] == 4 * 2 * 2 + 2
     assert result["shuffled_tokens"]["below_level"] == 1.0
 
 
@@ -99,7 +99,8 @@ def test_chance_runs(run_benchmark):
     assert result["lines"][0]["mean"] > 0.99
 
 
-def test_compare_activations_runs(run_benchmark):
+def test_compare_activations_runs(run_benchmark, monkeypatch):
+    monkeypatch.setattr(compare_activations, "DIMENSIONS", (24, 32))
     sizes = ("--rows", "4000", "--plain-rows", "3000", "--null-runs", "5")
     result = run_benchmark(compare_activations, *sizes)
     assert result["max_error"] < 1e-6
