@@ -117,6 +117,7 @@ def compare_ways(n: int, d_a: int, d_b: int, runs: int, folder: Path) -> dict[st
     once = sum(plain["evaluation_seconds"].values())
     return {
         "seconds": ours["seconds"],
+        "cpu_seconds": ours["cpu_seconds"],
         "peak_gb": ours["peak_gb"],
         "max_error": float(np.max(np.abs(np.subtract([ours[k] for k in KEYS], [plain[k] for k in KEYS])))),
         "ratios": {"plain NumPy and SciPy": ours["seconds"] / ((runs + 1) * once)},

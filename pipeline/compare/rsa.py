@@ -164,7 +164,7 @@ class SampledRsa(Rsa):
     """RSA over similarities within random groups of rows: for more rows than memory holds the similarities of."""
 
     @staticmethod
-    def prepare(metrics: Sequence[Rsa], x: Rows, y: Rows) -> SampledState:
+    def prepare(metrics: Sequence[Rsa], x: Rows, y: Rows) -> SampledState:  # type: ignore[override]
         """Cut the rows into groups, and compute A's similarities within them."""
         (metric,) = metrics
         groups = _groups(len(x))

@@ -167,7 +167,7 @@ def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) 
     >>> partner_ranks(np.eye(3), np.array([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])).tolist()
     [[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]
     """
-    unit = [np.nan_to_num(scaled(side, "cosine")) for side in (images, partners)]
+    unit = [np.nan_to_num(scaled(np.asarray(side, np.float64), "cosine")) for side in (images, partners)]
     cosines = unit[0] @ unit[1].T
     own = np.diagonal(cosines)[:, None]
     ahead = np.count_nonzero(cosines > own + TOLERANCE, axis=1)
