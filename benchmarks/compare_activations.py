@@ -39,7 +39,8 @@ start = time.perf_counter()
 found = compare_activations(**arguments)
 figures["seconds"] = time.perf_counter() - start
 figures["score"] = float(found.score.sel(metric="svcca"))
-figures["null_mean"] = float(found.null_mean.sel(metric="svcca")[0])
+if arguments["null_runs"]:
+    figures["null_mean"] = float(found.null_mean.sel(metric="svcca")[0])
 """
 
 #: What one would write: centre, decompose, keep 99 %, decompose the product.

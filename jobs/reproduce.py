@@ -20,6 +20,7 @@ from rich.table import Table
 
 from jobs.stores import wide_console
 from pipeline.config import Experiment, load_experiment
+from pipeline.report.tables import observations
 from pipeline.run import run
 from pipeline.script import AllowBadSite, AsJson, Cluster, ClusterFile, open_client, show
 from storage import open_result
@@ -226,7 +227,7 @@ def _show(name: Name, root: Path, *, as_json: bool) -> None:
     for column in ("A", "B", "concept", "published as", "published", "ours", "which of ours it is"):
         shown.add_column(column, justify="right" if column in ("published", "ours") else "left")
     last = None
-    for line in found.itertuples():
+    for line in observations(found):
         here = (line.site_a, line.site_b, line.concept)
         if last is not None and here != last:
             shown.add_section()
@@ -237,7 +238,7 @@ def _show(name: Name, root: Path, *, as_json: bool) -> None:
     console.print(shown)
     for note, rows in found[found["note"] != ""].groupby("note", sort=False):
         sites = ", ".join(
-            dict.fromkeys(f"{line.site_a} – {line.site_b} {line.concept}".strip() for line in rows.itertuples())
+            dict.fromkeys(f"{line.site_a} – {line.site_b} {line.concept}".strip() for line in observations(rows))
         )
         console.print(f"Not there: {note} ({sites})", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from jobs.stores import wide_console
 from pipeline.config import Experiment
 from pipeline.grid import power_notes, save_scores, scores_table, to_latex
+from pipeline.report.tables import observations
 from pipeline.script import AsJson, show
 from pipeline.statistics import LEVEL
 from storage.rundir import RunDirectory
@@ -45,14 +46,12 @@ def command(
 def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> None:
     shown = Table(title=f"green: above chance, Holm-corrected p < {LEVEL}")
     intervals, nulls = bool(table["low"].notna().any()), table["null"].nunique() > 1
-    names = ["A", "B", "pairs", "metric", "score"]
-    names += (
-        ["interval"] * intervals + ["null"] * nulls + ["chance (mean ± sd)", "above chance", "p", "p (Holm)", "p (BH)"]
-    )
-    for name in names:
-        shown.add_column(name, justify="left" if name in ("A", "B", "metric", "null") else "right", no_wrap=True)
+    names = ["A", "B", "pairs", "metric", "score", *["interval"] * intervals, *["null"] * nulls]
+    for name in (*names, "chance ± sd", "above it", "p", "p (Holm)"):
+        text = name in ("A", "B", "metric", "null")
+        shown.add_column(name, justify="left" if text else "right", overflow="fold")
     last: tuple[Any, ...] = ()
-    for line in table.itertuples():
+    for line in observations(table):
         here = (line.site_a, line.site_b)
         if last and here != last:
             shown.add_section()
@@ -60,7 +59,7 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
         cells = [*(here if here != last else ("", "")), f"{line.n_pairs:,}" if here != last else "", line.metric, score]
         cells += [_span(line.low, line.high)] * intervals + [line.null] * nulls
         chance = "" if np.isnan(line.null_mean) else f"{line.null_mean:.3f} ± {line.null_std:.3f}"
-        cells += [chance, *(_number(value) for value in (line.difference, line.p, line.p_holm, line.p_bh))]
+        cells += [chance, *(_number(value) for value in (line.difference, line.p, line.p_holm))]
         shown.add_row(*cells)
         last = here
     console = wide_console()
@@ -70,9 +69,9 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
         console.print(f"{compared} of {n_site_pairs} pairs of sites are compared so far; corrections count these only.")
     for null, note in power.items():
         console.print(f"{null}: {note}")
-    for note, rows in table[table["note"] != ""].groupby("note", sort=False):
+    for said, rows in table[table["note"] != ""].groupby("note", sort=False):
         metrics = ", ".join(dict.fromkeys(rows["metric"]))
-        console.print(f"{metrics} ({len(rows)} rows): {note}")
+        console.print(f"{metrics} ({len(rows)} rows): {said}")
 
 
 def _number(value: float) -> str:

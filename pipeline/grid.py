@@ -25,7 +25,7 @@ import xarray as xr
 
 from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
 from storage import fingerprint, make_result, new_manifest, open_result
-from storage.errors import MissingInputError
+from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 
 STAGE = "scores"
@@ -67,6 +67,8 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
     ------
     MissingInputError
         If there is no result, or a path leads nowhere.
+    FormatError
+        If a result is of an older release.
     """
     if not results:
         raise MissingInputError("There are no scores yet: no pair of sites has been compared")
@@ -82,6 +84,10 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
     ds = one if isinstance(one, xr.Dataset) else open_result(one, "compare")
+    if "null" not in ds.dims:
+        raise FormatError(
+            f"{one} is a comparison of an older release, without named nulls: make it again (`subspace run`)"
+        )
     runs = xr.full_like(ds["p"], ds.sizes.get("run", 0), np.int64)
     return ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs).load()
 
@@ -191,7 +197,8 @@ def to_latex(table: pd.DataFrame) -> str:
         shown = shown.drop(columns="interval")
     significant = (table["p_holm"] < LEVEL).to_numpy()
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    style = style.apply(lambda _: np.where(significant, "font-weight: bold", ""), subset=["score"], axis=0)
+    bold = np.where(significant, "font-weight: bold", "").tolist()
+    style = style.apply(lambda _: pd.Series(bold), subset=["score"], axis=0)
     text: str = style.to_latex(
         hrules=True,
         convert_css=True,

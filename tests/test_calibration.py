@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from benchmarks import calibration
+from benchmarks import calibration, chance, compare_activations
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
+from pipeline.compare import nulls
 from pipeline.compare.arrays import compare_rows
 from pipeline.statistics import holm
 
@@ -21,9 +23,13 @@ METRICS = ["svcca", "rsa", "svcca_pc1"]
 @pytest.fixture(scope="module")
 def scores(client):
     found = {}
-    for seed in range(60):
+    patch = pytest.MonkeyPatch()
+    for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
+        patch.setattr(nulls, name, 39)
+    for seed in range(30):
         for one in calibration.experiment(seed, METRICS, 39, client):
             calibration._extend(found, calibration._scores_of(one))
+    patch.undo()
     return found
 
 
@@ -57,21 +63,46 @@ def test_trap_2_svcca_of_independent_rows(client, n):
     assert abs(float(found.null_mean[0, 0]) - EXPECTED[n]) <= tolerance(float(found.null_std[0, 0]), 4)
 
 
-def last_line(*arguments: str) -> dict:
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def run_benchmark(monkeypatch, capsys):
+    """Run a benchmark's command in this process: in ones of their own, imports would take most of the time."""
+
+    def run_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Any] = {"peak_gb": 1.0}
+        exec(code, {"arguments": arguments, "figures": figures})
+        return figures
+
+    def run(module: ModuleType, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        monkeypatch.setattr(module, "run_measured", run_here, raising=False)
+        module.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
 
 
-def test_the_benchmarks_run():
-    result = last_line("benchmarks.calibration", "--experiments", "8", "--activations", "4", "--null-runs", "19")
-    assert {line["null"] for line in result["lines"]} >= {"shuffled", "shifted_blocks"}
-    assert result["families"] > 0
+def test_calibration_runs(run_benchmark, monkeypatch):
+    for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
+        monkeypatch.setattr(nulls, name, 19)  # set back afterwards: the benchmark sets them too
+    sizes = ("--experiments", "4", "--activations", "2", "--null-runs", "19", "--metrics", "svcca", "rsa")
+    result = run_benchmark(calibration, *sizes)
+    assert {line["null"] for line in result["lines"]} == {
+        "shuffled", "random_features", "random_dictionary", "random_pairs", "shifted_blocks",
+    }  # fmt: skip
+    assert result["families"] == 4 * 2 * 2 + 2
     assert result["shuffled_tokens"]["below_level"] == 1.0
-    result = last_line("benchmarks.chance", "--sizes", "24", "239", "--runs", "3")
+
+
+def test_chance_runs(run_benchmark):
+    result = run_benchmark(chance, "--sizes", "24", "239", "--runs", "3")
     assert result["reproduced"]
     assert result["lines"][0]["mean"] > 0.99
-    result = last_line("benchmarks.compare_activations", "--rows", "4000", "--plain-rows", "3000", "--null-runs", "5")
+
+
+def test_compare_activations_runs(run_benchmark, monkeypatch):
+    monkeypatch.setattr(compare_activations, "DIMENSIONS", (24, 32))
+    sizes = ("--rows", "4000", "--plain-rows", "3000", "--null-runs", "5")
+    result = run_benchmark(compare_activations, *sizes)
     assert result["max_error"] < 1e-6
     assert len(result["ratios"]) == 1
     assert result["with_null"]["null_mean"] < result["score"]

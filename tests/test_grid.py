@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 import storage
 from pipeline.compare.arrays import compare_rows
 from pipeline.grid import SCORE_COLUMNS, power_notes, save_scores, score_grid, scores_table, to_latex
-from storage.errors import MissingInputError
+from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 
 
@@ -120,3 +120,8 @@ def test_the_run_writes_one_grid_and_leaves_a_current_one(results, tmp_path):
     table = pd.read_csv(tmp_path / "scores.csv")
     assert len(table) == 12
     xr.testing.assert_equal(xr.open_zarr(tmp_path / "scores.zarr").p_holm.load(), score_grid(results).p_holm)
+
+
+def test_results_of_older_releases_are_refused():
+    with pytest.raises(FormatError, match="make it again"):
+        score_grid({("a", "b"): xr.Dataset({"score": ("metric", [0.1]), "null": (("metric", "run"), [[0.1]])})})

@@ -71,6 +71,11 @@ def test_the_chain_is_whole(finished: RunResult) -> None:
     assert set(best.best_site_b.values) <= {"encoder.layer.0", "encoder.layer.1", ""}
     assert best.sizes["unit_a"] == 2 * a.sizes["feature"]
     assert (directory.root / "best_layer_b.csv").is_file()
+    grid = xr.open_zarr(directory.score_grid)
+    assert grid.p_holm.shape == (2, 2, 3, 1)
+    assert (grid.p_holm >= grid.p).all()
+    assert "run at least 239" in str(grid.power.values[0])
+    assert r"\toprule" in (directory.root / "scores.tex").read_text()
     html = finished.report.read_text()
     for site_a, site_b in experiment.site_pairs:
         assert site_a in html
@@ -122,7 +127,7 @@ def test_a_changed_setting_runs_what_depends_on_it(tiny_inputs: Path, tmp_path: 
     run(copy_with(tiny_inputs, tmp_path, match={"method": "mutual"}), run_dir=tmp_path / "run", client=client)
     after = written(tmp_path / "run")
     changed = {path.split("/run/")[1].split("/")[0] for path in after if after[path] != before.get(path)}
-    assert changed == {"pairs", "scores"}
+    assert changed == {"pairs", "scores", "scores.zarr"}
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(

@@ -74,6 +74,8 @@ DEFAULT_METRICS = ("svcca", "cka", "procrustes")
 QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
 #: Groups of documents; fewer units than this make intervals too narrow.
 FEWEST_GROUPS = 20
+#: In blocks of fewer documents, those that are cut at the ends make the null too narrow.
+DOCUMENTS_PER_BLOCK = 10
 RUNS_PER_TASK = 10
 #: Tokens that can be compared at all.
 FEWEST_TOKENS = 16
@@ -103,7 +105,7 @@ class Work:
 
     reading: Pass
     groups: list[tuple[int, int]]
-    unit: str
+    n_documents: int
     settings: Settings
 
     @property
@@ -294,8 +296,8 @@ def _plan(sides: tuple[Columns, Columns], settings: Settings) -> Work:
     source = next((store for store in stores if "document" in store.variables), None)
     documents = None if source is None else source["document"].values[~sink]
     groups = cut_groups(documents, len(rows), settings.groups)
-    known = documents is not None and len(np.unique(documents)) > 1
-    return Work(Pass(*sides, rows), groups, "documents" if known else "rows", settings)
+    n_documents = 0 if documents is None else int(np.count_nonzero(np.diff(documents))) + 1
+    return Work(Pass(*sides, rows), groups, n_documents, settings)
 
 
 def _entry_bytes(side: Columns) -> int:
@@ -473,7 +475,7 @@ def _dataset(
             "columns_b": work.reading.b.width,
             "block_rows": work.block_rows,
             "groups": len(work.groups),
-            "unit": work.unit,
+            "n_documents": work.n_documents,
             "n_sinks": len(work.reading.rows.sinks),
         },
     )
@@ -498,11 +500,10 @@ def _about_null(work: Work) -> str:
     """Say where the null is missing, or its blocks are too short to be apart."""
     if not work.settings.null_runs:
         return "no null was asked for"
-    documents = len(work.groups) if work.unit == "documents" else 0
-    if 0 < documents < work.settings.blocks:
+    if 1 < work.n_documents < DOCUMENTS_PER_BLOCK * work.settings.blocks:
         return (
-            f"the null's blocks of {work.block_rows} tokens are shorter than a document: what it finds may be the "
-            "likeness of neighbours"
+            f"p may be too small: the null's {work.settings.blocks} blocks hold {work.n_documents} documents, fewer "
+            f"than {DOCUMENTS_PER_BLOCK} each, and those cut at their ends count; take fewer blocks, or more text"
         )
     return ""
 

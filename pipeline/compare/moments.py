@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from pipeline.workers import n_slots, progress
 from storage import open_activations, read_csr, read_dense
+from storage.codec import is_sparse_matrix
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
@@ -260,13 +261,13 @@ def _around(work: Pass, start: int, count: int) -> Any:
 
 def multiply(x: Any, y: Any) -> Floats:
     """Return xᵀ y as a dense array; either may be sparse."""
-    product = x.T @ y
-    return product.toarray() if scipy.sparse.issparse(product) else np.asarray(product)
+    product: Any = x.T @ y
+    return np.asarray(product.toarray() if is_sparse_matrix(product) else product)
 
 
 def row_squares(x: Any) -> Floats:
     """Return the squared length of every row."""
-    if scipy.sparse.issparse(x):
+    if is_sparse_matrix(x):
         return np.asarray(x.multiply(x).sum(axis=1)).ravel()
     return np.einsum("ij,ij->i", x, x)
 

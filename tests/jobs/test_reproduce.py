@@ -96,7 +96,7 @@ def test_concepts_stand_beside_those_of_the_study(finished: RunResult, tmp_path:
         {"metric": ["rsa"]},
     )
     write_result(table, tmp_path / "run" / "semantics.zarr", new_manifest("semantics-table", {}, {}))
-    found = beside_published("pythia", tmp_path / "run").set_index(["concept", "quantity"])
+    found = beside_published("pythia", tmp_path / "run").set_index(["concept", "quantity"]).sort_index()
     assert found.ours["time", "rsa"] == 0.25
     assert found.published["time", "rsa"] == 0.097
     assert found.ours["time", "pairs"] == 17
