@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ def make_text(folder: Path, documents: Sequence[str], pattern: str = r"\s?\w+|\s
     tokens = dict(zip(("document", "char_start", "char_end"), columns, strict=True))
     tokens["position"] = np.concatenate([np.arange(n) for n in np.bincount(tokens["document"])])
     return Text(folder, tokens, [one[3] for one in found])
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Take back what a command of a test did to logging: its handlers write to streams that are closed by now."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
 
 
 @pytest.fixture
