@@ -85,8 +85,7 @@ plt.hist(best[:n_shared], bins=40, alpha=0.7, label="shared features")
 plt.hist(best[n_shared:], bins=40, alpha=0.7, label="A's own features")
 plt.xlabel("best r with any feature of B")
 plt.ylabel("features of A")
-plt.legend();
-
+plt.legend()
 # %% [markdown]
 # ## Match one to one
 #
@@ -112,7 +111,7 @@ scores[["score", "null_mean", "null_std", "p"]].to_dataframe()
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 for axis, metric in zip(axes, scores.metric.values, strict=True):
-    axis.hist(scores.null.sel(metric=metric).values.ravel(), bins=30, label="shuffled pairings")
+    axis.hist(scores.null_score.sel(metric=metric, null="shuffled").values, bins=30, label="shuffled pairings")
     axis.axvline(float(scores.score.sel(metric=metric)), color="tab:red", label="observed")
     axis.set_title(metric)
     axis.legend()

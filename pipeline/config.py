@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from storage.errors import InputError, MissingInputError
 
@@ -29,8 +38,22 @@ Kernel = Literal["auto", "sparse", "dense"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
-Metric = Literal["svcca", "svcca_pc1", "rsa"]
+Null = Literal["shuffled", "random_features", "random_pairs", "random_dictionary"]
 Pool = Literal["last", "max", "mean"]
+
+
+def _known_metric(text: str) -> str:
+    from pipeline.compare.metrics import parse_metric  # noqa: PLC0415 - stages read this module
+
+    try:
+        parse_metric(text)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+#: A metric as users write it: a name, or a name with options.
+Metric = Annotated[str, AfterValidator(_known_metric)]
 
 #: What r is called in labels, by measure.
 MEASURE_NAMES: dict[Measure, str] = {
@@ -288,9 +311,25 @@ class MatchConfig(Section):
 class CompareConfig(Section):
     """What the matched spaces are compared by, and against which chance."""
 
-    metrics: list[Metric] = ["svcca", "rsa", "svcca_pc1"]
+    metrics: list[Metric] = Field(
+        ["svcca", "rsa", "svcca_pc1"], min_length=1, description="names, with options where wanted: 'svcca:k=20'"
+    )
+    nulls: list[Null] = Field(["shuffled"], min_length=1, description="what chance is")
     null_runs: PositiveInt = 1000
     seed: int = 0
+    intervals: Annotated[int, Field(ge=0)] = Field(
+        0, description="bootstrap runs over pairs, for an interval of each score"
+    )
+
+    @field_validator("nulls")
+    @classmethod
+    def _nulls_of_a_run(cls, nulls: list[Null]) -> list[Null]:
+        if outside := [null for null in nulls if null in ("random_pairs", "random_dictionary")]:
+            raise ValueError(
+                f"{', '.join(outside)} needs a larger matching or a control store, which the comparison of whole sites "
+                "does not have; use `subspace compare --pool/--control-a/--control-b` on its results"
+            )
+        return nulls
 
 
 class CountRule(Section):
@@ -348,6 +387,50 @@ class SemanticsConfig(Section):
         None, description="plurals and verb forms of every keyword, or of none; by default as the groups ask for"
     )
     rule: Rule = CountRule()
+    approaches: list[Literal["global", "within"]] = Field(
+        ["global", "within"], description="pairs of the whole space cut out, features paired within the concept"
+    )
+    sides: Literal["both", "either"] = Field(
+        "both", description="whose features must belong to the concept, of pairs cut out of the whole space"
+    )
+    within: Literal["greedy", "mutual", "best", "best_of_b", "unique"] = Field(
+        "greedy", description="how features are paired within a concept: one to one, or many to one"
+    )
+    min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
+    metrics: list[str] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
+    judged: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+        ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
+    )
+    nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [
+        "shuffled",
+        "random_features",
+        "random_pairs",
+    ]
+    null_runs: PositiveInt = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    embedding: str | None = Field(
+        "model:b",
+        description="words' vectors for the coherence: 'model:a' or 'model:b' (input embeddings), 'gensim:FILE', "
+        "'sentence-transformers:FOLDER', or null for none",
+    )
+    clusters: Annotated[int, Field(ge=0)] = Field(
+        0, description="clusters of the pairs by decoder geometry that are tested like concepts; 0 for none"
+    )
+    geometry: Literal["joint", "a", "b"] = Field("joint", description="whose decoder rows find the clusters")
+
+    @model_validator(mode="after")
+    def _judged_are_scored(self) -> SemanticsConfig:
+        if missing := [metric for metric in self.judged if metric not in self.metrics]:
+            raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
+        return self
+
+    @field_validator("embedding")
+    @classmethod
+    def _known_source(cls, embedding: str | None) -> str | None:
+        kinds = ("model:a", "model:b", "gensim:", "sentence-transformers:", "model:")
+        if embedding is not None and not embedding.startswith(kinds):
+            raise ValueError("it is model:a, model:b, gensim:FILE, sentence-transformers:FOLDER, or null")
+        return embedding
 
 
 class ContextsConfig(Section):
@@ -380,8 +463,24 @@ class Experiment(Section):
     match: MatchConfig = MatchConfig()
     compare: CompareConfig = CompareConfig()
     contexts: ContextsConfig = ContextsConfig()
-    semantics: SemanticsConfig = SemanticsConfig()
+    concepts: str | list[str] | None = Field(
+        None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
+    )
+    semantics: SemanticsConfig | None = Field(
+        None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
+    )
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _concepts_ask_for_semantics(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or content.get("concepts") is None:
+            return content
+        section = content.get("semantics") or {}
+        if "concepts" in section:
+            raise ValueError("'concepts' is given twice, at the top and under 'semantics'; give one of them")
+        # it is kept in one place only, so that the experiment reads the same from the run directory
+        return {**content, "concepts": None, "semantics": {**section, "concepts": content["concepts"]}}
 
     @model_validator(mode="after")
     def _kept_pairs_suffice(self) -> Experiment:
@@ -482,10 +581,16 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
         for each in experiment.match.filters
     ]
     match = experiment.match.model_copy(update={"filters": filters})
-    semantics = experiment.semantics.model_copy(
-        update={"concepts": _resolve_concepts(experiment.semantics.concepts, folder)}
-    )
+    semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
     return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
+
+
+def _resolve_semantics(semantics: SemanticsConfig, folder: Path) -> SemanticsConfig:
+    kind, _, place = (semantics.embedding or "").partition(":")
+    found = {"concepts": _resolve_concepts(semantics.concepts, folder)}
+    if place not in ("", "a", "b"):
+        found["embedding"] = f"{kind}:{_resolve(place, folder)}"
+    return semantics.model_copy(update=found)
 
 
 def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri
 
 #: Scores this close to the null's count as equal: where every pairing scores the same, rounding must not decide.
 TIE = 1e-6
+#: The level at which results are called significant, and at which :func:`power_note` judges.
+LEVEL = 0.05
+#: Beyond this bias (in standard deviations of the draws) an interval would rest on a handful of extreme draws.
+LARGEST_BIAS = 2.0
+
+
+class Interval(NamedTuple):
+    """A confidence interval, NaN at both ends where there is none; the note says why."""
+
+    low: float
+    high: float
+    note: str = ""
 
 
 def p_value(score: float, null: ArrayLike) -> float:
@@ -63,6 +79,136 @@ def effect_size(score: float, null: ArrayLike) -> float:
     runs = np.asarray(null, np.float64)
     spread = float(runs.std())
     return (score - float(runs.mean())) / spread if spread > TIE else float("nan")
+
+
+def difference(score: float, null: ArrayLike) -> float:
+    """Return how far the score lies above the null's mean, in units of the score.
+
+    Unlike :func:`effect_size` it does not grow with the number of pairs or tokens.
+
+    Parameters
+    ----------
+    score
+        The score of the real pairing.
+    null
+        The scores of the shuffled ones, shape (run,).
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> difference(4.0, [1.0, 3.0])
+    2.0
+    """
+    return score - float(np.mean(np.asarray(null, np.float64)))
+
+
+def runs_needed(n_tests: int, level: float = LEVEL) -> int:
+    """Return how many null runs let the smallest possible p pass Holm's correction over so many tests.
+
+    The smallest p of N runs is 1 / (N + 1); Holm's first step multiplies it by the number of tests.
+
+    Examples
+    --------
+    >>> runs_needed(1), runs_needed(175)
+    (19, 3499)
+    """
+    return math.ceil(n_tests / level - 1e-9) - 1
+
+
+def power_note(n_tests: int, null_runs: int, level: float = LEVEL) -> str:
+    """Say so if no score, however high, could be significant after the correction: there are too few null runs.
+
+    Parameters
+    ----------
+    n_tests
+        How many p-values are corrected together.
+    null_runs
+        Runs behind each of them.
+    level
+        The level that corrected p-values are held against.
+
+    Returns
+    -------
+    str
+        Empty where the runs suffice.
+
+    Examples
+    --------
+    >>> power_note(175, 1000)
+    '1000 null runs cannot give p below 0.000999, and over 175 tests that is 0.175 after Holm: run at least 3499'
+    >>> power_note(175, 3499)
+    ''
+    """
+    if n_tests == 0 or null_runs >= runs_needed(n_tests, level):
+        return ""
+    smallest = 1 / (null_runs + 1)
+    return (
+        f"{null_runs} null runs cannot give p below {smallest:.3g}, and over {n_tests} tests that is "
+        f"{min(1.0, n_tests * smallest):.3g} after Holm: run at least {runs_needed(n_tests, level)}"
+    )
+
+
+def bca_interval(score: float, draws: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Interval:
+    """Return the bias-corrected and accelerated bootstrap interval of a score.
+
+    Efron, Better bootstrap confidence intervals (Journal of the American Statistical Association 82, 1987),
+    equations 6.4 and 6.6: quantiles of the draws, moved for the share of draws below the score (bias) and for the
+    skewness of the jackknife (acceleration).
+
+    Parameters
+    ----------
+    score
+        The score of the data.
+    draws
+        Scores of resampled data, shape (run,). Undefined ones (NaN) are left out.
+    left_out
+        Scores of the data without each of its units, or groups of equally many units, in turn; shape (unit,).
+    level
+        Share of the draws within an interval without bias and skewness.
+
+    Returns
+    -------
+    Interval
+        Without ends, and with a note, where draws are missing or where nearly all of them lie on one side of the
+        score, as for metrics that repeated rows inflate.
+
+    Examples
+    --------
+    >>> draws = np.random.default_rng(0).normal(5, 2, size=4000)
+    >>> low, high, _ = bca_interval(5.0, draws, [4.0, 5.0, 6.0])
+    >>> round(low), round(high)
+    (1, 9)
+    >>> bca_interval(0.2, draws, [4.0, 5.0, 6.0]).note
+    'no interval: 99 % of the resampled scores lie above the score; repeated rows inflate it at this size'
+    """
+    values = np.asarray(draws, np.float64)
+    values = values[~np.isnan(values)]
+    if np.isnan(score) or not len(values):
+        return Interval(np.nan, np.nan, "no interval: the score is undefined")
+    above = float(np.mean(values > score) + np.mean(values == score) / 2)
+    bias = -float(ndtri(above))
+    if abs(bias) > LARGEST_BIAS:
+        side = "above" if above > 0.5 else "below"
+        share = math.floor(100 * max(above, 1 - above))
+        return Interval(
+            np.nan, np.nan, f"no interval: {share} % of the resampled scores lie {side} the score; repeated rows "
+            f"{'inflate' if above > 0.5 else 'lower'} it at this size"
+        )  # fmt: skip
+    normal = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, ndtr(bias + normal / (1 - _acceleration(left_out) * normal)))
+    return Interval(float(low), float(high))
+
+
+def _acceleration(left_out: ArrayLike) -> float:
+    """Return the skewness of the jackknife values over 6, 0 where they do not vary (Efron 1987, equation 6.6)."""
+    values = np.asarray(left_out, np.float64)
+    values = values[~np.isnan(values)]
+    deviation = values.mean() - values if len(values) else values
+    spread = float(np.sum(deviation**2))
+    return float(np.sum(deviation**3)) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
 def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:

@@ -105,7 +105,7 @@ def sweep(
             for pairs in _matchings(str(cor), correlation, minimums[0], choices):
                 lines.append(summarise(pairs))
                 if metrics and stores is not None:
-                    scores = compare(pairs, *stores, **scoring, client=used)
+                    scores = compare(pairs, *stores, **scoring, client=used).sel(null="shuffled")
                     lines[-1] |= {name: scores[name].values for name in SCORES}
         return _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
 

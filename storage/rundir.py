@@ -11,7 +11,13 @@
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
-``report.html``, ``*.csv``              the report
+``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
+``concepts/{a,b}/SITE.zarr``            which features belong to which concept
+``semantics/SITE_A--SITE_B.zarr``       subspaces of meanings, their scores and nulls
+``semantics/words.zarr``                embeddings of the words that features fire on
+``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
+``report.html``, ``concepts.html``, ``*.csv``  the report
+``explorer/``                           its explorer, where that is too large for the report
 ======================================  ===============================================================
 """
 
@@ -85,10 +91,43 @@ class RunDirectory:
         """Return the path of the comparison of two sites."""
         return self._of_pair("scores", site_a, site_b)
 
+    def concepts(self, side: Side, site: str) -> Path:
+        """Return the path of one site's features by concept."""
+        return self.root / "concepts" / side / f"{site}.zarr"
+
+    def semantics(self, site_a: str, site_b: str) -> Path:
+        """Return the path of the subspaces of meanings at two sites."""
+        return self._of_pair("semantics", site_a, site_b)
+
+    @property
+    def words(self) -> Path:
+        """Embeddings of the words that features fire on."""
+        return self.root / "semantics" / "words.zarr"
+
+    @property
+    def semantics_table(self) -> Path:
+        """The table of concepts × pairs of sites; as CSV, HTML and LaTeX beside it."""
+        return self.root / "semantics.zarr"
+
+    @property
+    def score_grid(self) -> Path:
+        """Return the path of all scores of the grid, with p corrected for their number."""
+        return self.root / "scores.zarr"
+
     @property
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
+
+    @property
+    def concepts_page(self) -> Path:
+        """The report's page of concepts."""
+        return self.root / "concepts.html"
+
+    @property
+    def explorer(self) -> Path:
+        """The explorer's pages, where they are too large for the report."""
+        return self.root / "explorer"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

@@ -15,6 +15,10 @@ STAGES = {"harvest", "correlate", "match", "compare", "semantics", "report"}
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+#: A later stage may call these functions of an earlier one, each from the module that is named.
+PUBLIC = {("semantics", "pipeline.match.subsets"), ("semantics", "pipeline.compare.subsets")}
+
+
 def imported(path: Path) -> Iterator[str]:
     """Yield the absolute names of the modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -35,7 +39,8 @@ def test_imports_run_one_way(path: Path) -> None:
         assert top in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
         other_stage = top == "pipeline" and package == "pipeline" and rest and rest[0] in STAGES
         if other_stage and inner[0] in STAGES and inner[-1] != "__main__.py":
-            assert rest[0] == inner[0], f"stage {inner[0]} reaches into stage {rest[0]}: {name}"
+            allowed = rest[0] == inner[0] or (inner[0], name) in PUBLIC
+            assert allowed, f"stage {inner[0]} reaches into stage {rest[0]}: {name}"
 
 
 def test_the_rule_looks_at_something() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any
 
 import typer
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
 
+from pipeline.compare.metrics import METRICS
+from pipeline.compare.nulls import NULLS
 from pipeline.compare.run import compare
-from pipeline.config import CompareConfig, Metric
+from pipeline.config import CompareConfig
 from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, run_script, show
 
-METRICS_HELP = ", ".join(get_args(Metric))
+#: Of a line in the table.
+FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p")
 
 
 def command(
@@ -20,22 +27,100 @@ def command(
     a: StoreA,
     b: StoreB,
     out: Out,
-    metric: Annotated[list[str] | None, typer.Option(help=f"{METRICS_HELP}; may be given several times.")] = None,
-    null_runs: Annotated[int, typer.Option(min=1, help="Shuffled pairings.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the shuffles.")] = 0,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,…]",
+            help=f"{', '.join(METRICS)}; with options as svcca:k=20; may be given several times.",
+        ),
+    ] = None,
+    null: Annotated[
+        list[str] | None, typer.Option(help=f"Chance: {', '.join(NULLS)}; may be given several times.")
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option(metavar="PAIRS", help="Matching of the whole space, for the null random_pairs.")
+    ] = None,
+    control_a: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Store of A with a random dictionary, for random_dictionary.")
+    ] = None,
+    control_b: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Store of B with a random dictionary, for random_dictionary.")
+    ] = None,
+    null_runs: Annotated[int, typer.Option(min=1, help="Runs of each null.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
+    intervals: Annotated[
+        int, typer.Option(min=0, metavar="RUNS", help="Bootstrap runs over pairs, for an interval of each score.")
+    ] = 0,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of one worker, as 4GB; auto: half of what is free.")] = (
+        "auto"
+    ),
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the similarity of the matched spaces, each score beside its null."""
-    metrics = metric or CompareConfig().metrics
+    """Score the similarity of the matched spaces, each score beside its nulls."""
+    defaults = CompareConfig()
     with open_client(context, cluster, cluster_file) as client:
-        scores = compare(pairs, a, b, metrics=metrics, null_runs=null_runs, seed=seed, out=out, client=client)
-    summary: dict[str, object] = {"result": str(out)}
-    for name in metrics:
-        one = scores.sel(metric=name)
-        summary[name] = {key: float(one[key]) for key in ("score", "null_mean", "null_std", "p")}
-    show(summary, as_json=as_json)
+        scores = compare(
+            pairs, a, b, metrics=metric or defaults.metrics, nulls=null or defaults.nulls, pool=pool,
+            control=(control_a, control_b), null_runs=null_runs, seed=seed, intervals=intervals, out=out,
+            client=client, memory=memory,
+        )  # fmt: skip
+    if as_json:
+        show({"result": str(out), **summary(scores)}, as_json=True)
+    else:
+        console = Console() if Console().is_terminal else Console(width=140)
+        console.print(score_table(scores))
+        show({"result": str(out)}, as_json=False)
+
+
+def summary(scores: xr.Dataset) -> dict[str, Any]:
+    """Return the scores for programs: each metric with its score and interval, and by null what is said of it."""
+    found: dict[str, Any] = {}
+    for metric in scores["metric"].values.tolist():
+        one = scores.sel(metric=metric)
+        nulls = {
+            str(null): {name: _figure(one[name].sel(null=null)) for name in ("null_mean", "null_std", "z", "p")}
+            for null in scores["null"].values
+        }
+        found[metric] = {
+            **{name: _figure(one[name]) for name in ("score", "low", "high")},
+            "nulls": nulls,
+            "note": str(one["note"].item()),
+        }
+    return found
+
+
+def _figure(value: xr.DataArray) -> float | None:
+    """Return a number, or None where it is undefined: NaN is no JSON."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def score_table(scores: xr.Dataset) -> Table:
+    """Return the scores for people: one line for each metric and null, with notes below."""
+    table = Table(caption="\n".join(f"{metric}: {note}" for metric, note in _notes(scores)), caption_justify="left")
+    for name in ("metric", "score", "95 %", "null", "mean", "5–95 %", "z", "p"):
+        table.add_column(name, justify="left" if name in ("metric", "null") else "right")
+    for metric in scores["metric"].values.tolist():
+        for i, null in enumerate(scores["null"].values.tolist()):
+            one = scores.sel(metric=metric, null=null)
+            value = {name: float(one[name]) for name in FIGURES}
+            own = (metric, f"{value['score']:.4f}", _span(value["low"], value["high"])) if i == 0 else ("", "", "")
+            table.add_row(
+                *own, null, f"{value['null_mean']:.4f}", _span(value["null_q05"], value["null_q95"]),
+                f"{value['z']:.1f}", f"{value['p']:.4f}",
+            )  # fmt: skip
+    return table
+
+
+def _notes(scores: xr.Dataset) -> list[tuple[str, str]]:
+    notes = zip(scores["metric"].values.tolist(), scores["note"].values.tolist(), strict=True)
+    return [(metric, note) for metric, note in notes if note]
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.4f} – {high:.4f}" if math.isfinite(low) else "–"
 
 
 if __name__ == "__main__":

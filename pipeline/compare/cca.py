@@ -1,29 +1,36 @@
-"""Singular vector canonical correlation analysis, and what the literature has published under its name.
+"""Canonical correlation analysis and its variants, and what the literature has published under the name of SVCCA.
 
-Raghu, Gilmer, Yosinski, Sohl-Dickstein: SVCCA (arXiv 1706.05806, 2017). Both sides are centred and reduced to the
-principal components that hold most of their variance; the score is the mean canonical correlation of the two reduced
-spaces. With orthonormal scores ``U`` of the kept components, the canonical correlations are the singular values of
-``U_aᵀ U_b`` (Björck and Golub, Mathematics of Computation 27, 1973).
+* ``cca``: mean canonical correlation (Hotelling, Biometrika 28, 1936), as used on representations by Raghu et al.
+* ``svcca``: both sides are first reduced to the principal components that hold most of their variance (Raghu, Gilmer,
+  Yosinski, Sohl-Dickstein: SVCCA, arXiv 1706.05806, 2017).
+* ``pwcca``: the mean is weighted by how much of a side each canonical direction accounts for (Morcos, Raghu, Bengio:
+  Insights on representational similarity, arXiv 1806.05759, 2018, section 3).
+* ``svcca_pc1``: ``|Pearson r|`` of the first principal components alone.
 
-A shuffled pairing permutes the rows of one side. That permutes the rows of its ``U`` and changes nothing else, so a
-shuffled run needs no new decomposition, only the product and its singular values.
+All are functions of the product of the two sides' components; see :mod:`pipeline.compare.linear`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from pipeline.compare.base import of_rows
+from pipeline.compare.linear import LinearMetric, LinearState, Product, decompose, saturation, singular_values
 from pipeline.compare.rows import paired_rows
 from storage.errors import InputError
 
 #: Share of the variance that the kept components hold, as in the paper.
 VARIANCE = 0.99
+#: A side that keeps so many times the components of the other is another kind of space; said in the note.
+UNEQUAL = 1.25
 
 
-class Svcca(NamedTuple):
+class SvccaScore(NamedTuple):
     """An SVCCA score and how many components of either side it rests on."""
 
     score: float
@@ -31,24 +38,86 @@ class Svcca(NamedTuple):
     k_b: int
 
 
-class Subspaces(NamedTuple):
-    """Orthonormal scores of either side's kept components, shapes (n, k_a) and (n, k_b), ready for any pairing."""
+@dataclass(frozen=True)
+class Cca(LinearMetric):
+    """Mean canonical correlation of all components."""
 
-    u_a: NDArray[np.floating]
-    u_b: NDArray[np.floating]
+    name: ClassVar[str] = "cca"
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """The numbers of components, k_a and k_b."""
-        return self.u_a.shape[1], self.u_b.shape[1]
+    def score(self, arranged: Product) -> float:
+        """Return the mean over as many canonical correlations as the smaller space has dimensions."""
+        if arranged.state.empty:
+            return float("nan")
+        block = self.block(arranged)
+        return float(np.minimum(singular_values(block), 1.0).mean())
 
-    @property
-    def empty(self) -> bool:
-        """Whether a side does not vary at all."""
-        return 0 in self.sizes
+    def warning(self, state: LinearState) -> str:
+        """Say where chance is near 1, and where one space is much larger than the other."""
+        k_a, k_b = self.kept(state.a.s), self.kept(state.b.s)
+        return "; ".join(filter(None, [saturation(state.n, k_a, k_b), unequal(k_a, k_b)]))
+
+    def block(self, product: Product) -> NDArray[np.float64]:
+        """Return the part of a product that belongs to the components that this metric keeps."""
+        return product.c[: self.kept(product.state.a.s), : self.kept(product.state.b.s)]
 
 
-def svcca(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE) -> Svcca:
+@dataclass(frozen=True)
+class Svcca(Cca):
+    """Mean canonical correlation of the first components: those that hold a share of the variance, or a fixed k.
+
+    Attributes
+    ----------
+    variance
+        Share of the summed squared singular values that the kept components reach, in (0, 1].
+    k
+        Number of components kept of either side, in place of the share.
+    """
+
+    name: ClassVar[str] = "svcca"
+    variance: Annotated[float, Field(gt=0, le=1)] = VARIANCE
+    k: Annotated[int, Field(ge=1)] | None = None
+
+    def kept(self, s: NDArray[np.float64]) -> int:
+        """Return how many components are kept of a side with these singular values."""
+        return n_components(s, self.variance) if self.k is None else min(self.k, len(s))
+
+
+@dataclass(frozen=True)
+class Pwcca(Svcca):
+    """Canonical correlations, weighted by what each direction accounts for in the side with fewer components."""
+
+    name: ClassVar[str] = "pwcca"
+    variance: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def score(self, arranged: Product) -> float:
+        """Return the weighted mean; the weights are those of side A where both keep equally many components."""
+        if arranged.state.empty:
+            return float("nan")
+        block, side = self.block(arranged), arranged.state.a
+        if block.shape[0] > block.shape[1]:
+            block, side = block.T, arranged.state.b
+        squares, directions = np.linalg.eigh(block @ block.T)
+        # equation of the paper: alpha_i = sum over neurons j of |<h_i, x_j>|, here with h_i = U · directions_i
+        weights = np.abs(directions.T @ side.loadings[: len(block)]).sum(axis=1)
+        return float(np.sqrt(np.clip(squares, 0.0, 1.0)) @ weights / weights.sum())
+
+
+@dataclass(frozen=True)
+class SvccaPc1(LinearMetric):
+    """``|Pearson r|`` of the scores on either side's first component: published as SVCCA by a slip."""
+
+    name: ClassVar[str] = "svcca_pc1"
+
+    def kept(self, s: NDArray[np.float64]) -> int:
+        """Return 1, or 0 where the side does not vary."""
+        return min(1, len(s))
+
+    def score(self, arranged: Product) -> float:
+        """Return the size of the product of the first components."""
+        return float("nan") if arranged.state.empty else float(min(abs(arranged.c[0, 0]), 1.0))
+
+
+def svcca(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE, k: int | None = None) -> SvccaScore:
     """Return the mean canonical correlation of the components that hold `variance` of either side.
 
     Independent rows do not score 0. Two spaces of k_a and k_b dimensions among n - 1 meet in at least
@@ -61,10 +130,12 @@ def svcca(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE) -> Svcca:
         Paired rows, shapes (n, d_x) and (n, d_y).
     variance
         Share of the summed squared singular values that the kept components reach, in (0, 1].
+    k
+        Number of components kept of either side, in place of `variance`.
 
     Returns
     -------
-    Svcca
+    SvccaScore
         The score in [0, 1] and the numbers of components; NaN if one side does not vary.
 
     Raises
@@ -77,13 +148,79 @@ def svcca(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE) -> Svcca:
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(200, 5))
     >>> rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    >>> svcca(x, 3 * x @ rotation, variance=1.0)
-    Svcca(score=1.0, k_a=5, k_b=5)
+    >>> score, k_a, k_b = svcca(x, 3 * x @ rotation, variance=1.0)
+    >>> round(score, 6), k_a, k_b
+    (1.0, 5, 5)
     >>> svcca(x, rng.normal(size=(200, 5))).score < 0.3
     True
     """
-    spaces = subspaces(x, y, variance)
-    return Svcca(mean_canonical_correlation(spaces, np.arange(len(spaces.u_a))), *spaces.sizes)
+    rows_x, rows_y = paired_rows(x, y)
+    _check_variance(variance)
+    metric = Svcca(variance=variance, k=k)
+    state = metric.prepare([metric], rows_x, rows_y)
+    score = metric.score(metric.arrange(state, np.arange(state.n)))
+    return SvccaScore(score, metric.kept(state.a.s), metric.kept(state.b.s))
+
+
+def cca(x: ArrayLike, y: ArrayLike) -> float:
+    """Return the mean canonical correlation of two sides, without any reduction.
+
+    It is the same for any invertible map of either side, and near 1 for any pairing as soon as there are no more pairs
+    than dimensions: show it beside its null only.
+
+    Parameters
+    ----------
+    x, y
+        Paired rows, shapes (n, d_x) and (n, d_y).
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN if one side does not vary.
+
+    Raises
+    ------
+    InputError
+        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 3))
+    >>> round(cca(x, x @ [[1, 2, 0], [0, 1, 5], [0, 0, 3]]), 6)
+    1.0
+    """
+    return of_rows(Cca(), *paired_rows(x, y))
+
+
+def pwcca(x: ArrayLike, y: ArrayLike, variance: float = 1.0, k: int | None = None) -> float:
+    """Return the canonical correlations' mean, weighted by what each direction accounts for.
+
+    The weights are those of the side that keeps fewer components, A's where they keep equally many; the measure is
+    not symmetric there.
+
+    Parameters
+    ----------
+    x, y, variance, k
+        As in :func:`svcca`; all components are kept by default.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN if one side does not vary.
+
+    Raises
+    ------
+    InputError
+        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 3))
+    >>> round(pwcca(x, x[:, ::-1]), 6)
+    1.0
+    """
+    _check_variance(variance)
+    return of_rows(Pwcca(variance=variance, k=k), *paired_rows(x, y))
 
 
 def svcca_pc1(x: ArrayLike, y: ArrayLike) -> float:
@@ -113,8 +250,7 @@ def svcca_pc1(x: ArrayLike, y: ArrayLike) -> float:
     >>> round(svcca_pc1(x, -x), 6)
     1.0
     """
-    spaces = subspaces(x, y)
-    return first_component_correlation(spaces, np.arange(len(spaces.u_a)))
+    return of_rows(SvccaPc1(), *paired_rows(x, y))
 
 
 def principal_scores(x: ArrayLike, variance: float = VARIANCE) -> NDArray[np.float64]:
@@ -142,125 +278,45 @@ def principal_scores(x: ArrayLike, variance: float = VARIANCE) -> NDArray[np.flo
     >>> principal_scores(np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 0.1], [0.0, -0.1]])).shape
     (4, 1)
     """
-    if not 0 < variance <= 1:
-        raise InputError(f"variance is the share that the kept components hold, in (0, 1], not {variance}")
-    rows = np.asarray(x, np.float64)
-    u, s, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
-    # directions that exist by rounding alone would otherwise correlate like real ones
-    s = s[s > max(rows.shape) * np.finfo(np.float64).eps * np.abs(rows).max(initial=0.0) * np.sqrt(len(rows))]
+    _check_variance(variance)
+    side = decompose(np.asarray(x, np.float64))
+    return np.ascontiguousarray(side.u[:, : n_components(side.s, variance)], np.float64)
+
+
+def n_components(s: NDArray[np.float64], variance: float) -> int:
+    """Return the smallest number of components whose squared singular values reach a share of their sum.
+
+    Examples
+    --------
+    >>> n_components(np.array([3.0, 1.0]), 0.9), n_components(np.array([3.0, 1.0]), 0.91)
+    (1, 2)
+    """
+    if not len(s):
+        return 0
     share = np.cumsum(s**2) / np.sum(s**2)
     # the cumulative share may end a rounding error below 1
-    k = min(int(np.searchsorted(share, variance * (1 - 1e-12))) + 1, len(s))
-    return np.ascontiguousarray(u[:, :k])
+    return min(int(np.searchsorted(share, variance * (1 - 1e-12))) + 1, len(s))
 
 
-def mean_canonical_correlation(spaces: Subspaces, pairing: NDArray[np.int64]) -> float:
-    """Return the mean over min(k_a, k_b) canonical correlations under a pairing.
-
-    Parameters
-    ----------
-    spaces
-        Both sides' scores.
-    pairing
-        Which B row is paired with each A row, shape (n,).
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if a side does not vary.
+def unequal(k_a: int, k_b: int) -> str:
+    """Say that the larger side has many directions that count for nothing; an empty string where it has not.
 
     Examples
     --------
-    >>> u = np.array([[0.8], [-0.6], [0.0]])
-    >>> round(mean_canonical_correlation(Subspaces(u, -u), np.array([0, 1, 2])), 2)
-    1.0
-    """
-    if spaces.empty:
-        return float("nan")
-    products = (spaces.u_a.T @ spaces.u_b[pairing]).astype(np.float64)
-    smaller = products.T if products.shape[0] > products.shape[1] else products
-    # their squares are the eigenvalues of a small symmetric matrix: three times as fast as singular values
-    squares = np.linalg.eigvalsh(smaller @ smaller.T)
-    return float(np.sqrt(np.clip(squares, 0.0, 1.0)).mean())
-
-
-def first_component_correlation(spaces: Subspaces, pairing: NDArray[np.int64]) -> float:
-    """Return ``|Pearson r|`` of the scores on either side's first component under a pairing.
-
-    Parameters and result are those of :func:`mean_canonical_correlation`.
-
-    Examples
-    --------
-    >>> u = np.array([[0.8], [-0.6], [0.0]])
-    >>> round(first_component_correlation(Subspaces(u, u), np.array([1, 0, 2])), 2)
-    0.96
-    """
-    if spaces.empty:
-        return float("nan")
-    return float(min(abs(spaces.u_a[:, 0] @ spaces.u_b[pairing, 0]), 1.0))
-
-
-def saturation(spaces: Subspaces) -> str:
-    """Return a warning where chance alone scores near 1, and an empty string elsewhere.
-
-    Examples
-    --------
-    >>> saturation(Subspaces(np.eye(5)[:, :3], np.eye(5)[:, :2]))
-    'saturated: 5 pairs, not more than the 3 + 2 components kept, so that any pairing scores high'
-    >>> saturation(Subspaces(np.eye(6)[:, :3], np.eye(6)[:, :2]))
+    >>> unequal(512, 768)
+    'of unequal sides: 512 and 768 components; the mean is over 512, and 256 directions of the larger count for nothing'
+    >>> unequal(6, 7)
     ''
     """
-    n, (k_a, k_b) = len(spaces.u_a), spaces.sizes
-    if n > k_a + k_b:
+    small, large = sorted((k_a, k_b))
+    if large <= UNEQUAL * small:
         return ""
-    return f"saturated: {n} pairs, not more than the {k_a} + {k_b} components kept, so that any pairing scores high"
+    return (
+        f"of unequal sides: {k_a} and {k_b} components; the mean is over {small}, and {large - small} directions of "
+        "the larger count for nothing"
+    )
 
 
-def memory_needed(n: int, d_a: int, d_b: int) -> int:
-    """Return how many bytes CCA of `n` pairs needs at most.
-
-    Both sides' rows, the same centred, their scores, and a shuffled copy of these, float64.
-
-    Examples
-    --------
-    >>> memory_needed(2000, 576, 384) / 1e6
-    61.44
-    """
-    return 4 * 8 * n * (d_a + d_b)
-
-
-def subspaces(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE) -> Subspaces:
-    """Reduce both sides to orthonormal scores; see :func:`principal_scores`.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    variance
-        Share of the variance that the kept components hold.
-
-    Returns
-    -------
-    Subspaces
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-    """
-    rows_x, rows_y = paired_rows(x, y)
-    return Subspaces(principal_scores(rows_x, variance), principal_scores(rows_y, variance))
-
-
-def single_subspaces(x: ArrayLike, y: ArrayLike) -> Subspaces:
-    """Return :func:`subspaces` in single precision, for thousands of pairings.
-
-    A product then takes half the time and memory, and moves a score by less than 1e-7.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(9, 2))
-    >>> single_subspaces(x, x).u_a.dtype
-    dtype('float32')
-    """
-    return Subspaces(*(side.astype(np.float32) for side in subspaces(x, y)))
+def _check_variance(variance: float) -> None:
+    if not 0 < variance <= 1:
+        raise InputError(f"variance is the share that the kept components hold, in (0, 1], not {variance}")

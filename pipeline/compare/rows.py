@@ -1,10 +1,13 @@
-"""The rows that are compared: decoder rows of the matched features, read from the activation stores."""
+"""The rows that are compared: decoder rows of the matched features, read from the stores, or arrays."""
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from distributed import Client, Future
 from numpy.typing import ArrayLike, NDArray
 
 from storage import open_activations
@@ -12,6 +15,17 @@ from storage.errors import InputError
 
 #: Fewer pairs than this have no correlation worth the name.
 MIN_PAIRS = 3
+
+
+class RowSource(Protocol):
+    """Where one side's rows come from."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and the length of one."""
+
+    def on(self, client: Client) -> Future:
+        """Return the rows as a future on `client`, of shape :attr:`shape`."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +46,37 @@ class DecoderRows:
     features: NDArray[np.int32]
     d_model: int
 
-    def read(self) -> NDArray[np.float64]:
-        """Return the rows, float64, shape (pair, d_model); each is read from disk once."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and the length of one."""
+        return len(self.features), self.d_model
+
+    def read(self) -> NDArray[np.floating]:
+        """Return the rows as they are stored, shape (pair, d_model); each is read from disk once."""
         ids, places = np.unique(self.features, return_inverse=True)
         with open_activations(self.path) as store:
-            return store["decoder"].isel(feature=ids).values.astype(np.float64)[places]
+            return store["decoder"].isel(feature=ids).values[places]
+
+    def on(self, client: Client) -> Future:
+        """Have a worker read the rows."""
+        return client.submit(self.read, pure=False, key=f"compare-read-{uuid.uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Rows that are in memory."""
+
+    rows: NDArray[np.floating]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and the length of one."""
+        n, d = self.rows.shape
+        return n, d
+
+    def on(self, client: Client) -> Future:
+        """Send the rows to a worker."""
+        return client.scatter(self.rows, hash=False)
 
 
 def paired_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -63,12 +103,24 @@ def paired_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArra
     Traceback (most recent call last):
     storage.errors.InputError: the two sides must be 2-D with one row a pair, not of shapes (3, 2) and (4, 2)
     """
+    sides = checked_sides(x, y)
+    if len(sides[0]) < MIN_PAIRS:
+        raise InputError(f"{len(sides[0])} pairs cannot be compared; at least {MIN_PAIRS} are needed")
+    return sides
+
+
+def checked_sides(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the two sides as float64, however few the pairs are; else as :func:`paired_rows`.
+
+    Examples
+    --------
+    >>> [side.shape for side in checked_sides(np.ones((1, 2)), np.ones((1, 5)))]
+    [(1, 2), (1, 5)]
+    """
     sides = np.asarray(x, np.float64), np.asarray(y, np.float64)
     shapes = [side.shape for side in sides]
     if any(side.ndim != 2 for side in sides) or shapes[0][0] != shapes[1][0]:
         raise InputError(f"the two sides must be 2-D with one row a pair, not of shapes {shapes[0]} and {shapes[1]}")
-    if shapes[0][0] < MIN_PAIRS:
-        raise InputError(f"{shapes[0][0]} pairs cannot be compared; at least {MIN_PAIRS} are needed")
     for name, side in zip("xy", sides, strict=True):
         bad = np.flatnonzero(~np.isfinite(side).all(axis=1))
         if len(bad):

@@ -1,63 +1,227 @@
 """Representational similarity analysis: whether the two sides agree on which pairs of rows are alike.
 
 Kriegeskorte, Mur, Bandettini: Representational similarity analysis (Frontiers in Systems Neuroscience 2:4, 2008).
-Inside a side, rows are compared by cosine; the two similarity matrices are compared by Spearman's correlation of their
-upper triangles, with average ranks for ties.
+Inside a side, rows are compared by cosine, Pearson's correlation or Euclidean distance; the upper triangles of the two
+similarity matrices are compared by Spearman's, Pearson's or Kendall's (tau-b) correlation, with average ranks for ties.
 
 A shuffled pairing permutes rows and columns of one similarity matrix. The multiset of its values does not change, and
 neither do the ranks: a shuffled run is one dot product of two rank matrices, one of them read through the permutation.
+
+Where the similarities do not fit the memory, :class:`SampledRsa` takes their place: the rows are cut at random into
+groups, and only similarities within groups are looked at.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic.dataclasses import dataclass
 
-from pipeline.compare.rows import paired_rows
+from pipeline.compare.base import Metric, Pairing, Rows, of_rows
+from pipeline.compare.rows import MIN_PAIRS, paired_rows
+from pipeline.compare.rsa_kernels import (
+    centred_ranks,
+    discordances,
+    paired_product,
+    paired_upper,
+    square_matrix,
+    square_sum,
+    tied_pairs,
+)
+from pipeline.compare.similarities import (
+    BLOCK_ROWS,
+    Inside,
+    block_similarities,
+    duplicates,
+    scaled,
+    upper_triangle,
+)
 
-#: Cosines are compared to this many decimals, so that equal ones tie in spite of rounding.
-DECIMALS = 12
-#: More pairs have more than 2³¹ pairs of rows, whose ranks an int32 does not hold.
-MAX_PAIRS = 65_536
-#: Rows of the similarity matrix that are computed at once.
-BLOCK_ROWS = 256
+Outside = Literal["spearman", "pearson", "kendall"]
+
+#: More rows have more than 2³¹ pairs of rows, whose ranks an int32 does not hold.
+MAX_ROWS = 65_536
+#: Pairs of rows that a sample is to have, and rows of a group of it.
+SAMPLED_PAIRS, GROUP_ROWS = 2_000_000, 64
+#: Parts of the sample whose spread gives its standard error.
+PARTS = 20
 
 
-class RankedSimilarities(NamedTuple):
-    """The ranked similarities of both sides, ready for any pairing.
-
-    Ranks are doubled and centred, so that average ranks are whole numbers and their mean is 0.
+class Similarities(NamedTuple):
+    """The similarities of both sides, ready for any pairing.
 
     Attributes
     ----------
     upper_a
-        Side A's upper triangle, row after row, int32, shape (n(n-1)/2,).
+        Side A's upper triangle, row after row: centred ranks (int32), or centred values (float32) for Pearson's
+        correlation, shape (n(n-1)/2,).
     square_b
-        Side B's whole matrix, int32, shape (n, n), zeros on the diagonal.
+        Side B's whole matrix, of the same type, shape (n, n), zeros on the diagonal.
     norm
-        Product of the Euclidean norms of the two triangles.
+        Product of the Euclidean norms of the two triangles; 0 where a side has no two different similarities.
+    duplicates
+        Rows of A and of B that are equal to an earlier one.
     """
 
-    upper_a: NDArray[np.int32]
-    square_b: NDArray[np.int32]
+    upper_a: NDArray[np.number]
+    square_b: NDArray[np.number]
     norm: float
+    duplicates: tuple[int, int]
 
 
-def rsa(x: ArrayLike, y: ArrayLike) -> float:
-    """Return Spearman's correlation of the two sides' cosine similarities between rows.
+class Ordered(NamedTuple):
+    """For Kendall: A's ranks in order, and the places that they come from.
+
+    Attributes
+    ----------
+    ranks_a, order_a
+        A's ranks in ascending order, and where in the upper triangle each stands; int32.
+    square_b
+        B's ranks, int32, shape (n, n).
+    ties
+        How many pairs of similarities tie in A, and in B.
+    norm
+        Square root of the product of the pairs that do not tie in A and in B; 0 where all tie.
+    duplicates
+        As in :class:`Similarities`.
+    """
+
+    ranks_a: NDArray[np.int32]
+    order_a: NDArray[np.int32]
+    square_b: NDArray[np.int32]
+    ties: tuple[int, int]
+    norm: float
+    duplicates: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rsa(Metric):
+    """Correlation of the two sides' similarities between rows.
+
+    Attributes
+    ----------
+    inside
+        What similarity is: ``cosine``, ``pearson`` or ``euclidean``.
+    outside
+        How the similarities are compared: ``spearman``, ``pearson`` or ``kendall``.
+    """
+
+    name: ClassVar[str] = "rsa"
+    inside: Inside = "cosine"
+    outside: Outside = "spearman"
+
+    @property
+    def family(self) -> Hashable:
+        """Each choice of similarity and correlation is a family of its own."""
+        return self
+
+    @staticmethod
+    def prepare(metrics: Sequence[Rsa], x: Rows, y: Rows) -> Similarities | Ordered:
+        """Compute, and rank, the similarities of both sides."""
+        (metric,) = metrics
+        make = _ordered if metric.outside == "kendall" else _similarities
+        return make(metric, x, y)
+
+    def arrange(self, state: Similarities | Ordered, pairing: Pairing) -> float:
+        """Return the correlation itself: there is nothing to share."""
+        if not state.norm:
+            return float("nan")
+        if isinstance(state, Ordered):
+            return _kendall(state, pairing.astype(np.int32))
+        product = paired_product(state.upper_a, state.square_b, pairing.astype(np.int32)) / state.norm
+        return float(np.clip(product, -1.0, 1.0))
+
+    def score(self, arranged: float) -> float:
+        """Return the correlation."""
+        return arranged
+
+    def warning(self, state: Similarities | Ordered) -> str:
+        """Say where rows occur several times: a similarity of 1 with a copy is no finding."""
+        return duplicates_note(*state.duplicates)
+
+    def memory(self, n: int, d_a: int, d_b: int) -> int:
+        """See :func:`memory_needed`."""
+        return memory_needed(n, d_a, d_b)
+
+    def within(self, budget: int, n: int, d_a: int, d_b: int) -> Metric:
+        """Return the metric, or its sampled form where the budget does not hold all similarities."""
+        if n <= MAX_ROWS and self.memory(n, d_a, d_b) <= budget:
+            return self
+        return SampledRsa(self.inside, self.outside)
+
+    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
+        """Return the correlation over rows that are no copies of each other: those agree by construction."""
+        first, second = np.triu_indices(len(pair), 1)
+        different = pair[first] != pair[second]
+        return correlate_lists(self.outside, *(upper_triangle(side, self.inside)[different] for side in (x, y)))
+
+
+@dataclass(frozen=True)
+class SampledRsa(Rsa):
+    """RSA over similarities within random groups of rows: for more rows than memory holds the similarities of."""
+
+    @staticmethod
+    def prepare(metrics: Sequence[Rsa], x: Rows, y: Rows) -> SampledState:
+        """Cut the rows into groups, and compute A's similarities within them."""
+        (metric,) = metrics
+        groups = _groups(len(x))
+        a, b = (scaled(side, metric.inside) for side in (x, y))
+        copies = duplicates(x), duplicates(y)
+        return SampledState(groups, _within_groups(a[groups], metric.inside), b, copies)
+
+    def arrange(self, state: SampledState, pairing: Pairing) -> list[float]:  # type: ignore[override]
+        """Return the correlation over the whole sample, and over each of its parts."""
+        b = _within_groups(state.rows_b[pairing[state.groups]], self.inside)
+        whole = correlate_lists(self.outside, state.similarities_a.ravel(), b.ravel())
+        return [whole, standard_error(self.outside, state.similarities_a, b)]
+
+    def score(self, arranged: list[float]) -> float:  # type: ignore[override]
+        """Return the correlation over the whole sample."""
+        return arranged[0]
+
+    def warning(self, state: SampledState) -> str:  # type: ignore[override]
+        """Say that this is a sample, how large, and its standard error."""
+        n = len(state.rows_b)
+        error = self.arrange(state, np.arange(n))[1]
+        sampled = (
+            f"sampled: {state.similarities_a.size:,} of {n * (n - 1) // 2:,} pairs of rows, those within random groups "
+            f"of {state.groups.shape[1]}; standard error {error:.1g}"
+        )
+        return "; ".join(filter(None, [sampled, duplicates_note(*state.duplicates)]))
+
+    def memory(self, n: int, d_a: int, d_b: int) -> int:
+        """Return the bytes of both sides' rows as given and scaled, a paired copy, and the sample with its ranks."""
+        return 8 * n * (2 * d_a + 3 * d_b) + 6 * 8 * min(SAMPLED_PAIRS, n * GROUP_ROWS) + n * GROUP_ROWS * 16
+
+
+class SampledState(NamedTuple):
+    """A sample of similarities: groups of rows (group, row), A's similarities within them (group, pair), B's rows."""
+
+    groups: NDArray[np.int64]
+    similarities_a: NDArray[np.float64]
+    rows_b: Rows
+    duplicates: tuple[int, int]
+
+
+def rsa(x: ArrayLike, y: ArrayLike, inside: Inside = "cosine", outside: Outside = "spearman") -> float:
+    """Return the correlation of the two sides' similarities between rows.
 
     Parameters
     ----------
     x, y
         Paired rows, shapes (n, d_x) and (n, d_y).
+    inside
+        What similarity is: ``cosine``, ``pearson`` or ``euclidean`` (negative distance).
+    outside
+        How similarities are compared: ``spearman``, ``pearson`` or ``kendall`` (tau-b).
 
     Returns
     -------
     float
-        In [-1, 1]; NaN if a row is zero or all similarities of a side are equal.
+        In [-1, 1]; NaN if a row has no direction or all similarities of a side are equal.
 
     Raises
     ------
@@ -67,18 +231,16 @@ def rsa(x: ArrayLike, y: ArrayLike) -> float:
     Examples
     --------
     >>> x = np.random.default_rng(0).normal(size=(20, 4))
-    >>> rsa(x, 3 * x[:, ::-1])
-    1.0
+    >>> rsa(x, 3 * x[:, ::-1]), round(rsa(x, x + 5, inside="euclidean", outside="kendall"), 6)
+    (1.0, 1.0)
     """
-    rows_x, rows_y = paired_rows(x, y)
-    ranked = ranked_similarities(rows_x, rows_y)
-    return rank_correlation(ranked, np.arange(len(rows_x)))
+    return of_rows(Rsa(inside, outside), *paired_rows(x, y))
 
 
 def memory_needed(n: int, d_a: int, d_b: int) -> int:
-    """Return how many bytes RSA of `n` pairs needs at most, with its shuffled runs.
+    """Return how many bytes exact RSA of `n` pairs needs at most, with its shuffled runs.
 
-    The peak comes while B is ranked: its cosines (float64) and their order (int64), and the ranks of both sides
+    The peak comes while B is ranked: its similarities (float64) and their order (int64), and the ranks of both sides
     (int32), each for n²/2 pairs of rows. A's triangle and B's square of ranks stay, in half of that.
 
     Examples
@@ -90,158 +252,121 @@ def memory_needed(n: int, d_a: int, d_b: int) -> int:
     return triangle * (8 + 8 + 4 + 4) + blocks + rows
 
 
-def ranked_similarities(x: NDArray[np.float64], y: NDArray[np.float64]) -> RankedSimilarities:
-    """Rank the cosine similarities within either side.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    RankedSimilarities
-        With norm 0 where a side cannot be ranked.
-    """
-    upper_a, upper_b = centred_ranks(cosines(x)), centred_ranks(cosines(y))
-    norm = float(np.sqrt(_square_sum(upper_a)) * np.sqrt(_square_sum(upper_b)))
-    return RankedSimilarities(upper_a, _square(upper_b, len(y)), norm)
-
-
-def rank_correlation(ranked: RankedSimilarities, pairing: NDArray[np.int64]) -> float:
-    """Return Spearman's correlation of the similarities under a pairing.
-
-    Parameters
-    ----------
-    ranked
-        The ranked similarities.
-    pairing
-        Which B row is paired with each A row, shape (n,).
-
-    Returns
-    -------
-    float
-        NaN where a side cannot be ranked.
+def correlate_lists(outside: Outside, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return the correlation of two lists of similarities; NaN where one is undefined or does not vary.
 
     Examples
     --------
-    >>> rows = np.array([[1.0, 0.0], [1.0, 0.5], [0.0, 1.0], [-1.0, 0.2]])
-    >>> ranked = ranked_similarities(rows, rows)
-    >>> rank_correlation(ranked, np.array([0, 1, 2, 3])), round(rank_correlation(ranked, np.array([0, 2, 1, 3])), 4)
-    (1.0, 0.2571)
+    >>> round(correlate_lists("spearman", np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 9.0])), 6)
+    1.0
     """
-    if not ranked.norm:
-        return float("nan")
-    product = _paired_product(ranked.upper_a, ranked.square_b, pairing.astype(np.int32)) / ranked.norm
-    return float(np.clip(product, -1.0, 1.0))
+    if outside == "pearson":
+        centred = [values - values.mean() for values in (a, b)]
+    else:
+        ranks = [centred_ranks(values) for values in (a, b)]
+        if outside == "kendall":
+            return _kendall_lists(*ranks)
+        centred = [values.astype(np.float64) for values in ranks]
+    norm = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
+    return float(np.clip(centred[0] @ centred[1] / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
 
-def cosines(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cosine between every two rows: the upper triangle, row after row.
+def standard_error(outside: Outside, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return the standard error of a sample's correlation, from the spread over its parts.
 
     Parameters
     ----------
-    x
-        Rows, shape (n, d).
+    outside
+        The correlation.
+    a, b
+        Similarities within groups of rows, shape (group, pair).
+    """
+    parts = [
+        correlate_lists(outside, one.ravel(), other.ravel())
+        for one, other in zip(np.array_split(a, PARTS), np.array_split(b, PARTS), strict=True)
+        if one.size > 1
+    ]
+    return float(np.std(parts, ddof=1) / np.sqrt(len(parts))) if len(parts) > 1 else float("nan")
 
-    Returns
-    -------
-    ndarray of float64, shape (n(n-1)/2,)
-        NaN where a row is zero. Rounded to :data:`DECIMALS`.
+
+def duplicates_note(a: int, b: int) -> str:
+    """Return a note on rows that occur several times, as many-to-one pairs have them.
 
     Examples
     --------
-    >>> cosines(np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])).tolist()
-    [0.0, 1.0, 0.0]
+    >>> duplicates_note(0, 12)
+    'inflated by copies: 0 rows of A and 12 of B repeat an earlier one, and copies tie or agree by construction'
+    >>> duplicates_note(0, 0)
+    ''
     """
-    n = len(x)
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    unit = np.divide(x, lengths, out=np.full_like(x, np.nan), where=lengths > 0)
-    upper, filled = np.empty(n * (n - 1) // 2), 0
-    for start in range(0, n - 1, BLOCK_ROWS):
-        block = np.round(unit[start : start + BLOCK_ROWS] @ unit[start:].T, DECIMALS)
-        for i, row in enumerate(block[: n - 1 - start]):
-            upper[filled : filled + n - 1 - start - i] = row[i + 1 :]
-            filled += n - 1 - start - i
-    return upper
+    if not a + b:
+        return ""
+    return (
+        f"inflated by copies: {a} rows of A and {b} of B repeat an earlier one, and copies tie or agree by construction"
+    )
 
 
-def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return twice the average ranks of `values`, less their mean.
-
-    Parameters
-    ----------
-    values
-        Shape (m,) with m < 2³¹.
-
-    Returns
-    -------
-    ndarray of int32, shape (m,)
-        All 0, which no correlation can be computed from, if a value is NaN or all are equal.
-
-    Examples
-    --------
-    >>> centred_ranks(np.array([0.3, 0.1, 0.3, 0.7])).tolist()
-    [0, -3, 0, 3]
-    """
-    if np.isnan(values).any():
-        return np.zeros(len(values), np.int32)
-    return _average_ranks(values, np.argsort(values))
+def _similarities(metric: Rsa, x: Rows, y: Rows) -> Similarities:
+    upper_a, upper_b = (_centred(upper_triangle(side, metric.inside), metric.outside) for side in (x, y))
+    norm = float(np.sqrt(square_sum(upper_a)) * np.sqrt(square_sum(upper_b)))
+    return Similarities(upper_a, square_matrix(upper_b, len(y)), norm, (duplicates(x), duplicates(y)))
 
 
-@numba.njit(nogil=True, cache=True)
-def _average_ranks(values: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.int32]:
-    n = len(values)
-    ranks = np.empty(n, np.int32)
-    start = 0
-    while start < n:
-        stop = start + 1
-        while stop < n and values[order[stop]] == values[order[start]]:
-            stop += 1
-        # places start … stop - 1 share the rank (start + stop + 1) / 2, and the mean of all ranks is (n + 1) / 2
-        for place in range(start, stop):
-            ranks[order[place]] = start + stop - n
-        start = stop
-    return ranks
+def _centred(values: NDArray[np.float64], outside: Outside) -> NDArray[np.number]:
+    """Return centred ranks, or for Pearson's correlation centred values; zeros where there is nothing to compare."""
+    if outside != "pearson":
+        return centred_ranks(values)
+    values -= values.mean()
+    scale = float(np.abs(values).max())
+    # similarities that differ by rounding alone have no correlation
+    if not scale > 1e-12:
+        return np.zeros(len(values), np.float32)
+    values /= scale
+    return values.astype(np.float32)
 
 
-@numba.njit(nogil=True, cache=True)
-def _square_sum(ranks: NDArray[np.int32]) -> float:
-    total = 0.0
-    for rank in ranks:
-        total += float(rank) * float(rank)
-    return total
+def _ordered(metric: Rsa, x: Rows, y: Rows) -> Ordered:
+    ranks_a, ranks_b = (centred_ranks(upper_triangle(side, metric.inside)) for side in (x, y))
+    order_a = np.argsort(ranks_a, kind="stable").astype(np.int32)
+    ties, norm = _ties(ranks_a, ranks_b)
+    copies = duplicates(x), duplicates(y)
+    return Ordered(ranks_a[order_a], order_a, square_matrix(ranks_b, len(y)), ties, norm, copies)
 
 
-@numba.njit(nogil=True, cache=True)
-def _square(upper: NDArray[np.int32], n: int) -> NDArray[np.int32]:
-    """Return the symmetric matrix with this upper triangle and zeros on the diagonal."""
-    square = np.zeros((n, n), np.int32)
-    at = 0
-    for i in range(n):
-        for j in range(i + 1, n):
-            square[i, j] = upper[at]
-            square[j, i] = upper[at]
-            at += 1
-    return square
+def _ties(ranks_a: NDArray[np.int32], ranks_b: NDArray[np.int32]) -> tuple[tuple[int, int], float]:
+    """Return the pairs that tie in a and in b, and the geometric mean of those that do not."""
+    pairs = len(ranks_a) * (len(ranks_a) - 1) // 2
+    a, b = (int(tied_pairs(np.sort(ranks))) for ranks in (ranks_a, ranks_b))
+    return (a, b), float(np.sqrt(float(pairs - a)) * np.sqrt(float(pairs - b)))
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _paired_product(upper_a: NDArray[np.int32], square_b: NDArray[np.int32], pairing: NDArray[np.int32]) -> float:
-    """Sum ``A[i, j] · B[p(i), p(j)]`` over i < j.
+def _kendall(state: Ordered, pairing: NDArray[np.int32]) -> float:
+    b = paired_upper(state.square_b, pairing)[state.order_a]
+    return _tau(state.ranks_a, b, state.ties, state.norm)
 
-    A row of B is copied in order before it is read through the pairing: it then comes from the nearest cache. Rows are
-    summed on their own before they are added up, so that rounding stays near 1e-13 of the result.
-    """
-    n = len(pairing)
-    row_b = np.empty(n, np.int32)
-    total, start = 0.0, 0
-    for i in range(n - 1):
-        row_b[:] = square_b[pairing[i]]
-        row_a, partners = upper_a[start : start + n - 1 - i], pairing[i + 1 :]
-        partial = 0.0
-        for j in range(n - 1 - i):
-            partial += float(row_a[j]) * float(row_b[partners[j]])
-        total += partial
-        start += n - 1 - i
-    return total
+
+def _kendall_lists(ranks_a: NDArray[np.int32], ranks_b: NDArray[np.int32]) -> float:
+    order = np.argsort(ranks_a, kind="stable")
+    ties, norm = _ties(ranks_a, ranks_b)
+    return _tau(ranks_a[order], ranks_b[order], ties, norm) if norm else float("nan")
+
+
+def _tau(ordered_a: NDArray[np.int32], b: NDArray[np.int32], ties: tuple[int, int], norm: float) -> float:
+    """Return tau-b: concordant less discordant pairs, over the geometric mean of those that do not tie."""
+    m = len(ordered_a)
+    discordant, joint = discordances(ordered_a, b)
+    return float(np.clip((m * (m - 1) // 2 - sum(ties) + joint - 2 * discordant) / norm, -1.0, 1.0))
+
+
+def _groups(n: int) -> NDArray[np.int64]:
+    """Return rows cut at random into groups, the same for every run; shape (group, row)."""
+    rows = min(GROUP_ROWS, max(MIN_PAIRS, n // PARTS))
+    wanted = -(-SAMPLED_PAIRS // (rows * (rows - 1) // 2))
+    count = min(max(wanted, PARTS), n // rows)
+    return np.random.default_rng(np.random.SeedSequence(0)).permutation(n)[: count * rows].reshape(count, rows)
+
+
+def _within_groups(rows: NDArray[np.float64], inside: Inside) -> NDArray[np.float64]:
+    """Return the similarities of every two rows of a group, shape (group, pair), from rows (group, row, d)."""
+    upper = np.triu_indices(rows.shape[1], 1)
+    return np.stack([block_similarities(group, group, inside)[upper] for group in rows])

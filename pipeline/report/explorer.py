@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
 from pipeline.report.snippets import (
@@ -144,20 +145,45 @@ class Explorer:
     def _features(self, pair: SitePair, side: Side) -> list[FeatureView]:
         site, other = pair.site(side), pair.site("b" if side == "a" else "a")
         features = self.shown(pair, side)
-        rows = self._rows_of(site, features)
-        partners = self._rows_of(other, self.shown(pair, other.side))
-        values = site.contexts["value"].values[features]
-        shaded = shade_passages(site, self.run.rows, features, rows, self._passages)
-        views = []
-        for feature, own, value, others in zip(features.tolist(), rows, values, partners, strict=True):
-            found = [
-                ContextView(row, self._passages[row].document, activation, shaded[feature, row], row in others)
-                for row, activation in zip(own.tolist(), value.tolist(), strict=True)
-                if row >= 0
-            ]
-            tokens = distinct_tokens([self._passages[context.row] for context in found])
-            views.append(FeatureView(side, feature, tokens, found))
-        return views
+        rows, partners = self._rows_of(site, features), self._rows_of(other, self.shown(pair, other.side))
+        return feature_views(site, self.run.rows, features, (rows, partners), self._passages)
+
+
+def feature_views(
+    site: Site,
+    token_rows: xr.Dataset,
+    features: np.ndarray,
+    top_rows: tuple[np.ndarray, np.ndarray],
+    passages: dict[int, Passage],
+) -> list[FeatureView]:
+    """Return features with their contexts, ready to be shown.
+
+    Parameters
+    ----------
+    site
+        Whose features they are.
+    token_rows
+        Where the rows are in the text.
+    features
+        Feature ids, shape (n,).
+    top_rows
+        Their top rows and those of their partners, shapes (n, top_n), −1 where none.
+    passages
+        The passages of their rows.
+    """
+    rows, partners = top_rows
+    values = site.contexts["value"].values[features]
+    shaded = shade_passages(site, token_rows, features, rows, passages)
+    views = []
+    for feature, own, value, others in zip(features.tolist(), rows, values, partners, strict=True):
+        found = [
+            ContextView(row, passages[row].document, activation, shaded[feature, row], row in others)
+            for row, activation in zip(own.tolist(), value.tolist(), strict=True)
+            if row >= 0
+        ]
+        tokens = distinct_tokens([passages[context.row] for context in found])
+        views.append(FeatureView(site.side, feature, tokens, found))
+    return views
 
 
 def lower_r(pair: SitePair) -> np.ndarray:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
@@ -15,9 +13,12 @@ from markupsafe import Markup
 
 from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
+from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
+from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
+from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.words import metric_name, number, p_number
 from storage import read_manifest
 
@@ -25,7 +26,6 @@ from storage import read_manifest
 FULL_SHADE = 0.1
 #: Up to so many pairs of sites are listed in the navigation at the top.
 FEW_PAIRS = 6
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class SitePairView:
         return sum(pair.n_shared > 0 for pair in self.pairs)
 
 
-def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
+def render_page(
+    run: Run, explorer: Explorer, scores: pd.DataFrame, found: ExplorerView, meanings: Meanings | None = None
+) -> str:
     """Return the report as one HTML document that needs nothing else.
 
     Parameters
@@ -70,38 +72,88 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame) -> str:
     explorer
         Its texts.
     scores
-        From :func:`pipeline.report.tables.scores_table`.
+        From :func:`pipeline.grid.scores_table`.
+    found
+        The explorer's data, or links to its pages.
+    meanings
+        What the concepts show, if they were looked for; on a page of their own, which this one names.
 
     Returns
     -------
     str
-        HTML without scripts; its content policy forbids scripts and every connection.
+        HTML whose content policy forbids every connection, and every script but the explorer's own.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "p": p_number, "metric": metric_name, "short": tables.short_name}
     matching, sites = tables.matching_table(run), tables.sites_table(run)
-    views = list(_site_pair_views(run, explorer, scores, matching))
+    judged = words.judged_null(scores)
+    views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        verdict=words.judge(scores, matching, sites, easy, run.unfinished),
-        criterion=words.CORRECTIONS[words.criterion(scores)],
-        scores=scores.assign(beats=words.beats_chance(scores)),
-        matching=matching,
-        sites=sites,
-        overview=list(_overview(run, scores, matching)),
-        site_pairs=views,
-        few=len(views) <= FEW_PAIRS,
-        heat_width=_heat_width(run),
-        text_facts=tables.text_facts(run),
-        provenance=list(_provenance(run)),
+    scripts = explorer_scripts() if found.data else ()
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            meanings=meanings,
+            explorer=found,
+            scripts=scripts,
+            policy=content_policy(scripts),
+            experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            verdict=words.judge(judged, matching, sites, easy, run.unfinished),
+            criterion=words.CORRECTIONS[words.criterion(scores)],
+            scores=scores.assign(beats=words.beats_chance(scores)),
+            matching=matching,
+            sites=sites,
+            overview=list(_overview(run, judged, matching)),
+            site_pairs=views,
+            few=len(views) <= FEW_PAIRS,
+            heat_width=_heat_width(run),
+            text_facts=tables.text_facts(run),
+            provenance=list(_provenance(run)),
+        )
+    )
+
+
+def render_concepts(run: Run, meanings: Meanings) -> str:
+    """Return the page of concepts as one HTML document that needs nothing else.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    meanings
+        From :func:`pipeline.report.concepts.read_meanings`.
+
+    Returns
+    -------
+    str
+        HTML without scripts; every text is escaped.
+    """
+    first, second = (metric_name(metric) for metric in meanings.judged)
+    verdicts = {
+        "too_few_pairs": "too few pairs",
+        "neither": "neither",
+        "first_only": f"{first} only",
+        "second_only": f"{second} only",
+        "passes_both": "passes both",
+        "not_judged": "not judged",
+    }
+    views = list(meanings.grid.values())
+    clusters = [row for view in meanings.clusters for row in view.rows]
+    return (
+        environment()
+        .get_template("concepts.html.j2")
+        .render(
+            run=run,
+            meanings=meanings,
+            first=(views or clusters)[0],
+            tested=[view for view in views if view.tested] or views or clusters,
+            anchors={view.shown.name: view.anchor for view in meanings.concepts},
+            judged=[first, second],
+            verdicts=verdicts,
+            marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+            corrections=words.CORRECTIONS,
+            fewest=FEWEST_SHOWN,
+        )
     )
 
 
@@ -135,8 +187,8 @@ def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
         for row in tables.observations(rows)
     }
     caption = (
-        f"Chance: mean over shuffled pairings. p: {words.CORRECTIONS[column]}-corrected over the grid; "
-        f"✓ below {words.LEVEL:g}. Shade: height above chance."
+        f"Chance: mean over {words.null_name(rows['null'].iloc[0])}. p: {words.CORRECTIONS[column]}-corrected over the "
+        f"grid; ✓ below {words.LEVEL:g}. Shade: height above chance."
     )
     return _map(run, cells, metric_name(metric), caption)
 
@@ -206,11 +258,12 @@ def _of(table: pd.DataFrame, own: dict[str, str]) -> pd.DataFrame:
 def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
     where = f"{pair.a.name} and {pair.b.name}"
     for row in tables.observations(scores[scores["score"].notna()]):
-        null = pair.scores["null"].sel(metric=row.metric).values
-        figure = plots.null_histogram(null, row.score, metric_name(row.metric))
+        null = pair.scores["null_score"].sel(metric=row.metric, null=row.null).values
+        figure = plots.null_histogram(null, row.score, metric_name(row.metric), words.null_name(row.null))
         caption = (
-            f"Observed {number(row.score, 3)}; {row.null_runs:,} shuffled pairings: mean {number(row.null_mean, 3)}, "
-            f"5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; p = {p_number(row.p)}."
+            f"Observed {number(row.score, 3)}; {row.null_runs:,} × {words.null_name(row.null)}: mean "
+            f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
+            f"p = {p_number(row.p)}."
         )
         title = f"{metric_name(row.metric)} against chance"
         yield FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)

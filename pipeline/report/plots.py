@@ -178,8 +178,8 @@ def _draw_cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
 
 
 @styled
-def null_histogram(null: np.ndarray, score: float, axis: str) -> Figure:
-    """Draw the distribution of a metric over shuffled pairings, with the observed value marked.
+def null_histogram(null: np.ndarray, score: float, axis: str, name: str) -> Figure:
+    """Draw the distribution of a metric under a null, with the observed value marked.
 
     Parameters
     ----------
@@ -189,8 +189,10 @@ def null_histogram(null: np.ndarray, score: float, axis: str) -> Figure:
         The observed value.
     axis
         Name of the horizontal axis.
+    name
+        Name of the null, for the vertical axis.
     """
-    figure, axes = _small_figure(axis, "shuffled pairings")
+    figure, axes = _small_figure(axis, name)
     defined = null[np.isfinite(null)]
     if len(defined):
         counts, edges = np.histogram(defined, bins=30)

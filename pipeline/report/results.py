@@ -77,6 +77,10 @@ class Run:
                 yield site.contexts_path
         for pair in self.site_pairs:
             yield from pair.paths.values()
+            if self.experiment.semantics is not None:
+                yield self.directory.semantics(pair.a.name, pair.b.name)
+        if self.directory.score_grid.exists():
+            yield self.directory.score_grid
 
 
 def open_run(run_dir: str | Path) -> Run:
@@ -144,10 +148,18 @@ def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> 
             paths = {stage: getattr(directory, stage)(a.name, b.name) for stage in PAIR_STAGES}
             if all(path.exists() for path in paths.values()):
                 results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
+                _check_current(results[-1], paths["scores"])
                 finished.append(SitePair(a, b, paths, *results))
             else:
                 unfinished.append(f"{a.name} – {b.name}")
     return finished, unfinished
+
+
+def _check_current(scores: xr.Dataset, path: Path) -> None:
+    if "null_score" not in scores:
+        raise FormatError(
+            f"{path} is a comparison of an earlier version; make it again with: subspace run EXPERIMENT.yaml"
+        )
 
 
 def _require(path: Path, directory: RunDirectory) -> None:

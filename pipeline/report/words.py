@@ -18,6 +18,12 @@ from pipeline.report.tables import observations
 LEVEL = 0.05
 #: Metrics kept to reproduce older tables; they do not enter the verdict where others were measured.
 FOR_COMPARISON = ("svcca_pc1",)
+NULL_NAMES = {
+    "shuffled": "shuffled pairings",
+    "random_features": "random features",
+    "random_pairs": "random pairs",
+    "random_dictionary": "a random dictionary",
+}
 METRIC_NAMES = {"svcca": "SVCCA", "rsa": "RSA", "svcca_pc1": "SVCCA, 1st component"}
 CORRECTIONS = {"p_holm": "Holm", "p_bh": "Benjamini–Hochberg"}
 #: A fraction of variance unexplained above which the dictionary is called a poor stand-in for the model.
@@ -44,7 +50,18 @@ class EasyPairs:
 
 def metric_name(metric: str) -> str:
     """Return how a metric is written in prose."""
-    return METRIC_NAMES.get(metric, metric)
+    name, _, options = metric.partition(":")
+    return ", ".join(filter(None, [METRIC_NAMES.get(name, name), options]))
+
+
+def null_name(null: str) -> str:
+    """Return how a null is written in prose."""
+    return NULL_NAMES.get(null, null)
+
+
+def judged_null(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the null that the verdict is drawn from: the first that the comparison was asked for."""
+    return scores[scores["null"] == scores["null"].iloc[0]] if len(scores) else scores
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -78,7 +95,7 @@ def criterion(scores: pd.DataFrame) -> str:
 
 
 def _holm_floor(scores: pd.DataFrame) -> float:
-    return float(scores["p"].notna().sum() / (scores["null_runs"].min() + 1))
+    return float(scores["tests"].max() / (scores["null_runs"].min() + 1))
 
 
 def beats_chance(scores: pd.DataFrame) -> pd.Series:
@@ -122,7 +139,7 @@ def _headline(scores: pd.DataFrame) -> str:
     every, some, total = int(wins.all().sum()), int(wins.any().sum()), len(wins)
     names = _listed(map(metric_name, metrics))
     proof = f"({CORRECTIONS[criterion(scores)]}-corrected p < {LEVEL:g})"
-    alike = f"more alike than shuffled pairings by {names} {proof}"
+    alike = f"more alike than {null_name(judged['null'].iloc[0])} by {names} {proof}"
     if some == 0:
         return (
             f"No evidence of a shared feature space: at none of the {total} pairs of sites are matched features "
@@ -153,7 +170,7 @@ def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
         wins = int(beats_chance(scores)[rows.index].sum())
         yield (
             f"{metric_name(metric)} beats chance at {wins} of {len(rows)} pairs of sites. It stands furthest above "
-            f"it at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where shuffled pairings give "
+            f"it at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where {null_name(best.null)} give "
             f"{number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}; "
             f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}), which is "
             f"{number(100 * (best.score - best.null_mean) / (1 - best.null_mean), 0)} % of the way from chance to 1."
@@ -197,10 +214,10 @@ def _easy(easy: EasyPairs) -> Iterator[str]:
 
 
 def _resolution(scores: pd.DataFrame) -> Iterator[str]:
-    runs, tests = int(scores["null_runs"].min()), int(scores["p"].notna().sum())
+    runs, tests = int(scores["null_runs"].min()), int(scores["tests"].max())
     if tests:
         yield (
-            f"{tests} tests with {runs:,} shuffled pairings each: no p can be below {p_number(1 / (runs + 1))}, and "
+            f"{tests} tests with {runs:,} runs of the null each: no p can be below {p_number(1 / (runs + 1))}, and "
             f"none below {p_number(min(1.0, _holm_floor(scores)))} after Holm’s correction."
         )
     if criterion(scores) == "p_bh":

@@ -7,16 +7,8 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
-from pipeline.compare.cca import (
-    first_component_correlation,
-    mean_canonical_correlation,
-    principal_scores,
-    saturation,
-    single_subspaces,
-    subspaces,
-    svcca,
-    svcca_pc1,
-)
+from pipeline.compare.base import Family
+from pipeline.compare.cca import Svcca, SvccaPc1, principal_scores, svcca, svcca_pc1
 from storage.errors import InputError
 
 
@@ -93,9 +85,9 @@ def test_pc1_is_pearson_of_the_first_principal_scores():
 def test_single_precision_and_shuffled_pairings_agree_with_shuffled_rows(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
     pairing = np.random.default_rng(seed).permutation(n)
-    spaces = single_subspaces(x, y)
-    assert mean_canonical_correlation(spaces, pairing) == pytest.approx(svcca(x, y[pairing]).score, abs=1e-6)
-    assert first_component_correlation(spaces, pairing) == pytest.approx(svcca_pc1(x, y[pairing]), abs=1e-6)
+    family = Family((Svcca(), SvccaPc1()))
+    found = family.scores(family.compact(family.prepare(x, y)), pairing)
+    assert found == pytest.approx([svcca(x, y[pairing]).score, svcca_pc1(x, y[pairing])], abs=1e-6)
 
 
 def test_trap_1_svcca_keeps_the_components_that_hold_the_variance_not_one():
@@ -127,13 +119,15 @@ def test_trap_2_chance_is_high_with_few_pairs(n, chance, draws):
 
 def test_trap_2_saturation_is_said():
     rng = np.random.default_rng(0)
-    few = subspaces(rng.normal(size=(12, 9)), rng.normal(size=(12, 6)), variance=1.0)
-    assert saturation(few) == (
+    metric = Svcca(variance=1.0)
+    few = metric.prepare([metric], rng.normal(size=(12, 9)), rng.normal(size=(12, 6)))
+    assert metric.warning(few).startswith(
         "saturated: 12 pairs, not more than the 9 + 6 components kept, so that any pairing scores high"
     )
-    correlations = np.linalg.svd(few.u_a.T @ few.u_b, compute_uv=False)
+    correlations = np.linalg.svd(few.a.u.T @ few.b.u, compute_uv=False)
     assert np.sum(correlations > 1 - 1e-9) == 9 + 6 - (12 - 1)
-    assert saturation(subspaces(rng.normal(size=(16, 9)), rng.normal(size=(16, 6)))) == ""
+    enough = metric.prepare([metric], rng.normal(size=(18, 9)), rng.normal(size=(18, 8)))
+    assert metric.warning(enough) == ""
 
 
 def test_rounding_makes_no_components():

@@ -14,6 +14,8 @@ from scipy.stats import kstest, spearmanr
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import storage
+from pipeline.compare.arrays import compare_rows
+from pipeline.compare.nulls import Draws, Shuffles
 from pipeline.compare.run import compare
 from pipeline.workers import local_client
 from storage.errors import BudgetError, FormatError, InputError, MissingInputError
@@ -56,19 +58,23 @@ def decoders(stores) -> list[np.ndarray]:
 
 def test_scores_are_those_of_the_pairs_decoder_rows(stores, matched, client):
     scores = compare(matched, *stores, null_runs=50, client=client).load()
+    assert scores["null"].values.tolist() == ["shuffled"]
+    scores = scores.sel(null="shuffled")
     x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
     expected = spearmanr(pdist(x, "cosine"), pdist(y, "cosine")).statistic
     assert float(scores.score.sel(metric="rsa")) == pytest.approx(expected, abs=1e-6)
     assert (scores.score > scores.null_q95).all()
     assert (scores.p == 1 / 51).all()
     assert (scores.z > 3).all()
-    np.testing.assert_allclose(scores.null_mean, scores.null.mean("run"))
-    np.testing.assert_allclose(scores.null_std, scores.null.std("run"))
-    np.testing.assert_allclose(scores.null_q05, np.quantile(scores.null, 0.05, axis=1))
+    np.testing.assert_allclose(scores.null_mean, scores.null_score.mean("run"))
+    np.testing.assert_allclose(scores.null_std, scores.null_score.std("run"))
+    np.testing.assert_allclose(scores.null_q05, np.quantile(scores.null_score, 0.05, axis=1))
+    np.testing.assert_allclose(scores.difference, scores.score - scores.null_mean)
     np.testing.assert_allclose(scores.z, (scores.score - scores.null_mean) / scores.null_std)
-    assert scores.null.dims == ("metric", "run")
+    assert scores.null_score.dims == ("metric", "run")
     assert int(scores.n_pairs) == 40
     assert scores.note.values.tolist() == ["", "", ""]
+    assert scores.low.isnull().all()
 
 
 def test_unrelated_pairs_are_at_chance(stores, client):
@@ -80,7 +86,7 @@ def test_metrics_come_in_the_order_asked_for(stores, matched, client):
     full = compare(matched, *stores, null_runs=5, client=client)
     some = compare(matched, *stores, metrics=["svcca_pc1", "rsa"], null_runs=5, client=client)
     assert some.metric.values.tolist() == ["svcca_pc1", "rsa"]
-    xr.testing.assert_identical(some.drop_attrs(), full.sel(metric=["svcca_pc1", "rsa"]).drop_attrs())
+    xr.testing.assert_allclose(some, full.sel(metric=["svcca_pc1", "rsa"]), atol=1e-6)
 
 
 def test_results_do_not_depend_on_workers_but_on_the_seed(stores, matched, client):
@@ -89,7 +95,7 @@ def test_results_do_not_depend_on_workers_but_on_the_seed(stores, matched, clien
         xr.testing.assert_identical(
             one, compare(matched, *stores, null_runs=45, seed=3, client=other).assign_attrs(one.attrs)
         )
-    assert not np.array_equal(one.null, compare(matched, *stores, null_runs=45, seed=4, client=client).null)
+    assert not np.array_equal(one.null_score, compare(matched, *stores, null_runs=45, seed=4, client=client).null_score)
 
 
 def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
@@ -109,7 +115,7 @@ def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
 
 def test_saturation_is_noted_and_is_not_significant(stores, client):
     few = np.arange(4)
-    scores = compare(pairs_of(few, few), *stores, null_runs=30, client=client)
+    scores = compare(pairs_of(few, few), *stores, null_runs=30, client=client).sel(null="shuffled")
     assert scores.note.sel(metric="svcca").item().startswith("saturated: 4 pairs")
     assert float(scores.score.sel(metric="svcca")) == pytest.approx(1)
     assert float(scores.p.sel(metric="svcca")) == 1
@@ -122,7 +128,7 @@ def test_too_few_pairs_are_undefined_and_do_not_stop_a_grid(stores, tmp_path, ca
         scores = compare(pairs_of(range(n), range(n)), *stores, null_runs=4, out=tmp_path / "scores.zarr")
     assert scores.score.isnull().all()
     assert scores.p.isnull().all()
-    assert scores.null.shape == (3, 4)
+    assert scores.null_score.shape == (1, 3, 4)
     assert scores.note.values.tolist() == [f"undefined: {n} pairs, at least 3 are needed"] * 3
     assert "too few" in caplog.text
 
@@ -144,12 +150,11 @@ def test_a_metric_that_is_undefined_on_these_rows_does_not_stop_the_others(tmp_p
 def test_tasks_of_this_process_call_blas_with_one_thread(stores, matched, client, monkeypatch):
     def spy(*args):
         seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
-        return score_once(*args)
+        return pairing(*args)
 
     seen: list[int] = []
-    nulls = importlib.import_module("pipeline.compare.nulls")
-    score_once = nulls.score_once
-    monkeypatch.setattr(nulls, "score_once", spy)
+    pairing = Shuffles.pairing
+    monkeypatch.setattr(Shuffles, "pairing", spy)
     with threadpool_limits(2, user_api="blas"):
         compare(matched, *stores, null_runs=5, client=client)
         after = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
@@ -179,24 +184,106 @@ def test_a_current_result_is_left_alone_and_another_setting_replaces_it(stores, 
     out = tmp_path / "scores.zarr"
     compare(matched, *stores, null_runs=5, out=out, client=client)
     with monkeypatch.context() as patched:
-        patched.setattr(importlib.import_module("pipeline.compare.run"), "ensure_client", None)
+        patched.setattr(importlib.import_module("pipeline.compare.scoring"), "ensure_client", None)
         assert compare(matched, *stores, null_runs=5, out=out).seed == 0
     assert compare(matched, *stores, null_runs=5, seed=1, out=out, client=client).seed == 1
     assert compare(matched.isel(pair=slice(20)), *stores, null_runs=5, seed=1, out=out, client=client).n_pairs == 20
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(stores, matched, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pipeline.compare.run"), "ensure_client", None)
+    monkeypatch.setattr(importlib.import_module("pipeline.compare.scoring"), "ensure_client", None)
     with pytest.raises(BudgetError, match=r"40 pairs need .* \(svcca/svcca_pc1 .*, rsa .*\), allowed are .*higher min"):
         compare(matched, *stores, memory="10kB")
-    many = np.zeros(70_000, np.int32)
-    with pytest.raises(BudgetError, match="70000 pairs are too many for exact RSA"):
-        compare(pairs_of(many, many), *stores, memory="10TB")
+
+
+def test_rows_without_stores_give_the_same(stores, matched, client):
+    x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
+    expected = compare(matched, *stores, null_runs=20, client=client)
+    xr.testing.assert_allclose(compare_rows(x, y, null_runs=20, client=client), expected, atol=1e-9)
+    assert compare_rows(x[:2], y[:2], null_runs=3).score.isnull().all()
+    with pytest.raises(InputError, match=r"shapes \(5, 6\) and \(4, 8\)"):
+        compare_rows(x[:5], y[:4])
+
+
+def test_nulls_that_draw_other_rows_equal_plain_code(stores, matched, tmp_path, client):
+    x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
+    control = np.random.default_rng(5).normal(size=(70, 6)).astype(np.float32)
+    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=control)
+    pool = pairs_of(np.arange(50), np.arange(50))
+    kinds = ["random_features", "random_pairs", "random_dictionary", "shuffled"]
+    given = {"metrics": ["rsa"], "nulls": kinds, "null_runs": 9, "seed": 2, "client": client}
+    found = compare(matched, *stores, pool=pool, control=(tmp_path / "control.zarr", None), **given)
+    a, b = decoders(stores)
+    live = [np.flatnonzero(xr.open_zarr(store).n_active.values > 0) for store in stores]
+    assert [len(each) for each in live] == [5, 5], "an identity of five rows"
+    again = compare_rows(
+        x, y, features=(a[live[0]], b[live[1]]), pool=(a[:50], b[:50]), control=(control.astype(float), None), **given
+    )
+    assert found["null"].values.tolist() == kinds
+    xr.testing.assert_allclose(found, again, atol=1e-9)
+    assert found.note.item() == "without the null random_features: 40 rows cannot be drawn from the 5 of side A"
+    assert found.p.sel(null="random_features").isnull().all()
+    for run in range(9):
+        at = Draws("random_pairs", 40, (50, 50), 9, 2).places(run)[0]
+        expected = spearmanr(pdist(a[at], "cosine"), pdist(b[at], "cosine")).statistic
+        assert float(found.null_score.sel(null="random_pairs")[0, run]) == pytest.approx(expected, abs=1e-6)
+        at = Draws("random_dictionary", 40, (70, None), 9, 2).places(run)[0]
+        expected = spearmanr(pdist(control[at], "cosine"), pdist(y, "cosine")).statistic
+        assert float(found.null_score.sel(null="random_dictionary")[0, run]) == pytest.approx(expected, abs=1e-6)
+    for name, level in (("null_q05", 0.05), ("null_q95", 0.95)):
+        defined = found.null_score.sel(null="random_pairs", metric="rsa")
+        assert float(found[name].sel(null="random_pairs", metric="rsa")) == pytest.approx(np.quantile(defined, level))
+
+
+def test_live_features_are_drawn(stores, tmp_path, client):
+    for name, store in zip("ab", stores, strict=True):
+        decoder = xr.open_zarr(store).decoder.values
+        active = np.zeros((2, len(decoder)))
+        active[:, 10:] = 1
+        storage.write_activations(tmp_path / f"live-{name}.zarr", active, decoder=decoder)
+    paths = [tmp_path / f"live-{name}.zarr" for name in "ab"]
+    a, b = decoders(paths)
+    scores = compare(
+        pairs_of(range(20), range(20)), *paths, metrics=["rsa"], nulls=["random_features"], null_runs=3, client=client
+    )
+    for run in range(3):
+        at = Draws("random_features", 20, (40, 50), 3, 0).places(run)
+        expected = spearmanr(pdist(a[10 + at[0]], "cosine"), pdist(b[10 + at[1]], "cosine")).statistic
+        assert float(scores.null_score[0, 0, run]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_pool_that_is_no_larger_is_said(stores, matched, client):
+    scores = compare(matched, *stores, metrics=["rsa"], nulls=["random_pairs"], pool=matched, null_runs=3)
+    assert (
+        scores.note.item()
+        == "without the null random_pairs: the pool has 40 pairs, not more than the 40 that are compared"
+    )
+    assert scores.null_score.isnull().all()
+
+
+def test_a_control_of_another_model_is_refused(stores, matched, tmp_path):
+    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=np.ones((70, 7)))
+    with pytest.raises(InputError, match=r"control .* has rows of 7 dimensions, side A of 6"):
+        compare(matched, *stores, nulls=["random_dictionary"], control=(tmp_path / "control.zarr", None))
+
+
+def test_intervals_hold_the_score_and_are_noted_where_there_is_none(stores, matched, client):
+    scores = compare(matched, *stores, metrics=["rsa"], null_runs=3, intervals=200, client=client)
+    assert float(scores.low[0]) < float(scores.score[0]) < float(scores.high[0])
+    assert float(scores.high[0] - scores.low[0]) < 0.5
 
 
 def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
-    with pytest.raises(InputError, match=r"metrics are some of svcca, svcca_pc1, rsa, each once; not \['cka'\]"):
-        compare(matched, *stores, metrics=["cka"])
+    with pytest.raises(InputError, match=r"there is no metric 'svccca'; did you mean 'svcca'\? There are svcca, .*rsa"):
+        compare(matched, *stores, metrics=["svccca"])
+    with pytest.raises(InputError, match=r"nulls are some of shuffled, .*random_dictionary, each once; not \['none'\]"):
+        compare(matched, *stores, nulls=["none"])
+    with pytest.raises(InputError, match=r"random_pairs draws pairs of a larger matching: give pool="):
+        compare(matched, *stores, nulls=["random_pairs"])
+    with pytest.raises(InputError, match=r"random_dictionary draws rows of a control: give control=\(A, B\)"):
+        compare(matched, *stores, nulls=["random_dictionary"], control=(None, None))
+    with pytest.raises(InputError, match="intervals is -1"):
+        compare(matched, *stores, intervals=-1)
     with pytest.raises(InputError, match="seed is -1"):
         compare(matched, *stores, seed=-1)
     with pytest.raises(InputError, match="each once"):

@@ -186,23 +186,24 @@ class SyntheticRun:
         null = rng.normal([[0.21], [0.0], [0.1]], [[0.02], [0.03], [0.05]], (3, self.null_runs))
         score = np.array([self.score, self.score / 3, self.score / 2]) + rng.normal(0, 0.02, 3)
         columns = {
-            "score": score,
             "null_mean": null.mean(1),
             "null_std": null.std(1),
             "null_q05": np.quantile(null, 0.05, 1),
             "null_q95": np.quantile(null, 0.95, 1),
+            "difference": score - null.mean(1),
             "z": (score - null.mean(1)) / null.std(1),
             "p": ((null >= score[:, None]).sum(1) + 1) / (self.null_runs + 1),
         }
         note = np.array([f"saturated: {n_pairs} pairs, not more than the 60 + 60 components kept", "", ""], object)
         return xr.Dataset(
             {
-                **{name: ("metric", values) for name, values in columns.items()},
-                "null": (("metric", "run"), null),
+                **{name: (("null", "metric"), values[None]) for name, values in columns.items()},
+                **{name: ("metric", values) for name, values in (("score", score), ("low", score), ("high", score))},
+                "null_score": (("null", "metric", "run"), null[None]),
                 "note": ("metric", note),
                 "n_pairs": ((), n_pairs),
             },
-            coords={"metric": np.array(METRICS, object)},
+            coords={"metric": np.array(METRICS, object), "null": np.array(["shuffled"], object)},
         )
 
 

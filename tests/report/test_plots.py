@@ -21,7 +21,7 @@ def texts(svg: str) -> list[str]:
 
 
 def draw_null() -> Figure:
-    return plots.null_histogram(np.random.default_rng(0).normal(0, 1, 300), 2.34567, "SVCCA")
+    return plots.null_histogram(np.random.default_rng(0).normal(0, 1, 300), 2.34567, "SVCCA", "shuffled pairings")
 
 
 def test_text_and_label_are_kept_and_escaped() -> None:
@@ -60,8 +60,8 @@ def test_observed_value_is_marked() -> None:
 @pytest.mark.parametrize(
     "figure",
     [
-        lambda: plots.null_histogram(np.full(5, NAN), NAN, "RSA"),
-        lambda: plots.null_histogram(np.zeros(5), 0.0, "RSA"),
+        lambda: plots.null_histogram(np.full(5, NAN), NAN, "RSA", "shuffled pairings"),
+        lambda: plots.null_histogram(np.zeros(5), 0.0, "RSA", "shuffled pairings"),
         lambda: plots.best_r_histogram(np.full(3, NAN), np.full(3, NAN), NAN),
         lambda: plots.best_r_histogram(np.array([-0.5, 1.0]), np.array([NAN, 0.2]), 0.0),
         lambda: plots.all_r_histogram(np.zeros(4, int), np.linspace(-1, 0.5, 4), np.linspace(-0.5, 1, 4), 0.1),

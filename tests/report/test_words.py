@@ -16,12 +16,13 @@ def scores(p: dict[tuple[str, str], float], null_runs: int = 1000, note: str = "
     table = pd.DataFrame(
         [
             {
-                "site_a": "a1", "site_b": site, "metric": metric, "score": 0.5, "null_mean": 0.2, "null_q95": 0.3,
-                "p": one, "null_runs": null_runs, "note": note, **columns,
+                "site_a": "a1", "site_b": site, "metric": metric, "null": "shuffled", "score": 0.5,
+                "null_mean": 0.2, "null_q95": 0.3, "p": one, "null_runs": null_runs, "note": note, **columns,
             }
             for (site, metric), one in p.items()
         ]
     )  # fmt: skip
+    table["tests"] = table["p"].notna().sum()
     return table.assign(p_holm=holm(table["p"].to_numpy()), p_bh=benjamini_hochberg(table["p"].to_numpy()))
 
 

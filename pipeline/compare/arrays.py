@@ -1,0 +1,101 @@
+"""The same comparison of rows that are in memory, without stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from numpy.typing import ArrayLike
+
+from pipeline.compare.rows import ArrayRows, checked_sides
+from pipeline.compare.scoring import DEFAULT_METRICS, Bank, check_settings, score_pairs
+from pipeline.config import Null
+from storage.errors import InputError
+
+
+def compare_rows(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    nulls: Sequence[str] = ("shuffled",),
+    features: tuple[ArrayLike, ArrayLike] | None = None,
+    pool: tuple[ArrayLike, ArrayLike] | None = None,
+    control: tuple[ArrayLike | None, ArrayLike | None] | None = None,
+    null_runs: int = 1000,
+    seed: int = 0,
+    intervals: int = 0,
+    client: Client | None = None,
+    memory: str | int = "auto",
+) -> xr.Dataset:
+    """Score how alike two sides of paired rows are, each score beside its nulls.
+
+    This is :func:`pipeline.compare` for rows of any origin: decoder rows, mean activations, embeddings.
+
+    Parameters
+    ----------
+    x, y
+        Paired rows, shapes (n, d_x) and (n, d_y).
+    metrics, nulls, null_runs, seed, intervals, client, memory
+        As in :func:`pipeline.compare`.
+    features
+        All rows of either side, for the null ``random_features``; shapes (N_x, d_x) and (N_y, d_y).
+    pool
+        Paired rows of which `x` and `y` are a part, for the null ``random_pairs``; shapes (N, d_x) and (N, d_y).
+    control
+        Rows that stand for either side's own in the null ``random_dictionary``; None for a side that keeps its rows.
+
+    Returns
+    -------
+    xarray.Dataset
+        As :func:`pipeline.compare` returns it.
+
+    Raises
+    ------
+    InputError
+        If the sides differ in rows or hold NaN or infinity, a metric or null is unknown, a null lacks what it is drawn
+        from, or a metric fails in runs of a null.
+    BudgetError
+        If the rows are too many for the memory; before anything is computed.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(40, 4))
+    >>> y = x @ rng.normal(size=(4, 6))
+    >>> scores = compare_rows(x, y, metrics=["svcca"], nulls=["shuffled", "random_features"],
+    ...                       features=(rng.normal(size=(99, 4)), rng.normal(size=(99, 6))), null_runs=19)
+    >>> round(float(scores.score.sel(metric="svcca")), 6), scores.p.sel(metric="svcca").values.tolist()
+    (1.0, [0.05, 0.05])
+    """
+    settings = check_settings(metrics, nulls, null_runs, seed, intervals)
+    sides = _sides(checked_sides(x, y))
+    given = {"random_features": features, "random_pairs": pool, "random_dictionary": control}
+    banks: dict[Null, Bank] = {null: _bank(null, given[null], sides) for null in settings.nulls if null != "shuffled"}
+    return score_pairs(sides, banks, settings, client=client, memory=memory)
+
+
+def _sides(rows: Sequence[np.ndarray]) -> tuple[ArrayRows, ArrayRows]:
+    a, b = map(ArrayRows, rows)
+    return a, b
+
+
+def _bank(
+    null: Null, given: tuple[ArrayLike | None, ArrayLike | None] | None, sides: tuple[ArrayRows, ArrayRows]
+) -> Bank:
+    """Return what a null is drawn from, after checking that it belongs to the sides."""
+    argument = {"random_features": "features", "random_pairs": "pool", "random_dictionary": "control"}[null]
+    if given is None or (given[0] is None and given[1] is None):
+        raise InputError(f"the null {null} needs {argument}=(rows of A, rows of B), or leave it out")
+    rows = [None if side is None else ArrayRows(np.asarray(side, np.float64)) for side in given]
+    for name, own, side in zip("AB", sides, rows, strict=True):
+        if side is not None and (side.rows.ndim != 2 or side.shape[1] != own.shape[1]):
+            raise InputError(
+                f"{argument} of side {name} must have rows of {own.shape[1]} dimensions, not shape {side.rows.shape}"
+            )
+    bank = Bank(*rows)
+    if null == "random_pairs" and len(set(bank.sizes())) > 1:
+        raise InputError(f"pool must hold as many rows of A as of B, not {bank.sizes()}")
+    return bank

@@ -1,0 +1,239 @@
+"""Meanings: the table of concepts × pairs of sites, and the clearest pairs of each concept in the text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pipeline.report.explorer import PairView, feature_views
+from pipeline.report.results import SIDES, Run, Site
+from pipeline.report.snippets import cut_passages
+from storage import open_result
+
+#: Pairs shown of each concept.
+CLEAREST = 10
+#: Concepts whose pairs are shown, those with the most pairs first.
+MOST_SHOWN = 60
+#: Subspaces with fewer pairs are in the table only.
+FEWEST_SHOWN = 3
+#: Verdicts, as the table keeps them, and how they are marked.
+PASSES, UNTESTED = "passes_both", "too_few_pairs"
+
+
+@dataclass(frozen=True)
+class MetricCell:
+    """One metric of one subspace: its score, and by null the mean and the corrected p."""
+
+    name: str
+    score: float
+    nulls: list[tuple[str, float, float]]
+    note: str
+
+
+@dataclass(frozen=True)
+class SubspaceView:
+    """One subspace at one pair of sites, as a row of the table."""
+
+    name: str
+    kind: str
+    approach: str
+    site_a: str
+    site_b: str
+    n_pairs: int
+    n_tested: int
+    words: list[str]
+    metrics: list[MetricCell]
+    coherence: float
+    coherence_random: float
+    coherence_p: float
+    overlap: float
+    verdict: str
+    row: int
+
+    @property
+    def passes(self) -> bool:
+        """Whether it beats chance by both metrics."""
+        return self.verdict == PASSES
+
+    @property
+    def tested(self) -> bool:
+        """Whether it has pairs enough to be tested."""
+        return self.verdict != UNTESTED
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """What the subspaces of one concept are compared by: the clearest is shown."""
+        heights = [cell.score - mean for cell in self.metrics[:2] for null, mean, _ in cell.nulls if null == "shuffled"]
+        height = float(np.nansum(heights)) if self.tested else -1.0
+        return self.passes, round(height, 6), self.n_pairs
+
+
+@dataclass(frozen=True)
+class ConceptView:
+    """A concept: where it is shown, its rows of the table, and its clearest pairs there."""
+
+    anchor: str
+    shown: SubspaceView
+    rows: list[SubspaceView]
+    pairs: list[PairView]
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """All that the page of concepts shows."""
+
+    site_pairs: list[tuple[str, str]]
+    approaches: list[str]
+    grid: dict[tuple[str, str, tuple[str, str]], SubspaceView]
+    names: list[str]
+    concepts: list[ConceptView]
+    clusters: list[ConceptView]
+    judged: list[str]
+    correction: str
+    null_runs: int
+    rule: str
+
+    def counts(self, approach: str) -> dict[str, int]:
+        """Return how many cells of one approach have each verdict."""
+        cells = [view.verdict for (_, own, _), view in self.grid.items() if own == approach]
+        return {verdict: cells.count(verdict) for verdict in dict.fromkeys(cells)}
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one sentence for each approach."""
+        return " ".join(self._sentence(approach) for approach in self.approaches)
+
+    def _sentence(self, approach: str) -> str:
+        counts = self.counts(approach)
+        tested = sum(counts.values()) - counts.get(UNTESTED, 0)
+        passed = len({name for (name, own, _), view in self.grid.items() if own == approach and view.passes})
+        how = {"global": "Cut out of all matched pairs", "within": "Paired within the concept"}[approach]
+        return (
+            f"{how}, {counts.get(PASSES, 0)} of {tested} subspaces with enough pairs beat chance by both metrics "
+            f"({passed} of {len(self.names)} concepts at one pair of sites or more); "
+            f"{counts.get(UNTESTED, 0)} have too few pairs."
+        )
+
+
+def read_meanings(run: Run) -> Meanings | None:
+    """Read what the semantics stage found; None where it was not asked for or has not run.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    Meanings or None
+    """
+    path = run.directory.semantics_table
+    if run.experiment.semantics is None or not path.exists():
+        return None
+    table = open_result(path, "semantics-table").load()
+    rows = list(_rows(table))
+    concepts = [row for row in rows if row.kind == "concept"]
+    names = list(dict.fromkeys(row.name for row in concepts))
+    return Meanings(
+        site_pairs=list(dict.fromkeys((row.site_a, row.site_b) for row in rows)),
+        approaches=list(dict.fromkeys(row.approach for row in concepts)),
+        grid={(row.name, row.approach, (row.site_a, row.site_b)): row for row in concepts},
+        names=names,
+        concepts=list(_views(run, concepts, "concept")),
+        clusters=list(_views(run, [row for row in rows if row.kind == "cluster"], "cluster")),
+        judged=[str(metric) for metric in table.attrs["judged"]],
+        correction=str(table.attrs["correction"]),
+        null_runs=int(table.attrs["null_runs"]),
+        rule=json.dumps(run.experiment.semantics.rule.model_dump()),
+    )
+
+
+def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
+    """Yield the rows of the table."""
+    meanings = table["verdict"].attrs["flag_meanings"].split()
+    judged = [str(metric) for metric in table.attrs["judged"]]
+    metrics = [*judged, *(m for m in table["metric"].values.tolist() if m not in judged)]
+    columns = {name: table[name].values for name in table.data_vars if table[name].dims == ("row",)}
+    cells = list(zip(*(list(_cells(table, metric)) for metric in metrics), strict=True))
+    for i in range(table.sizes["row"]):
+        one = {name: values[i].item() if hasattr(values[i], "item") else values[i] for name, values in columns.items()}
+        yield SubspaceView(
+            name=str(one["name"]),
+            kind=str(one["kind"]),
+            approach=str(one["approach"]),
+            site_a=str(one["site_a"]),
+            site_b=str(one["site_b"]),
+            n_pairs=int(one["n_pairs"]),
+            n_tested=int(one["n_tested"]),
+            coherence=float(one["coherence"]),
+            coherence_random=float(one["coherence_random"]),
+            coherence_p=float(one["coherence_p"]),
+            overlap=float(one["overlap"]),
+            words=json.loads(str(one["words"])),
+            metrics=list(cells[i]),
+            verdict=meanings[int(one["verdict"])],
+            row=i,
+        )
+
+
+def _cells(table: xr.Dataset, metric: str) -> Iterator[MetricCell]:
+    """Yield one metric's cell of every row."""
+    one = table.sel(metric=metric)
+    nulls = [str(null) for null in table["null"].values]
+    score, note = one["score"].values.tolist(), one["note"].values.tolist()
+    mean = one["null_mean"].transpose("row", "null").values.tolist()
+    p = one[table.attrs["correction"]].transpose("row", "null").values.tolist()
+    for i in range(table.sizes["row"]):
+        yield MetricCell(metric, score[i], list(zip(nulls, mean[i], p[i], strict=True)), str(note[i]))
+
+
+def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptView]:
+    """Yield concepts with enough pairs to show, each at the pair of sites and by the approach where it is clearest."""
+    by_name: dict[Any, list[SubspaceView]] = {}
+    for row in rows:
+        # clusters of different pairs of sites have nothing but their number in common
+        by_name.setdefault(row.name if kind == "concept" else (row.name, row.site_a, row.site_b), []).append(row)
+    chosen = [(own, max(own, key=lambda row: row.rank)) for own in by_name.values()]
+    shown = [each for each in chosen if each[1].n_pairs >= FEWEST_SHOWN]
+    most = sorted(shown, key=lambda each: -each[1].n_pairs)[:MOST_SHOWN]
+    keep = {id(best) for _, best in most}
+    for i, (own, best) in enumerate(each for each in shown if id(each[1]) in keep):
+        yield ConceptView(f"{kind}-{i + 1}", best, own, _clearest(run, best))
+
+
+def _clearest(run: Run, view: SubspaceView) -> list[PairView]:
+    """Return the pairs of a subspace with the highest r on both halves of the text, with their contexts."""
+    with open_result(run.directory.semantics(view.site_a, view.site_b), "semantics") as found:
+        pairs = _members(found, view)
+    sites = _site(run, "a", view.site_a), _site(run, "b", view.site_b)
+    top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
+    passages = cut_passages(run.corpus, run.rows, np.unique(np.concatenate([rows.ravel() for rows in top])))
+    sides = [
+        feature_views(site, run.rows, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
+        for site, own, other in zip(sites, top, top[::-1], strict=True)
+    ]
+    each = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
+    return [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in enumerate(each)]
+
+
+def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
+    """Return the clearest pairs of a subspace."""
+    names, approaches = found["name"].values, found["approach"].values
+    (place,) = np.flatnonzero((names == view.name) & (approaches == view.approach))
+    own = np.flatnonzero(found["subspace_of"].values == place)
+    columns = ("feature_a", "feature_b", "r", "r_heldout")
+    pairs = pd.DataFrame({name: found[name].values[own] for name in columns})
+    r, heldout = pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()
+    lower = r if np.isnan(heldout).all() else np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
+    return pairs.iloc[np.argsort(-lower, kind="stable")[:CLEAREST]]
+
+
+def _site(run: Run, side: str, name: str) -> Site:
+    sites = {(own, site.name): site for own in SIDES for site in run.sites[own]}
+    return next(site for (own, known), site in sites.items() if own == side and known == name)

@@ -1,0 +1,403 @@
+"""The stage: the subspaces of all meanings at one pair of sites, each beside its nulls and its coherence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.compare.subsets import compare_subsets
+from pipeline.match.subsets import match_subsets
+from pipeline.semantics.coherence import Coherence, centred_unit, coherence, feature_vectors
+from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
+from pipeline.semantics.embeddings import word_vectors
+from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.top_words import NONE, TopWords, top_words
+from storage import fingerprint, make_result, new_manifest, open_activations, open_result
+from storage.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+STAGE, WORDS_STAGE = "semantics", "semantics-words"
+#: Words that describe a subspace.
+SHOWN_WORDS = 6
+
+
+@dataclass(frozen=True)
+class Site:
+    """Results of one model at one site.
+
+    Attributes
+    ----------
+    store, contexts
+        The activation store, and the top contexts of its features.
+    concepts
+        Which features belong to which concept.
+    """
+
+    store: Path
+    contexts: Path
+    concepts: Path
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    """How subspaces are made and tested; the defaults are those of the experiment file.
+
+    Attributes
+    ----------
+    approaches
+        Some of ``global`` and ``within``.
+    sides
+        ``both`` or ``either``: whose features must belong to the concept, for pairs cut out of the global ones.
+    within
+        How features of a concept are paired within it: ``greedy``, ``mutual``, ``best``, ``best_of_b``, ``unique``.
+    min_correlation
+        Lowest r of these pairs.
+    min_pairs
+        Subspaces of fewer pairs are not tested.
+    metrics, nulls, null_runs, seed
+        As in :func:`pipeline.compare`.
+    clusters
+        Number of clusters of the global pairs to test besides; 0 for none.
+    geometry
+        Whose decoder rows they are found by.
+    """
+
+    approaches: tuple[str, ...] = APPROACHES
+    sides: Sides = "both"
+    within: str = "greedy"
+    min_correlation: float = 0.1
+    min_pairs: int = 10
+    metrics: tuple[str, ...] = ("svcca:k=4", "rsa", "svcca_pc1", "svcca")
+    nulls: tuple[str, ...] = ("shuffled", "random_features", "random_pairs")
+    null_runs: int = 1000
+    seed: int = 0
+    clusters: int = 0
+    geometry: Geometry = "joint"
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail after work was done."""
+        unknown = [each for each in self.approaches if each not in APPROACHES]
+        if unknown or len(set(self.approaches)) < len(self.approaches) or not (self.approaches or self.clusters):
+            raise InputError(f"approaches are some of {', '.join(APPROACHES)}, each once; not {list(self.approaches)}")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A subspace and those of its pairs that may test it."""
+
+    kind: str
+    subspace: Subspace
+    tested: NDArray[np.bool_]
+    n_a: int
+    n_b: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return f"{self.subspace.approach}: {self.subspace.name}"
+
+
+def embed_words(
+    sites: Sequence[Site],
+    corpus: str | Path,
+    source: str,
+    locate: Callable[[], str],
+    *,
+    identity: Mapping[str, Any],
+    out: str | Path | None = None,
+) -> xr.Dataset:
+    """Look up the vectors of all words on which the features of some sites fire most.
+
+    Parameters
+    ----------
+    sites
+        Whose contexts are read.
+    corpus
+        The text.
+    source
+        What the user named.
+    locate
+        Returns ``KIND:PLACE`` for :func:`pipeline.semantics.embeddings.word_vectors`; called if there is work to do.
+    identity
+        What tells this source from another of the same name.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``word(word)`` text; ``vector(word, dimension)`` float32, NaN for words that the source does not know.
+    """
+    inputs = {f"contexts_{i}": fingerprint(site.contexts) for i, site in enumerate(sites)}
+    manifest = new_manifest(
+        WORDS_STAGE, {"corpus": fingerprint(corpus), **inputs}, {"source": source, "identity": dict(identity)}
+    )
+
+    def make() -> xr.Dataset:
+        words = sorted({word for site in sites for word in top_words(site.contexts, site.store, corpus).vocabulary})
+        return xr.Dataset(
+            {"vector": (("word", "dimension"), word_vectors(words, locate()))},
+            coords={"word": np.array(words, object)},
+            attrs={"source": source, **manifest.to_attrs()},
+        )
+
+    return make_result(out, manifest, make)
+
+
+def semantics(
+    pairs: str | Path,
+    cor: str | Path,
+    sites: tuple[Site, Site],
+    corpus: str | Path,
+    settings: SubspaceSettings | None = None,
+    *,
+    words: str | Path | None = None,
+    out: str | Path | None = None,
+    client: Client | None = None,
+) -> xr.Dataset:
+    """Make and test the subspaces of all concepts, and of clusters, at one pair of sites.
+
+    Parameters
+    ----------
+    pairs
+        Result of :func:`pipeline.match` for the whole space.
+    cor
+        The correlation result that it was made from.
+    sites
+        The sites of A and of B.
+    corpus
+        The text.
+    settings
+        How; see :class:`SubspaceSettings`.
+    words
+        Result of :func:`embed_words`, for coherence; there is none without it.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+    client
+        Where the tasks run; threads of this process by default.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``subspace``: ``kind`` (concept or cluster), ``name``, ``approach``, ``words`` text; ``n_pairs``,
+        ``n_tested``, ``n_a``, ``n_b`` int64; ``overlap`` of both approaches, ``coherence``, ``coherence_random``,
+        ``coherence_z``, ``coherence_p`` float64; scores, nulls and p as in
+        :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the pairs themselves: ``subspace_of`` int32,
+        ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested`` bool.
+
+    Raises
+    ------
+    InputError
+        If the concepts of both sides differ, or a setting is wrong.
+    MissingInputError
+        If a result is missing.
+    """
+    chosen = settings or SubspaceSettings()
+    manifest = new_manifest(STAGE, _inputs(pairs, cor, sites, corpus, words), asdict(chosen))
+
+    def make() -> xr.Dataset:
+        return _make(Inputs(Path(pairs), Path(cor), sites, Path(corpus), words), chosen, client).assign_attrs(
+            manifest.to_attrs()
+        )
+
+    return make_result(out, manifest, make)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where everything is that the stage reads."""
+
+    pairs: Path
+    correlation: Path
+    sites: tuple[Site, Site]
+    corpus: Path
+    words: str | Path | None
+
+
+def _inputs(
+    pairs: str | Path, cor: str | Path, sites: tuple[Site, Site], corpus: str | Path, words: str | Path | None
+) -> dict[str, str]:
+    found = {"pairs": fingerprint(pairs), "correlation": fingerprint(cor), "corpus": fingerprint(corpus)}
+    for side, site in zip("ab", sites, strict=True):
+        found |= {f"{name}_{side}": fingerprint(path) for name, path in asdict(site).items()}
+    return found | ({} if words is None else {"words": fingerprint(words)})
+
+
+def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> xr.Dataset:
+    with open_result(inputs.pairs, "match") as opened:
+        matched = opened[["feature_a", "feature_b", "r", "r_heldout"]].load()
+    found = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
+    pool = matched["feature_a"].values, matched["feature_b"].values
+    scores = compare_subsets(
+        {one.key: (one.subspace.feature_a[one.tested], one.subspace.feature_b[one.tested]) for one in found},
+        *(site.store for site in inputs.sites),
+        pool=pool,
+        metrics=settings.metrics,
+        nulls=settings.nulls,
+        null_runs=settings.null_runs,
+        seed=settings.seed,
+        min_pairs=settings.min_pairs,
+        client=client,
+    )
+    top = [top_words(site.contexts, site.store, inputs.corpus) for site in inputs.sites]
+    table = _scores(scores).assign(_described(found, (top[0], top[1]), pool))
+    table = table.assign(_coherence_columns(_coherences(found, top, inputs.words, settings)))
+    return table.merge(_members(found)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
+
+
+def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:
+    """Yield the subspaces of every concept, by either approach."""
+    with open_result(inputs.sites[0].concepts) as a, open_result(inputs.sites[1].concepts) as b:
+        of_a, of_b = members(a), members(b)
+    if list(of_a) != list(of_b):
+        raise InputError(f"{inputs.sites[0].concepts} and {inputs.sites[1].concepts} are of different concepts")
+    sets = {name: (np.flatnonzero(of_a[name]), np.flatnonzero(of_b[name])) for name in of_a}
+    within = {}
+    if "within" in settings.approaches:
+        within = match_subsets(inputs.correlation, sets, settings.within, settings.min_correlation)
+    for name in of_a:
+        for approach in settings.approaches:
+            subspace = (
+                cut_out(matched, name, of_a[name], of_b[name], settings.sides)
+                if approach == "global"
+                else from_pairs(name, approach, within[name])
+            )
+            yield Tested("concept", subspace, np.ones(len(subspace), bool), *(len(ids) for ids in sets[name]))
+
+
+def _clusters(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:
+    """Yield the clusters of the global pairs, by size."""
+    if not settings.clusters:
+        return
+    rows = [
+        _decoder_rows(site.store, matched[f"feature_{side}"].values)
+        for side, site in zip("ab", inputs.sites, strict=True)
+    ]
+    found = cluster_pairs(rows[0], rows[1], settings.clusters, settings.geometry, settings.seed)
+    for number in range(settings.clusters):
+        own = np.flatnonzero(found.label == number)
+        subspace = from_pairs(f"cluster {number + 1}", "cluster", matched.isel(pair=own))
+        sizes = len(np.unique(subspace.feature_a)), len(np.unique(subspace.feature_b))
+        yield Tested("cluster", subspace, found.testable[own], *sizes)
+
+
+def _decoder_rows(store: Path, features: NDArray[np.int32]) -> NDArray[np.floating]:
+    with open_activations(store) as opened:
+        ids, places = np.unique(features, return_inverse=True)
+        rows: NDArray[np.floating] = opened["decoder"].isel(feature=ids).values[places]
+    return rows
+
+
+def _scores(scores: xr.Dataset) -> xr.Dataset:
+    return scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
+
+
+def _described(
+    found: Sequence[Tested], top: tuple[TopWords, TopWords], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+) -> dict[str, Any]:
+    """Return what the subspaces are called, how many pairs they have, and what words set them apart."""
+    by_key = {(one.subspace.name, one.subspace.approach): one.subspace for one in found}
+    words = _words(found, top, pool)
+    text = {
+        "kind": [one.kind for one in found],
+        "name": [one.subspace.name for one in found],
+        "approach": [one.subspace.approach for one in found],
+        "words": [json.dumps(own, ensure_ascii=False) for own in words],
+    }
+    counts = {
+        "n_pairs": [len(one.subspace) for one in found],
+        "n_tested": [int(one.tested.sum()) for one in found],
+        "n_a": [one.n_a for one in found],
+        "n_b": [one.n_b for one in found],
+    }
+    return {
+        **{name: ("subspace", np.array(values, object)) for name, values in text.items()},
+        **{name: ("subspace", np.array(values, np.int64)) for name, values in counts.items()},
+        "overlap": ("subspace", np.array([_overlap(one, by_key) for one in found])),
+    }
+
+
+def _overlap(one: Tested, by_key: Mapping[tuple[str, str], Subspace]) -> float:
+    pair = [by_key.get((one.subspace.name, approach)) for approach in APPROACHES]
+    return float("nan") if pair[0] is None or pair[1] is None else overlap(pair[0], pair[1])
+
+
+def _words(
+    found: Sequence[Tested], top: tuple[TopWords, TopWords], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+) -> list[list[str]]:
+    """Return, for each subspace, the words that set its features apart from those of all matched pairs."""
+    vocabulary: dict[str, int] = {}
+    numbers = [side.renumbered(vocabulary) for side in top]
+    everything = _counts(numbers, pool, len(vocabulary))
+    names = list(vocabulary)
+    words = []
+    for one in found:
+        own = _counts(numbers, (one.subspace.feature_a, one.subspace.feature_b), len(vocabulary))
+        rest = np.maximum(everything - own, 0)
+        words.append([word for word, _ in distinctive_words(np.stack([own, rest]), names, SHOWN_WORDS)[0]])
+    return words
+
+
+def _counts(
+    numbers: Sequence[NDArray[np.int64]], features: Sequence[NDArray[np.int32]], n_words: int
+) -> NDArray[np.int64]:
+    """Count the top words of some features of both sides, each feature once."""
+    found = [side[np.unique(ids)].ravel() for side, ids in zip(numbers, features, strict=True)]
+    words = np.concatenate(found)
+    return np.bincount(words[words != NONE], minlength=n_words)
+
+
+def _coherences(
+    found: Sequence[Tested], top: Sequence[TopWords], words: str | Path | None, settings: SubspaceSettings
+) -> list[Coherence]:
+    if words is None:
+        nothing = Coherence(float("nan"), np.full(1, np.nan))
+        return [nothing for _ in found]
+    with open_result(words, WORDS_STAGE) as opened:
+        place = {str(word): i for i, word in enumerate(opened["word"].values)}
+        unit = centred_unit(opened["vector"].values)
+    vectors = [
+        feature_vectors([[place[side.vocabulary[word]] for word in side.of(i)] for i in range(len(side.words))], unit)
+        for side in top
+    ]
+    return [
+        coherence(vectors, (one.subspace.feature_a, one.subspace.feature_b), settings.null_runs, settings.seed)
+        for one in found
+    ]
+
+
+def _coherence_columns(found: Sequence[Coherence]) -> dict[str, Any]:
+    columns = {
+        "coherence": [one.score for one in found],
+        "coherence_random": [one.random_mean for one in found],
+        "coherence_z": [one.z for one in found],
+        "coherence_p": [one.p for one in found],
+    }
+    return {name: ("subspace", np.array(values, np.float64)) for name, values in columns.items()}
+
+
+def _members(found: Sequence[Tested]) -> xr.Dataset:
+    """Return the pairs of all subspaces, one after the other."""
+
+    def joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
+
+    columns = {
+        "subspace_of": joined([np.full(len(one.subspace), i) for i, one in enumerate(found)], np.int32),
+        **{
+            name: joined([getattr(one.subspace, name) for one in found], dtype)
+            for name, dtype in {"feature_a": np.int32, "feature_b": np.int32, "r": float, "r_heldout": float}.items()
+        },
+        "tested": joined([one.tested for one in found], bool),
+    }
+    return xr.Dataset({name: ("member", values) for name, values in columns.items()})

@@ -1,0 +1,291 @@
+"""Concepts × site pairs in one dataset, with p corrected over all of them, and as CSV, HTML and LaTeX.
+
+A test is one subspace at one pair of sites. p is corrected over all that were tested alike: over concepts × site pairs,
+separately for each approach, metric and null (Holm; Benjamini and Hochberg). A subspace *passes both* when both judged
+metrics, SVCCA and RSA, are significant after correction, each against shuffled pairings (who is matched with whom
+matters) and against random pairs of the whole space (this meaning is more alike than other sets of as many pairs).
+
+The SVCCA that is judged keeps 4 components a side (``svcca:k=4``). With 99 % of the variance, as in the paper, a
+concept's few pairs have nearly as many components as pairs: two such spaces meet in almost all directions, every
+pairing scores 1, and no p can be small. Four is the most that leaves ten pairs unsaturated (n > k_A + k_B).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipeline.statistics import benjamini_hochberg, holm
+from storage import fingerprint, make_result, new_manifest, open_result
+
+STAGE = "semantics-table"
+#: Level below which a corrected p counts.
+LEVEL = 0.05
+#: Metrics and nulls that the verdict is made of.
+JUDGED = ("svcca:k=4", "rsa")
+JUDGED_NULLS = ("shuffled", "random_pairs")
+#: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
+VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
+KEYS = ("kind", "name", "approach", "site_a", "site_b")
+
+SitePair = tuple[str, str]
+
+
+def semantics_table(
+    results: Mapping[SitePair, str | Path],
+    out: str | Path | None = None,
+    *,
+    judged: Sequence[str] = JUDGED,
+) -> xr.Dataset:
+    """Gather the subspaces of all pairs of sites, correct their p, and judge them.
+
+    Parameters
+    ----------
+    results
+        The semantics results, by pair of sites.
+    out
+        Where the table is written; a current one is left as it is. In memory only if absent.
+    judged
+        The two metrics of the verdict. Without them, or without the nulls, nothing is judged.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``row``, one subspace at one pair of sites each: ``kind``, ``name``, ``approach``, ``site_a``, ``site_b``,
+        ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``overlap``, ``coherence``,
+        ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``,
+        ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64;
+        ``note(row, metric)`` text; ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction``
+        names the corrected p that the verdict uses: ``p_holm``, or ``p_bh`` where there are too few runs for Holm's to
+        fall below 0.05.
+
+    Raises
+    ------
+    MissingInputError
+        If a result is missing.
+
+    Notes
+    -----
+    :func:`unstacked` makes concepts × site pairs of it.
+    """
+    inputs = {f"{a}--{b}": fingerprint(path) for (a, b), path in results.items()}
+    manifest = new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
+    return make_result(out, manifest, lambda: _gather(results, judged).assign_attrs(manifest.to_attrs()))
+
+
+def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:
+    parts, runs = [], []
+    for (site_a, site_b), path in results.items():
+        with open_result(path, "semantics") as opened:
+            part = opened.drop_dims("member").load()
+        runs.append(int(part.attrs["null_runs"]))
+        sites = {
+            key: ("subspace", np.full(part.sizes["subspace"], site, object))
+            for key, site in {"site_a": site_a, "site_b": site_b}.items()
+        }
+        parts.append(part.drop_attrs().assign(sites))
+    table = corrected(xr.concat(parts, "subspace").rename_dims(subspace="row"))
+    correction = _criterion(table, min(runs))
+    verdict = judge(table, correction, judged)
+    return table.assign(verdict=("row", verdict, _verdict_attrs())).assign_attrs(
+        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged)
+    )
+
+
+def corrected(table: xr.Dataset) -> xr.Dataset:
+    """Add ``p_holm`` and ``p_bh``: over all rows of one kind and approach, for each metric and null on its own."""
+    p = table["p"].transpose("row", "metric", "null").values
+    adjusted = {"p_holm": np.full_like(p, np.nan), "p_bh": np.full_like(p, np.nan)}
+    for rows in _families(table):
+        for metric, null in np.ndindex(*p.shape[1:]):
+            adjusted["p_holm"][rows, metric, null] = holm(p[rows, metric, null])
+            adjusted["p_bh"][rows, metric, null] = benjamini_hochberg(p[rows, metric, null])
+    return table.assign({name: (("row", "metric", "null"), values) for name, values in adjusted.items()})
+
+
+def _families(table: xr.Dataset) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows that count as tests of one kind."""
+    keys = list(zip(table["kind"].values, table["approach"].values, strict=True))
+    for key in dict.fromkeys(keys):
+        yield np.flatnonzero([own == key for own in keys])
+
+
+def _criterion(table: xr.Dataset, runs: int) -> str:
+    """Return the correction that the verdict uses: Holm's, unless it could not fall below the level at all."""
+    p: NDArray[np.float64] = table["p"].values
+    defined = [int(np.isfinite(p[rows]).sum(axis=0).max(initial=0)) for rows in _families(table)]
+    return "p_holm" if max(defined, default=0) / (runs + 1) < LEVEL else "p_bh"
+
+
+def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) -> NDArray[np.int8]:
+    """Return each row's verdict, int8, shape (row,).
+
+    Parameters
+    ----------
+    table
+        With ``p`` and the corrected p.
+    correction
+        The corrected p that decides.
+    judged
+        Two metrics.
+    """
+    have = set(table["metric"].values.tolist()), set(table["null"].values.tolist())
+    if not (set(judged) <= have[0] and set(JUDGED_NULLS) <= have[1]):
+        return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
+    p = table[correction].sel(metric=list(judged), null=list(JUDGED_NULLS)).transpose("row", "metric", "null")
+    tested = np.isfinite(p.values).all(axis=(1, 2))
+    wins = (p.values < LEVEL).all(axis=2)
+    # neither 1, the first only 2, the second only 3, both 4
+    verdict = 1 + wins[:, 0] + 2 * wins[:, 1]
+    return np.where(tested, verdict, 0).astype(np.int8)
+
+
+def _verdict_attrs() -> dict[str, Any]:
+    return {
+        "long_name": "what both metrics say after correction, against shuffled pairings and random pairs",
+        "flag_values": list(range(len(VERDICTS))),
+        "flag_meanings": " ".join(VERDICTS),
+    }
+
+
+def unstacked(table: xr.Dataset, kind: str = "concept") -> xr.Dataset:
+    """Return the rows of one kind as concepts × site pairs.
+
+    Parameters
+    ----------
+    table
+        From :func:`semantics_table`.
+    kind
+        ``concept`` or ``cluster``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims (name, approach, site_a, site_b) in place of ``row``, in their order of appearance; NaN, or an empty
+        text, where there is no such row.
+    """
+    rows = table.isel(row=np.flatnonzero(table["kind"].values == kind)).drop_vars("kind")
+    keys = KEYS[1:]
+    order = {key: list(dict.fromkeys(rows[key].values.tolist())) for key in keys}
+    return rows.set_index(row=list(keys)).unstack("row").reindex(order)  # unstack sorts
+
+
+def frame(table: xr.Dataset) -> pd.DataFrame:
+    """Return the table with one line for each subspace, metric and null, for CSV.
+
+    Parameters
+    ----------
+    table
+        From :func:`semantics_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    long = table.drop_attrs().to_dataframe(dim_order=["row", "metric", "null"]).reset_index()
+    long["verdict"] = [VERDICTS[value] for value in long["verdict"]]
+    first = [*KEYS, "n_pairs", "n_tested", "metric", "null", "score"]
+    return long[[*first, *(name for name in long.columns if name not in [*first, "row"])]]
+
+
+def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the table in the columns of the study: one line for each subspace.
+
+    Parameters
+    ----------
+    table
+        From :func:`semantics_table`.
+    metrics
+        Which metrics have columns; the judged ones by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p;
+        then coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
+    """
+    correction = str(table.attrs["correction"])
+    shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
+    columns: dict[str, Any] = {
+        label: table[key].values
+        for label, key in {
+            "A": "site_a",
+            "B": "site_b",
+            "Concept": "name",
+            "Approach": "approach",
+            "Pairs": "n_pairs",
+        }.items()
+    }
+    for metric in shown:
+        name, one = metric.upper(), table.sel(metric=metric)
+        columns[name] = one["score"].values
+        for null in table["null"].values.tolist():
+            columns[f"{name} {NULL_LABELS.get(null, null)}"] = one["null_mean"].sel(null=null).values
+            columns[f"{name} p {NULL_LABELS.get(null, null)}"] = one[correction].sel(null=null).values
+    labels = {
+        "Coherence": "coherence",
+        "random coherence": "coherence_random",
+        "coherence p": "coherence_p",
+        "Overlap": "overlap",
+    }
+    columns |= {label: table[key].values for label, key in labels.items()}
+    columns["Verdict"] = verdict_texts(table)
+    return pd.DataFrame(columns)
+
+
+def verdict_texts(table: xr.Dataset) -> list[str]:
+    """Return each row's verdict in words."""
+    first, second = (str(metric).partition(":")[0].upper() for metric in table.attrs["judged"])
+    texts = ("too few pairs", "neither", f"{first} only", f"{second} only", "passes both", "not judged")
+    return [texts[value] for value in table["verdict"].values]
+
+
+#: What nulls are called in tables.
+NULL_LABELS = {"shuffled": "shuffled", "random_features": "random", "random_pairs": "random pairs"}
+
+
+def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
+    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study).
+
+    Parameters
+    ----------
+    table
+        From :func:`semantics_table`.
+    stem
+        Path without a suffix.
+
+    Returns
+    -------
+    list of Path
+        The three files, each there completely or as it was before. Text is escaped.
+    """
+    study = study_frame(table)
+    texts = {
+        ".csv": frame(table).to_csv(index=False),
+        ".html": study.to_html(index=False, escape=True, float_format="{:.3f}".format, na_rep="–", border=0),
+        ".tex": _latex(study),
+    }
+    return [_write(Path(f"{stem}{suffix}"), text) for suffix, text in texts.items()]
+
+
+def _latex(study: pd.DataFrame) -> str:
+    """Return the table with booktabs' rules."""
+    text = study.to_latex(index=False, escape=True, float_format="{:.3f}".format, na_rep="--")
+    return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

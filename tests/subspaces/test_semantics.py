@@ -1,0 +1,216 @@
+"""The planted meanings are read correctly by both approaches; the stage resumes, and does not depend on workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from pipeline.semantics.run import SubspaceSettings, semantics
+from pipeline.semantics.tables import VERDICTS, frame, semantics_table, study_frame, unstacked, write_tables
+from pipeline.workers import local_client
+from storage import open_activations, open_result
+from storage.errors import InputError, MissingInputError
+
+APPROACHES = ("global", "within")
+
+
+@pytest.fixture(scope="module")
+def table(planted: Any, found: xr.Dataset) -> xr.Dataset:
+    return semantics_table({("s", "s"): planted.run.semantics("s", "s")})
+
+
+def cell(table: xr.Dataset, name: str, approach: str) -> xr.Dataset:
+    (row,) = np.flatnonzero((table["name"].values == name) & (table["approach"].values == approach))
+    return table.isel(row=row)
+
+
+def members(found: xr.Dataset, name: str, approach: str) -> xr.Dataset:
+    (row,) = np.flatnonzero((found["name"].values == name) & (found["approach"].values == approach))
+    return found.isel(member=np.flatnonzero(found["subspace_of"].values == row))
+
+
+@pytest.mark.parametrize("approach", APPROACHES)
+class TestPlanted:
+    def test_the_shared_meaning_passes_both(self, table: xr.Dataset, approach: str) -> None:
+        weather = cell(table, "weather", approach)
+        assert VERDICTS[int(weather["verdict"])] == "passes_both"
+        assert int(weather["n_pairs"]) == 16
+        assert float(weather["score"].sel(metric="rsa")) > 0.8
+        assert (weather["p_bh"].sel(metric=["rsa", "svcca:k=4"]) < 0.05).all()
+
+    def test_the_meaning_of_one_model_has_no_pairs(self, table: xr.Dataset, approach: str) -> None:
+        law = cell(table, "law", approach)
+        assert VERDICTS[int(law["verdict"])] == "too_few_pairs"
+        assert (int(law["n_a"]), int(law["n_b"])) == (16, 0)
+        assert int(law["n_pairs"]) == 0
+        assert np.isnan(law["score"]).all()
+        assert np.isnan(law["p"]).all()
+
+    def test_the_shuffled_meaning_passes_nothing(self, table: xr.Dataset, approach: str) -> None:
+        sport = cell(table, "sport", approach)
+        assert VERDICTS[int(sport["verdict"])] == "neither"
+        assert int(sport["n_pairs"]) == 16
+        assert float(sport["score"].sel(metric="rsa")) < 0.4
+
+    def test_the_pairs_are_those_that_were_planted(self, found: xr.Dataset, approach: str) -> None:
+        weather, sport = members(found, "weather", approach), members(found, "sport", approach)
+        assert sorted(zip(weather["feature_a"].values, weather["feature_b"].values, strict=True)) == [
+            (i, i) for i in range(16)
+        ]
+        # A has 16 features of law between weather and sport
+        assert sorted(zip(sport["feature_a"].values, sport["feature_b"].values, strict=True)) == [
+            (i + 32, i + 16) for i in range(16)
+        ]
+        assert (weather["r"].values > 0.9).all()
+
+    def test_saturation_is_said(self, table: xr.Dataset, approach: str) -> None:
+        weather = cell(table, "weather", approach).sel(metric="svcca")
+        assert str(weather["note"].item()).startswith("saturated: 16 pairs")
+        assert float(weather["null_mean"].sel(null="shuffled")) > 0.9
+
+
+def test_scores_agree_with_an_independent_computation(planted: Any, found: xr.Dataset) -> None:
+    weather = members(found, "weather", "global")
+    x, y = (
+        open_activations(site.store)["decoder"].values.astype(np.float64)[weather[f"feature_{side}"].values]
+        for side, site in zip("ab", planted.sites, strict=True)
+    )
+    upper = np.triu_indices(16, 1)
+    cosines = [1 - np.array([[stats_cosine(u, v) for v in rows] for u in rows])[upper] for rows in (x, y)]
+    (row,) = np.flatnonzero((found["name"].values == "weather") & (found["approach"].values == "global"))
+    rsa = float(found["score"].sel(metric="rsa").values[row])
+    assert rsa == pytest.approx(stats.spearmanr(*cosines).statistic, abs=1e-6)
+
+
+def stats_cosine(u: np.ndarray, v: np.ndarray) -> float:
+    from scipy.spatial.distance import cosine
+
+    return cosine(u, v)
+
+
+def test_both_approaches_overlap(table: xr.Dataset) -> None:
+    assert float(cell(table, "weather", "global")["overlap"]) == 1.0
+    assert np.isnan(float(cell(table, "law", "within")["overlap"]))
+
+
+def test_correction_is_over_concepts_of_one_approach(table: xr.Dataset) -> None:
+    p = np.array(
+        [float(cell(table, name, "global")["p"].sel(metric="rsa", null="shuffled")) for name in ("weather", "sport")]
+    )
+    adjusted = [
+        float(cell(table, name, "global")["p_bh"].sel(metric="rsa", null="shuffled")) for name in ("weather", "sport")
+    ]
+    np.testing.assert_allclose(adjusted, stats.false_discovery_control(p))
+
+
+def test_the_same_whatever_the_workers(planted: Any, settings: SubspaceSettings, found: xr.Dataset) -> None:
+    few = dataclasses.replace(settings, null_runs=60)
+    paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
+    results = []
+    for workers in (1, 3):
+        with local_client(n_workers=workers, threads_per_worker=1) as client:
+            results.append(semantics(*paths, few, client=client))
+    xr.testing.assert_identical(results[0].drop_attrs(), results[1].drop_attrs())
+
+
+def test_a_finished_result_is_not_made_again(
+    planted: Any, settings: SubspaceSettings, found: xr.Dataset, client: Any
+) -> None:
+    out = planted.run.semantics("s", "s")
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    semantics(planted.pairs, planted.correlation, planted.sites, planted.run.corpus, settings, out=out, client=client)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+
+
+def test_a_changed_setting_makes_it_again(
+    planted: Any, settings: SubspaceSettings, tmp_path: Path, client: Any
+) -> None:
+    paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
+    few = dataclasses.replace(settings, null_runs=20, approaches=("global",))
+    semantics(*paths, few, out=tmp_path / "one.zarr", client=client)
+    either = semantics(*paths, dataclasses.replace(few, sides="either"), out=tmp_path / "one.zarr", client=client)
+    assert either.attrs["manifest"]["settings"]["sides"] == "either"
+    # all features of law on side A that were matched with anything
+    law = either["n_pairs"].values[either["name"].values == "law"]
+    assert law[0] <= 16
+
+
+def test_clusters_find_what_the_concepts_found(planted: Any, settings: SubspaceSettings, client: Any) -> None:
+    chosen = dataclasses.replace(settings, clusters=3, geometry="a", null_runs=20, min_pairs=3)
+    paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
+    found = semantics(*paths, chosen, client=client)
+    clusters = found.isel(subspace=np.flatnonzero(found["kind"].values == "cluster"))
+    assert clusters["name"].values.tolist() == ["cluster 1", "cluster 2", "cluster 3"]
+    assert int(clusters["n_pairs"].sum()) == open_result(planted.pairs, "match").sizes["pair"]
+    assert np.isnan(clusters["overlap"].values).all()
+
+
+class TestBadInput:
+    def test_unknown_approach(self) -> None:
+        with pytest.raises(InputError, match="approaches are some of global, within"):
+            SubspaceSettings(approaches=("both",))
+
+    def test_missing_pairs(self, planted: Any, tmp_path: Path) -> None:
+        with pytest.raises(MissingInputError, match="nowhere"):
+            semantics(tmp_path / "nowhere.zarr", planted.correlation, planted.sites, planted.run.corpus)
+
+    def test_unknown_metric_before_any_work(self, planted: Any, settings: SubspaceSettings, client: Any) -> None:
+        paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
+        with pytest.raises(InputError, match="no metric 'svcka'"):
+            semantics(*paths, dataclasses.replace(settings, metrics=("svcka",)), client=client)
+
+    def test_concepts_of_other_sites_differ(
+        self, planted: Any, settings: SubspaceSettings, tmp_path: Path, client: Any
+    ) -> None:
+        from pipeline.semantics.concepts import Concept
+        from pipeline.semantics.membership import concept_features
+
+        site = planted.sites[1]
+        other = tmp_path / "other.zarr"
+        concept_features(
+            site.contexts, site.store, planted.run.corpus, {"x": Concept("x", ("xx",))}, out=other, client=client
+        )
+        sites = planted.sites[0], dataclasses.replace(site, concepts=other)
+        with pytest.raises(InputError, match="different concepts"):
+            semantics(planted.pairs, planted.correlation, sites, planted.run.corpus, settings, client=client)
+
+
+class TestTables:
+    def test_unstacked_has_sites_as_dimensions(self, table: xr.Dataset) -> None:
+        grid = unstacked(table)
+        assert grid["score"].dims[:4] == ("name", "approach", "site_a", "site_b") or set(grid["score"].dims) == {
+            "name", "approach", "site_a", "site_b", "metric",
+        }  # fmt: skip
+        chosen = grid["p"].sel(name="weather", approach="within", site_a="s", site_b="s", metric="rsa", null="shuffled")
+        assert float(chosen) == float(cell(table, "weather", "within")["p"].sel(metric="rsa", null="shuffled"))
+
+    def test_frames_have_the_columns_of_the_study(self, table: xr.Dataset) -> None:
+        study = study_frame(table)
+        for column in (
+            "Pairs",
+            "RSA",
+            "RSA shuffled",
+            "RSA p random pairs",
+            "Coherence",
+            "random coherence",
+            "Overlap",
+        ):
+            assert column in study.columns
+        assert set(study["Verdict"]) == {"passes both", "neither", "too few pairs"}
+        assert len(frame(table)) == table.sizes["row"] * 3 * 3
+
+    def test_files_are_written_and_escaped(self, table: xr.Dataset, tmp_path: Path) -> None:
+        evil = table.assign(name=("row", np.array(["<script>_%&", *table["name"].values[1:]], object)))
+        paths = write_tables(evil, tmp_path / "semantics")
+        assert [path.suffix for path in paths] == [".csv", ".html", ".tex"]
+        html, latex = paths[1].read_text(), paths[2].read_text()
+        assert "<script>" not in html
+        assert "\\toprule" in latex
+        assert "\\_\\%\\&" in latex
+        assert list(tmp_path.glob("*.partial")) == []
