@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
-from jobs.concepts import concepts_command, contexts_command, label_command, labels_command, non_concept_command
 from jobs.cluster_verbs import down_command, job_script_command, status_command, submit_command, up_command
+from jobs.concepts import concepts_command, contexts_command, label_command, labels_command, non_concept_command
 from jobs.doctor import command as doctor_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
