@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jobs.cluster import connect
 from jobs.cluster_verbs import down_command, job_script_command, status_command, submit_command, up_command
+from jobs.concepts import concepts_command, contexts_command, label_command, labels_command, non_concept_command
 from jobs.doctor import command as doctor_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
@@ -67,7 +68,7 @@ PANELS = {
     "Its stages": ("harvest", "correlate", "match", "compare", "semantics"),
     "A closer look": (
         "bootstrap", "convergence", "sweep", "token-identity", "layers", "compare-activations", "contexts",
-        "non-concept", "label", "labels",
+        "concepts", "non-concept", "label", "labels",
     ),
     "Stores and results": ("inspect", "verify", "import", "export"),
 }  # fmt: skip
@@ -249,6 +250,40 @@ _register(
     "token-identity", token_identity_command, "subspace token-identity pairs.zarr A.zarr B.zarr --out identity.zarr"
 )
 _register("layers", layers_command, "subspace layers runs/pythia-70m-vs-160m --csv layers.csv")
+_register(
+    "contexts",
+    contexts_command,
+    "subspace contexts runs/demo/activations/a/layers.10.zarr --feature 17 --feature 256",
+    "subspace contexts A.zarr --feature 17 --corpus corpus.zarr --contexts CA.zarr --labels labels.zarr --json",
+    "subspace contexts A.zarr --top-n 20 --distinct-documents --out CA.zarr",
+)
+_register(
+    "concepts",
+    concepts_command,
+    "subspace concepts runs/demo/activations/a/layers.10.zarr --out concepts.zarr",
+    "subspace concepts A.zarr --contexts CA.zarr --corpus corpus.zarr --rule pmi:at_least=3 --out concepts.zarr",
+    "subspace concepts A.zarr --contexts CA.zarr --corpus corpus.zarr --concepts default --concepts mine.yaml "
+    "--out concepts.zarr",
+)
+_register(
+    "non-concept",
+    non_concept_command,
+    "subspace non-concept runs/demo/activations/a/layers.10.zarr --out non-concept.zarr",
+    "subspace non-concept A.zarr --contexts CA.zarr --corpus corpus.zarr --kind punctuation --limit punctuation=0.8 "
+    "--out non-concept.zarr",
+)
+_register(
+    "labels",
+    labels_command,
+    "subspace labels labels.csv --store A.zarr --out labels.zarr",
+    "subspace labels explanations/ --method gpt-4o-mini --out labels.zarr",
+)
+_register(
+    "label",
+    label_command,
+    "subspace label A.zarr --endpoint http://localhost:8000/v1 --model NAME --feature 17 --out labels.zarr",
+    "subspace label A.zarr --endpoint https://HOST/v1 --model NAME --pairs pairs.zarr --yes --out labels.zarr",
+)
 _register(
     "compare",
     compare_command,

@@ -90,3 +90,10 @@ def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert result["max_error"] < 1e-6
     assert {"bare_loop", "full_model", "dense_size", "dense_write", "dense_read"} == set(result["ratios"])
     assert len(result["all_seconds"]["bare_loop"]) == 2
+
+
+def test_contexts() -> None:
+    result = last_line("benchmarks.contexts", "--rows", "2000", "--features", "300", "--active", "6")
+    assert result["max_error"] == 0
+    assert set(result["ratios"]) == set(result["memory_ratios"]) == {"scipy_csc", "torch_topk"}
+    assert {"seconds", "seconds_top_only", "peak_gb", "all_ratio"} <= set(result)

@@ -75,6 +75,9 @@ class Run:
             for site in self.sites[side]:
                 yield site.path
                 yield site.contexts_path
+                labels = self.directory.labels(side, site.name)
+                if labels.exists():
+                    yield labels
         for pair in self.site_pairs:
             yield from pair.paths.values()
             if self.experiment.semantics is not None:

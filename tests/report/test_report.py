@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import storage
 from pipeline.report.explorer import MAX_SHOWN
@@ -279,6 +280,19 @@ def test_real_scores(write_run, tmp_path) -> None:
     page = Page(report(run.root).read_text(encoding="utf-8")).root
     assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 5 + 3 + 2
     assert "SVCCA" in page.all("section", id="verdict")[0].text
+
+
+def test_labels_stand_beside_features(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", sites=ONE_PAIR, n_documents=12)
+    site = ONE_PAIR["a"][0]
+    feature = int(storage.open_result(run.pairs(site, ONE_PAIR["b"][0]))["feature_a"][0])
+    named = xr.Dataset({"label": ("feature", ["<b>storms</b>"])}, {"feature": [feature]})
+    storage.write_result(named, run.labels("a", site), storage.new_manifest("labels", {}, {}))
+    html = report(run.root).read_text(encoding="utf-8")
+    found = {e.text for e in Page(html).root.all("span", class_="label")}
+    assert found == {"<b>storms</b>"}
+    assert "<b>storms" not in html
+    assert f"labels/a/{site}.zarr" in html
 
 
 def test_without_held_out_rows_it_says_so(write_run, tmp_path) -> None:
