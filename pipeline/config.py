@@ -521,8 +521,13 @@ def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
         # inside a list of filters, the location goes on with a number and the filter's name
-        section = field.annotation if field is not None else _FILTERS.get(str(part), Section)
+        section = _section_of(field.annotation) if field is not None else _FILTERS.get(str(part), Section)
     yield from getattr(section, "model_fields", {})
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section that a field holds; of an optional one, what it is when it is there."""
+    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
 
 
 _FILTERS = {

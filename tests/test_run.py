@@ -19,7 +19,7 @@ import yaml
 from distributed import Client
 
 from pipeline.run import RunResult, run
-from storage import read_csr
+from storage import open_result, read_csr
 from storage.errors import InputError
 
 
@@ -71,6 +71,9 @@ def test_the_chain_is_whole(finished: RunResult) -> None:
     assert set(best.best_site_b.values) <= {"encoder.layer.0", "encoder.layer.1", ""}
     assert best.sizes["unit_a"] == 2 * a.sizes["feature"]
     assert (directory.root / "best_layer_b.csv").is_file()
+    table = open_result(directory.semantics_table, "semantics-table")
+    assert table.sizes["row"] == 2 * 2 * 4, "concepts × approaches × pairs of sites"
+    assert directory.concepts_page.is_file()
     html = finished.report.read_text()
     for site_a, site_b in experiment.site_pairs:
         assert site_a in html
