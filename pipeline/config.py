@@ -456,6 +456,16 @@ class Experiment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _contexts_suffice(self) -> Experiment:
+        wanted = 0 if self.semantics is None else getattr(self.semantics.rule, "of", 0)
+        if wanted > self.report.contexts:
+            raise ValueError(
+                f"semantics.rule looks at {wanted} top contexts of each feature, and report.contexts keeps "
+                f"{self.report.contexts}; raise report.contexts, or lower `of`"
+            )
+        return self
+
     def allowing_bad_sites(self) -> Experiment:
         """Return the same experiment with ``allow_bad_site`` on both sides."""
         sides = {side: getattr(self, side).model_copy(update={"allow_bad_site": True}) for side in ("a", "b")}

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 MATCH_SECONDS, MATCH_BYTES, PAIR_BYTES = 4e-7, 40, 40
 #: Seconds of one pair of pairs in a null run of RSA, and of one product in one of SVCCA, on one core (measured).
 RSA_SECONDS, SVCCA_SECONDS = 8e-9, 4e-11
-#: Subspaces with pairs enough to be tested at a pair of sites, different numbers of pairs among them, and seconds of one
+#: Subspaces with pairs enough to be tested at two sites, different numbers of pairs among them, and seconds of one
 #: run of a null for one such number, on one core (measured on the demo, 10 to 80 pairs).
 SUBSPACES, SUBSPACE_SIZES, DRAW_SECONDS, SHUFFLE_SECONDS = 40, 30, 2e-3, 4e-4
 #: Seconds of the report, and bytes of it.

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.config import Experiment, SemanticsConfig
-from pipeline.report.concepts import CLEAREST, read_meanings
+from pipeline.report.concepts import CLEAREST, CLEAREST_OF_CLUSTER, read_meanings
 from pipeline.report.results import open_run
 from pipeline.report.run import report
 from pipeline.semantics_stage import run_semantics
@@ -106,6 +106,7 @@ def test_the_clearest_pairs_stand_side_by_side(run: RunDirectory) -> None:
         assert 0 < len(view.pairs) <= CLEAREST
         lower = [min(pair.r, pair.r_heldout) for pair in view.pairs if pair.r_heldout == pair.r_heldout]
         assert lower == sorted(lower, reverse=True)
+    assert all(len(view.pairs) <= CLEAREST_OF_CLUSTER for view in meanings.clusters)
     weather = next(view for view in meanings.concepts if view.shown.name == "weather")
     words = {token.lower() for pair in weather.pairs for token in (*pair.a.tokens, *pair.b.tokens)}
     assert words & {"rain", "storm", "wind", "flood", "snow", "drought", "cloud", "thunder"}
