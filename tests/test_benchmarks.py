@@ -40,6 +40,16 @@ def test_match(tmp_path: Path) -> None:
     assert {"greedy_seconds", "optimal_seconds", "peak_gb"} <= set(result)
 
 
+def test_compare() -> None:
+    sizes = ["--pairs", "150", "--d-a", "12", "--d-b", "20", "--null-runs", "25"]
+    result = last_line("benchmarks.compare", *sizes)
+    assert result["max_error"] < 1e-6
+    assert set(result["scores"]) == set(result["null_means"]) == {"svcca", "rsa", "cka", "procrustes"}
+    assert result["p"] == dict.fromkeys(result["scores"], pytest.approx(1 / 26))
+    assert result["ratios"]["plain NumPy and SciPy"] > 0
+    assert {"seconds", "peak_gb", "evaluation_seconds", "command"} <= set(result)
+
+
 @pytest.mark.parametrize("kind", [["--active", "8"], ["--dense"]])
 def test_correlate(kind: list[str]) -> None:
     result = last_line("benchmarks.correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind)

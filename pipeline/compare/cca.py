@@ -101,6 +101,11 @@ class Pwcca(Svcca):
         weights = np.abs(directions.T @ side.loadings[: len(block)]).sum(axis=1)
         return float(np.sqrt(np.clip(squares, 0.0, 1.0)) @ weights / weights.sum())
 
+    def warning(self, state: LinearState) -> str:
+        """Say what CCA says, and that directions of equal correlation have no weights of their own."""
+        note = super().warning(state)
+        return f"{note}; weights of directions that tie at 1 are arbitrary" if note.startswith("saturated") else note
+
 
 @dataclass(frozen=True)
 class SvccaPc1(LinearMetric):

@@ -140,9 +140,13 @@ class TransferRotation(TransferLinear):
     name: ClassVar[str] = "transfer_rotation"
 
     def carry(self, state: Halves, targets: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return A's held-out rows, rotated as fits the targets best; a reflection is allowed."""
-        u, _, vt = np.linalg.svd(state.rows_fitted.T @ targets, full_matrices=False)
-        return (state.rows_held @ u) @ vt
+        """Return A's held-out rows, rotated as fits the targets best; a reflection is allowed.
+
+        Directions that the fitted pairs say nothing about could be rotated anyhow, and are left out.
+        """
+        u, s, vt = np.linalg.svd(state.rows_fitted.T @ targets, full_matrices=False)
+        known = s > TOLERANCE * s[0]
+        return (state.rows_held @ u[:, known]) @ vt[known]
 
 
 def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -161,7 +165,7 @@ def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) 
     Examples
     --------
     >>> partner_ranks(np.eye(3), np.array([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])).tolist()
-    [[0.0, 1.0, 0.0], [1.0, 2.0, 0.0]]
+    [[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]
     """
     unit = [np.nan_to_num(scaled(side, "cosine")) for side in (images, partners)]
     cosines = unit[0] @ unit[1].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pickle
 
 import numpy as np
@@ -16,7 +17,6 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
-import pipeline.compare.neighbours as neighbours_module
 from pipeline.compare.base import Family, families
 from pipeline.compare.cca import Cca, Pwcca, Svcca, cca, pwcca, svcca
 from pipeline.compare.cka import Cka, cka, cka_debiased
@@ -27,8 +27,11 @@ from pipeline.compare.transfer import TransferLinear, TransferRotation, transfer
 from storage.errors import InputError
 
 LINEAR = ["svcca", "svcca:k=3", "pwcca", "cca", "svcca_pc1", "cka", "cka_debiased", "procrustes"]
-ALL = [*LINEAR, "rsa", "rsa:inside=euclidean,outside=pearson", "rsa:outside=kendall", "mutual_knn:k=4", "jaccard_knn:k=4",
-       "transfer_linear", "transfer_linear:judged=mrr", "transfer_rotation", "transfer_rotation:judged=mrr,seed=3"]  # fmt: skip
+ALL = [
+    *LINEAR,
+    *("rsa", "rsa:inside=euclidean,outside=pearson", "rsa:outside=kendall", "mutual_knn:k=4", "jaccard_knn:k=4"),
+    *("transfer_linear", "transfer_linear:judged=mrr", "transfer_rotation", "transfer_rotation:judged=mrr,seed=3"),
+]
 
 
 def related(seed: int, n: int, d_a: int, d_b: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +61,7 @@ def test_cca_equals_the_angles_between_the_column_spaces(seed, n, d_a, d_b):
 
 def test_cca_equals_cca_zoo():
     x, y = related(0, 120, 6, 4)
-    found = ZooCCA(latent_dimensions=4).fit([x, y]).transform([x, y])
+    found = ZooCCA(n_components=4).fit([x, y]).transform([x, y])
     correlations = [abs(np.corrcoef(found[0][:, i], found[1][:, i])[0, 1]) for i in range(4)]
     assert cca(x, y) == pytest.approx(np.mean(correlations), abs=1e-6)
 
@@ -164,6 +167,8 @@ def test_a_shuffled_pairing_equals_the_metric_of_shuffled_rows(text):
     metric = parse_metric(text)
     family = Family((metric,))
     for n, d_a, d_b in ((60, 5, 8), (50, 8, 5), (12, 9, 9)):
+        if n == 12 and text == "pwcca":
+            continue  # correlations tie at 1, where the weights are arbitrary: its warning says so
         x, y = related(n, n, d_a, d_b)
         state = family.compact(family.prepare(x, y))
         for pairing in (np.arange(n), rng.permutation(n), rng.permutation(n)):
@@ -284,7 +289,7 @@ def test_ties_and_hubs_of_neighbours_are_said(monkeypatch):
     x, y = related(0, 60, 4, 4)
     copies = np.repeat(x[:20], 3, axis=0)
     assert "undecided at 60 rows of A and 0 of B, whose last neighbour ties" in warning(MutualKnn(k=1), copies, y)
-    monkeypatch.setattr(neighbours_module, "HUB", 3)
+    monkeypatch.setattr(importlib.import_module("pipeline.compare.neighbours"), "HUB", 3)
     hub = np.vstack([np.eye(40), np.ones(40)])
     assert "shaped by hubs: one row is a neighbour of 40 rows of A" in warning(
         MutualKnn(k=1), hub, related(0, 41, 3, 3)[0]
@@ -322,7 +327,7 @@ def test_options_are_parsed_and_checked():
             parse_metric(text)
     with pytest.raises(InputError, match="write options as NAME:OPTION=VALUE"):
         parse_metric("svcca:20")
-    with pytest.raises(InputError, match="cca has no option 'k'.*; it has no options"):
+    with pytest.raises(InputError, match=r"cca has no option 'k'.*; it has no options"):
         parse_metric("cca:k=2")
     with pytest.raises(InputError, match="each once"):
         parse_metrics(["svcca", "svcca:variance=0.99"])
