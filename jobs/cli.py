@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.concepts import concepts_command, contexts_command, label_command, labels_command, non_concept_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
@@ -211,6 +212,40 @@ _register(
     "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr",
     "subspace compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr",
     "subspace compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr",
+)
+_register(
+    "contexts",
+    contexts_command,
+    "subspace contexts runs/demo/activations/a/layers.10.zarr --feature 17 --feature 256",
+    "subspace contexts A.zarr --feature 17 --corpus corpus.zarr --contexts CA.zarr --labels labels.zarr --json",
+    "subspace contexts A.zarr --top-n 20 --distinct-documents --out CA.zarr",
+)
+_register(
+    "concepts",
+    concepts_command,
+    "subspace concepts runs/demo/activations/a/layers.10.zarr --out concepts.zarr",
+    "subspace concepts A.zarr --contexts CA.zarr --corpus corpus.zarr --rule pmi:at_least=3 --out concepts.zarr",
+    "subspace concepts A.zarr --contexts CA.zarr --corpus corpus.zarr --concepts default --concepts mine.yaml "
+    "--out concepts.zarr",
+)
+_register(
+    "non-concept",
+    non_concept_command,
+    "subspace non-concept runs/demo/activations/a/layers.10.zarr --out non-concept.zarr",
+    "subspace non-concept A.zarr --contexts CA.zarr --corpus corpus.zarr --kind punctuation --limit punctuation=0.8 "
+    "--out non-concept.zarr",
+)
+_register(
+    "labels",
+    labels_command,
+    "subspace labels labels.csv --store A.zarr --out labels.zarr",
+    "subspace labels explanations/ --method gpt-4o-mini --out labels.zarr",
+)
+_register(
+    "label",
+    label_command,
+    "subspace label A.zarr --endpoint http://localhost:8000/v1 --model NAME --feature 17 --out labels.zarr",
+    "subspace label A.zarr --endpoint https://HOST/v1 --model NAME --pairs pairs.zarr --yes --out labels.zarr",
 )
 _register(
     "inspect",

@@ -63,6 +63,16 @@ MEASURE_NAMES: dict[Measure, str] = {
     "phi": "phi coefficient of firing",
     "jaccard": "Jaccard index of firing",
 }
+NonConceptKind = Literal["punctuation", "blank", "beginning", "position", "frequent", "single_token"]
+#: Share from which on a feature is of a kind that stands for no concept.
+NON_CONCEPT_LIMITS: dict[NonConceptKind, float] = {
+    "punctuation": 0.5,
+    "blank": 0.5,
+    "beginning": 0.5,
+    "position": 0.9,
+    "frequent": 0.1,
+    "single_token": 0.9,
+}
 SITE_PLACEHOLDER = "{site}"
 
 
@@ -225,11 +235,20 @@ class ReproducibleFilter(FilterConfig):
 
 
 class NonConceptFilter(FilterConfig):
-    """Drop features of whose top contexts more than a share fire on tokens of a list; needs contexts."""
+    """Drop features that stand for no concept: by a list of tokens in their top contexts, or by what they do."""
 
     name: Literal["non_concept"]
+    by: Literal["tokens", "data"] = Field(
+        "tokens", description="tokens: of a list, in the top contexts; data: what `subspace non-concept` recognised"
+    )
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     tokens: str | None = Field(None, description="YAML list of tokens; the one that comes with the package if absent")
+
+    @model_validator(mode="after")
+    def _tokens_belong_to_the_list(self) -> NonConceptFilter:
+        if self.by == "data" and self.tokens is not None:
+            raise ValueError("a list of tokens belongs to by: tokens; leave one of them out")
+        return self
 
 
 class SharedTokenFilter(FilterConfig):
@@ -277,6 +296,11 @@ class MatchConfig(Section):
                 "give filters: [{name: max_uses, n: …}]"
             )
         return self
+
+    @property
+    def needs_non_concept(self) -> bool:
+        """Whether a filter reads which features stand for no concept."""
+        return any(isinstance(each, NonConceptFilter) and each.by == "data" for each in self.filters)
 
     @property
     def needs_contexts(self) -> bool:
@@ -409,6 +433,16 @@ class SemanticsConfig(Section):
         return embedding
 
 
+class ContextsConfig(Section):
+    """What is kept of where each feature fires, besides its top rows (of which ``report.contexts`` is the number)."""
+
+    distinct_documents: bool = Field(False, description="at most one top row of a document for each feature")
+    quantiles: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    bins: Annotated[int, Field(ge=0)] = Field(20, description="bins of the histogram of activations")
+    tokens: Annotated[int, Field(ge=0, le=64)] = Field(16, description="commonest tokens of each feature")
+    seed: int = 0
+
+
 class ReportConfig(Section):
     """What the report shows."""
 
@@ -428,6 +462,7 @@ class Experiment(Section):
     correlate: CorrelateConfig = CorrelateConfig()
     match: MatchConfig = MatchConfig()
     compare: CompareConfig = CompareConfig()
+    contexts: ContextsConfig = ContextsConfig()
     concepts: str | list[str] | None = Field(
         None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
     )

@@ -18,6 +18,7 @@ from pipeline.correlate.run import correlate
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
+from pipeline.semantics.non_concept import non_concept_features
 from pipeline.semantics_stage import run_semantics
 from pipeline.workers import deferred_interrupt, ensure_client
 from storage.results import open_result
@@ -115,6 +116,7 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
                 out=directory.contexts(side, site),
                 top_n=config.report.contexts,
                 client=client,
+                **config.contexts.model_dump(),
             )
 
 
@@ -142,8 +144,10 @@ def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> N
     best_layer({sites: directory.correlation(*sites) for sites in config.site_pairs}, directory.best_layer)
 
 
-def _match(config: Experiment, directory: RunDirectory, _: Client) -> None:
-    needs_contexts = config.match.needs_contexts
+def _match(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    needs_contexts, needs_non_concept = config.match.needs_contexts, config.match.needs_non_concept
+    if needs_non_concept:
+        _recognise(config, directory, client)
     for site_a, site_b in config.site_pairs:
         match(
             directory.correlation(site_a, site_b),
@@ -151,8 +155,24 @@ def _match(config: Experiment, directory: RunDirectory, _: Client) -> None:
             contexts=(directory.contexts("a", site_a), directory.contexts("b", site_b)) if needs_contexts else None,
             stores=(directory.activations("a", site_a), directory.activations("b", site_b)),
             corpus=directory.corpus,
+            non_concept=(directory.non_concept("a", site_a), directory.non_concept("b", site_b))
+            if needs_non_concept
+            else None,
             **config.match.model_dump(),
         )
+
+
+def _recognise(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    """Find the features that stand for no concept, for the filter that drops them."""
+    for side, model in sides(config):
+        for site in model.sites:
+            non_concept_features(
+                directory.contexts(side, site),
+                directory.activations(side, site),
+                directory.corpus,
+                out=directory.non_concept(side, site),
+                client=client,
+            )
 
 
 def _compare(config: Experiment, directory: RunDirectory, client: Client) -> None:

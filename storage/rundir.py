@@ -5,6 +5,7 @@
 ``rows.zarr``                           the token rows that both models share
 ``activations/{a,b}/SITE.zarr``         activation stores
 ``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
+``non_concept/{a,b}/SITE.zarr``         features that stand for no concept, where a filter asks for them
 ``correlation/SITE_A--SITE_B.zarr``     top-k, kept pairs, statistics
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
@@ -61,6 +62,10 @@ class RunDirectory:
     def contexts(self, side: Side, site: str) -> Path:
         """Return the path of the top activating rows of one site's features."""
         return self.root / "contexts" / side / f"{site}.zarr"
+
+    def non_concept(self, side: Side, site: str) -> Path:
+        """Return the path of what says which features of a site stand for no concept."""
+        return self.root / "non_concept" / side / f"{site}.zarr"
 
     def correlation(self, site_a: str, site_b: str) -> Path:
         """Return the path of the correlation result of two sites."""

@@ -55,12 +55,16 @@ def command(
     ] = None,
     stores: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Their activation stores.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="The text.")] = None,
+    non_concept: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
+    ] = None,
     hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
     all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
-    options: dict[str, Any] = {"max_uses": max_uses, "contexts": contexts, "stores": stores, "corpus": corpus}
+    text: dict[str, Any] = {"contexts": contexts, "stores": stores, "corpus": corpus, "non_concept": non_concept}
+    options = {"max_uses": max_uses, **text}
     filters = [parse_filter(text) for text in filter_ or ()]
     if all_:
         show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)

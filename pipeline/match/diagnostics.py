@@ -32,6 +32,7 @@ def compare_methods(
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
+    non_concept: tuple[str | Path, str | Path] | None = None,
 ) -> xr.Dataset:
     """Match by every method and set the results side by side; the kept pairs are read once.
 
@@ -39,7 +40,7 @@ def compare_methods(
     ----------
     cor
         The correlation result.
-    min_correlation, max_uses, filters, contexts, stores, corpus
+    min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
         As in :func:`pipeline.match`; `max_uses` is for ``unique``.
     methods
         Which methods.
@@ -66,6 +67,7 @@ def compare_methods(
             contexts,
             stores,
             corpus,
+            non_concept,
         )
         for method in methods
     ]

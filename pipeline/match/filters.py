@@ -29,6 +29,7 @@ from pipeline.match.edges import Edges, lookup
 from pipeline.match.fates import Fate
 from pipeline.match.greedy import best, best_of_b
 from pipeline.match.words import TopTokens, read_top_tokens, share_of_commonest
+from storage import open_result
 from storage.errors import FormatError, InputError, MissingInputError
 
 NON_CONCEPT_FILE = Path(__file__).with_name("non_concept.yaml")
@@ -50,11 +51,14 @@ class TextInputs:
         Either side's activation store, for the coordinates of its rows.
     corpus
         The text.
+    non_concept
+        Results of ``non_concept`` for A and B, for the filter of that name with ``by: data``.
     """
 
     contexts: tuple[str, str]
     store: str
     corpus: str
+    non_concept: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,14 @@ class Candidates:
         if self.text is None:
             raise InputError("The top tokens of features were asked for, but match was given no contexts")
         return read_top_tokens(self.text.contexts, self.text.store, self.text.corpus)
+
+    @cached_property
+    def concept_features(self) -> tuple[Mask, Mask]:
+        """Which features of either side were not recognised as standing for no concept."""
+        if self.text is None or self.text.non_concept is None:
+            raise InputError("Non-concept features were asked for, but match was given no such results")
+        a, b = (~open_result(path, "non_concept")["non_concept"].values for path in self.text.non_concept)
+        return a, b
 
     def of_features(self, good_a: Mask, good_b: Mask, at: NDArray[np.int64]) -> Mask:
         """Return which edges join two good features."""
@@ -110,6 +122,11 @@ def parse_filters(filters: Sequence[Any], text: TextInputs | None, *, heldout: b
                 f"The filter {each.name} looks at the tokens of top contexts: give match the contexts of both sides, "
                 "their stores, and the corpus (subspace match --contexts A B --stores A B --corpus CORPUS); "
                 "`subspace run` does"
+            )
+        if each.name == "non_concept" and each.by == "data" and (text is None or text.non_concept is None):
+            raise InputError(
+                "The filter non_concept with by: data needs to know which features were recognised: make them with "
+                "`subspace non-concept` for both sides and give match both (--non-concept A B); `subspace run` does"
             )
         if each.name in ("min_heldout_r", "reproducible") and not heldout:
             raise InputError(
@@ -169,6 +186,9 @@ def _reproducible(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask
 
 
 def _non_concept(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
+    if setting.by == "data":
+        good_a, good_b = data.concept_features
+        return data.of_features(good_a, good_b, at)
     listed = set(read_token_list(setting.tokens))
     wanted = np.array([word in listed for word in data.tops[0].vocabulary] or [False])
     good = [~(top.share_in(wanted) > setting.share) for top in data.tops]

@@ -70,6 +70,7 @@ def match(
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
+    non_concept: tuple[str | Path, str | Path] | None = None,
 ) -> xr.Dataset:
     """Choose pairs of features from a correlation result.
 
@@ -96,6 +97,8 @@ def match(
         ``{"name": "min_heldout_r", "value": 0.2, "when": "after"}`` (see ``docs/matching.md``).
     contexts, stores, corpus
         The contexts and stores of A and B, and the text; for filters that look at tokens.
+    non_concept
+        What ``non_concept_features`` found for A and B; for the filter ``{"name": "non_concept", "by": "data"}``.
 
     Returns
     -------
@@ -133,7 +136,9 @@ def match(
     """
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
-    choice, text = check_choice(path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus)
+    choice, text = check_choice(
+        path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
+    )
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
 
@@ -160,7 +165,7 @@ class Choice:
         filters = [each.model_dump() for each in self.filters]
         for each in filters:
             if each["name"] == "non_concept":
-                each["tokens"] = read_token_list(each["tokens"])
+                each["tokens"] = None if each["by"] == "data" else read_token_list(each["tokens"])
         plain = {"method": self.method, "min_correlation": self.minimum, "filters": filters}
         return plain | ({"max_uses": self.max_uses} if self.method == "unique" else {})
 
@@ -179,10 +184,11 @@ def check_choice(  # noqa: PLR0917 - the arguments of match, handed on
     contexts: tuple[str | Path, str | Path] | None,
     stores: tuple[str | Path, str | Path] | None,
     corpus: str | Path | None,
+    non_concept: tuple[str | Path, str | Path] | None = None,
 ) -> tuple[Choice, TextInputs | None]:
     """Check the arguments of :func:`match`; return what they ask for, and the text inputs if a filter needs them."""
     _check(method, minimum, max_uses, correlation)
-    text = _text_inputs(path, contexts, stores, corpus)
+    text = _text_inputs(path, contexts, stores, corpus, non_concept)
     chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
     if not any(each.name in NEED_CONTEXTS for each in chosen):
         text = None  # what is not read is no input
@@ -194,6 +200,7 @@ def _text_inputs(
     contexts: tuple[str | Path, str | Path] | None,
     stores: tuple[str | Path, str | Path] | None,
     corpus: str | Path | None,
+    non_concept: tuple[str | Path, str | Path] | None,
 ) -> TextInputs | None:
     if contexts is None or stores is None or corpus is None:
         return None
@@ -201,7 +208,10 @@ def _text_inputs(
     correlated = {} if manifest is None else manifest.inputs
     check_stores(stores, correlated)
     check_contexts(contexts, correlated)
-    return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus))
+    if non_concept is not None:
+        check_contexts(non_concept, correlated, "non-concept features")
+    recognised = None if non_concept is None else (str(non_concept[0]), str(non_concept[1]))
+    return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus), recognised)
 
 
 def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
@@ -209,6 +219,8 @@ def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
     if text is not None:
         inputs |= {f"contexts_{side}": fingerprint(each) for side, each in zip("ab", text.contexts, strict=True)}
         inputs["corpus"] = fingerprint(text.corpus)
+        recognised = zip("ab", text.non_concept or (), strict=False)
+        inputs |= {f"non_concept_{side}": fingerprint(each) for side, each in recognised}
     return inputs
 
 

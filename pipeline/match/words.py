@@ -119,13 +119,13 @@ def read_top_tokens(
     return found[0], found[1]
 
 
-def check_contexts(contexts: tuple[str | Path, str | Path], stores: dict[str, str]) -> None:
+def check_contexts(contexts: tuple[str | Path, str | Path], stores: dict[str, str], what: str = "contexts") -> None:
     """Raise unless the contexts are those of the correlated stores, whose fingerprints are given by side."""
     for side, path in zip("ab", contexts, strict=True):
         manifest = read_manifest(path)
         if manifest is None or manifest.inputs.get("activations") != stores.get(side):
             raise InputError(
-                f"The contexts at {path} are not of the store of side {side.upper()} that was correlated; "
+                f"The {what} at {path} are not of the store of side {side.upper()} that was correlated; "
                 "make them from that store"
             )
 

@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 STAGE = "concepts"
 #: Bytes of one slab of one panel, in the worst case that all of it is active.
 SLAB_BYTES = 64 * 2**20
+#: Attributes of a store that results about its features carry on.
+CARRIED = ("model", "model_revision", "site", "dictionary", "kind", "row_hash", "corpus_hash")
 
 Panel = tuple[int, int]
 Floats = NDArray[np.float64]
@@ -165,8 +167,7 @@ def _check(concepts: Mapping[str, Concept], rule: Rule, tops: xr.Dataset, rows: 
 
 
 def _attrs(rows: xr.Dataset, rule: Rule) -> dict[str, Any]:
-    carried = ("model", "model_revision", "site", "dictionary", "kind", "row_hash", "corpus_hash")
-    return {name: rows.attrs[name] for name in carried if name in rows.attrs} | {"rule": rule.model_dump()}
+    return {name: rows.attrs[name] for name in CARRIED if name in rows.attrs} | {"rule": rule.model_dump()}
 
 
 def _without_sinks(keywords: scipy.sparse.csr_array, sink: NDArray[np.bool_]) -> scipy.sparse.csr_array:
@@ -197,7 +198,7 @@ def _of_contexts(tops: xr.Dataset, keywords: scipy.sparse.csr_array, n: int) -> 
 
 def _of_rows(path: str, rows: xr.Dataset, keywords: scipy.sparse.csr_array, client: Client | None) -> dict[str, Any]:
     """Return ``count`` and ``pmi`` over all rows that are no sinks."""
-    count = _count(path, rows.sizes["feature"], keywords, client)
+    count = count_rows(path, rows.sizes["feature"], keywords, client)
     n = rows.sizes["token"] - int(rows.attrs["n_sinks"])
     n_active = rows["n_active"].values.astype(np.float64)
     pmi = pointwise_mutual_information(count, n_active, keywords.sum(axis=0), n)
@@ -234,8 +235,27 @@ def pointwise_mutual_information(both: NDArray[Any], first: NDArray[Any], second
         return np.where(chance > 0, np.log2(both * float(n) / chance), np.nan)
 
 
-def _count(path: str, n_features: int, keywords: scipy.sparse.csr_array, client: Client | None) -> NDArray[np.int64]:
-    """Return on how many rows each feature fires where each concept stands, (feature, concept)."""
+def count_rows(
+    path: str, n_features: int, keywords: scipy.sparse.csr_array, client: Client | None
+) -> NDArray[np.int64]:
+    """Return on how many rows each feature is not 0 where each concept (or kind of row) stands.
+
+    Parameters
+    ----------
+    path
+        An activation store.
+    n_features
+        Its features.
+    keywords
+        (row, concept) bool; sinks have none.
+    client
+        Where panels of features are counted. A task holds a slab of rows, at most :data:`SLAB_BYTES`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (feature, concept) int64.
+    """
     count = np.zeros((n_features, keywords.shape[1]), np.int64)
     width = zarr.open_array(f"{path}/activation", mode="r").chunks[1]
     panels = [(start, min(start + width, n_features)) for start in range(0, n_features, width)]

@@ -1,0 +1,224 @@
+"""Features that stand for no meaning: they fire on punctuation, blanks, beginnings, at a position, or everywhere.
+
+They are recognised by what they do on all rows of the store, not by a list of tokens:
+
+================  ===================================================================================================
+``punctuation``   share of firing rows whose text has no letter or digit
+``blank``         share of firing rows whose text is nothing but white space, newlines above all
+``beginning``     share of firing rows that are the first of a document or of a window of the model
+``position``      share of the kept contexts (top and sampled) that stand at one and the same position of the window
+``frequent``      share of all rows on which the feature fires
+``single_token``  share of firing rows that have the feature's commonest token, at least
+================  ===================================================================================================
+
+A feature is non-concept if the share of any of the chosen kinds reaches its limit. ``single_token`` is measured but not
+among the default kinds: a feature that fires on "Monday" alone is easy to match, but has a meaning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import xarray as xr
+from distributed import Client
+from numpy.typing import NDArray
+
+from pipeline.config import NON_CONCEPT_LIMITS, NonConceptKind
+from pipeline.semantics.keywords import BLOCK_DOCUMENTS
+from pipeline.semantics.membership import CARRIED, count_rows
+from storage import Corpus, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
+from storage.errors import InputError, RowMismatchError
+
+logger = logging.getLogger(__name__)
+
+STAGE = "non_concept"
+#: Kinds by default, from the one that is named first as the reason.
+KINDS: tuple[NonConceptKind, ...] = ("blank", "punctuation", "beginning", "position", "frequent")
+#: Kinds that are properties of rows, in the order of :func:`row_kinds`.
+OF_ROWS = ("punctuation", "blank", "beginning")
+#: Contexts below which a shared position means nothing.
+FEWEST_CONTEXTS = 3
+NO_REASON = -1
+
+
+def non_concept_features(
+    contexts: str | Path,
+    store: str | Path,
+    corpus: str | Path,
+    *,
+    kinds: Sequence[NonConceptKind] = KINDS,
+    limits: dict[str, float] | None = None,
+    out: str | Path | None = None,
+    client: Client | None = None,
+) -> xr.Dataset:
+    """Recognise the features that stand for no meaning.
+
+    Parameters
+    ----------
+    contexts
+        Result of ``contexts`` for the store.
+    store
+        The activation store, with token coordinates.
+    corpus
+        The text.
+    kinds
+        Which kinds make a feature non-concept; the first that does is its reason.
+    limits
+        Share from which on each kind counts, where it is not the default of ``pipeline.config``.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+    client
+        Where rows are counted; threads of this process by default. A task reads one panel of features, one slab of
+        rows at a time. Besides there are the coordinates of all rows in memory, and the result.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``share(feature, kind)`` float32, NaN where it is not defined (a feature that never fires, a store without
+        positions); ``non_concept(feature)`` bool; ``reason(feature)`` int8, number of the kind, −1 for none; ``kind``
+        are the names. The attributes say which kinds count, and their limits.
+
+    Raises
+    ------
+    InputError
+        If a kind is unknown, a limit is no share, or the store has no token coordinates.
+    RowMismatchError
+        If contexts, store and corpus are not of the same rows.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> from pipeline.harvest.contexts import contexts
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = storage.write_corpus(folder / "corpus.zarr", ["she, she."])
+    >>> tokens = {"document": [0] * 4, "char_start": [0, 3, 4, 8], "char_end": [3, 4, 8, 9]}
+    >>> active = np.array([[0, 0], [1, 0], [0, 2], [2, 0]])
+    >>> storage.write_activations(folder / "a.zarr", active, tokens=tokens)
+    >>> _ = contexts(folder / "a.zarr", folder / "contexts.zarr")
+    >>> paths = (folder / "contexts.zarr", folder / "a.zarr", folder / "corpus.zarr")
+    >>> non_concept_features(*paths, kinds=["punctuation"])["non_concept"].values
+    array([ True, False])
+    """
+    tops, rows, text = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
+    used = {**NON_CONCEPT_LIMITS, **(limits or {})}
+    _check(kinds, used, tops, rows, text)
+    inputs = {"contexts": contexts, "activations": store, "corpus": corpus}
+    settings = {"kinds": list(kinds), "limits": used}
+    manifest = new_manifest(STAGE, {name: fingerprint(path) for name, path in inputs.items()}, settings)
+
+    def make() -> xr.Dataset:
+        shares = _shares(tops, rows, text, str(store), client)
+        names = list(NON_CONCEPT_LIMITS)
+        reached = np.stack([shares[name] >= used[name] for name in names], axis=1)
+        result = xr.Dataset(
+            {
+                "share": (("feature", "kind"), np.stack([shares[name] for name in names], axis=1).astype(np.float32)),
+                "reason": ("feature", _reasons(reached, [names.index(kind) for kind in kinds])),
+            },
+            {"kind": names},
+            {name: rows.attrs[name] for name in CARRIED if name in rows.attrs} | settings,
+        )
+        return result.assign(non_concept=result["reason"] != NO_REASON)
+
+    result = make_result(out, manifest, make)
+    logger.info("%d of %d features stand for no concept", int(result["non_concept"].sum()), result.sizes["feature"])
+    return result
+
+
+def _check(kinds: Sequence[str], limits: dict[str, float], tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:
+    contexts, store = tops.encoding["source"], rows.encoding["source"]
+    unknown = sorted((set(kinds) | set(limits)) - set(NON_CONCEPT_LIMITS))
+    if unknown:
+        raise InputError(f"There are no kinds {unknown} of non-concept features; there are {list(NON_CONCEPT_LIMITS)}")
+    if not all(0 < limit <= 1 for limit in limits.values()):
+        raise InputError(f"The limits {limits} are shares: above 0 and at most 1")
+    if "document" not in rows.variables:
+        raise InputError(f"{store} has no token coordinates, so its rows have no text; harvest it again")
+    if tops.attrs.get("row_hash") != rows.attrs["row_hash"]:
+        raise RowMismatchError(f"The contexts at {contexts} are of other rows than {store}; make them from that store")
+    if rows.attrs.get("corpus_hash", text.hash) != text.hash:
+        raise RowMismatchError(f"{store} was not harvested from the corpus {text.path}; give the one that was")
+
+
+def _shares(
+    tops: xr.Dataset, rows: xr.Dataset, text: Corpus, store: str, client: Client | None
+) -> dict[str, NDArray[np.float64]]:
+    fires = rows["n_active"].values.astype(np.float64)
+    counts = count_rows(store, rows.sizes["feature"], row_kinds(text, rows), client)
+    of_rows = np.divide(counts, fires[:, None], out=np.full(counts.shape, np.nan), where=fires[:, None] > 0)
+    n_rows = max(1, rows.sizes["token"] - int(rows.attrs["n_sinks"]))
+    return {
+        **dict(zip(OF_ROWS, of_rows.T, strict=True)),
+        "position": _same_position(tops, rows),
+        "frequent": fires / n_rows,
+        "single_token": _one_token(tops, fires),
+    }
+
+
+def row_kinds(corpus: Corpus, rows: xr.Dataset) -> scipy.sparse.csr_array:
+    """Return which rows are punctuation, blank, or the beginning of a text, bool (row, kind); sinks are none.
+
+    Memory: the coordinates of all rows, and the texts of a block of documents.
+    """
+    document, start, end = (rows[name].values.astype(np.int64) for name in ("document", "char_start", "char_end"))
+    found = np.zeros((len(document), len(OF_ROWS)), bool)
+    for row, piece in _pieces(corpus, document, start, end):
+        if not any(map(str.isalnum, piece)):
+            found[row, :2] = True, piece.isspace()
+    # the first row of a document, or of a window, which begins where positions start again
+    begins = np.ones(len(document), bool)
+    begins[1:] = document[1:] != document[:-1]
+    if "position" in rows.variables:
+        begins[1:] |= np.diff(rows["position"].values.astype(np.int64)) < 0
+    found[:, 2] = begins
+    found[rows["sink"].values] = False
+    return scipy.sparse.csr_array(found)
+
+
+def _pieces(
+    corpus: Corpus, document: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]
+) -> Iterator[tuple[int, str]]:
+    """Yield every row with its text, whatever their order; a block of documents is read at a time."""
+    order = np.argsort(document, kind="stable")
+    first = 0
+    texts: list[str] = []
+    for row, number, left, right in zip(
+        order.tolist(), document[order].tolist(), start[order], end[order], strict=True
+    ):
+        if not first <= number < first + len(texts):
+            first, texts = number, corpus.texts(number, min(number + BLOCK_DOCUMENTS, len(corpus)))
+        yield row, texts[number - first][left:right]
+
+
+def _same_position(tops: xr.Dataset, rows: xr.Dataset) -> NDArray[np.float64]:
+    """Return the share of each feature's contexts that stand at the commonest position of the window."""
+    n_features = tops.sizes["feature"]
+    if "position" not in rows.variables:
+        return np.full(n_features, np.nan)
+    kept = [tops[name].values for name in ("row", "quantile_row") if name in tops]
+    position = rows["position"].values.astype(np.int64)
+    share = np.full(n_features, np.nan)
+    for feature, own in enumerate(np.concatenate(kept, axis=1)):
+        distinct = np.unique(own[own >= 0])
+        if len(distinct) >= FEWEST_CONTEXTS:
+            share[feature] = np.unique(position[distinct], return_counts=True)[1].max() / len(distinct)
+    return share
+
+
+def _one_token(tops: xr.Dataset, fires: NDArray[np.float64]) -> NDArray[np.float64]:
+    if "token_count" not in tops:
+        return np.full(len(fires), np.nan)
+    most = tops["token_count"].values[:, 0]
+    return np.divide(most, fires, out=np.full(len(fires), np.nan), where=fires > 0)
+
+
+def _reasons(reached: NDArray[np.bool_], kinds: Sequence[int]) -> NDArray[Any]:
+    reason = np.full(len(reached), NO_REASON, np.int8)
+    for kind in reversed(kinds):
+        reason[reached[:, kind]] = kind
+    return reason
