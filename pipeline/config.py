@@ -397,8 +397,8 @@ class SemanticsConfig(Section):
         "greedy", description="how features are paired within a concept: one to one, or many to one"
     )
     min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
-    metrics: list[str] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
-    judged: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+    metrics: list[Metric] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
+    judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
         ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
     )
     nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [

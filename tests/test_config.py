@@ -119,7 +119,7 @@ def test_files_of_semantics_start_at_the_experiment(tmp_path: Path) -> None:
         (changed(concepts="default", semantics={"concepts": "default"}), "'concepts' is given twice"),
         (changed(semantics={"embedding": "word2vec"}), "semantics.embedding: it is model:a, model:b"),
         (changed(semantics={"judged": ["cka", "rsa"]}), "judged names 'cka', which is not among the metrics"),
-        (changed(semantics={"rule": {"of": 9}}), "semantics.rule looks at 9 top contexts"),
+        (changed(semantics={"rule": {"name": "count", "of": 9}}), "semantics.rule looks at 9 top contexts"),
         (changed(semantics={"approach": []}), r"semantics.approach: unknown key; did you mean 'approaches'\?"),
     ],
 )
