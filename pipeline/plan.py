@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 MATCH_SECONDS, MATCH_BYTES, PAIR_BYTES = 4e-7, 40, 40
 #: Seconds of one pair of pairs in a null run of RSA, and of one product in one of SVCCA, on one core (measured).
 RSA_SECONDS, SVCCA_SECONDS = 8e-9, 4e-11
+#: The same where a null draws other rows, which are ranked and decomposed in every run.
+DRAWN_RSA_SECONDS, DRAWN_SVCCA_SECONDS = 4e-7, 1e-9
 #: Subspaces with pairs enough to be tested at two sites, different numbers of pairs among them, and seconds of one
 #: run of a null for one such number, on one core (measured on the demo, 10 to 80 pairs).
 SUBSPACES, SUBSPACE_SIZES, DRAW_SECONDS, SHUFFLE_SECONDS = 40, 30, 2e-3, 4e-4
@@ -222,7 +224,10 @@ def _compare_steps(config: Experiment, directory: RunDirectory, sizes: Sizes, re
         n = min(sizes["a", site_a].n_features, sizes["b", site_b].n_features)
         products = runs * n * 512.0 * 512.0
         pairs = runs * n * n / 2.0
-        seconds = 0.5 + (pairs * RSA_SECONDS + products * SVCCA_SECONDS) / slots
+        drawn = len(set(config.compare.nulls) - {"shuffled"})
+        shuffling = (pairs * RSA_SECONDS + products * SVCCA_SECONDS) * ("shuffled" in config.compare.nulls)
+        drawing = (pairs * DRAWN_RSA_SECONDS + products * DRAWN_SVCCA_SECONDS) * drawn
+        seconds = 0.5 + (shuffling + drawing) / slots
         step = Step(
             stage="compare",
             what=f"{site_a} × {site_b}, at most {n:,} pairs",
@@ -231,7 +236,7 @@ def _compare_steps(config: Experiment, directory: RunDirectory, sizes: Sizes, re
             tasks=slots,
             flops=2 * products,
             read=n * 1024 * 4.0,
-            disk=runs * 8.0 * len(config.compare.metrics),
+            disk=runs * 8.0 * len(config.compare.metrics) * len(config.compare.nulls),
             memory=8.0 * n * n / 2,
             seconds=seconds,
         )

@@ -24,7 +24,20 @@ NULL_NAMES = {
     "random_pairs": "random pairs",
     "random_dictionary": "a random dictionary",
 }
-METRIC_NAMES = {"svcca": "SVCCA", "rsa": "RSA", "svcca_pc1": "SVCCA, 1st component"}
+METRIC_NAMES = {
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "cca": "CCA",
+    "svcca_pc1": "SVCCA, 1st component",
+    "rsa": "RSA",
+    "cka": "CKA",
+    "cka_debiased": "debiased CKA",
+    "procrustes": "Procrustes",
+    "mutual_knn": "mutual neighbours",
+    "jaccard_knn": "neighbours (Jaccard)",
+    "transfer_linear": "linear transfer",
+    "transfer_rotation": "transfer by rotation",
+}
 CORRECTIONS = {"p_holm": "Holm", "p_bh": "Benjamini–Hochberg"}
 #: A fraction of variance unexplained above which the dictionary is called a poor stand-in for the model.
 POOR_FVU = 0.35
@@ -49,9 +62,14 @@ class EasyPairs:
 
 
 def metric_name(metric: str) -> str:
-    """Return how a metric is written in prose."""
+    """Return how a metric is written in prose, with its options.
+
+    >>> metric_name("svcca"), metric_name("rsa:inside=euclidean,outside=kendall")
+    ('SVCCA', 'RSA (inside=euclidean, outside=kendall)')
+    """
     name, _, options = metric.partition(":")
-    return ", ".join(filter(None, [METRIC_NAMES.get(name, name), options]))
+    known = METRIC_NAMES.get(name, name)
+    return f"{known} ({options.replace(',', ', ')})" if options else known
 
 
 def null_name(null: str) -> str:
