@@ -42,7 +42,7 @@ def contexts_command(
     feature: Features = None,
     corpus: CorpusPath = None,
     contexts_path: Contexts = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels to show beside the ids.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels to show beside the ids; those of its run.")] = None,
     top_n: Annotated[int, typer.Option(min=1, help="Top rows of each feature.")] = 8,
     distinct_documents: Annotated[
         bool, typer.Option("--distinct-documents", help="At most one top row of a document; needs --out.")
@@ -58,14 +58,17 @@ def contexts_command(
     if out is not None:
         with open_client(context, cluster, cluster_file) as client:
             made = contexts(store, out, top_n, distinct_documents=distinct_documents, client=client)
-        show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
         if not feature:
+            show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
             return
+    elif distinct_documents:
+        raise InputError("Contexts from distinct documents must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
     found_contexts = out or contexts_path or _beside(store, "contexts")
     found = list(read_contexts(found_contexts, store, corpus or _corpus_of(store), feature, top_n=top_n))
-    names = read_labels(labels) if labels is not None else {}
+    known = labels or _in_run(store, "labels")
+    names = read_labels(known) if known.exists() else {}
     if as_json:
         show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
         return
@@ -74,9 +77,14 @@ def contexts_command(
         console.print(shaded(each, names.get(each.feature)))
 
 
+def _in_run(store: Path, kind: str) -> Path:
+    """Return where a run directory keeps a result about one of its stores."""
+    return store.parent.parent.parent / kind / store.parent.name / store.name
+
+
 def _beside(store: Path, kind: str) -> Path:
-    """Return the path of a result about a store of a run directory."""
-    path = store.parent.parent.parent / kind / store.parent.name / store.name
+    """Return the path of a result about a store of a run directory, which must be there."""
+    path = _in_run(store, kind)
     if not path.exists():
         raise MissingInputError(f"There are no {kind} at {path}; make them with `subspace {kind} STORE --out PATH`")
     return path
@@ -105,7 +113,7 @@ def _bars(counts: tuple[int, ...]) -> str:
     """Return a histogram in one line, its bars by the logarithm of the counts.
 
     >>> _bars((100, 10, 1, 0))
-    '█▄▂ '
+    '█▄▁ '
     """
     heights = np.log1p(np.array(counts, float))
     tallest = heights.max(initial=0) or 1.0

@@ -6,6 +6,7 @@
 ``activations/{a,b}/SITE.zarr``         activation stores
 ``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
 ``non_concept/{a,b}/SITE.zarr``         features that stand for no concept, where a filter asks for them
+``labels/{a,b}/SITE.zarr``              what features are called, where `subspace labels` has put it
 ``correlation/SITE_A--SITE_B.zarr``     top-k, kept pairs, statistics
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
@@ -66,6 +67,10 @@ class RunDirectory:
     def non_concept(self, side: Side, site: str) -> Path:
         """Return the path of what says which features of a site stand for no concept."""
         return self.root / "non_concept" / side / f"{site}.zarr"
+
+    def labels(self, side: Side, site: str) -> Path:
+        """Return the path of the labels of a site's features, where the user has put them."""
+        return self.root / "labels" / side / f"{site}.zarr"
 
     def correlation(self, site_a: str, site_b: str) -> Path:
         """Return the path of the correlation result of two sites."""

@@ -98,3 +98,11 @@ def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert result["max_error"] < 1e-6
     assert {"bare_loop", "full_model", "dense_size", "dense_write", "dense_read"} == set(result["ratios"])
     assert len(result["all_seconds"]["bare_loop"]) == 2
+
+
+def test_contexts() -> None:
+    sizes = ("--rows", "2000", "--features", "300", "--active", "6", "--peer-rows", "900", "--peer-features", "80")
+    result = last_line("benchmarks.contexts", *sizes)
+    assert result["max_error"] == 0
+    assert set(result["ratios"]) == set(result["memory_ratios"]) == {"scipy_csc", "torch_topk"}
+    assert {"seconds", "top_only_seconds", "peak_gb", "all_ratio"} <= set(result)

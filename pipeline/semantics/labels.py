@@ -92,7 +92,7 @@ def import_labels(
     --------
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "labels.csv"
-    >>> _ = file.write_text("feature,label\\n17,days of the week\\n3,prime ministers\\n")
+    >>> _ = file.write_text("feature,label\n17,days of the week\n3,prime ministers\n")
     >>> found = import_labels(file, file.with_suffix(".zarr"))
     >>> dict(zip(found.feature.values.tolist(), found.label.values.tolist()))
     {3: 'prime ministers', 17: 'days of the week'}
@@ -229,7 +229,7 @@ def _label(record: Any, where: str) -> Label:
 def clean(text: str) -> str:
     r"""Return a label as one line without control characters, of at most :data:`LONGEST` characters.
 
-    >>> clean(" days\\n of the \\x1b[31mweek ")
+    >>> clean(" days\n of the \x1b[31mweek ")
     'days of the [31mweek'
     """
     plain = "".join(char if char.isprintable() else " " for char in text.replace("\x1b", ""))

@@ -185,7 +185,7 @@ def test_a_run_that_was_cut_off_goes_on(case, server: Server) -> None:
     out = text.folder / "l.zarr"
     asked = prompts(*paths, range(6), batch=1)
     server.plan = [200, 200, 401]
-    with pytest.raises(SubspaceError, match="did not answer: HTTPStatusError 401. Answers so far are kept"):
+    with pytest.raises(SubspaceError, match=r"did not answer: HTTPStatusError 401\. Answers so far are kept"):
         label_features(asked, endpoint(server), out, store=store, parallel=1, first_wait=0)
     assert not out.exists()
     answers = text.folder / "l.zarr.answers.jsonl"

@@ -24,7 +24,7 @@ FIRES = ["commas", "newlines", "beginnings", "position 3", "everywhere", "only o
 def case(text_of, client):
     words = ["cat", "dog", "bird", "fish", "rat"]
     rng = np.random.default_rng(0)
-    documents = [" ".join(rng.choice(words, 9)) + ",\n" + " ".join(rng.choice(words, 9)) for _ in range(12)]
+    documents = [" ".join(rng.choice(words, 9)) + ",\n\n" + " ".join(rng.choice(words, 9)) for _ in range(12)]
     text = text_of(*documents)
     ids = {piece: i for i, piece in enumerate(dict.fromkeys(map(str.strip, text.pieces)))}
     text.tokens["token_id"] = np.array([ids[piece.strip()] for piece in text.pieces])
@@ -101,7 +101,7 @@ def test_as_a_filter_of_match(case, client) -> None:
     assert set(by_tokens["feature_a"].values.tolist()) == {2, 3, 4, 5, 6}
     with pytest.raises(InputError, match="make them with `subspace non-concept`"):
         match(folder / "cor.zarr", filters=by_data, **paths)
-    with pytest.raises(InputError, match="non-concept features at .* are not of the store of side A"):
+    with pytest.raises(InputError, match=r"non-concept features at .* are not of the store of side A"):
         match(folder / "cor.zarr", filters=by_data, non_concept=recognised[::-1], **paths)
     with pytest.raises(InputError, match="belongs to by: tokens"):
         match(folder / "cor.zarr", filters=[{"name": "non_concept", "by": "data", "tokens": "x"}], **paths)
