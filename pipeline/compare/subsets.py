@@ -317,19 +317,14 @@ class _Results:
         else:
             self.drawn.setdefault((job.null, job.n), {})[job.runs.start] = found.null
 
-    def null(self, name: str, n: int, null: Null) -> NDArray[np.float64]:
-        """Return the scores of one null for a subset, shape (metric, run), in the order of the settings."""
-        nothing = np.full((len(self.order), self.settings.null_runs), np.nan)
+    def null(self, name: str, n: int, null: Null) -> NDArray[np.float64] | None:
+        """Return the scores of one null for a subset, shape (metric, run), in the order of the settings; or None."""
         if name not in self.subsets:
-            return nothing
-        blocks_of = self.drawn.get((null, n))
+            return None
         if null == "shuffled":
-            found = self.subsets[name].null
-        elif blocks_of is not None:
-            found = np.concatenate([blocks_of[start] for start in sorted(blocks_of)], axis=1)
-        else:
-            return nothing
-        return found[self.places]
+            return self.subsets[name].null[self.places]
+        parts = self.drawn.get((null, n), {})
+        return np.concatenate([parts[start] for start in sorted(parts)], axis=1)[self.places] if parts else None
 
     @property
     def places(self) -> list[int]:
@@ -347,9 +342,11 @@ def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_
         if found is not None:
             score[i], note[i] = found.scores[results.places], np.array(found.notes, object)[results.places]
         for k, null in enumerate(nulls):
-            for j, values in enumerate(results.null(name, n, null)):
-                check_drawn(values, score[i, j], metrics[j], f"{null} {name}")
-                for column, value in summary(score[i, j], values).items():
+            runs = results.null(name, n, null)
+            # what is undefined on the rows themselves has no null
+            for j in [] if runs is None else np.flatnonzero(np.isfinite(score[i])):
+                check_finite(runs[j], metrics[j], null)
+                for column, value in summary(score[i, j], runs[j]).items():
                     columns[column][i, j, k] = value
     dims = ("subset", "metric", "null")
     return xr.Dataset(
@@ -362,14 +359,3 @@ def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_
         coords={name: np.array(values, object) for name, values in zip(dims, (names, metrics, nulls), strict=True)},
         attrs={**settings.record(), "min_pairs": min_pairs},
     )
-
-
-def check_drawn(values: NDArray[np.float64], score: float, metric: str, null: str) -> None:
-    """Refuse a null that some runs are missing from; one that was not made at all is no failure.
-
-    Examples
-    --------
-    >>> check_drawn(np.array([np.nan, np.nan]), 0.5, "rsa", "random_pairs")
-    """
-    if np.isfinite(score) and np.isfinite(values).any():
-        check_finite(values, metric, null)
