@@ -35,6 +35,12 @@ class MetricCell:
     nulls: list[tuple[str, float, float]]
     note: str
 
+    @property
+    def chance(self) -> float:
+        """Mean of shuffled pairings; of the first null where there are none."""
+        means = {null: mean for null, mean, _ in self.nulls}
+        return means.get("shuffled", self.nulls[0][1])
+
 
 @dataclass(frozen=True)
 class SubspaceView:
