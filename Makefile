@@ -7,12 +7,12 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 RUN ?= demo-run
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: demo test install lint types unit slurm notebooks clean
+.PHONY: demo test install lint types unit slurm notebooks docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-test: lint types unit slurm notebooks
+test: lint types unit slurm notebooks docs
 
 install: $(VENV)/.dev
 
@@ -34,6 +34,10 @@ slurm: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)
 
+# docs/_build/index.html: pages, command line, API from docstrings; a warning is an error.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -47,5 +51,5 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(RUN) .mypy_cache .ruff_cache .pytest_cache .numba_cache
+	rm -rf $(VENV) $(RUN) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache .numba_cache
 	find pipeline storage -name __pycache__ -prune -exec rm -rf {} +

@@ -13,11 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
+from jobs.cluster_verbs import down_command, job_script_command, status_command, submit_command, up_command
 from jobs.concepts import concepts_command, contexts_command, label_command, labels_command, non_concept_command
+from jobs.doctor import command as doctor_command
 from jobs.matching import layers_command, sweep_command, token_identity_command
 from jobs.planning import command as plan_command
+from jobs.reproduce import command as reproduce_command
+from jobs.run_status import command as run_status_command
+from jobs.scores import command as scores_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
+from jobs.watching import recorded
 from pipeline.compare.__main__ import command as compare_command
+from pipeline.compare.verbs import activations_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
 from pipeline.harvest.__main__ import command as harvest_command
@@ -37,6 +44,7 @@ from pipeline.script import (
     show,
 )
 from pipeline.semantics.__main__ import command as semantics_command
+from pipeline.share import Share
 
 app = typer.Typer(
     name="subspace",
@@ -48,9 +56,28 @@ app = typer.Typer(
 )
 
 
-def _register(name: str, command: Callable[..., None], *examples: str) -> None:
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Clusters that outlive the command that starts them: up, down, status, job-script."
+)
+app.add_typer(cluster_app, name="cluster", rich_help_panel="A whole experiment")
+
+
+#: The parts of the list of verbs, and which verbs stand in them.
+PANELS = {
+    "A whole experiment": ("run", "plan", "status", "submit", "report", "scores", "reproduce", "demo", "doctor"),
+    "Its stages": ("harvest", "correlate", "match", "compare", "semantics"),
+    "A closer look": (
+        "bootstrap", "convergence", "sweep", "token-identity", "layers", "compare-activations", "contexts",
+        "concepts", "non-concept", "label", "labels",
+    ),
+    "Stores and results": ("inspect", "verify", "import", "export"),
+}  # fmt: skip
+
+
+def _register(name: str, command: Callable[..., None], *examples: str, to: typer.Typer = app) -> None:
     lines = "\n\n".join(f"  [dim]$[/dim] {example}" for example in examples)
-    app.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}")(guarded(command))
+    panel = next((title for title, verbs in PANELS.items() if name in verbs and to is app), None)
+    to.command(name, epilog=f"[bold]Examples[/bold]\n\n{lines}", rich_help_panel=panel)(guarded(command))
 
 
 @app.callback()
@@ -72,6 +99,12 @@ def run_command(
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
     until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only begin the stage --until (begin/N), or do its part I of N; for job arrays."
+        ),
+    ] = None,
     allow_bad_site: AllowBadSite = False,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
@@ -79,8 +112,12 @@ def run_command(
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
-    with open_client(context, cluster, cluster_file) as client:
-        result = run(config, run_dir=run_dir, until=until, client=client)
+    part = Share.parse(share) if share is not None else None
+    folder = run_dir or Path("runs") / config.name
+    # the tasks of an array run at once: each has a record of its own
+    record = folder if part is None else folder / "watch" / f"{until}-{part}"
+    with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
+        result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
 
@@ -95,7 +132,7 @@ def demo_command(
     # the demo's imports pull in torch and transformers
     prepare = importlib.import_module("jobs.demo.prepare").prepare
     experiment = prepare(run_dir / "input")
-    with open_client(context, cluster, cluster_file) as client:
+    with open_client(context, cluster, cluster_file) as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
 
@@ -161,6 +198,13 @@ _register(
     "subspace plan experiment.yaml --calibrate --json",
     "subspace plan experiment.yaml --cluster slurm-cpu",
 )
+_register(
+    "status",
+    run_status_command,
+    "subspace status runs/pythia-70m-vs-160m",
+    "subspace status experiment.yaml --json",
+)
+_register("doctor", doctor_command, "subspace doctor", "subspace doctor --cluster-file my-cluster.yaml --json")
 _register("demo", demo_command, "subspace demo", "subspace demo --run-dir somewhere --json")
 _register(
     "harvest",
@@ -207,13 +251,6 @@ _register(
 )
 _register("layers", layers_command, "subspace layers runs/pythia-70m-vs-160m --csv layers.csv")
 _register(
-    "compare",
-    compare_command,
-    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr",
-    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr",
-    "subspace compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr",
-)
-_register(
     "contexts",
     contexts_command,
     "subspace contexts runs/demo/activations/a/layers.10.zarr --feature 17 --feature 256",
@@ -248,6 +285,35 @@ _register(
     "subspace label A.zarr --endpoint https://HOST/v1 --model NAME --pairs pairs.zarr --yes --out labels.zarr",
 )
 _register(
+    "compare",
+    compare_command,
+    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr",
+    "subspace compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr",
+    "subspace compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr",
+)
+_register(
+    "compare-activations",
+    activations_command,
+    "subspace compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr",
+    "subspace compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json",
+)
+_register(
+    "scores",
+    scores_command,
+    "subspace scores runs/pythia-70m-vs-160m",
+    "subspace scores runs/pythia-70m-vs-160m --latex > scores.tex",
+    "subspace scores runs/pythia-70m-vs-160m --csv",
+)
+_register(
+    "reproduce",
+    reproduce_command,
+    "subspace reproduce --list",
+    "subspace reproduce pythia --cluster slurm-cuda --run-dir runs/pythia",
+    "subspace reproduce pythia --show > mine.yaml",
+    "subspace reproduce pythia --experiment mine.yaml --run-dir runs/mine",
+    "subspace reproduce pythia --table --run-dir runs/pythia --json",
+)
+_register(
     "inspect",
     inspect_command,
     "subspace inspect A.zarr",
@@ -278,6 +344,28 @@ _register(
     "subspace semantics runs/pythia-70m-vs-160m",
     "subspace semantics runs/pythia-70m-vs-160m --concepts default --concepts mine.yaml --approach global --json",
     "subspace semantics runs/pythia-70m-vs-160m --clusters 20 --embedding gensim:vectors.txt",
+)
+_register(
+    "up", up_command,
+    "subspace cluster up night --profile slurm-cpu",
+    "subspace run experiment.yaml --cluster night",
+    to=cluster_app,
+)  # fmt: skip
+_register("down", down_command, "subspace cluster down night", to=cluster_app)
+_register("status", status_command, "subspace cluster status", "subspace cluster status night --json", to=cluster_app)
+_register(
+    "job-script",
+    job_script_command,
+    "subspace cluster job-script slurm-gpu",
+    "subspace cluster job-script slurm-cpu --cluster-file mine.yaml > worker.sbatch",
+    to=cluster_app,
+)
+_register(
+    "submit",
+    submit_command,
+    "subspace submit experiment.yaml --cluster slurm-cpu",
+    "subspace submit experiment.yaml --array 16",
+    "subspace submit experiment.yaml --cluster slurm-gpu --cluster-file mine.yaml --dry-run",
 )
 _register("report", report_command, "subspace report runs/pythia-70m-vs-160m")
 

@@ -1,153 +1,69 @@
-"""From a named profile of ``cluster.yaml`` to a Dask client.
-
-``cluster.yaml`` is an ordinary Dask configuration file. Three places are read, later ones winning: the file shipped
-with the package, what Dask itself has read (``DASK_CONFIG``, ``~/.config/dask``), and the file given as
-``--cluster-file``.
-"""
+"""From a named profile of ``cluster.yaml``, or the name of a running cluster, to a Dask client."""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
+import importlib
 import logging
-import subprocess
+import os
+import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import dask
 import yaml
 from distributed import Client, LocalCluster
 from distributed.security import Security
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
+from jobs.certificates import (
+    has_certificates,
+    make_certificates,
+    private_folder,
+    read_certificates,
+    write_private,
+)
+from jobs.profiles import (
+    Gpu,
+    LocalCudaProfile,
+    LocalProfile,
+    ProcessesProfile,
+    Profile,
+    SchedulerProfile,
+    SlurmProfile,
+    find_job,
+    find_profile,
+    load_settings,
+    profile_names,
+)
+from jobs.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from jobs.state import find_cluster, known_names, state_root
+from jobs.watcher import keep_jobs
 from pipeline.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
 
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_dashed, populate_by_name=True)
-
-
-class LocalProfile(_Profile):
-    """Workers that are threads of the calling process."""
-
-    kind: Literal["local"]
-    workers: PositiveInt = 1
-    threads: PositiveInt | None = None
-
-
-class ProcessesProfile(_Profile):
-    """Workers that are processes of this machine."""
-
-    kind: Literal["processes"]
-    workers: PositiveInt = 2
-    threads: PositiveInt = 1
-    memory: str | None = "auto"
-
-
-class SlurmProfile(_Profile):
-    """Workers that are Slurm jobs; the job is described under ``jobqueue.PROFILE``."""
-
-    kind: Literal["slurm"]
-    jobs: PositiveInt = 2
-    wait: PositiveInt = 600
-
-
-class SchedulerProfile(_Profile):
-    """A scheduler that somebody else started."""
-
-    kind: Literal["scheduler"]
-    address: str | None = None
-    scheduler_file: str | None = None
-
-
-Profile = Annotated[LocalProfile | ProcessesProfile | SlurmProfile | SchedulerProfile, Field(discriminator="kind")]
-
-
-def shipped_cluster_file() -> Path:
-    """Return the ``cluster.yaml`` that came with this installation."""
-    here = Path(__file__).parent
-    # a wheel carries the file inside the package; a checkout has it at the top
-    return next(path for path in (here / "cluster.yaml", here.parent / "cluster.yaml") if path.is_file())
-
-
-def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
-    """Merge the shipped file, Dask's own configuration and `cluster_file` into one Dask configuration.
-
-    Parameters
-    ----------
-    cluster_file
-        A YAML file like the shipped ``cluster.yaml``; only what differs needs to stand in it.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    MissingInputError
-        If `cluster_file` does not exist.
-    InputError
-        If it is no YAML mapping.
-
-    Examples
-    --------
-    >>> sorted(load_settings()["subspace"]["profiles"])
-    ['local', 'processes', 'scheduler', 'slurm-cpu']
-    """
-    # dask.config.config alone would let the defaults of Dask's libraries win over the shipped file
-    layers = [dask.config.config, _read(shipped_cluster_file()), dask.config.collect()]
-    if cluster_file is not None:
-        layers.append(_read(cluster_file))
-    return dask.config.merge(*layers)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingInputError(f"No cluster file at {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping, as a Dask configuration file does")
-    return content
-
-
-def find_profile(name: str, settings: dict[str, Any]) -> Profile:
-    """Return the validated profile `name`.
-
-    Raises
-    ------
-    InputError
-        If there is no such profile (the message lists those there are) or a key of it is wrong.
-    """
-    profiles = settings.get("subspace", {}).get("profiles", {})
-    if name not in profiles:
-        raise InputError(f"No cluster profile {name!r}; cluster.yaml has: {', '.join(sorted(profiles))}")
-    try:
-        return TypeAdapter[Any](Profile).validate_python(profiles[name])
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"Cluster profile {name!r} is wrong: {wrong}") from error
+#: Parts of Dask's configuration that a cluster's workers are told.
+TOLD = ("distributed", "jobqueue", "subspace")
 
 
 @contextlib.contextmanager
-def connect(profile: str = "local", cluster_file: Path | None = None) -> Iterator[Client]:
+def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path | None = None) -> Iterator[Client]:
     """Start or join the cluster that `profile` describes, and leave it when the block ends.
 
     Parameters
     ----------
     profile
-        A name under ``subspace.profiles``, or the address of a running scheduler (``tcp://…``, ``tls://…``).
+        A name under ``subspace.profiles``, the name of a cluster that ``subspace cluster up`` started, or the address
+        of a running scheduler (``tcp://…``, ``tls://…``).
     cluster_file
-        See :func:`load_settings`.
+        See :func:`jobs.profiles.load_settings`.
+    logs
+        Folder for the logs of Slurm jobs, where the profile names none.
 
     Yields
     ------
@@ -161,54 +77,133 @@ def connect(profile: str = "local", cluster_file: Path | None = None) -> Iterato
     3
     """
     settings = load_settings(cluster_file)
-    if "://" in profile:
-        chosen: Profile = SchedulerProfile(kind="scheduler", address=profile)
-    else:
-        chosen = find_profile(profile, settings)
-    if isinstance(chosen, SlurmProfile):
-        _import_jobqueue()  # adds its defaults to Dask's configuration, so the layers are merged again
-        settings = load_settings(cluster_file)
+    chosen = _choose(profile, settings)
     with dask.config.set(settings):
-        logger.debug("Cluster profile %s: %s", profile, chosen.model_dump())
-        with _start(profile, chosen) as client:
+        log_effective(profile, chosen, settings)
+        with _start(profile, chosen, settings, logs) as client:
             yield client
 
 
+def _choose(name: str, settings: dict[str, Any]) -> Profile:
+    """Return the profile of that name, or one that joins the scheduler of that name or address."""
+    if "://" in name:
+        return SchedulerProfile(kind="scheduler", address=name)
+    if name not in profile_names(settings) and (running := find_cluster(name)) is not None:
+        return SchedulerProfile(kind="scheduler", address=running.address(), certificates=str(running.folder))
+    try:
+        return find_profile(name, settings)
+    except InputError as error:
+        if name not in profile_names(settings) and (names := known_names()):
+            raise InputError(f"{error}. Clusters that were started: {', '.join(names)}") from error
+        raise
+
+
+def log_effective(name: str, profile: Profile, settings: dict[str, Any]) -> None:
+    """Log what a profile comes to, from all the files that have a say."""
+    values = dict(profile.given())
+    if isinstance(profile, SlurmProfile):
+        values |= {"job": find_job(name, settings).given()}
+    level = logging.DEBUG if isinstance(profile, LocalProfile) else logging.INFO
+    logger.log(
+        level, "Cluster profile %s: %s", name, yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()
+    )
+
+
 @contextlib.contextmanager
-def _start(name: str, profile: Profile) -> Iterator[Client]:
+def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
     match profile:
         case LocalProfile():
             with local_client(profile.workers, profile.threads) as client:
                 yield client
             return
-        case ProcessesProfile():
-            start = _processes(profile)
-        case SlurmProfile():
-            start = _slurm(name, profile)
         case SchedulerProfile():
             start = _scheduler(profile)
+        case SlurmProfile():
+            start = _slurm(name, profile, settings, logs)
+        case _:
+            start = _on_this_host(name, profile)
     with start as client:
-        logger.info("Dashboard: %s", dashboard_url(client))
+        logger.info("Dashboard: %s", where_to_look(dashboard_url(client), socket.gethostname()))
         yield client
 
 
 @contextlib.contextmanager
-def _processes(profile: ProcessesProfile) -> Iterator[Client]:
+def _on_this_host(name: str, profile: ProcessesProfile | LocalCudaProfile) -> Iterator[Client]:
     # TLS on one host too: login nodes are shared, and any user of the host could connect otherwise.
-    with (
-        closing(
-            LocalCluster(
-                n_workers=profile.workers,
-                threads_per_worker=profile.threads,
-                memory_limit=profile.memory,
-                security=Security.temporary(),
-                protocol="tls://",
-                dashboard_address="127.0.0.1:0",
-            )
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with started(name, profile, Security.temporary()) as cluster, Client(cluster) as client:
         yield client
+
+
+@contextlib.contextmanager
+def started(name: str, profile: Profile, security: Security) -> Iterator[Any]:
+    """Run the scheduler and workers of a profile for as long as the block lasts.
+
+    Parameters
+    ----------
+    name
+        The profile's name.
+    profile
+        One that starts processes of its own.
+    security
+        The cluster's certificate.
+
+    Yields
+    ------
+    distributed.deploy.Cluster
+
+    Raises
+    ------
+    InputError
+        If the profile starts no cluster.
+    """
+    common = {"security": security, "protocol": "tls://", "dashboard_address": "127.0.0.1:0"}
+    match profile:
+        case ProcessesProfile():
+            cluster = LocalCluster(
+                n_workers=profile.workers, threads_per_worker=profile.threads, memory_limit=profile.memory, **common
+            )
+        case LocalCudaProfile():
+            cluster = _cuda_cluster(profile, common)
+        case _:
+            raise InputError(f"Profile {name!r} is of kind {profile.kind!r}, which starts no cluster of its own")
+    with closing(cluster):
+        yield cluster
+
+
+def _cuda_cluster(profile: LocalCudaProfile, common: dict[str, Any]) -> Any:
+    """Start one worker for each GPU of this machine."""
+    try:
+        cluster_class = importlib.import_module("dask_cuda").LocalCUDACluster
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Workers on GPUs need dask-cuda: pip install 'semantic-subspace-matching[gpu]' ({error})"
+        ) from error
+    try:
+        return cluster_class(
+            CUDA_VISIBLE_DEVICES=profile.devices,
+            threads_per_worker=profile.threads,
+            memory_limit=profile.memory,
+            **cuda_arguments(profile),
+            **common,
+        )
+    except Exception as error:
+        # what NVML raises where there is no driver is of no public class of dask-cuda's
+        if type(error).__name__.startswith("NVMLError"):
+            raise InputError(
+                f"This machine has no GPU that NVIDIA's driver knows ({error}); use the profile local or processes"
+            ) from error
+        raise
+
+
+def cuda_arguments(gpu: Gpu) -> dict[str, Any]:
+    """Return the memory settings of a GPU as ``LocalCUDACluster`` names them."""
+    named = {
+        "device_memory_limit": gpu.device_memory_limit,
+        "rmm_pool_size": gpu.rmm_pool_size,
+        "rmm_maximum_pool_size": gpu.rmm_maximum_pool_size,
+        "rmm_allocator_external_lib_list": list(gpu.rmm_libraries) or None,
+    }
+    return {name: value for name, value in named.items() if value is not None} | {"rmm_async": gpu.rmm_async}
 
 
 @contextlib.contextmanager
@@ -222,75 +217,126 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
         target = {"address": profile.address}
     else:
         raise InputError("The profile 'scheduler' needs an address or a scheduler-file; set one in your cluster file")
+    security = read_certificates(Path(profile.certificates)) if profile.certificates is not None else None
     try:
-        client = Client(**target)
+        client = Client(**target, security=security)
     except (OSError, TimeoutError) as error:
         raise InputError(f"No Dask scheduler answers at {next(iter(target.values()))}: {error}") from error
     with client:
+        if client.scheduler.address.startswith("tcp://") and "127.0.0.1" not in client.scheduler.address:
+            logger.warning(
+                "%s is not encrypted: whoever reaches that port can run code as you. Start the scheduler with --tls-…",
+                client.scheduler.address,
+            )
         yield client
 
 
-def _import_jobqueue() -> Any:
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+    root = find_job(name, settings).shared_temp_directory
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_root() / "runs"
+    label = uuid.uuid4().hex[:8]
+    folder = private_folder(parent / f"{name}-{label}").absolute()
     try:
-        import dask_jobqueue  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Slurm profiles need dask-jobqueue: pip install 'semantic-subspace-matching[cluster]'"
-        ) from error
-    return dask_jobqueue
+        with (
+            slurm_cluster(name, settings, folder, label, logs) as cluster,
+            Client(cluster) as client,
+            keep_jobs(cluster, profile.jobs) as keeper,
+        ):
+            logger.debug("Job script:\n%s", cluster.job_script())
+            logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
+            keeper.first_worker(client, profile.wait)
+            yield client
+    finally:
+        remove_folder(folder)
 
 
-def slurm_cluster(name: str, **overrides: Any) -> Any:
-    """Make the ``dask_jobqueue.SLURMCluster`` of profile `name`, with no job submitted yet.
-
-    Workers and scheduler authenticate each other by TLS keys that live in a 0600 file in the shared folder.
+@contextlib.contextmanager
+def slurm_cluster(
+    name: str, settings: dict[str, Any], folder: Path, label: str, logs: Path | None = None
+) -> Iterator[Any]:
+    """Run the scheduler of profile `name`, with no job submitted yet; its jobs end with the block.
 
     Parameters
     ----------
     name
-        The key under ``jobqueue``; what it leaves out is taken from ``jobqueue.slurm``.
-    **overrides
-        Further arguments of ``SLURMCluster``.
+        The profile; the job stands under ``jobqueue.NAME``.
+    settings
+        The whole Dask configuration, from :func:`jobs.profiles.load_settings` and in force.
+    folder
+        A private folder that all nodes see: certificate and settings of the cluster are written to it, where they are
+        not there yet.
+    label
+        Ends the name of the jobs; no other cluster has it.
+    logs
+        Folder for the jobs' logs, where the profile names none.
 
-    Returns
-    -------
+    Yields
+    ------
     dask_jobqueue.SLURMCluster
     """
-    cluster_class = _import_jobqueue().SLURMCluster
-    job = dask.config.merge(dask.config.get("jobqueue.slurm"), dask.config.get(f"jobqueue.{name}", {}))
-    if job["log-directory"] is not None and not Path(job["log-directory"]).is_dir():
-        raise MissingInputError(
-            f"log-directory {job['log-directory']} of profile {name!r} does not exist; Slurm would drop the jobs "
-            "without a word. Make it, on a file system that all nodes see"
-        )
+    cluster_class = import_jobqueue().SLURMCluster
+    if any(letter.isspace() for letter in str(folder)):
+        raise InputError(f"dask-jobqueue cannot use folders with spaces in their names: {folder}")
+    options = job_options(name, find_job(name, settings), folder)
+    if options["log-directory"] is None and logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+        options["log-directory"] = str(logs.absolute())
     # jobs read their configuration again whenever one is replaced, so it has to outlive this call
-    dask.config.set({f"jobqueue.{name}": job})
-    folder = job["shared-temp-directory"] or str(Path.cwd())
-    return cluster_class(config_name=name, security=True, shared_temp_directory=folder, **overrides)
+    dask.config.set({f"jobqueue.{name}": options})
+    if not (folder / SETTINGS).is_file():
+        write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
+    security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
+    cluster = cluster_class(
+        config_name=name,
+        # without it, dask-jobqueue does not know the names of the workers of a job
+        processes=options["processes"],
+        job_name=f"{options['name']}-{label}",
+        security=security,
+        protocol="tls://",
+    )
+    try:
+        with closing(cluster):
+            yield cluster
+    finally:
+        _cancel_left(cluster.job_name)
 
 
-@contextlib.contextmanager
-def _slurm(name: str, profile: SlurmProfile) -> Iterator[Client]:
-    job = dask.config.get(f"jobqueue.{name}", {})
-    if job.get("processes", 1) != 1:
-        logger.warning("Profile %s has several workers a job: a lost job cannot be replaced (processes: 1 can)", name)
-    with slurm_cluster(name) as cluster, Client(cluster) as client:
-        logger.debug("Job script:\n%s", cluster.job_script())
-        cluster.adapt(minimum_jobs=profile.jobs, maximum_jobs=profile.jobs)
-        logger.info("Waiting for a worker (%d Slurm jobs)", profile.jobs)
-        try:
-            client.wait_for_workers(1, timeout=profile.wait)
-        except TimeoutError as error:
-            raise SubspaceError(
-                f"No Slurm job of profile {name!r} started a worker within {profile.wait} s.\n{_queue(cluster)}"
-            ) from error
-        yield client
+def _cancel_left(job_name: str) -> None:
+    """Cancel the jobs of that name: Dask may have forgotten one, or its `scancel` may have failed."""
+    try:
+        cancel(jobs_named(job_name))
+    except SubspaceError as error:
+        logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
 
 
-def _queue(cluster: Any) -> str:
-    """Return what Slurm says about the jobs of `cluster`, with the reason why each waits."""
-    ids = ",".join(str(worker.job_id) for worker in cluster.workers.values() if worker.job_id)
-    if not ids:
-        return "Slurm accepted no job; try `sbatch` by hand."
-    shown = subprocess.run(["squeue", "-o", "%i %T %R", "-j", ids], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    return shown.stdout + shown.stderr
+def told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a Dask configuration that the workers of a cluster are told."""
+    plain: dict[str, Any] = {key: settings[key] for key in TOLD if key in settings}
+    return plain
+
+
+# --- the dashboard ----------------------------------------------------------------------------------------------------
+
+
+def where_to_look(url: str, host: str) -> str:
+    """Return the address of a dashboard on `host`'s own port, with the tunnel that leads to it from elsewhere.
+
+    >>> where_to_look("http://127.0.0.1:8787/status", "node7").split(" (")[0]
+    'http://127.0.0.1:8787/status'
+    """
+    return f"{url} (from your own machine, first: {tunnel(url, host)})"
+
+
+def tunnel(url: str, host: str) -> str:
+    """Return the ``ssh`` command that brings a dashboard on `host` to one's own machine.
+
+    Inside a Slurm job, the way leads over the host that the job was submitted from.
+    """
+    port = url.rsplit("://", maxsplit=1)[-1].partition("/")[0].rpartition(":")[2]
+    user, login = getpass.getuser(), os.environ.get("SLURM_SUBMIT_HOST")
+    over = f"-J {user}@{login} " if login and login.split(".")[0] != host.split(".", maxsplit=1)[0] else ""
+    return f"ssh -N -L {port}:127.0.0.1:{port} {over}{user}@{host}"

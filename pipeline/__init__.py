@@ -4,6 +4,7 @@ It comes as functions over stores and results on disk. Each of the names below i
 opened datasets and, where they need workers, a Dask client.
 """
 
+from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
@@ -12,4 +13,4 @@ from pipeline.match.run import match
 from pipeline.report.run import report
 from pipeline.run import run
 
-__all__ = ["compare", "compare_rows", "contexts", "correlate", "match", "report", "run"]
+__all__ = ["compare", "compare_activations", "compare_rows", "contexts", "correlate", "match", "report", "run"]

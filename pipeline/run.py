@@ -14,13 +14,16 @@ from distributed import Client
 from pipeline.compare.run import compare
 from pipeline.config import Experiment, ModelConfig, load_experiment
 from pipeline.correlate.best_layer import best_layer
-from pipeline.correlate.run import correlate
+from pipeline.correlate.run import correlate, correlate_share
+from pipeline.grid import power_notes, save_scores
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
 from pipeline.semantics.non_concept import non_concept_features
 from pipeline.semantics_stage import run_semantics
+from pipeline.share import Share
 from pipeline.workers import deferred_interrupt, ensure_client
+from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side
 
@@ -56,6 +59,7 @@ def run(
     *,
     run_dir: str | Path | None = None,
     until: Stage = "report",
+    share: Share | None = None,
     client: Client | None = None,
 ) -> RunResult:
     """Run an experiment, or go on with it.
@@ -71,6 +75,9 @@ def run(
         Where everything is written; ``runs/NAME`` by default.
     until
         The last stage to run.
+    share
+        For job arrays without a scheduler: begin the stage `until`, or do this share of it, and leave it unfinished;
+        `harvest` or `correlate`. See :mod:`pipeline.share`.
     client
         Where the tasks run; threads of this process by default.
 
@@ -89,24 +96,26 @@ def run(
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / config.name)
+    if share is not None and until not in _SHARERS:
+        raise InputError(f"A share is of the stage {' or '.join(_SHARERS)}: give it as `until`, not {until!r}")
     wanted = STAGES[: STAGES.index(until) + 1]
+    if share is not None:
+        # the process that begins a stage finishes those before it; the others find them finished
+        wanted = wanted[:-1] if share.begins else ()
     with ensure_client(client) as used:
         for stage in wanted:
             logger.info("[%d/%d] %s", STAGES.index(stage) + 1, len(STAGES), stage)
             _RUNNERS[stage](config, directory, used)
+        if share is not None:
+            _SHARERS[until](config, directory, share, used)
     return RunResult(directory, config)
 
 
 def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
     # torch and transformers take seconds to import: only the stage that runs models pays for them
     from pipeline.harvest.run import harvest  # noqa: PLC0415
-    from pipeline.harvest.site_check import check_model  # noqa: PLC0415
 
-    with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
-        for _, model in sides(config):
-            check_model(model)  # what does not fit is said before anything is written
-    directory.write_experiment(config.model_dump(mode="json"))
-    make_text(config, directory, client)
+    _begin_harvest(config, directory, client)
     for side, model in sides(config):
         folder = directory.activations(side, "x").parent
         harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
@@ -120,6 +129,17 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
             )
 
 
+def _begin_harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    """Check the models, and make the text and its rows."""
+    from pipeline.harvest.site_check import check_model  # noqa: PLC0415 - as above
+
+    with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
+        for _, model in sides(config):
+            check_model(model)  # what does not fit is said before anything is written
+    directory.write_experiment(config.model_dump(mode="json"))
+    make_text(config, directory, client)
+
+
 def make_text(config: Experiment, directory: RunDirectory, client: Client) -> None:
     """Make what a harvest starts from, where it is not there yet: the corpus, and the rows that both models share."""
     from pipeline.harvest.corpus import build_corpus  # noqa: PLC0415 - as above
@@ -130,6 +150,28 @@ def make_text(config: Experiment, directory: RunDirectory, client: Client) -> No
         directory.corpus, config.a, config.b, config.corpus.max_length, directory.rows,
         pool=config.align.pool, client=client,
     )  # fmt: skip
+
+
+def _harvest_share(config: Experiment, directory: RunDirectory, share: Share, client: Client) -> None:
+    from pipeline.harvest.run import harvest  # noqa: PLC0415 - as above
+
+    if share.begins:
+        _begin_harvest(config, directory, client)
+    for side, model in sides(config):
+        folder = directory.activations(side, "x").parent
+        harvest(directory.corpus, directory.rows, model, side, config.store, folder, share=share, client=client)
+
+
+def _correlate_share(config: Experiment, directory: RunDirectory, share: Share, client: Client) -> None:
+    for site_a, site_b in config.site_pairs:
+        correlate_share(
+            directory.activations("a", site_a),
+            directory.activations("b", site_b),
+            out=directory.correlation(site_a, site_b),
+            share=share,
+            client=client,
+            **config.correlate.model_dump(),
+        )
 
 
 def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> None:
@@ -185,6 +227,8 @@ def _compare(config: Experiment, directory: RunDirectory, client: Client) -> Non
             client=client,
             **config.compare.model_dump(),
         )
+    for null, note in power_notes(save_scores(directory, config.site_pairs)).items():
+        logger.warning("%s: %s", null, note)
 
 
 def _semantics(config: Experiment, directory: RunDirectory, client: Client) -> None:
@@ -211,4 +255,10 @@ _RUNNERS: dict[Stage, Callable[[Experiment, RunDirectory, Client], None]] = {
     "compare": _compare,
     "semantics": _semantics,
     "report": _report,
+}
+
+#: Stages whose work can be shared among processes without a scheduler.
+_SHARERS: dict[Stage, Callable[[Experiment, RunDirectory, Share, Client], None]] = {
+    "harvest": _harvest_share,
+    "correlate": _correlate_share,
 }

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="PROFILE",
-        help="Profile of cluster.yaml, or a scheduler's address. Default: threads here.",
+        help="Profile of cluster.yaml, name of a cluster that is up, or a scheduler's address. Default: threads here.",
     ),
 ]
 ClusterFile = Annotated[
@@ -62,12 +63,16 @@ def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
 class Session:
     """What the program that runs a command brings: how it connects to clusters."""
 
-    connect: Callable[[str, Path | None], contextlib.AbstractContextManager[Client]]
+    connect: Callable[[str, Path | None, Path | None], contextlib.AbstractContextManager[Client]]
 
 
 @contextlib.contextmanager
-def open_client(context: typer.Context, cluster: str | None, cluster_file: Path | None = None) -> Iterator[Client]:
+def open_client(
+    context: typer.Context, cluster: str | None, cluster_file: Path | None = None, logs: Path | None = None
+) -> Iterator[Client]:
     """Yield the client that ``--cluster`` asks for; threads of this process where it is absent.
+
+    `logs` is the folder for the logs of Slurm jobs, where the profile names none.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def open_client(context: typer.Context, cluster: str | None, cluster_file: Path 
     """
     session = context.obj
     if isinstance(session, Session):
-        with session.connect(cluster or "local", cluster_file) as client:
+        with session.connect(cluster or "local", cluster_file, logs) as client:
             yield client
     elif cluster is None:
         with ensure_client(None) as client:
@@ -98,8 +103,23 @@ def show(summary: dict[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, summary))
     for key, value in summary.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {readable(value)}")
+
+
+def readable(value: object) -> str:
+    """Return a value of a summary for people; of several by name, those that are defined.
+
+    >>> readable(0.123456), readable({"score": 0.5, "low": float("nan"), "null_mean": 0.25}), readable(12)
+    ('0.1235', 'score 0.5, null mean 0.25', '12')
+    """
+    if isinstance(value, dict):
+        defined = {
+            name: one
+            for name, one in value.items()
+            if one is not None and not (isinstance(one, float) and math.isnan(one))
+        }
+        return ", ".join(f"{str(name).replace('_', ' ')} {readable(one)}" for name, one in defined.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

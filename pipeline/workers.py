@@ -7,6 +7,7 @@ futures in flight, and leave nothing running on the cluster when they are interr
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import logging
 import os
@@ -16,12 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
+
+from storage.errors import WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +35,58 @@ Result = TypeVar("Result")
 #: Seconds between two progress lines where the output is not a terminal.
 LOG_INTERVAL = 15.0
 
+#: Seconds between two changes of a bar in a notebook.
+NOTEBOOK_INTERVAL = 0.25
+
+#: Characters of a task's item that an error shows.
+ITEM_CHARACTERS = 100
+
 #: Seconds that a cluster may take to close.
 CLOSING_SECONDS = 30.0
 
 #: Where the dashboard of a local cluster listens, if nothing else does.
 DASHBOARD_PORT = 8787
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a stage will hold at most in each worker process, in bytes."""
+
+    what: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """How far the tasks of one :func:`run_tasks` are: of how many, and how many rows the newest ones stand for."""
+
+    label: str
+    done: int
+    total: int
+    rows: float
+
+
+Listener = Callable[[Planned | Advanced], None]
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have a function told what stages plan and how far they are, for as long as the block lasts.
+
+    It is called in the thread that runs the stage, so it has to be quick.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(event: Planned | Advanced) -> None:
+    """Tell whoever listens."""
+    for listener in _listeners:
+        listener(event)
 
 
 @contextlib.contextmanager
@@ -141,6 +192,7 @@ def run_tasks(
     args: Sequence[Any] = (),
     retries: int = 2,
     per_slot: int = 2,
+    rows: Callable[[Item], float] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Run ``function(item, *args)`` for every item and yield ``(item, result)`` as they finish.
 
@@ -162,11 +214,18 @@ def run_tasks(
         How often a task is tried again when it raises or its worker dies.
     per_slot
         Tasks in flight for each thread of the cluster; bounds the memory that waiting results can take.
+    rows
+        How many rows of text an item stands for, for those who watch.
 
     Yields
     ------
     tuple
         The item and what the function returned for it.
+
+    Raises
+    ------
+    WorkerLostError
+        If worker after worker dies under the same task (``distributed.scheduler.allowed-failures``); with its name.
     """
     run = f"{time.time_ns():x}"
     waiting = iter(enumerate(items))
@@ -181,26 +240,49 @@ def run_tasks(
             futures.append(future)
         return futures
 
+    done = 0
     completed = as_completed(submit(per_slot * n_slots(client)), with_results=False)
     try:
         with progress(label, len(items)) as advance:
             for future in completed:
-                result = future.result()
                 item = in_flight.pop(str(future.key))
+                try:
+                    result = future.result()
+                except KilledWorker as error:
+                    raise _poisoned(error, label, item) from error
                 future.release()
                 for new in submit(1):
                     completed.add(new)
                 advance(1)
+                done += 1
+                tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
                 yield item, result
     finally:
         if completed.futures:
             client.cancel(list(completed.futures), force=True)
 
 
+def _poisoned(error: KilledWorker, label: str, item: object) -> WorkerLostError:
+    """Return the error of a task that took worker after worker with it, with the task named."""
+    group, number = error.task if isinstance(error.task, tuple) else (error.task, "")
+    name = f"{str(group).rpartition('-')[0] or group} {number}".strip()
+    shown = str(item) if len(str(item)) <= ITEM_CHARACTERS else f"{str(item)[:ITEM_CHARACTERS]}…"
+    return WorkerLostError(
+        f"{label}: the task {name!r} (of {shown}) lost its worker {error.allowed_failures + 1} times, the last one "
+        f"being {error.last_worker.name} at {error.last_worker.address}, and is not tried again. Most often a worker "
+        "that dies has run out of memory: give each more of it, or the stage less (`memory`). If workers were "
+        "cancelled or preempted that often, raise distributed.scheduler.allowed-failures in your cluster file. What "
+        "is finished is kept",
+        worker=str(error.last_worker.name),
+    )
+
+
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error: a bar on a terminal, a log line now and then elsewhere."""
-    if sys.stderr.isatty():
+    """Show progress: a bar in a notebook or on a terminal (standard error), a log line now and then elsewhere."""
+    if in_notebook():
+        yield _in_notebook(label, total)
+    elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -211,8 +293,38 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=total)
             yield lambda n: bar.advance(task, n)
-        return
-    yield _logged(label, total)
+    else:
+        yield _logged(label, total)
+
+
+def in_notebook() -> bool:
+    """Say whether this runs in a notebook's kernel; where IPython was never imported, it does not."""
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _in_notebook(label: str, total: int) -> Callable[[int], None]:
+    """Return an ``advance`` that keeps a bar of plain HTML up to date: it needs no widgets, and stays when saved."""
+    from IPython.display import HTML, display  # noqa: PLC0415 - only notebooks have it
+
+    start, done, shown = time.monotonic(), 0, 0.0
+
+    def bar() -> Any:
+        text = f"{html.escape(label)}: {done} of {total} in {time.monotonic() - start:.1f} s"
+        return HTML(f'<progress max="{total}" value="{done}"></progress> {text}')
+
+    handle = display(bar(), display_id=True)
+
+    def advance(n: int) -> None:
+        nonlocal done, shown
+        done += n
+        now = time.monotonic()
+        if done == total or now - shown >= NOTEBOOK_INTERVAL:
+            shown = now
+            handle.update(bar())
+
+    return advance
 
 
 def _logged(label: str, total: int) -> Callable[[int], None]:

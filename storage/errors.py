@@ -49,3 +49,17 @@ class MissingDependencyError(SubspaceError, ImportError):
     """An optional dependency is not installed."""
 
     exit_code = 4
+
+
+class WorkerLostError(SubspaceError):
+    """A task lost its worker again and again.
+
+    Attributes
+    ----------
+    worker
+        Name of the last worker that it ran on.
+    """
+
+    def __init__(self, message: str, *, worker: str) -> None:
+        super().__init__(message)
+        self.worker = worker

@@ -11,11 +11,13 @@
 ``best_layer.zarr``, ``….csv``         each feature's best site of the other model
 ``pairs/SITE_A--SITE_B.zarr``           matched pairs
 ``scores/SITE_A--SITE_B.zarr``          metrics and nulls
+``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
 ``concepts/{a,b}/SITE.zarr``            which features belong to which concept
 ``semantics/SITE_A--SITE_B.zarr``       subspaces of meanings, their scores and nulls
 ``semantics/words.zarr``                embeddings of the words that features fire on
 ``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
 ``report.html``, ``concepts.html``, ``*.csv``  the report
+``explorer/``                           its explorer, where that is too large for the report
 ======================================  ===============================================================
 """
 
@@ -108,6 +110,11 @@ class RunDirectory:
         return self.root / "semantics.zarr"
 
     @property
+    def score_grid(self) -> Path:
+        """Return the path of all scores of the grid, with p corrected for their number."""
+        return self.root / "scores.zarr"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
@@ -116,6 +123,11 @@ class RunDirectory:
     def concepts_page(self) -> Path:
         """The report's page of concepts."""
         return self.root / "concepts.html"
+
+    @property
+    def explorer(self) -> Path:
+        """The explorer's pages, where they are too large for the report."""
+        return self.root / "explorer"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

@@ -212,7 +212,7 @@ def _check_decoder(path: str) -> tuple[int, int]:
         if "decoder" not in opened:
             raise InputError(
                 f"{path} has no decoder rows, which the metrics compare; write the store with decoder=…, or harvest it "
-                "with a dictionary"
+                "with a dictionary. Without one, `subspace compare-activations` compares the activations themselves"
             )
         return opened.sizes["d_model"], opened.sizes["feature"]
 

@@ -40,7 +40,8 @@ from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.share import Share
+from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
@@ -57,6 +58,9 @@ from storage import (
     open_activations,
     open_result,
 )
+from storage.errors import MissingInputError
+from storage.files import partial_path
+from storage.results import same_work
 
 logger = logging.getLogger(__name__)
 
@@ -195,11 +199,8 @@ def correlate(
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
     settings = Settings(top_k, keep_above, select, kernel, device, measure, full)
-    settings.check()
     budget = parse_memory(memory)
-    inputs = Inputs.open(_path(a), _path(b)).measured_by(measure)
-    method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, kernel)
-    manifest = _manifest(inputs, settings, method)
+    inputs, manifest = _checked(_path(a), _path(b), settings)
     path = Path(out) if out is not None else _temporary_path()
     if is_current(path, manifest):
         logger.info("%s is up to date", path)
@@ -216,6 +217,69 @@ def correlate(
         _run(inputs, settings, begin_result(path, manifest).absolute(), resources, active)
         finish_result(path, manifest)
     return open_result(path, stage=STAGE)
+
+
+def correlate_share(
+    a: str | Path,
+    b: str | Path,
+    *,
+    share: Share,
+    out: str | Path,
+    memory: str | int = "auto",
+    client: Client | None = None,
+    **settings: Any,
+) -> None:
+    """Begin a correlation, or do a share of its panels, and leave it unfinished: :func:`correlate` finishes it.
+
+    Parameters
+    ----------
+    a, b, out, memory, client
+        As for :func:`correlate`; `memory` is that of this process.
+    share
+        Which part. What begins the work cuts it for `share.count` processes like itself, and leaves on disk all that
+        they have in common.
+    **settings
+        The other arguments of :func:`correlate`.
+
+    Raises
+    ------
+    MissingInputError
+        If the work is not begun, or was begun from other inputs or settings.
+    BudgetError
+        If the panels, as they were cut, do not fit the memory of this process.
+    """
+    chosen = Settings(**settings)
+    budget = parse_memory(memory)
+    inputs, manifest = _checked(Path(a), Path(b), chosen)
+    if is_current(out, manifest):
+        return
+    partial = partial_path(out).absolute()
+    if not share.begins and not (same_work(partial, manifest) and _begun_width(partial) is not None):
+        raise MissingInputError(
+            f"{out} is not begun with these inputs and settings: run --until correlate --share begin/{share.count} "
+            "first, and let it end"
+        )
+    if share.begins and chosen.full is not None:
+        _check_disk(inputs, chosen.full, Path(out))
+    with ensure_client(client) as active:
+        resources = find_resources(active, budget)
+        if share.begins:
+            begin_result(out, manifest)
+            resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
+        job, _ = _begin(inputs, chosen, partial, resources, active, begun=not share.begins)
+        try:
+            _measure_b(job, active)
+            _correlate_panels(job, active, share)
+        finally:
+            active.run(release, job.key, on_error="ignore")
+
+
+def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
+    """Return the inputs of a correlation, and what its result depends on."""
+    settings.check()
+    inputs = Inputs.open(a, b).measured_by(settings.measure)
+    method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, settings.kernel)
+    return inputs, _manifest(inputs, settings, method)
 
 
 def _path(store: str | Path | xr.Dataset) -> Path:
@@ -310,13 +374,29 @@ def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "den
 
 def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources, client: Client) -> None:
     """Do what is not on disk yet, so that the folder holds the whole result."""
+    job, half = _begin(inputs, settings, folder, resources, client)
+    try:
+        _measure_b(job, client)
+        _correlate_panels(job, client)
+        _write_result(job, _attributes(inputs, settings, job.plan, half), client)
+    finally:
+        client.run(release, job.key, on_error="ignore")
+    shutil.rmtree(job.panels)
+
+
+def _begin(
+    inputs: Inputs, settings: Settings, folder: Path, resources: Resources, client: Client, *, begun: bool = False
+) -> tuple[Job, NDArray[np.int8]]:
+    """Return the job, with what its tasks share on disk, and the half of each row.
+
+    `begun`: other processes work on it too, so what is on disk stays as it is.
+    """
     half = read_halves(inputs.stores[0].path, inputs.stores[1].path, settings.select)
-    plan = _plan(inputs, settings, resources, folder)
     job = Job(
         key=f"{folder}-{uuid.uuid4().hex}",
         a=inputs.stores[0],
         b=inputs.stores[1],
-        plan=plan,
+        plan=_plan(inputs, settings, resources, folder, begun=begun),
         folder=folder,
         top_k=settings.top_k,
         keep_above=settings.keep_above,
@@ -327,18 +407,12 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
     )
     _prepare(job, half, settings.full)
     if RULES[settings.measure].ranked:
-        job = _ranked(job, inputs, resources, client)
-    try:
-        _measure_b(job, client)
-        _correlate_panels(job, client)
-        _write_result(job, _attributes(inputs, settings, plan, half), client)
-    finally:
-        client.run(release, job.key, on_error="ignore")
-    shutil.rmtree(job.panels)
+        job = _ranked(job, inputs, resources, client, begun=begun)
+    return job, half
 
 
-def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client) -> Job:
-    """Return the job on the ranks of both stores, which are made where they are not on disk yet."""
+def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:
+    """Return the job on the ranks of both stores, which are made where they are not on disk yet, unless `begun`."""
     allowed = (job.plan.allowed - resources.reserved) // resources.threads
     slots = resources.processes * resources.threads
     ranks: dict[Path, Store] = {}
@@ -354,12 +428,16 @@ def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client) -> J
                 halves=job.panels / HALVES_FILE,
                 n_halves=job.n_halves,
             )
-            ranks[store.path] = rank_store(rank_job, client, f"Ranking {store.path.name}")
+            ranks[store.path] = (
+                replace(store, path=rank_job.folder, value_bytes=rank_dtype(inputs.n_rows).itemsize)
+                if begun
+                else rank_store(rank_job, client, f"Ranking {store.path.name}")
+            )
     return replace(job, a=ranks[job.a.path], b=ranks[job.b.path])
 
 
-def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path) -> Plan:
-    """Return the plan; unfinished work keeps the width of its panels where that still fits."""
+def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
+    """Return the plan; unfinished work keeps the width of its panels where that fits, and whether or not if `begun`."""
 
     def make(panel: int | None) -> Plan:
         return make_plan(
@@ -376,15 +454,16 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             matrix=settings.full is not None,
         )
 
-    plan = make(None)
-    begun = _begun_width(folder)
-    if begun is not None and begun != plan.panel:
+    width = _begun_width(folder)
+    plan = make(width if begun else None)
+    if width is not None and width != plan.panel:
         try:
-            plan = make(begun)
+            plan = make(width)
         except BudgetError:
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
     _log_plan(plan, inputs)
+    tell(Planned("Correlating", plan.projected))
     return plan
 
 
@@ -469,8 +548,8 @@ def _measure_b(job: Job, client: Client) -> None:
         pass
 
 
-def _correlate_panels(job: Job, client: Client) -> None:
-    """Run the panels that are not on disk, and stop when the kept pairs outgrow their budget."""
+def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> None:
+    """Run the panels, or a share of them, that are not on disk; stop when the kept pairs outgrow their budget."""
     done = [i for i in range(job.plan.n_panels) if job.panel_file(i).is_file()]
     if done:
         logger.info("%d of %d panels are already done", len(done), job.plan.n_panels)
@@ -479,8 +558,19 @@ def _correlate_panels(job: Job, client: Client) -> None:
         arrays = load_arrays(job.panel_file(i))
         width = arrays["row_id"].shape[0]
         tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
-    missing = sorted(set(range(job.plan.n_panels)) - set(done))
-    tasks = run_tasks(client, correlate_panel, missing, name="correlate-panel", label="Correlating", args=(job,))
+    mine = range(job.plan.n_panels) if share is None else share.of(range(job.plan.n_panels))
+    missing = sorted(set(mine) - set(done))
+    n_rows = np.load(job.panels / HALVES_FILE, mmap_mode="r", allow_pickle=False).size
+    each = n_rows / job.plan.n_panels  # of the rows, though each panel reads them all: the sum is right
+    tasks = run_tasks(
+        client,
+        correlate_panel,
+        missing,
+        name="correlate-panel",
+        label="Correlating",
+        args=(job,),
+        rows=lambda _: each,
+    )
     for _, summary in tasks:
         tally.add(summary)
 

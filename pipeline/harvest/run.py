@@ -53,8 +53,13 @@ from pipeline.harvest.site_check import (
     refuse_bad_sites,
 )
 from pipeline.harvest.sites import Site
-from pipeline.workers import ensure_client, in_order, run_tasks
+from pipeline.share import Share
+from pipeline.workers import Planned, ensure_client, in_order, run_tasks, tell
 from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
+from storage.errors import MissingInputError
+from storage.files import partial_path
+from storage.manifest import read_attrs
+from storage.results import same_work
 
 __all__ = ["SINK_MULTIPLE", "harvest", "make_rows"]
 
@@ -104,6 +109,7 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     store: StoreConfig,
     out_dir: str | Path,
     *,
+    share: Share | None = None,
     client: Client | None = None,
 ) -> dict[str, Path]:
     """Write one activation store for each site of one model, in one pass over the text.
@@ -122,6 +128,8 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         How activations are kept.
     out_dir
         Folder of the stores, ``SITE.zarr`` each.
+    share
+        Begin the stores, or write this share of their shards, and leave them unfinished; see :mod:`pipeline.share`.
     client
         Where the tasks run; threads of this process by default.
 
@@ -141,11 +149,16 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     if not todo:
         return stores
     with ensure_client(client) as used:
+        if share is not None and not share.begins:
+            _write_share(job, manifests, share, used)
+            return stores
         calibrations, decoders = measure(job, used)
         check_disk({site: stores[site] for site in todo}, predict(job, store, calibrations, decoders).disk)
         writers = {
             site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
         }
+        if share is not None:
+            return stores
         _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
     for site, writer in writers.items():
         writer.finalise()
@@ -234,6 +247,7 @@ def predict(
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
+    tell(Planned(f"harvest {job.side.upper()}, a task", held))
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
 
@@ -483,14 +497,55 @@ def _down_projection(site: str, job: Job) -> Rows:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _write_shards(job: Job, thresholds: dict[str, float], writers: dict[str, ActivationWriter], client: Client) -> None:
-    """Write every missing shard of every store, one task for all sites of a shard."""
+def _write_share(job: Job, manifests: dict[str, Manifest], share: Share, client: Client) -> None:
+    """Write a share of the shards of stores that another process has begun.
+
+    Raises
+    ------
+    MissingInputError
+        If they are not begun, or were begun from other inputs or settings.
+    """
+    for site, path in ((site, job.stores[site]) for site in job.sites):
+        if not same_work(partial_path(path), manifests[site]):
+            raise MissingInputError(
+                f"{path} is not begun with these inputs and settings: run --until harvest --share begin/{share.count} "
+                "first, and let it end"
+            )
+    thresholds = {site: float(read_attrs(partial_path(job.stores[site]))["sink_threshold"]) for site in job.sites}
+    writers = {site: ActivationWriter.open(job.stores[site]) for site in job.sites}
+    _write_shards(job, thresholds, writers, client, share)
+
+
+def _write_shards(
+    job: Job,
+    thresholds: dict[str, float],
+    writers: dict[str, ActivationWriter],
+    client: Client,
+    share: Share | None = None,
+) -> None:
+    """Write every missing shard of every store, or those of a share, one task for all sites of a shard."""
     missing = {site: set(writer.missing()) for site, writer in writers.items()}
+    if share is not None:
+        mine = set(share.of(range(max(writer.n_shards for writer in writers.values()))))
+        missing = {site: numbers & mine for site, numbers in missing.items()}
     shards = sorted(set().union(*missing.values()))
     items = [(shard, tuple(site for site in writers if shard in missing[site])) for shard in shards]
     label = f"harvest {job.side.upper()}"
+    one = next(iter(writers.values()))
+
+    def rows(item: tuple[int, tuple[str, ...]]) -> float:
+        part = one.shard_slice(item[0])
+        return float(part.stop - part.start)
+
     for _ in run_tasks(
-        client, _harvest_shard, items, name="harvest-shard", label=label, args=(job, thresholds), per_slot=1
+        client,
+        _harvest_shard,
+        items,
+        name="harvest-shard",
+        label=label,
+        args=(job, thresholds),
+        per_slot=1,
+        rows=rows,
     ):
         pass  # the shards are on disk
 

@@ -17,6 +17,8 @@ from pipeline.report.snippets import (
     feature_texts,
     shade_passages,
 )
+from storage import open_result
+from storage.rundir import RunDirectory
 
 #: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
 MAX_SHOWN = 600
@@ -43,6 +45,7 @@ class FeatureView:
     feature: int
     tokens: list[str]
     contexts: list[ContextView]
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def feature_views(
     rows, partners = top_rows
     values = site.contexts["value"].values[features]
     shaded = shade_passages(site, token_rows, features, rows, passages)
+    labels = read_labels(site)
     views = []
     for feature, own, value, others in zip(features.tolist(), rows, values, partners, strict=True):
         found = [
@@ -182,8 +186,17 @@ def feature_views(
             if row >= 0
         ]
         tokens = distinct_tokens([passages[context.row] for context in found])
-        views.append(FeatureView(site.side, feature, tokens, found))
+        views.append(FeatureView(site.side, feature, tokens, found, labels.get(feature, "")))
     return views
+
+
+def read_labels(site: Site) -> dict[int, str]:
+    """Return what the features of a site are called, by id; nothing where the run directory has no labels."""
+    path = RunDirectory(site.path.parents[2]).labels(site.side, site.name)
+    if not path.exists():
+        return {}
+    found = open_result(path, "labels")
+    return dict(zip(found["feature"].values.tolist(), found["label"].values.tolist(), strict=True))
 
 
 def lower_r(pair: SitePair) -> np.ndarray:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
@@ -17,8 +15,10 @@ from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
 from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
+from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
+from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.words import metric_name, number, p_number
 from storage import read_manifest
 
@@ -26,7 +26,6 @@ from storage import read_manifest
 FULL_SHADE = 0.1
 #: Up to so many pairs of sites are listed in the navigation at the top.
 FEW_PAIRS = 6
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ class SitePairView:
         return sum(pair.n_shared > 0 for pair in self.pairs)
 
 
-def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, meanings: Meanings | None = None) -> str:
+def render_page(
+    run: Run, explorer: Explorer, scores: pd.DataFrame, found: ExplorerView, meanings: Meanings | None = None
+) -> str:
     """Return the report as one HTML document that needs nothing else.
 
     Parameters
@@ -71,25 +72,31 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, meanings: Me
     explorer
         Its texts.
     scores
-        From :func:`pipeline.report.tables.scores_table`.
+        From :func:`pipeline.grid.scores_table`.
+    found
+        The explorer's data, or links to its pages.
     meanings
         What the concepts show, if they were looked for; on a page of their own, which this one names.
 
     Returns
     -------
     str
-        HTML without scripts; its content policy forbids scripts and every connection.
+        HTML whose content policy forbids every connection, and every script but the explorer's own.
     """
     matching, sites = tables.matching_table(run), tables.sites_table(run)
     judged = words.judged_null(scores)
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
+    scripts = explorer_scripts() if found.data else ()
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
             meanings=meanings,
+            explorer=found,
+            scripts=scripts,
+            policy=content_policy(scripts),
             experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             verdict=words.judge(judged, matching, sites, easy, run.unfinished),
             criterion=words.CORRECTIONS[words.criterion(scores)],
@@ -133,7 +140,7 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
     return (
-        _environment()
+        environment()
         .get_template("concepts.html.j2")
         .render(
             run=run,
@@ -148,26 +155,6 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
             fewest=FEWEST_SHOWN,
         )
     )
-
-
-def _environment() -> jinja2.Environment:
-    """Return what fills the templates: every text is escaped, and a name that is not there is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "p": p_number,
-        "metric": metric_name,
-        "null_name": words.null_name,
-        "null": words.null_name,
-    }
-    environment.filters["short"] = tables.short_name
-    return environment
 
 
 def _heat_width(run: Run) -> int:

@@ -75,10 +75,15 @@ class Run:
             for site in self.sites[side]:
                 yield site.path
                 yield site.contexts_path
+                labels = self.directory.labels(side, site.name)
+                if labels.exists():
+                    yield labels
         for pair in self.site_pairs:
             yield from pair.paths.values()
             if self.experiment.semantics is not None:
                 yield self.directory.semantics(pair.a.name, pair.b.name)
+        if self.directory.score_grid.exists():
+            yield self.directory.score_grid
 
 
 def open_run(run_dir: str | Path) -> Run:

@@ -1,14 +1,15 @@
-"""The stage: from a run directory to ``report.html``, ``concepts.html``, ``pairs.csv`` and ``scores.csv``."""
+"""The stage: from a run directory to ``report.html``, ``concepts.html``, ``pairs.csv``, and the table of scores."""
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
+from pipeline.grid import save_scores, scores_table, write_text
 from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
+from pipeline.report.explorer_page import write_explorer
 from pipeline.report.page import render_concepts, render_page
 from pipeline.report.results import open_run
 
@@ -26,9 +27,10 @@ def report(run_dir: str | Path) -> Path:
     Returns
     -------
     Path
-        ``report.html``, one self-contained page without scripts. Beside it, ``pairs.csv`` holds every matched pair
-        with the words that both features fire on, ``scores.csv`` every metric with its null and corrected p, and
-        ``concepts.html``, where concepts were looked for, what became of each, with its clearest pairs in the text.
+        ``report.html``, one self-contained page with an explorer of all pairs; where that is beyond 20 MB, it stands
+        in the folder ``explorer``. Beside it, ``pairs.csv`` holds every matched pair with the words that both features
+        fire on, ``scores.csv`` every metric with its null and corrected p, and ``concepts.html``, where concepts were
+        looked for, what became of each, with its clearest pairs in the text.
 
     Raises
     ------
@@ -42,24 +44,12 @@ def report(run_dir: str | Path) -> Path:
     """
     run = open_run(run_dir)
     explorer = Explorer(run)
-    scores = tables.scores_table(run)
+    scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
-    root = run.directory.root
-    _write(root / "scores.csv", scores.to_csv(index=False))
-    _write(root / "pairs.csv", pairs.to_csv(index=False))
+    write_text(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
     meanings = read_meanings(run)
     if meanings is not None:
-        _write(run.directory.concepts_page, render_concepts(run, meanings))
-    _write(run.directory.report, render_page(run, explorer, scores, meanings))
+        write_text(run.directory.concepts_page, render_concepts(run, meanings))
+    write_text(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings))
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or, as before, not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,8 +6,7 @@ the number of tests.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +15,11 @@ import pandas as pd
 import xarray as xr
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.statistics import benjamini_hochberg, holm
-
-#: Columns of :func:`scores_table`, the content of ``scores.csv``.
-SCORE_COLUMNS = (
-    "site_a", "site_b", "metric", "null", "score", "low", "high", "null_mean", "null_std", "null_q05", "null_q95",
-    "difference", "z", "p", "p_holm", "p_bh", "tests", "n_pairs", "null_runs", "note",
-)  # fmt: skip
-
-SCORE_FIGURES = ("score", "low", "high", "null_mean", "null_std", "null_q05", "null_q95", "difference", "z", "p")
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
     """Yield the rows of a table as named tuples; what their fields hold, pandas does not tell a type checker."""
     return iter(table.itertuples())
-
-
-def scores_table(run: Run) -> pd.DataFrame:
-    """Return every metric at every pair of sites beside each of its nulls, and p corrected over all of them.
-
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns :data:`SCORE_COLUMNS`. ``p_holm`` and ``p_bh`` count every row of this table that has a p as one of
-        ``tests``.
-    """
-    records = [record for pair in run.site_pairs for record in _score_records(pair)]
-    table = pd.DataFrame.from_records(records)
-    table["tests"] = int(table["p"].notna().sum())
-    table["p_holm"] = holm(table["p"].to_numpy())
-    table["p_bh"] = benjamini_hochberg(table["p"].to_numpy())
-    return table[list(SCORE_COLUMNS)]
-
-
-def _score_records(pair: SitePair) -> Iterable[dict[str, Any]]:
-    scores = pair.scores.drop_vars("null_score").load()
-    for metric, null in itertools.product(scores["metric"].values, scores["null"].values):
-        one = scores.sel(metric=metric, null=null)
-        yield {
-            "site_a": pair.a.name,
-            "site_b": pair.b.name,
-            "metric": str(metric),
-            "null": str(null),
-            **{name: float(one[name]) for name in SCORE_FIGURES},
-            "n_pairs": n_matched(pair),
-            "null_runs": int(pair.scores.sizes["run"]),
-            "note": str(one["note"].item()),
-        }
 
 
 def n_matched(pair: SitePair) -> int:

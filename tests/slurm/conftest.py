@@ -8,16 +8,21 @@ their absence an error instead of a skip.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.run import run
+from pipeline.workers import local_client
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -46,7 +51,38 @@ GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=2 RealMemory=8000 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=short Nodes=n1,n2 MaxTime=1 State=UP OverSubscribe=NO
 """
+
+
+class Slurm:
+    """What an administrator, or a user in another terminal, does to a Slurm."""
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        """Return job id → state and node of every job that is waiting or running."""
+        lines = self._say("squeue", "-h", "-o", "%A|%T|%N").splitlines()
+        return {job: (state, node) for job, state, node in (line.split("|") for line in lines)}
+
+    def running(self) -> list[str]:
+        """Return the ids of the running jobs, the oldest first."""
+        return sorted((job for job, (state, _) in self.jobs().items() if state == "RUNNING"), key=int)
+
+    def cancel(self, job: str) -> None:
+        self._say("scancel", job)
+
+    def requeue(self, job: str) -> None:
+        """Stop a job and put it back into the queue, as preemption does."""
+        self._say("scontrol", "requeue", job)
+
+    def drain(self, node: str) -> None:
+        """Take a node out of use; what runs there goes on, and nothing else starts."""
+        self._say("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+
+    def resume(self, node: str) -> None:
+        self._say("scontrol", "update", f"nodename={node}", "state=resume")
+
+    def _say(self, *command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _free_ports(count: int) -> list[int]:
@@ -129,24 +165,89 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def cluster_file(tmp_path: Path) -> Path:
+def slurmctl(slurm: Path) -> Iterator[Slurm]:
+    """Commands for the private Slurm; all nodes are in use again when the test ends."""
+    control = Slurm()
+    yield control
+    for node in ("n1", "n2"):
+        subprocess.run(
+            ["scontrol", "update", f"nodename={node}", "state=resume"], check=False, stderr=subprocess.DEVNULL
+        )
+
+
+ClusterFile = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_cluster_file() -> ClusterFile:
+    """Write what a site changes in cluster.yaml: two small jobs, and what the test gives besides."""
+
+    def make(
+        folder: Path,
+        job: dict[str, object] | None = None,
+        profile: dict[str, object] | None = None,
+        distributed: dict[str, object] | None = None,
+    ) -> Path:
+        (folder / "logs").mkdir(exist_ok=True)
+        usual = {
+            "queue": "main",
+            "cores": 1,
+            "memory": "2GB",
+            "walltime": "00:10:00",
+            "interface": "lo",
+            "log-directory": str(folder / "logs"),
+            "shared-temp-directory": str(folder),
+            "local-directory": str(folder / "scratch"),
+            "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
+        }
+        settings = {
+            "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60, **(profile or {})}}},
+            "jobqueue": {"slurm-cpu": {**usual, **(job or {})}},
+            "distributed": distributed or {},
+        }
+        path = folder / "cluster.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def cluster_file(make_cluster_file: ClusterFile, tmp_path: Path) -> Path:
     """What a site changes in cluster.yaml."""
-    (tmp_path / "logs").mkdir()
-    job = {
-        "queue": "main",
-        "cores": 1,
-        "memory": "2GB",
-        "walltime": "00:10:00",
-        "interface": "lo",
-        "log-directory": str(tmp_path / "logs"),
-        "shared-temp-directory": str(tmp_path),
-        "local-directory": str(tmp_path / "scratch"),
-        "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
-    }
-    settings = {
-        "subspace": {"profiles": {"slurm-cpu": {"jobs": 2, "wait": 60}}},
-        "jobqueue": {"slurm-cpu": job},
-    }
-    path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return make_cluster_file(tmp_path)
+
+
+@pytest.fixture
+def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the ``subspace`` command in a process of its own; returns what it prints. State is kept below `tmp_path`."""
+    monkeypatch.setenv("SUBSPACE_STATE", str(tmp_path / "state"))
+
+    def call(*arguments: object) -> str:
+        command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def local_run(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all stages of the tiny experiment here; yields a hash of each data file of each store and result."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    with local_client(threads_per_worker=2) as client:
+        run(tiny_inputs / "experiment.yaml", run_dir=folder, client=client)
+    return data_files(folder)
+
+
+def data_files(folder: Path) -> dict[str, str]:
+    """Return a hash of every data file below a run directory; metadata carries times of creation."""
+    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="session")
+def digest() -> Callable[[Path], dict[str, str]]:
+    """Return :func:`data_files`."""
+    return data_files

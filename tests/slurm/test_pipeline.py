@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.cluster import connect
-from pipeline.run import run
+from pipeline.run import STAGES, run
 
 pytestmark = pytest.mark.slurm
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """Return a hash of every data file of every store and result; metadata carries times of creation."""
-    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_the_chain_on_slurm_equals_the_local_one(
-    slurm: Path, cluster_file: Path, tiny_inputs: Path, tmp_path: Path
+    slurm: Path,
+    cluster_file: Path,
+    tiny_inputs: Path,
+    local_run: dict[str, str],
+    digest: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
 ) -> None:
-    experiment = tiny_inputs / "experiment.yaml"
     with connect("slurm-cpu", cluster_file) as client:
         client.wait_for_workers(2, timeout=60)
-        on_slurm = run(experiment, run_dir=tmp_path / "slurm", client=client)
-    run(experiment, run_dir=tmp_path / "local")
-    expected = digest(tmp_path / "local")
-    assert len(expected) > 100
-    assert digest(on_slurm.directory.root) == expected
+        on_slurm = run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "slurm", client=client)
+    assert digest(on_slurm.directory.root) == local_run
+    assert len(local_run) > 100
+    stages = {Path(name).parts[0] for name in local_run}
+    assert {"corpus.zarr", "rows.zarr", "activations", "contexts", "correlation", "pairs", "scores"} <= stages
+    assert on_slurm.report.is_file()
+    assert STAGES[-1] == "report"

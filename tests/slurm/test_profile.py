@@ -29,7 +29,9 @@ def test_workers_are_slurm_jobs_that_talk_tls(slurm: Path, cluster_file: Path) -
         assert client.scheduler.address.startswith("tls://")
         queue = subprocess.run(["squeue", "-h", "-o", "%T"], capture_output=True, text=True, check=True).stdout
         assert queue.split() == ["RUNNING", "RUNNING"]
-        keys = list(cluster_file.parent.glob(".dask-jobqueue.worker.*"))
+        (folder,) = cluster_file.parent.glob("slurm-cpu-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        keys = list(folder.glob("*.pem"))
         assert keys
         assert not [path for path in keys if path.stat().st_mode & 0o077], "TLS keys are readable by others"
 

@@ -1,0 +1,231 @@
+"""Are p-values what they claim to be? Experiments without any effect, and how often they look significant.
+
+::
+
+    python -m benchmarks.calibration
+    python -m benchmarks.calibration --experiments 500 --null-runs 99 --metrics svcca rsa
+
+Every experiment is seeded and has a true null by construction:
+
+==================  ====================================================================================
+``shuffled``         rows of A and B drawn apart from each other
+``random_features``  the compared rows are drawn, and paired, at random from all rows of either side
+``random_pairs``     the compared pairs are drawn at random from a pool of pairs that are related
+``random_dictionary``  the rows of the control are of the same kind as the compared ones
+``shifted_blocks``   activations of two unrelated series whose neighbours are alike, as tokens of a text are
+==================  ====================================================================================
+
+p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
+steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of four experiments are corrected by
+Holm's method; the share with any corrected p below 0.05 must not be above 0.05, but for sampling error. ``shuffled
+tokens`` is what the last line would be were single tokens shuffled instead of blocks of text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+from scipy.signal import lfilter
+from scipy.stats import kstest
+
+import storage
+from pipeline.compare.activations import compare_activations
+from pipeline.compare.arrays import compare_rows
+from pipeline.compare.metrics import METRICS
+from pipeline.statistics import LEVEL, TIE, holm
+from pipeline.workers import ensure_client
+
+PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
+FAMILY = 4
+#: Of the unrelated series: rows, and how much of a row its successor keeps.
+TOKENS, KEEP = 1600, 0.95
+ACTIVATION_METRICS = ("svcca", "cka")
+
+Scores = dict[tuple[str, str], list[tuple[float, np.ndarray]]]
+
+
+def experiment(seed: int, metrics: Sequence[str], null_runs: int, client: Client) -> Iterator[xr.Dataset]:
+    """Yield the comparison of rows that have nothing to do with each other, and of pairs drawn from a pool."""
+    rng = np.random.default_rng([seed, 0])
+    sides = [rng.normal(size=(BANK, d)) for d in DIMENSIONS]
+    chosen = [side[rng.permutation(BANK)[:PAIRS]] for side in sides]
+    control = [rng.normal(size=(BANK, d)) for d in DIMENSIONS]
+    yield compare_rows(
+        *chosen, metrics=metrics, nulls=["shuffled", "random_features", "random_dictionary"], features=tuple(sides),
+        control=tuple(control), null_runs=null_runs, seed=seed, client=client,
+    )  # fmt: skip
+    pool = sides[0], sides[0] @ rng.normal(size=DIMENSIONS) + rng.normal(size=(BANK, DIMENSIONS[1]))
+    drawn = rng.permutation(BANK)[:PAIRS]
+    yield compare_rows(
+        pool[0][drawn], pool[1][drawn], metrics=metrics, nulls=["random_pairs"], pool=pool, null_runs=null_runs,
+        seed=seed, client=client,
+    )  # fmt: skip
+
+
+def series(rng: np.random.Generator, d: int) -> np.ndarray:
+    """Return rows that keep a part of the row before: an autoregressive series, (token, d) float32."""
+    noise = rng.normal(size=(TOKENS + 200, d)) * np.sqrt(1 - KEEP**2)
+    return np.asarray(lfilter([1.0], [1.0, -KEEP], noise, axis=0)[200:], np.float32)
+
+
+def activation_experiment(
+    seed: int, folder: Path, null_runs: int, client: Client
+) -> tuple[xr.Dataset, list[tuple[float, np.ndarray]]]:
+    """Compare two unrelated series by blocks; and by shuffled tokens, as a warning."""
+    rng = np.random.default_rng([seed, 1])
+    sides = [series(rng, d) for d in DIMENSIONS]
+    place = np.arange(TOKENS)
+    tokens = {"document": place // 20, "char_start": place, "char_end": place + 1}
+    paths = [folder / f"{name}.zarr" for name in "ab"]
+    for path, values in zip(paths, sides, strict=True):
+        storage.write_activations(path, values, tokens=tokens)
+    found = compare_activations(*paths, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
+    shuffled = compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
+    return found, list(_scores_of(shuffled)["shuffled", ACTIVATION_METRICS[0]])
+
+
+def _scores_of(found: xr.Dataset) -> Scores:
+    return {
+        (str(null), str(metric)): [
+            (float(found.score.sel(metric=metric)), found.null_score.sel(metric=metric, null=null).values)
+        ]
+        for null in found.null.values
+        for metric in found.metric.values
+    }
+
+
+def uniform_p(score: float, null: np.ndarray, rng: np.random.Generator) -> float:
+    """Return p with ties and steps broken by chance: uniform on (0, 1) if the score is one of N + 1 like it.
+
+    >>> 0 < uniform_p(0.5, np.array([0.1, 0.2, 0.3]), np.random.default_rng(0)) < 0.25
+    True
+    """
+    above = np.count_nonzero(null > score + TIE)
+    ties = np.count_nonzero(np.abs(null - score) <= TIE)
+    return float((above + rng.random() * (ties + 1)) / (len(null) + 1))
+
+
+def judge(null: str, metric: str, scores: list[tuple[float, np.ndarray]]) -> dict[str, Any]:
+    """Return how far p-values of one metric and null are from uniform, and the family-wise error under Holm."""
+    rng = np.random.default_rng(0)
+    smooth = np.array([uniform_p(score, values, rng) for score, values in scores])
+    p = np.array([(np.count_nonzero(values >= score - TIE) + 1) / (len(values) + 1) for score, values in scores])
+    families = p[: len(p) // FAMILY * FAMILY].reshape(-1, FAMILY)
+    wrong = np.array([(holm(family) <= LEVEL).any() for family in families])
+    return {
+        "null": null,
+        "metric": metric,
+        "experiments": len(p),
+        "ks_p": float(kstest(smooth, "uniform").pvalue),
+        "below_level": float(np.mean(p <= LEVEL)),
+        "family_wise_error": float(wrong.mean()),
+        "families": len(wrong),
+    }
+
+
+def sampled_limit(n: int, errors: float = 3.0) -> float:
+    """Return the share of `n` tests that may fall below the level by sampling alone.
+
+    >>> round(sampled_limit(500), 3)
+    0.079
+    """
+    return float(LEVEL + errors * np.sqrt(LEVEL * (1 - LEVEL) / n))
+
+
+def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: Sequence[str]) -> dict[str, Any]:
+    """Run all experiments and return the figures.
+
+    Parameters
+    ----------
+    n_experiments, n_activations
+        Experiments on rows, and on activations.
+    null_runs
+        Runs of each null.
+    metrics
+        On rows.
+    """
+    start = time.perf_counter()
+    scores: Scores = {}
+    tokens_shuffled: list[tuple[float, np.ndarray]] = []
+    with ensure_client(None) as client, tempfile.TemporaryDirectory(prefix="benchmark-calibration-") as temporary:
+        for seed in range(n_experiments):
+            for found in experiment(seed, metrics, null_runs, client):
+                _extend(scores, _scores_of(found))
+        for seed in range(n_activations):
+            found, shuffled = activation_experiment(seed, Path(temporary), null_runs, client)
+            _extend(scores, _scores_of(found))
+            tokens_shuffled += shuffled
+    lines = [judge(*key, values) for key, values in scores.items()]
+    n_families = sum(line["families"] for line in lines)
+    error = sum(line["family_wise_error"] * line["families"] for line in lines) / n_families
+    worst = min(line["ks_p"] for line in lines)
+    warning = judge("shuffled tokens", ACTIVATION_METRICS[0], tokens_shuffled) if tokens_shuffled else None
+    return {
+        "name": "calibration",
+        "command": f"python -m benchmarks.calibration --experiments {n_experiments} --activations {n_activations} "
+        f"--null-runs {null_runs}",
+        "seconds": time.perf_counter() - start,
+        "peak_gb": _peak_gb(),
+        "ratios": {},
+        "smallest_ks_p": worst,
+        "uniform": worst > LEVEL / len(lines),
+        "family_wise_error": error,
+        "families": n_families,
+        "family_wise_error_is_kept": error <= LEVEL
+        and all(line["family_wise_error"] <= sampled_limit(line["families"], 4) for line in lines),
+        "lines": lines,
+        "shuffled_tokens": warning,
+    }
+
+
+def _extend(scores: Scores, found: Scores) -> None:
+    for key, values in found.items():
+        scores.setdefault(key, []).extend(values)
+
+
+def _peak_gb() -> float:
+    """Return the largest memory that this process ever had."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    return 1024 * int(status["VmHWM"].split()[0]) / 1e9
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Return the figures as a table."""
+    shown = Table(title="p-values where there is no effect")
+    for name in ("null", "metric", "experiments", "uniform: KS p", f"share p ≤ {LEVEL}", "family-wise error (Holm)"):
+        shown.add_column(name, justify="left" if name in ("null", "metric") else "right")
+    warning = result["shuffled_tokens"]
+    for line in [*result["lines"], *([warning] if warning else [])]:
+        shown.add_row(
+            line["null"], line["metric"], str(line["experiments"]), f"{line['ks_p']:.3f}",
+            f"{line['below_level']:.3f}", f"{line['family_wise_error']:.3f}",
+        )  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", type=int, default=500)
+    parser.add_argument("--activations", type=int, default=200)
+    parser.add_argument("--null-runs", type=int, default=99)
+    parser.add_argument("--metrics", nargs="+", default=list(METRICS))
+    given = parser.parse_args()
+    result = benchmark(given.experiments, given.activations, given.null_runs, given.metrics)
+    Console(width=140).print(table(result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

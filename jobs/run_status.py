@@ -1,0 +1,73 @@
+"""``subspace status``: what is done, what would run, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config import Experiment, load_experiment
+from pipeline.script import AsJson, show
+from pipeline.status import Item, status
+from storage.errors import FormatError
+from storage.rundir import RunDirectory
+
+STYLES = {"done": "green", "to do": "", "begun": "yellow", "out of date": "red"}
+
+
+def command(
+    what: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|EXPERIMENT", help="A run directory, or an experiment's YAML.", show_default=False),
+    ],
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory of an experiment; runs/NAME by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what of an experiment is done, what a run would do next, and why. Nothing is computed.
+
+    With a run directory, the experiment is the one that was last run there; with a YAML file, the file as it is now.
+    """
+    config, directory = _open(what, run_dir)
+    items = status(config, directory)
+    counts = Counter(item.state for item in items)
+    if as_json:
+        listed = [{**dataclasses.asdict(item), "path": str(item.path)} for item in items]
+        show({"run_directory": str(directory.root), "counts": counts, "results": listed}, as_json=True)
+        return
+    console = Console() if Console().is_terminal else Console(width=150)
+    console.print(table_of(items))
+    console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+
+
+def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
+    if not what.is_dir():
+        config = load_experiment(what)
+        return config, RunDirectory(run_dir or Path("runs") / config.name)
+    directory = RunDirectory(what)
+    try:
+        return Experiment.model_validate(directory.read_experiment()), directory
+    except ValidationError as error:
+        raise FormatError(
+            f"The experiment kept in {what} is not one of this version; give its YAML file: {error}"
+        ) from error
+
+
+def table_of(items: list[Item]) -> Table:
+    """Return a table with a line for each result."""
+    table = Table(title="what is done, and what a run would do")
+    for name in ("stage", "what", "state", "why"):
+        table.add_column(name)
+    for item in items:
+        # Text, since what stands in brackets would be taken for markup
+        state = Text(item.state, STYLES[item.state])
+        table.add_row(item.stage, Text(item.what), state, Text(item.why))
+    return table

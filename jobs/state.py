@@ -1,0 +1,187 @@
+"""Clusters that outlive the command which started them: where they are written down, and whether they still run.
+
+Each has a folder ``STATE/clusters/NAME`` that only the user may enter. STATE is ``$SUBSPACE_STATE``, else
+``$XDG_STATE_HOME/subspace``, else ``~/.local/state/subspace``; all hosts that use the cluster must see it.
+
+=================  =====================================================================================================
+``cluster.json``   what it was started with, and a token that all its processes carry (``SUBSPACE_CLUSTER``)
+``service.json``   the process that runs the scheduler, and where that is reached; there once the scheduler runs
+``settings.yaml``  the Dask configuration in force
+``*.pem``          the certificate
+``service.log``    what the process says
+``logs/``          logs of Slurm jobs
+=================  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from storage.errors import FormatError, InputError, MissingInputError
+from storage.files import write_atomically
+
+#: The environment variable by which the processes of a cluster are known.
+TOKEN_VARIABLE = "SUBSPACE_CLUSTER"  # noqa: S105 - a name, no password
+#: Seconds by which the clock's and the kernel's idea of a start may differ.
+CLOCK_SECONDS = 5.0
+
+
+def state_root() -> Path:
+    """Return the folder under which the state of all clusters of this user is kept."""
+    own = os.environ.get("SUBSPACE_STATE")
+    if own:
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "subspace"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The process that runs a cluster's scheduler.
+
+    Attributes
+    ----------
+    host, pid, created
+        Where it runs, its number there, and the second at which it began: numbers are used again.
+    address
+        Of the scheduler.
+    dashboard
+        Address of the dashboard on `host`.
+    job_name
+        Name of the worker jobs, if they are Slurm's.
+    logs
+        Folder of their logs.
+    """
+
+    host: str
+    pid: int
+    created: float
+    address: str
+    dashboard: str
+    job_name: str | None
+    logs: str | None
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """A cluster that ``subspace cluster up`` started, as it is written down."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.folder.name
+
+    def begin(self, **about: Any) -> None:
+        """Write down what the cluster is started with."""
+        self._write("cluster.json", {"host": socket.gethostname(), "started": time.time(), **about})
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it was started with: ``profile``, ``token``, ``host``, ``started``."""
+        return self._read("cluster.json")
+
+    def announce(self, service: Service) -> None:
+        """Write down that the scheduler runs."""
+        self._write("service.json", vars(service))
+
+    @property
+    def service(self) -> Service | None:
+        """The process that runs the scheduler, or None while it starts."""
+        file = self.folder / "service.json"
+        return Service(**self._read("service.json")) if file.is_file() else None
+
+    def address(self) -> str:
+        """Return the scheduler's address.
+
+        Raises
+        ------
+        InputError
+            If it does not run; with what is known of its end.
+        """
+        service, gone = self.service, self.gone()
+        if service is None or gone is not None:
+            raise InputError(
+                f"The cluster {self.name!r} does not run: {gone or 'its scheduler is still starting'}. "
+                f"`subspace cluster down {self.name}` clears what is left of it"
+            )
+        return service.address
+
+    def gone(self) -> str | None:
+        """Say why the cluster cannot be running; None if it may be (its host may be another than this one)."""
+        about, service = self.about, self.service
+        if about["host"] != socket.gethostname():
+            return None
+        if psutil.boot_time() > about["started"] + CLOCK_SECONDS:
+            return f"{about['host']} was started anew since, and its process ended with it"
+        if service is not None and not _is_running(service.pid, service.created):
+            return f"its process {service.pid} died; {self.folder / 'service.log'} may say why"
+        if service is None and not list(self.processes()):
+            return f"its process died before the scheduler ran; {self.folder / 'service.log'} may say why"
+        return None
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """Yield the cluster's processes on this host: those that carry its token."""
+        token = self.about["token"]
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(TOKEN_VARIABLE) == token and process.pid != os.getpid():
+                    yield process
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.folder / name, [json.dumps(content, indent=2).encode()])
+
+    def _read(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise MissingInputError(f"{self.folder} is no cluster's folder: {name} is missing; remove it") from error
+        except json.JSONDecodeError as error:
+            raise FormatError(f"{file} is damaged ({error}); remove {self.folder}") from error
+        return content
+
+
+def _is_running(pid: int, created: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < CLOCK_SECONDS and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def cluster_of(name: str) -> ClusterState:
+    """Return the place of a cluster of that name, whether there is one or not.
+
+    Raises
+    ------
+    InputError
+        If it is no name.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise InputError(f"A cluster's name is letters, digits, '_', '.' and '-', not {name!r}")
+    return ClusterState(state_root() / "clusters" / name)
+
+
+def find_cluster(name: str) -> ClusterState | None:
+    """Return the cluster of that name, running or not; None if none was started."""
+    folder = state_root() / "clusters" / name
+    return ClusterState(folder) if name and "/" not in name and (folder / "cluster.json").is_file() else None
+
+
+def known_names() -> list[str]:
+    """Return the names of the clusters that were started and not taken down."""
+    root = state_root() / "clusters"
+    return sorted(file.parent.name for file in root.glob("*/cluster.json"))

@@ -1,0 +1,411 @@
+"""Keeping the workers that were asked for: lost Slurm jobs are replaced, and what they last wrote is found.
+
+What happens to a job, and who replaces it:
+
+=====================================================  =================================================================
+retired before its walltime, cancelled, preempted      one worker a job: Dask's adaptive scaling, whose minimum is its
+                                                       maximum, once the worker is missed (`lost-worker-timeout`)
+the same, with several workers a job                   the watcher here: Dask takes such a job for alive for ever
+                                                       (distributed#9102)
+died before a worker of it came                        the watcher: Dask never hears of it. It waits longer each time
+                                                       that happens, so that a broken profile does not flood Slurm
+requeued by Slurm, so waiting again under its number   nobody: it is not lost
+=====================================================  =================================================================
+
+The watcher asks ``squeue`` which jobs there are, every :data:`POLL_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import re
+import shutil
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.utils import parse_bytes
+from distributed import Client
+
+from storage.errors import InputError, SubspaceError, WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at Slurm's queue.
+POLL_SECONDS = 10.0
+#: Seconds that Dask gets to replace a lost job itself, where it can.
+PATIENCE = 90.0
+#: Seconds that the watcher waits before it replaces a job whose worker never came; doubled each time, up to the second.
+BACKOFF = (5.0, 600.0)
+#: Jobs, besides those asked for, that may die in a row before the first worker came, until starting is given up.
+SPARE_JOBS = 2
+#: Lines of a log that an error shows, and bytes of one that are copied.
+TAIL_LINES, TAIL_BYTES = 25, 1_000_000
+
+#: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
+#: their end: without it all would be gone at once.
+MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (25.0, 600.0), 0.1
+#: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
+#: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
+NANNY_BYTES = 250_000_000
+
+
+# --- what a job is told so that a worker dies rather than the run -----------------------------------------------------
+
+
+def careful(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job's settings with what keeps faults small added, where they do not say it themselves.
+
+    Workers retire before the walltime; their memory limit leaves room for the process that restarts them; and
+    thresholds for spilling, pausing and restarting reach them: a job does not inherit the driver's configuration.
+
+    Parameters
+    ----------
+    job
+        Keys of ``jobqueue.PROFILE``.
+
+    Examples
+    --------
+    >>> job = careful({"walltime": "01:00:00", "memory": "8GB", "worker-extra-args": [], "job-script-prologue": []})
+    >>> job["worker-extra-args"], job["memory"], job["job-mem"]
+    (['--lifetime', '3060s', '--lifetime-stagger', '360s'], '7750000000B', '8G')
+    >>> job["job-script-prologue"][0]
+    'export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=0.6'
+    """
+    changed = dict(job)
+    changed["worker-extra-args"] = retiring(job.get("walltime"), job.get("worker-extra-args") or [])
+    changed["job-script-prologue"] = [*_memory_settings(), *(job.get("job-script-prologue") or [])]
+    if job.get("job-mem") is None and job.get("memory") is not None:
+        whole = parse_bytes(job["memory"])
+        changed["job-mem"] = _slurm_size(whole)
+        changed["memory"] = f"{whole - min(NANNY_BYTES, whole // 10)}B"
+    return changed
+
+
+def _slurm_size(n_bytes: int) -> str:
+    """Return a size as ``sbatch --mem`` reads it, rounded up as dask-jobqueue does."""
+    from dask_jobqueue.slurm import slurm_format_bytes_ceil  # noqa: PLC0415 - an extra's dependency
+
+    return str(slurm_format_bytes_ceil(n_bytes))
+
+
+def _memory_settings() -> list[str]:
+    memory = dask.config.get("distributed.worker.memory")
+    names = ("target", "spill", "pause", "terminate")
+    return [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{name.upper()}={memory[name]}" for name in names]
+
+
+def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:
+    """Return arguments of a worker with which it retires before its job's walltime; as they are if they say when.
+
+    A worker that retires hands its results on and takes no more tasks; one that Slurm kills loses both. Ends are spread
+    over ± a tenth of the walltime.
+
+    Parameters
+    ----------
+    walltime
+        As Slurm takes it; None or ``UNLIMITED``: never.
+    arguments
+        What the profile gives.
+
+    Examples
+    --------
+    >>> retiring("1-00:00:00", ["--resources", "GPU=1"])
+    ['--resources', 'GPU=1', '--lifetime', '77160s', '--lifetime-stagger', '8640s']
+    >>> retiring("01:00:00", ["--lifetime", "10m"])
+    ['--lifetime', '10m']
+    """
+    seconds = None if walltime is None else walltime_seconds(walltime)
+    if seconds is None or any(str(one).startswith("--lifetime") for one in arguments):
+        return list(arguments)
+    margin = min(max(MARGIN * seconds, MARGIN_SECONDS[0]), MARGIN_SECONDS[1])
+    lifetime = max(seconds - margin - STAGGER * seconds, 0.25 * seconds)
+    return [*arguments, "--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{STAGGER * seconds:.0f}s"]
+
+
+def walltime_seconds(walltime: str | int) -> float | None:
+    """Return a walltime of Slurm in seconds; None if it is unlimited.
+
+    Raises
+    ------
+    InputError
+        If Slurm would not take it.
+
+    Examples
+    --------
+    >>> [walltime_seconds(w) for w in (90, "90:30", "01:00:00", "2-12", "2-12:30", "UNLIMITED")]
+    [5400.0, 5430.0, 3600.0, 216000.0, 217800.0, None]
+    """
+    text = str(walltime).strip()
+    if text.upper() in ("UNLIMITED", "INFINITE", "-1"):
+        return None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if found is None:
+        raise InputError(f"walltime {walltime!r} is none that Slurm reads; write it as HH:MM:SS or D-HH:MM:SS, quoted")
+    days, first, second, third = found.groups()
+    parts = [float(part) for part in (first, second, third) if part is not None]
+    # without days or hours, minutes come first
+    unit = 3600.0 if days is not None or len(parts) == 3 else 60.0
+    return 86400.0 * float(days or 0) + sum(part * unit / 60**i for i, part in enumerate(parts))
+
+
+# --- the watcher ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LostJob:
+    """A job that ended while it was wanted.
+
+    Attributes
+    ----------
+    name, job
+        The worker's name, and Slurm's number of the job.
+    after
+        Seconds between the start of the watch and the loss being seen.
+    had_worker
+        Whether a worker of it had come.
+    """
+
+    name: str
+    job: str
+    after: float
+    had_worker: bool
+
+
+_keepers: weakref.WeakKeyDictionary[Any, Keeper] = weakref.WeakKeyDictionary()
+
+
+class Keeper:
+    """Watches the jobs of one ``SLURMCluster``; see :func:`keep_jobs`.
+
+    Attributes
+    ----------
+    lost
+        The jobs that were lost, the first one first.
+    """
+
+    def __init__(self, cluster: Any, jobs: int) -> None:
+        self.cluster = cluster
+        self.jobs = jobs
+        self.lost: list[LostJob] = []
+        self._grouped = cluster._dummy_job.worker_processes > 1
+        self._patterns = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
+        self._numbers: dict[str, list[str]] = {}
+        self._seen: set[str] = set()
+        self._gone: dict[str, float] = {}
+        self._stillborn = 0
+        self._start = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="job-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Ask for the jobs, and begin to watch them."""
+        if self._grouped:
+            self.cluster.scale(jobs=self.jobs)
+        else:
+            self.cluster.adapt(minimum_jobs=self.jobs, maximum_jobs=self.jobs)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; the cluster's own end is somebody else's."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            try:
+                self.look()
+            except (OSError, TimeoutError, subprocess.SubprocessError) as error:
+                logger.warning("Looking after the Slurm jobs failed, and is tried again: %s", error)
+
+    def look(self) -> None:
+        """Compare the jobs that were asked for with Slurm's queue once, and have the lost ones replaced."""
+        wanted = {str(name): str(job.job_id) for name, job in dict(self.cluster.workers).items() if job.job_id}
+        present = {str(worker["name"]) for worker in dict(self.cluster.scheduler_info["workers"]).values()}
+        for name, job in wanted.items():
+            if job not in self._numbers.setdefault(name, []):
+                self._numbers[name].append(job)
+            if any(_is_of(worker, name) for worker in present):
+                self._seen.add(job)
+                self._stillborn = 0
+        queued = queued_jobs()  # after `wanted`: what was submitted meanwhile is not taken for lost
+        if queued is None:
+            return
+        now = time.monotonic()
+        for name, job in wanted.items():
+            if job not in queued:
+                self._miss(name, job, now)
+
+    def _miss(self, name: str, job: str, now: float) -> None:
+        """Note that a job is gone, and replace it when it is time to."""
+        if job not in self._gone:
+            self._gone[job] = now
+            self._stillborn += job not in self._seen
+            self.lost.append(LostJob(name, job, now - self._start, job in self._seen))
+            logger.warning("Slurm job %s (%s) is gone%s", job, name, self._why(job))
+        if now - self._gone[job] >= self._delay(job):
+            logger.info("Replacing Slurm job %s", job)
+            self.cluster.sync(self.cluster.scale_down, [name])
+            if self._grouped:
+                self.cluster.scale(jobs=self.jobs)
+
+    def _why(self, job: str) -> str:
+        return "" if job in self._seen else f" before a worker of it came{self._quoted(job)}"
+
+    def _delay(self, job: str) -> float:
+        """Return how long a job that is gone waits for its replacement."""
+        if job in self._seen:
+            return 0.0 if self._grouped else PATIENCE
+        return min(BACKOFF[0] * 2.0 ** (self._stillborn - 1), BACKOFF[1])
+
+    def first_worker(self, client: Client, seconds: float) -> None:
+        """Wait for the first worker.
+
+        Raises
+        ------
+        SubspaceError
+            If none comes in time, or job after job dies before one does; with Slurm's reason and the last job's log.
+        """
+        end = time.monotonic() + seconds
+        while not client.scheduler_info(n_workers=1)["workers"]:
+            dead = [one for one in self.lost if not one.had_worker]
+            if len(dead) >= self.jobs + SPARE_JOBS:
+                raise SubspaceError(
+                    f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
+                    f"one, {dead[-1].job}, wrote, and mend the profile{self._quoted(dead[-1].job)}"
+                )
+            if time.monotonic() > end:
+                last = self._quoted(dead[-1].job) if dead else ""
+                raise SubspaceError(f"No Slurm job started a worker within {seconds:g} s.\n{self.queue()}{last}")
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=1)
+
+    def queue(self) -> str:
+        """Return what Slurm says about the jobs, with the reason why each waits."""
+        jobs = [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
+        if not jobs:
+            return "Slurm accepted no job; try `sbatch` by hand."
+        command = ["squeue", "-o", "%i %T %R", "-j", ",".join(jobs)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        return shown.stdout + shown.stderr
+
+    # --- logs ---
+
+    def numbers(self, worker: str) -> list[str]:
+        """Return the numbers of the jobs that a worker of this name ran in, the oldest first."""
+        return next(
+            (jobs for name, jobs in self._numbers.items() if worker == name or worker.startswith(f"{name}-")), []
+        )
+
+    def log_files(self, job: str) -> list[Path]:
+        """Return the files that a job wrote, those that are there."""
+        patterns = self._patterns or ["slurm-%J.out"]
+        names = {re.sub(r"%[Jj]", job, pattern) for pattern in patterns}
+        return sorted(Path(name) for name in names if Path(name).is_file())
+
+    def _quoted(self, job: str) -> str:
+        return "".join(f"\n--- {file}\n{tail(file)}" for file in self.log_files(job) if file.stat().st_size)
+
+    def explained(self, error: WorkerLostError) -> WorkerLostError:
+        """Return the error with the end of the last worker's log."""
+        jobs = self.numbers(error.worker)
+        logs = self._quoted(jobs[-1]) if jobs else ""
+        return WorkerLostError(f"{error}{logs}", worker=error.worker)
+
+    def copy_logs(self, folder: Path) -> list[Path]:
+        """Copy the end of the logs of all jobs that were lost, or that ran several workers' ends, into a folder."""
+        jobs = {job for jobs in self._numbers.values() for job in jobs} | {one.job for one in self.lost}
+        copied = []
+        for file in (file for job in sorted(jobs) for file in self.log_files(job)):
+            folder.mkdir(parents=True, exist_ok=True)
+            copied.append(folder / file.name)
+            if file.stat().st_size <= TAIL_BYTES:
+                shutil.copyfile(file, copied[-1])
+            else:
+                copied[-1].write_bytes(last_bytes(file))
+        return copied
+
+
+def _is_of(worker: str, name: str) -> bool:
+    """Say whether a worker is of the job `name`: several workers of one job have its name and a number."""
+    return worker == name or worker.startswith(f"{name}-")
+
+
+def last_bytes(file: Path) -> bytes:
+    """Return the last :data:`TAIL_BYTES` of a file."""
+    with file.open("rb") as stream:
+        stream.seek(-min(TAIL_BYTES, file.stat().st_size), 2)
+        return stream.read()
+
+
+def tail(file: Path) -> str:
+    r"""Return the last lines of a worker's log that say something: not what workers tell as a matter of course.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkstemp()[1])
+    >>> lines = ["t - distributed.nanny - INFO - Worker process 7 was killed by signal 9", "MemoryError"]
+    >>> _ = file.write_text("\n".join(["t - distributed.worker - INFO - Threads: 1", *lines]))
+    >>> tail(file).splitlines() == lines
+    True
+    """
+    lines = last_bytes(file).decode("utf-8", "replace").splitlines()
+    telling = [line for line in lines if " - INFO - " not in line or "distributed.nanny" in line]
+    return "\n".join(telling[-TAIL_LINES:])
+
+
+def queued_jobs() -> set[str] | None:
+    """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
+    command = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
+    if said.returncode:
+        logger.warning("squeue does not answer: %s", said.stderr.strip())
+        return None
+    return set(said.stdout.split())
+
+
+def keeper_of(cluster: Any) -> Keeper | None:
+    """Return who watches a cluster's jobs, or None if nobody does."""
+    return None if cluster is None else _keepers.get(cluster)
+
+
+@contextlib.contextmanager
+def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
+    """Submit Slurm jobs and keep their number for as long as the block lasts, whatever ends them.
+
+    An error of the block that is about lost workers leaves it with the end of the last one's log.
+
+    Parameters
+    ----------
+    cluster
+        A ``dask_jobqueue.SLURMCluster``.
+    jobs
+        How many.
+
+    Yields
+    ------
+    Keeper
+
+    Examples
+    --------
+    >>> with slurm_cluster("slurm-cpu") as cluster, keep_jobs(cluster, 4) as keeper:  # doctest: +SKIP
+    ...     keeper.first_worker(client, seconds=600)
+    """
+    keeper = _keepers[cluster] = Keeper(cluster, jobs)
+    keeper.start()
+    try:
+        yield keeper
+    except WorkerLostError as error:
+        keeper.look()
+        raise keeper.explained(error) from error
+    finally:
+        keeper.stop()

@@ -1,0 +1,115 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Bring your own activations
+#
+# You have activations of two models already: as `.npy` files, SciPy matrices, or in another program's cache. What is
+# needed is that row *i* of both is the same token. Everything else is optional, and makes the answer better.
+
+# %%
+import logging
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+import pipeline
+import storage
+from pipeline.correlate.bootstrap import bootstrap
+from pipeline.correlate.convergence import convergence
+
+logging.basicConfig(level=logging.ERROR)  # stores without coordinates are taken on trust, with a warning
+rng = np.random.default_rng(0)
+folder = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# Two files as somebody else's program may have left them: 300 documents of 40 tokens, 90 and 70 dense features that
+# mix 30 common causes.
+
+# %%
+n_documents, length = 300, 40
+topic = rng.normal(size=(n_documents, 30)).repeat(length, axis=0)  # tokens of a document have a lot in common
+causes = topic + rng.normal(size=topic.shape)
+np.save(
+    folder / "a.npy", (causes @ rng.normal(size=(30, 90)) + 3 * rng.normal(size=(len(causes), 90))).astype("float32")
+)
+np.save(
+    folder / "b.npy", (causes @ rng.normal(size=(30, 70)) + 3 * rng.normal(size=(len(causes), 70))).astype("float32")
+)
+
+# %% [markdown]
+# Import reads a slab at a time, so files may be larger than memory. The coordinates of the rows (which document, which
+# characters of it) are what makes two stores comparable: their hash is compared before anything is computed.
+
+# %%
+start = np.tile(np.arange(length), n_documents) * 5
+rows = pd.DataFrame(
+    {
+        "document": np.arange(n_documents).repeat(length),
+        "position": np.tile(np.arange(length), n_documents),
+        "char_start": start,
+        "char_end": start + 4,
+    }
+)
+rows.to_csv(folder / "rows.csv", index=False)
+for side in "ab":
+    storage.import_activations(folder / f"{side}.npy", folder / f"{side.upper()}.zarr", tokens=folder / "rows.csv")
+storage.open_activations(folder / "A.zarr")
+
+# %% [markdown]
+# On the command line:
+#
+# ```bash
+# subspace import a.npy --tokens rows.csv --out A.zarr
+# subspace import b.npy --tokens rows.csv --out B.zarr
+# subspace correlate A.zarr B.zarr --out C.zarr
+# subspace match C.zarr --out pairs.zarr
+# ```
+
+# %%
+cor = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=5, out=folder / "C.zarr")
+pairs = pipeline.match(cor, method="greedy", min_correlation=0.1, out=folder / "pairs.zarr")
+print(f"{pairs.sizes['pair']} pairs; mean r {float(pairs.r.mean()):.3f}, held out {float(pairs.r_heldout.mean()):.3f}")
+assert pairs.sizes["pair"] > 30
+
+# %% [markdown]
+# ## How sure is r?
+#
+# Tokens of one document are not independent: intervals draw whole documents. Had the tokens been drawn one by one, the
+# intervals would be too narrow.
+
+# %%
+intervals = bootstrap(folder / "pairs.zarr", folder / "A.zarr", folder / "B.zarr", runs=300, seed=0)
+intervals
+
+# %%
+order = np.argsort(-pairs.r.values)[:40]
+low, high = (intervals[name].values[order] for name in ("r_heldout_low", "r_heldout_high"))
+plt.vlines(np.arange(len(order)), low, high)
+plt.plot(pairs.r.values[order], "o", label="r where chosen")
+plt.plot(pairs.r_heldout.values[order], "x", label="r on held-out documents")
+plt.xlabel("pairs, best first")
+plt.legend()
+# %% [markdown]
+# ## Is it enough text?
+#
+# r of the pairs from more and more documents: where the curve is flat, more text would not change the answer.
+
+# %%
+curve = convergence(folder / "pairs.zarr", folder / "A.zarr", folder / "B.zarr")
+plt.plot(curve.n_rows, curve.mean_r.sel(half="heldout"), "o-", label="held-out documents")
+plt.plot(curve.n_rows, curve.mean_r.sel(half="select"), "o-", label="documents that chose")
+plt.xlabel("rows")
+plt.ylabel("mean r of the pairs")
+plt.legend()
+print(curve.attrs["verdict"], "–", curve.attrs["explanation"])

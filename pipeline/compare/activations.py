@@ -1,0 +1,511 @@
+"""The comparison of activations over tokens: raw units of two models, or the features of matched pairs.
+
+Decoder rows say in which direction a feature writes; activations say when it fires. Both stores are read once
+(:mod:`pipeline.compare.moments`), and every metric is made from second moments, so that 300,000 tokens cost one matrix
+product and no memory of their own.
+
+**Chance.** Tokens of one document are alike, and so are neighbours. Shuffling single tokens destroys that, and what is
+left is a chance level that no real text has: everything would be significant. Permuting the matched *features* is no
+null either: these metrics do not change when columns are permuted. So the null keeps the order of the tokens, and
+breaks only which text of A stands beside which text of B: the tokens are cut into blocks of many documents, B's blocks
+begin half a block later than A's (around the end), and they are put beside A's blocks in random order. No token then
+stands closer to its partner than half a block. All products of blocks are summed once, so that a thousand orders cost
+as much as sixteen.
+
+**Interval.** Documents are drawn, not tokens: groups of whole, consecutive documents are drawn with replacement, and
+their moments added up (a block bootstrap: Künsch, Annals of Statistics 17, 1989). Groups keep the memory bounded,
+whatever the number of documents.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import xarray as xr
+from dask.utils import format_bytes, parse_bytes
+from distributed import Client
+from distributed.system import MEMORY_LIMIT
+from numpy.typing import NDArray
+
+from pipeline.compare.base import Metric
+from pipeline.compare.metrics import parse_metrics, settings_of
+from pipeline.compare.moment_scores import decompose_moments, is_supported, score_moments, with_crossed
+from pipeline.compare.moments import (
+    Columns,
+    Crossed,
+    Moments,
+    Pass,
+    TokenRows,
+    cross_block,
+    cross_rest,
+    cut_groups,
+    ordered_results,
+    sum_group,
+    weighted_sum,
+)
+from pipeline.statistics import Interval, bca_interval, difference, effect_size, p_value
+from pipeline.workers import ensure_client, in_order, n_slots, run_tasks
+from storage import (
+    BudgetError,
+    InputError,
+    check_same_kind,
+    check_same_rows,
+    fingerprint,
+    make_result,
+    new_manifest,
+    open_activations,
+    open_result,
+)
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+STAGE = "compare-activations"
+NULL = "shifted_blocks"
+DEFAULT_METRICS = ("svcca", "cka", "procrustes")
+QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
+#: Groups of documents; fewer units than this make intervals too narrow.
+FEWEST_GROUPS = 20
+RUNS_PER_TASK = 10
+#: Tokens that can be compared at all.
+FEWEST_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How activations are compared, checked."""
+
+    metrics: dict[str, Metric]
+    null_runs: int
+    blocks: int
+    intervals: int
+    level: float
+    groups: int
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as results keep them."""
+        named = {text: settings_of(metric) for text, metric in self.metrics.items()}
+        return {**{key: value for key, value in vars(self).items() if key != "metrics"}, "metrics": named}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is read, how it is cut, and what it takes."""
+
+    reading: Pass
+    groups: list[tuple[int, int]]
+    unit: str
+    settings: Settings
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of the sums over some rows."""
+        a, b = self.reading.a.width, self.reading.b.width
+        return 8 * (a * a + b * b + a * b)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block of the null."""
+        return len(self.reading.rows) // self.settings.blocks
+
+    @cached_property
+    def slab_bytes(self) -> int:
+        """Bytes of a slab of both sides, as stored and as read, and of the largest product of two."""
+        sides = (self.reading.a, self.reading.b)
+        rows = min(self.reading.step, len(self.reading.rows))
+        slab = sum(_entry_bytes(side) * rows for side in sides)
+        return int(slab + (4 if any(side.sparse for side in sides) else 1) * 8 * max(side.width for side in sides) ** 2)
+
+    def memory(self, threads: int) -> int:
+        """Return the bytes that this process takes at most, with so many threads at work.
+
+        Reading: two sums and a slab for each thread; the running total and a result more than there are threads, or
+        all groups where intervals are asked for. Null: all products of blocks, twice the row of them that each thread
+        is summing, and six sums for each thread that scores.
+        """
+        a, b, sums = self.reading.a.width, self.reading.b.width, self.sums_bytes
+        kept = len(self.groups) if self.settings.intervals else 2
+        reading = threads * (2 * sums + self.slab_bytes) + (kept + threads + 2) * sums
+        if not self.settings.null_runs:
+            return max(reading, (kept + 6 * threads) * sums)
+        row = 8 * self.settings.blocks * a * b
+        null = self.settings.blocks * row + kept * sums
+        return max(reading, null + threads * max(2 * row + self.slab_bytes, 6 * sums))
+
+
+def compare_activations(
+    a: str | Path,
+    b: str | Path,
+    *,
+    pairs: xr.Dataset | str | Path | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    null_runs: int = 1000,
+    blocks: int = 16,
+    intervals: int = 0,
+    level: float = 0.95,
+    groups: int = 32,
+    seed: int = 0,
+    out: str | Path | None = None,
+    client: Client | None = None,
+    memory: str | int = "auto",
+) -> xr.Dataset:
+    """Score how alike two models' activations are over the same tokens, each score beside chance.
+
+    Both stores are read once for the scores; the null reads A once more, and B `blocks` times. Memory of this process:
+    ``(3·threads + 4) · 8·(d_a² + d_b² + d_a·d_b)`` bytes and a slab of some thousand rows for each thread, never more
+    with more tokens; with a null ``8·blocks²·d_a·d_b`` on top; with intervals one more sum for each group. Results do
+    not depend on the number of workers.
+
+    Parameters
+    ----------
+    a, b
+        Activation stores of the same rows, with some thousands of features at most; or any, with `pairs`.
+    pairs
+        Matched pairs, or the path of a result of :func:`pipeline.match`: of either store, only the features of the
+        pairs are compared, in the order of the pairs. All features if absent.
+    metrics
+        Linear ones, as in :func:`pipeline.compare`: ``svcca``, ``cca``, ``pwcca``, ``svcca_pc1``, ``cka``,
+        ``cka_debiased``, ``procrustes``, with their options.
+    null_runs
+        Orders of the blocks. With 0 there is no null, and a score says little.
+    blocks
+        Blocks of the null.
+    intervals
+        Draws of the bootstrap over groups of documents; no interval with 0.
+    level
+        Of the interval.
+    groups
+        Groups of documents that are summed, and drawn, together.
+    seed
+        Of orders and draws.
+    out
+        Where the result is written; a current one is left as it is. In memory only if absent.
+    client
+        Where the tasks run; threads of this process by default.
+    memory
+        What this process and its threads may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``.
+
+    Returns
+    -------
+    xarray.Dataset
+        As :func:`pipeline.compare`: ``score``, ``low``, ``high``, ``note`` over ``metric``; ``null_score(null, metric,
+        run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p`` over ``null``
+        and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range, a metric is none of second moments, or the stores have not the pairs' features.
+    RowMismatchError
+        If the stores hold different rows.
+    BudgetError
+        If the sums do not fit the memory; before anything is read.
+
+    Examples
+    --------
+    >>> import tempfile, storage
+    >>> folder, rng = tempfile.mkdtemp(), np.random.default_rng(0)
+    >>> x = rng.normal(size=(4000, 6))
+    >>> storage.write_activations(f"{folder}/a.zarr", x)
+    >>> storage.write_activations(f"{folder}/b.zarr", x @ np.linalg.qr(rng.normal(size=(6, 6)))[0])
+    >>> paths = f"{folder}/a.zarr", f"{folder}/b.zarr"
+    >>> scores = compare_activations(*paths, metrics=["svcca", "cka"], null_runs=99)
+    >>> scores.score.values.round(3).tolist(), scores.p.values.tolist()
+    ([1.0, 1.0], [[0.01, 0.01]])
+    >>> bool((scores.null_mean < 0.05).all())
+    True
+    """
+    settings = _check_settings(Settings(parse_metrics(metrics), null_runs, blocks, intervals, level, groups, seed))
+    check_same_rows(a, b)
+    sides = _sides(str(a), str(b), pairs)
+    ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
+    inputs = {"a": fingerprint(a), "b": fingerprint(b)}
+    chosen = {name: None if each is None else each.tolist() for name, each in ids.items()}
+    manifest = new_manifest(STAGE, inputs, {**settings.record(), **chosen})
+
+    def make() -> xr.Dataset:
+        work = _plan(sides, settings)
+        with ensure_client(client) as used:
+            _check_memory(work, n_slots(used), memory)
+            return _compare(work, used).assign_attrs(manifest.to_attrs())
+
+    return make_result(out, manifest, make)
+
+
+def _check_settings(settings: Settings) -> Settings:
+    for text, metric in settings.metrics.items():
+        if not is_supported(metric):
+            raise InputError(
+                f"{text} compares every two rows, and that is tokens × tokens: on activations use svcca, cca, pwcca, "
+                "svcca_pc1, cka, cka_debiased or procrustes; `compare` has it for decoder rows"
+            )
+    for name, smallest in {"null_runs": 0, "intervals": 0, "seed": 0, "blocks": 2, "groups": 2}.items():
+        if (value := getattr(settings, name)) < smallest:
+            raise InputError(f"{name} is {value}: give at least {smallest}")
+    if not 0 < settings.level < 1:
+        raise InputError(f"level is {settings.level}: give the share of the draws within an interval, as 0.95")
+    orders = math.factorial(min(settings.blocks, 20))
+    if settings.null_runs >= orders:
+        raise InputError(f"{settings.blocks} blocks have {orders} orders, not {settings.null_runs}: give more blocks")
+    return settings
+
+
+def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None) -> tuple[Columns, Columns]:
+    """Return which columns of either store are compared, after checking that they are there."""
+    kinds = [open_activations(path).attrs.get("kind") for path in (a, b)]
+    check_same_kind(*kinds)
+    if pairs is None:
+        return Columns.of(a), Columns.of(b)
+    matched = pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
+    chosen = []
+    for path, side in ((a, "a"), (b, "b")):
+        features = matched[f"feature_{side}"].values.astype(np.int32)
+        n_features = open_activations(path).sizes["feature"]
+        if not len(features):
+            raise InputError("There are no pairs: nothing to compare. Match with a lower min_correlation")
+        if features.max() >= n_features:
+            raise InputError(
+                f"{path} has {n_features} features, but side {side.upper()} of the pairs has feature {features.max()}: "
+                "give the stores that were correlated, A first"
+            )
+        chosen.append(Columns.of(path, features))
+    return chosen[0], chosen[1]
+
+
+def _plan(sides: tuple[Columns, Columns], settings: Settings) -> Work:
+    """Find the rows that count, and cut them into groups of documents."""
+    stores = [open_activations(side.path) for side in sides]
+    sink = stores[0]["sink"].values | stores[1]["sink"].values
+    rows = TokenRows(len(sink), np.flatnonzero(sink))
+    if len(rows) < max(FEWEST_TOKENS, 2 * settings.blocks):
+        raise InputError(
+            f"{len(rows)} tokens ({len(rows.sinks)} more are attention sinks) are too few to compare in "
+            f"{settings.blocks} blocks: harvest more text"
+        )
+    source = next((store for store in stores if "document" in store.variables), None)
+    documents = None if source is None else source["document"].values[~sink]
+    groups = cut_groups(documents, len(rows), settings.groups)
+    known = documents is not None and len(np.unique(documents)) > 1
+    return Work(Pass(*sides, rows), groups, "documents" if known else "rows", settings)
+
+
+def _entry_bytes(side: Columns) -> int:
+    """Return the bytes of a row of a slab while it is read: as stored, and in float64."""
+    with open_activations(side.path) as store:
+        n_features, n_rows = store.sizes["feature"], store.sizes["token"]
+        if not side.sparse:
+            # as stored, without the sinks, the chosen columns; in float64, and joined around the end
+            return (2 * n_features + side.width) * store["activation"].dtype.itemsize + 2 * 8 * side.width
+        return int(4 * 20 * (store["n_active"].values.sum() / max(1, n_rows) + 1))
+
+
+def _check_memory(work: Work, threads: int, memory: str | int) -> None:
+    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    needed = work.memory(threads)
+    if needed > allowed:
+        a, b = work.reading.a.width, work.reading.b.width
+        raise BudgetError(
+            f"Second moments of {a} and {b} columns need {format_bytes(needed)} with {threads} threads, "
+            f"{work.settings.blocks} blocks and {len(work.groups)} groups; allowed are {format_bytes(allowed)}. Give "
+            "fewer blocks (their square counts), intervals=0, the features of fewer pairs, or more memory"
+        )
+
+
+def _compare(work: Work, client: Client) -> xr.Dataset:
+    settings = work.settings
+    metrics = list(settings.metrics.values())
+    summed = ordered_results(
+        client, sum_group, work.groups, [work.reading], name="moments-group", label="Second moments",
+        total=len(work.groups),
+    )  # fmt: skip
+    parts: list[Moments] = []
+    for part in summed:
+        parts.append(part)
+        if not settings.intervals and len(parts) == 2:
+            parts = [weighted_sum(parts)]
+    moments = weighted_sum(parts)
+    decomposed = decompose_moments(moments)
+    scores = score_moments(moments, metrics, decomposed)
+    notes = [_note(metric, score, decomposed[0]) for metric, score in zip(metrics, scores, strict=True)]
+    null = _null(work, client, moments, np.isfinite(scores))
+    bounds = _intervals(work, client, parts, scores)
+    return _dataset(work, scores, null, bounds, notes)
+
+
+def _note(metric: Metric, score: float, state: Any) -> str:
+    if not np.isfinite(score):
+        return "undefined: a side does not vary over the tokens"
+    return metric.warning(state).replace(" pairs", " tokens")
+
+
+def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool_]) -> Floats:
+    """Return the scores of random orders of B's blocks, shape (metric, run); NaN where the real score is undefined."""
+    settings, reading = work.settings, work.reading
+    null = np.full((len(defined), settings.null_runs), np.nan)
+    if not settings.null_runs or not defined.any():
+        return null
+    length, offset = work.block_rows, work.block_rows // 2
+    rows = list(
+        ordered_results(
+            client, cross_block, range(settings.blocks), [reading, length, settings.blocks, offset],
+            name="moments-null", label="Products of blocks", total=settings.blocks,
+        )
+    )  # fmt: skip
+    rest = None
+    if settings.blocks * length < len(reading.rows):
+        rest = cross_rest(settings.blocks * length, reading, offset)
+    blocks = [
+        range(at, min(at + RUNS_PER_TASK, settings.null_runs)) for at in range(0, settings.null_runs, RUNS_PER_TASK)
+    ]
+    wanted = [metric for metric, one in zip(settings.metrics.values(), defined, strict=True) if one]
+    shared = client.scatter([_Orders(rows, rest, moments, wanted, settings.seed)], broadcast=False, hash=False)
+    tasks = run_tasks(
+        client, _score_orders, list(enumerate(blocks)), name="compare-null", label="Shifted blocks",
+        args=shared,
+    )  # fmt: skip
+    null[defined] = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
+    return null
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """What every order of B's blocks is scored from."""
+
+    rows: list[Crossed]
+    rest: Crossed | None
+    moments: Moments
+    metrics: Sequence[Metric]
+    seed: int
+
+    def crossed(self, run: int) -> Crossed:
+        """Return the sums of one order; every run has a random generator of its own."""
+        order = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run,))).permutation(len(self.rows))
+        parts = [Crossed(*(field[other] for field in row)) for row, other in zip(self.rows, order, strict=True)]
+        return weighted_sum(parts if self.rest is None else [*parts, self.rest])
+
+
+def _score_orders(block: tuple[int, range], orders: _Orders) -> Floats:
+    """Task: score some orders of the blocks."""
+    decomposed = decompose_moments(orders.moments)
+    found = [
+        score_moments(with_crossed(orders.moments, orders.crossed(run)), orders.metrics, decomposed) for run in block[1]
+    ]
+    return np.array(found).T
+
+
+def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequence[float]) -> list[Interval]:
+    """Return an interval for each metric from groups of documents drawn with replacement."""
+    settings = work.settings
+    if not settings.intervals:
+        return [Interval(np.nan, np.nan)] * len(scores)
+    runs = settings.intervals
+    # the jackknife's runs come after the draws
+    blocks = [
+        range(at, min(at + RUNS_PER_TASK, runs + len(parts))) for at in range(0, runs + len(parts), RUNS_PER_TASK)
+    ]
+    draws = _Draws(parts, list(settings.metrics.values()), runs, settings.seed)
+    shared = client.scatter([draws], broadcast=False, hash=False)
+    tasks = run_tasks(
+        client, _score_draws, list(enumerate(blocks)), name="compare-bootstrap", label="Bootstrap over documents",
+        args=shared,
+    )  # fmt: skip
+    drawn = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
+    few = "" if len(parts) >= FEWEST_GROUPS else f"an interval from {len(parts)} groups of documents is too narrow"
+    found = [
+        bca_interval(score, values[:runs], values[runs:], settings.level)
+        for score, values in zip(scores, drawn, strict=True)
+    ]
+    return [one._replace(note=one.note or few) for one in found]
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What every draw of groups is scored from."""
+
+    parts: list[Moments]
+    metrics: Sequence[Metric]
+    runs: int
+    seed: int
+
+    def weights(self, run: int) -> list[float]:
+        """Return how often each group counts; run `runs` + i leaves out group i."""
+        n = len(self.parts)
+        if run >= self.runs:
+            return [float(group != run - self.runs) for group in range(n)]
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run, 1)))
+        return rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64).tolist()
+
+
+def _score_draws(block: tuple[int, range], draws: _Draws) -> Floats:
+    """Task: score some draws of the groups."""
+    found = [score_moments(weighted_sum(draws.parts, draws.weights(run)), draws.metrics) for run in block[1]]
+    return np.array(found).T
+
+
+def _dataset(
+    work: Work, scores: Sequence[float], null: Floats, bounds: Sequence[Interval], notes: Sequence[str]
+) -> xr.Dataset:
+    settings = work.settings
+    columns = [_beside(score, values) for score, values in zip(scores, null, strict=True)]
+    said = [_join(note, bound.note, _about_null(work)) for note, bound in zip(notes, bounds, strict=True)]
+    return xr.Dataset(
+        {
+            "score": ("metric", np.asarray(scores, np.float64)),
+            "low": ("metric", np.array([bound.low for bound in bounds])),
+            "high": ("metric", np.array([bound.high for bound in bounds])),
+            **{name: (("null", "metric"), np.array([[one[name] for one in columns]])) for name in columns[0]},
+            "null_score": (("null", "metric", "run"), null[None]),
+            "note": ("metric", np.array(said, object)),
+            "n_tokens": ((), np.int64(len(work.reading.rows))),
+        },
+        coords={"metric": np.array(list(settings.metrics), object), "null": np.array([NULL], object)},
+        attrs={
+            "columns_a": work.reading.a.width,
+            "columns_b": work.reading.b.width,
+            "block_rows": work.block_rows,
+            "groups": len(work.groups),
+            "unit": work.unit,
+            "n_sinks": len(work.reading.rows.sinks),
+        },
+    )
+
+
+def _beside(score: float, null: Floats) -> dict[str, float]:
+    """Return what a score means beside its null; NaN where there is none."""
+    if not len(null) or np.isnan(null).any():
+        names = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
+        return dict.fromkeys(names, float("nan"))
+    return {
+        "null_mean": float(null.mean()),
+        "null_std": float(null.std()),
+        **{name: float(np.quantile(null, level)) for name, level in QUANTILES.items()},
+        "z": effect_size(score, null),
+        "difference": difference(score, null),
+        "p": p_value(score, null),
+    }
+
+
+def _about_null(work: Work) -> str:
+    """Say where the null is missing, or its blocks are too short to be apart."""
+    if not work.settings.null_runs:
+        return "no null was asked for"
+    documents = len(work.groups) if work.unit == "documents" else 0
+    if 0 < documents < work.settings.blocks:
+        return (
+            f"the null's blocks of {work.block_rows} tokens are shorter than a document: what it finds may be the "
+            "likeness of neighbours"
+        )
+    return ""
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

@@ -1,0 +1,303 @@
+"""What the explorer in the page searches and shows, packed: text, features, pairs, neighbours and maps.
+
+==================  ================================================================================================
+``text``            one pool of text that all contexts are cut from
+``site-SIDE-I``     one for each site: its features with their top contexts, shading and activation histogram
+``pair-I``          one for each pair of sites: the pairs, both r, the neighbours, the map, the concepts
+==================  ================================================================================================
+
+A browser takes a pack apart when it is first looked at, so that a page opens quickly whatever is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pipeline.report.maps import map_pairs
+from pipeline.report.neuronpedia import feature_page
+from pipeline.report.pack import fixed_point, pack, short_floats
+from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.snippets import LEVELS
+from pipeline.report.tables import short_name
+from pipeline.report.textpool import REACH, TextPool, Windows, find_windows, make_pool
+from storage import is_sparse, read_csr, read_dense
+
+#: Neighbours kept for each feature: the partners it could have had, best first.
+NEIGHBOURS = 6
+#: Contexts kept for each feature.
+CONTEXTS = 8
+#: Bars of an activation histogram, from 0 to the feature's largest activation.
+BARS = 24
+#: Values are searched for this many at once, which bounds what a lookup holds beside the rows of a chunk.
+LOOKED_UP = 1 << 22
+
+
+@dataclass(frozen=True)
+class ExplorerData:
+    """Everything that one explorer page holds: what it opens with, and base64 packs by name."""
+
+    index: dict[str, Any]
+    packs: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all packs as they stand in the page."""
+        return sum(map(len, self.packs.values()))
+
+
+@dataclass(frozen=True)
+class _SiteView:
+    """One site's features in the explorer: those of any pair, and their neighbours, ascending."""
+
+    site: Site
+    features: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
+
+    def index(self, features: np.ndarray) -> np.ndarray:
+        """Return where features stand among these, int32."""
+        return np.searchsorted(self.features, features).astype(np.int32)
+
+
+def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
+    """Gather what the explorer shows of some pairs of sites.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    site_pairs
+        Some of its pairs of sites.
+
+    Returns
+    -------
+    ExplorerData
+
+    Notes
+    -----
+    Reads each site's activations once, one chunk of rows after the other. Holds the contexts of the features shown
+    (about 300 bytes each), the text around them, and the decoder rows of one pair of sites.
+    """
+    views = {(side, name): _view(site, site_pairs) for side in SIDES for name, site in _sites(site_pairs, side).items()}
+    wanted = [view.rows.ravel() for view in views.values()]
+    every = np.concatenate(wanted)
+    windows = find_windows(run.rows, every)
+    pool = make_pool(run.corpus, run.rows, every, windows)
+    packs = {"text": _pack_text(pool)}
+    names: dict[tuple[Side, str], str] = {}
+    starts = np.cumsum([0, *map(len, wanted)])
+    for i, (key, view) in enumerate(views.items()):
+        part = slice(starts[i], starts[i + 1])
+        names[key] = f"site-{key[0]}-{i}"
+        packs[names[key]] = _pack_site(view, pool, Windows(windows.before[part], windows.after[part]))
+    entries = []
+    for i, pair in enumerate(site_pairs):
+        sides = views["a", pair.a.name], views["b", pair.b.name]
+        packs[f"pair-{i}"] = _pack_pair(pair, *sides)
+        entries.append(_entry(pair, f"pair-{i}", names))
+    return ExplorerData(_index(run, entries, pool), packs)
+
+
+def _sites(site_pairs: Sequence[SitePair], side: Side) -> dict[str, Site]:
+    return {pair.site(side).name: pair.site(side) for pair in site_pairs}
+
+
+def _index(run: Run, entries: list[dict[str, Any]], pool: TextPool) -> dict[str, Any]:
+    return {
+        "models": {side: short_name(run.model(side)) for side in SIDES},
+        "site_pairs": entries,
+        "reach": REACH,
+        "levels": LEVELS,
+        "contexts": CONTEXTS,
+        "bars": BARS,
+        "pooled_rows": len(pool.rows),
+    }
+
+
+def _entry(pair: SitePair, name: str, names: dict[tuple[Side, str], str]) -> dict[str, Any]:
+    return {
+        "pack": name,
+        "sites": {side: pair.site(side).name for side in SIDES},
+        "packs": {side: names[side, pair.site(side).name] for side in SIDES},
+        "pages": {side: feature_page(str(pair.site(side).store.attrs.get("dictionary", ""))) for side in SIDES},
+        "pairs": int(pair.pairs.sizes["pair"]),
+        "heldout": bool(np.isfinite(pair.pairs["r_heldout"].values).any()),
+    }
+
+
+def _view(site: Site, site_pairs: Sequence[SitePair]) -> _SiteView:
+    own = [pair for pair in site_pairs if pair.site(site.side).name == site.name]
+    found = [pair.pairs[f"feature_{site.side}"].values.astype(np.int64) for pair in own]
+    found += [_neighbours(pair, site.side)[0].ravel() for pair in own]
+    features = np.unique(np.concatenate(found))
+    features = features[features >= 0]
+    best = {"feature": features, "rank": slice(CONTEXTS)}
+    contexts = site.contexts[["row", "value"]].isel(best)
+    return _SiteView(site, features, contexts["row"].values, contexts["value"].values)
+
+
+def _neighbours(pair: SitePair, side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for every pair, the features of `side` that its other feature correlates with most.
+
+    Returns
+    -------
+    tuple of ndarray
+        Feature ids int64 (−1 where there are fewer), r where chosen and r held out (NaN where undefined), each of
+        shape (pairs, :data:`NEIGHBOURS`).
+    """
+    other = "b" if side == "a" else "a"
+    features = pair.pairs[f"feature_{other}"].values
+    names = [f"best_{side}", f"r_{side}", f"r_heldout_{side}"]
+    best = {f"feature_{other}": features, "rank": slice(NEIGHBOURS)}
+    ids, r, heldout = (
+        pair.correlation[name].isel(best).values if name in pair.correlation else np.array(np.nan) for name in names
+    )
+    ids = np.where(np.isfinite(r), ids, -1).astype(np.int64)
+    return ids, r, np.broadcast_to(heldout, r.shape)
+
+
+def _pack_text(pool: TextPool) -> str:
+    utf8 = np.frombuffer(pool.text.encode("utf-8", errors="replace"), dtype=np.uint8)
+    arrays = {"gap": pool.gap, "length": pool.length, "flags": pool.flags, "document": pool.document, "text": utf8}
+    return pack(arrays)
+
+
+def _pack_site(view: _SiteView, pool: TextPool, windows: Windows) -> str:
+    features = view.features
+    largest = view.site.store["max"].values[features]
+    levels, bars = _read_activations(view, largest)
+    arrays = {
+        "feature": features.astype(np.uint32),
+        "row": pool.index(view.rows),
+        "value": short_floats(np.nan_to_num(view.values)),
+        "before": windows.before,
+        "after": windows.after,
+        "level": levels,
+        "bars": bars,
+        "n_active": view.site.store["n_active"].values[features].astype(np.uint32),
+        "largest": short_floats(largest),
+    }
+    return pack(arrays, rows=int(view.site.store.sizes["token"]), width=view.rows.shape[1])
+
+
+def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shade of every token of every context, and every feature's histogram of activations.
+
+    Returns
+    -------
+    levels
+        0 to :data:`LEVELS`, uint8, shape (features, contexts, 2 · REACH + 1).
+    bars
+        Rows with an activation in each bar, uint32, shape (features, :data:`BARS`).
+    """
+    shown = np.flatnonzero(view.rows.ravel() >= 0)
+    row, column = view.rows.ravel()[shown], shown // max(1, view.rows.shape[1])
+    order = np.argsort(row, kind="stable")
+    shown, row, column = shown[order], row[order], column[order]
+    levels = np.zeros((view.rows.size, 2 * REACH + 1), dtype=np.uint8)
+    bars = np.zeros((len(view.features), BARS), dtype=np.uint32)
+    for start, stop, slab in _slabs(view):
+        lookup = _Slab(*slab, len(view.features))
+        lookup.count(bars, largest, start, stop)
+        for part in _parts(*np.searchsorted(row, [start, stop])):
+            found = lookup.around(row[part], column[part])
+            share = found / np.where(largest > 0, largest, 1)[column[part]][:, None]
+            levels[shown[part]] = np.clip(np.ceil(share * LEVELS), 0, LEVELS)
+    return levels.reshape(*view.rows.shape, -1), bars
+
+
+def _parts(first: int, last: int) -> Iterator[slice]:
+    step = LOOKED_UP // (2 * REACH + 1)
+    for start in range(first, last, step):
+        yield slice(start, min(start + step, last))
+
+
+def _slabs(view: _SiteView) -> Iterator[tuple[int, int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Yield chunks of rows: where each begins and ends, and the (row, column, value) of its active features.
+
+    Rows reach beyond the chunk by what a context may need; columns count the features shown.
+    """
+    path = view.site.path
+    n_rows, n_features = zarr.open_array(f"{path}/activation", mode="r").shape
+    step = zarr.open_array(f"{path}/activation", mode="r").chunks[0]
+    place = np.full(n_features, -1, dtype=np.int64)
+    place[view.features] = np.arange(len(view.features))
+    sparse = is_sparse(path)
+    for start in range(0, n_rows, step):
+        stop = min(start + step, n_rows)
+        rows = slice(max(0, start - REACH), min(n_rows, stop + REACH))
+        if sparse:
+            block = read_csr(path, rows).tocoo()
+            row, column, value = block.row, place[block.col], block.data
+        else:
+            dense = read_dense(path, rows)
+            row, column = np.nonzero(dense)
+            value, column = dense[row, column], place[column]
+        ours = column >= 0
+        yield start, stop, (row[ours].astype(np.int64) + rows.start, column[ours], value[ours])
+
+
+class _Slab:
+    """The active features of some rows, found by (row, column)."""
+
+    def __init__(self, row: np.ndarray, column: np.ndarray, value: np.ndarray, n_columns: int) -> None:
+        key = row * n_columns + column
+        order = np.argsort(key, kind="stable")
+        self._key, self._value, self._row, self._column = key[order], value[order], row[order], column[order]
+        self._n_columns = n_columns
+
+    def around(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Return the activation of one column on the rows around each row, shape (n, 2 · REACH + 1), 0 if none."""
+        wanted = (row[:, None] + np.arange(-REACH, REACH + 1)) * self._n_columns + column[:, None]
+        if not len(self._key):
+            return np.zeros(wanted.shape)
+        place = np.searchsorted(self._key, wanted).clip(max=len(self._key) - 1)
+        found: np.ndarray = np.where(self._key[place] == wanted, self._value[place], 0.0)
+        return found
+
+    def count(self, bars: np.ndarray, largest: np.ndarray, start: int, stop: int) -> None:
+        """Add the rows from `start` to `stop` to the histograms of activations above 0."""
+        own = (self._row >= start) & (self._row < stop) & (self._value > 0)
+        column = self._column[own]
+        share = self._value[own] / np.where(largest > 0, largest, 1)[column]
+        bar = np.clip((share * BARS).astype(np.int64), 0, BARS - 1)
+        counts = np.bincount(column * BARS + bar, minlength=bars.size)
+        bars += counts.reshape(bars.shape).astype(np.uint32)
+
+
+def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView) -> str:
+    arrays = {
+        "a": a.index(pair.pairs["feature_a"].values),
+        "b": b.index(pair.pairs["feature_b"].values),
+        "r": pair.pairs["r"].values.astype(np.float32),
+        "heldout": pair.pairs["r_heldout"].values.astype(np.float32),
+    }
+    for view in (a, b):
+        side = view.site.side
+        ids, r, heldout = _neighbours(pair, side)
+        arrays[f"near_{side}"] = np.where(ids < 0, -1, view.index(ids)).astype(np.int32)
+        arrays[f"near_r_{side}"] = fixed_point(r)
+        arrays[f"near_heldout_{side}"] = fixed_point(heldout)
+    both = map_pairs(*(_decoder(view, pair) for view in (a, b)))
+    arrays |= {"map_a": short_floats(both.a), "map_b": short_floats(both.b)}
+    explained = {"a": both.explained_a, "b": both.explained_b}
+    return pack(
+        arrays,
+        explained={side: None if np.isnan(share) else round(share, 4) for side, share in explained.items()},
+        neighbours=min(NEIGHBOURS, int(pair.correlation.sizes["rank"])),
+        concepts=[],
+    )
+
+
+def _decoder(view: _SiteView, pair: SitePair) -> np.ndarray:
+    """Return the decoder rows of one side of the pairs, float32; none where the store has no decoder."""
+    features = pair.pairs[f"feature_{view.site.side}"].values
+    if "decoder" not in view.site.store:
+        return np.zeros((len(features), 0), dtype=np.float32)
+    rows: np.ndarray = view.site.store["decoder"].isel({"feature": features}).values
+    return rows

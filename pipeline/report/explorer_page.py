@@ -1,0 +1,92 @@
+"""The explorer as pages: inside the report while it is small, else one page for each pair of sites in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.report.explorer_data import ExplorerData, explorer_data
+from pipeline.report.results import Run, SitePair
+from pipeline.report.templating import content_policy, environment, explorer_scripts
+
+#: Bytes of data up to which the explorer stands in the report itself, so that it can still be sent by mail.
+MOST_INLINE = 20_000_000
+
+
+@dataclass(frozen=True)
+class ExplorerLink:
+    """A page of the explorer's folder, as the report refers to it."""
+
+    href: str
+    title: str
+    pairs: int
+
+
+@dataclass(frozen=True)
+class ExplorerView:
+    """What the report shows of the explorer: its data, or links to its pages."""
+
+    data: ExplorerData | None
+    links: list[ExplorerLink]
+
+
+def write_explorer(run: Run) -> ExplorerView:
+    """Gather the explorer's data, and write its folder if they are too many for the report.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    ExplorerView
+        The data where they are at most :data:`MOST_INLINE` bytes; else links to the pages in the run's ``explorer``
+        folder, one for each pair of sites. A folder that is no longer needed is removed.
+    """
+    data = explorer_data(run, run.site_pairs)
+    folder = run.directory.explorer
+    if data.size <= MOST_INLINE:
+        shutil.rmtree(folder, ignore_errors=True)
+        return ExplorerView(data, [])
+    del data
+    return ExplorerView(None, list(_write_folder(run, folder)))
+
+
+def _write_folder(run: Run, folder: Path) -> Iterator[ExplorerLink]:
+    """Write all pages beside the old ones, then put them in their place."""
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    temporary.mkdir()
+    try:
+        for i, pair in enumerate(run.site_pairs):
+            name = f"{i + 1}.html"
+            text = render_explorer(run, pair)
+            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
+            yield ExplorerLink(f"{folder.name}/{name}", _title(pair), int(pair.pairs.sizes["pair"]))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _title(pair: SitePair) -> str:
+    return f"{pair.a.name} – {pair.b.name}"
+
+
+def render_explorer(run: Run, pair: SitePair) -> str:
+    """Return the explorer of one pair of sites as a page of its own."""
+    scripts = explorer_scripts()
+    return (
+        environment()
+        .get_template("explorer_page.html.j2")
+        .render(
+            run=run,
+            title=_title(pair),
+            explorer=ExplorerView(explorer_data(run, [pair]), []),
+            scripts=scripts,
+            policy=content_policy(scripts),
+        )
+    )

@@ -1,0 +1,604 @@
+// The explorer of matched features. Everything it shows comes from packs inside this page; nothing is ever requested.
+// Text of the corpus enters the page as text nodes only.
+"use strict";
+(() => {
+  const { MiniSearch, Virtualizer, elementScroll, observeElementOffset, observeElementRect } = libraries;
+  const { quadtree, select, zoom, zoomIdentity } = libraries;
+  const ROW_HEIGHT = 44;
+  const UNDEFINED = -32768;
+  const FIXED_STEP = 1e-4;
+  const FIRST = 1;
+  const LAST = 2;
+  const SHORTEST_PREFIX = 2;
+  const byId = (id) => document.getElementById(id);
+  const index = JSON.parse(byId("x-index").textContent);
+
+  // ---- packs ------------------------------------------------------------------------------------------------------
+
+  const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
+    float32: Float32Array };
+  const unpacked = new Map();
+
+  function unpack(name) {
+    if (!unpacked.has(name)) unpacked.set(name, takeApart(byId(`x-pack-${name}`).textContent.trim()));
+    return unpacked.get(name);
+  }
+
+  async function takeApart(base64) {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const buffer = await new Response(stream).arrayBuffer();
+    const headLength = new DataView(buffer).getUint32(0, true);
+    const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headLength)));
+    const start = 4 + headLength;
+    for (const [array, [type, offset, length]] of Object.entries(head.arrays)) {
+      head[array] = new TYPES[type](buffer, start + offset, length);
+    }
+    return head;
+  }
+
+  // ---- text -------------------------------------------------------------------------------------------------------
+
+  class Pool {
+    constructor(pack) {
+      Object.assign(this, pack);
+      this.text = new TextDecoder().decode(pack.text);
+      this.start = new Uint32Array(pack.gap.length + 1);
+      for (let i = 0; i < pack.gap.length; i++) this.start[i + 1] = this.start[i] + pack.gap[i] + pack.length[i];
+    }
+
+    own(i) {
+      return this.text.slice(this.start[i] + this.gap[i], this.start[i + 1]);
+    }
+
+    before(i) {
+      return this.text.slice(this.start[i], this.start[i] + this.gap[i]);
+    }
+
+    // The token as people read it, and the whole word that it is a piece of.
+    token(i) {
+      return this.own(i).trim() || "␣";
+    }
+
+    word(i) {
+      let [first, last] = [i, i];
+      const letter = /^[\p{L}\p{N}]+$/u;
+      if (!letter.test(this.own(i))) return this.token(i);
+      while (i - first < 6 && !this.gap[first] && !(this.flags[first] & FIRST) && letter.test(this.own(first - 1))) first--;
+      while (last - i < 6 && !(this.flags[last] & LAST) && !this.gap[last + 1] && letter.test(this.own(last + 1))) last++;
+      return this.text.slice(this.start[first] + this.gap[first], this.start[last + 1]);
+    }
+  }
+
+  // ---- one pair of sites ------------------------------------------------------------------------------------------
+
+  class Site {
+    constructor(pack, pool, side, name, page) {
+      Object.assign(this, pack);
+      Object.assign(this, { pool, side, name, page });
+      this.listed = new Map();
+    }
+
+    contexts(feature) {
+      const from = feature * this.width;
+      return Array.from({ length: this.width }, (_, i) => from + i).filter((at) => this.row[at] >= 0);
+    }
+
+    tokens(feature) {
+      if (!this.listed.has(feature)) {
+        this.listed.set(feature, [...new Set(this.contexts(feature).map((at) => this.pool.token(this.row[at])))]);
+      }
+      return this.listed.get(feature);
+    }
+
+    words(feature) {
+      return this.contexts(feature).map((at) => this.pool.word(this.row[at]));
+    }
+
+    label(feature) {
+      return `${this.side.toUpperCase()} ${this.feature[feature]}`;
+    }
+  }
+
+  class PairSet {
+    constructor(entry, pack, a, b) {
+      Object.assign(this, pack);
+      this.entry = entry;
+      this.sites = { a, b };
+      this.n = this.r.length;
+      // a pair that holds on one half by accident does not on the other; what has no r held out comes last
+      this.both = this.r.map((r, i) => (!entry.heldout ? r : Number.isNaN(this.heldout[i]) ? -1 : Math.min(r, this.heldout[i])));
+      this.partners = { a: partners(pack.a), b: partners(pack.b) };
+      this.search = null;
+    }
+
+    features(pair) {
+      return { a: this.a[pair], b: this.b[pair] };
+    }
+
+    // All top contexts of both features are on one and the same word.
+    isEasy(pair) {
+      const tokens = [...this.sites.a.tokens(this.a[pair]), ...this.sites.b.tokens(this.b[pair])];
+      return new Set(tokens.map((token) => token.toLowerCase())).size === 1;
+    }
+
+    get easy() {
+      this.easyFlags ??= Uint8Array.from(this.a, (_, pair) => this.isEasy(pair));
+      return this.easyFlags;
+    }
+
+    conceptsOf(pair) {
+      if (!this.concepts.length) return [];
+      const from = this.concept_start[pair];
+      return Array.from(this.concept_id.subarray(from, this.concept_start[pair + 1]), (id) => this.concepts[id]);
+    }
+
+    // An index of the words that pairs fire on, and of their concepts; built once, in slices that leave the page alive.
+    index() {
+      if (!this.search) {
+        const search = new MiniSearch({
+          fields: ["words", "concepts"],
+          tokenize: (text) => text.split(/\s+/u).filter(Boolean),
+          processTerm: (term) => term.toLowerCase(),
+          searchOptions: { combineWith: "AND", prefix: (term) => term.length >= SHORTEST_PREFIX },
+        });
+        const pairs = Array.from({ length: this.n }, (_, pair) => pair);
+        this.search = (async () => {
+          for (let at = 0; at < pairs.length; at += 2000) {
+            search.addAll(pairs.slice(at, at + 2000).map((pair) => this.document(pair)));
+            await new Promise((resolve) => setTimeout(resolve));
+          }
+          return search;
+        })();
+      }
+      return this.search;
+    }
+
+    document(pair) {
+      const { a, b } = this.features(pair);
+      const words = new Set([...this.sites.a.words(a), ...this.sites.a.tokens(a), ...this.sites.b.words(b),
+        ...this.sites.b.tokens(b)]);
+      return { id: pair, words: [...words].join("\n"), concepts: this.conceptsOf(pair).join("\n") };
+    }
+
+    // Pairs that a query means, or null for all: a feature's id (with or without its side), else words or a concept.
+    async find(query) {
+      const text = query.trim();
+      if (!text) return null;
+      const found = new Uint8Array(this.n);
+      const id = /^([ab])?\s*(\d+)$/i.exec(text);
+      if (id) {
+        for (const side of id[1] ? [id[1].toLowerCase()] : ["a", "b"]) {
+          this[side].forEach((feature, pair) => { if (this.sites[side].feature[feature] === Number(id[2])) found[pair] = 1; });
+        }
+      }
+      const search = await this.index();
+      for (const result of search.search(text)) found[result.id] = 1;
+      return found;
+    }
+  }
+
+  function partners(features) {
+    const first = new Map();
+    features.forEach((feature, pair) => { if (!first.has(feature)) first.set(feature, pair); });
+    return first;
+  }
+
+  async function openPairSet(entry) {
+    const names = ["text", entry.packs.a, entry.packs.b, entry.pack];
+    const [text, a, b, pairs] = await Promise.all(names.map(unpack));
+    openPairSet.pool ??= new Pool(text);
+    const sites = Object.fromEntries([["a", a], ["b", b]].map(([side, pack]) =>
+      [side, new Site(pack, openPairSet.pool, side, entry.sites[side], entry.pages[side])]));
+    return new PairSet(entry, pairs, sites.a, sites.b);
+  }
+
+  // ---- elements ---------------------------------------------------------------------------------------------------
+
+  function el(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value !== undefined && value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.filter((child) => child !== null && child !== undefined));
+    return made;
+  }
+
+  function svg(tag, attributes = {}, ...children) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  const MINUS = "−";
+  const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", MINUS) : "–");
+  const count = (value) => value.toLocaleString("en");
+  const fixed = (value) => (value === UNDEFINED ? NaN : value * FIXED_STEP);
+  const words = (tokens) => el("span", { class: "x-words" }, ...tokens.slice(0, 5).map((token) => el("span", {}, token)));
+
+  // ---- the list ---------------------------------------------------------------------------------------------------
+
+  const SORTS = {
+    both: ["Lower of both r", (set) => set.both, -1],
+    r: ["r where chosen", (set) => set.r, -1],
+    heldout: ["r held out", (set) => set.heldout, -1],
+    drop: ["Largest drop held out", (set) => set.r.map((r, i) => r - set.heldout[i]), -1],
+    a: ["Feature of A", (set) => Float32Array.from(set.a, (f) => set.sites.a.feature[f]), 1],
+    b: ["Feature of B", (set) => Float32Array.from(set.b, (f) => set.sites.b.feature[f]), 1],
+  };
+
+  const state = { set: null, shown: [], selected: -1, turn: 0 };
+  const list = byId("x-list");
+  const rows = byId("x-rows");
+
+  const virtualizer = new Virtualizer({
+    count: 0,
+    getScrollElement: () => list,
+    estimateSize: () => ROW_HEIGHT,
+    overscan: 8,
+    scrollToFn: elementScroll,
+    observeElementRect,
+    observeElementOffset,
+    onChange: drawRows,
+  });
+
+  function drawRows() {
+    rows.style.height = `${virtualizer.getTotalSize()}px`;
+    const items = virtualizer.getVirtualItems();
+    rows.replaceChildren(...items.map((item) => pairRow(item)));
+    if (!state.shown.length) rows.replaceChildren(el("p", { class: "x-none" }, "No pair fits."));
+    const active = state.shown.indexOf(state.selected);
+    const drawn = items.some((item) => item.index === active);
+    if (drawn) list.setAttribute("aria-activedescendant", `x-row-${active}`);
+    else list.removeAttribute("aria-activedescendant");
+  }
+
+  function pairRow(item) {
+    const { set } = state;
+    const pair = state.shown[item.index];
+    const side = (name) => {
+      const feature = set[name][pair];
+      const site = set.sites[name];
+      return el("span", { class: `x-side side-${name}` }, el("span", { class: "id num" }, site.label(feature)), words(site.tokens(feature)));
+    };
+    const row = el("div", {
+      role: "option", id: `x-row-${item.index}`, class: "x-row", "aria-selected": String(pair === state.selected),
+      "aria-posinset": item.index + 1, "aria-setsize": state.shown.length,
+    }, side("a"), side("b"), el("b", { class: "num" }, number(set.r[pair])), el("span", { class: "num" }, number(set.heldout[pair])));
+    row.style.transform = `translateY(${item.start}px)`;
+    row.dataset.at = item.index;
+    return row;
+  }
+
+  async function refresh() {
+    const turn = ++state.turn;
+    const { set } = state;
+    const found = await set.find(byId("x-search").value);
+    if (turn !== state.turn) return;
+    const least = byId("x-min").value === "" ? -Infinity : Number(byId("x-min").value);
+    const easy = byId("x-easy").checked ? set.easy : null;
+    const concept = byId("x-concept").value;
+    const kept = [];
+    for (let pair = 0; pair < set.n; pair++) {
+      if ((!found || found[pair]) && !(set.both[pair] < least) && !(easy && easy[pair]) &&
+          (!concept || set.conceptsOf(pair).includes(concept))) kept.push(pair);
+    }
+    const [, values, direction] = SORTS[byId("x-sort").value];
+    const keys = values(set);
+    const key = (pair) => (Number.isNaN(keys[pair]) ? Infinity : direction * keys[pair]);
+    state.shown = kept.sort((x, y) => key(x) - key(y) || x - y);
+    byId("x-count").textContent = `${count(kept.length)} of ${count(set.n)} pairs`;
+    virtualizer.setOptions({ ...virtualizer.options, count: kept.length });
+    virtualizer._willUpdate();
+    virtualizer.scrollToOffset(0);
+    if (!kept.includes(state.selected)) choose(kept.length ? 0 : -1, { scroll: false });
+    drawRows();
+    drawMaps();
+    byId("x-app").dataset.ready = String(turn);
+  }
+
+  function choose(at, { scroll = true } = {}) {
+    state.selected = at < 0 ? -1 : state.shown[at];
+    if (scroll && at >= 0) virtualizer.scrollToIndex(at, { align: "auto" });
+    drawRows();
+    drawDetail();
+    drawMaps();
+  }
+
+  // Show a pair, without the filters where they hide it.
+  async function goTo(pair) {
+    if (!state.shown.includes(pair)) {
+      for (const id of ["x-search", "x-min", "x-concept"]) byId(id).value = "";
+      byId("x-easy").checked = false;
+      await refresh();
+    }
+    choose(state.shown.indexOf(pair));
+  }
+
+  // ---- one pair ---------------------------------------------------------------------------------------------------
+
+  function drawDetail() {
+    const detail = byId("x-detail");
+    const pair = state.selected;
+    if (pair < 0) return detail.replaceChildren();
+    const { set } = state;
+    const features = set.features(pair);
+    const facts = [["r where chosen", number(set.r[pair], 3)], ["r held out", number(set.heldout[pair], 3)]];
+    const concepts = set.conceptsOf(pair);
+    if (concepts.length) facts.push(["concepts", concepts.join(", ")]);
+    if (set.isEasy(pair)) facts.push(["easy kind", "one word only"]);
+    const title = el("h3", { id: "x-title", tabindex: "-1" }, `${set.sites.a.label(features.a)} and ${set.sites.b.label(features.b)}`);
+    detail.replaceChildren(title,
+      el("dl", { class: "x-facts" }, ...facts.map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", { class: "num" }, fact)))),
+      el("div", { class: "x-sides" }, sideView("a", pair), sideView("b", pair)));
+  }
+
+  function sideView(side, pair) {
+    const { set } = state;
+    const other = side === "a" ? "b" : "a";
+    const site = set.sites[side];
+    const feature = set[side][pair];
+    const shared = new Set(set.sites[other].contexts(set[other][pair]).map((at) => set.sites[other].row[at]));
+    const heading = el("h4", {}, el("span", { class: "badge" }, side.toUpperCase()), ` feature ${site.feature[feature]}`);
+    const page = site.page && el("a", { href: `${site.page}/${site.feature[feature]}`, rel: "noreferrer noopener", target: "_blank" }, "on Neuronpedia");
+    const share = site.n_active[feature] / site.rows;
+    return el("div", { class: `side-${side}` }, heading,
+      el("p", { class: "small" }, `${site.name}; active on ${count(site.n_active[feature])} of ${count(site.rows)} rows (${(100 * share).toPrecision(2)} %)`, page ? "; " : "", page || null),
+      el("ol", { class: "contexts" }, ...site.contexts(feature).map((at) => contextView(site, at, shared))),
+      histogram(site, feature),
+      neighbours(side, pair));
+  }
+
+  function contextView(site, at, shared) {
+    const { pool } = site;
+    const peak = site.row[at];
+    const [first, last] = [peak - site.before[at], peak + site.after[at]];
+    const text = el("span", { class: "text", dir: "auto" });
+    if (!(pool.flags[first] & FIRST)) text.append("… ");
+    for (let row = first; row <= last; row++) {
+      const level = site.level[at * (2 * index.reach + 1) + index.reach + row - peak];
+      if (row > first) text.append(pool.before(row));
+      text.append(level || row === peak ? el("mark", { class: `l${level}${row === peak ? " p" : ""}` }, pool.own(row)) : pool.own(row));
+    }
+    if (!(pool.flags[last] & LAST)) text.append(" …");
+    if (shared.has(peak)) text.append(" ", el("span", { class: "also", role: "img", "aria-label": "also among the partner’s top contexts" }, "⇄"));
+    const value = el("span", { class: "value num", title: `document ${pool.document[peak]}` }, number(site.value[at]));
+    return el("li", {}, value, text);
+  }
+
+  function histogram(site, feature) {
+    const bars = Array.from(site.bars.subarray(feature * index.bars, (feature + 1) * index.bars));
+    const highest = Math.log1p(Math.max(...bars, 1));
+    const width = 100 / bars.length;
+    const label = `Histogram of ${count(bars.reduce((sum, bar) => sum + bar, 0))} activations above 0, up to ${number(site.largest[feature])}, on a logarithmic scale`;
+    const drawn = svg("svg", { class: "x-bars", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label },
+      svg("line", { x1: 0, x2: 100, y1: 29.7, y2: 29.7, "stroke-width": 0.6 }),
+      ...bars.map((bar, i) => {
+        const height = (29 * Math.log1p(bar)) / highest;
+        return svg("rect", { x: i * width + 0.3, width: width - 0.6, y: 29.5 - height, height });
+      }));
+    return el("div", {}, drawn, el("p", { class: "small" }, `Activations from 0 to ${number(site.largest[feature])}; rows on a logarithmic scale`));
+  }
+
+  // The partners that a feature could have had: those it correlates with most, and what became of them.
+  function neighbours(side, pair) {
+    const { set } = state;
+    const other = side === "a" ? "b" : "a";
+    const from = pair * set.neighbours;
+    const found = Array.from(set[`near_${other}`].subarray(from, from + set.neighbours));
+    const body = found.map((feature, i) => feature < 0 ? null : neighbourRow(other, feature, pair,
+      fixed(set[`near_r_${other}`][from + i]), fixed(set[`near_heldout_${other}`][from + i])));
+    const head = ["Feature", "r", "held out", "Fires on"].map((name, i) => el("th", { scope: "col", class: i === 1 || i === 2 ? "num" : null }, name));
+    return el("table", { class: `x-near side-${other}` },
+      el("caption", {}, `What ${set.sites[side].label(set[side][pair])} correlates with most in ${other.toUpperCase()}`),
+      el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
+  }
+
+  function neighbourRow(side, feature, pair, r, heldout) {
+    const { set } = state;
+    const site = set.sites[side];
+    const chosen = set[side][pair] === feature;
+    const other = side === "a" ? "b" : "a";
+    const partner = set.partners[side].get(feature);
+    let fate = "not matched";
+    if (chosen) fate = "this pair";
+    else if (partner !== undefined) {
+      const label = `${set.sites[other].label(set[other][partner])}, r ${number(set.r[partner])}`;
+      fate = el("button", { type: "button", class: "x-jump" }, `paired with ${label}`);
+      fate.addEventListener("click", () => goTo(partner).then(() => byId("x-title").focus()));
+    }
+    return el("tr", { class: chosen ? "x-chosen" : null }, el("th", { scope: "row", class: "num" }, site.label(feature)),
+      el("td", { class: "num" }, number(r)), el("td", { class: "num" }, number(heldout)),
+      el("td", {}, words(site.tokens(feature)), el("span", { class: "x-fate" }, fate)));
+  }
+
+  // ---- the maps ---------------------------------------------------------------------------------------------------
+
+  const maps = { transform: zoomIdentity, a: null, b: null };
+
+  function openMaps() {
+    const { set } = state;
+    const farthest = (places) => places.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    const reach = Math.max(farthest(set.map_a), farthest(set.map_b)) || 1;
+    const share = (value) => (value === null ? "" : `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} % of variance`);
+    for (const side of ["a", "b"]) {
+      maps[side] = { places: set[`map_${side}`], reach: reach * 1.05, tree: null };
+      byId(`x-map-title-${side}`).textContent = `${set.entry.sites[side]}, ${share(set.explained[side])}`;
+      byId(`x-map-${side}`).setAttribute("aria-label", `Map of the decoder rows of ${count(set.n)} matched features of ${set.entry.sites[side]}; the list holds the same pairs`);
+    }
+    maps.transform = zoomIdentity;
+    byId("x-map-note").textContent = "The decoder rows of all matched features, each side on its own first two principal components; B is turned so that partners lie as near to each other as they can. Most of the variance lies outside of these planes: look here for groups, not for proof. Marked: the pairs that the list shows. Point at one to see its partner, click to open it, drag or Ctrl + wheel to zoom.";
+  }
+
+  const scale = (side, canvas) => Math.min(canvas.width, canvas.height) / 2 / maps[side].reach;
+
+  function place(side, pair, canvas) {
+    const { k, x, y } = maps.transform;
+    const size = scale(side, canvas);
+    const [left, top] = [maps[side].places[2 * pair], maps[side].places[2 * pair + 1]];
+    return [(canvas.width / 2 + left * size) * k + x * devicePixelRatio, (canvas.height / 2 - top * size) * k + y * devicePixelRatio];
+  }
+
+  let drawing = 0;
+  function drawMaps() {
+    if (!drawing) drawing = requestAnimationFrame(() => { drawing = 0; for (const side of ["a", "b"]) if (maps[side]) drawMap(side); });
+  }
+
+  function drawMap(side) {
+    const canvas = byId(`x-map-${side}`);
+    const [width, height] = [canvas.clientWidth * devicePixelRatio, canvas.clientHeight * devicePixelRatio].map(Math.round);
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const style = getComputedStyle(canvas);
+    const pen = canvas.getContext("2d");
+    const dot = Math.max(1.5, Math.min(4, 260 / Math.sqrt(state.set.n))) * devicePixelRatio;
+    pen.clearRect(0, 0, width, height);
+    const draw = (pair, size) => {
+      const [x, y] = place(side, pair, canvas);
+      if (x > -size && y > -size && x < width + size && y < height + size) pen.fillRect(x - size / 2, y - size / 2, size, size);
+    };
+    const all = state.shown.length === state.set.n;
+    if (!all) {
+      pen.globalAlpha = 0.35;
+      pen.fillStyle = style.getPropertyValue("--null");
+      for (let pair = 0; pair < state.set.n; pair++) draw(pair, dot);
+    }
+    pen.globalAlpha = all ? 0.5 : 0.8;
+    pen.fillStyle = style.getPropertyValue(`--${side}`);
+    for (const pair of state.shown) draw(pair, all ? dot : dot * 1.4);
+    pen.globalAlpha = 1;
+    ring(pen, side, maps.hover, canvas, style.getPropertyValue("--muted"));
+    ring(pen, side, state.selected, canvas, style.getPropertyValue("--ink"));
+  }
+
+  function ring(pen, side, pair, canvas, colour) {
+    if (pair === undefined || pair < 0) return;
+    const [x, y] = place(side, pair, canvas);
+    pen.strokeStyle = colour;
+    pen.lineWidth = 2.5 * devicePixelRatio;
+    pen.beginPath();
+    pen.arc(x, y, 7 * devicePixelRatio, 0, 2 * Math.PI);
+    pen.stroke();
+  }
+
+  function nearest(side, event) {
+    const canvas = event.currentTarget;
+    const map = maps[side];
+    const places = map.places;
+    map.tree ??= quadtree().x((pair) => places[2 * pair]).y((pair) => places[2 * pair + 1]).addAll(Array.from({ length: state.set.n }, (_, pair) => pair));
+    const { k, x, y } = maps.transform;
+    const size = scale(side, canvas);
+    const box = canvas.getBoundingClientRect();
+    const left = (((event.clientX - box.left - x) * devicePixelRatio) / k - canvas.width / 2) / size;
+    const top = (canvas.height / 2 - ((event.clientY - box.top - y) * devicePixelRatio) / k) / size;
+    return map.tree.find(left, top, (12 * devicePixelRatio) / k / size) ?? -1;
+  }
+
+  function hover(pair) {
+    maps.hover = pair;
+    const { set } = state;
+    const line = (side) => `${set.sites[side].label(set[side][pair])} ${set.sites[side].tokens(set[side][pair]).slice(0, 4).join(" · ")}`;
+    byId("x-hover").textContent = pair < 0 ? " " : `${line("a")}  –  ${line("b")}  (r ${number(set.r[pair])}, held out ${number(set.heldout[pair])})`;
+    drawMaps();
+  }
+
+  const zooming = zoom().scaleExtent([0.5, 60])
+    .filter((event) => (event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.touches || event.touches.length > 1) && !event.button)
+    .on("zoom", (event) => {
+      maps.transform = event.transform;
+      for (const side of ["a", "b"]) byId(`x-map-${side}`).__zoom = event.transform;
+      drawMaps();
+    });
+
+  function listenToMaps() {
+    for (const side of ["a", "b"]) {
+      const canvas = byId(`x-map-${side}`);
+      select(canvas).call(zooming).on("dblclick.zoom", null);
+      canvas.addEventListener("pointermove", (event) => hover(nearest(side, event)));
+      canvas.addEventListener("pointerleave", () => hover(-1));
+      canvas.addEventListener("click", (event) => {
+        const pair = nearest(side, event);
+        if (pair >= 0) goTo(pair);
+      });
+    }
+    const steps = { "x-in": (map) => zooming.scaleBy(map, 1.6), "x-out": (map) => zooming.scaleBy(map, 1 / 1.6), "x-reset": (map) => zooming.transform(map, zoomIdentity) };
+    for (const [id, step] of Object.entries(steps)) byId(id).addEventListener("click", () => step(select(byId("x-map-a"))));
+    new ResizeObserver(drawMaps).observe(byId("x-map-a"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMaps);
+  }
+
+  // ---- keyboard and mouse -----------------------------------------------------------------------------------------
+
+  function moved(event) {
+    const at = state.shown.indexOf(state.selected);
+    const page = Math.max(1, Math.floor(list.clientHeight / ROW_HEIGHT) - 1);
+    const last = state.shown.length - 1;
+    return { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: last }[event.key];
+  }
+
+  function listen() {
+    list.addEventListener("keydown", (event) => {
+      if (!state.shown.length) return;
+      const to = moved(event);
+      if (to !== undefined) {
+        event.preventDefault();
+        choose(Math.min(Math.max(to, 0), state.shown.length - 1));
+      } else if (event.key === "Enter") {
+        event.preventDefault();
+        byId("x-title")?.focus();
+      }
+    });
+    list.addEventListener("click", (event) => {
+      const row = event.target.closest(".x-row");
+      if (!row) return;
+      choose(Number(row.dataset.at), { scroll: false });
+      if (matchMedia("(max-width: 60rem)").matches) byId("x-detail").scrollIntoView({ block: "start" });
+    });
+    byId("x-detail").addEventListener("keydown", (event) => { if (event.key === "Escape") list.focus(); });
+    byId("x-search").addEventListener("keydown", (event) => {
+      if (event.key === "ArrowDown" || event.key === "Enter") {
+        event.preventDefault();
+        list.focus();
+      }
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "/" || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+      event.preventDefault();
+      byId("x-search").focus();
+    });
+    for (const id of ["x-search", "x-min"]) byId(id).addEventListener("input", refresh);
+    for (const id of ["x-sort", "x-easy", "x-concept"]) byId(id).addEventListener("change", refresh);
+    byId("x-sites").addEventListener("change", openSites);
+  }
+
+  // ---- start ------------------------------------------------------------------------------------------------------
+
+  async function openSites() {
+    state.set = await openPairSet(index.site_pairs[Number(byId("x-sites").value)]);
+    state.selected = -1;
+    const { concepts } = state.set;
+    byId("x-concept").replaceChildren(el("option", { value: "" }, "any"), ...concepts.map((name) => el("option", { value: name }, name)));
+    byId("x-concept").parentElement.hidden = !concepts.length;
+    openMaps();
+    await refresh();
+    await state.set.index();
+    byId("x-app").dataset.indexed = "true";
+  }
+
+  async function start() {
+    byId("x-wait").textContent = "Opening …";
+    byId("x-sites").replaceChildren(...index.site_pairs.map((entry, i) => el("option", { value: i }, `${entry.sites.a} – ${entry.sites.b} (${count(entry.pairs)})`)));
+    byId("x-sort").replaceChildren(...Object.entries(SORTS).map(([name, [label]]) => el("option", { value: name }, label)));
+    byId("x-app").hidden = false;
+    virtualizer._didMount();
+    listen();
+    listenToMaps();
+    await openSites();
+    byId("x-wait").textContent = "";
+  }
+
+  start().catch((error) => {
+    byId("x-wait").textContent = `The explorer could not be opened in this browser (${error.message}). pairs.csv holds the same pairs.`;
+    console.error(error);
+  });
+})();

@@ -1,0 +1,313 @@
+"""Activations by second moments, against plain NumPy on whole matrices and scikit-learn; nulls, intervals."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import xarray as xr
+from sklearn.cross_decomposition import CCA
+
+import storage
+from benchmarks.compare_activations import write_related_stores
+from benchmarks.measure import run_measured
+from pipeline.compare import moments as moments_module
+from pipeline.compare.activations import compare_activations
+from pipeline.compare.moments import Columns, Pass, TokenRows, cut_groups, sum_group, weighted_sum
+from pipeline.workers import local_client
+from storage.errors import BudgetError, InputError, RowMismatchError
+
+LINEAR = ["svcca", "svcca:k=3", "cca", "pwcca", "svcca_pc1", "cka", "procrustes"]
+
+
+def tokens(n, per_document=25):
+    place = np.arange(n)
+    return {"document": place // per_document, "char_start": place, "char_end": place + 1}
+
+
+def related(n=900, d_a=7, d_b=10, seed=0, shift=0.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d_a)) * np.exp(-0.5 * np.arange(d_a)) + shift
+    y = x @ rng.normal(size=(d_a, d_b)) + 0.7 * rng.normal(size=(n, d_b)) + 3 * shift
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+@pytest.fixture
+def stores(tmp_path):
+    def write(x, y, **options):
+        for name, values in (("a", x), ("b", y)):
+            storage.write_activations(tmp_path / f"{name}.zarr", values, tokens=tokens(values.shape[0]), **options)
+        return tmp_path / "a.zarr", tmp_path / "b.zarr"
+
+    return write
+
+
+def plain(x, y):
+    """Every metric by singular value decompositions of the whole matrices in float64."""
+    x, y = (np.asarray(side, np.float64) - np.asarray(side, np.float64).mean(axis=0) for side in (x, y))
+    (u, s, _), (w, t, _) = (np.linalg.svd(side, full_matrices=False) for side in (x, y))
+    r_x, r_y = (np.count_nonzero(one > 1e-6 * one[0]) for one in (s, t))
+
+    def correlations(k_x, k_y):
+        return np.linalg.svd(u[:, :k_x].T @ w[:, :k_y], compute_uv=False)
+
+    def kept(one):
+        return int(np.searchsorted(np.cumsum(one**2) / np.sum(one**2), 0.99)) + 1
+
+    left, rho, _ = np.linalg.svd(u[:, :r_x].T @ w[:, :r_y])
+    weights = np.abs((u[:, :r_x] @ left).T @ x).sum(axis=1)[: len(rho)]
+    return {
+        "svcca": correlations(kept(s), kept(t)).mean(),
+        "svcca:k=3": correlations(3, 3).mean(),
+        "cca": correlations(r_x, r_y).mean(),
+        "pwcca": np.sum(weights * rho) / np.sum(weights),
+        "svcca_pc1": abs(np.corrcoef(u[:, 0], w[:, 0])[0, 1]),
+        "cka": np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)),
+        "procrustes": np.linalg.norm(x.T @ y, "nuc") / (np.linalg.norm(x) * np.linalg.norm(y)),
+    }
+
+
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+def test_scores_are_those_of_the_whole_matrices(stores, client, monkeypatch, shift):
+    monkeypatch.setattr(moments_module, "FEWEST_ROWS", 16)
+    monkeypatch.setattr(moments_module, "SLAB_VALUES", 16 * 17)
+    x, y = related(shift=shift)
+    found = compare_activations(*stores(x, y, dtype="float32"), metrics=LINEAR, null_runs=0, client=client)
+    for name, expected in plain(x, y).items():
+        assert float(found.score.sel(metric=name)) == pytest.approx(expected, abs=1e-6), name
+
+
+def test_cca_equals_scikit_learn(stores, client):
+    x, y = related(400, 3, 4)
+    found = compare_activations(*stores(x, y), metrics=["cca"], null_runs=0, client=client)
+    scores = CCA(n_components=3, max_iter=5000, tol=1e-12).fit(x, y).transform(x, y)
+    expected = np.mean([np.corrcoef(scores[0][:, i], scores[1][:, i])[0, 1] for i in range(3)])
+    assert float(found.score[0]) == pytest.approx(expected, abs=1e-6)
+
+
+def debiased_by_the_kernels(x, y):
+    """Song et al. 2012, equation 5, with the n × n matrices."""
+    n = len(x)
+
+    def hsic(k, m):
+        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+        one = np.ones(n)
+        first = np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return (first - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+    k, m = (side.astype(np.float64) @ side.astype(np.float64).T for side in (x, y))
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def test_debiased_cka_equals_its_definition_on_kernel_matrices(stores, client):
+    x, y = related(120, shift=1.0)
+    found = compare_activations(*stores(x, y), metrics=["cka_debiased"], null_runs=0, client=client)
+    assert float(found.score[0]) == pytest.approx(debiased_by_the_kernels(x, y), abs=1e-6)
+
+
+def test_sparse_stores_are_compared_over_the_features_of_the_pairs(tmp_path, client):
+    rng = np.random.default_rng(0)
+    dense = [np.where(rng.random((700, d)) < 0.2, rng.exponential(size=(700, d)), 0).astype("f4") for d in (30, 40)]
+    dense[1][:, :30] += 2 * dense[0]
+    for name, values in zip("ab", dense, strict=True):
+        storage.write_activations(tmp_path / name, sp.csr_array(values), tokens=tokens(700))
+    ids = rng.permutation(30)[:12], rng.permutation(40)[:12]
+    pairs = xr.Dataset({f"feature_{side}": ("pair", each) for side, each in zip("ab", ids, strict=True)})
+    found = compare_activations(tmp_path / "a", tmp_path / "b", pairs=pairs, metrics=LINEAR, null_runs=0, client=client)
+    for name, expected in plain(dense[0][:, ids[0]], dense[1][:, ids[1]]).items():
+        assert float(found.score.sel(metric=name)) == pytest.approx(expected, abs=1e-6), name
+    assert found.attrs["columns_a"] == 12
+
+
+def test_sinks_of_either_side_are_left_out(tmp_path, client):
+    x, y = related(600)
+    sinks = [np.zeros(600, bool), np.zeros(600, bool)]
+    sinks[0][[0, 5, 6]], sinks[1][[6, 599]] = True, True
+    for name, values, sink in zip("ab", (x, y), sinks, strict=True):
+        values[sink] = 1000.0
+        writer = storage.ActivationWriter.create(
+            tmp_path / name, n_tokens=600, n_features=values.shape[1], layout="dense", tokens=tokens(600)
+        )
+        writer.write_shard(0, values, sink=sink)
+        writer.finalise()
+    found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=LINEAR, null_runs=0, client=client)
+    kept = ~(sinks[0] | sinks[1])
+    for name, expected in plain(x[kept], y[kept]).items():
+        assert float(found.score.sel(metric=name)) == pytest.approx(expected, abs=1e-6), name
+    assert int(found.n_tokens) == 596
+
+
+def test_same_bytes_whatever_the_workers(stores, client):
+    paths = stores(*related())
+    options = {"metrics": LINEAR, "null_runs": 30, "blocks": 8, "intervals": 20, "groups": 24}
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        first, second = (compare_activations(*paths, **options, client=each) for each in (client, other))
+    for name in first.data_vars:
+        assert first[name].values.tobytes() == second[name].values.tobytes() or first[name].dtype == object, name
+
+
+def test_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(stores, client):
+    """One order, made by hand from the rows themselves."""
+    x, y = related(430, 3, 4)
+    found = compare_activations(*stores(x, y), metrics=["cca", "cka"], null_runs=3, blocks=4, seed=5, client=client)
+    length, offset = 107, 53
+    for run in range(3):
+        order = np.random.default_rng(np.random.SeedSequence(5, spawn_key=(run,))).permutation(4)
+        moved = np.roll(y, -offset, axis=0)
+        rows = [moved[block * length : (block + 1) * length] for block in order]
+        expected = plain(x, np.concatenate([*rows, moved[4 * length :]]))
+        for name in ("cca", "cka"):
+            value = float(found.null_score.sel(metric=name, null="shifted_blocks", run=run))
+            assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def slow(seed, n, d, keep=0.97):
+    """Independent series whose neighbours are alike, as tokens of a text are."""
+    rng = np.random.default_rng(seed)
+    series = np.empty((n, d))
+    series[0] = rng.normal(size=d)
+    for i in range(1, n):
+        series[i] = keep * series[i - 1] + np.sqrt(1 - keep**2) * rng.normal(size=d)
+    return series
+
+
+def test_unrelated_series_of_alike_neighbours_are_not_significant(stores, client):
+    p, above_shuffled = [], []
+    for seed in range(7):
+        x, y = slow(2 * seed, 1000, 3), slow(2 * seed + 1, 1000, 3)
+        a, b = stores(x, y)
+        p.append(float(compare_activations(a, b, metrics=["cca"], null_runs=19, client=client).p[0, 0]))
+        rng = np.random.default_rng(seed)
+        above_shuffled.append(plain(x, y)["cca"] > max(plain(x, rng.permutation(y))["cca"] for _ in range(9)))
+    assert all(above_shuffled), "shuffled tokens make noise significant"
+    assert sum(value <= 0.05 for value in p) <= 1
+    assert 0.2 < np.mean(p) < 0.8
+
+
+def test_groups_end_where_documents_do():
+    documents = np.repeat(np.arange(40), np.random.default_rng(0).integers(1, 60, 40))
+    groups = cut_groups(documents, len(documents), 12)
+    assert groups[0][0] == 0
+    assert groups[-1][1] == len(documents)
+    for (_, stop), (start, _) in itertools.pairwise(groups):
+        assert stop == start
+        assert documents[stop - 1] != documents[start]
+    assert 10 <= len(groups) <= 12
+    assert len(cut_groups(np.zeros(50, int), 50, 10)) == 10
+    assert len(cut_groups(np.repeat([1, 2, 3], 20), 60, 10)) == 3
+
+
+def test_the_sum_of_groups_is_the_sum_of_all(stores):
+    x, y = related(500)
+    paths = stores(x, y)
+    work = Pass(*(Columns.of(str(path)) for path in paths), TokenRows(500, np.array([], np.int64)))
+    whole = sum_group((0, 500), work)
+    parts = weighted_sum([sum_group(bounds, work) for bounds in cut_groups(None, 500, 7)])
+    for name, one, other in zip(whole._fields, whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-8, err_msg=name)
+
+
+def test_intervals_hold_the_score_and_narrow_with_more_text(stores, client):
+    x, y = related(6000)
+    options = {"metrics": ["cka", "cca"], "null_runs": 0, "intervals": 100, "client": client}
+    found = [compare_activations(*stores(x[:n], y[:n]), **options) for n in (600, 6000)]
+    for one in found:
+        assert ((one.low < one.score) & (one.score < one.high)).all()
+    assert (found[1].high - found[1].low < 0.6 * (found[0].high - found[0].low)).all()
+
+
+def test_the_interval_is_over_documents_not_tokens(tmp_path, client):
+    """The same token many times in a document is one piece of evidence."""
+    x, y = related(100, 3, 3, seed=2)
+    for name, values in (("a", x), ("b", y)):
+        storage.write_activations(tmp_path / name, np.repeat(values, 30, axis=0), tokens=tokens(3000, 30))
+        storage.write_activations(tmp_path / f"once-{name}", values, tokens=tokens(100, 1))
+    options = {"metrics": ["cka"], "null_runs": 0, "intervals": 300, "groups": 100, "client": client}
+    many = compare_activations(tmp_path / "a", tmp_path / "b", **options)
+    once = compare_activations(tmp_path / "once-a", tmp_path / "once-b", **options)
+    np.testing.assert_allclose((many.high - many.low).values, (once.high - once.low).values, rtol=1e-6)
+
+
+def test_notes_say_what_is_missing(tmp_path, client):
+    x, y = related(200)
+    x[:] = 1.0
+    for name, values in (("a", x), ("b", y)):
+        storage.write_activations(tmp_path / name, values, tokens=tokens(200, 100))
+    found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=["svcca"], null_runs=5, client=client)
+    note = str(found.note.item())
+    assert "does not vary" in note
+    assert "shorter than a document" in note
+    assert np.isnan(found.p).all()
+    assert np.isnan(found.score).all()
+    found = compare_activations(tmp_path / "b", tmp_path / "b", metrics=["svcca"], null_runs=0, client=client)
+    assert "no null was asked for" in str(found.note.item())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["rsa"]}, "rsa compares every two rows"),
+        ({"null_runs": 30, "blocks": 4}, "4 blocks have 24 orders"),
+        ({"groups": 1}, "groups is 1"),
+        ({"level": 1.0}, "level is 1.0"),
+        ({"blocks": 500, "null_runs": 0}, "900 tokens"),
+        ({"pairs": xr.Dataset({f"feature_{side}": ("pair", [0, 9]) for side in "ab"})}, "has 7 features"),
+    ],
+)
+def test_settings_that_cannot_be(stores, options, message):
+    with pytest.raises(InputError, match=message):
+        compare_activations(*stores(*related()), **options)
+
+
+def test_other_rows_are_refused(tmp_path):
+    x, y = related(300)
+    storage.write_activations(tmp_path / "a", x, tokens=tokens(300))
+    storage.write_activations(tmp_path / "b", y, tokens=tokens(300, 7))
+    with pytest.raises(RowMismatchError):
+        compare_activations(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(stores):
+    with pytest.raises(BudgetError, match=r"16 blocks.*fewer blocks"):
+        compare_activations(*stores(*related()), memory="20kB")
+
+
+def test_a_current_result_is_left_as_it_is(stores, client, tmp_path):
+    paths, out = stores(*related()), tmp_path / "scores.zarr"
+    compare_activations(*paths, null_runs=9, out=out, client=client)
+    written = (out / "zarr.json").stat().st_mtime_ns
+    compare_activations(*paths, null_runs=9, out=out, client=client)
+    assert (out / "zarr.json").stat().st_mtime_ns == written
+    compare_activations(*paths, null_runs=8, out=out, client=client)
+    assert (out / "zarr.json").stat().st_mtime_ns != written
+
+
+MEMORY = """
+import dataclasses, importlib, psutil
+import numpy as np
+from pipeline.workers import local_client
+activations = importlib.import_module("pipeline.compare.activations")
+works = []
+compare = activations._compare
+activations._compare = lambda work, client: works.append(work) or compare(work, client)
+rng = np.random.default_rng(0)
+np.linalg.svd(rng.normal(size=(50, 20)) @ rng.normal(size=(20, 50)))  # BLAS takes its buffers
+with local_client(1, 2) as client:
+    figures["before"] = psutil.Process().memory_info().rss
+    ds = activations.compare_activations(**arguments, client=client)
+figures["needed"] = works[0].memory(2)
+more = dataclasses.replace(works[0].reading, rows=activations.TokenRows(10**8, np.array([], int)))
+figures["with_more_tokens"] = dataclasses.replace(works[0], reading=more).memory(2)
+"""
+
+
+@pytest.mark.parametrize("options", [{"null_runs": 20, "blocks": 8}, {"null_runs": 0, "intervals": 10, "groups": 20}])
+def test_measured_memory_is_below_the_stated_one(tmp_path, options):
+    write_related_stores(tmp_path, 40_000, 384, 256)
+    arguments = {"a": str(tmp_path / "a.zarr"), "b": str(tmp_path / "b.zarr"), "metrics": ["svcca"], **options}
+    figures = run_measured(MEMORY, arguments)
+    # what the libraries take when they are first used comes on top
+    assert figures["peak_gb"] * 1e9 - figures["before"] <= figures["needed"] + 6e7
+    assert figures["with_more_tokens"] == figures["needed"]

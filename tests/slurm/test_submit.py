@@ -1,0 +1,86 @@
+"""`subspace submit` on a real Slurm: the driver as a job, and arrays without a scheduler."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.slurm import say
+
+pytestmark = pytest.mark.slurm
+
+Subspace = Callable[..., str]
+Digest = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture
+def small_driver(cluster_file: Path) -> Path:
+    """A site whose drivers are small."""
+    settings = yaml.safe_load(cluster_file.read_text())
+    settings["subspace"]["profiles"]["slurm-cpu"]["driver"] = {"cores": 1, "memory": "3GB", "walltime": "00:10:00"}
+    cluster_file.write_text(yaml.safe_dump(settings))
+    return cluster_file
+
+
+def wait_for_jobs(ids: list[str], logs: Path, seconds: float = 240) -> None:
+    """Wait until jobs are over, and require that all of them succeeded."""
+    deadline = time.monotonic() + seconds
+    while True:
+        lines = say("squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%i %T").splitlines()
+        states = dict(line.split() for line in lines)
+        if set(states.values()) <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}:
+            break
+        assert time.monotonic() < deadline, states
+        time.sleep(1)
+    said = "\n".join(f"--- {log}\n{log.read_text()[-3000:]}" for log in sorted(logs.glob("*.log")))
+    assert set(states.values()) == {"COMPLETED"}, f"{states}\n{said}"
+
+
+def test_the_driver_as_a_job(
+    slurm: Path,
+    small_driver: Path,
+    subspace: Subspace,
+    tiny_inputs: Path,
+    local_run: dict[str, str],
+    digest: Digest,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    said = json.loads(
+        subspace(
+            "submit", tiny_inputs / "experiment.yaml", "--run-dir", folder, "--cluster-file", small_driver, "--json"
+        )
+    )
+    script = (folder / "jobs" / "driver.sbatch").read_text()
+    assert "#SBATCH --partition=main" in script
+    assert "#SBATCH --time=00:10:00" in script
+    wait_for_jobs(said["jobs"], folder / "logs")
+    assert digest(folder) == local_run
+    assert (folder / "report.html").is_file()
+
+
+def test_arrays_without_a_scheduler(
+    slurm: Path,
+    small_driver: Path,
+    subspace: Subspace,
+    tiny_inputs: Path,
+    local_run: dict[str, str],
+    digest: Digest,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    command = ("submit", tiny_inputs / "experiment.yaml", "--run-dir", folder, "--cluster-file", small_driver)
+    said = json.loads(subspace(*command, "--array", 2, "--json"))
+    assert len(said["jobs"]) == 5
+    wait_for_jobs(said["jobs"], folder / "logs", 400)
+    assert digest(folder) == local_run
+    assert (folder / "report.html").is_file()
+    shares = [
+        text for log in (folder / "logs").glob("subspace-share-*.log") if "harvest A" in (text := log.read_text())
+    ]
+    assert len(shares) == 2, "both tasks of the array harvested"

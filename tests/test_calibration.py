@@ -1,0 +1,77 @@
+"""Short versions of the statistical benchmarks: p-values without an effect, and what SVCCA scores by chance."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from benchmarks import calibration
+from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
+from pipeline.compare.arrays import compare_rows
+from pipeline.statistics import holm
+
+METRICS = ["svcca", "rsa", "svcca_pc1"]
+
+
+@pytest.fixture(scope="module")
+def scores(client):
+    found = {}
+    for seed in range(60):
+        for one in calibration.experiment(seed, METRICS, 39, client):
+            calibration._extend(found, calibration._scores_of(one))
+    return found
+
+
+def test_p_is_uniform_where_there_is_no_effect(scores):
+    lines = [calibration.judge(*key, values) for key, values in scores.items()]
+    assert {line["null"] for line in lines} == {"shuffled", "random_features", "random_dictionary", "random_pairs"}
+    assert len(lines) == 4 * len(METRICS)
+    assert min(line["ks_p"] for line in lines) > 0.05 / len(lines)
+    assert all(line["below_level"] <= calibration.sampled_limit(line["experiments"], 4) for line in lines)
+
+
+def test_holm_keeps_the_family_wise_error(scores):
+    """Families of 2 tests of the same metric: with 39 runs, the corrected p of one can just reach 0.05."""
+    wrong = []
+    for values in scores.values():
+        p = np.array([(np.sum(null >= score - 1e-6) + 1) / (len(null) + 1) for score, null in values])
+        wrong += [(holm(family) <= 0.05).any() for family in p.reshape(-1, 2)]
+    assert np.mean(wrong) <= calibration.sampled_limit(len(wrong))
+
+
+def test_ties_are_broken_evenly():
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, 3, size=(1000, 20)).astype(float)
+    smooth = [calibration.uniform_p(row[0], row[1:], rng) for row in draws]
+    assert kstest(smooth, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("n", [24, 239, 1000])
+def test_trap_2_svcca_of_independent_rows(client, n):
+    found = compare_rows(*(unit_rows(n, d, n + d) for d in DIMENSIONS), metrics=["svcca"], null_runs=4, client=client)
+    assert abs(float(found.null_mean[0, 0]) - EXPECTED[n]) <= tolerance(float(found.null_std[0, 0]), 4)
+
+
+def last_line(*arguments: str) -> dict:
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_benchmarks_run():
+    result = last_line("benchmarks.calibration", "--experiments", "8", "--activations", "4", "--null-runs", "19")
+    assert {line["null"] for line in result["lines"]} >= {"shuffled", "shifted_blocks"}
+    assert result["families"] > 0
+    assert result["shuffled_tokens"]["below_level"] == 1.0
+    result = last_line("benchmarks.chance", "--sizes", "24", "239", "--runs", "3")
+    assert result["reproduced"]
+    assert result["lines"][0]["mean"] > 0.99
+    result = last_line("benchmarks.compare_activations", "--rows", "4000", "--plain-rows", "3000", "--null-runs", "5")
+    assert result["max_error"] < 1e-6
+    assert len(result["ratios"]) == 1
+    assert result["with_null"]["null_mean"] < result["score"]
