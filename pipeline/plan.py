@@ -251,7 +251,7 @@ def _semantics_steps(config: Experiment, directory: RunDirectory, sizes: Sizes, 
     drawn = sum(null != "shuffled" for null in config.semantics.nulls)
     sized = SUBSPACE_SIZES + config.semantics.clusters
     for site_a, site_b in config.site_pairs:
-        rows = sum(sizes[side, site].n_features for side, site in (("a", site_a), ("b", site_b)))
+        rows = sizes["a", site_a].n_features + sizes["b", site_b].n_features
         seconds = 1 + runs * (drawn * sized * DRAW_SECONDS + SUBSPACES * SHUFFLE_SECONDS) / slots
         step = Step(
             stage="semantics",

@@ -343,8 +343,10 @@ def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_
             score[i], note[i] = found.scores[results.places], np.array(found.notes, object)[results.places]
         for k, null in enumerate(nulls):
             runs = results.null(name, n, null)
+            if runs is None:
+                continue
             # what is undefined on the rows themselves has no null
-            for j in [] if runs is None else np.flatnonzero(np.isfinite(score[i])):
+            for j in np.flatnonzero(np.isfinite(score[i])).tolist():
                 check_finite(runs[j], metrics[j], null)
                 for column, value in summary(score[i, j], runs[j]).items():
                     columns[column][i, j, k] = value
