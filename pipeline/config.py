@@ -397,8 +397,8 @@ class SemanticsConfig(Section):
         "greedy", description="how features are paired within a concept: one to one, or many to one"
     )
     min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
-    metrics: list[str] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
-    judged: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+    metrics: list[Metric] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
+    judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
         ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
     )
     nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [
@@ -491,6 +491,16 @@ class Experiment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _contexts_suffice(self) -> Experiment:
+        wanted = 0 if self.semantics is None else getattr(self.semantics.rule, "of", 0)
+        if wanted > self.report.contexts:
+            raise ValueError(
+                f"semantics.rule looks at {wanted} top contexts of each feature, and report.contexts keeps "
+                f"{self.report.contexts}; raise report.contexts, or lower `of`"
+            )
+        return self
+
     def allowing_bad_sites(self) -> Experiment:
         """Return the same experiment with ``allow_bad_site`` on both sides."""
         sides = {side: getattr(self, side).model_copy(update={"allow_bad_site": True}) for side in ("a", "b")}
@@ -556,8 +566,13 @@ def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
         # inside a list of filters, the location goes on with a number and the filter's name
-        section = field.annotation if field is not None else _FILTERS.get(str(part), Section)
+        section = _section_of(field.annotation) if field is not None else _FILTERS.get(str(part), Section)
     yield from getattr(section, "model_fields", {})
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section that a field holds; of an optional one, what it is when it is there."""
+    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
 
 
 _FILTERS = {

@@ -42,6 +42,9 @@ MATCH_SECONDS, MATCH_BYTES, PAIR_BYTES = 4e-7, 40, 40
 RSA_SECONDS, SVCCA_SECONDS = 8e-9, 4e-11
 #: The same where a null draws other rows, which are ranked and decomposed in every run.
 DRAWN_RSA_SECONDS, DRAWN_SVCCA_SECONDS = 4e-7, 1e-9
+#: Subspaces with pairs enough to be tested at two sites, different numbers of pairs among them, and seconds of one
+#: run of a null for one such number, on one core (measured on the demo, 10 to 80 pairs).
+SUBSPACES, SUBSPACE_SIZES, DRAW_SECONDS, SHUFFLE_SECONDS = 40, 30, 2e-3, 4e-4
 #: Seconds of the report, and bytes of it.
 REPORT_SECONDS, REPORT_BYTES = 10.0, 3_000_000
 
@@ -119,7 +122,7 @@ def plan(
         resources = find_resources(used, parse_memory(config.correlate.memory))
         correlated = list(_correlate_steps(config, directory, sizes, (n_rows, resources, find_rates(calibrate))))
     later = [*_match_steps(config, directory, sizes), *_compare_steps(config, directory, sizes, resources)]
-    steps = [*harvested, *correlated, *later, _report_step()]
+    steps = [*harvested, *correlated, *later, *_semantics_steps(config, directory, sizes, resources), _report_step()]
     _check_disk(steps, directory)
     return steps
 
@@ -238,6 +241,31 @@ def _compare_steps(config: Experiment, directory: RunDirectory, sizes: Sizes, re
             seconds=seconds,
         )
         yield step.done() if directory.scores(site_a, site_b).exists() else step
+
+
+def _semantics_steps(config: Experiment, directory: RunDirectory, sizes: Sizes, resources: Resources) -> Iterator[Step]:
+    """Yield what concepts will take, as far as it can be known before they are looked for."""
+    if config.semantics is None:
+        return
+    runs, slots = config.semantics.null_runs, resources.processes * resources.threads
+    drawn = sum(null != "shuffled" for null in config.semantics.nulls)
+    sized = SUBSPACE_SIZES + config.semantics.clusters
+    for site_a, site_b in config.site_pairs:
+        rows = sizes["a", site_a].n_features + sizes["b", site_b].n_features
+        seconds = 1 + runs * (drawn * sized * DRAW_SECONDS + SUBSPACES * SHUFFLE_SECONDS) / slots
+        step = Step(
+            stage="semantics",
+            what=f"{site_a} × {site_b}, concepts",
+            state="to do",
+            rows=rows,
+            tasks=SUBSPACES + drawn * sized,
+            flops=0.0,
+            read=rows * 1024 * 4.0,
+            disk=500_000.0,
+            memory=rows * 1024 * 4.0,
+            seconds=seconds,
+        )
+        yield step.done() if directory.semantics(site_a, site_b).exists() else step
 
 
 def _report_step() -> Step:

@@ -30,6 +30,12 @@ store: {shard_rows: 256}
 correlate: {top_k: 4, keep_above: 0.05}
 match: {min_correlation: 0.05}
 compare: {null_runs: 50}
+semantics:
+  only: [animals, calendar]
+  rule: {name: count, at_least: 1, of: 4}
+  null_runs: 20
+  min_pairs: 3
+  embedding: "model:a"
 report: {contexts: 4, pairs: 5}
 """
 

@@ -50,6 +50,14 @@ def test_compare() -> None:
     assert {"seconds", "peak_gb", "evaluation_seconds", "command"} <= set(result)
 
 
+def test_semantics() -> None:
+    sizes = ["--concepts", "3", "--site-pairs", "1", "--features", "200", "--null-runs", "10", "--peer-runs", "1"]
+    result = last_line("benchmarks.semantics", *sizes)
+    assert result["max_error"] < 1e-6
+    assert result["ratios"]["plain NumPy and SciPy"] > 0
+    assert {"seconds", "peak_gb", "command"} <= set(result)
+
+
 @pytest.mark.parametrize("kind", [["--active", "8"], ["--dense"]])
 def test_correlate(kind: list[str]) -> None:
     result = last_line("benchmarks.correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind)

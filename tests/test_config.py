@@ -89,3 +89,40 @@ def test_a_site_without_dictionary(tmp_path: Path) -> None:
     config = load_experiment(write(tmp_path, changed(a=side)))
     with pytest.raises(InputError, match=r"layers\.1.*layers\.9"):
         config.a.dictionary_of("layers.1")
+
+
+def test_concepts_ask_for_semantics(tmp_path: Path) -> None:
+    assert load_experiment(write(tmp_path, MINIMAL)).semantics is None
+    config = load_experiment(write(tmp_path, changed(concepts="default")))
+    assert config.semantics is not None
+    assert config.semantics.concepts == "default"
+    assert config.semantics.approaches == ["global", "within"]
+    # what a run directory keeps reads the same
+    again = type(config).model_validate(config.model_dump(mode="json"))
+    assert again == config
+
+
+def test_files_of_semantics_start_at_the_experiment(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("x: {keywords: [y]}\n")
+    (tmp_path / "vectors.txt").write_text("y 1 2\n")
+    section = {"embedding": "gensim:vectors.txt", "clusters": 3}
+    config = load_experiment(write(tmp_path, changed(concepts=["default", "mine.yaml"], semantics=section)))
+    assert config.semantics is not None
+    assert config.semantics.concepts == ["default", str(tmp_path / "mine.yaml")]
+    assert config.semantics.embedding == f"gensim:{tmp_path / 'vectors.txt'}"
+    assert config.semantics.clusters == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(concepts="default", semantics={"concepts": "default"}), "'concepts' is given twice"),
+        (changed(semantics={"embedding": "word2vec"}), "semantics.embedding: it is model:a, model:b"),
+        (changed(semantics={"judged": ["cka", "rsa"]}), "judged names 'cka', which is not among the metrics"),
+        (changed(semantics={"rule": {"name": "count", "of": 9}}), "semantics.rule looks at 9 top contexts"),
+        (changed(semantics={"approach": []}), r"semantics.approach: unknown key; did you mean 'approaches'\?"),
+    ],
+)
+def test_wrong_semantics(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, content))

@@ -32,9 +32,9 @@ def test_what_was_planned_is_what_a_run_takes(tiny_inputs, tmp_path, client, cac
     steps = plan_module.plan(experiment, run_dir=tmp_path / "run", client=client)
     assert "--calibrate measures them" in caplog.text
     assert [step.state for step in steps] == ["to do"] * len(steps)
-    assert {step.stage for step in steps} == {"harvest", "correlate", "match", "compare", "report"}
+    assert {step.stage for step in steps} == {"harvest", "correlate", "match", "compare", "semantics", "report"}
     assert all(step.seconds > 0 for step in steps)
-    result = run(experiment, run_dir=tmp_path / "run", until="compare", client=client)
+    result = run(experiment, run_dir=tmp_path / "run", until="semantics", client=client)
     for step, side in zip(steps, "ab", strict=False):
         stores = [result.directory.activations(side, site) for site in getattr(experiment, side).sites]
         real = sum(file.stat().st_size for store in stores for file in store.rglob("*") if file.is_file())

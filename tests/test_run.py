@@ -19,7 +19,7 @@ import yaml
 from distributed import Client
 
 from pipeline.run import RunResult, run
-from storage import read_csr
+from storage import open_result, read_csr
 from storage.errors import InputError
 
 
@@ -76,6 +76,9 @@ def test_the_chain_is_whole(finished: RunResult) -> None:
     assert (grid.p_holm >= grid.p).all()
     assert "run at least 239" in str(grid.power.values[0])
     assert r"\toprule" in (directory.root / "scores.tex").read_text()
+    table = open_result(directory.semantics_table, "semantics-table")
+    assert table.sizes["row"] == 2 * 2 * 4, "concepts × approaches × pairs of sites"
+    assert directory.concepts_page.is_file()
     html = finished.report.read_text()
     for site_a, site_b in experiment.site_pairs:
         assert site_a in html

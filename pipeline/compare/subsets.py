@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import xarray as xr
+from dask.utils import format_bytes, parse_bytes
 from distributed import Client
+from distributed.system import MEMORY_LIMIT
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.compare.base import Family, Metric, families
-from pipeline.compare.batched import runs_at_once, scores_of_stack
+from pipeline.compare.batched import STACK_BYTES, runs_at_once, scores_of_stack
 from pipeline.compare.nulls import Draws, Shuffles, blocks, check_finite
 from pipeline.compare.rows import DecoderRows, paired_rows
 from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_settings, summary, too_few
 from pipeline.config import Null
 from pipeline.workers import ensure_client, run_tasks
 from storage import open_activations
-from storage.errors import InputError
+from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +123,7 @@ def compare_subsets(
     seed: int = 0,
     min_pairs: int = MIN_PAIRS,
     client: Client | None = None,
+    memory: str | int = "auto",
 ) -> xr.Dataset:
     """Score subsets of matched features, each score beside its nulls.
 
@@ -139,8 +143,10 @@ def compare_subsets(
     min_pairs
         Subsets with fewer pairs have no score.
     client
-        Where the tasks run; threads of this process by default. A worker holds both stores' decoder rows, and a few
-        times the rows of the largest subset.
+        Where the tasks run; threads of this process by default.
+    memory
+        What one worker may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``. It holds both stores'
+        decoder rows, and for each of its threads what a metric needs of the largest subset.
 
     Returns
     -------
@@ -154,6 +160,8 @@ def compare_subsets(
     InputError
         If a setting is wrong, a store has no decoder rows or not the features of a subset, or a metric fails on runs
         of a null.
+    BudgetError
+        If the largest subset does not fit the memory; before anything is computed.
 
     Examples
     --------
@@ -176,6 +184,7 @@ def compare_subsets(
     jobs = list(_jobs(ids, settings, task, max(min_pairs, LEAST)))
     results = _Results(settings, [metric for family in groups for metric in family.metrics])
     with ensure_client(client) as used:
+        _check_memory(groups, ids, (a, b), max(used.nthreads().values(), default=1), memory)
         rows = [_all_rows(path).on(used) for path in (a, b)]
         done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=(*rows, task))
         for job, found in done:
@@ -190,6 +199,28 @@ def _check_nulls(nulls: Sequence[str], pool: object) -> None:
     if "random_pairs" in nulls and pool is None:
         raise InputError(
             "the null random_pairs needs pool=(features of A, features of B), the pairs of the whole space"
+        )
+
+
+def _check_memory(
+    groups: Sequence[Family],
+    ids: Mapping[str, Ids],
+    stores: tuple[str | Path, str | Path],
+    threads: int,
+    memory: str | int,
+) -> None:
+    """Refuse subsets that do not fit a worker whose threads each have one of the largest."""
+    shapes = [_all_rows(path).shape for path in stores]
+    largest = max(ids, key=lambda name: len(ids[name][0]), default="")
+    n = len(ids[largest][0]) if ids else 0
+    rows = sum(4 * count * width for count, width in shapes)
+    each = max(family.memory(n, shapes[0][1], shapes[1][1]) for family in groups) + STACK_BYTES
+    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    if (needed := rows + threads * each) > allowed:
+        raise BudgetError(
+            f"{largest} with {n} pairs needs {format_bytes(needed)} in each worker of {threads} threads (of this "
+            f"{format_bytes(rows)} for decoder rows), allowed are {format_bytes(allowed)}; narrow the subset, leave a "
+            "metric out, or allow more memory"
         )
 
 
@@ -286,19 +317,14 @@ class _Results:
         else:
             self.drawn.setdefault((job.null, job.n), {})[job.runs.start] = found.null
 
-    def null(self, name: str, n: int, null: Null) -> NDArray[np.float64]:
-        """Return the scores of one null for a subset, shape (metric, run), in the order of the settings."""
-        nothing = np.full((len(self.order), self.settings.null_runs), np.nan)
+    def null(self, name: str, n: int, null: Null) -> NDArray[np.float64] | None:
+        """Return the scores of one null for a subset, shape (metric, run), in the order of the settings; or None."""
         if name not in self.subsets:
-            return nothing
-        blocks_of = self.drawn.get((null, n))
+            return None
         if null == "shuffled":
-            found = self.subsets[name].null
-        elif blocks_of is not None:
-            found = np.concatenate([blocks_of[start] for start in sorted(blocks_of)], axis=1)
-        else:
-            return nothing
-        return found[self.places]
+            return self.subsets[name].null[self.places]
+        parts = self.drawn.get((null, n), {})
+        return np.concatenate([parts[start] for start in sorted(parts)], axis=1)[self.places] if parts else None
 
     @property
     def places(self) -> list[int]:
@@ -316,9 +342,13 @@ def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_
         if found is not None:
             score[i], note[i] = found.scores[results.places], np.array(found.notes, object)[results.places]
         for k, null in enumerate(nulls):
-            for j, values in enumerate(results.null(name, n, null)):
-                check_drawn(values, score[i, j], metrics[j], f"{null} {name}")
-                for column, value in summary(score[i, j], values).items():
+            runs = results.null(name, n, null)
+            if runs is None:
+                continue
+            # what is undefined on the rows themselves has no null
+            for j in np.flatnonzero(np.isfinite(score[i])).tolist():
+                check_finite(runs[j], metrics[j], null)
+                for column, value in summary(score[i, j], runs[j]).items():
                     columns[column][i, j, k] = value
     dims = ("subset", "metric", "null")
     return xr.Dataset(
@@ -331,14 +361,3 @@ def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_
         coords={name: np.array(values, object) for name, values in zip(dims, (names, metrics, nulls), strict=True)},
         attrs={**settings.record(), "min_pairs": min_pairs},
     )
-
-
-def check_drawn(values: NDArray[np.float64], score: float, metric: str, null: str) -> None:
-    """Refuse a null that some runs are missing from; one that was not made at all is no failure.
-
-    Examples
-    --------
-    >>> check_drawn(np.array([np.nan, np.nan]), 0.5, "rsa", "random_pairs")
-    """
-    if np.isfinite(score) and np.isfinite(values).any():
-        check_finite(values, metric, null)

@@ -16,10 +16,10 @@ from pipeline.report.results import SIDES, Run, Site
 from pipeline.report.snippets import cut_passages
 from storage import open_result
 
-#: Pairs shown of each concept.
-CLEAREST = 10
-#: Concepts whose pairs are shown, those with the most pairs first.
-MOST_SHOWN = 60
+#: Pairs shown of each concept, and of each cluster.
+CLEAREST, CLEAREST_OF_CLUSTER = 10, 5
+#: Concepts, and clusters, whose pairs are shown, those with the most pairs first.
+MOST_SHOWN, MOST_CLUSTERS = 50, 24
 #: Subspaces with fewer pairs are in the table only.
 FEWEST_SHOWN = 3
 #: Verdicts, as the table keeps them, and how they are marked.
@@ -34,6 +34,12 @@ class MetricCell:
     score: float
     nulls: list[tuple[str, float, float]]
     note: str
+
+    @property
+    def chance(self) -> float:
+        """Mean of shuffled pairings; of the first null where there are none."""
+        means = {null: mean for null, mean, _ in self.nulls}
+        return means.get("shuffled", self.nulls[0][1])
 
 
 @dataclass(frozen=True)
@@ -201,16 +207,17 @@ def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptVie
         by_name.setdefault(row.name if kind == "concept" else (row.name, row.site_a, row.site_b), []).append(row)
     chosen = [(own, max(own, key=lambda row: row.rank)) for own in by_name.values()]
     shown = [each for each in chosen if each[1].n_pairs >= FEWEST_SHOWN]
-    most = sorted(shown, key=lambda each: -each[1].n_pairs)[:MOST_SHOWN]
+    limit, n_pairs = (MOST_SHOWN, CLEAREST) if kind == "concept" else (MOST_CLUSTERS, CLEAREST_OF_CLUSTER)
+    most = sorted(shown, key=lambda each: -each[1].n_pairs)[:limit]
     keep = {id(best) for _, best in most}
     for i, (own, best) in enumerate(each for each in shown if id(each[1]) in keep):
-        yield ConceptView(f"{kind}-{i + 1}", best, own, _clearest(run, best))
+        yield ConceptView(f"{kind}-{i + 1}", best, own, _clearest(run, best, n_pairs))
 
 
-def _clearest(run: Run, view: SubspaceView) -> list[PairView]:
+def _clearest(run: Run, view: SubspaceView, n_pairs: int) -> list[PairView]:
     """Return the pairs of a subspace with the highest r on both halves of the text, with their contexts."""
     with open_result(run.directory.semantics(view.site_a, view.site_b), "semantics") as found:
-        pairs = _members(found, view)
+        pairs = _members(found, view).head(n_pairs)
     sites = _site(run, "a", view.site_a), _site(run, "b", view.site_b)
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
     passages = cut_passages(run.corpus, run.rows, np.unique(np.concatenate([rows.ravel() for rows in top])))
@@ -223,7 +230,7 @@ def _clearest(run: Run, view: SubspaceView) -> list[PairView]:
 
 
 def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
-    """Return the clearest pairs of a subspace."""
+    """Return the pairs of a subspace, the clearest first."""
     names, approaches = found["name"].values, found["approach"].values
     (place,) = np.flatnonzero((names == view.name) & (approaches == view.approach))
     own = np.flatnonzero(found["subspace_of"].values == place)
@@ -231,7 +238,7 @@ def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
     pairs = pd.DataFrame({name: found[name].values[own] for name in columns})
     r, heldout = pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()
     lower = r if np.isnan(heldout).all() else np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
-    return pairs.iloc[np.argsort(-lower, kind="stable")[:CLEAREST]]
+    return pairs.iloc[np.argsort(-lower, kind="stable")]
 
 
 def _site(run: Run, side: str, name: str) -> Site:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.config import Experiment, SemanticsConfig
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show
-from pipeline.semantics.tables import frame, study_frame
+from pipeline.semantics.tables import study_frame
 from pipeline.semantics_stage import run_semantics
 from storage.errors import InputError
 from storage.rundir import RunDirectory
@@ -105,7 +105,7 @@ def with_semantics(config: Experiment, given: dict[str, Any]) -> Experiment:
 def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all: bool) -> None:
     summary: dict[str, Any] = {"result": str(directory.semantics_table), **_counts(table)}
     if as_json:
-        lines = frame(table).drop(columns="words")
+        lines = study_frame(table, table["metric"].values.tolist()).astype(object)
         show({**summary, "lines": lines.where(lines.notna(), None).to_dict("records")}, as_json=True)
         return
     study = study_frame(table)

@@ -107,7 +107,7 @@ def feature_vectors(words: Sequence[Sequence[int]], vectors: NDArray[np.float64]
            [ nan,  nan]])
     """
     sums = np.full((len(words), vectors.shape[1]), np.nan)
-    known: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1)
+    known = np.asarray(np.isfinite(vectors).all(axis=1))
     for feature, own in enumerate(words):
         found = [word for word in own if known[word]]
         if found:
@@ -166,7 +166,7 @@ def _of_side(
     ids = np.unique(np.asarray(members, np.int64))
     if len(ids) and not 0 <= ids[0] <= ids[-1] < len(vectors):
         raise InputError(f"members run from {ids[0]} to {ids[-1]}, but there are {len(vectors)} features")
-    known: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1)
+    known = np.asarray(np.isfinite(vectors).all(axis=1))
     ids, pool = ids[known[ids]], np.flatnonzero(known)
     if len(ids) < MIN_FEATURES:
         return float("nan"), np.full(runs, np.nan)

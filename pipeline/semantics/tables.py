@@ -120,7 +120,7 @@ def _families(table: xr.Dataset) -> Iterator[NDArray[np.int64]]:
 def _criterion(table: xr.Dataset, runs: int) -> str:
     """Return the correction that the verdict uses: Holm's, unless it could not fall below the level at all."""
     p: NDArray[np.float64] = table["p"].values
-    defined = [int(np.isfinite(p[rows]).sum(axis=0).max(initial=0)) for rows in _families(table)]
+    defined = [int(np.asarray(np.isfinite(p[rows])).sum(axis=0).max(initial=0)) for rows in _families(table)]
     return "p_holm" if max(defined, default=0) / (runs + 1) < LEVEL else "p_bh"
 
 
@@ -141,7 +141,7 @@ def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) ->
         return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
     p = table[correction].sel(metric=list(judged), null=list(JUDGED_NULLS)).transpose("row", "metric", "null")
     tested = np.isfinite(p.values).all(axis=(1, 2))
-    wins = (p.values < LEVEL).all(axis=2)
+    wins = np.asarray((p.values < LEVEL).all(axis=2))
     # neither 1, the first only 2, the second only 3, both 4
     verdict = 1 + wins[:, 0] + 2 * wins[:, 1]
     return np.where(tested, verdict, 0).astype(np.int8)

@@ -165,6 +165,11 @@ def test_bad_input(stores: tuple[Path, Path], changes: dict, message: str) -> No
         compare_subsets(arguments.pop("subsets"), *stores, **arguments)
 
 
+def test_subsets_beyond_memory_are_refused(stores: tuple[Path, Path], client: Client) -> None:
+    with pytest.raises(storage.BudgetError, match=r"one with 12 pairs needs .* allowed are"):
+        compare_subsets({"one": subset(12)}, *stores, nulls=["shuffled"], null_runs=5, client=client, memory="1MB")
+
+
 def test_a_metric_that_fails_on_draws_is_refused(tmp_path: Path, client: Client) -> None:
     decoder = np.random.default_rng(0).normal(size=(40, 6))
     decoder[30:] = 0  # cosines of these are undefined

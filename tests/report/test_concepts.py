@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.config import Experiment, SemanticsConfig
-from pipeline.report.concepts import CLEAREST, read_meanings
+from pipeline.report.concepts import CLEAREST, CLEAREST_OF_CLUSTER, Meanings, read_meanings
 from pipeline.report.results import open_run
 from pipeline.report.run import report
 from pipeline.semantics_stage import run_semantics
@@ -47,7 +47,7 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def run(write_run: Callable[..., RunDirectory], tmp_path_factory: pytest.TempPathFactory, client: Any) -> RunDirectory:
     folder = tmp_path_factory.mktemp("concepts-report")
-    directory = write_run(folder / "run")
+    directory = write_run(folder / "run", sites={"a": ["layers.6"], "b": ["encoder.layer.2", "encoder.layer.10"]})
     topics = {
         "weather": ["rain", "storm", "wind", "flood", "snow", "drought", "cloud", "thunder"],
         "court": ["judge", "trial", "court", "lawyer", "verdict", "appeal", "sentence", "jury"],
@@ -56,12 +56,21 @@ def run(write_run: Callable[..., RunDirectory], tmp_path_factory: pytest.TempPat
     }
     file = folder / "concepts.yaml"
     file.write_text(yaml.safe_dump({name: {"keywords": words} for name, words in topics.items()}, sort_keys=False))
-    settings = SemanticsConfig(concepts=str(file), embedding=None, null_runs=40, min_pairs=4, clusters=3)
+    settings = SemanticsConfig(
+        concepts=str(file), embedding=None, null_runs=20, min_pairs=4, clusters=3, metrics=["svcca:k=4", "rsa"]
+    )
     config = Experiment.model_validate(directory.read_experiment()).model_copy(update={"semantics": settings})
     directory.write_experiment(config.model_dump(mode="json"))
     run_semantics(config, settings, directory, client)
     report(directory.root)
     return directory
+
+
+@pytest.fixture(scope="module")
+def meanings(run: RunDirectory) -> Meanings:
+    found = read_meanings(open_run(run.root))
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +97,21 @@ def test_links_lead_somewhere(page: str) -> None:
         assert link == "report.html" or link.removeprefix("#") in tags.ids, link
 
 
-def test_every_concept_and_site_pair_is_there(run: RunDirectory, page: str) -> None:
-    meanings = read_meanings(open_run(run.root))
-    assert meanings is not None
+def test_every_concept_and_site_pair_is_there(meanings: Meanings, page: str) -> None:
     assert meanings.names == ["weather", "court", HOSTILE_NAME, "nothing"]
-    assert len(meanings.grid) == 4 * 2 * 4
+    assert len(meanings.grid) == 4 * 2 * 2
     for name in ("weather", "court", "nothing"):
         assert re.search(rf'<th scope="row">(<a[^>]*>)?{name}', page)
     assert {view.shown.name for view in meanings.concepts} == {"weather", "court", HOSTILE_NAME}
-    assert len(meanings.clusters) == 3 * 4
+    assert len(meanings.clusters) == 3 * 2
 
 
-def test_the_clearest_pairs_stand_side_by_side(run: RunDirectory) -> None:
-    meanings = read_meanings(open_run(run.root))
-    assert meanings is not None
+def test_the_clearest_pairs_stand_side_by_side(meanings: Meanings) -> None:
     for view in meanings.concepts:
         assert 0 < len(view.pairs) <= CLEAREST
         lower = [min(pair.r, pair.r_heldout) for pair in view.pairs if pair.r_heldout == pair.r_heldout]
         assert lower == sorted(lower, reverse=True)
+    assert all(len(view.pairs) <= CLEAREST_OF_CLUSTER for view in meanings.clusters)
     weather = next(view for view in meanings.concepts if view.shown.name == "weather")
     words = {token.lower() for pair in weather.pairs for token in (*pair.a.tokens, *pair.b.tokens)}
     assert words & {"rain", "storm", "wind", "flood", "snow", "drought", "cloud", "thunder"}
