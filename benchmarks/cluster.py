@@ -91,25 +91,16 @@ def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def processes(workers: int) -> Iterator[Client]:
-    """Start worker processes of one thread each."""
-    with (
-        closing(
-            LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+def processes(workers: int, threads: int = 1) -> Iterator[Client]:
+    """Start worker processes."""
+    cluster = LocalCluster(workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0")
+    with closing(cluster), Client(cluster) as client:
         yield client
 
 
 def seconds_a_task(count: int, workers: int = 2) -> float:
     """Return the seconds of one task that does nothing, on worker processes of eight threads each."""
-    with (
-        closing(
-            LocalCluster(workers, threads_per_worker=8, memory_limit=0, dashboard_address="127.0.0.1:0")
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with processes(workers, 8) as client:
         list(run_tasks(client, nothing, range(100), name="benchmark-warm", label="Warm-up"))
         start = time.perf_counter()
         for _ in run_tasks(client, nothing, range(count), name="benchmark-nothing", label="Nothing"):
@@ -186,9 +177,7 @@ def benchmark(  # noqa: PLR0917
         "overheads": overheads,
         "seconds_a_task": seconds_a_task(no_ops),
         "seconds": found[f"dask, {workers[-1]} processes"]["whole"],
-        "ratios": {
-            f"bare kernel, {name.removeprefix('dask, ')}": 1 + over["whole"] for name, over in overheads.items()
-        },
+        "ratios": {f"without Dask, {name[6:]}": 1 + over["whole"] for name, over in overheads.items()},
     }
 
 
