@@ -52,7 +52,7 @@ TAIL_LINES, TAIL_BYTES = 25, 1_000_000
 
 #: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
 #: their end: without it all would be gone at once.
-MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (25.0, 600.0), 0.1
+MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
 #: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
 #: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
 NANNY_BYTES = 250_000_000

@@ -154,7 +154,7 @@ def test_lifetimes() -> None:
         latest = float(lifetime[:-1]) + float(stagger[:-1])
         seconds = walltime_seconds(walltime)
         assert seconds is not None
-        assert 0.5 * seconds < latest <= seconds - 25
+        assert 0.5 * seconds < latest <= seconds - 15
     with pytest.raises(InputError, match="'an hour' is none that Slurm reads"):
         retiring("an hour", [])
 
