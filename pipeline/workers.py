@@ -50,10 +50,25 @@ DASHBOARD_PORT = 8787
 
 @dataclass(frozen=True)
 class Planned:
-    """What a stage will hold at most in each worker process, in bytes."""
+    """What a stage will take at most in each worker process.
+
+    Attributes
+    ----------
+    what
+        The stage.
+    memory
+        Bytes.
+    reserved
+        Those of them that a process takes before it holds any data; one that ran other stages may hold more.
+    """
 
     what: str
     memory: int
+    reserved: int = 0
+
+    def limit(self, before: float) -> float:
+        """Return what a process may hold at most, if it held so much before the stage."""
+        return max(float(self.memory), before - self.reserved + self.memory)
 
 
 @dataclass(frozen=True)
