@@ -300,7 +300,7 @@ def render(study: Study, stages: Sequence[Stage]) -> str:
 def measured(results: Path = RESULTS) -> dict[str, Any]:
     """Return what the kept results say: rows a second of one core, and seconds of a task."""
     found: dict[str, Any] = {}
-    harvest, cluster = results / "harvest.json", results / "cluster.json"
+    harvest, cluster = results / "harvest.json", results / "cluster" / "overhead.json"
     if harvest.is_file():
         content = json.loads(harvest.read_text(encoding="utf-8"))
         found["harvested"] = content["rows_per_second"]["harvest"] / content["threads"]

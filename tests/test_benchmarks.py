@@ -90,7 +90,8 @@ def test_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     monkeypatch.setattr(sys, "argv", ["cluster", *sizes, *rest])
     cluster.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"dask, 1 processes", "bare, 1 threads"} <= set(result["all_seconds"])
+    assert {"dask, 1 processes", "bare, 1 processes"} <= set(result["all_seconds"])
+    assert set(result["overheads"]) == {name for name in result["all_seconds"] if name.startswith("dask")}
     assert result["seconds_a_task"] > 0
     assert not (tmp_path / "out.zarr").exists()
 
