@@ -4,12 +4,13 @@
 
     python -m benchmarks.cluster --rows 300000 --features 32768 --active 32 --folder /tmp/stores
 
-The bare run calls the same tasks on the same panels from plain threads of one process, and does everything else
-(plan, statistics, merge, result) alike. Workers are processes, as those of a cluster are, each with one thread; they
-have done a small correlation before, so that imports and compilation are not timed. Then, through the same function
-that runs all tasks, tasks that do nothing tell what one costs the scheduler. The last line is one JSON object;
-``overheads`` is time with Dask ÷ time of the bare run − 1, both measured in the same run: `panels` of the tasks alone,
-`whole` from stores to result.
+The bare runs call the same tasks on the same panels from plain threads of one process, and from as many plain
+processes, and do everything else (plan, statistics, merge, result) alike. Workers are processes, as those of a cluster
+are, each with one thread; all have done a small correlation before, so that imports and compilation are not timed.
+Every process reads all of B for itself, with Dask or without: that is why four on two cores take longer than two. Then,
+through the same function that runs all tasks, tasks that do nothing tell what one costs the scheduler. The last line is
+one JSON object; ``overheads`` is time with Dask ÷ time of the bare run of the same kind − 1, both measured in the same
+run: `panels` of the tasks alone, `whole` from stores to result.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import argparse
 import contextlib
 import importlib
 import json
+import multiprocessing
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from pipeline.correlate.run import correlate
 from pipeline.workers import closing, local_client, n_cpus, run_tasks
 
 #: The module, where the package holds a function of that name.
-STAGE = importlib.import_module("pipeline.correlate.run")
+STAGE: Any = importlib.import_module("pipeline.correlate.run")
 NO_OPS = 10_000
 WARM_UP = {"rows": 4096, "features": 512, "active": 8}
 
@@ -44,15 +46,14 @@ def nothing(item: int) -> int:
     return item
 
 
-def without_dask(threads: int) -> Callable[..., Iterator[Any]]:
-    """Return what does the work of ``run_tasks`` on plain threads."""
+def without_dask(pool: Executor) -> Callable[..., Iterator[Any]]:
+    """Return what does the work of ``run_tasks`` on plain threads or processes."""
 
     def run_bare(
         _client: Client, function: Callable[..., Any], items: Sequence[Any], *, args: Sequence[Any] = (), **_: Any
     ) -> Iterator[Any]:
-        with ThreadPoolExecutor(threads) as pool:
-            for item, future in [(item, pool.submit(function, item, *args)) for item in items]:
-                yield item, future.result()
+        for item, future in [(item, pool.submit(function, item, *args)) for item in items]:
+            yield item, future.result()
 
     return run_bare
 
@@ -91,25 +92,16 @@ def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def processes(workers: int) -> Iterator[Client]:
-    """Start worker processes of one thread each."""
-    with (
-        closing(
-            LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+def processes(workers: int, threads: int = 1) -> Iterator[Client]:
+    """Start worker processes."""
+    cluster = LocalCluster(workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0")
+    with closing(cluster), Client(cluster) as client:
         yield client
 
 
 def seconds_a_task(count: int, workers: int = 2) -> float:
     """Return the seconds of one task that does nothing, on worker processes of eight threads each."""
-    with (
-        closing(
-            LocalCluster(workers, threads_per_worker=8, memory_limit=0, dashboard_address="127.0.0.1:0")
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with processes(workers, 8) as client:
         list(run_tasks(client, nothing, range(100), name="benchmark-warm", label="Warm-up"))
         start = time.perf_counter()
         for _ in run_tasks(client, nothing, range(count), name="benchmark-nothing", label="Nothing"):
@@ -150,28 +142,27 @@ def benchmark(  # noqa: PLR0917
     stores, small = make_stores(folder, rows, features, active), make_stores(folder, **WARM_UP)
     out = folder / "out.zarr"
     found: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, client: Client, how: Callable[..., Iterator[Any]]) -> None:
+        time_correlation(small, out, client, how, memory)
+        found[name] = medians([time_correlation(stores, out, client, how, memory) for _ in range(repeats)])
+
     threads = n_cpus()
     try:
         with local_client(1, threads) as client:
-            time_correlation(small, out, client, run_tasks, memory)
-            for count in sorted({1, min(threads, max(workers))}):
-                how = without_dask(count)
-                found[f"bare, {count} threads"] = medians(
-                    [time_correlation(stores, out, client, how, memory) for _ in range(repeats)]
-                )
-            found[f"dask, {threads} threads"] = medians(
-                [time_correlation(stores, out, client, run_tasks, memory) for _ in range(repeats)]
-            )
+            with ThreadPoolExecutor(threads) as pool:
+                measure(f"bare, {threads} threads", client, without_dask(pool))
+            measure(f"dask, {threads} threads", client, run_tasks)
+            for count in workers:
+                with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as processes_pool:
+                    measure(f"bare, {count} processes", client, without_dask(processes_pool))
         for count in workers:
             with processes(count) as client:
-                time_correlation(small, out, client, run_tasks, memory)
-                found[f"dask, {count} processes"] = medians(
-                    [time_correlation(stores, out, client, run_tasks, memory) for _ in range(repeats)]
-                )
+                measure(f"dask, {count} processes", client, run_tasks)
     finally:
         shutil.rmtree(out, ignore_errors=True)
     overheads = {
-        name: {part: value / _bare(found, int(name.split()[1]))[part] - 1 for part, value in figures.items()}
+        name: {part: value / found[name.replace("dask", "bare")][part] - 1 for part, value in figures.items()}
         for name, figures in found.items()
         if name.startswith("dask")
     }
@@ -186,16 +177,8 @@ def benchmark(  # noqa: PLR0917
         "overheads": overheads,
         "seconds_a_task": seconds_a_task(no_ops),
         "seconds": found[f"dask, {workers[-1]} processes"]["whole"],
-        "ratios": {
-            f"bare kernel, {name.removeprefix('dask, ')}": 1 + over["whole"] for name, over in overheads.items()
-        },
+        "ratios": {f"without Dask, {name[6:]}": 1 + over["whole"] for name, over in overheads.items()},
     }
-
-
-def _bare(found: dict[str, dict[str, float]], count: int) -> dict[str, float]:
-    """Return the bare run on as many threads, or on as many as there are CPUs."""
-    bare = {int(name.split()[1]): figures for name, figures in found.items() if name.startswith("bare")}
-    return bare[count] if count in bare else bare[max(bare)]
 
 
 def show(result: dict[str, Any]) -> None:
