@@ -257,8 +257,10 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     >>> sorted(load_settings()["subspace"]["profiles"])
     ['local', 'local-cuda', 'processes', 'scheduler', 'slurm-cpu', 'slurm-gpu', 'slurm-gpu-node']
     """
-    # dask.config.config alone would let the defaults of Dask's libraries win over the shipped file
-    layers = [dask.config.config, read_yaml(shipped_cluster_file()), dask.config.collect()]
+    # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
+    # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
+    shipped = read_yaml(shipped_cluster_file())
+    layers = [shipped, dask.config.config, shipped, dask.config.collect()]
     if cluster_file is not None:
         layers.append(read_yaml(cluster_file))
     return dask.config.merge(*layers)
