@@ -347,8 +347,20 @@ def last_bytes(file: Path) -> bytes:
 
 
 def tail(file: Path) -> str:
-    """Return the last lines of a file, however it is encoded."""
-    return "\n".join(last_bytes(file).decode("utf-8", "replace").splitlines()[-TAIL_LINES:])
+    r"""Return the last lines of a worker's log that say something: not what workers tell as a matter of course.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkstemp()[1])
+    >>> lines = ["t - distributed.nanny - INFO - Worker process 7 was killed by signal 9", "MemoryError"]
+    >>> _ = file.write_text("\n".join(["t - distributed.worker - INFO - Threads: 1", *lines]))
+    >>> tail(file).splitlines() == lines
+    True
+    """
+    lines = last_bytes(file).decode("utf-8", "replace").splitlines()
+    telling = [line for line in lines if " - INFO - " not in line or "distributed.nanny" in line]
+    return "\n".join(telling[-TAIL_LINES:])
 
 
 def queued_jobs() -> set[str] | None:

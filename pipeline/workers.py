@@ -241,22 +241,24 @@ def run_tasks(
         return futures
 
     done = 0
-    completed = as_completed(submit(per_slot * n_slots(client)), with_results=False)
+    # results come in the background: fetching each as it is asked for takes a round trip of some milliseconds
+    completed = as_completed(submit(per_slot * n_slots(client)), with_results=True)
     try:
         with progress(label, len(items)) as advance:
-            for future in completed:
-                item = in_flight.pop(str(future.key))
-                try:
-                    result = future.result()
-                except KilledWorker as error:
-                    raise _poisoned(error, label, item) from error
-                future.release()
-                for new in submit(1):
-                    completed.add(new)
-                advance(1)
-                done += 1
-                tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
-                yield item, result
+            try:
+                for future, result in completed:
+                    if future.cancelled():
+                        raise result
+                    item = in_flight.pop(str(future.key))
+                    future.release()
+                    for new in submit(1):
+                        completed.add(new)
+                    advance(1)
+                    done += 1
+                    tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
+                    yield item, result
+            except KilledWorker as error:
+                raise _poisoned(error, label, in_flight[str(error.task)]) from error
     finally:
         if completed.futures:
             client.cancel(list(completed.futures), force=True)

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline.workers import closing, dashboard_url, deferred_interrupt, ensure_client, in_order, n_slots, run_tasks
+from pipeline.workers import (
+    Advanced,
+    Planned,
+    closing,
+    dashboard_url,
+    deferred_interrupt,
+    ensure_client,
+    in_order,
+    listening,
+    n_slots,
+    progress,
+    run_tasks,
+    tell,
+)
+from storage.errors import WorkerLostError
 
 _lock = threading.Lock()
 _running = 0
@@ -100,3 +120,63 @@ def test_a_cluster_is_closed_where_it_can_be() -> None:
     with closing(LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0")) as cluster:
         assert cluster.status.name == "running"
     assert cluster.status.name == "closed"
+
+
+def kills_its_worker(item: int) -> int:
+    if item == 3:
+        os._exit(9)
+    return item
+
+
+def test_a_task_that_kills_its_workers_is_named() -> None:
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    said = r"Doomed: the task 'test-doomed 3' \(of 3\) lost its worker 1 times"
+    with closing(cluster), Client(cluster) as own, pytest.raises(WorkerLostError, match=said):
+        list(run_tasks(own, kills_its_worker, range(6), name="test-doomed", label="Doomed", retries=5))
+
+
+def test_who_listens_is_told_how_far_tasks_are(client: Client) -> None:
+    heard: list[Planned | Advanced] = []
+    with listening(heard.append):
+        tell(Planned("x", 5))
+        list(run_tasks(client, counted, range(3), name="test-listen", label="Listen", rows=lambda item: 10.0 * item))
+    tell(Planned("nobody hears it", 6))
+    assert heard[0] == Planned("x", 5)
+    assert [event.done for event in heard[1:] if isinstance(event, Advanced)] == [1, 2, 3]
+    assert sum(event.rows for event in heard[1:] if isinstance(event, Advanced)) == 30.0
+
+
+def test_progress_in_a_log_file(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "pipeline.workers"), progress("Stage", 3) as advance:
+        for _ in range(3):
+            advance(1)
+    assert [record.message.split(" in ")[0] for record in caplog.records] == ["Stage: 3 of 3"]
+
+
+def test_progress_on_a_terminal() -> None:
+    """A process of its own whose standard error is a pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    code = "from pipeline.workers import progress\nwith progress('Stage', 3) as advance:\n    advance(3)\n"
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # a pseudo-terminal ends like this
+            while part := os.read(ours, 4096):
+                seen += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"Stage" in seen
+    assert b"3/3" in seen
+
+
+def test_progress_in_a_notebook(tmp_path: Path) -> None:
+    """A real kernel; what is saved with the notebook is the full bar, without any widget."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    code = "import pipeline.workers as w\nwith w.progress('Stage <1>', 3) as advance:\n    advance(2); advance(1)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    [shown] = [output for output in notebook.cells[0].outputs if output.output_type == "display_data"]
+    assert '<progress max="3" value="3"></progress> Stage &lt;1&gt;: 3 of 3' in shown["data"]["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" not in shown["data"]

@@ -33,9 +33,9 @@ from storage.errors import SubspaceError, WorkerLostError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
 
-DOCUMENTS, SHARD_ROWS = 300, 128
+DOCUMENTS, SHARD_ROWS = 120, 64
 #: Files of shards on disk when the fault hits; about a fifth of one side's.
-MOMENT = 60
+MOMENT = 50
 #: Dask waits so long for a lost worker to come back by itself, so that tests are quick.
 QUICK: dict[str, object] = {"deploy": {"lost-worker-timeout": "4s"}}
 
@@ -84,7 +84,7 @@ class Work:
                 wait_until(lambda: n_shards(out) >= MOMENT)
                 fault(client)
                 assert len(list(out.glob("activations/*/*"))) < 4, "the fault came too late"
-            except BaseException as error:
+            except (AssertionError, OSError, subprocess.SubprocessError) as error:
                 failed.append(error)
 
         thread = threading.Thread(target=strike)
@@ -136,86 +136,85 @@ def work(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert len(work.expected) > 100
     yield work
     lines = [f"{'fault':<34}{'undisturbed':>12}{'with it':>10}{'lost (recorded)':>17}  same bytes"]
-    for row in work.rows:
-        lines.append(
-            f"{row['fault']:<34}{row['seconds_undisturbed']:>10} s{row['seconds']:>8} s"
-            f"{row['seconds_lost_as_recorded']:>15} s  {row['identical']}"
-        )
+    lines += [
+        f"{row['fault']:<34}{row['seconds_undisturbed']:>10} s{row['seconds']:>8} s"
+        f"{row['seconds_lost_as_recorded']:>15} s  {row['identical']}"
+        for row in work.rows
+    ]
     sys.__stderr__.write("\n" + "\n".join(lines) + "\n")
     if (file := os.environ.get("SUBSPACE_FAULT_TABLE")) is not None:
         Path(file).write_text(json.dumps(work.rows))
-
-
-@pytest.fixture(scope="module")
-def client(slurm: Path, make_cluster_file: Callable[..., Path], work: Work) -> Iterator[Client]:
-    """Two jobs that have done the work once: what later runs take is not the import of torch."""
-    file = make_cluster_file(work.folder, distributed=QUICK)
-    with connect("slurm-cpu", file) as client:
-        client.wait_for_workers(2, timeout=60)
-        work.once("cold", client)
-        work.seconds, _ = work.once("undisturbed", client)
-        yield client
 
 
 def job_of_worker() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def test_undisturbed_it_equals_the_local_run(client: Client, work: Work) -> None:
-    assert work.same("undisturbed")
-    for name in ("watch.html", "watch/1/performance-report.html", "watch/1/task-stream.html"):
-        assert (work.folder / "undisturbed" / name).is_file()
-    assert read_sessions(work.folder / "undisturbed")[0]["workers_lost"] == 0
+class TestOnTwoJobs:
+    """Faults on two jobs that live on from one to the next."""
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def client(cls, slurm: Path, make_cluster_file: Callable[..., Path], work: Work) -> Iterator[Client]:
+        """Two jobs that have done the work once: what later runs take is not the import of torch."""
+        file = make_cluster_file(work.folder, distributed=QUICK)
+        with connect("slurm-cpu", file) as client:
+            wait_until(lambda: n_slots(client) == 2)
+            work.once("cold", client)
+            work.seconds, _ = work.once("undisturbed", client)
+            yield client
 
-def test_a_cancelled_job(client: Client, work: Work, slurmctl: Any) -> None:
-    victim = min(client.run(job_of_worker).values(), key=int)
-    seconds, record = work.once("scancel", client, lambda _: slurmctl.cancel(victim))
-    wait_until(lambda: n_slots(client) == 2)
-    assert victim not in client.run(job_of_worker).values()
-    work.note("scancel of a worker's job", seconds, record.seconds_lost, work.same("scancel"))
-    assert work.same("scancel")
-    assert record.workers_lost >= 1
-    assert record.seconds_lost > 0
+    def test_undisturbed_it_equals_the_local_run(self, client: Client, work: Work) -> None:
+        assert work.same("undisturbed")
+        for name in ("watch.html", "watch/1/performance-report.html", "watch/1/task-stream.html"):
+            assert (work.folder / "undisturbed" / name).is_file()
+        assert read_sessions(work.folder / "undisturbed")[0]["workers_lost"] == 0
 
-
-def test_a_killed_worker(client: Client, work: Work) -> None:
-    pids = client.run(os.getpid)
-    victim = pids[min(pids)]
-    seconds, record = work.once("kill", client, lambda _: os.kill(victim, signal.SIGKILL))
-    wait_until(lambda: n_slots(client) == 2)
-    work.note("kill -9 of a worker", seconds, record.seconds_lost, work.same("kill"))
-    assert work.same("kill")
-    assert record.workers_lost >= 1
-    assert record.tasks_restarted >= 1
-
-
-def test_a_drained_node(client: Client, work: Work, slurmctl: Any) -> None:
-    victim = min(client.run(job_of_worker).values(), key=int)
-    node = slurmctl.jobs()[victim][1]
-
-    def drain(_: Client) -> None:
-        slurmctl.drain(node)
-        slurmctl.cancel(victim)
-
-    try:
-        seconds, record = work.once("drain", client, drain)
+    def test_a_cancelled_job(self, client: Client, work: Work, slurmctl: Any) -> None:
+        victim = min(client.run(job_of_worker).values(), key=int)
+        seconds, record = work.once("scancel", client, lambda _: slurmctl.cancel(victim))
         wait_until(lambda: n_slots(client) == 2)
-        replacement = max(client.run(job_of_worker).values(), key=int)
-        assert slurmctl.jobs()[replacement][1] != node
-    finally:
-        slurmctl.resume(node)
-    work.note("drained node, its job cancelled", seconds, record.seconds_lost, work.same("drain"))
-    assert work.same("drain")
+        assert victim not in client.run(job_of_worker).values()
+        work.note("scancel of a worker's job", seconds, record.seconds_lost, work.same("scancel"))
+        assert work.same("scancel")
+        assert record.workers_lost >= 1
+        assert record.seconds_lost > 0
 
+    def test_a_killed_worker(self, client: Client, work: Work) -> None:
+        pids = client.run(os.getpid)
+        victim = pids[min(pids)]
+        seconds, record = work.once("kill", client, lambda _: os.kill(victim, signal.SIGKILL))
+        wait_until(lambda: n_slots(client) == 2)
+        work.note("kill -9 of a worker", seconds, record.seconds_lost, work.same("kill"))
+        assert work.same("kill")
+        assert record.workers_lost >= 1
+        assert record.tasks_restarted >= 1
 
-def test_a_preempted_job(client: Client, work: Work, slurmctl: Any) -> None:
-    """Slurm puts the job back into its queue, as it does with jobs that may be preempted."""
-    victim = min(client.run(job_of_worker).values(), key=int)
-    seconds, record = work.once("preempted", client, lambda _: slurmctl.requeue(victim))
-    wait_until(lambda: n_slots(client) == 2)
-    work.note("preempted (requeued) job", seconds, record.seconds_lost, work.same("preempted"))
-    assert work.same("preempted")
+    def test_a_drained_node(self, client: Client, work: Work, slurmctl: Any) -> None:
+        victim = min(client.run(job_of_worker).values(), key=int)
+        node = slurmctl.jobs()[victim][1]
+
+        def drain(_: Client) -> None:
+            slurmctl.drain(node)
+            slurmctl.cancel(victim)
+
+        try:
+            seconds, record = work.once("drain", client, drain)
+            wait_until(lambda: n_slots(client) == 2)
+            replacement = max(client.run(job_of_worker).values(), key=int)
+            assert slurmctl.jobs()[replacement][1] != node
+        finally:
+            slurmctl.resume(node)
+        work.note("drained node, its job cancelled", seconds, record.seconds_lost, work.same("drain"))
+        assert work.same("drain")
+
+    def test_a_preempted_job(self, client: Client, work: Work, slurmctl: Any) -> None:
+        """Slurm puts the job back into its queue, as it does with jobs that may be preempted."""
+        victim = min(client.run(job_of_worker).values(), key=int)
+        seconds, record = work.once("preempted", client, lambda _: slurmctl.requeue(victim))
+        wait_until(lambda: n_slots(client) == 2)
+        work.note("preempted (requeued) job", seconds, record.seconds_lost, work.same("preempted"))
+        assert work.same("preempted")
 
 
 def test_workers_retire_before_their_walltime(
@@ -224,7 +223,7 @@ def test_workers_retire_before_their_walltime(
     """Jobs of one minute: the work is done again, in new folders, until it has seen a worker go."""
     file = make_cluster_file(tmp_path, job={"queue": "short", "walltime": "00:01:00"}, distributed=QUICK)
     with connect("slurm-cpu", file) as client:
-        client.wait_for_workers(2, timeout=60)
+        wait_until(lambda: n_slots(client) == 2)
         for i in range(8):
             seconds, record = work.once(f"walltime-{i}", client)
             assert work.same(f"walltime-{i}")
@@ -239,7 +238,8 @@ def test_workers_retire_before_their_walltime(
 
 
 def test_a_killed_driver(work: Work, slurmctl: Any, make_cluster_file: Callable[..., Path], tmp_path: Path) -> None:
-    file, out = make_cluster_file(tmp_path, distributed=QUICK), work.folder / "driver"
+    # workers whose scheduler is gone wait for it so long, and then end their job
+    file, out = make_cluster_file(tmp_path, job={"death-timeout": 10}, distributed=QUICK), work.folder / "driver"
     command = [sys.executable, "-m", "jobs.cli", "run", str(work.experiment), "--until", "compare", "--run-dir"]
     command += [str(out), "--cluster", "slurm-cpu", "--cluster-file", str(file)]
     before = set(slurmctl.jobs())
@@ -274,8 +274,8 @@ def test_several_workers_a_job_and_a_poison_task(
     distributed = {**QUICK, "scheduler": {"allowed-failures": 1}}
     job = {"cores": 2, "processes": 2}
     file = make_cluster_file(tmp_path, job=job, profile={"jobs": 1}, distributed=distributed)
-    with pytest.raises(WorkerLostError) as caught, connect("slurm-cpu", file) as client:
-        client.wait_for_workers(2, timeout=60)
+    with pytest.raises(WorkerLostError) as caught, connect("slurm-cpu", file) as client:  # noqa: PT012
+        wait_until(lambda: n_slots(client) == 2)
         victim = client.run(job_of_worker).popitem()[1]
         slurmctl.cancel(victim)
         wait_until(lambda: victim not in client.run(job_of_worker, on_error="ignore").values() and n_slots(client) == 2)
@@ -283,7 +283,7 @@ def test_several_workers_a_job_and_a_poison_task(
             list(run_tasks(client, dies, range(4), name="test-poison", label="Poison"))
     message = str(caught.value)
     assert "'test-poison 2' (of 2) lost its worker 2 times" in message
-    assert "Starting Nanny" in message or "Worker process" in message
+    assert "exited with status 3" in message
     assert (tmp_path / "run" / "watch" / "1" / "performance-report.html").is_file()
     assert list((tmp_path / "run" / "watch" / "1" / "logs").glob("subspace-worker-*.err"))
     assert read_sessions(tmp_path / "run")[0]["ended"] == "stopped by WorkerLostError"

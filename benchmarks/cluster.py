@@ -1,0 +1,221 @@
+"""What Dask costs: the correlation of two random stores on 1, 2 and 4 workers, against the same panels without Dask.
+
+::
+
+    python -m benchmarks.cluster --rows 300000 --features 32768 --active 32 --folder /tmp/stores
+
+The bare run calls the same tasks on the same panels from plain threads of one process, and does everything else
+(plan, statistics, merge, result) alike. Workers are processes, as those of a cluster are, each with one thread; they
+have done a small correlation before, so that imports and compilation are not timed. Then, through the same function
+that runs all tasks, tasks that do nothing tell what one costs the scheduler. The last line is one JSON object;
+``overheads`` is time with Dask ÷ time of the bare run − 1, both measured in the same run: `panels` of the tasks alone,
+`whole` from stores to result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from benchmarks.correlate import write_random_store
+from pipeline.correlate.run import correlate
+from pipeline.workers import closing, local_client, n_cpus, run_tasks
+
+#: The module, where the package holds a function of that name.
+STAGE = importlib.import_module("pipeline.correlate.run")
+NO_OPS = 10_000
+WARM_UP = {"rows": 4096, "features": 512, "active": 8}
+
+
+def nothing(item: int) -> int:
+    """Do nothing; the task whose cost is all Dask's."""
+    return item
+
+
+def without_dask(threads: int) -> Callable[..., Iterator[Any]]:
+    """Return what does the work of ``run_tasks`` on plain threads."""
+
+    def run_bare(
+        _client: Client, function: Callable[..., Any], items: Sequence[Any], *, args: Sequence[Any] = (), **_: Any
+    ) -> Iterator[Any]:
+        with ThreadPoolExecutor(threads) as pool:
+            for item, future in [(item, pool.submit(function, item, *args)) for item in items]:
+                yield item, future.result()
+
+    return run_bare
+
+
+@contextlib.contextmanager
+def timed_tasks(how: Callable[..., Iterator[Any]], seconds: list[float]) -> Iterator[None]:
+    """Have the stage run its tasks by a function, and note how long all of them took."""
+
+    def timed(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        start = time.perf_counter()
+        yield from how(*arguments, **settings)
+        seconds.append(time.perf_counter() - start)
+
+    previous, STAGE.run_tasks = STAGE.run_tasks, timed
+    try:
+        yield
+    finally:
+        STAGE.run_tasks = previous
+
+
+def time_correlation(
+    stores: tuple[Path, Path], out: Path, client: Client, how: Callable[..., Iterator[Any]], memory: str
+) -> dict[str, float]:
+    """Correlate two stores once; return the seconds of the tasks and of the whole."""
+    shutil.rmtree(out, ignore_errors=True)
+    tasks: list[float] = []
+    start = time.perf_counter()
+    with timed_tasks(how, tasks):
+        correlate(*stores, memory=memory, out=out, client=client)
+    return {"panels": sum(tasks), "whole": time.perf_counter() - start}
+
+
+def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+@contextlib.contextmanager
+def processes(workers: int, threads: int = 1) -> Iterator[Client]:
+    """Start worker processes."""
+    cluster = LocalCluster(workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0")
+    with closing(cluster), Client(cluster) as client:
+        yield client
+
+
+def seconds_a_task(count: int, workers: int = 2) -> float:
+    """Return the seconds of one task that does nothing, on worker processes of eight threads each."""
+    with processes(workers, 8) as client:
+        list(run_tasks(client, nothing, range(100), name="benchmark-warm", label="Warm-up"))
+        start = time.perf_counter()
+        for _ in run_tasks(client, nothing, range(count), name="benchmark-nothing", label="Nothing"):
+            pass
+        return (time.perf_counter() - start) / count
+
+
+def make_stores(folder: Path, rows: int, features: int, active: int) -> tuple[Path, Path]:
+    """Return two random stores of a shape, those that are there already or new ones."""
+    paths = (folder / f"a-{rows}-{features}-{active}.zarr", folder / f"b-{rows}-{features}-{active}.zarr")
+    for seed, path in enumerate(paths, start=1):
+        if not path.exists():
+            write_random_store(path, rows, features, active, seed=seed)
+    return paths
+
+
+def benchmark(  # noqa: PLR0917
+    rows: int, features: int, active: int, memory: str, folder: Path, workers: Sequence[int], repeats: int, no_ops: int
+) -> dict[str, Any]:
+    """Run the benchmark and return its figures.
+
+    Parameters
+    ----------
+    rows, features, active
+        Shape of both stores, and active features a row.
+    memory
+        Budget, as ``pipeline.correlate`` takes it.
+    folder
+        For the stores, which stay, and the results, which do not.
+    workers
+        How many worker processes, one after the other.
+    repeats
+        Runs of each; the median counts.
+    no_ops
+        Tasks that do nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stores, small = make_stores(folder, rows, features, active), make_stores(folder, **WARM_UP)
+    out = folder / "out.zarr"
+    found: dict[str, dict[str, float]] = {}
+    threads = n_cpus()
+    try:
+        with local_client(1, threads) as client:
+            time_correlation(small, out, client, run_tasks, memory)
+            for count in sorted({1, min(threads, max(workers))}):
+                how = without_dask(count)
+                found[f"bare, {count} threads"] = medians(
+                    [time_correlation(stores, out, client, how, memory) for _ in range(repeats)]
+                )
+            found[f"dask, {threads} threads"] = medians(
+                [time_correlation(stores, out, client, run_tasks, memory) for _ in range(repeats)]
+            )
+        for count in workers:
+            with processes(count) as client:
+                time_correlation(small, out, client, run_tasks, memory)
+                found[f"dask, {count} processes"] = medians(
+                    [time_correlation(stores, out, client, run_tasks, memory) for _ in range(repeats)]
+                )
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    overheads = {
+        name: {part: value / _bare(found, int(name.split()[1]))[part] - 1 for part, value in figures.items()}
+        for name, figures in found.items()
+        if name.startswith("dask")
+    }
+    return {
+        "name": "cluster",
+        "command": f"python -m benchmarks.cluster --rows {rows} --features {features} --active {active}",
+        "rows": rows,
+        "features": features,
+        "active": active,
+        "cpus": threads,
+        "all_seconds": found,
+        "overheads": overheads,
+        "seconds_a_task": seconds_a_task(no_ops),
+        "seconds": found[f"dask, {workers[-1]} processes"]["whole"],
+        "ratios": {f"without Dask, {name[6:]}": 1 + over["whole"] for name, over in overheads.items()},
+    }
+
+
+def _bare(found: dict[str, dict[str, float]], count: int) -> dict[str, float]:
+    """Return the bare run on as many threads, or on as many as there are CPUs."""
+    bare = {int(name.split()[1]): figures for name, figures in found.items() if name.startswith("bare")}
+    return bare[count] if count in bare else bare[max(bare)]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table."""
+    print(f"{'':<22}{'panels s':>10}{'over':>8}{'whole s':>10}{'over':>8}")
+    for name, figures in result["all_seconds"].items():
+        over = result["overheads"].get(name)
+        shown = [f"{100 * over[part]:+.0f} %" if over else "" for part in ("panels", "whole")]
+        print(f"{name:<22}{figures['panels']:>10.2f}{shown[0]:>8}{figures['whole']:>10.2f}{shown[1]:>8}")
+    print(f"a task that does nothing: {1e3 * result['seconds_a_task']:.2f} ms")
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--features", type=int, default=32_768)
+    parser.add_argument("--active", type=int, default=32)
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-ops", type=int, default=NO_OPS)
+    parser.add_argument("--folder", type=Path, help="where the stores are kept; by default they are deleted")
+    given = vars(parser.parse_args())
+    with contextlib.ExitStack() as stack:
+        if given["folder"] is None:
+            given["folder"] = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-cluster-")))
+        result = benchmark(**given)
+    show(result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

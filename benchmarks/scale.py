@@ -1,0 +1,341 @@
+"""What a study of 1,000 workers would take, on paper: the project's own plan, with rates that were measured.
+
+::
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --markdown      # the tables of docs/scale.md
+    python -m benchmarks.scale --tokens 3e8 --features 32768 --sites 3 3 --workers 64
+
+Nothing is run: sizes go through the functions by which runs plan themselves (``pipeline.correlate``'s plan and
+forecast, the harvest's formula), and rates are those of the results kept in ``benchmarks/results`` (a small cloud
+machine) or of ``--rates FILE``, as ``subspace plan --calibrate`` keeps them. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.table import RESULTS
+from pipeline.correlate.forecast import KEPT_SHARE, CorrelateForecast, forecast_sizes, stored_bytes
+from pipeline.correlate.plan import PAIR_BYTES, RESERVED, StoreSize
+from pipeline.correlate.rates import Rates, load_rates
+from pipeline.correlate.resources import Resources
+from pipeline.plan import MATCH_BYTES, MATCH_SECONDS
+from storage.errors import BudgetError
+
+PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
+BEGIN, END = "<!-- scale -->", "<!-- /scale -->"
+#: Bytes of the driver for each row of the table of rows, and of coordinates for each row of a store on disk.
+ROW_BYTES, COORDINATE_BYTES = 100, 12
+#: Bytes of a harvest's task for each stored value, and for the block that is encoded.
+VALUE_BYTES, ENCODING_BYTES = 40, 256 << 20
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be done, and with what.
+
+    Attributes
+    ----------
+    tokens, features, active
+        Rows, features of every dictionary, and active features a row.
+    sites
+        Sites of A and of B; all pairs of them are compared.
+    workers, memory, driver
+        Worker processes of one thread, bytes of each, and bytes of the driver.
+    bandwidth
+        Bytes a second that the shared file system gives to all together.
+    shard_rows, top_k
+        Of the experiment.
+    harvested, task
+        Rows a second of one core through one model, and seconds that a task costs the scheduler (both measured).
+    """
+
+    tokens: int = 2_000_000_000
+    features: int = 131_072
+    active: int = 64
+    sites: tuple[int, int] = (5, 8)
+    workers: int = 1000
+    memory: int = 16 * 10**9
+    driver: int = 64 * 10**9
+    bandwidth: float = 50e9
+    shard_rows: int = 65_536
+    top_k: int = 16
+    harvested: float = 1290.0
+    task: float = 0.001
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of sites."""
+        return self.sites[0] * self.sites[1]
+
+    def size(self) -> StoreSize:
+        """Return the size of one store."""
+        entries = np.full(self.features, self.tokens * self.active // self.features, np.int64)
+        return StoreSize(sparse=True, value_bytes=4, entries=entries)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of the table; bytes and seconds.
+
+    Attributes
+    ----------
+    name
+        The stage, and how it is cut.
+    tasks, scheduler
+        Tasks, and seconds that they cost the scheduler.
+    moved, disk, memory, driver
+        Bytes read and written on the shared file system, left on disk, held by a worker, and held by the driver.
+    computing, moving
+        Seconds on all workers, and seconds that the file system takes at least; the larger one tells.
+    """
+
+    name: str
+    tasks: int
+    scheduler: float
+    moved: float
+    disk: float
+    memory: float
+    driver: float
+    computing: float
+    moving: float
+
+    @property
+    def seconds(self) -> float:
+        """What the stage takes at least."""
+        return max(self.scheduler, self.computing, self.moving)
+
+
+def harvest_stage(study: Study) -> Stage:
+    """Return what it takes to harvest both models, all sites of each in one pass.
+
+    >>> harvest_stage(Study(tokens=10**6, sites=(1, 1), workers=2)).tasks
+    32
+    """
+    tasks = 2 * -(-study.tokens // study.shard_rows)
+    stored = stored_bytes(study.size(), study.tokens) + COORDINATE_BYTES * study.tokens
+    disk = sum(study.sites) * stored
+    rounds = -(-tasks // study.workers)
+    return Stage(
+        name="harvest",
+        tasks=tasks,
+        scheduler=tasks * study.task,
+        moved=disk,
+        disk=disk,
+        memory=VALUE_BYTES * study.active * study.shard_rows * max(study.sites) + ENCODING_BYTES,
+        driver=ROW_BYTES * study.tokens,
+        computing=rounds * study.shard_rows / study.harvested,
+        moving=disk / study.bandwidth,
+    )
+
+
+def correlate_stage(study: Study, rates: Rates, *, at_once: int) -> Stage | None:
+    """Return what all pairs of sites take, `at_once` of them side by side, each on its share of the workers.
+
+    Returns
+    -------
+    Stage or None
+        None where it does not fit the workers' memory.
+    """
+    each = max(1, study.workers // at_once)
+    try:
+        found = _forecast(study, rates, each)
+    except BudgetError:
+        return None
+    rounds = -(-study.n_pairs // at_once)
+    tasks = study.n_pairs * (found.plan.n_panels + found.plan.n_panels_b(study.features))
+    moved = study.n_pairs * found.read
+    return Stage(
+        name=f"correlate, {at_once} pairs at once: {found.plan.method}, {found.plan.n_panels} panels",
+        tasks=tasks,
+        scheduler=tasks * study.task,
+        moved=moved,
+        disk=study.n_pairs * found.disk,
+        memory=found.plan.projected,
+        driver=3 * PAIR_BYTES * study.top_k * study.features * 2 * at_once,
+        computing=rounds * found.seconds,
+        moving=moved / study.bandwidth,
+    )
+
+
+def _forecast(study: Study, rates: Rates, workers: int) -> CorrelateForecast:
+    size = study.size()
+    return forecast_sizes(
+        size,
+        size,
+        n_rows=study.tokens,
+        n_halves=2,
+        top_k=study.top_k,
+        kernel="auto",
+        measure="pearson",
+        resources=Resources(workers * study.memory, workers, 1, RESERVED, set()),
+        rates=rates,
+    )
+
+
+def merge_stage(study: Study, correlated: Stage, panels: int) -> Stage:
+    """Return what the driver does behind the panels: it reads every panel's candidates for the B features."""
+    n_bytes = study.n_pairs * panels * study.features * study.top_k * PAIR_BYTES
+    return Stage(
+        name="merge of the panels, in the driver",
+        tasks=0,
+        scheduler=0.0,
+        moved=n_bytes,
+        disk=0.0,
+        memory=0.0,
+        driver=correlated.driver,
+        computing=n_bytes / 1e9,
+        moving=n_bytes / study.bandwidth,
+    )
+
+
+def match_stage(study: Study) -> Stage:
+    """Return what greedy matching of all pairs takes, one after the other in the driver."""
+    kept = KEPT_SHARE * study.features**2
+    return Stage(
+        name="match, in the driver",
+        tasks=0,
+        scheduler=0.0,
+        moved=study.n_pairs * kept * 16,
+        disk=study.n_pairs * study.features * 40.0,
+        memory=0.0,
+        driver=kept * MATCH_BYTES,
+        computing=study.n_pairs * kept * MATCH_SECONDS,
+        moving=study.n_pairs * kept * 16 / study.bandwidth,
+    )
+
+
+def plan_on_paper(study: Study, rates: Rates, at_once: Sequence[int] = (1, 10, 40)) -> list[Stage]:
+    """Return the stages; the correlation several times, cut in different ways.
+
+    Examples
+    --------
+    >>> small = Study(tokens=300_000, features=32_768, active=32, sites=(1, 1), workers=2, memory=2 * 10**9)
+    >>> [stage.name.split(",")[0] for stage in plan_on_paper(small, Rates(), at_once=(1,))]
+    ['harvest', 'correlate', 'merge of the panels', 'match']
+    """
+    stages = [harvest_stage(study)]
+    for count in at_once:
+        found = correlate_stage(study, rates, at_once=count)
+        if found is not None:
+            panels = int(found.name.rsplit(" ", 2)[1])
+            stages += [found, merge_stage(study, found, panels)]
+    return [*stages, match_stage(study)]
+
+
+def breaks(study: Study, stages: Sequence[Stage]) -> list[str]:
+    """Return what does not fit, or takes longer for another reason than its arithmetic.
+
+    >>> breaks(Study(tokens=10**6, driver=10**12), [harvest_stage(Study(tokens=10**6))])
+    []
+    """
+    found = []
+    for stage in stages:
+        if stage.driver > study.driver:
+            found.append(f"{stage.name}: the driver would hold {giga(stage.driver)}, and has {giga(study.driver)}")
+        if stage.memory > study.memory:
+            found.append(f"{stage.name}: a worker would hold {giga(stage.memory)}, and has {giga(study.memory)}")
+        if stage.moving > stage.computing:
+            found.append(
+                f"{stage.name}: {giga(stage.moved)} through the file system take {hours(stage.moving)}, the arithmetic "
+                f"{hours(stage.computing)}"
+            )
+        if stage.scheduler > 0.1 * stage.seconds:
+            found.append(f"{stage.name}: the scheduler is busy {hours(stage.scheduler)} of {hours(stage.seconds)}")
+        if "driver" in stage.name and stage.computing > 3600:
+            found.append(f"{stage.name}: {hours(stage.computing)} in one process, while the workers wait")
+    return found
+
+
+def giga(n_bytes: float) -> str:
+    """Return bytes for people.
+
+    >>> giga(2.5e9), giga(7.2e14)
+    ('2.5 GB', '720 TB')
+    """
+    for limit, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB")):
+        if n_bytes >= limit:
+            return f"{n_bytes / limit:.3g} {unit}"
+    return f"{n_bytes / 1e6:.3g} MB"
+
+
+def hours(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> hours(30), hours(7200)
+    ('30 s', '2 h')
+    """
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.3g} h"
+
+
+def render(study: Study, stages: Sequence[Stage]) -> str:
+    """Return the tables in Markdown."""
+    lines = [
+        f"{study.tokens:,} tokens × {study.features:,} features ({study.active} active) × {study.n_pairs} pairs of "
+        f"sites ({study.sites[0]} × {study.sites[1]}); {study.workers:,} workers of one core and "
+        f"{giga(study.memory)}, a driver of {giga(study.driver)}, a file system of {giga(study.bandwidth)} a second.",
+        "",
+        "| stage | tasks | scheduler | moved | on disk | a worker | the driver | computing | moving |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in stages:
+        sizes = " | ".join(giga(n) if n else "" for n in (one.moved, one.disk, one.memory, one.driver))
+        lines.append(
+            f"| {one.name} | {one.tasks or ''} | {hours(one.scheduler) if one.tasks else ''} | {sizes} | "
+            f"{hours(one.computing)} | {hours(one.moving)} |"
+        )
+    lines += ["", "Where it breaks:", "", *(f"- {one}" for one in breaks(study, stages) or ["nowhere"])]
+    return "\n".join(lines)
+
+
+def measured(results: Path = RESULTS) -> dict[str, float]:
+    """Return what the kept results say: rows a second of one core, and seconds of a task."""
+    found: dict[str, float] = {}
+    harvest, cluster = results / "harvest.json", results / "cluster.json"
+    if harvest.is_file():
+        content = json.loads(harvest.read_text(encoding="utf-8"))
+        found["harvested"] = content["rows_per_second"]["harvest"] / content["threads"]
+    if cluster.is_file():
+        found["task"] = json.loads(cluster.read_text(encoding="utf-8"))["seconds_a_task"]
+    return found
+
+
+def insert(page: str, tables: str) -> str:
+    """Return a page's text with the tables between its marks."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Read the command line, reckon, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=float, default=Study.tokens)
+    parser.add_argument("--features", type=int, default=Study.features)
+    parser.add_argument("--active", type=int, default=Study.active)
+    parser.add_argument("--sites", type=int, nargs=2, default=Study.sites)
+    parser.add_argument("--workers", type=int, default=Study.workers)
+    parser.add_argument("--rates", type=Path, help="folder with the rates of your machine; the package's by default")
+    parser.add_argument("--markdown", action="store_true", help="write the tables of docs/scale.md anew")
+    given = vars(parser.parse_args())
+    rates, markdown = given.pop("rates"), given.pop("markdown")
+    study = Study(**{**given, "tokens": int(given["tokens"]), "sites": tuple(given["sites"])}, **measured())
+    found = plan_on_paper(study, (load_rates(rates) if rates else None) or Rates())
+    tables = render(study, found)
+    if markdown:
+        PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    print(tables)
+    result: dict[str, Any] = {"name": "scale", "study": dataclasses.asdict(study)}
+    print(json.dumps({**result, "stages": [dataclasses.asdict(stage) for stage in found]}))
+
+
+if __name__ == "__main__":
+    main()
