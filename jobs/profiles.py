@@ -331,15 +331,16 @@ def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", 
     profiles = settings.get("subspace", {}).get("profiles", {})
     layers: list[dict[str, Any]] = []
     chain: list[str] = []
-    while name is not None:
-        if name in chain:
-            raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, name])}")
-        if name not in profiles:
-            raise InputError(f"Cluster profile {chain[-1]!r} is like {name!r}, which is not there")
-        chain.append(name)
-        found = profiles[name] if part == "profiles" else settings.get("jobqueue", {}).get(name, {})
+    current: str | None = name
+    while current is not None:
+        if current in chain:
+            raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, current])}")
+        if current not in profiles:
+            raise InputError(f"Cluster profile {chain[-1]!r} is like {current!r}, which is not there")
+        chain.append(current)
+        found = profiles[current] if part == "profiles" else settings.get("jobqueue", {}).get(current, {})
         layers.append({_dashed(key): value for key, value in (found or {}).items() if key != "like"})
-        name = profiles[name].get("like")
+        current = profiles[current].get("like")
     merged: dict[str, Any] = dask.config.merge(*reversed(layers))
     return merged
 
