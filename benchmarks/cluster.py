@@ -34,7 +34,7 @@ from pipeline.correlate.run import correlate
 from pipeline.workers import closing, local_client, n_cpus, run_tasks
 
 #: The module, where the package holds a function of that name.
-STAGE = importlib.import_module("pipeline.correlate.run")
+STAGE: Any = importlib.import_module("pipeline.correlate.run")
 NO_OPS = 10_000
 WARM_UP = {"rows": 4096, "features": 512, "active": 8}
 

@@ -297,9 +297,9 @@ def render(study: Study, stages: Sequence[Stage]) -> str:
     return "\n".join(lines)
 
 
-def measured(results: Path = RESULTS) -> dict[str, float]:
+def measured(results: Path = RESULTS) -> dict[str, Any]:
     """Return what the kept results say: rows a second of one core, and seconds of a task."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     harvest, cluster = results / "harvest.json", results / "cluster.json"
     if harvest.is_file():
         content = json.loads(harvest.read_text(encoding="utf-8"))
@@ -327,7 +327,8 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="write the tables of docs/scale.md anew")
     given = vars(parser.parse_args())
     rates, markdown = given.pop("rates"), given.pop("markdown")
-    study = Study(**{**given, "tokens": int(given["tokens"]), "sites": tuple(given["sites"])}, **measured())
+    given |= {"tokens": int(given["tokens"]), "sites": tuple(given["sites"])}
+    study = Study(**given, **measured())
     found = plan_on_paper(study, (load_rates(rates) if rates else None) or Rates())
     tables = render(study, found)
     if markdown:

@@ -76,7 +76,7 @@ def watch_page(title: str, state: str, samples: Sequence[Sample], figures: dict[
     (4, True)
     """
     times = [one.seconds for one in samples]
-    charts = (
+    charts: tuple[tuple[str, dict[str, Sequence[float]], str], ...] = (
         ("rows a second", {"": rates(times, [one.rows for one in samples])}, ""),
         ("bytes a second, disk and network of the workers' hosts", {"": [one.moved for one in samples]}, "B"),
         ("tasks done, threads at work", {"tasks": [one.tasks for one in samples], "threads": _threads(samples)}, ""),

@@ -9,6 +9,7 @@ the same, with several workers a job                   the watcher here: Dask ta
                                                        (distributed#9102)
 died before a worker of it came                        the watcher: Dask never hears of it. It waits longer each time
                                                        that happens, so that a broken profile does not flood Slurm
+refused by ``sbatch``, which was away perhaps          the watcher, every :data:`PATIENCE` seconds
 requeued by Slurm, so waiting again under its number   nobody: it is not lost
 =====================================================  =================================================================
 
@@ -26,7 +27,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ TAIL_LINES, TAIL_BYTES = 25, 1_000_000
 
 #: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
 #: their end: without it all would be gone at once.
-MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (25.0, 600.0), 0.1
+MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
 #: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
 #: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
 NANNY_BYTES = 250_000_000
@@ -201,6 +202,7 @@ class Keeper:
         self._numbers: dict[str, list[str]] = {}
         self._seen: set[str] = set()
         self._gone: dict[str, float] = {}
+        self._refused: dict[str, float] = {}
         self._stillborn = 0
         self._start = time.monotonic()
         self._stop = threading.Event()
@@ -223,12 +225,14 @@ class Keeper:
         while not self._stop.wait(POLL_SECONDS):
             try:
                 self.look()
-            except (OSError, TimeoutError, subprocess.SubprocessError) as error:
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # sbatch that fails is a RuntimeError
                 logger.warning("Looking after the Slurm jobs failed, and is tried again: %s", error)
 
     def look(self) -> None:
         """Compare the jobs that were asked for with Slurm's queue once, and have the lost ones replaced."""
-        wanted = {str(name): str(job.job_id) for name, job in dict(self.cluster.workers).items() if job.job_id}
+        asked = dict(self.cluster.workers)
+        self._resubmit(str(name) for name, job in asked.items() if not job.job_id)
+        wanted = {str(name): str(job.job_id) for name, job in asked.items() if job.job_id}
         present = {str(worker["name"]) for worker in dict(self.cluster.scheduler_info["workers"]).values()}
         for name, job in wanted.items():
             if job not in self._numbers.setdefault(name, []):
@@ -253,9 +257,22 @@ class Keeper:
             logger.warning("Slurm job %s (%s) is gone%s", job, name, self._why(job))
         if now - self._gone[job] >= self._delay(job):
             logger.info("Replacing Slurm job %s", job)
-            self.cluster.sync(self.cluster.scale_down, [name])
-            if self._grouped:
-                self.cluster.scale(jobs=self.jobs)
+            self._replace(name)
+
+    def _replace(self, name: str) -> None:
+        self.cluster.sync(self.cluster.scale_down, [name])
+        if self._grouped:
+            self.cluster.scale(jobs=self.jobs)
+
+    def _resubmit(self, names: Iterable[str]) -> None:
+        """Ask again for jobs that Slurm has not taken for a while: Dask does not notice when ``sbatch`` fails."""
+        now = time.monotonic()
+        self._refused = {name: self._refused.get(name, now) for name in names}
+        for name, since in list(self._refused.items()):
+            if now - since >= PATIENCE:
+                del self._refused[name]
+                logger.warning("Slurm did not take the job of %s: asking again", name)
+                self._replace(name)
 
     def _why(self, job: str) -> str:
         return "" if job in self._seen else f" before a worker of it came{self._quoted(job)}"
@@ -321,7 +338,7 @@ class Keeper:
         return WorkerLostError(f"{error}{logs}", worker=error.worker)
 
     def copy_logs(self, folder: Path) -> list[Path]:
-        """Copy the end of the logs of all jobs that were lost, or that ran several workers' ends, into a folder."""
+        """Copy the logs of all jobs so far, or their ends, into a folder; return the copies."""
         jobs = {job for jobs in self._numbers.values() for job in jobs} | {one.job for one in self.lost}
         copied = []
         for file in (file for job in sorted(jobs) for file in self.log_files(job)):

@@ -60,7 +60,8 @@ class Record:
     threads, tasks, rows
         Threads of all workers at most, tasks done, rows read.
     peak_memory, planned_memory
-        Bytes of the fullest worker process, and at most as planned.
+        Bytes of the fullest worker process, and at most as planned: what it held when a stage was planned, and what the
+        stage may add.
     workers_lost, tasks_restarted
         Workers that went, for whatever reason, and tasks that they had been given.
     seconds_short
@@ -106,6 +107,7 @@ class Recorder:
     samples: list[Sample] = field(default_factory=list)
     state: str = "starting"
     planned: Planned | None = None
+    limit: float = 0.0
     start: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.time)
     every: float = SAMPLE_SECONDS
@@ -127,7 +129,8 @@ class Recorder:
         """Take in what a stage says."""
         if isinstance(event, Planned):
             self.planned = event
-            self.record.planned_memory = max(self.record.planned_memory, event.memory)
+            self.limit = event.limit(self.samples[-1].memory if self.samples else 0.0)
+            self.record.planned_memory = max(self.record.planned_memory, self.limit)
         else:
             self.record.tasks += 1
             self.record.rows += event.rows
@@ -164,7 +167,7 @@ class Recorder:
                 tasks=self.record.tasks,
                 moved=sum(_moved(worker) for worker in {worker["host"]: worker for worker in workers}.values()),
                 memory=memory,
-                planned=self.planned.memory if self.planned else 0,
+                planned=self.limit,
                 threads=sum(worker["nthreads"] for worker in workers),
             )
         )
@@ -203,12 +206,12 @@ class Recorder:
 
     def _figures(self) -> dict[str, str]:
         record = self.record
-        planned = f"{self.planned.what}: {short(self.planned.memory)}B" if self.planned else "nothing yet"
+        planned = f"{self.planned.what}: {short(self.limit)}B" if self.planned else "nothing yet"
         return {
             "session": str(self.number),
             "rows read": f"{record.rows:,.0f}",
             "tasks done": f"{record.tasks:,}",
-            "most memory of a worker process": f"{short(record.peak_memory)}B (planned last, {planned})",
+            "most memory of a worker process": f"{short(record.peak_memory)}B (at most, as planned last, {planned})",
             "workers lost": f"{record.workers_lost}; {record.tasks_restarted} tasks were begun again",
             "time lost": f"{record.seconds_lost:.1f} s: {record.seconds_short:.1f} short of workers, "
             f"{record.seconds_twice:.1f} of work done twice, {record.seconds_between:.1f} between sessions",
@@ -349,4 +352,7 @@ def recorded(client: Client, folder: str | Path) -> Iterator[Recorder]:
     finally:
         recorder.stopped.set()
         thread.join()
-        recorder.finish(ended, last_count)
+        try:
+            recorder.finish(ended, last_count)
+        except OSError as error:  # a full disk, say: what the run itself has done does not depend on it
+            logger.warning("The record of this session is not complete: %s", error)

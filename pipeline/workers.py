@@ -50,10 +50,25 @@ DASHBOARD_PORT = 8787
 
 @dataclass(frozen=True)
 class Planned:
-    """What a stage will hold at most in each worker process, in bytes."""
+    """What a stage will take at most in each worker process.
+
+    Attributes
+    ----------
+    what
+        The stage.
+    memory
+        Bytes.
+    reserved
+        Those of them that a process takes before it holds any data; one that ran other stages may hold more.
+    """
 
     what: str
     memory: int
+    reserved: int = 0
+
+    def limit(self, before: float) -> float:
+        """Return what a process may hold at most, if it held so much before the stage."""
+        return max(float(self.memory), before - self.reserved + self.memory)
 
 
 @dataclass(frozen=True)
@@ -229,14 +244,14 @@ def run_tasks(
     """
     run = f"{time.time_ns():x}"
     waiting = iter(enumerate(items))
-    in_flight: dict[str, Item] = {}
+    in_flight: dict[str, tuple[Item, Any]] = {}
 
     def submit(count: int) -> list[Any]:
         futures = []
         for i, item in itertools.islice(waiting, count):
             # dask takes the part before the last dashes as the group's name
             future = client.submit(function, item, *args, key=(f"{name}-{run}", i), retries=retries, pure=False)
-            in_flight[str(future.key)] = item
+            in_flight[str(future.key)] = item, future
             futures.append(future)
         return futures
 
@@ -249,7 +264,7 @@ def run_tasks(
                 for future, result in completed:
                     if future.cancelled():
                         raise result
-                    item = in_flight.pop(str(future.key))
+                    item, _ = in_flight.pop(str(future.key))
                     future.release()
                     for new in submit(1):
                         completed.add(new)
@@ -258,25 +273,34 @@ def run_tasks(
                     tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
                     yield item, result
             except KilledWorker as error:
-                raise _poisoned(error, label, in_flight[str(error.task)]) from error
+                suspects = {key: item for key, (item, future) in in_flight.items() if future.status == "error"}
+                raise _poisoned(error, label, suspects) from error
     finally:
         if completed.futures:
             client.cancel(list(completed.futures), force=True)
 
 
-def _poisoned(error: KilledWorker, label: str, item: object) -> WorkerLostError:
-    """Return the error of a task that took worker after worker with it, with the task named."""
-    group, number = error.task if isinstance(error.task, tuple) else (error.task, "")
-    name = f"{str(group).rpartition('-')[0] or group} {number}".strip()
-    shown = str(item) if len(str(item)) <= ITEM_CHARACTERS else f"{str(item)[:ITEM_CHARACTERS]}…"
+def _poisoned(error: KilledWorker, label: str, suspects: dict[str, Item]) -> WorkerLostError:
+    """Return the error of a task that took worker after worker with it, with the task named.
+
+    Dask suspects all tasks that were on the worker, also those that only waited there, so all of them are named.
+    """
+    group = error.task[0] if isinstance(error.task, tuple) else error.task
+    name = str(group).rpartition("-")[0] or str(group)
+    named = " or ".join(f"{name} {_shortened(item)!r}" for item in suspects.values())
     return WorkerLostError(
-        f"{label}: the task {name!r} (of {shown}) lost its worker {error.allowed_failures + 1} times, the last one "
-        f"being {error.last_worker.name} at {error.last_worker.address}, and is not tried again. Most often a worker "
+        f"{label}: {named} took its worker with it {error.allowed_failures + 1} times, the last one being "
+        f"{error.last_worker.name} at {error.last_worker.address}, and is not tried again. Most often a worker "
         "that dies has run out of memory: give each more of it, or the stage less (`memory`). If workers were "
         "cancelled or preempted that often, raise distributed.scheduler.allowed-failures in your cluster file. What "
         "is finished is kept",
         worker=str(error.last_worker.name),
     )
+
+
+def _shortened(item: object) -> str:
+    text = str(item)
+    return text if len(text) <= ITEM_CHARACTERS else f"{text[:ITEM_CHARACTERS]}…"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import storage
-from benchmarks import harvest
+from benchmarks import cluster, harvest, scale
+from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
 
 
@@ -80,3 +82,41 @@ def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert result["max_error"] < 1e-6
     assert {"bare_loop", "full_model", "dense_size", "dense_write", "dense_read"} == set(result["ratios"])
     assert len(result["all_seconds"]["bare_loop"]) == 2
+
+
+def test_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--rows", "3000", "--features", "600", "--active", "8", "--workers", "1", "--repeats", "1"]
+    rest = ["--no-ops", "20", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["cluster", *sizes, *rest])
+    cluster.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"dask, 1 processes", "bare, 1 threads"} <= set(result["all_seconds"])
+    assert result["seconds_a_task"] > 0
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_the_scale_page_is_what_the_arithmetic_says() -> None:
+    page = scale.PAGE.read_text(encoding="utf-8")
+    study = scale.Study(**scale.measured())
+    assert scale.insert(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
+
+
+def test_scale_against_sums_by_hand() -> None:
+    study = scale.Study()
+    harvest, *_, match = scale.plan_on_paper(study, Rates())
+    assert harvest.tasks == 2 * math.ceil(2e9 / 65_536)
+    assert harvest.disk == pytest.approx(13 * 2e9 * (64 * 5.6 + 12), rel=1e-6)  # whole rows a feature
+    assert harvest.computing == pytest.approx(62 * 65_536 / 1290)  # 61,036 shards on 1,000 workers, in rounds
+    assert match.computing == pytest.approx(40 * 0.006 * 131_072**2 * 4e-7)
+    one = scale.correlate_stage(study, Rates(), at_once=1)
+    forty = scale.correlate_stage(study, Rates(), at_once=40)
+    assert one is not None
+    assert forty is not None
+    store = 2e9 * 64 * 5.6
+    assert one.moved == pytest.approx(
+        40 * store * (3 + 1024 + 2), rel=1e-6
+    )  # A three times; B for each of 1,024 panels, and twice besides
+    assert forty.moved == pytest.approx(40 * store * (3 + 32 + 2), rel=1e-6)
+    assert forty.memory > 2 * 8 * 4096 * 131_072  # the sums of a panel, for both halves
+    assert any("the driver would hold 200 GB" in line for line in scale.breaks(study, [harvest]))
+    assert scale.correlate_stage(scale.Study(memory=10**9), Rates(), at_once=40) is None

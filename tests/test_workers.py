@@ -131,7 +131,7 @@ def kills_its_worker(item: int) -> int:
 def test_a_task_that_kills_its_workers_is_named() -> None:
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
-    said = r"Doomed: the task 'test-doomed 3' \(of 3\) lost its worker 1 times"
+    said = r"Doomed: .*test-doomed '3'.* took its worker with it 1 times"
     with closing(cluster), Client(cluster) as own, pytest.raises(WorkerLostError, match=said):
         list(run_tasks(own, kills_its_worker, range(6), name="test-doomed", label="Doomed", retries=5))
 

@@ -463,7 +463,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
     _log_plan(plan, inputs)
-    tell(Planned("Correlating", plan.projected))
+    tell(Planned("Correlating", plan.projected, resources.reserved))
     return plan
 
 

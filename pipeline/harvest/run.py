@@ -153,7 +153,10 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
             _write_share(job, manifests, share, used)
             return stores
         calibrations, decoders = measure(job, used)
-        check_disk({site: stores[site] for site in todo}, predict(job, store, calibrations, decoders).disk)
+        predicted = predict(job, store, calibrations, decoders)
+        check_disk({site: stores[site] for site in todo}, predicted.disk)
+        # model and dictionaries are loaded by now: this comes on top
+        tell(Planned(f"harvest {side.upper()}", predicted.memory * max(used.nthreads().values(), default=1)))
         writers = {
             site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
         }
@@ -247,7 +250,6 @@ def predict(
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
-    tell(Planned(f"harvest {job.side.upper()}, a task", held))
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
 

@@ -108,6 +108,19 @@ def test_jobs_that_die_before_a_worker_comes_are_replaced_more_and_more_slowly(
     assert waited == [5.0, 10.0, 20.0]
 
 
+def test_a_job_that_slurm_did_not_take_is_asked_for_again(
+    tmp_path: Path, queue: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = PretendedCluster(tmp_path)
+    cluster.workers["x-0"] = SimpleNamespace(job_id=None)
+    keeper = Keeper(cluster, 1)
+    keeper.look()
+    assert cluster.told == []
+    monkeypatch.setattr(watcher, "PATIENCE", 0.0)
+    keeper.look()
+    assert cluster.told == [("scale_down", ["x-0"])]
+
+
 def test_a_queue_that_does_not_answer_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "queued_jobs", lambda: None)
     cluster = PretendedCluster(tmp_path)
@@ -154,7 +167,7 @@ def test_lifetimes() -> None:
         latest = float(lifetime[:-1]) + float(stagger[:-1])
         seconds = walltime_seconds(walltime)
         assert seconds is not None
-        assert 0.5 * seconds < latest <= seconds - 25
+        assert 0.5 * seconds < latest <= seconds - 15
     with pytest.raises(InputError, match="'an hour' is none that Slurm reads"):
         retiring("an hour", [])
 
