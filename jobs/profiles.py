@@ -257,8 +257,10 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     >>> sorted(load_settings()["subspace"]["profiles"])
     ['local', 'local-cuda', 'processes', 'scheduler', 'slurm-cpu', 'slurm-gpu', 'slurm-gpu-node']
     """
-    # dask.config.config alone would let the defaults of Dask's libraries win over the shipped file
-    layers = [dask.config.config, read_yaml(shipped_cluster_file()), dask.config.collect()]
+    # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
+    # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
+    shipped = read_yaml(shipped_cluster_file())
+    layers = [shipped, dask.config.config, shipped, dask.config.collect()]
     if cluster_file is not None:
         layers.append(read_yaml(cluster_file))
     return dask.config.merge(*layers)
@@ -329,15 +331,16 @@ def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", 
     profiles = settings.get("subspace", {}).get("profiles", {})
     layers: list[dict[str, Any]] = []
     chain: list[str] = []
-    while name is not None:
-        if name in chain:
-            raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, name])}")
-        if name not in profiles:
-            raise InputError(f"Cluster profile {chain[-1]!r} is like {name!r}, which is not there")
-        chain.append(name)
-        found = profiles[name] if part == "profiles" else settings.get("jobqueue", {}).get(name, {})
+    current: str | None = name
+    while current is not None:
+        if current in chain:
+            raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, current])}")
+        if current not in profiles:
+            raise InputError(f"Cluster profile {chain[-1]!r} is like {current!r}, which is not there")
+        chain.append(current)
+        found = profiles[current] if part == "profiles" else settings.get("jobqueue", {}).get(current, {})
         layers.append({_dashed(key): value for key, value in (found or {}).items() if key != "like"})
-        name = profiles[name].get("like")
+        current = profiles[current].get("like")
     merged: dict[str, Any] = dask.config.merge(*reversed(layers))
     return merged
 

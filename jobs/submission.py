@@ -92,7 +92,7 @@ def submit_run(
     arguments
         Further arguments of ``subspace run``.
     dry_run
-        Write the scripts, submit nothing; the jobs' numbers are then names of shell variables.
+        Write the scripts, submit nothing; the commands are then lines for a shell, the numbers of jobs its variables.
 
     Returns
     -------
@@ -148,9 +148,12 @@ def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
 def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool) -> Iterator[Submitted]:
     before: str | None = None
     for i, step in enumerate(steps):
-        options = step.sbatch_options(before)
-        command = shlex.join(["sbatch", *options, str(scripts[step.script]), *step.arguments])
-        before = f"$job{i}" if dry_run else submit(scripts[step.script], options, step.arguments)
+        options, script = step.sbatch_options(before), scripts[step.script]
+        command = " ".join(["sbatch", "--parsable", *options, shlex.join([str(script), *step.arguments])])
+        if dry_run:
+            before, command = f"$job{i}", f"job{i}=$({command})"
+        else:
+            before = submit(script, options, step.arguments)
         yield Submitted(before, command)
 
 

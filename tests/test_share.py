@@ -35,10 +35,10 @@ def test_shares_are_all_of_it_once() -> None:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Stores of both layouts: 700 rows, enough features for several panels."""
+    """Stores of both layouts: 700 rows, and features for at least three panels."""
     folder, draw = tmp_path_factory.mktemp("stores"), np.random.default_rng(0)
     made = {}
-    for layout, (n_a, n_b) in {"sparse": (90, 70), "dense": (600, 40)}.items():
+    for layout, (n_a, n_b) in {"sparse": (90, 70), "dense": (1600, 40)}.items():
         for side, n in (("a", n_a), ("b", n_b)):
             values = draw.normal(size=(700, n)).astype("f4")
             if layout == "sparse":

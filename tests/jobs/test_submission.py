@@ -27,8 +27,8 @@ def site(tmp_path: Path) -> Path:
 def test_the_driver(site: Path, tmp_path: Path) -> None:
     (one,) = submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, dry_run=True)
     script = tmp_path / "run" / "jobs" / "driver.sbatch"
-    assert shlex.split(one.command) == [
-        "sbatch", str(script), str(tmp_path / "e.yaml"), "--run-dir", str(tmp_path / "run"),
+    assert shlex.split(one.command.removeprefix("job0=$(").removesuffix(")")) == [
+        "sbatch", "--parsable", str(script), str(tmp_path / "e.yaml"), "--run-dir", str(tmp_path / "run"),
         "--cluster", "slurm-cpu", "--cluster-file", str(site),
     ]  # fmt: skip
     lines = script.read_text().splitlines()
@@ -54,6 +54,8 @@ def test_arrays(site: Path, tmp_path: Path) -> None:
     assert [("afterok" in one, "afterany" in one) for one in commands] == [
         (False, False), (True, False), (False, True), (True, False), (False, True),
     ]  # fmt: skip
+    assert " --dependency=afterok:$job0 " in commands[1]
+    assert commands[4].startswith("job4=$(sbatch --parsable --dependency=afterany:$job3 ")
     assert all("--cluster" not in one.split() for one in commands), "no scheduler, no workers"
 
 
