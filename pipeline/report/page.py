@@ -281,8 +281,8 @@ def _uses_figure(pair: SitePair, where: str) -> FigureView:
     uses = tables.uses(pair)
     title = "Uses of every B feature"
     caption = (
-        f"How many A features have it as their best match, before one-to-one matching: none for "
-        f"{_share(uses == 0)} of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
+        f"How many A features have it as their best match, before one-to-one matching: none for {_share(uses == 0)} "
+        f"of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
     )
     return FigureView(plots.uses_histogram(uses), f"{title}, {where}. {caption}", title, caption)
 
