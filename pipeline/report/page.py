@@ -91,6 +91,7 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, found: Explo
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
+    provenance = list(_provenance(run))
     return (
         environment()
         .get_template("report.html.j2")
@@ -109,8 +110,8 @@ def render_page(run: Run, explorer: Explorer, scores: pd.DataFrame, found: Explo
             site_pairs=views,
             few=len(views) <= FEW_PAIRS,
             heat_width=_heat_width(run),
-            text_facts=tables.text_facts(run),
-            provenance=list(_provenance(run)),
+            text_facts=tables.text_facts(run) | _made(provenance),
+            provenance=provenance,
         )
     )
 
@@ -299,6 +300,14 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
     )
     figure = plots.all_r_histogram(counts, left, right, keep_above)
     return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+
+
+def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
+    """Return, for people, from when to when the results were made, and the seeds they drew with."""
+    times = sorted(str(result["created"]) for result in provenance)
+    seeds = {str(result["settings"]["seed"]) for result in provenance if "seed" in result["settings"]}
+    facts = {"Made (UTC)": " to ".join(dict.fromkeys([times[0], times[-1]]))} if times else {}
+    return facts | ({"Seeds": ", ".join(sorted(seeds))} if seeds else {})
 
 
 def _provenance(run: Run) -> Iterator[dict[str, Any]]:
