@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import importlib.resources
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 import xarray as xr
 from sklearn.decomposition import PCA
 
-import pipeline.report
 import storage
 from pipeline.report import neuronpedia
 from pipeline.report.explorer_data import BARS, CONTEXTS, NEIGHBOURS, explorer_data
@@ -24,7 +23,7 @@ from pipeline.report.results import open_run
 from pipeline.report.snippets import LEVELS
 from pipeline.report.textpool import FIRST, LAST, REACH
 
-VENDOR = Path(pipeline.report.__file__).parent / "vendor"
+VENDOR = importlib.resources.files("pipeline.report") / "vendor"
 
 
 def take_apart(text: str) -> dict[str, Any]:
