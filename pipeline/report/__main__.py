@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.report.export import FigureFormat, export_figures
+from pipeline.report.export import export_figures
 from pipeline.report.run import report
 from pipeline.script import AsJson, run_script, show
 
@@ -19,7 +19,8 @@ def command(
         typer.Option(help="Write the figures and tables for a paper into this folder instead.", show_default=False),
     ] = None,
     formats: Annotated[
-        list[FigureFormat] | None, typer.Option("--format", help="Of the figures; repeatable. [default: pdf]")
+        list[str] | None,
+        typer.Option("--format", help="pdf, svg or png; repeatable.  [default: pdf]", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

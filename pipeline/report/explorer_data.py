@@ -174,13 +174,13 @@ def _pack_site(view: _SiteView, pool: TextPool, windows: Windows) -> str:
     arrays = {
         "feature": features.astype(np.uint32),
         "row": pool.index(view.rows),
-        "value": short_floats(np.nan_to_num(view.values)),
+        "value": np.nan_to_num(view.values).astype(np.float32),
         "before": windows.before,
         "after": windows.after,
         "level": levels,
         "bars": bars,
         "n_active": view.site.store["n_active"].values[features].astype(np.uint32),
-        "largest": short_floats(largest),
+        "largest": largest.astype(np.float32),
     }
     return pack(arrays, rows=int(view.site.store.sizes["token"]), width=view.rows.shape[1])
 
@@ -208,7 +208,7 @@ def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray,
             found = lookup.around(row[part], column[part])
             share = found / np.where(largest > 0, largest, 1)[column[part]][:, None]
             levels[shown[part]] = np.clip(np.ceil(share * LEVELS), 0, LEVELS)
-    return levels.reshape(*view.rows.shape, -1), bars
+    return levels.reshape(*view.rows.shape, 2 * REACH + 1), bars
 
 
 def _parts(first: int, last: int) -> Iterator[slice]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -16,13 +15,12 @@ from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-FigureFormat = Literal["pdf", "svg", "png"]
-FORMATS: tuple[FigureFormat, ...] = ("pdf", "svg", "png")
+FORMATS = ("pdf", "svg", "png")
 #: Digits of figures in LaTeX; CSV keeps all.
 DIGITS = 3
 
 
-def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[FigureFormat] = ("pdf",)) -> list[Path]:
+def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[str] = ("pdf",)) -> list[Path]:
     """Write every figure of the report, and its tables as LaTeX (booktabs) and CSV; nothing is computed again.
 
     Parameters
@@ -59,7 +57,7 @@ def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[Fi
     return files
 
 
-def _figures(run: Run, folder: Path, formats: Sequence[FigureFormat]) -> Iterator[Path]:
+def _figures(run: Run, folder: Path, formats: Sequence[str]) -> Iterator[Path]:
     for name, view in report_figures(run):
         for ending in dict.fromkeys(formats):
             path = folder / f"{name}.{ending}"
