@@ -81,7 +81,7 @@ def fixed_point(values: np.ndarray) -> np.ndarray:
 
 
 def short_floats(values: np.ndarray) -> np.ndarray:
-    """Return values as float32 cut to 12 bits of mantissa, more than three digits, so that they compress: for places on a map.
+    """Return values as float32 cut to 12 bits of mantissa, so that places on a map compress.
 
     >>> short_floats(np.array([3.14159265]))
     array([3.140625], dtype=float32)
