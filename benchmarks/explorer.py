@@ -80,8 +80,8 @@ def write_large_run(root: Path, n_pairs: int, seed: int = 0) -> RunDirectory:
     run.write_experiment({"name": "large", "corpus": {"path": "texts.jsonl"}, **sides})
     rows, of_word = _write_text(run, rng, max(8 * n_pairs // 10, 4000))
     features = _features(rng, of_word, n_pairs)
-    for side, site in SITES.items():
-        _write_site(run, side, site, features, rows, rng)
+    for side in SITES:
+        _write_site(run, side, features, rows, rng)
     _write_pair(run, n_pairs, rng)
     return run
 
@@ -115,9 +115,9 @@ def _features(rng: np.random.Generator, of_word: np.ndarray, n: int) -> np.ndarr
 
 
 def _write_site(
-    run: RunDirectory, side: str, site: str, features: np.ndarray, rows: dict[str, Any], rng: np.random.Generator
+    run: RunDirectory, side: str, features: np.ndarray, rows: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    n, width = features.shape
+    site, (n, width) = SITES[side], features.shape
     values = rng.uniform(1, 9, features.shape).astype(np.float32)
     active = sp.coo_array(
         (values.ravel(), (features.ravel(), np.repeat(np.arange(n), width))), (len(rows["document"]), n)

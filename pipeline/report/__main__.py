@@ -7,16 +7,34 @@ from typing import Annotated
 
 import typer
 
+from pipeline.report.export import export_figures
 from pipeline.report.run import report
 from pipeline.script import AsJson, run_script, show
 
 
 def command(
     run_dir: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures and tables for a paper into this folder instead.", show_default=False),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="pdf, svg or png; repeatable.  [default: pdf]", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html, pairs.csv and scores.csv from stored results; nothing is computed again."""
-    show({"report": str(report(run_dir))}, as_json=as_json)
+    """Write report.html, pairs.csv and scores.csv from stored results; nothing is computed again.
+
+    With --figures, write each figure of the report as a file, and its tables as LaTeX (booktabs) and CSV:
+
+    subspace report RUN --figures paper/ --format pdf --format png
+    """
+    if figures is None:
+        show({"report": str(report(run_dir))}, as_json=as_json)
+        return
+    files = export_figures(run_dir, figures, formats or ["pdf"])
+    show({"figures": str(figures), "files": len(files)}, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pipeline.report.results import SIDES, Run, Side, Site, SitePair
 from pipeline.report.snippets import LEVELS
 from pipeline.report.tables import short_name
 from pipeline.report.textpool import REACH, TextPool, Windows, find_windows, make_pool
-from storage import is_sparse, read_csr, read_dense
+from storage import is_sparse, open_result, read_csr, read_dense
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
 NEIGHBOURS = 6
@@ -98,7 +98,7 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     entries = []
     for i, pair in enumerate(site_pairs):
         sides = views["a", pair.a.name], views["b", pair.b.name]
-        packs[f"pair-{i}"] = _pack_pair(pair, *sides)
+        packs[f"pair-{i}"] = _pack_pair(pair, *sides, read_concepts(run, pair))
         entries.append(_entry(pair, f"pair-{i}", names))
     return ExplorerData(_index(run, entries, pool), packs)
 
@@ -174,13 +174,13 @@ def _pack_site(view: _SiteView, pool: TextPool, windows: Windows) -> str:
     arrays = {
         "feature": features.astype(np.uint32),
         "row": pool.index(view.rows),
-        "value": short_floats(np.nan_to_num(view.values)),
+        "value": np.nan_to_num(view.values).astype(np.float32),
         "before": windows.before,
         "after": windows.after,
         "level": levels,
         "bars": bars,
         "n_active": view.site.store["n_active"].values[features].astype(np.uint32),
-        "largest": short_floats(largest),
+        "largest": largest.astype(np.float32),
     }
     return pack(arrays, rows=int(view.site.store.sizes["token"]), width=view.rows.shape[1])
 
@@ -208,7 +208,7 @@ def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray,
             found = lookup.around(row[part], column[part])
             share = found / np.where(largest > 0, largest, 1)[column[part]][:, None]
             levels[shown[part]] = np.clip(np.ceil(share * LEVELS), 0, LEVELS)
-    return levels.reshape(*view.rows.shape, -1), bars
+    return levels.reshape(*view.rows.shape, 2 * REACH + 1), bars
 
 
 def _parts(first: int, last: int) -> Iterator[slice]:
@@ -270,8 +270,61 @@ class _Slab:
         bars += counts.reshape(bars.shape).astype(np.uint32)
 
 
-def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView) -> str:
+@dataclass(frozen=True)
+class PairConcepts:
+    """Which concepts the pairs of one pair of sites belong to.
+
+    Attributes
+    ----------
+    names
+        Concepts that any pair belongs to.
+    ids
+        Places among `names`, uint16, pair after pair.
+    start
+        Where each pair's begin in `ids`, and where the last one's end; uint32.
+    """
+
+    names: list[str]
+    ids: np.ndarray
+    start: np.ndarray
+
+
+def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
+    """Return the concepts to which both features of a pair belong; none where the run did not look for any.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    pair
+        One of its pairs of sites.
+
+    Returns
+    -------
+    PairConcepts
+    """
+    n = int(pair.pairs.sizes["pair"])
+    paths = [run.directory.root / "concepts" / side / f"{pair.site(side).name}.zarr" for side in SIDES]
+    if not all(path.exists() for path in paths):
+        return PairConcepts([], np.zeros(0, dtype=np.uint16), np.zeros(n + 1, dtype=np.uint32))
+    member = [open_result(path, "concepts")["member"].transpose("feature", "concept").load() for path in paths]
+    shared = [name for name in member[0]["concept"].values if name in member[1]["concept"].values]
+    on_a, on_b = (
+        one.sel(concept=shared).values[pair.pairs[f"feature_{side}"].values]
+        for side, one in zip(SIDES, member, strict=True)
+    )
+    both = on_a & on_b
+    used = np.flatnonzero(both.any(0))
+    start = np.concatenate([[0], both.sum(1).cumsum()])
+    return PairConcepts(
+        [str(shared[i]) for i in used], np.nonzero(both[:, used])[1].astype(np.uint16), start.astype(np.uint32)
+    )
+
+
+def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView, concepts: PairConcepts) -> str:
     arrays = {
+        "concept_id": concepts.ids,
+        "concept_start": concepts.start,
         "a": a.index(pair.pairs["feature_a"].values),
         "b": b.index(pair.pairs["feature_b"].values),
         "r": pair.pairs["r"].values.astype(np.float32),
@@ -290,7 +343,7 @@ def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView) -> str:
         arrays,
         explained={side: None if np.isnan(share) else round(share, 4) for side, share in explained.items()},
         neighbours=min(NEIGHBOURS, int(pair.correlation.sizes["rank"])),
-        concepts=[],
+        concepts=concepts.names,
     )
 
 

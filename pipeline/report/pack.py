@@ -81,10 +81,10 @@ def fixed_point(values: np.ndarray) -> np.ndarray:
 
 
 def short_floats(values: np.ndarray) -> np.ndarray:
-    """Return values as float32 with 12 bits of mantissa, about three and a half digits, so that they compress.
+    """Return values as float32 cut to 12 bits of mantissa, so that places on a map compress.
 
     >>> short_floats(np.array([3.14159265]))
-    array([3.1411133], dtype=float32)
+    array([3.140625], dtype=float32)
     """
     bits = values.astype(np.float32).view(np.uint32)
     kept: np.ndarray = (bits & np.uint32(0xFFFFF000)).view(np.float32)

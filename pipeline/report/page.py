@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, words
@@ -30,11 +32,17 @@ FEW_PAIRS = 6
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure with its caption."""
+    """A figure with what it shows in words, its title and its caption."""
 
-    svg: Markup
+    figure: Figure
+    spoken: str
     title: str
     caption: str
+
+    @property
+    def svg(self) -> Markup:
+        """The figure as it stands in the page."""
+        return plots.to_svg(self.figure, self.spoken)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def render_page(
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
+    provenance = list(_provenance(run))
     return (
         environment()
         .get_template("report.html.j2")
@@ -107,8 +116,8 @@ def render_page(
             site_pairs=views,
             few=len(views) <= FEW_PAIRS,
             heat_width=_heat_width(run),
-            text_facts=tables.text_facts(run),
-            provenance=list(_provenance(run)),
+            text_facts=tables.text_facts(run) | _made(provenance),
+            provenance=provenance,
         )
     )
 
@@ -161,6 +170,26 @@ def _heat_width(run: Run) -> int:
     """Return how wide the heat maps are drawn, in CSS pixels, so that the page gives them as much room."""
     figure = plots.heat_map({}, run.experiment.a.sites, run.experiment.b.sites)
     return round(figure.get_figwidth() * plots.CSS_PIXELS)
+
+
+def report_figures(run: Run) -> Iterator[tuple[str, FigureView]]:
+    """Yield every figure of the report with a name for its file, from stored results alone."""
+    scores, matching = tables.scores_table(run), tables.matching_table(run)
+    for figure in _overview(run, words.judged_null(scores), matching):
+        yield _file_name(figure.title), figure
+    for pair in run.site_pairs:
+        rows = _of(words.judged_null(scores), {"site_a": pair.a.name, "site_b": pair.b.name})
+        for figure in _site_pair_figures(pair, rows):
+            yield _file_name(f"{pair.a.name} {pair.b.name} {figure.title}"), figure
+
+
+def _file_name(title: str) -> str:
+    """Return a title as the name of a file.
+
+    >>> _file_name("layers.5 x/y SVCCA, 1st component")
+    'layers.5-x-y-svcca-1st-component'
+    """
+    return re.sub(r"[^\w.]+", "-", title.lower()).strip("-.")
 
 
 def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterator[FigureView]:
@@ -230,7 +259,7 @@ def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
 def _map(run: Run, cells: dict[tuple[str, str], Cell], title: str, caption: str) -> FigureView:
     figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
     spoken = "; ".join(f"{a} and {b}: {cell.figure} ({', '.join(cell.lines)})" for (a, b), cell in cells.items())
-    return FigureView(plots.to_svg(figure, f"{title}. {spoken}"), title, caption)
+    return FigureView(figure, f"{title}. {spoken}", title, caption)
 
 
 def _site_pair_views(
@@ -266,9 +295,10 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
             f"p = {p_number(row.p)}."
         )
         title = f"{metric_name(row.metric)} against chance"
-        yield FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+        yield FigureView(figure, f"{title}, {where}. {caption}", title, caption)
     yield _best_r_figure(pair, where)
     yield _all_r_figure(pair, where)
+    yield _uses_figure(pair, where)
 
 
 def _best_r_figure(pair: SitePair, where: str) -> FigureView:
@@ -280,7 +310,7 @@ def _best_r_figure(pair: SitePair, where: str) -> FigureView:
         caption += f", {_median(heldout)} on held-out documents"
     caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
     figure = plots.best_r_histogram(chosen, heldout, random)
-    return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
 
 
 def _measure(pair: SitePair) -> str:
@@ -289,9 +319,23 @@ def _measure(pair: SitePair) -> str:
     return "" if measure == "pearson" else f" r is the {MEASURE_NAMES[measure]}."
 
 
+def _share(values: np.ndarray) -> str:
+    return f"{values.mean():.0%}" if len(values) else "–"
+
+
 def _median(values: np.ndarray) -> str:
     defined = values[np.isfinite(values)]
     return number(float(np.median(defined))) if len(defined) else "–"
+
+
+def _uses_figure(pair: SitePair, where: str) -> FigureView:
+    uses = tables.uses(pair)
+    title = "Uses of every B feature"
+    caption = (
+        f"How many A features have it as their best match, before one-to-one matching: none for {_share(uses == 0)} "
+        f"of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
+    )
+    return FigureView(plots.uses_histogram(uses), f"{title}, {where}. {caption}", title, caption)
 
 
 def _all_r_figure(pair: SitePair, where: str) -> FigureView:
@@ -305,7 +349,15 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
         f"r ≥ {keep_above:g} and were kept. Logarithmic scale.{_measure(pair)}"
     )
     figure = plots.all_r_histogram(counts, left, right, keep_above)
-    return FigureView(plots.to_svg(figure, f"{title}, {where}. {caption}"), title, caption)
+    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+
+
+def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
+    """Return, for people, from when to when the results were made, and the seeds they drew with."""
+    times = sorted(str(result["created"]) for result in provenance)
+    seeds = {str(result["settings"]["seed"]) for result in provenance if "seed" in result["settings"]}
+    facts = {"Made (UTC)": " to ".join(dict.fromkeys([times[0], times[-1]]))} if times else {}
+    return facts | ({"Seeds": ", ".join(sorted(seeds))} if seeds else {})
 
 
 def _provenance(run: Run) -> Iterator[dict[str, Any]]:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -36,6 +38,9 @@ PALETTE = {
     "#050505": "var(--null)",
 }
 INK, MUTED, RULE, ACCENT, NULL = PALETTE
+
+#: The light page's colours, for formats without variables.
+PRINTED = {INK: "#1b1f24", MUTED: "#5b646e", RULE: "#dcdcd6", ACCENT: "#0f7b6c", NULL: "#a9b0b6"}
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
@@ -267,6 +272,59 @@ def all_r_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarray, kee
     axes.axvline(keep_above, color=ACCENT, linewidth=1.2, linestyle="--")
     _label(axes, keep_above, f"kept: r ≥ {keep_above:g}", to_the_right=True)
     return figure
+
+
+@styled
+def uses_histogram(uses: np.ndarray) -> Figure:
+    """Draw of how many A features the B features are the best match, on a logarithmic scale.
+
+    Parameters
+    ----------
+    uses
+        One count a B feature, int64.
+    """
+    figure, axes = _small_figure("A features that a B feature is the best match of", "B features")
+    most = int(uses.max(initial=0))
+    step = max(1, -(-most // BINS))
+    edges = np.arange(0, most + 2 * step, step) - 0.5
+    counts = np.histogram(uses, edges)[0]
+    axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=NULL, alpha=0.75, baseline=0.5)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: power_of_ten(value))
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a file for print: in the colours of the light page, on white, text as text.
+
+    Parameters
+    ----------
+    figure
+        What one of this module's functions returned; it takes on these colours.
+    path
+        The ending chooses the format: ``.pdf``, ``.svg`` or ``.png`` (300 dots an inch).
+    """
+    for axes in figure.axes:
+        axes.tick_params(which="both", color=PRINTED[MUTED], labelcolor=PRINTED[MUTED])
+    for artist in figure.findobj():
+        for name in ("color", "facecolor", "edgecolor"):
+            _recolour(artist, name)
+    settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": path.name, "pdf.fonttype": 42}
+    # what a format calls its date, so that the same figure gives the same file
+    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix, {})
+    with mpl.rc_context(settings):
+        figure.savefig(path, dpi=300, facecolor="white", bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+
+
+def _recolour(artist: Any, name: str) -> None:
+    """Put a colour for print in the place of a stand-in."""
+    if not (hasattr(artist, f"get_{name}") and hasattr(artist, f"set_{name}")):
+        return
+    colours = to_rgba_array(getattr(artist, f"get_{name}")())
+    if len(colours) == 1 and (printed := PRINTED.get(to_hex(colours[0]))):
+        getattr(artist, f"set_{name}")((printed, float(colours[0, 3])))
 
 
 def power_of_ten(value: float) -> str:

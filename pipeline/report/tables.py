@@ -82,6 +82,14 @@ def best_r(pair: SitePair) -> tuple[np.ndarray, np.ndarray]:
     return best, pair.correlation["r_heldout_b"].isel(rank=0).values
 
 
+def uses(pair: SitePair) -> np.ndarray:
+    """Return of how many A features each B feature that varies is the best match, int64."""
+    best, r = (pair.correlation[name].isel(rank=0).values for name in ("best_b", "r_b"))
+    counts = np.bincount(best[np.isfinite(r)], minlength=pair.correlation.sizes["feature_b"])
+    found: np.ndarray = counts[pair.correlation["defined_b"].values]
+    return found
+
+
 def mean_of_all(correlation: xr.Dataset) -> float:
     """Return the mean r over all pairs of features, from the middles of the histogram's bins."""
     counts = correlation["histogram"].values

@@ -131,7 +131,7 @@ def test_every_pair_of_sites_has_a_section(page) -> None:
 
 def test_figures_are_described(page) -> None:
     figures = [figure for figure in page.all("figure") if figure.all("svg")]
-    assert len(figures) == 5 + 4 * (3 + 2)
+    assert len(figures) == 5 + 4 * (3 + 3)
     for figure in figures:
         (svg,) = figure.all("svg")
         assert svg.attrs["role"] == "img"
@@ -278,7 +278,7 @@ def test_provenance_names_every_result(run, page) -> None:
 def test_real_scores(write_run, tmp_path) -> None:
     run = write_run(tmp_path / "run", score=None, null_runs=40, sites=ONE_PAIR, n_documents=20)
     page = Page(report(run.root).read_text(encoding="utf-8")).root
-    assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 5 + 3 + 2
+    assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 5 + 3 + 3
     assert "SVCCA" in page.all("section", id="verdict")[0].text
 
 

@@ -25,7 +25,7 @@
   }
 
   async function takeApart(base64) {
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    const bytes = fromBase64(base64);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const buffer = await new Response(stream).arrayBuffer();
     const headLength = new DataView(buffer).getUint32(0, true);
@@ -35,6 +35,14 @@
       head[array] = new TYPES[type](buffer, start + offset, length);
     }
     return head;
+  }
+
+  function fromBase64(base64) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+    const characters = atob(base64);
+    const bytes = new Uint8Array(characters.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+    return bytes;
   }
 
   // ---- text -------------------------------------------------------------------------------------------------------
@@ -110,6 +118,7 @@
       this.both = this.r.map((r, i) => (!entry.heldout ? r : Number.isNaN(this.heldout[i]) ? -1 : Math.min(r, this.heldout[i])));
       this.partners = { a: partners(pack.a), b: partners(pack.b) };
       this.search = null;
+      this.orders = {};
     }
 
     features(pair) {
@@ -133,48 +142,71 @@
       return Array.from(this.concept_id.subarray(from, this.concept_start[pair + 1]), (id) => this.concepts[id]);
     }
 
-    // An index of the words that pairs fire on, and of their concepts; built once, in slices that leave the page alive.
+    // The words that pairs fire on, and their concepts, each with its pairs; built once, in slices that leave the page
+    // alive. Words are found by MiniSearch, so that a query costs what its words do and not what their pairs do.
     index() {
-      if (!this.search) {
-        const search = new MiniSearch({
-          fields: ["words", "concepts"],
-          tokenize: (text) => text.split(/\s+/u).filter(Boolean),
-          processTerm: (term) => term.toLowerCase(),
-          searchOptions: { combineWith: "AND", prefix: (term) => term.length >= SHORTEST_PREFIX },
-        });
-        const pairs = Array.from({ length: this.n }, (_, pair) => pair);
-        this.search = (async () => {
-          for (let at = 0; at < pairs.length; at += 2000) {
-            search.addAll(pairs.slice(at, at + 2000).map((pair) => this.document(pair)));
-            await new Promise((resolve) => setTimeout(resolve));
-          }
-          return search;
-        })();
-      }
+      this.search ??= this.makeIndex();
       return this.search;
     }
 
-    document(pair) {
-      const { a, b } = this.features(pair);
-      const words = new Set([...this.sites.a.words(a), ...this.sites.a.tokens(a), ...this.sites.b.words(b),
-        ...this.sites.b.tokens(b)]);
-      return { id: pair, words: [...words].join("\n"), concepts: this.conceptsOf(pair).join("\n") };
+    async makeIndex() {
+      const pairsOf = new Map();
+      for (let pair = 0; pair < this.n; pair++) {
+        for (const word of this.wordsOf(pair)) {
+          if (pairsOf.has(word)) pairsOf.get(word).push(pair);
+          else pairsOf.set(word, [pair]);
+        }
+        if (pair % 2000 === 1999) await new Promise((resolve) => setTimeout(resolve));
+      }
+      const words = [...pairsOf.keys()];
+      const search = new MiniSearch({
+        fields: ["word"],
+        tokenize: (text) => text.split(/\s+/u).filter(Boolean),
+        searchOptions: { prefix: (term) => term.length >= SHORTEST_PREFIX },
+      });
+      search.addAll(words.map((word, id) => ({ id, word })));
+      return { search, words, pairsOf };
     }
 
-    // Pairs that a query means, or null for all: a feature's id (with or without its side), else words or a concept.
+    wordsOf(pair) {
+      const { a, b } = this.features(pair);
+      const found = [...this.sites.a.words(a), ...this.sites.a.tokens(a), ...this.sites.b.words(b),
+        ...this.sites.b.tokens(b), ...this.conceptsOf(pair)];
+      return new Set(found.map((word) => word.toLowerCase()));
+    }
+
+    // Pairs that a query means, or null for all: a feature's id (with or without its side), else every word of it among
+    // the words that the pair fires on and its concepts.
     async find(query) {
-      const text = query.trim();
+      const text = query.trim().toLowerCase();
       if (!text) return null;
-      const found = new Uint8Array(this.n);
-      const id = /^([ab])?\s*(\d+)$/i.exec(text);
-      if (id) {
-        for (const side of id[1] ? [id[1].toLowerCase()] : ["a", "b"]) {
-          this[side].forEach((feature, pair) => { if (this.sites[side].feature[feature] === Number(id[2])) found[pair] = 1; });
-        }
+      const found = await this.withWords(text.split(/\s+/u));
+      const id = /^([ab])?\s*(\d+)$/.exec(text);
+      for (const side of id ? (id[1] ?? "ab") : "") {
+        this[side].forEach((feature, pair) => { if (this.sites[side].feature[feature] === Number(id[2])) found[pair] = 1; });
       }
-      const search = await this.index();
-      for (const result of search.search(text)) found[result.id] = 1;
       return found;
+    }
+
+    async withWords(terms) {
+      const { search, words, pairsOf } = await this.index();
+      let found = new Uint8Array(this.n).fill(1);
+      for (const term of terms) {
+        const some = new Uint8Array(this.n);
+        for (const { id } of search.search(term)) for (const pair of pairsOf.get(words[id])) some[pair] = found[pair];
+        found = some;
+      }
+      return found;
+    }
+
+    // All pairs in the order of one of the SORTS; what has no figure comes last.
+    order(name) {
+      const [, values, direction] = SORTS[name];
+      if (!this.orders[name]) {
+        const keys = Float64Array.from(values(this), (value) => (Number.isNaN(value) ? Infinity : direction * value));
+        this.orders[name] = Uint32Array.from(keys.keys()).sort((x, y) => keys[x] - keys[y] || x - y);
+      }
+      return this.orders[name];
     }
   }
 
@@ -280,14 +312,11 @@
     const easy = byId("x-easy").checked ? set.easy : null;
     const concept = byId("x-concept").value;
     const kept = [];
-    for (let pair = 0; pair < set.n; pair++) {
+    for (const pair of set.order(byId("x-sort").value)) {
       if ((!found || found[pair]) && !(set.both[pair] < least) && !(easy && easy[pair]) &&
           (!concept || set.conceptsOf(pair).includes(concept))) kept.push(pair);
     }
-    const [, values, direction] = SORTS[byId("x-sort").value];
-    const keys = values(set);
-    const key = (pair) => (Number.isNaN(keys[pair]) ? Infinity : direction * keys[pair]);
-    state.shown = kept.sort((x, y) => key(x) - key(y) || x - y);
+    state.shown = kept;
     byId("x-count").textContent = `${count(kept.length)} of ${count(set.n)} pairs`;
     virtualizer.setOptions({ ...virtualizer.options, count: kept.length });
     virtualizer._willUpdate();

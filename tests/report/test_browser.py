@@ -1,0 +1,283 @@
+"""The report in a real browser: headless Chromium, driven by playwright.
+
+Chromium is Debian's ``chromium``; without it these tests are skipped, unless ``SUBSPACE_REQUIRE_CHROMIUM=1`` is set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import storage
+from benchmarks.explorer import SEARCH, chromium, launched, open_report, word, write_large_run
+from pipeline.report.run import report
+from storage.errors import MissingDependencyError
+
+N_PAIRS = 30_000
+MOST_MILLISECONDS = 200
+WIDTHS = {"desk": (1280, 900), "phone": (390, 844)}
+COLOURS = ("light", "dark")
+NARROWED = """() => {
+  const [shown, , all] = document.getElementById("x-count").textContent.split(" ");
+  return shown !== all;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        chromium()
+    except MissingDependencyError as error:
+        if os.environ.get("SUBSPACE_REQUIRE_CHROMIUM"):
+            pytest.fail(f"Chromium is required here, but: {error}")
+        pytest.skip(str(error))
+    with launched() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def opened(browser) -> Callable[..., Any]:
+    """Return a context: a page that fails the test on any console message, dialog, or request but its own."""
+
+    @contextmanager
+    def open_page(file: Path, size: tuple[int, int] = WIDTHS["desk"], colours: str = "light") -> Iterator[Any]:
+        width, height = size
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme=colours, reduced_motion="reduce"
+        )
+        seen: list[str] = []
+        page.on("console", lambda message: seen.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: seen.append(f"request: {request.url}"))
+        try:
+            open_report(page, file)
+            yield page
+            assert seen == [f"request: {file.resolve().as_uri()}"]
+        finally:
+            page.close()
+
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def run(write_run, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("browser") / "run")
+
+
+@pytest.fixture(scope="module")
+def file(run) -> Path:
+    return report(run.root)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    return report(write_large_run(tmp_path_factory.mktemp("large") / "run", N_PAIRS).root)
+
+
+def shown(page: Any) -> list[str]:
+    """Return the labels of the rows drawn in the list, from the top."""
+    rows = page.locator(".x-row").all()
+    return [" ".join(row.locator(".id").all_inner_texts()) for row in rows]
+
+
+def search(page: Any, query: str) -> str:
+    page.evaluate(SEARCH, query)
+    return str(page.locator("#x-count").inner_text())
+
+
+@pytest.mark.parametrize("colours", COLOURS)
+@pytest.mark.parametrize("size", WIDTHS)
+def test_opens_quietly_and_fits(opened, file, size, colours) -> None:
+    with opened(file, WIDTHS[size], colours) as page:
+        assert page.locator("#x-app").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[size][0]
+        paper, ink = page.evaluate(
+            "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
+        )
+        brightness = [sum(map(float, colour[4:-1].split(","))) for colour in (paper, ink)]
+        assert (brightness[0] > brightness[1]) == (colours == "light")
+
+
+def test_the_list_is_the_stored_pairs_best_first(opened, file, run) -> None:
+    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2")).load()
+    order = pairs["r"].where(pairs["r"] < pairs["r_heldout"], pairs["r_heldout"]).fillna(-1).values.argsort()[::-1]
+    best = [f"A {int(pairs['feature_a'][i])} B {int(pairs['feature_b'][i])}" for i in order]
+    with opened(file) as page:
+        rows = shown(page)
+        assert len(rows) >= 5
+        assert rows == best[: len(rows)]
+        assert page.locator("#x-count").inner_text() == f"{len(best)} of {len(best)} pairs"
+
+
+def test_search_finds_words_and_ids(opened, file, run) -> None:
+    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2")).load()
+    feature = int(pairs["feature_b"][0])
+    with opened(file) as page:
+        assert search(page, f"B {feature}").startswith(f"{int((pairs['feature_b'] == feature).sum())} of ")
+        assert any(f"B {feature}" in row for row in shown(page))
+        assert not search(page, "hospital").startswith("0 of")
+        assert all("hospital" in text.lower() for text in page.locator(".x-row").all_inner_texts())
+        few, more = (int(search(page, query).split()[0]) for query in ("hospital", "hosp"))
+        assert more >= few
+        assert search(page, "no such word at all").startswith("0 of")
+        assert page.locator(".x-none").inner_text() == "No pair fits."
+        assert search(page, "").split()[0] == str(pairs.sizes["pair"])
+
+
+def test_both_sides_of_a_pair_are_shown_with_what_was_measured(opened, file, run) -> None:
+    with opened(file) as page:
+        label = shown(page)[0].split()
+        a, b = int(label[1]), int(label[3])
+        contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=a).load()
+        store = storage.open_activations(run.activations("a", "layers.6"))
+        side = page.locator("#x-detail .side-a").first
+        values = side.locator(".contexts .value").all_inner_texts()
+        assert values == [f"{value:.2f}" for value in contexts["value"].values if value > 0]
+        row = int(contexts["row"][0])
+        text = storage.open_corpus(run.corpus).text(int(store["document"][row]))
+        token = text[int(store["char_start"][row]) : int(store["char_end"][row])]
+        assert side.locator("mark.p").first.inner_text() == token
+        passage = side.locator(".contexts .text").first.inner_text().replace("⇄", "").strip(" …")
+        assert " ".join(passage.replace("↵", " ").split()) in " ".join(text.split())
+        correlation = storage.open_result(run.correlation("layers.6", "encoder.layer.2"))
+        near = page.locator("#x-detail .side-a .x-near tbody th").all_inner_texts()
+        assert near == [f"B {int(one)}" for one in correlation["best_b"].sel(feature_a=a).values]
+        assert f"B {b}" in near
+        assert page.locator("#x-detail .x-bars rect").count() == 2 * 24
+
+
+def test_keyboard_alone(opened, file) -> None:
+    with opened(file) as page:
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "x-search"
+        page.keyboard.type("co")
+        page.wait_for_function(NARROWED)
+        assert int(page.locator("#x-count").inner_text().split()[0]) > 1
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "x-list"
+        first = page.locator("#x-title").inner_text()
+        page.keyboard.press("ArrowDown")
+        assert page.locator("#x-list").get_attribute("aria-activedescendant") == "x-row-1"
+        assert page.locator("[aria-selected=true]").get_attribute("id") == "x-row-1"
+        second = page.locator("#x-title").inner_text()
+        assert second != first
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "x-title"
+        page.keyboard.press("Escape")
+        page.keyboard.press("Home")
+        assert page.locator("#x-title").inner_text() == first
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.getElementById('x-detail').contains(document.activeElement)")
+        reached = {page.evaluate("document.activeElement.id")}
+        for _ in range(60):
+            page.keyboard.press("Shift+Tab")
+            reached.add(page.evaluate("document.activeElement.id"))
+        assert {"x-list", "x-easy", "x-min", "x-sort", "x-sites", "x-search"} <= reached
+
+
+def test_filters_sites_and_sorting(opened, file) -> None:
+    with opened(file) as page:
+        page.fill("#x-min", "0.9")
+        page.wait_for_function(NARROWED)
+        figures = [float(text.split("\n")[-1]) for text in page.locator(".x-row").all_inner_texts()]
+        assert figures
+        assert min(figures) >= 0.89
+        page.select_option("#x-sites", index=3)
+        page.wait_for_function("() => document.querySelector('#x-map-title-a').textContent.startsWith('layers.12')")
+        page.fill("#x-min", "")
+        page.select_option("#x-sort", "a")
+        page.wait_for_function("() => document.querySelector('#x-row-0 .id').textContent.match(/^A [012]$/)")
+        ids = [int(row.split()[1]) for row in shown(page)]
+        assert ids == sorted(ids)
+
+
+def test_neighbours_lead_to_their_own_pair(opened, file) -> None:
+    with opened(file) as page:
+        jump = page.locator(".x-jump").first
+        label = jump.inner_text().removeprefix("paired with ").split(",")[0]
+        jump.click()
+        page.wait_for_function("(label) => document.getElementById('x-title').textContent.includes(label)", arg=label)
+        assert page.evaluate("document.activeElement.id") == "x-title"
+
+
+def test_the_maps_open_the_pair_that_is_clicked(opened, file) -> None:
+    drawn = """(id) => { const map = document.getElementById(id);
+      return map.getContext("2d").getImageData(0, 0, map.width, map.height).data.some((value) => value) }"""
+    with opened(file) as page:
+        page.locator("#x-map-b").scroll_into_view_if_needed()
+        page.wait_for_function(drawn, arg="x-map-a")
+        page.wait_for_function(drawn, arg="x-map-b")
+        before = page.locator("#x-title").inner_text()
+        box = page.locator("#x-map-b").bounding_box()
+        for step in range(1, 40):
+            page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] / 2)
+            told = page.locator("#x-hover").inner_text()
+            if told.strip() and " and ".join(told.split()[:2]) not in before:
+                page.mouse.down()
+                page.mouse.up()
+                break
+        title = page.locator("#x-title").inner_text()
+        assert title.split(" and ")[0] == " ".join(told.split()[:2])
+
+
+def test_markup_in_the_corpus_is_text_and_runs_nothing(opened, file) -> None:
+    with opened(file) as page:
+        search(page, "onerror")
+        search(page, "alert")
+        page.wait_for_function("() => document.querySelectorAll('.x-row').length > 0")
+        texts = page.locator("#x-detail .text").all_inner_texts()
+        assert any("<script>alert" in text for text in texts)
+        assert page.locator("#explorer script, #explorer img, #explorer b b, #explorer iframe").count() == 0
+        assert page.locator("article script, article img").count() == 0
+        for text in ("<img src=x", "</script>", '"><b>'):
+            search(page, text)
+        assert page.evaluate("typeof window.pwned") == "undefined"
+
+
+def test_thirty_thousand_pairs(opened, large) -> None:
+    with opened(large) as page:
+        assert page.locator("#x-count").inner_text() == "30,000 of 30,000 pairs"
+        assert page.locator(".x-row").count() < 60, "only what can be seen is in the page"
+        page.locator("#x-list").focus()
+        page.keyboard.press("End")
+        page.wait_for_selector("#x-row-29999")
+        times = []
+        session = page.context.new_cdp_session(page)
+        # the page's own processor time: what else runs on the machine does not count
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        for query in (word(17), "kat", "st", "A 1234", "qui"):
+            before = busy(session)
+            assert int(search(page, query).split()[0].replace(",", "")) > 0
+            times.append(1e3 * (busy(session) - before))
+        assert statistics.median(times) < MOST_MILLISECONDS, times
+        found = search(page, f"{word(17)} {word(18)}").split()[0]
+        assert int(found) < int(search(page, word(17)).split()[0])
+
+
+def busy(session: Any) -> float:
+    """Return the seconds that the page's main thread has been busy."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
+
+
+def test_a_large_explorer_stands_in_a_folder(opened, write_run, tmp_path, monkeypatch) -> None:
+    run = write_run(tmp_path / "run", sites={"a": ["x.1", "x.2"], "b": ["y.1"]}, n_documents=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("pipeline.report.explorer_page"), "MOST_INLINE", 1000)
+        text = report(run.root).read_text(encoding="utf-8")
+    assert "<script" not in text
+    pages = sorted(run.explorer.iterdir())
+    assert [f'href="explorer/{page.name}"' in text for page in pages] == [True, True]
+    with opened(pages[1]) as page:
+        assert page.locator("h1").inner_text() == "x.2 – y.1"
+        assert not search(page, "the").startswith("0 of")
+    report(run.root)
+    assert not run.explorer.exists(), "a folder that is no longer referred to is removed"
