@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster import find_profile, load_settings
+from jobs.profiles import find_profile, load_settings
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.script import AsJson, ClusterFile, show
 from pipeline.workers import n_cpus

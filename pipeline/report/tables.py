@@ -14,12 +14,31 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pipeline import grid
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
     """Yield the rows of a table as named tuples; what their fields hold, pandas does not tell a type checker."""
     return iter(table.itertuples())
+
+
+def scores_table(run: Run) -> pd.DataFrame:
+    """Return every metric at every pair of sites beside each of its nulls, and p corrected over all of them.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns :data:`pipeline.grid.SCORE_COLUMNS`.
+    """
+    return grid.scores_table(
+        grid.score_grid({(pair.a.name, pair.b.name): pair.paths["scores"] for pair in run.site_pairs})
+    )
 
 
 def n_matched(pair: SitePair) -> int:
