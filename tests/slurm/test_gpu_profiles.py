@@ -31,7 +31,8 @@ def gpu_file(tmp_path: Path) -> Path:
     """A site of two small nodes with two GPUs each."""
     job = {
         "partition": "main", "walltime": "00:05:00", "job-cpu": 1, "memory": "1GB", "interface": "lo",
-        "shared-temp-directory": str(tmp_path), "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
+        "shared-temp-directory": str(tmp_path),
+        "log-directory": str(tmp_path), "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
     }  # fmt: skip
     node = {**job, "gpus": 2, "processes": 2, "cores": 2, "job-cpu": 2}
     path = tmp_path / "gpu.yaml"
