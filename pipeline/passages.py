@@ -193,8 +193,8 @@ class _Source:
             raise RowMismatchError(f"The contexts are of other rows than {store}; make them from that store")
         if rows.attrs.get("corpus_hash", text.hash) != text.hash:
             raise RowMismatchError(f"{store} was not harvested from the corpus {corpus}; give the one that was")
-        columns = [rows[name].values.astype(np.int64) for name in ("document", "char_start", "char_end")]
-        return cls(str(store), tops, rows, text, *columns, reach)
+        document, start, end = (rows[name].values.astype(np.int64) for name in ("document", "char_start", "char_end"))
+        return cls(str(store), tops, rows, text, document, start, end, reach)
 
     def window(self, row: int) -> slice:
         """Return the rows around one, of the same document."""
@@ -204,7 +204,7 @@ class _Source:
 
     def texts(self, rows: Sequence[int]) -> dict[int, str]:
         """Return the documents of some rows, by number."""
-        found = {}
+        found: dict[int, str] = {}
         numbers = np.unique(self.document[np.array(rows, np.int64)]).tolist()
         for _, block in itertools.groupby(numbers, key=lambda number: number // BLOCK_DOCUMENTS):
             some = list(block)
@@ -223,7 +223,8 @@ def _read_block(source: _Source, features: NDArray[np.int64], top_n: int | None)
     both = np.concatenate([rows, sampled], axis=1)
     activity = _activity(source, features, both)
     for i, feature in enumerate(features.tolist()):
-        quantiles = [None] * rows.shape[1] + (tops["quantile"].values.tolist() if sampled.shape[1] else [])
+        quantiles: list[float | None] = [None] * rows.shape[1]
+        quantiles += tops["quantile"].values.tolist() if sampled.shape[1] else []
         found = [
             _context(source, texts, row, activity[feature, row], quantile)
             for row, quantile in zip(both[i].tolist(), quantiles, strict=True)

@@ -88,7 +88,7 @@ def test_missing_files_and_names(tmp_path) -> None:
         ("walk", "walks walked walking"), ("stop", "stops stopped stopping"), ("bake", "bakes baked baking"),
         ("carry", "carries carried carrying"), ("play", "plays played playing"), ("agree", "agrees agreed agreeing"),
         ("watch", "watches watched watching"), ("fix", "fixes fixed fixing"), ("rain", "rains rained raining"),
-        ("quit", "quits quitted quitting"), ("lie", "lies lied lying"), ("dye", "dyes dyed dyeing"),
+        ("plan", "plans planned planning"), ("lie", "lies lied lying"), ("dye", "dyes dyed dyeing"),
         ("show", "shows showed showing"), ("veto", "vetoes vetoed vetoing"), ("open", "opens opened opening"),
     ],
 )  # fmt: skip
