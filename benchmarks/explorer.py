@@ -29,13 +29,13 @@ import xarray as xr
 import storage
 from pipeline.report.run import report
 from storage.errors import MissingDependencyError
-from storage.rundir import RunDirectory
+from storage.rundir import RunDirectory, Side
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SITES = {"a": "layers.6", "b": "layers.8"}
+SITES: dict[Side, str] = {"a": "layers.6", "b": "layers.8"}
 WORDS_A_DOCUMENT = 120
 CONTEXTS = 8
 RANKS = 6
@@ -115,7 +115,7 @@ def _features(rng: np.random.Generator, of_word: np.ndarray, n: int) -> np.ndarr
 
 
 def _write_site(
-    run: RunDirectory, side: str, features: np.ndarray, rows: dict[str, Any], rng: np.random.Generator
+    run: RunDirectory, side: Side, features: np.ndarray, rows: dict[str, Any], rng: np.random.Generator
 ) -> None:
     site, (n, width) = SITES[side], features.shape
     values = rng.uniform(1, 9, features.shape).astype(np.float32)
@@ -135,7 +135,7 @@ def _write_pair(run: RunDirectory, n: int, rng: np.random.Generator) -> None:
     near = np.concatenate([np.arange(n)[:, None], rng.integers(0, n, (n, RANKS - 1))], axis=1)
     near_r = np.concatenate([r[:, None], np.sort(rng.uniform(0, 0.1, (n, RANKS - 1)))[:, ::-1]], axis=1)
     edges = np.linspace(-1, 1, BINS + 1)
-    correlation = {"histogram": ("bin", np.ones(BINS, dtype=np.int64))}
+    correlation: dict[str, Any] = {"histogram": ("bin", np.ones(BINS, dtype=np.int64))}
     correlation |= {"bin_left": ("bin", edges[:-1]), "bin_right": ("bin", edges[1:])}
     pairs: dict[str, Any] = {"r": ("pair", r), "r_heldout": ("pair", r * 0.95)}
     for side, other in (("a", "b"), ("b", "a")):

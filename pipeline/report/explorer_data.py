@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,13 @@ def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray,
     shown, row, column = shown[order], row[order], column[order]
     levels = np.zeros((view.rows.size, 2 * REACH + 1), dtype=np.uint8)
     bars = np.zeros((len(view.features), BARS), dtype=np.uint32)
+    # attention sinks count in none of a store's statistics
+    sink = view.site.store["sink"].values
     for start, stop, slab in _slabs(view):
         lookup = _Slab(*slab, len(view.features))
-        lookup.count(bars, largest, start, stop)
+        counted = ~sink
+        counted[:start] = counted[stop:] = False
+        lookup.count(bars, largest, counted)
         for part in _parts(*np.searchsorted(row, [start, stop])):
             found = lookup.around(row[part], column[part])
             share = found / np.where(largest > 0, largest, 1)[column[part]][:, None]
@@ -231,15 +236,20 @@ def _slabs(view: _SiteView) -> Iterator[tuple[int, int, tuple[np.ndarray, np.nda
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
         rows = slice(max(0, start - REACH), min(n_rows, stop + REACH))
-        if sparse:
-            block = read_csr(path, rows).tocoo()
-            row, column, value = block.row, place[block.col], block.data
-        else:
-            dense = read_dense(path, rows)
-            row, column = np.nonzero(dense)
-            value, column = dense[row, column], place[column]
+        row, stored, value = _entries(path, rows, sparse=sparse)
+        column = place[stored]
         ours = column >= 0
         yield start, stop, (row[ours].astype(np.int64) + rows.start, column[ours], value[ours])
+
+
+def _entries(path: Path, rows: slice, *, sparse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the (row, feature, value) of what is not 0 in some rows of a store; rows count from the first of them."""
+    if sparse:
+        block = read_csr(path, rows).tocoo()
+        return block.row, block.col, block.data
+    dense = read_dense(path, rows)
+    row, column = np.nonzero(dense)
+    return row, column, dense[row, column]
 
 
 class _Slab:
@@ -260,9 +270,9 @@ class _Slab:
         found: np.ndarray = np.where(self._key[place] == wanted, self._value[place], 0.0)
         return found
 
-    def count(self, bars: np.ndarray, largest: np.ndarray, start: int, stop: int) -> None:
-        """Add the rows from `start` to `stop` to the histograms of activations above 0."""
-        own = (self._row >= start) & (self._row < stop) & (self._value > 0)
+    def count(self, bars: np.ndarray, largest: np.ndarray, counted: np.ndarray) -> None:
+        """Add the rows that are `counted`, a flag a row of the store, to the histograms of activations above 0."""
+        own = counted[self._row] & (self._value > 0)
         column = self._column[own]
         share = self._value[own] / np.where(largest > 0, largest, 1)[column]
         bar = np.clip((share * BARS).astype(np.int64), 0, BARS - 1)
