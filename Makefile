@@ -12,7 +12,9 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-test: lint types unit slurm notebooks docs
+# The Slurm tests wait more than they compute, so notebooks and documentation run beside them.
+test: lint types unit
+	$(MAKE) --jobs=2 --output-sync=target slurm notebooks docs
 
 install: $(VENV)/.dev
 
