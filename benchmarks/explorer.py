@@ -76,7 +76,7 @@ def write_large_run(root: Path, n_pairs: int, seed: int = 0) -> RunDirectory:
     """
     run, rng = RunDirectory(root), np.random.default_rng(seed)
     model = {"model": "toy/model", "dictionary": "toy"}
-    sides = {side: {**model, "sites": [site]} for side, site in SITES.items()}
+    sides: dict[str, Any] = {side: {**model, "sites": [site]} for side, site in SITES.items()}
     run.write_experiment({"name": "large", "corpus": {"path": "texts.jsonl"}, **sides})
     rows, of_word = _write_text(run, rng, max(8 * n_pairs // 10, 4000))
     features = _features(rng, of_word, n_pairs)
