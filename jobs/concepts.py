@@ -195,7 +195,7 @@ def parse_rule(text: str) -> Rule:
     8
     """
     name, *pairs = text.split(":")
-    settings = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in pairs)
+    settings = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
     try:
         parsed: Rule = TypeAdapter(Rule).validate_python({"name": name, **settings})
     except ValidationError as error:

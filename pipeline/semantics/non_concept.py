@@ -105,7 +105,7 @@ def non_concept_features(
     array([ True, False])
     """
     tops, rows, text = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
-    used: dict[str, float] = {**NON_CONCEPT_LIMITS, **(limits or {})}
+    used: dict[str, float] = dict(NON_CONCEPT_LIMITS.items()) | dict(limits or {})
     _check(kinds, used, tops, rows, text)
     inputs = {"contexts": contexts, "activations": store, "corpus": corpus}
     settings = {"kinds": list(kinds), "limits": used}
