@@ -29,9 +29,9 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
 
-# A private Slurm of two nodes on this host; the tests start and stop it.
+# Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so three run at once.
 slurm: $(VENV)/.dev
-	$(BIN)/pytest -m slurm tests/slurm $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)

@@ -286,7 +286,7 @@ def test_several_workers_a_job_and_a_poison_task(
     assert "took its worker with it 2 times" in message
     assert "exited with status 3" in message
     assert (tmp_path / "run" / "watch" / "1" / "performance-report.html").is_file()
-    assert list((tmp_path / "run" / "watch" / "1" / "logs").glob("subspace-worker-*.err"))
+    assert list((tmp_path / "run" / "watch" / "1" / "logs").glob("subspace-*.err"))
     assert read_sessions(tmp_path / "run")[0]["ended"] == "stopped by WorkerLostError"
 
 
