@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def test_the_shell_example_runs(tmp_path: Path) -> None:
     lines = [line for line in TEXT.splitlines() if re.match(r"subspace (correlate|match|compare) ", line)]
     assert len(lines) == 3
     for line in lines:
-        command = [sys.executable, "-m", "jobs.cli", *line.split()[1:]]
+        command = [sys.executable, "-m", "jobs.cli", *shlex.split(line, comments=True)[1:]]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

@@ -130,7 +130,7 @@ def test_a_changed_setting_runs_what_depends_on_it(tiny_inputs: Path, tmp_path: 
     run(copy_with(tiny_inputs, tmp_path, match={"method": "mutual"}), run_dir=tmp_path / "run", client=client)
     after = written(tmp_path / "run")
     changed = {path.split("/run/")[1].split("/")[0] for path in after if after[path] != before.get(path)}
-    assert changed == {"pairs", "scores", "scores.zarr"}
+    assert changed == {"pairs", "scores", "scores.zarr", "semantics", "semantics.zarr"}
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(

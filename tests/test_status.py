@@ -58,13 +58,18 @@ def test_all_is_done(finished: RunResult) -> None:
     ("section", "values", "stages", "why"),
     [
         ("compare", {"null_runs": 60}, {"compare", "scores"}, "null_runs is 60, and was 50"),
-        ("match", {"method": "mutual"}, {"match", "compare", "scores"}, "method is mutual, and was greedy"),
-        ("correlate", {"top_k": 5}, {"correlate", "match", "compare", "scores"}, "top_k is 5, and was 4"),
-        ("report", {"contexts": 5}, {"contexts"}, "top_n is 5, and was 4"),
+        (
+            "match",
+            {"method": "mutual"},
+            {"match", "compare", "scores", "semantics"},
+            "method is mutual, and was greedy",
+        ),
+        ("correlate", {"top_k": 5}, {"correlate", "match", "compare", "scores", "semantics"}, "top_k is 5, and was 4"),
+        ("report", {"contexts": 5}, {"contexts", "concepts", "semantics"}, "top_n is 5, and was 4"),
         (
             "store",
             {"dtype": "float16"},
-            {"harvest", "contexts", "correlate", "match", "compare", "scores"},
+            {"harvest", "contexts", "correlate", "match", "compare", "scores", "concepts", "semantics"},
             "dtype is float16, and was float32",
         ),
     ],
@@ -95,6 +100,7 @@ def test_a_missing_result_and_all_behind_it(copied: RunDirectory, finished: RunR
         "match": {"out of date"},
         "compare": {"out of date"},
         "scores": {"out of date"},
+        "semantics": {"out of date"},
         "report": {"out of date"},
     }
     assert next(item.why for item in items if item.stage == "match" and item.state != "done") == (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from storage.errors import FormatError, InputError, MissingInputError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 DEFAULT_FILE = Path(__file__).with_name("concepts.yaml")
@@ -216,7 +219,13 @@ def inflect(keyword: str, kinds: Sequence[Inflection] = ("plural", "verb")) -> l
 
 @cache
 def _engine() -> Any:
-    import inflect as library  # noqa: PLC0415 - takes a second to import
+    try:
+        import inflect as library  # noqa: PLC0415 - takes a second to import
+    except SystemError as error:
+        # CPython before 3.11.5: its parser's count of depth goes wrong where two threads parse at once (gh-106905),
+        # and this library is parsed once more as it is imported
+        logger.info("Importing inflect once more (%s)", error)
+        import inflect as library  # noqa: PLC0415
 
     return library.engine()
 
