@@ -19,6 +19,7 @@
 import logging
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -45,8 +46,9 @@ jobqueue:
   slurm-gpu: {partition: gpu, account: lab, walltime: "04:00:00", modules: [python/3.11, cuda/12]}
 """
 )
-command = ["subspace", "cluster", "job-script", "slurm-gpu", "--cluster-file", str(folder / "mine.yaml")]
-print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+# on the command line: subspace cluster job-script slurm-gpu --cluster-file mine.yaml
+command = ["cluster", "job-script", "slurm-gpu", "--cluster-file", str(folder / "mine.yaml")]
+print(subprocess.run([sys.executable, "-m", "jobs.cli", *command], capture_output=True, text=True, check=True).stdout)
 
 # %% [markdown]
 # A worker retires before its walltime ends, and a job that is lost is replaced. Scheduler and workers talk TLS with

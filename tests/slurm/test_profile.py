@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -34,21 +33,6 @@ def test_workers_are_slurm_jobs_that_talk_tls(slurm: Path, cluster_file: Path) -
         keys = list(folder.glob("*.pem"))
         assert keys
         assert not [path for path in keys if path.stat().st_mode & 0o077], "TLS keys are readable by others"
-
-
-def test_a_cancelled_job_is_replaced(slurm: Path, cluster_file: Path) -> None:
-    with connect("slurm-cpu", cluster_file) as client:
-        client.wait_for_workers(2, timeout=60)
-        before = set(client.run(job_of_worker).values())
-        victim = min(before, key=int)
-        subprocess.run(["scancel", victim], check=True)
-        deadline = time.monotonic() + 90
-        after = before
-        while time.monotonic() < deadline and (victim in after or len(after) < 2):
-            time.sleep(1)
-            after = set(client.run(job_of_worker, on_error="ignore").values())
-        assert len(after) == 2
-        assert victim not in after
 
 
 def test_a_client_with_other_keys_is_refused(slurm: Path, cluster_file: Path) -> None:
