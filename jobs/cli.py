@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import connect
@@ -42,9 +41,11 @@ from pipeline.script import (
     read_experiment,
     set_up_logging,
     show,
+    wide_console,
 )
 from pipeline.semantics.__main__ import command as semantics_command
 from pipeline.share import Share
+from storage.rundir import RunDirectory
 
 app = typer.Typer(
     name="subspace",
@@ -113,7 +114,7 @@ def run_command(
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     part = Share.parse(share) if share is not None else None
-    folder = run_dir or Path("runs") / config.name
+    folder = RunDirectory.of(config.name, run_dir).root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
     with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
@@ -150,7 +151,7 @@ def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
         show({**summary, "site_pairs": lines}, as_json=True)
         return
     # a log file is read in a wide window
-    console = Console() if Console().is_terminal else Console(width=140)
+    console = wide_console()
     console.print(_table(lines))
     show(summary, as_json=False)
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import dask
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jobs import service
@@ -18,8 +17,9 @@ from jobs.slurm import Job, failures, import_jobqueue, job_options
 from jobs.state import known_names, state_root
 from jobs.submission import submit_run
 from pipeline.config import load_experiment
-from pipeline.script import AsJson, ClusterFile, show
+from pipeline.script import AsJson, ClusterFile, show, wide_console
 from storage.errors import InputError
+from storage.rundir import RunDirectory
 
 Name = Annotated[str, typer.Argument(help="The cluster's name.", show_default=False)]
 
@@ -75,7 +75,7 @@ def _show(said: dict[str, Any], *, as_json: bool) -> None:
         said["memory"] = f"{said.pop('memory_bytes') / 1e9:.1f} GB"
     show({key: value for key, value in said.items() if value is not None}, as_json=False)
     if jobs:
-        Console(width=None if Console().is_terminal else 120).print(_job_table(jobs))
+        wide_console(120).print(_job_table(jobs))
     for line in failures(jobs, Path(logs) if logs else None):
         typer.echo(line)
 
@@ -145,7 +145,7 @@ def submit_command(  # noqa: PLR0917 - options of the command line
 ) -> None:
     """Submit a run: its driver as a small job that submits the workers, or as job arrays without a scheduler."""
     config = load_experiment(experiment)  # a wrong key stops here, not in a job tomorrow
-    directory = run_dir if run_dir is not None else Path("runs") / config.name
+    directory = RunDirectory.of(config.name, run_dir).root
     submitted = submit_run(
         experiment, directory, profile=cluster, cluster_file=cluster_file, array=array, dry_run=dry_run
     )

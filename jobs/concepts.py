@@ -15,11 +15,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from jobs.stores import wide_console
 from pipeline.config import NonConceptKind, Rule
 from pipeline.harvest.contexts import contexts
 from pipeline.passages import Context, FeatureContexts, read_contexts
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, show, wide_console
 from pipeline.semantics.concepts import load_concepts
 from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
 from pipeline.semantics.labels import import_labels, read_labels

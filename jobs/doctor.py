@@ -25,13 +25,12 @@ import psutil
 import typer
 from distributed.system import MEMORY_LIMIT
 from packaging.requirements import Requirement
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs.profiles import find_profile, load_settings
 from pipeline.correlate.resources import compiled_kernels, is_compiled
-from pipeline.script import AsJson, ClusterFile, show
+from pipeline.script import AsJson, ClusterFile, show, wide_console
 from pipeline.workers import n_cpus
 from storage import free_space
 from storage.errors import SubspaceError
@@ -242,8 +241,7 @@ def _gpu() -> Iterator[Finding]:
 
 def _reason(error: Exception) -> str:
     """Return what a program that failed wrote on standard error, or else what Python says of it."""
-    written = getattr(error, "stderr", None)
-    return str(written).strip() or str(error) if written else str(error)
+    return str(getattr(error, "stderr", None) or error).strip()
 
 
 def _output(*command: str) -> str:
@@ -276,7 +274,7 @@ def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
     if as_json:
         show({"findings": [dataclasses.asdict(each) for each in findings]}, as_json=True)
     else:
-        console = Console() if Console().is_terminal else Console(width=150)
+        console = wide_console(150)
         console.print(table_of(findings))
     if any(each.state == "problem" for each in findings):
         raise typer.Exit(1)

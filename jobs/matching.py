@@ -9,12 +9,11 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jobs.stores import wide_console
 from pipeline.config import MatchMethod
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show, wide_console
 from pipeline.sweep import save_sweep, steps, sweep
 from storage import new_manifest, write_result
 from storage.manifest import fingerprint

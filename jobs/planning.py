@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load_experiment
 from pipeline.plan import Step, plan
-from pipeline.script import AsJson, Cluster, ClusterFile, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, open_client, show, wide_console
 
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
 
@@ -43,7 +42,7 @@ def command(  # noqa: PLR0917 - options of the command line
     if as_json:
         show({**total, "steps": [dataclasses.asdict(step) for step in steps]}, as_json=True)
         return
-    console = Console() if Console().is_terminal else Console(width=150)
+    console = wide_console(150)
     console.print(table_of(steps))
     console.print(
         f"In all about {duration(total['seconds'])}, {size(total['disk_bytes'])} of disk, and at most "

@@ -18,7 +18,8 @@ from dask.utils import parse_bytes
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from jobs.watcher import walltime_seconds
-from storage.errors import InputError, MissingInputError
+from storage.errors import InputError
+from storage.yaml_files import read_yaml
 
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
 SYNONYMS = {"queue": "partition", "local-directory": "scratch"}
@@ -259,21 +260,16 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     """
     # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
     # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
-    shipped = read_yaml(shipped_cluster_file())
+    shipped = read_cluster_file(shipped_cluster_file())
     layers = [shipped, dask.config.config, shipped, dask.config.collect()]
     if cluster_file is not None:
-        layers.append(read_yaml(cluster_file))
+        layers.append(read_cluster_file(cluster_file))
     return dask.config.merge(*layers)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_cluster_file(path: Path) -> dict[str, Any]:
     """Return the mapping in a Dask configuration file."""
-    if not path.is_file():
-        raise MissingInputError(f"No cluster file at {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path, f"No cluster file at {path}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping, as a Dask configuration file does")
     return content

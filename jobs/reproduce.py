@@ -18,11 +18,10 @@ import xarray as xr
 import yaml
 from rich.table import Table
 
-from jobs.stores import wide_console
 from pipeline.config import Experiment, load_experiment
 from pipeline.report.tables import observations
 from pipeline.run import run
-from pipeline.script import AllowBadSite, AsJson, Cluster, ClusterFile, open_client, show
+from pipeline.script import AllowBadSite, AsJson, Cluster, ClusterFile, open_client, read_experiment, show, wide_console
 from storage import open_result
 from storage.rundir import RunDirectory
 
@@ -142,7 +141,7 @@ def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[
 
 def _concept_figures(directory: RunDirectory, site_a: str, site_b: str, concept: str) -> Iterator[tuple[str, float]]:
     """Yield our numbers of one concept's pairs, where the run has looked for concepts."""
-    table = directory.root / "semantics.zarr"
+    table = directory.semantics_table
     if not table.exists():
         return
     rows = open_result(table, "semantics-table")
@@ -186,11 +185,11 @@ def command(
     if show_file:
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
         return
-    config = load_experiment(file)
-    root = run_dir or Path("runs") / config.name
+    config = read_experiment(file, allow_bad_site=allow_bad_site)
+    root = RunDirectory.of(config.name, run_dir).root
     if not table:
         with open_client(context, cluster, cluster_file) as client:
-            run(config.allowing_bad_sites() if allow_bad_site else config, run_dir=root, client=client)
+            run(config, run_dir=root, client=client)
     _show(name, root, as_json=as_json)
 
 

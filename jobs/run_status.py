@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import Experiment, load_experiment
-from pipeline.script import AsJson, show
+from pipeline.script import AsJson, show, wide_console
 from pipeline.status import Item, status
 from storage.errors import FormatError
 from storage.rundir import RunDirectory
@@ -43,7 +42,7 @@ def command(
         listed = [{**dataclasses.asdict(item), "path": str(item.path)} for item in items]
         show({"run_directory": str(directory.root), "counts": counts, "results": listed}, as_json=True)
         return
-    console = Console() if Console().is_terminal else Console(width=150)
+    console = wide_console(150)
     console.print(table_of(items))
     console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
 
@@ -51,7 +50,7 @@ def command(
 def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
     if not what.is_dir():
         config = load_experiment(what)
-        return config, RunDirectory(run_dir or Path("runs") / config.name)
+        return config, RunDirectory.of(config.name, run_dir)
     directory = RunDirectory(what)
     try:
         return Experiment.model_validate(directory.read_experiment()), directory

@@ -37,7 +37,7 @@ from jobs.profiles import (
     find_profile,
     load_settings,
     profile_names,
-    read_yaml,
+    read_cluster_file,
 )
 from jobs.slurm import SETTINGS, Job, cancel, import_jobqueue, jobs_named
 from jobs.state import TOKEN_VARIABLE, ClusterState, Service, cluster_of
@@ -61,7 +61,7 @@ def serve(folder: Path) -> None:
     state, ended = ClusterState(folder), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    settings, profile_name = read_yaml(folder / SETTINGS), state.about["profile"]
+    settings, profile_name = read_cluster_file(folder / SETTINGS), state.about["profile"]
     profile = find_profile(profile_name, settings)
     with dask.config.set(settings), _cluster(state, profile, settings) as cluster:
         process = psutil.Process()
@@ -294,7 +294,7 @@ def _leftover_jobs(state: ClusterState) -> list[Job]:
 
 def job_name_of(state: ClusterState) -> str | None:
     """Return the name of a cluster's Slurm jobs, also where its process died before it wrote it down."""
-    settings = read_yaml(state.folder / SETTINGS) if (state.folder / SETTINGS).is_file() else None
+    settings = read_cluster_file(state.folder / SETTINGS) if (state.folder / SETTINGS).is_file() else None
     if settings is None or not isinstance(find_profile(state.about["profile"], settings), SlurmProfile):
         return None
     return f"{find_job(state.about['profile'], settings).name}-{_label(state)}"

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import ActivationKind
-from pipeline.script import AsJson, Out, show
+from pipeline.script import AsJson, Out, show, wide_console
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
 from storage.verify import verify
@@ -36,11 +35,6 @@ def inspect_command(
         console.print(_table_of_parts(found["parts"]))
     elif "arrays" in found:
         console.print(_table_of_arrays(found["arrays"]))
-
-
-def wide_console() -> Console:
-    """Return a console on standard output; where that is a file, it is read in a wide window."""
-    return Console() if Console().is_terminal else Console(width=140)
 
 
 def _table_of(found: dict[str, Any]) -> Table:

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -31,7 +30,9 @@ from pydantic import (
     model_validator,
 )
 
-from storage.errors import InputError, MissingInputError
+from storage.errors import InputError
+from storage.rundir import Side
+from storage.yaml_files import read_yaml
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
@@ -507,6 +508,11 @@ class Experiment(Section):
         return self.model_copy(update=sides)
 
     @property
+    def sides(self) -> tuple[tuple[Side, ModelConfig], tuple[Side, ModelConfig]]:
+        """Both sides and their models."""
+        return ("a", self.a), ("b", self.b)
+
+    @property
     def site_pairs(self) -> list[tuple[str, str]]:
         """The grid A.sites × B.sites, in the order of the file."""
         return [(a, b) for a in self.a.sites for b in self.b.sites]
@@ -532,12 +538,7 @@ def load_experiment(path: str | Path) -> Experiment:
         If it is no YAML mapping, or a key or value is wrong; the message names each.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingInputError(f"No experiment file at {file}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file, f"No experiment file at {file}")
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a mapping of settings, not {type(content).__name__}")
     try:

@@ -6,7 +6,6 @@ asked for. Only the chunks of the store and the documents that hold such rows ar
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,6 @@ from numpy.typing import NDArray
 from storage import Corpus, is_sparse, open_activations, open_corpus, open_result, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
 
-#: Documents read at once.
-BLOCK_DOCUMENTS = 256
 #: Features whose contexts are held at a time.
 BLOCK_FEATURES = 256
 #: Rows shown on either side of a row.
@@ -139,7 +136,7 @@ def read_contexts(
     ------
     FeatureContexts
         One for each feature. Held in memory: the coordinates of all rows, the contexts of :data:`BLOCK_FEATURES`
-        features, one chunk of the store, and :data:`BLOCK_DOCUMENTS` documents.
+        features, one chunk of the store, and the documents of these contexts.
 
     Raises
     ------
@@ -170,6 +167,26 @@ def read_contexts(
         yield from _read_block(source, wanted[start : start + BLOCK_FEATURES], top_n)
 
 
+def check_same_text(contexts: xr.Dataset, store: xr.Dataset, corpus: Corpus) -> None:
+    """Raise unless contexts, store and corpus are of the same rows of the same text.
+
+    Raises
+    ------
+    InputError
+        If the store has no token coordinates.
+    RowMismatchError
+        If the contexts are of other rows, or the store of another corpus.
+    """
+    path, where = store.encoding["source"], contexts.encoding.get("source")
+    if "document" not in store.variables:
+        raise InputError(f"{path} has no token coordinates, so its rows have no text; harvest it again")
+    if contexts.attrs.get("row_hash") != store.attrs["row_hash"]:
+        found = f"The contexts at {where} are" if where else "The contexts are"
+        raise RowMismatchError(f"{found} of other rows than {path}; make them from that store")
+    if store.attrs.get("corpus_hash", corpus.hash) != corpus.hash:
+        raise RowMismatchError(f"{path} was not harvested from the corpus {corpus.path}; give the one that was")
+
+
 @dataclass(frozen=True)
 class _Source:
     """What contexts are looked up in."""
@@ -187,12 +204,7 @@ class _Source:
     def open(cls, contexts: str | Path | xr.Dataset, store: str | Path, corpus: str | Path, reach: int) -> _Source:
         tops = contexts if isinstance(contexts, xr.Dataset) else open_result(contexts, "contexts")
         rows, text = open_activations(store), open_corpus(corpus)
-        if "document" not in rows.variables:
-            raise InputError(f"{store} has no token coordinates, so its rows have no text; harvest it again")
-        if tops.attrs.get("row_hash") != rows.attrs["row_hash"]:
-            raise RowMismatchError(f"The contexts are of other rows than {store}; make them from that store")
-        if rows.attrs.get("corpus_hash", text.hash) != text.hash:
-            raise RowMismatchError(f"{store} was not harvested from the corpus {corpus}; give the one that was")
+        check_same_text(tops, rows, text)
         document, start, end = (rows[name].values.astype(np.int64) for name in ("document", "char_start", "char_end"))
         return cls(str(store), tops, rows, text, document, start, end, reach)
 
@@ -204,13 +216,8 @@ class _Source:
 
     def texts(self, rows: Sequence[int]) -> dict[int, str]:
         """Return the documents of some rows, by number."""
-        found: dict[int, str] = {}
         numbers = np.unique(self.document[np.array(rows, np.int64)]).tolist()
-        for _, block in itertools.groupby(numbers, key=lambda number: number // BLOCK_DOCUMENTS):
-            some = list(block)
-            texts = self.corpus.texts(some[0], some[-1] + 1)
-            found |= {number: texts[number - some[0]] for number in some}
-        return found
+        return dict(zip(numbers, self.corpus.iter_texts(numbers), strict=True))
 
 
 def _read_block(source: _Source, features: NDArray[np.int64], top_n: int | None) -> Iterator[FeatureContexts]:

@@ -24,7 +24,7 @@ from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.run import measure_store
-from pipeline.run import make_text, sides
+from pipeline.run import make_text
 from pipeline.workers import ensure_client, n_cpus
 from storage import free_space, open_activations
 from storage.errors import BudgetError
@@ -116,7 +116,7 @@ def plan(
         If memory or disk are too small; with what is projected and what is there.
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / config.name)
+    directory = RunDirectory.of(config.name, run_dir)
     with ensure_client(client) as used:
         harvested, sizes, n_rows = _harvest_steps(config, directory, used)
         resources = find_resources(used, parse_memory(config.correlate.memory))
@@ -151,7 +151,7 @@ def _harvest_steps(config: Experiment, directory: RunDirectory, client: Client) 
 
     make_text(config, directory, client)
     n_rows, steps, sizes = n_rows_of(directory.rows), [], Sizes()
-    for side, model in sides(config):
+    for side, model in config.sides:
         folder = directory.activations(side, "x").parent
         found = forecast_harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
         needs = found.prediction.needs if found else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,7 +12,7 @@ import xarray as xr
 from distributed import Client
 
 from pipeline.compare.run import compare
-from pipeline.config import Experiment, ModelConfig, load_experiment
+from pipeline.config import Experiment, load_experiment
 from pipeline.correlate.best_layer import best_layer
 from pipeline.correlate.run import correlate, correlate_share
 from pipeline.grid import power_notes, save_scores
@@ -25,7 +25,7 @@ from pipeline.share import Share
 from pipeline.workers import deferred_interrupt, ensure_client
 from storage.errors import InputError
 from storage.results import open_result
-from storage.rundir import RunDirectory, Side
+from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run(
     >>> run("experiment.yaml", until="match")  # doctest: +SKIP
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / config.name)
+    directory = RunDirectory.of(config.name, run_dir)
     if share is not None and until not in _SHARERS:
         raise InputError(f"A share is of the stage {' or '.join(_SHARERS)}: give it as `until`, not {until!r}")
     wanted = STAGES[: STAGES.index(until) + 1]
@@ -116,7 +116,7 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
     from pipeline.harvest.run import harvest  # noqa: PLC0415
 
     _begin_harvest(config, directory, client)
-    for side, model in sides(config):
+    for side, model in config.sides:
         folder = directory.activations(side, "x").parent
         harvest(directory.corpus, directory.rows, model, side, config.store, folder, client=client)
         for site in model.sites:
@@ -134,7 +134,7 @@ def _begin_harvest(config: Experiment, directory: RunDirectory, client: Client) 
     from pipeline.harvest.site_check import check_model  # noqa: PLC0415 - as above
 
     with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
-        for _, model in sides(config):
+        for _, model in config.sides:
             check_model(model)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
     make_text(config, directory, client)
@@ -157,7 +157,7 @@ def _harvest_share(config: Experiment, directory: RunDirectory, share: Share, cl
 
     if share.begins:
         _begin_harvest(config, directory, client)
-    for side, model in sides(config):
+    for side, model in config.sides:
         folder = directory.activations(side, "x").parent
         harvest(directory.corpus, directory.rows, model, side, config.store, folder, share=share, client=client)
 
@@ -206,7 +206,7 @@ def _match(config: Experiment, directory: RunDirectory, client: Client) -> None:
 
 def _recognise(config: Experiment, directory: RunDirectory, client: Client) -> None:
     """Find the features that stand for no concept, for the filter that drops them."""
-    for side, model in sides(config):
+    for side, model in config.sides:
         for site in model.sites:
             non_concept_features(
                 directory.contexts(side, site),
@@ -240,12 +240,6 @@ def _semantics(config: Experiment, directory: RunDirectory, client: Client) -> N
 
 def _report(config: Experiment, directory: RunDirectory, _: Client) -> None:  # noqa: ARG001
     logger.info("Report: %s", report(directory.root))
-
-
-def sides(config: Experiment) -> Iterator[tuple[Side, ModelConfig]]:
-    """Yield both sides and their models."""
-    yield "a", config.a
-    yield "b", config.b
 
 
 _RUNNERS: dict[Stage, Callable[[Experiment, RunDirectory, Client], None]] = {

@@ -122,6 +122,11 @@ def readable(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def wide_console(width: int = 140) -> Console:
+    """Return a console on standard output; where that is a file, it is read in a window so many characters wide."""
+    return Console() if Console().is_terminal else Console(width=width)
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Send the package's log to standard error; of the libraries, only what concerns the user."""
     console = Console(stderr=True)

@@ -58,7 +58,7 @@ def run_semantics(
         (side, name): Site(
             directory.activations(side, name), directory.contexts(side, name), directory.concepts(side, name)
         )
-        for side, model in _sides(config)
+        for side, model in config.sides
         for name in model.sites
     }
     for site in sites.values():
@@ -81,10 +81,6 @@ def run_semantics(
     table = semantics_table(results, directory.semantics_table, judged=settings.judged)
     write_tables(table, directory.semantics_table.with_suffix(""))
     return table
-
-
-def _sides(config: Experiment) -> tuple[tuple[Side, ModelConfig], tuple[Side, ModelConfig]]:
-    return ("a", config.a), ("b", config.b)
 
 
 def _subspace_settings(config: Experiment, settings: SemanticsConfig) -> SubspaceSettings:

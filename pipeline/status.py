@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import Experiment, SemanticsConfig
-from pipeline.run import sides
 from storage import fingerprint, read_manifest
 from storage.errors import FormatError, MissingInputError
 from storage.files import partial_path
-from storage.manifest import json_values
+from storage.manifest import Manifest, json_values
 from storage.rundir import RunDirectory
 from storage.sparse_array import read_metadata
 
@@ -94,13 +93,13 @@ def _all_expected(config: Experiment, run: RunDirectory) -> Iterator[_Expected]:
     corpus = config.corpus.model_dump(include={"column", "documents", "seed"})
     yield _Expected("corpus", "", run.corpus, {}, corpus)
     yield _Expected("rows", "", run.rows, {"corpus": run.corpus}, {"pool": config.align.pool})
-    for side, model in sides(config):
+    for side, model in config.sides:
         for site in model.sites:
             what, store = f"{side.upper()} {site}", run.activations(side, site)
             settings = {**config.store.model_dump(), "model_dtype": model.dtype}
             yield _Expected("harvest", what, store, {"corpus": run.corpus, "rows": run.rows}, settings)
-            top_n = {"top_n": config.report.contexts}
-            yield _Expected("contexts", what, run.contexts(side, site), {"activations": store}, top_n)
+            kept = {"top_n": config.report.contexts, **config.contexts.model_dump()}
+            yield _Expected("contexts", what, run.contexts(side, site), {"activations": store}, kept)
     for site_a, site_b in config.site_pairs:
         stores = {"a": run.activations("a", site_a), "b": run.activations("b", site_b)}
         cor, pairs = run.correlation(site_a, site_b), run.pairs(site_a, site_b)
@@ -117,7 +116,7 @@ def _all_expected(config: Experiment, run: RunDirectory) -> Iterator[_Expected]:
 
 def _expected_semantics(config: Experiment, settings: SemanticsConfig, run: RunDirectory) -> Iterator[_Expected]:
     rule, chosen = {"rule": settings.rule.model_dump()}, settings.model_dump()
-    for side, model in sides(config):
+    for side, model in config.sides:
         for site in model.sites:
             store, contexts = run.activations(side, site), run.contexts(side, site)
             inputs = {"activations": store, "contexts": contexts, "corpus": run.corpus}
@@ -133,9 +132,10 @@ def _expected_semantics(config: Experiment, settings: SemanticsConfig, run: RunD
 def _item(expected: _Expected, before: Mapping[Path, Item]) -> Item:
     item = Item(expected.stage, expected.what, expected.path, "done")
     waits = [before[path] for path in expected.inputs.values() if before[path].state != "done"]
-    if read_manifest(expected.path) is None:
+    manifest = read_manifest(expected.path)
+    if manifest is None:
         return _unfinished(item, expected.path)
-    changes = [*_changed_settings(expected), *_changed_inputs(expected)]
+    changes = [*_changed_settings(expected, manifest), *_changed_inputs(expected, manifest)]
     changes += [f"{' '.join(filter(None, (one.stage, one.what)))} is {one.state}" for one in waits]
     return replace(item, state="out of date", why="; ".join(changes)) if changes else item
 
@@ -161,13 +161,11 @@ def _progress(partial: Path) -> str:
     return f"{n_done} of {-(-rows // step)} shards are done"
 
 
-def _changed_settings(expected: _Expected) -> Iterator[str]:
+def _changed_settings(expected: _Expected, manifest: Manifest) -> Iterator[str]:
     """Yield a line for each setting that a result was made with and that is another one now."""
-    manifest = read_manifest(expected.path)
-    made_with = manifest.settings if manifest else {}
     for name, wanted in json_values(dict(expected.settings)).items():
-        if name in made_with and wanted not in ANY:
-            then, now = _plain(made_with[name]), _plain(wanted)
+        if name in manifest.settings and wanted not in ANY:
+            then, now = _plain(manifest.settings[name]), _plain(wanted)
             if isinstance(then, dict) and isinstance(now, list):  # what is named, and what each name stands for
                 then, now = sorted(then), sorted(now)
             if then != now:
@@ -181,15 +179,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _changed_inputs(expected: _Expected) -> Iterator[str]:
-    manifest = read_manifest(expected.path)
-    made_from = manifest.inputs if manifest else {}
+def _changed_inputs(expected: _Expected, manifest: Manifest) -> Iterator[str]:
     for name, path in expected.inputs.items():
         try:
             now = fingerprint(path)
         except (FormatError, MissingInputError):
             continue  # what is missing stands in the list itself
-        if name in made_from and made_from[name] != now:
+        if name in manifest.inputs and manifest.inputs[name] != now:
             yield f"{path.name} is not the one that it was made from"
 
 

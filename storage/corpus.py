@@ -31,6 +31,9 @@ CHUNK_BYTES = 4 * 2**20
 CHUNK_OFFSETS = 262_144
 FORMAT = "corpus"
 
+#: Documents that are read at a time, where texts are wanted one after the other.
+BLOCK_DOCUMENTS = 256
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -67,6 +70,17 @@ class Corpus:
         if not 0 <= start <= stop <= len(self):
             raise InputError(f"{self.path} has documents 0 to {len(self) - 1}; {start} to {stop - 1} were asked for")
         return _read_strings(self.path, "text", self.offsets[start : stop + 1])
+
+    def iter_texts(self, documents: Iterable[int]) -> Iterator[str]:
+        """Yield the text of each of some documents, which ascend; one may come several times in a row.
+
+        :data:`BLOCK_DOCUMENTS` documents are read, and held, at a time.
+        """
+        first, block = 0, list[str]()
+        for number in documents:
+            if not first <= number < first + len(block):
+                first, block = number, self.texts(number, min(number + BLOCK_DOCUMENTS, len(self)))
+            yield block[number - first]
 
     def name(self, i: int) -> str:
         """Return the name of document `i`; its number, if it was given none."""

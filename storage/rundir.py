@@ -48,6 +48,11 @@ class RunDirectory:
 
     root: Path
 
+    @classmethod
+    def of(cls, name: str, root: str | Path | None = None) -> RunDirectory:
+        """Return the directory of an experiment: `root`, or ``runs/NAME`` where none is given."""
+        return cls(Path(root) if root is not None else Path("runs") / name)
+
     @property
     def corpus(self) -> Path:
         """The text."""

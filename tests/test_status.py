@@ -67,6 +67,12 @@ def test_all_is_done(finished: RunResult) -> None:
         ("correlate", {"top_k": 5}, {"correlate", "match", "compare", "scores", "semantics"}, "top_k is 5, and was 4"),
         ("report", {"contexts": 5}, {"contexts", "concepts", "semantics"}, "top_n is 5, and was 4"),
         (
+            "contexts",
+            {"bins": 10},
+            {"contexts", "concepts", "semantics"},
+            "bins is 10, and was 20",
+        ),
+        (
             "store",
             {"dtype": "float16"},
             {"harvest", "contexts", "correlate", "match", "compare", "scores", "concepts", "semantics"},

@@ -8,14 +8,24 @@ from typing import Annotated, Any
 
 import typer
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.compare.metrics import METRICS
 from pipeline.compare.nulls import NULLS
 from pipeline.compare.run import compare
 from pipeline.config import CompareConfig
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, run_script, show
+from pipeline.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Out,
+    StoreA,
+    StoreB,
+    open_client,
+    run_script,
+    show,
+    wide_console,
+)
 
 #: Of a line in the table.
 FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p")
@@ -69,7 +79,7 @@ def command(
     if as_json:
         show({"result": str(out), **summary(scores)}, as_json=True)
     else:
-        console = Console() if Console().is_terminal else Console(width=140)
+        console = wide_console()
         console.print(score_table(scores))
         show({"result": str(out)}, as_json=False)
 

@@ -15,7 +15,7 @@ from pipeline.config import MatchMethod
 from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
 from pipeline.match.words import TopTokens, read_top_tokens
-from pipeline.script import AsJson, run_script, show
+from pipeline.script import AsJson, run_script, show, wide_console
 from storage.errors import InputError
 
 #: Hubs in the JSON, where --hubs does not say how many.
@@ -140,7 +140,7 @@ def show_all(methods: xr.Dataset, *, as_json: bool) -> None:
     for line in lines:
         cells = (f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in list(line.values())[1:])
         table.add_row(line["method"], *cells)
-    (Console() if Console().is_terminal else Console(width=140)).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

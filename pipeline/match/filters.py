@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,7 +29,8 @@ from pipeline.match.fates import Fate
 from pipeline.match.greedy import best, best_of_b
 from pipeline.match.words import TopTokens, read_top_tokens, share_of_commonest
 from storage import open_result
-from storage.errors import FormatError, InputError, MissingInputError
+from storage.errors import FormatError, InputError
+from storage.yaml_files import read_yaml
 
 NON_CONCEPT_FILE = Path(__file__).with_name("non_concept.yaml")
 #: Edges whose top tokens are compared at a time.
@@ -143,12 +143,7 @@ def read_token_list(path: str | Path | None) -> list[str]:
     True
     """
     file = NON_CONCEPT_FILE if path is None else Path(path)
-    if not file.is_file():
-        raise MissingInputError(f"There is no list of tokens at {file}; copy {NON_CONCEPT_FILE} and edit it")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise FormatError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file, f"There is no list of tokens at {file}; copy {NON_CONCEPT_FILE} and edit it")
     if not isinstance(content, list) or not all(isinstance(token, str) for token in content):
         raise FormatError(f"{file} must be a YAML list of strings; put numbers and true or false in quotes")
     return sorted({token.strip().casefold() for token in content})

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from storage import Corpus, fingerprint, open_activations, open_corpus, open_result, read_manifest
 from storage.errors import InputError, RowMismatchError
 
-#: Documents that are read at a time.
-BLOCK_DOCUMENTS = 256
 NONE = -1
 
 
@@ -150,13 +148,9 @@ def _check_rows(
 def _texts(corpus: Corpus, coordinates: xr.Dataset, rows: NDArray[np.int64]) -> Iterator[str]:
     """Yield the piece of text of each row, made comparable; rows ascend, and with them documents."""
     names = ("document", "char_start", "char_end")
-    document, start, end = (np.asarray(coordinates[name].values)[rows] for name in names)
-    first, block = 0, [""]
-    for i in range(len(rows)):
-        if i == 0 or not first <= document[i] < first + len(block):
-            first = int(document[i])
-            block = corpus.texts(first, min(first + BLOCK_DOCUMENTS, len(corpus)))
-        yield block[document[i] - first][start[i] : end[i]].strip().casefold()
+    document, start, end = (np.asarray(coordinates[name].values)[rows].tolist() for name in names)
+    for text, left, right in zip(corpus.iter_texts(document), start, end, strict=True):
+        yield text[left:right].strip().casefold()
 
 
 def _positions(coordinates: xr.Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,15 +211,32 @@ def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptVie
     limit, n_pairs = (MOST_SHOWN, CLEAREST) if kind == "concept" else (MOST_CLUSTERS, CLEAREST_OF_CLUSTER)
     most = sorted(shown, key=lambda each: -each[1].n_pairs)[:limit]
     keep = {id(best) for _, best in most}
-    for i, (own, best) in enumerate(each for each in shown if id(each[1]) in keep):
-        yield ConceptView(f"{kind}-{i + 1}", best, own, _clearest(run, best, n_pairs))
+    kept = [each for each in shown if id(each[1]) in keep]
+    clearest = _clearest(run, [best for _, best in kept], n_pairs)
+    for i, (own, best) in enumerate(kept):
+        yield ConceptView(f"{kind}-{i + 1}", best, own, clearest[best.row])
 
 
-def _clearest(run: Run, view: SubspaceView, n_pairs: int) -> list[PairView]:
-    """Return the pairs of a subspace with the highest r on both halves of the text, with their contexts."""
-    with open_result(run.directory.semantics(view.site_a, view.site_b), "semantics") as found:
-        pairs = _members(found, view).head(n_pairs)
-    sites = _site(run, "a", view.site_a), _site(run, "b", view.site_b)
+def _clearest(run: Run, views: list[SubspaceView], n_pairs: int) -> dict[int, list[PairView]]:
+    """Return the clearest pairs of subspaces by their rows of the table; each pair of sites is read once."""
+    by_sites: dict[tuple[str, str], list[SubspaceView]] = {}
+    for view in views:
+        by_sites.setdefault((view.site_a, view.site_b), []).append(view)
+    return {
+        view.row: pairs
+        for sites, own in by_sites.items()
+        for view, pairs in zip(own, _clearest_at(run, sites, own, n_pairs), strict=True)
+    }
+
+
+def _clearest_at(
+    run: Run, site_pair: tuple[str, str], views: list[SubspaceView], n_pairs: int
+) -> Iterator[list[PairView]]:
+    """Yield the pairs of each subspace with the highest r on both halves of the text, with their contexts."""
+    with open_result(run.directory.semantics(*site_pair), "semantics") as found:
+        members = [_members(found, view).head(n_pairs) for view in views]
+    pairs = pd.concat(members)
+    sites = [_site(run, side, name) for side, name in zip(SIDES, site_pair, strict=True)]
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
     passages = cut_passages(run.corpus, run.rows, np.unique(np.concatenate([rows.ravel() for rows in top])))
     sides = [
@@ -226,7 +244,9 @@ def _clearest(run: Run, view: SubspaceView, n_pairs: int) -> list[PairView]:
         for site, own, other in zip(sites, top, top[::-1], strict=True)
     ]
     each = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
-    return [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in enumerate(each)]
+    for own in members:
+        some = enumerate(itertools.islice(each, len(own)))
+        yield [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in some]
 
 
 def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:

@@ -314,7 +314,7 @@ def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
     PairConcepts
     """
     n = int(pair.pairs.sizes["pair"])
-    paths = [run.directory.root / "concepts" / side / f"{pair.site(side).name}.zarr" for side in SIDES]
+    paths = [run.directory.concepts(side, pair.site(side).name) for side in SIDES]
     if not all(path.exists() for path in paths):
         return PairConcepts([], np.zeros(0, dtype=np.uint16), np.zeros(n + 1, dtype=np.uint32))
     member = [open_result(path, "concepts")["member"].transpose("feature", "concept").load() for path in paths]

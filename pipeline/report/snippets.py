@@ -6,7 +6,6 @@ is held longer than needed. Shading reads only the chunks of the activation stor
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -28,8 +27,6 @@ from storage import Corpus, is_sparse, read_csr, read_dense
 MARGIN = 40
 #: Rows looked at on either side of a token; a row covers at least one character.
 REACH = MARGIN
-#: Documents read at once.
-BLOCK = 256
 #: One occurrence: (feature, row).
 Context = tuple[int, int]
 #: Steps of shading: 0 is inactive, LEVELS is the feature's largest activation.
@@ -113,13 +110,8 @@ def cut_passages(corpus: Corpus, rows: xr.Dataset, wanted: np.ndarray) -> dict[i
         One :class:`Passage` a row, :data:`MARGIN` characters on either side, cut at a blank where there is one.
     """
     spans = sorted(read_spans(rows, np.unique(wanted[wanted >= 0])).values(), key=lambda span: span.document)
-    passages: dict[int, Passage] = {}
-    for _, block in itertools.groupby(spans, key=lambda span: span.document // BLOCK):
-        some = list(block)
-        first = some[0].document
-        texts = corpus.texts(first, some[-1].document + 1)
-        passages |= {span.row: _cut(texts[span.document - first], span) for span in some}
-    return passages
+    texts = corpus.iter_texts(span.document for span in spans)
+    return {span.row: _cut(text, span) for span, text in zip(spans, texts, strict=True)}
 
 
 def read_spans(rows: xr.Dataset, numbers: np.ndarray) -> dict[int, Span]:

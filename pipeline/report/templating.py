@@ -30,7 +30,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
-    made.filters["null_name"] = null_name
     return made
 
 

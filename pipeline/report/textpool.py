@@ -6,14 +6,13 @@ context takes in make the pool; a context is then two numbers, and a page holds 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from pipeline.report.snippets import BLOCK, Span, read_spans, readable
+from pipeline.report.snippets import Span, read_spans, readable
 from storage import Corpus
 
 #: Rows shown on either side of a token.
@@ -158,15 +157,12 @@ def _units(text: str) -> int:
 def _texts(corpus: Corpus, rows: xr.Dataset, pooled: np.ndarray) -> Iterator[tuple[str, str]]:
     """Yield what lies before each row of the pool and the row's own text, as they can be shown."""
     spans = read_spans(rows, pooled).values()
-    for _, some in itertools.groupby(spans, key=lambda span: span.document // BLOCK):
-        block = list(some)
-        first = block[0].document
-        texts = corpus.texts(first, block[-1].document + 1)
-        before: Span | None = None
-        for span in block:
-            follows = before is not None and (before.row, before.document) == (span.row - 1, span.document)
-            yield _cut(texts[span.document - first], span, before.end if before and follows else None)
-            before = span
+    texts = corpus.iter_texts(span.document for span in spans)
+    before: Span | None = None
+    for span, text in zip(spans, texts, strict=True):
+        follows = before is not None and (before.row, before.document) == (span.row - 1, span.document)
+        yield _cut(text, span, before.end if before and follows else None)
+        before = span
 
 
 def _cut(text: str, span: Span, end_before: int | None) -> tuple[str, str]:

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Experiment, SemanticsConfig
-from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show
+from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from pipeline.semantics.tables import study_frame
 from pipeline.semantics_stage import run_semantics
 from storage.errors import InputError
@@ -112,7 +111,7 @@ def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all
     if not show_all:
         study = study[study["Verdict"] != "too few pairs"]
     # a log file is read in a wide window
-    console = Console() if Console().is_terminal else Console(width=200)
+    console = wide_console(200)
     console.print(_rich(study))
     show(summary, as_json=False)
 

@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from storage.errors import FormatError, InputError, MissingInputError
+from storage.errors import FormatError, InputError
+from storage.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,7 @@ def load_concepts(
 
 
 def _read(file: Path) -> dict[str, _Group]:
-    if not file.is_file():
-        raise MissingInputError(f"There is no file of concepts at {file}; copy {DEFAULT_FILE} and edit it")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise FormatError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file, f"There is no file of concepts at {file}; copy {DEFAULT_FILE} and edit it")
     if not isinstance(content, dict):
         raise FormatError(f"{file} must map names of concepts to keywords, not be {type(content).__name__}")
     groups, wrong = {}, []

@@ -32,6 +32,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import CountRule, PmiRule, ProbeRule, Rule, ShareRule
+from pipeline.passages import check_same_text
 from pipeline.semantics.concepts import Concept, concepts_hash
 from pipeline.semantics.keywords import keyword_rows
 from pipeline.workers import ensure_client, run_tasks
@@ -47,7 +48,7 @@ from storage import (
     read_csr,
     read_dense,
 )
-from storage.errors import InputError, RowMismatchError
+from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +150,10 @@ def concept_features(
 
 
 def _check(concepts: Mapping[str, Concept], rule: Rule, tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:
-    contexts, store = tops.encoding["source"], rows.encoding["source"]
     if not concepts:
         raise InputError("There is no concept to look for; load_concepts() returns those of the package")
-    if "document" not in rows.variables:
-        raise InputError(f"{store} has no token coordinates, so its rows have no text; harvest it again")
-    if tops.attrs.get("row_hash") != rows.attrs["row_hash"]:
-        raise RowMismatchError(f"The contexts at {contexts} are of other rows than {store}; make them from that store")
-    if rows.attrs.get("corpus_hash", text.hash) != text.hash:
-        raise RowMismatchError(f"{store} was not harvested from the corpus {text.path}; give the one that was")
-    wanted, kept = getattr(rule, "of", 1), tops.sizes["rank"]
+    check_same_text(tops, rows, text)
+    wanted, kept, contexts = getattr(rule, "of", 1), tops.sizes["rank"], tops.encoding["source"]
     if wanted > kept:
         raise InputError(
             f"The rule looks at {wanted} contexts of each feature, and {contexts} keeps {kept}; make contexts with "

@@ -29,10 +29,10 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import NON_CONCEPT_LIMITS, NonConceptKind
-from pipeline.semantics.keywords import BLOCK_DOCUMENTS
+from pipeline.passages import check_same_text
 from pipeline.semantics.membership import CARRIED, count_rows
 from storage import Corpus, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
-from storage.errors import InputError, RowMismatchError
+from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -131,18 +131,12 @@ def non_concept_features(
 
 
 def _check(kinds: Sequence[str], limits: dict[str, float], tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:
-    contexts, store = tops.encoding["source"], rows.encoding["source"]
     unknown = sorted((set(kinds) | set(limits)) - set(NON_CONCEPT_LIMITS))
     if unknown:
         raise InputError(f"There are no kinds {unknown} of non-concept features; there are {list(NON_CONCEPT_LIMITS)}")
     if not all(0 < limit <= 1 for limit in limits.values()):
         raise InputError(f"The limits {limits} are shares: above 0 and at most 1")
-    if "document" not in rows.variables:
-        raise InputError(f"{store} has no token coordinates, so its rows have no text; harvest it again")
-    if tops.attrs.get("row_hash") != rows.attrs["row_hash"]:
-        raise RowMismatchError(f"The contexts at {contexts} are of other rows than {store}; make them from that store")
-    if rows.attrs.get("corpus_hash", text.hash) != text.hash:
-        raise RowMismatchError(f"{store} was not harvested from the corpus {text.path}; give the one that was")
+    check_same_text(tops, rows, text)
 
 
 def _shares(
@@ -185,14 +179,9 @@ def _pieces(
 ) -> Iterator[tuple[int, str]]:
     """Yield every row with its text, whatever their order; a block of documents is read at a time."""
     order = np.argsort(document, kind="stable")
-    first = 0
-    texts: list[str] = []
-    for row, number, left, right in zip(
-        order.tolist(), document[order].tolist(), start[order], end[order], strict=True
-    ):
-        if not first <= number < first + len(texts):
-            first, texts = number, corpus.texts(number, min(number + BLOCK_DOCUMENTS, len(corpus)))
-        yield row, texts[number - first][left:right]
+    texts = corpus.iter_texts(document[order].tolist())
+    for row, text, left, right in zip(order.tolist(), texts, start[order], end[order], strict=True):
+        yield row, text[left:right]
 
 
 def _same_position(tops: xr.Dataset, rows: xr.Dataset) -> NDArray[np.float64]:

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import InputError, RowMismatchError
 
-#: Documents that are read at a time.
-BLOCK_DOCUMENTS = 256
 #: A word: letters and digits, with apostrophes and hyphens inside.
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NONE = -1
@@ -112,13 +110,9 @@ def words_at(corpus: Corpus, coordinates: xr.Dataset, rows: NDArray[np.int64]) -
         Row numbers, ascending, so that documents are read once.
     """
     names = ("document", "char_start", "char_end")
-    spans = zip(*(np.asarray(coordinates[name].values)[rows].tolist() for name in names), strict=True)
-    first, block = 0, [""]
-    for i, (document, start, end) in enumerate(spans):
-        if i == 0 or not first <= document < first + len(block):
-            first = document
-            block = corpus.texts(first, min(first + BLOCK_DOCUMENTS, len(corpus)))
-        yield word_around(block[document - first], start, end)
+    document, start, end = (np.asarray(coordinates[name].values)[rows].tolist() for name in names)
+    for text, left, right in zip(corpus.iter_texts(document), start, end, strict=True):
+        yield word_around(text, left, right)
 
 
 def word_around(text: str, start: int, end: int) -> str | None:
