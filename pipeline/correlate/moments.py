@@ -173,8 +173,10 @@ def shift_and_add(moments: Moments, slab: Slab, positions: NDArray[np.int32]) ->
     return Rows(rows.start, rows.feature[:left], rows.value[:left])
 
 
-def add_dense(moments: Moments, block: NDArray[Any], half: NDArray[np.int8], before: NDArray[np.int64]) -> None:
-    """Take in a dense slab; its own means and squares are merged with those of the rows before (Chan et al. 1979).
+def add_dense(
+    moments: Moments, columns: slice, block: NDArray[Any], half: NDArray[np.int8], before: NDArray[np.int64]
+) -> None:
+    """Take in a dense block; its own means and squares are merged with those of the rows before (Chan et al. 1979).
 
     The means become the pivots, and what is subtracted in float64 needs not be exact in the stored type.
 
@@ -182,22 +184,23 @@ def add_dense(moments: Moments, block: NDArray[Any], half: NDArray[np.int8], bef
     ----------
     moments
         Changed in place: sums of squares are about the pivots, totals stay 0.
+    columns
+        Features of the block.
     block
         (row, feature), any float type.
     half
         (row,) int8, the half of each row.
     before
-        (halves,) int64 rows taken in before; changed in place.
+        (halves,) int64 rows of these features that were taken in before.
     """
     for h in range(len(moments.n)):
-        n = int(np.count_nonzero(half == h))
-        if n:
-            mean, square = dense_moments(block, half, h, n, moments.active[h], moments.low[h], moments.high[h])
-            apart, weight = mean - moments.pivot[h], n / (before[h] + n)
-            moments.square[h] += square + apart * apart * (weight * before[h])
-            moments.pivot[h] += apart * weight
-            moments.stored[h] += n
-            before[h] += n
+        rows, at = np.flatnonzero(half == h), (h, columns)
+        if len(rows):
+            mean, square = dense_moments(block, rows, moments.active[at], moments.low[at], moments.high[at])
+            apart, weight = mean - moments.pivot[at], len(rows) / (before[h] + len(rows))
+            moments.square[at] += square + apart * apart * (weight * before[h])
+            moments.pivot[at] += apart * weight
+            moments.stored[at] += len(rows)
 
 
 def working_type(value_bytes: int) -> type[np.float32 | np.float64]:

@@ -35,6 +35,7 @@ from pipeline.correlate.moments import (
 )
 from pipeline.correlate.plan import MATRIX_ROWS, kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
+from pipeline.correlate.rows import SELECTING
 from pipeline.correlate.topk import compact, empty_best
 from storage import write_sparse_shard
 
@@ -155,50 +156,48 @@ def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
 
 
 def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
-    """Standardise slabs of both sides, add matrix products, then reduce the tile."""
+    """Standardise slabs of both sides, add matrix products of the selecting rows, then reduce the tile.
+
+    Of the other half, r is wanted for the pairs alone that are listed or kept: :mod:`pipeline.correlate.rescore`.
+    """
     job, device = mine.load().job, find_device(mine.job.device)
     moments = dense_statistics(mine, job.a, features)
     scaling = scaling_of(job.measure, moments, job.a.working)
     double_a = in_double(moments, dense.FEATURES)
     shape = (features.stop - features.start, len(mine.defined))
-    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(job.n_halves)]
+    tile = device.xp.zeros(shape, dtype=device.xp.float64)
     room_a, room_b = _room(mine, shape[0]), _room(mine, min(job.plan.panel_b, job.b.n_features))
     for slab in mine.slabs():
         a = _standardised(mine, job.a, (slab, features), scaling, room_a)
         for b_features, at in b_panels(mine):
             b = _standardised(mine, job.b, (slab, b_features), mine.scaling.of(b_features), room_b)
             double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
-            for h, tile in enumerate(tiles):
-                dense.add_products(device.xp, tile[:, at.columns], a[h], at.varying(b[h], device), double)
-    halves = _standardised_halves(mine, moments, scaling)
-    on_host: list[Array] = [device.get(tile) for tile in tiles]
-    return moments, _tile_step(features, on_host, halves)
+            dense.add_products(device.xp, tile[:, at.columns], a, at.varying(b, device), double)
+    selecting = make_standardised_half(
+        job.measure, (moments, mine.moments), (scaling, mine.scaling), SELECTING, mine.defined
+    )
+    return moments, _tile_step(features, [device.get(tile)], (selecting, selecting))
 
 
-def _room(mine: Shared, width: int) -> list[Any]:
-    """Return (row, feature) float32 on the device for each half, enough for any slab: allocated once a panel."""
+def _room(mine: Shared, width: int) -> Any:
+    """Return (row, feature) float32 on the device, for the selecting rows of any slab: allocated once a panel."""
     xp = find_device(mine.job.device).xp
-    most = [max(int(np.count_nonzero(mine.half[slab] == h)) for slab in mine.slabs()) for h in range(mine.job.n_halves)]
-    return [xp.empty((n, width), dtype=xp.float32) for n in most]
+    most = max(int(np.count_nonzero(mine.half[slab] == SELECTING)) for slab in mine.slabs())
+    return xp.empty((most, width), dtype=xp.float32)
 
 
-def _standardised(
-    mine: Shared, store: Store, where: tuple[slice, slice], scaling: Scaling, room: Sequence[Any]
-) -> list[Any]:
-    """Put a slab of rows of some features into the room of each half, read piece by piece; return what is filled."""
+def _standardised(mine: Shared, store: Store, where: tuple[slice, slice], scaling: Scaling, room: Any) -> Any:
+    """Put the selecting rows of a slab of some features into the room, read block by block; return what is filled."""
     device, (slab, features) = find_device(mine.job.device), where
-    scale, offset = device.put(scaling.scale), device.put(scaling.offset)
-    width = features.stop - features.start
-    before = [np.concatenate([[0], np.cumsum(mine.half[slab] == h)]) for h in range(len(room))]
+    scale, offset = device.put(scaling.scale[SELECTING]), device.put(scaling.offset[SELECTING])
+    before = np.concatenate([[0], np.cumsum(mine.half[slab] == SELECTING)])
     for rows, part, block in store.iter_blocks(slab, features):
-        values, half = device.put(block), mine.half[rows]
+        chosen = np.flatnonzero(mine.half[rows] == SELECTING)
         columns = slice(part.start - features.start, part.stop - features.start)
-        for h, out in enumerate(room):
-            chosen = np.flatnonzero(half == h)
-            first = int(before[h][rows.start - slab.start])
-            place, scales = slice(first, first + len(chosen)), (scale[h, columns], offset[h, columns])
-            dense.standardise(device.xp, values, device.put(chosen), scales, out[place, columns])
-    return [out[: int(count[-1]), :width] for out, count in zip(room, before, strict=True)]
+        first = int(before[rows.start - slab.start])
+        out = room[first : first + len(chosen), columns]
+        dense.standardise(device.xp, device.put(block), device.put(chosen), (scale[columns], offset[columns]), out)
+    return room[: int(before[-1]), : features.stop - features.start]
 
 
 _METHODS = {"resident": _resident, "streaming": _streaming, "dense": _dense}
@@ -243,13 +242,17 @@ def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
 def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
     """Return the statistics of a panel of dense features, their means as pivots: one pass."""
     moments = mine.empty_moments(features.stop - features.start)
-    before, n_sampled = np.zeros_like(mine.n), 0
+    counted, n_sampled = 0, 0
+    before, halves = np.zeros_like(mine.n), np.arange(mine.job.n_halves)[:, None]
     for slab in mine.slabs():
-        for piece in store.pieces(slab):
-            block = store.read_block(piece, features)
-            add_dense(moments, block, mine.half[piece], before)
-            moments.repeats += repeated(block[:SAMPLED])
-            n_sampled += min(SAMPLED, len(block))
+        for rows, part, block in store.iter_blocks(slab, features):
+            if rows.start > counted:
+                before += (mine.half[counted : rows.start] == halves).sum(axis=1)
+                counted = rows.start
+            columns = slice(part.start - features.start, part.stop - features.start)
+            add_dense(moments, columns, block, mine.half[rows], before)
+            moments.repeats[:, columns] += repeated(block[:SAMPLED])
+            n_sampled += min(SAMPLED, len(block)) * (columns.start == 0)
     moments.repeats /= n_sampled
     return moments
 
@@ -258,13 +261,6 @@ def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     job = mine.job
     both = [make_half(job.measure, a, mine.moments, h, mine.defined) for h in range(job.n_halves)]
-    return both[0], both[-1]
-
-
-def _standardised_halves(mine: Shared, a: Moments, scaling: Scaling) -> tuple[Half, Half]:
-    """Return the same for standardised values."""
-    job, sides, scalings = mine.job, (a, mine.moments), (scaling, mine.scaling)
-    both = [make_standardised_half(job.measure, sides, scalings, h, mine.defined) for h in range(job.n_halves)]
     return both[0], both[-1]
 
 
@@ -332,10 +328,11 @@ def _fold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _write_kept(i: int, job: Job, mine: Shared, length: NDArray[np.int64], pieces: list[list[Array]]) -> None:
-    """Write a panel's kept pairs as a shard of ``r`` and one of ``r_heldout``, of the same pattern."""
+    """Write a panel's kept pairs as a shard of ``r`` and, if it is known yet, one of ``r_heldout``; of one pattern."""
     start = np.concatenate([[0], np.cumsum(length)])
     feature = mine.defined[_joined(pieces[0])]
-    for name, parts in zip((R, R_HELD_OUT)[: job.n_halves], pieces[1:], strict=False):
+    names = (R,) if job.plan.method == "dense" else (R, R_HELD_OUT)[: job.n_halves]
+    for name, parts in zip(names, pieces[1:], strict=False):
         shape = (len(length), job.b.n_features)
         write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((_joined(parts), feature, start), shape=shape))
 

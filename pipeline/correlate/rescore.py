@@ -1,25 +1,29 @@
-"""Where the dense kernel's rounding could decide, r is computed again in float64.
+"""What the panels of the dense kernel leave open, in float64: r where their rounding could decide, and held-out r.
 
 ::
 
     lists of all panels (top_k + SPARE partners, r to ERROR)          kept pairs (r ≥ keep_above − ERROR)
         │  neighbours closer than 2·ERROR, r near 1                       │  r near keep_above, r near 1
-        └───────────────▶ doubtful pairs, by panel ◀──────────────────────┘
-                                   │ one task a panel: both sides once more, only the features concerned
+        └───────────────▶ pairs in doubt, by panel ◀──────────────────────┘
+                                   │ one task a panel: both sides once more, only the features concerned:
+                                   │ r of pairs in doubt, held-out r of all pairs in lists and of all kept ones
                                    ▼
                   lists sorted again and cut to top_k; kept pairs corrected
 
 So ids in lists, and which pairs are kept, are those of float64, and the r of a feature with its copy is exactly 1. A
 feature with more ties than there are spare places (copies, mostly) is correlated with *all* features of the other side
 again. Other r keep the error of float32 products, less than :data:`~pipeline.correlate.kernels.dense.ERROR`.
+
+Pairs that are listed or kept are one in a hundred or fewer. Their products over the held-out rows, one by one and in
+float64, take a small part of the time of a second matrix product over all pairs: half of the dense kernel's work is
+never done.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,15 +31,16 @@ import scipy.sparse
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, load_arrays, save_arrays, shared
+from pipeline.correlate.job import Job, Shared, Store, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
-from pipeline.correlate.kernels.exact import add_all, add_pairs, centred_columns
+from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
-from pipeline.correlate.measures import RULES, Rule
-from pipeline.correlate.moments import Moments, join
+from pipeline.correlate.measures import RULES
+from pipeline.correlate.moments import Moments
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
+from pipeline.correlate.rows import HELD_OUT, SELECTING
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
-from pipeline.workers import n_slots, run_tasks
+from pipeline.workers import run_tasks
 from storage import read_csr, write_sparse_shard
 
 logger = logging.getLogger(__name__)
@@ -46,31 +51,35 @@ Array = NDArray[Any]
 SNAP = 1e-12
 #: Features that are correlated with all others again in one pass over the rows; bounds the memory of their sums.
 AT_ONCE = 64
-#: How often a piece of rows of A is held, in float64.
-ROW_COPIES = 3
 
 
-class Doubts(NamedTuple):
-    """What is to be computed again: pairs, and features with the whole other side. Ids as in the stores."""
+class Open(NamedTuple):
+    """What panels left open: pairs in lists, sorted, and features with the whole other side. Ids as in the stores.
+
+    Attributes
+    ----------
+    pair_a, pair_b
+        (pair,) int64, pairs in doubt, and, where rows are held out, all that may be in a list in the end.
+    again
+        (pair,) bool, whether the pair is in doubt.
+    whole_a, whole_b
+        Features whose lists hold more doubts than places.
+    """
 
     pair_a: Array
     pair_b: Array
+    again: Array
     whole_a: Array
     whole_b: Array
 
-    @property
-    def none(self) -> bool:
-        """Whether nothing is in doubt."""
-        return not any(len(part) for part in self)
-
-    def within(self, features: slice) -> Doubts:
-        """Return those that a panel of A features is to compute."""
+    def within(self, features: slice) -> Open:
+        """Return what a panel of A features is to compute."""
         mine, whole = (((ids >= features.start) & (ids < features.stop)) for ids in (self.pair_a, self.whole_a))
-        return Doubts(self.pair_a[mine], self.pair_b[mine], self.whole_a[whole], self.whole_b)
+        return Open(self.pair_a[mine], self.pair_b[mine], self.again[mine], self.whole_a[whole], self.whole_b)
 
 
 class Pairs(NamedTuple):
-    """r of pairs in float64, sorted by key (see :func:`_keys`); held-out r is NaN where there is none."""
+    """r of pairs in float64, sorted by key (see :func:`_keys`); NaN what was not computed, or is not defined."""
 
     key: Array
     r: Array
@@ -94,20 +103,26 @@ def rescore(job: Job, rows: Best, columns: Best, client: Client) -> tuple[Best, 
     tuple
         Both lists with `top_k` partners, and the number of kept pairs.
     """
-    doubts = find_doubts(job, rows, columns)
-    groups = [group for group in _groups(job, n_slots(client)) if _write_doubts(group, job, doubts)]
-    if groups:
-        logger.info(
-            "Computing r of %d pairs, and of %d features with all others, again in float64: ties, thresholds, near 1",
-            len(doubts.pair_a), len(doubts.whole_a) + len(doubts.whole_b),
-        )  # fmt: skip
-    for _ in run_tasks(client, rescore_group, groups, name="correlate-rescore", label="Re-scoring", args=(job,)):
-        pass
-    pairs = _read_pairs(job, groups)
-    _replace_whole(job, groups, doubts, rows, columns)
+    left = find_open(job, rows, columns)
+    logger.info(
+        "Computing r of %d pairs, and of %d features with all others, again in float64: ties, thresholds, near 1%s",
+        np.count_nonzero(left.again), len(left.whole_a) + len(left.whole_b),
+        "; and held-out r of all pairs that are listed or kept" if job.n_halves > 1 else "",
+    )  # fmt: skip
+    panels = range(job.plan.n_panels)
+    for i in panels:
+        save_arrays(left.within(job.plan.features(i, job.a.n_features))._asdict(), _file("open", i, job))
+    finished = run_tasks(client, rescore_panel, panels, name="correlate-rescore", label="Re-scoring", args=(job,))
+    n_kept = sum(n for _, n in finished)
+    pairs = _read_pairs(job)
+    _replace_whole(job, left, rows, columns)
     final_rows = _final(rows, pairs, job.b.n_features, job.top_k)
-    final_columns = _final(columns, _swapped(pairs, job), job.a.n_features, job.top_k)
-    return final_rows, final_columns, sum(_correct_kept(i, job, pairs) for i in range(job.plan.n_panels))
+    return final_rows, _final(columns, _swapped(pairs, job), job.a.n_features, job.top_k), n_kept
+
+
+def _file(kind: str, i: int, job: Job) -> Any:
+    """Return the file of what a panel's task is to compute (``open``) or has computed (``exact``)."""
+    return job.panels / f"{kind}-{i:05d}.npz"
 
 
 def _keys(first: Array, second: Array, n_second: int) -> Array:
@@ -115,16 +130,21 @@ def _keys(first: Array, second: Array, n_second: int) -> Array:
     return first.astype(np.int64) * n_second + second
 
 
-def find_doubts(job: Job, rows: Best, columns: Best) -> Doubts:
-    """Return what float64 may decide otherwise than the panels did."""
-    in_rows, whole_a = doubtful(rows, job.top_k)
-    in_columns, whole_b = doubtful(columns, job.top_k)
-    a, place = np.nonzero(in_rows)
-    b, place_b = np.nonzero(in_columns)
-    keys = [_keys(a, rows.id[a, place], job.b.n_features), _keys(columns.id[b, place_b], b, job.b.n_features)]
-    keys += [_doubtful_kept(i, job) for i in range(job.plan.n_panels)]
-    pair_a, pair_b = np.divmod(np.unique(np.concatenate(keys)), job.b.n_features)
-    return Doubts(pair_a, pair_b, np.flatnonzero(whole_a), np.flatnonzero(whole_b))
+def find_open(job: Job, rows: Best, columns: Best) -> Open:
+    """Return what float64 may decide otherwise than the panels did, and the pairs whose held-out r is wanted."""
+    keys: tuple[list[Array], list[Array]] = ([], [])
+    whole = []
+    for best, is_row in ((rows, True), (columns, False)):
+        in_doubt, too_many = doubtful(best, job.top_k)
+        whole.append(np.flatnonzero(too_many))
+        listed = (best.id >= 0) & (np.arange(best.id.shape[1]) < job.top_k) & (job.n_halves > 1)
+        for part, chosen in zip(keys, (in_doubt, listed), strict=True):
+            own, place = np.nonzero(chosen)
+            a, b = (own, best.id[own, place]) if is_row else (best.id[own, place], own)
+            part.append(_keys(a, b, job.b.n_features))
+    again = np.unique(np.concatenate(keys[0]))
+    every = np.union1d(again, np.concatenate(keys[1]))
+    return Open(*np.divmod(every, job.b.n_features), np.isin(every, again, assume_unique=True), *whole)
 
 
 def doubtful(best: Best, top_k: int) -> tuple[Array, Array]:
@@ -157,7 +177,7 @@ def doubtful(best: Best, top_k: int) -> tuple[Array, Array]:
     chain = np.concatenate([edge, ~close], axis=1).cumsum(axis=1)
     last = chain[:, [min(top_k, r.shape[1]) - 1]]
     in_chain = np.concatenate([edge, close], axis=1) | np.concatenate([close, edge], axis=1)
-    near_one = used & (_near_one(r) | _near_one(best.held_out))
+    near_one = used & _near_one(r)
     full = used[:, -1] & (r.shape[1] > top_k)
     return (in_chain & (chain <= last) & used) | near_one, full & (chain[:, -1] == last[:, 0])
 
@@ -167,104 +187,83 @@ def _near_one(r: Array) -> Array:
     return (np.abs(r) > NEAR_ONE) & (np.abs(r) < 2)
 
 
-class _Kept(NamedTuple):
-    """A panel's kept pairs as they are on disk: the pattern of ``r``, keys, r, and held-out r (NaN if there is none).
+def rescore_panel(i: int, job: Job) -> int:
+    """Task: compute what a panel left open in float64, put it on disk, make its kept pairs final; return their number.
 
-    ``r`` is always written first: where a run died between the two, ``r_heldout`` has pairs that ``r`` has not, and
-    `stale` says so.
+    Memory is that of the panel's own task or less: a block of rows of either side in float64, the pairs, and the sums
+    of :data:`AT_ONCE` features with all others.
     """
-
-    pattern: scipy.sparse.csr_array
-    key: Array
-    r: Array
-    held_out: Array
-    stale: bool
-
-
-def _read_kept(i: int, job: Job) -> _Kept:
-    """Read a panel's kept pairs; of the held-out ones, those that ``r`` has."""
-    features = job.plan.features(i, job.a.n_features)
-    pattern = read_csr(job.folder, features, name=R)
-    key = _kept_keys(pattern, i, job)
-    if job.n_halves == 1:
-        return _Kept(pattern, key, pattern.data, np.full(pattern.nnz, np.nan), stale=False)
-    other = read_csr(job.folder, features, name=R_HELD_OUT)
-    held_out = other.data[np.searchsorted(_kept_keys(other, i, job), key)]
-    return _Kept(pattern, key, pattern.data, held_out, stale=other.nnz != pattern.nnz)
-
-
-def _doubtful_kept(i: int, job: Job) -> Array:
-    """Return the keys of a panel's kept pairs that may be below the threshold, or are near 1."""
-    kept = _read_kept(i, job)
-    return kept.key[(np.abs(kept.r - job.keep_above) <= ERROR) | _near_one(kept.r) | _near_one(kept.held_out)]
-
-
-def _kept_keys(r: scipy.sparse.csr_array, i: int, job: Job) -> Array:
-    """Return the keys of a panel's kept pairs."""
-    a = i * job.plan.panel + np.repeat(np.arange(r.shape[0]), np.diff(r.indptr))
-    return _keys(a, r.indices, job.b.n_features)
-
-
-class Group(NamedTuple):
-    """Panels that are computed again by one task, since each task reads all of B: from `first` to before `stop`."""
-
-    first: int
-    stop: int
-
-    def features(self, job: Job) -> slice:
-        """Return the A features of the group."""
-        last = job.plan.features(self.stop - 1, job.a.n_features)
-        return slice(self.first * job.plan.panel, last.stop)
-
-    def file(self, kind: str, job: Job) -> Path:
-        """Return the file of what the group is to compute (``doubts``) or has computed (``exact``)."""
-        return job.panels / f"{kind}-{self.first:05d}.npz"
-
-
-def _groups(job: Job, n_tasks: int) -> list[Group]:
-    """Return groups of panels, one for each task that can run at once, unless their rows outgrow a panel's tile."""
-    tile = 8 * job.plan.panel * job.b.n_features * job.n_halves
-    fit = tile // (ROW_COPIES * 8 * max(job.a.piece_rows, job.b.piece_rows) * job.plan.panel)
-    size = max(1, min(-(-job.plan.n_panels // n_tasks), fit))
-    return [Group(i, min(i + size, job.plan.n_panels)) for i in range(0, job.plan.n_panels, size)]
-
-
-def _write_doubts(group: Group, job: Job, doubts: Doubts) -> bool:
-    """Put what a group has to compute again on disk; say whether there is any."""
-    mine = doubts.within(group.features(job))
-    if not mine.none:
-        save_arrays(mine._asdict(), group.file("doubts", job))
-    return not mine.none
-
-
-def rescore_group(group: Group, job: Job) -> Group:
-    """Task: compute what is in doubt in some panels in float64 and put it on disk; return the group.
-
-    Memory is that of a panel's own task or less: a piece of rows of either side in float64, the sums of the pairs,
-    and those of :data:`AT_ONCE` features with all others.
-    """
-    work = _Work.load(group, job)
-    doubts = Doubts(**load_arrays(group.file("doubts", job)))
-    pair_b = work.mine.positions[doubts.pair_b]
-    r, held_out = work.pairs(doubts.pair_a - work.features.start, pair_b)
-    found = {"key": _keys(doubts.pair_a, doubts.pair_b, job.b.n_features), "r": r, "held_out": held_out}
-    for side, ids in (("a", doubts.whole_a - work.features.start), ("b", work.mine.positions[doubts.whole_b])):
+    work = _Work.load(i, job)
+    left = Open(**load_arrays(_file("open", i, job)))
+    kept = read_csr(job.folder, work.features, name=R)
+    n_b, kept_a = job.b.n_features, np.repeat(np.arange(kept.shape[0]), np.diff(kept.indptr))
+    listed_keys = _keys(left.pair_a, left.pair_b, n_b)
+    kept_keys = _keys(work.features.start + kept_a, kept.indices, n_b)
+    kept_again = (np.abs(kept.data - job.keep_above) <= ERROR) | _near_one(kept.data)
+    wanted = kept_keys if job.n_halves > 1 else kept_keys[kept_again]
+    keys = np.union1d(listed_keys, wanted)
+    again = np.zeros(len(keys), bool)
+    again[np.searchsorted(keys, listed_keys[left.again])] = True
+    again[np.searchsorted(keys, kept_keys[kept_again])] = True
+    pairs = Pairs(keys, *work.pairs(*np.divmod(keys, n_b), again))
+    listed = np.searchsorted(keys, listed_keys)
+    found = {"key": listed_keys, "r": pairs.r[listed], "held_out": pairs.held_out[listed]}
+    for side, ids in (("a", left.whole_a - work.features.start), ("b", work.mine.positions[left.whole_b])):
         lists = work.whole(side, ids)
         found |= {f"whole_{side}_{name}": array for name, array in lists._asdict().items()}
-    save_arrays(found, group.file("exact", job))
-    return group
+    save_arrays(found, _file("exact", i, job))
+    return _finish_kept(i, job, kept, *_updated(pairs, kept_keys, kept.data, np.full(kept.nnz, np.nan)))
+
+
+def _finish_kept(i: int, job: Job, kept: scipy.sparse.csr_array, r: Array, held_out: Array) -> int:
+    """Drop kept pairs that are below the threshold after all, write what has changed, return how many are left.
+
+    A task that died between the two shards finds ``r`` cut already, and does the same again.
+    """
+    left = r >= job.keep_above
+    if not np.array_equal(r, kept.data) or not left.all():
+        _rewrite(i, job, R, kept, r, left)
+    if job.n_halves > 1:
+        _rewrite(i, job, R_HELD_OUT, kept, held_out, left)
+    return int(left.sum())
+
+
+class _Part(NamedTuple):
+    """Pairs whose B feature lies in one panel of B, in one half.
+
+    Attributes
+    ----------
+    panel, at
+        Features of the panel, and which of them vary.
+    pairs
+        Which pairs these are.
+    columns_b
+        B features that occur, as columns of the panel; each once.
+    at_a, at_b
+        Where the features of each pair are, among those that occur.
+    sums
+        (pair,) float64.
+    """
+
+    panel: slice
+    at: Places
+    pairs: Array
+    columns_b: Array
+    at_a: Array
+    at_b: Array
+    sums: Array
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A range of A features, to be correlated in float64 with some or all B features.
+    """A panel of A features, to be correlated in float64 with some or all B features.
 
     Attributes
     ----------
     mine
         What this process shares.
     features
-        The range.
+        The panel.
     moments
         Their statistics.
     halves
@@ -277,30 +276,48 @@ class _Work:
     halves: tuple[Half, Half]
 
     @classmethod
-    def load(cls, group: Group, job: Job) -> _Work:
-        """Read the statistics that the panels' own tasks left."""
+    def load(cls, i: int, job: Job) -> _Work:
+        """Read the statistics that the panel's own task left."""
         mine = shared(job).load()
-        moments = join(_stored_moments(i, job) for i in range(group.first, group.stop))
-        return cls(mine, group.features(job), moments, halves_of(mine, moments))
+        moments = _stored_moments(i, job)
+        return cls(mine, job.plan.features(i, job.a.n_features), moments, halves_of(mine, moments))
 
-    def pairs(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """Return r of pairs in both halves; `a` are places in the range, `b` places among the B features that vary."""
-        sums = np.zeros((self.mine.job.n_halves, len(a)))
-        columns_a, at_a = np.unique(a, return_inverse=True)
-        parts = [(panel, at, *_part_of(at, b)) for panel, at in b_panels(self.mine)] if len(a) else []
-        for piece in self._pieces() if len(a) else ():
+    def pairs(self, a: Array, b: Array, again: Array) -> tuple[Array, Array]:
+        """Return r of pairs of ids, NaN but for those in doubt, and held-out r, NaN where no rows are held out."""
+        a, b = a - self.features.start, self.mine.positions[b]
+        chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.n_halves]
+        columns_a = [np.unique(a[some]) for some in chosen]
+        parts = [list(self._parts(a, b, *each)) for each in zip(chosen, columns_a, strict=True)]
+        self._add_up(columns_a, parts)
+        r = np.full((2, len(a)), np.nan)
+        for h, some in enumerate(parts):
+            for part in some:
+                r[h, part.pairs] = _correlation(part.sums, self.halves[h], a[part.pairs], b[part.pairs])
+        return r[SELECTING], r[HELD_OUT]
+
+    def _parts(self, a: Array, b: Array, chosen: Array, columns_a: Array) -> Iterator[_Part]:
+        """Yield the chosen pairs by the panel of their B features."""
+        for panel, at in b_panels(self.mine):
+            here = chosen[(b[chosen] >= at.columns.start) & (b[chosen] < at.columns.stop)]
+            if len(here):
+                columns_b, at_b = np.unique(b[here] - at.columns.start, return_inverse=True)
+                at_a = np.searchsorted(columns_a, a[here])
+                yield _Part(panel, at, here, at.within[columns_b], at_a, at_b, np.zeros(len(here)))
+
+    def _add_up(self, columns_a: Sequence[Array], parts: Sequence[Sequence[_Part]]) -> None:
+        """Add products to the sums of all parts, of each half, in one pass over the rows."""
+        panels = {part.panel.start: part.panel for some in parts for part in some}
+        for piece in self._pieces() if panels else ():
             x = self._read_a(piece, columns_a)
-            for panel, at, chosen, columns_b, at_b in parts:
-                if len(chosen):
-                    y = self._read_b(piece, panel, at, columns_b)
-                    for h, (one, other) in enumerate(zip(x, y, strict=True)):
-                        added = sums[h, chosen]
-                        add_pairs(added, one, other, at_a[chosen], at_b)
-                        sums[h, chosen] = added
-        return self._r(sums, a, b)
+            for start, panel in panels.items():
+                here = [next((part for part in some if part.panel.start == start), None) for some in parts]
+                y = self._read_b(piece, panel, [_NONE if part is None else part.columns_b for part in here])
+                for part, one, other in zip(here, x, y, strict=True):
+                    if part is not None:
+                        add_pairs(part.sums, one, other, part.at_a, part.at_b)
 
     def whole(self, side: str, some: Array) -> Best:
-        """Return the best partners of some features of one side, in this range if they are of B."""
+        """Return the best partners of some features of one side, in this panel if they are of B."""
         k = self.mine.job.n_candidates
         batches = [self._whole_batch(side, some[i : i + AT_ONCE], k) for i in range(0, len(some), AT_ONCE)]
         return Best(*(np.concatenate(parts) for parts in zip(empty_best(0, k), *batches, strict=True)))
@@ -314,26 +331,28 @@ class _Work:
         others = np.arange(sums.shape[2])
         ids = self.mine.defined if side == "a" else np.arange(self.features.start, self.features.stop)
         a, b = (some[:, None], others) if side == "a" else (others, some[:, None])
-        return best_of(ids.astype(np.int32), *self._r(sums, a, b), k)
+        both = [_correlation(part, half, a, b) for part, half in zip(sums, self.halves, strict=False)]
+        held_out = both[HELD_OUT] if len(both) > 1 else np.full_like(both[0], np.nan)
+        return best_of(ids.astype(np.int32), both[SELECTING], held_out, k)
 
     def _add_whole_a(self, sums: Array, piece: slice, some: Array) -> None:
-        x = self._read_a(piece, some)
+        columns, place = np.unique(some, return_inverse=True)
+        x = self._read_a(piece, [columns] * len(sums))
         for panel, at in b_panels(self.mine):
-            y = self._read_b(piece, panel, at, np.arange(len(at.within)))
+            y = self._read_b(piece, panel, [at.within] * len(sums))
             for h, (one, other) in enumerate(zip(x, y, strict=True)):
-                part = np.zeros((len(some), len(at.within)))
-                add_all(part, one, np.ascontiguousarray(other.T))
-                sums[h, :, at.columns] += part
+                add_all(sums[h, :, at.columns], one[place], other)
 
     def _add_whole_b(self, sums: Array, piece: slice, some: Array) -> None:
-        x = self._read_a(piece, np.arange(self.features.stop - self.features.start))
+        x = self._read_a(piece, [np.arange(self.features.stop - self.features.start)] * len(sums))
         for panel, at in b_panels(self.mine):
-            chosen, columns_b, at_b = _part_of(at, some)
+            chosen = np.flatnonzero((some >= at.columns.start) & (some < at.columns.stop))
             if len(chosen):
-                y = self._read_b(piece, panel, at, columns_b)
+                columns, place = np.unique(some[chosen] - at.columns.start, return_inverse=True)
+                y = self._read_b(piece, panel, [at.within[columns]] * len(sums))
                 for h, (one, other) in enumerate(zip(x, y, strict=True)):
-                    part = np.zeros((len(chosen), one.shape[0]))
-                    add_all(part, np.ascontiguousarray(other[at_b]), np.ascontiguousarray(one.T))
+                    part = np.zeros((len(chosen), len(one)))
+                    add_all(part, other[place], one)
                     sums[h, chosen] += part
 
     def _pieces(self) -> Iterator[slice]:
@@ -341,41 +360,42 @@ class _Work:
         for slab in self.mine.slabs():
             yield from self.mine.job.a.pieces(slab)
 
-    def _read_a(self, piece: slice, columns: Array) -> list[Array]:
-        block = self.mine.job.a.read_block(piece, self.features)[:, columns]
-        return _centred(block, self.mine.half[piece], self.rule.centred * self.moments.pivot[:, columns])
+    def _read_a(self, piece: slice, columns: Sequence[Array]) -> list[Array]:
+        return self._read(self.mine.job.a, piece, self.features, columns, self.moments.pivot)
 
-    def _read_b(self, piece: slice, panel: slice, at: Places, columns: Array) -> list[Array]:
-        block = self.mine.job.b.read_block(piece, panel)[:, at.within[columns]]
-        mean = self.rule.centred * self.mine.moments.pivot[:, at.features[columns]]
-        return _centred(block, self.mine.half[piece], mean)
+    def _read_b(self, piece: slice, panel: slice, columns: Sequence[Array]) -> list[Array]:
+        return self._read(self.mine.job.b, piece, panel, columns, self.mine.moments.pivot[:, panel])
 
-    @property
-    def rule(self) -> Rule:
-        """What the measure subtracts and counts."""
-        return RULES[self.mine.job.measure]
+    def _read(self, store: Store, piece: slice, features: slice, columns: Sequence[Array], mean: Array) -> list[Array]:
+        """Return (column, row) float64 for each half: some columns of some rows, less their means if the measure is.
 
-    def _r(self, sums: Array, a: Array, b: Array) -> tuple[Array, Array]:
-        """Return r of sums of products in both halves; the second is NaN where no rows are held out."""
-        both = [_correlation(part, half, a, b) for part, half in zip(sums, self.halves, strict=False)]
-        return both[0], both[1] if len(both) > 1 else np.full_like(both[0], np.nan)
+        Parameters
+        ----------
+        store, piece, features
+            What is read, block by block.
+        columns
+            For each half, which of the features; ascending.
+        mean
+            (halves, feature).
+        """
+        half, centred = self.mine.half[piece], RULES[self.mine.job.measure].centred
+        rows = [np.flatnonzero(half == h) for h in range(len(columns))]
+        out = [np.empty((len(some), len(own))) for some, own in zip(columns, rows, strict=True)]
+        for inside, part, block in store.iter_blocks(piece, features):
+            top, left = inside.start - piece.start, part.start - features.start
+            for h, (some, own) in enumerate(zip(columns, rows, strict=True)):
+                i, j = np.searchsorted(some, [left, part.stop - features.start])
+                t, u = np.searchsorted(own, [top, inside.stop - piece.start])
+                centre_columns(block, own[t:u] - top, some[i:j] - left, centred * mean[h, some[i:j]], out[h][i:j, t:u])
+        return out
+
+
+_NONE = np.zeros(0, np.intp)
 
 
 def _stored_moments(i: int, job: Job) -> Moments:
     stored = load_arrays(job.panel_file(i))
     return Moments(**{k.removeprefix("moments_"): v for k, v in stored.items() if k.startswith("moments_")})
-
-
-def _part_of(at: Places, b: Array) -> tuple[Array, Array, Array]:
-    """Return which of the features `b` lie in a panel, their columns there (each once), and where each one is."""
-    chosen = np.flatnonzero((b >= at.columns.start) & (b < at.columns.stop))
-    columns, place = np.unique(b[chosen] - at.columns.start, return_inverse=True)
-    return chosen, columns, place
-
-
-def _centred(block: Array, half: Array, mean: Array) -> list[Array]:
-    """Return (feature, row) float64 for each half, less the means."""
-    return [centred_columns(block, np.flatnonzero(half == h), mean[h]) for h in range(len(mean))]
 
 
 def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
@@ -386,9 +406,9 @@ def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
     return r
 
 
-def _read_pairs(job: Job, groups: list[Group]) -> Pairs:
-    """Return the pairs that were computed again; groups come in order, and so do keys."""
-    stored = [load_arrays(group.file("exact", job)) for group in groups]
+def _read_pairs(job: Job) -> Pairs:
+    """Return the pairs in lists that were computed again; panels come in order, and so do keys."""
+    stored = [load_arrays(_file("exact", i, job)) for i in range(job.plan.n_panels)]
     empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     named = zip(Pairs._fields, empty, strict=True)
     return Pairs(*(np.concatenate([none, *(part[name] for part in stored)]) for name, none in named))
@@ -402,18 +422,20 @@ def _swapped(pairs: Pairs, job: Job) -> Pairs:
     return Pairs(key[order], pairs.r[order], pairs.held_out[order])
 
 
-def _replace_whole(job: Job, groups: list[Group], doubts: Doubts, rows: Best, columns: Best) -> None:
+def _replace_whole(job: Job, left: Open, rows: Best, columns: Best) -> None:
     """Put the lists of features that were correlated with the whole other side in place."""
+    if not len(left.whole_a) + len(left.whole_b):
+        return
     parts = []
-    for group in groups:
-        stored = load_arrays(group.file("exact", job))
+    for i in range(job.plan.n_panels):
+        stored = load_arrays(_file("exact", i, job))
         a, b = (Best(*(stored[f"whole_{side}_{name}"] for name in Best._fields)) for side in "ab")
         for old, new in zip(rows, a, strict=True):
-            old[doubts.within(group.features(job)).whole_a] = new
-        parts.append(compact(b, np.arange(len(doubts.whole_b))))
-    if len(doubts.whole_b):
-        for old, new in zip(columns, merge_all(len(doubts.whole_b), job.n_candidates, parts), strict=True):
-            old[doubts.whole_b] = new
+            old[left.within(job.plan.features(i, job.a.n_features)).whole_a] = new
+        parts.append(compact(b, np.arange(len(left.whole_b))))
+    if len(left.whole_b):
+        for old, new in zip(columns, merge_all(len(left.whole_b), job.n_candidates, parts), strict=True):
+            old[left.whole_b] = new
 
 
 def _final(best: Best, pairs: Pairs, n_second: int, top_k: int) -> Best:
@@ -431,20 +453,8 @@ def _updated(pairs: Pairs, key: Array, r: Array, held_out: Array) -> tuple[Array
     at = np.searchsorted(pairs.key, key)
     at[at == len(pairs.key)] = 0
     found = pairs.key[at] == key
-    return np.where(found, pairs.r[at], r), np.where(found, pairs.held_out[at], held_out)
-
-
-def _correct_kept(i: int, job: Job, pairs: Pairs) -> int:
-    """Put the new r into a panel's kept pairs, drop those below the threshold, return how many are left."""
-    kept = _read_kept(i, job)
-    changed = bool(np.isin(kept.key, pairs.key).any())
-    r, held_out = _updated(pairs, kept.key, kept.r, kept.held_out)
-    left = r >= job.keep_above
-    if changed:
-        _rewrite(i, job, R, kept.pattern, r, left)
-    if job.n_halves > 1 and (changed or kept.stale):
-        _rewrite(i, job, R_HELD_OUT, kept.pattern, held_out, left)
-    return int(left.sum())
+    new = found & ~np.isnan(pairs.r[at])
+    return np.where(new, pairs.r[at], r), np.where(found, pairs.held_out[at], held_out)
 
 
 def _rewrite(  # noqa: PLR0917 - where, then what

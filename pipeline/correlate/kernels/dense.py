@@ -1,7 +1,8 @@
 """The dense kernel: sums of products by blocked float32 matrix products into float64 tiles, in the Python array API.
 
 The functions take the array namespace `xp` (NumPy, or PyTorch and CuPy through ``array_api_compat``) and arrays of
-that namespace, and use nothing beyond the standard; with NumPy, two passes over memory are compiled loops.
+that namespace, and use nothing beyond the standard; with NumPy, two passes over memory are compiled loops, and
+products go to memory that is there.
 
 Values are scaled by a power of two, and centred where most are not 0, before they become float32: nothing is lost
 where a mean is far from zero, and nothing overflows. A float32 product sums at most one slab of rows; slabs are added
@@ -22,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat
+import numpy as np
 from numba import njit
 
 #: A features of one matrix product.
@@ -101,14 +103,18 @@ def add_products(xp: ModuleType, tile: Any, a: Any, b: Any, double: Sequence[boo
     >>> tile
     array([[11.,  2.]])
     """
+    on_host = array_api_compat.is_numpy_namespace(xp)
     wide_b = xp.astype(b, xp.float64) if double and any(double) else b
+    room = np.empty((min(FEATURES, tile.shape[0]), b.shape[1]), np.float32) if on_host else None
     for i, first in enumerate(range(0, tile.shape[0], FEATURES)):
         block = slice(first, min(first + FEATURES, tile.shape[0]))
         if double and double[i]:
             product = xp.matmul(xp.matrix_transpose(xp.astype(a[:, block], xp.float64)), wide_b)
+        elif room is not None:  # fresh memory for every product costs a page fault for every 4 KB
+            product = np.matmul(a[:, block].T, b, out=room[: block.stop - block.start])
         else:
             product = xp.matmul(xp.matrix_transpose(a[:, block]), b)
-        if array_api_compat.is_numpy_namespace(xp):
+        if on_host:
             _add(tile[block, :], product)
         else:
             tile[block, :] += product
