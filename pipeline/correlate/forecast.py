@@ -111,21 +111,21 @@ def forecast_sizes(
     slots = resources.processes * resources.threads
     seconds = predict_seconds(plan, a, b, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
     bytes_a, bytes_b = (stored_bytes(size, n_rows) for size in (a, b))
-    again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": plan.n_panels + 1 + slots}
+    again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": 2 * plan.n_panels + 1}
     if RULES[measure].ranked:  # ranks are written beside the result, and read in place of the stores
         seconds += 4 * float(a.entries.sum() + b.entries.sum()) * rates.entry / slots
     places = (a.n_features + b.n_features) * top_k * PLACE_BYTES
     return CorrelateForecast(
         plan=plan,
         seconds=seconds,
-        flops=2.0 * n_products(a, b, n_rows, plan),
+        flops=2.0 * n_products(a, b, n_rows // n_halves if plan.method == "dense" else n_rows, plan),
         read=bytes_a * (1 if plan.method == "resident" else 3) + bytes_b * again[plan.method],
         disk=places + KEPT_SHARE * a.n_features * b.n_features * KEPT_BYTES,
     )
 
 
 def n_products(a: StoreSize, b: StoreSize, n_rows: int, plan: Plan) -> float:
-    """Return how many products a plan computes.
+    """Return how many products a plan computes; the dense one over the rows that choose.
 
     >>> import numpy as np
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(100, 10))

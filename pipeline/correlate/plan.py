@@ -61,6 +61,10 @@ KEPT_SHARE, KEPT_AT_LEAST = 0.05, 500_000
 MATCHING_SHARE, MATCHING_BYTES = 0.5, 40
 #: Bytes of a pair in a list: id (int32), r and held-out r (float64).
 PAIR_BYTES = 20
+#: Bytes of a pair that is computed again, with its places on both sides and what is written of it (measured).
+RESCORED_BYTES = 130
+#: Features that are correlated with all others again in one pass over the rows.
+RESCORED_AT_ONCE = 64
 #: Seconds for a product of two stored values, for a pair of features, and for a dense product, on one core (measured).
 SPARSE_PRODUCT, PAIR, DENSE_PRODUCT = 2e-9, 4e-9, 6e-11
 
@@ -314,6 +318,8 @@ def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
     slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
     task = _lists(width, kept, shape) + _WORK[method](width, slab_rows, shape)
+    if method == "dense":
+        task = max(task, _rescoring(width, kept, shape))
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
     projected = shape.reserved + max(shared + shape.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
@@ -383,20 +389,34 @@ def tile_bytes(width: int, shape: _Shape) -> int:
 
 
 def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
-    """Return the bytes of the tiles, of a standardised slab of each side, of a piece being read, and of a product."""
+    """Return the bytes of the tile, of a standardised slab of each side, of a block being read, and of a product."""
     b_features = min(DENSE_FEATURES, shape.b.n_features)
     rows = min(slab_rows, shape.n_rows)
     slabs = 4 * rows * (width + b_features)
-    pieces = [
-        min(size.piece_rows, rows) * columns * size.value_bytes
-        for size, columns in ((shape.a, width), (shape.b, b_features))
-    ]
-    return tile_bytes(width, shape) + slabs + 3 * max(pieces) + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
+    tile = 8 * width * shape.b.n_features  # of the rows that choose
+    return tile + slabs + _blocks(width, rows, shape) + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
+
+
+def _blocks(width: int, rows: int, shape: _Shape) -> int:
+    """Return the bytes of a block of dense rows of either side, as it is read: a chunk, or csr rows made dense."""
+    sides = ((shape.a, width), (shape.b, min(DENSE_FEATURES, shape.b.n_features)))
+    columns = [wide if size.sparse else min(wide, DENSE_FEATURES) for size, wide in sides]
+    pieces = [min(size.piece_rows, rows) * n for (size, _), n in zip(sides, columns, strict=True)]
+    return 3 * max(n * size.value_bytes for n, (size, _) in zip(pieces, sides, strict=True))
+
+
+def _rescoring(width: int, kept: int, shape: _Shape) -> int:
+    """Return the bytes of what is computed again: pairs that are listed or kept, and rows of both sides in float64."""
+    listed = shape.top_k * (width + shape.b.n_features)
+    rows = min(shape.a.piece_rows, shape.n_rows)
+    turned = 8 * rows * (width + min(DENSE_FEATURES, shape.b.n_features))
+    sums = 8 * shape.n_halves * RESCORED_AT_ONCE * max(width, shape.b.n_features) * 3
+    return RESCORED_BYTES * (listed + kept) + turned + _blocks(width, rows, shape) + sums + DENSE_BUFFERS
 
 
 _WORK = {"resident": _work_resident, "streaming": _work_streaming, "dense": _work_dense}
 
 
 def _merge(shape: _Shape) -> int:
-    """Return the bytes of the top-k lists of all features of both sides, and their copy on the way to disk."""
-    return 3 * (shape.a.n_features + shape.b.n_features) * shape.top_k * PAIR_BYTES
+    """Return the bytes of the top-k lists of all features of both sides, their copy on the way to disk, and keys."""
+    return 4 * (shape.a.n_features + shape.b.n_features) * shape.top_k * PAIR_BYTES

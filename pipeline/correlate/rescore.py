@@ -37,6 +37,7 @@ from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments
+from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
 from pipeline.correlate.rows import HELD_OUT, SELECTING
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
@@ -49,8 +50,6 @@ Array = NDArray[Any]
 
 #: |r| nearer to 1 than this is 1: rounding of float64 sums of squares in another order than sums of products.
 SNAP = 1e-12
-#: Features that are correlated with all others again in one pass over the rows; bounds the memory of their sums.
-AT_ONCE = 64
 
 
 class Open(NamedTuple):
@@ -191,7 +190,7 @@ def rescore_panel(i: int, job: Job) -> int:
     """Task: compute what a panel left open in float64, put it on disk, make its kept pairs final; return their number.
 
     Memory is that of the panel's own task or less: a block of rows of either side in float64, the pairs, and the sums
-    of :data:`AT_ONCE` features with all others.
+    of :data:`~pipeline.correlate.plan.RESCORED_AT_ONCE` features with all others.
     """
     work = _Work.load(i, job)
     left = Open(**load_arrays(_file("open", i, job)))
