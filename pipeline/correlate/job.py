@@ -125,7 +125,7 @@ class Job:
     n_halves
         2 if half of the rows is held out, else 1.
     device
-        Where dense products are computed: ``cpu``, ``cuda``, or ``auto``.
+        Where products are computed: ``cpu`` or ``cuda``.
     measure
         What r is; the stores are already those that it is made of.
     matrix

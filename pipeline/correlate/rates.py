@@ -1,9 +1,7 @@
 """How long a correlation will take: a few rates of this machine, times the work that the plan counts.
 
-The rates that come with the package are those of one core of a small cloud machine. ``subspace plan --calibrate``
-measures those of the machine at hand, with every core at work, and keeps them in the cache folder.
-
-The choice of a kernel does not use measured rates: the same stores get the same kernel everywhere.
+The rates that come with the package are in :mod:`pipeline.correlate.cost`. ``subspace plan --calibrate`` measures those
+of the machine at hand, with every core at work, and keeps them in the cache folder.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import numpy as np
 import scipy.sparse
 from threadpoolctl import threadpool_limits
 
+from pipeline.correlate.cost import Rates
 from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
@@ -33,41 +32,11 @@ from storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["Rates", "load_rates", "measure_rates", "predict_seconds", "save_rates"]
+
 RATES_FILE = "rates.json"
 #: Size of the sparse panels that are timed.
 _ROWS, _FEATURES, _WIDTH = 20_000, 16_384, 256
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Seconds on one core, with all cores at work.
-
-    Attributes
-    ----------
-    product, streamed
-        A product of two sparse values that is added to its sum, resident and streaming.
-    pair
-        Setting the sum of a pair to 0, its r in one half, its place in the histogram, its passing by the lists.
-    dense_product
-        A product in a float32 matrix product.
-    tile
-        Adding one number of a product to its place in a tile.
-    entry
-        Reading an entry of a sparse store, decoded, shifted and counted.
-    value
-        Reading a value of a dense store and standardising it.
-    start
-        Seconds before the first panel begins, and after the last one.
-    """
-
-    product: float = 3.0e-9
-    streamed: float = 9.0e-9
-    pair: float = 4.5e-9
-    dense_product: float = 3.6e-11
-    tile: float = 8e-10
-    entry: float = 1.0e-7
-    value: float = 2.0e-9
-    start: float = 1.0
 
 
 def load_rates(folder: Path) -> Rates | None:

@@ -150,7 +150,8 @@ def correlate(
         ``float32`` or ``float16`` to keep the whole matrix as well, ``r_all`` of that type. It is written in the
         same memory, and takes `n_a` · `n_b` values of disk.
     device
-        Where the dense kernel multiplies: ``cpu``, ``cuda``, or ``auto``, the GPU of a worker that has CuPy and one.
+        Where products are computed: ``cpu``, ``cuda``, or ``auto``, which takes the workers' GPUs if all have one (and
+        CuPy): for the dense kernel always, for the sparse one where that is faster.
     memory
         Peak memory of all worker processes together, in bytes or as ``"4GB"``; ``auto`` is half of what is free.
     out
@@ -208,7 +209,7 @@ def correlate(
     if full is not None:
         _check_disk(inputs, full, path)
     with ensure_client(client) as active:
-        resources = find_resources(active, budget)
+        resources = find_resources(active, budget, device)
         if out is None and resources.hosts != {socket.gethostname()}:
             raise InputError(
                 f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
@@ -262,7 +263,7 @@ def correlate_share(
     if share.begins and chosen.full is not None:
         _check_disk(inputs, chosen.full, Path(out))
     with ensure_client(client) as active:
-        resources = find_resources(active, budget)
+        resources = find_resources(active, budget, chosen.device)
         if share.begins:
             begin_result(out, manifest)
             resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
@@ -278,8 +279,8 @@ def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
     """Return the inputs of a correlation, and what its result depends on."""
     settings.check()
     inputs = Inputs.open(a, b).measured_by(settings.measure)
-    method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, settings.kernel)
-    return inputs, _manifest(inputs, settings, method)
+    kernel = choose_kernel(*inputs.sizes, inputs.n_rows, settings.kernel, settings.device)
+    return inputs, _manifest(inputs, settings, kernel)
 
 
 def _path(store: str | Path | xr.Dataset) -> Path:
@@ -392,16 +393,17 @@ def _begin(
     `begun`: other processes work on it too, so what is on disk stays as it is.
     """
     half = read_halves(inputs.stores[0].path, inputs.stores[1].path, settings.select)
+    plan = _plan(inputs, settings, resources, folder, begun=begun)
     job = Job(
         key=f"{folder}-{uuid.uuid4().hex}",
         a=inputs.stores[0],
         b=inputs.stores[1],
-        plan=_plan(inputs, settings, resources, folder, begun=begun),
+        plan=plan,
         folder=folder,
         top_k=settings.top_k,
         keep_above=settings.keep_above,
         n_halves=settings.n_halves,
-        device=settings.device,
+        device=plan.device,
         measure=settings.measure,
         matrix=settings.full is not None,
     )
@@ -452,6 +454,8 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             panel=panel,
             reserved=resources.reserved,
             matrix=settings.full is not None,
+            device=settings.device,
+            gpu=resources.gpu,
         )
 
     width = _begun_width(folder)
