@@ -7,7 +7,12 @@ machine at hand, where ``subspace plan --calibrate`` has measured them (:mod:`pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+#: Bytes of a GPU's memory that a sparse product moves: the sector of 32 bytes with its sum, read and written; and those
+#: that a number of a dense product moves: itself, and its sum, read and written.
+SECTORS, TILE_BYTES = 64, 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,13 @@ class Rates:
         """A product of two sparse values that is added to its sum on a GPU."""
         return SECTORS * self.gpu_byte
 
+    def on(self, device: Literal["cpu", "cuda"]) -> Rates:
+        """Return the rates where products and their sums are on a device.
 
-#: Bytes of the GPU's memory that a sparse product moves: the sector of 32 bytes with its sum, read and written.
-SECTORS = 64
+        >>> Rates().on("cuda").product < Rates().product
+        True
+        """
+        if device == "cpu":
+            return self
+        product, tile = self.gpu_product, TILE_BYTES * self.gpu_byte
+        return replace(self, product=product, streamed=product, dense_product=self.gpu_dense_product, tile=tile)

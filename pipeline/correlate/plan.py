@@ -209,16 +209,13 @@ def choose_kernel(
 
 def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
     """Estimate the seconds of the products of the sparse kernel, on one core or on a GPU."""
-    each = rates.gpu_product if where == "cuda" else rates.product
-    return sparse_products(a, b, n_rows) * each
+    return sparse_products(a, b, n_rows) * rates.on(where).product
 
 
 def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
     """Estimate the same for the dense kernel: products, and their way into tiles."""
-    pairs = float(a.n_features) * b.n_features
-    if where == "cuda":
-        return pairs * n_rows * rates.gpu_dense_product
-    return pairs * (n_rows * rates.dense_product + -(-n_rows // DENSE_ROWS) * rates.tile)
+    each, slabs = rates.on(where), -(-n_rows // DENSE_ROWS)
+    return float(a.n_features) * b.n_features * (n_rows * each.dense_product + slabs * each.tile)
 
 
 def sparse_products(a: StoreSize, b: StoreSize, n_rows: int) -> float:

@@ -20,9 +20,10 @@ import numpy as np
 import scipy.sparse
 from threadpoolctl import threadpool_limits
 
-from pipeline.correlate.cost import Rates
+from pipeline.correlate.cost import SECTORS, Rates
 from pipeline.correlate.kernels import dense
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
+from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
@@ -80,8 +81,10 @@ def predict_seconds(
     >>> predict_seconds(plan, size, size, n_rows=100_000, n_halves=2, slots=1, rates=Rates()) < 60
     True
     """
-    work = _WORK[plan.method](plan, a, b, n_rows, rates)
+    work = _WORK[plan.method](plan, a, b, n_rows, rates.on(plan.device))
     pairs = a.n_features * b.n_features * n_halves * rates.pair
+    if plan.device == "cuda":
+        pairs += _copied(plan, a, b, n_rows, n_halves) * rates.gpu_copy
     # Panels run in rounds: with three panels on two slots, the second round leaves one idle
     rounds = -(-plan.n_panels // slots) / plan.n_panels
     return rates.start + work.serial + work.shared / slots + (work.panels + pairs) * rounds
@@ -123,6 +126,17 @@ _WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, int, Rates], _Work]] = {
 }
 
 
+def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_halves: int) -> float:
+    """Return the bytes that pass between the host and its GPU: rows there, B for each panel, and tiles back."""
+    bytes_a, bytes_b = (
+        n_rows * size.n_features * size.value_bytes
+        if plan.method == "dense"
+        else _entries(size) * (4 + size.value_bytes)
+        for size in (a, b)
+    )
+    return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_halves
+
+
 def _entries(size: StoreSize) -> float:
     return float(size.entries.sum())
 
@@ -135,6 +149,7 @@ def measure_rates(threads: int) -> Rates:
     with threadpool_limits(1, user_api="blas"), tempfile.TemporaryDirectory(prefix="subspace-rates-") as folder:
         stores = _write_stores(Path(folder))
         rates = _measure_sparse(threads) | _measure_dense(threads) | _measure_reading(threads, *stores)
+        rates |= _measure_gpu(find_device("auto"))
     return dataclasses.replace(Rates(), **rates)
 
 
@@ -223,6 +238,30 @@ def _measure_dense(threads: int) -> dict[str, float]:
     pairs = width * width
     product = (whole - thin) / (pairs * (rows - 64))
     return {"dense_product": product, "tile": max(thin / pairs - 64 * product, 1e-11)}
+
+
+def _measure_gpu(device: Device) -> dict[str, float]:
+    """Time sparse and dense products, and a copy to the host, on the GPU of this process, if it has one."""
+    if device.name == "cpu":
+        return {}
+    case = _SparseCase.random(256)
+    tile = device.xp.zeros((_WIDTH, _FEATURES), dtype=device.xp.float64)
+    a, b = (device.put(np.ones((4096, width), np.float32)) for width in (2048, 2048))
+    square = device.xp.zeros((2048, 2048), dtype=device.xp.float64)
+
+    def finished(work: Callable[[], object]) -> float:
+        """Time work and the copy of one number, which waits for it."""
+        return _seconds(1, lambda _: (work(), device.get(tile[:1, :1]), device.get(square[:1, :1])))
+
+    from pipeline.correlate.kernels import scatter  # noqa: PLC0415 - Numba's CUDA target, for GPUs only
+
+    sparse = finished(lambda: scatter.add_products(device, [tile], case.columns, case.b))
+    full = finished(lambda: dense.add_products(device.xp, square, a, b))
+    return {
+        "gpu_byte": sparse / case.n_products / SECTORS,
+        "gpu_dense_product": full / (4096 * square.size),
+        "gpu_copy": finished(lambda: device.get(tile)) / tile.nbytes,
+    }
 
 
 def _write_stores(folder: Path) -> tuple[Path, Path]:

@@ -35,7 +35,7 @@ from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
 from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, StoreSize, choose_kernel, make_plan
-from pipeline.correlate.ranks import RankJob, panel_width, rank_dtype, rank_store, shard_rows
+from pipeline.correlate.ranks import RankJob, RankPlan, measured_size, plan_ranks, rank_dtype, rank_store
 from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
@@ -334,12 +334,9 @@ class Inputs:
         InputError
             If the measure is of firing, and every feature of a store fires in every row.
         """
-        rule, (a, b) = RULES[measure], self.sizes
-        if rule.ranked:
-            n_bytes = rank_dtype(self.n_rows).itemsize
-            return replace(self, sizes=(replace(a, value_bytes=n_bytes), replace(b, value_bytes=n_bytes)))
-        if not rule.firing:
-            return self
+        sizes = measured_size(self.sizes[0], measure, self.n_rows), measured_size(self.sizes[1], measure, self.n_rows)
+        if not RULES[measure].firing:
+            return replace(self, sizes=sizes)
         for store, size in zip(self.stores, self.sizes, strict=True):
             if (size.entries >= self.n_rows).all():
                 raise InputError(
@@ -347,7 +344,7 @@ class Inputs:
                     "fire in all rows. Use measure='pearson', 'cosine' or 'spearman'"
                 )
         stores = (replace(self.stores[0], firing=True), replace(self.stores[1], firing=True))
-        return replace(self, stores=stores, sizes=(replace(a, value_bytes=4), replace(b, value_bytes=4)))
+        return replace(self, stores=stores, sizes=sizes)
 
 
 def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
@@ -415,18 +412,16 @@ def _begin(
 
 def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:
     """Return the job on the ranks of both stores, which are made where they are not on disk yet, unless `begun`."""
-    allowed = (job.plan.allowed - resources.reserved) // resources.threads
-    slots = resources.processes * resources.threads
     ranks: dict[Path, Store] = {}
-    for store, size in zip(inputs.stores, inputs.sizes, strict=True):
+    for store, cut in zip(inputs.stores, _rank_plans(inputs, job.plan, resources), strict=True):
         if store.path not in ranks:
             rank_job = RankJob(
                 store=store,
                 folder=job.panels / f"ranks-{len(ranks)}",
                 n_rows=inputs.n_rows,
-                width=panel_width(store, size, inputs.n_rows, job.plan.slab_rows, allowed, slots),
-                slab_rows=job.plan.slab_rows,
-                shard_rows=shard_rows(size, inputs.n_rows),
+                width=cut.width,
+                slab_rows=cut.slab_rows,
+                shard_rows=cut.shard_rows,
                 halves=job.panels / HALVES_FILE,
                 n_halves=job.n_halves,
             )
@@ -436,6 +431,20 @@ def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, b
                 else rank_store(rank_job, client, f"Ranking {store.path.name}")
             )
     return replace(job, a=ranks[job.a.path], b=ranks[job.b.path])
+
+
+def _rank_plans(inputs: Inputs, plan: Plan, resources: Resources) -> list[RankPlan]:
+    """Return how both stores are ranked."""
+    return [
+        plan_ranks(
+            replace(size, value_bytes=store.value_bytes),
+            n_rows=inputs.n_rows,
+            plan=plan,
+            resources=resources,
+            name=str(store.path),
+        )
+        for store, size in zip(inputs.stores, inputs.sizes, strict=True)
+    ]
 
 
 def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
@@ -466,9 +475,19 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
         except BudgetError:
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
-    _log_plan(plan, inputs)
-    tell(Planned("Correlating", plan.projected, resources.reserved))
+    _announce(plan, inputs, settings, resources)
     return plan
+
+
+def _announce(plan: Plan, inputs: Inputs, settings: Settings, resources: Resources) -> None:
+    """Say what will be done in which memory; what cannot be ranked is refused here, before anything is on disk."""
+    _log_plan(plan, inputs)
+    most = plan.projected
+    if RULES[settings.measure].ranked:
+        ranking = max(cut.projected for cut in _rank_plans(inputs, plan, resources))
+        logger.info("Both sides are ranked first, in at most %.2f GB in each worker process", ranking / 1e9)
+        most = max(most, ranking)
+    tell(Planned("Correlating", most, resources.reserved))
 
 
 def _begun_width(folder: Path) -> int | None:
@@ -484,10 +503,16 @@ def _log_plan(plan: Plan, inputs: Inputs) -> None:
     ]
     logger.info(
         "Correlating %d × %d features over %d rows (densities %.2g %% and %.2g %%): %s kernel, %s; %d panels of %d "
-        "features, at most %.2f of %.2f GB in each worker process",
+        "features, at most %.2f of %.2f GB in each worker process%s",
         inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
-        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9,
+        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, _of_gpu(plan),
     )  # fmt: skip
+
+
+def _of_gpu(plan: Plan) -> str:
+    if plan.device == "cpu":
+        return ""
+    return f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
 
 
 def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:
