@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
-from pipeline.correlate.kernels import dense
+from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import NOWHERE, Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import (
@@ -182,8 +182,6 @@ def _sums(mine: Shared, features: slice, slabs: Iterable[tuple[Rows, Rows, Array
 def _add_products(device: Device, tiles: Sequence[Any], columns: Columns, b: Rows) -> None:
     """Add the products of a slab to the tile of each half, on the device."""
     if device.name == "cuda":
-        from pipeline.correlate.kernels import scatter  # noqa: PLC0415 - Numba's CUDA target, for GPUs only
-
         scatter.add_products(device, tiles, columns, b)
     else:
         for h, tile in enumerate(tiles):

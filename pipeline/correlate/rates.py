@@ -21,7 +21,7 @@ import scipy.sparse
 from threadpoolctl import threadpool_limits
 
 from pipeline.correlate.cost import SECTORS, Rates
-from pipeline.correlate.kernels import dense
+from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
@@ -252,8 +252,6 @@ def _measure_gpu(device: Device) -> dict[str, float]:
     def finished(work: Callable[[], object]) -> float:
         """Time work and the copy of one number, which waits for it."""
         return _seconds(1, lambda _: (work(), device.get(tile[:1, :1]), device.get(square[:1, :1])))
-
-    from pipeline.correlate.kernels import scatter  # noqa: PLC0415 - Numba's CUDA target, for GPUs only
 
     sparse = finished(lambda: scatter.add_products(device, [tile], case.columns, case.b))
     full = finished(lambda: dense.add_products(device.xp, square, a, b))

@@ -1,23 +1,24 @@
 """Both kernels on a GPU. ``pytest -m gpu`` where there is one, with the extra ``gpu`` installed.
 
-Without one, Numba's simulator runs the sparse kernel's CUDA code, thread by thread, in a process of its own.
+Without one, the sparse kernel's CUDA source is compiled by a C++ compiler, and the threads of a block are threads.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import importlib.util
-import json
-import os
+import shutil
 import subprocess
-import sys
 
+import array_api_compat
 import numpy as np
 import pytest
 
 import storage
 from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
-from pipeline.correlate.kernels.device import Gpu, find_device
+from pipeline.correlate.kernels.device import Device, Gpu, find_device
 from pipeline.correlate.resources import GPU_SHARE
 from pipeline.correlate.run import correlate
 from pipeline.workers import local_client
@@ -61,56 +62,113 @@ def test_processes_share_a_gpu_or_none_uses_one():
     assert resources._gpu_allowance([process("x", one), process("y", None)]) is None
 
 
-SIMULATED = """
-import importlib, json, operator, sys
-import numpy as np
-import xarray as xr
-from numba.cuda import libdevice
-import storage
-from pipeline.correlate.kernels.device import Device, find_device
-from pipeline.correlate.run import correlate
-from pipeline.workers import local_client
-libdevice.dmul_rn = operator.mul  # the simulator has no device library
-panel, plan, resources, scatter = (
-    importlib.import_module(f"pipeline.correlate.{name}") for name in ("panel", "plan", "resources", "kernels.scatter")
-)
-scatter.WARP = 2
-gpu = Device("cuda", np)
-panel.find_device = lambda name: gpu if name == "cuda" else find_device("cpu")
-resources._gpu_allowance = lambda _: 10**9
-resources.find_device = lambda _: find_device("cpu")
-plan._widths, plan._slab_rows, plan.FETCHED = lambda *_: iter([5]), lambda *_: 40, 20
-a, b, folder, method = (json.loads(sys.argv[1])[name] for name in ("a", "b", "folder", "method"))
-plan._methods = lambda _: [method]
-with local_client(threads_per_worker=1) as client:
-    for device in ("cpu", "cuda"):
-        correlate(a, b, top_k=4, kernel="sparse", device=device, out=f"{folder}/{device}", client=client)
+#: What CUDA gives, for a C++ compiler: threads of a block are threads, blocks come one after the other.
+SHIM = """
+#include <barrier>
+#include <mutex>
+#include <thread>
+#include <vector>
+struct Index { unsigned int x; };
+static Index blockIdx, blockDim;
+static thread_local Index threadIdx;
+static std::barrier<>* gate;
+#define __global__
+static void __syncthreads() { gate->arrive_and_wait(); }
+static double __dmul_rn(double x, double y) { return x * y; }
+static double __dadd_rn(double x, double y) { return x + y; }
+"""
+LAUNCH = """
+extern "C" void launch(unsigned int blocks, unsigned int threads, double* tile, long long width, long long first,
+    const long long* start_a, const unsigned int* row_a, const VALUE_A* value_a, const long long* start_b,
+    const FEATURE* feature_b, const VALUE_B* value_b)
+{
+    static std::mutex one_at_a_time;
+    std::lock_guard<std::mutex> held(one_at_a_time);
+    blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+        std::barrier<> all(threads);
+        gate = &all;
+        std::vector<std::thread> running;
+        for (unsigned int t = 0; t < threads; t++)
+            running.emplace_back([=] {
+                threadIdx.x = t;
+                scatter(tile, width, first, start_a, row_a, value_a, start_b, feature_b, value_b);
+            });
+        for (auto& one : running) one.join();
+    }
+}
 """
 
 
-@pytest.mark.parametrize(("method", "dtype"), [("resident", "float32"), ("streaming", "float64")])
-def test_sums_on_a_simulated_gpu_are_those_of_the_cpu_bit_by_bit(tmp_path, values, method, dtype):
+@pytest.fixture
+def gpu_of_threads(tmp_path, monkeypatch):
+    """A device that has the GPU's name and runs its sparse kernel's CUDA source, compiled for this processor."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    launched = []
+
+    @functools.cache
+    def compiled(*types):
+        name = "-".join(types)
+        (tmp_path / f"{name}.cpp").write_text(SHIM + scatter.source_for(*types) + LAUNCH)
+        library = str(tmp_path / f"{name}.so")
+        options = ["-std=c++20", "-O1", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-o", library]
+        subprocess.run([compiler, *options, str(tmp_path / f"{name}.cpp")], check=True)
+        launch = ctypes.CDLL(library).launch
+
+        def kernel(grid, block, arguments):
+            given = [x.ctypes.data_as(ctypes.c_void_p) if x.ndim else ctypes.c_longlong(int(x)) for x in arguments]
+            launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *given)
+            launched.append(types)
+
+        return kernel
+
+    panel, resources = (importlib.import_module(f"pipeline.correlate.{name}") for name in ("panel", "resources"))
+    scatter = importlib.import_module("pipeline.correlate.kernels.scatter")
+    monkeypatch.setattr(scatter, "WARP", 4)
+    monkeypatch.setattr(scatter, "compiled", compiled)
+    monkeypatch.setattr(panel, "find_device", lambda name: Device(name, np))
+    monkeypatch.setattr(
+        resources, "find_device", lambda _: Device("cpu", array_api_compat.array_namespace(np.empty(0)))
+    )
+    monkeypatch.setattr(resources, "_gpu_allowance", lambda _: 10**9)
+    return launched
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float64", "float32")])
+@pytest.mark.parametrize("method", ["resident", "streaming"])
+def test_sparse_sums_by_the_gpu_code_are_those_of_the_cpu(
+    gpu_of_threads, tmp_path, values, client, force, monkeypatch, method, dtypes
+):
+    force(method, panel=25, slab_rows=64)
+    monkeypatch.setattr(importlib.import_module("pipeline.correlate.plan"), "FETCHED", 400)  # ten rows at a time
     rng = np.random.default_rng(3)
-    x, y = values(rng, 90, 12, 0.2).astype(dtype), values(rng, 90, 9, 0.3).astype(dtype)
-    x[:, 7], y[:, 4], y[:, 6] = y[:, 2], x[:, 3], 0
-    for name, side in (("a", x), ("b", y)):
+    sides = [values(rng, 300, n, 0.2).astype(dtype) for n, dtype in zip((60, 40), dtypes, strict=True)]
+    sides[0][:, 7], sides[0][:, 9], sides[1][:, 4], sides[1][:, 6] = sides[1][:, 2], 2, sides[0][:, 3], 0
+    for name, side, dtype in zip("ab", sides, dtypes, strict=True):
         storage.write_activations(tmp_path / name, side, layout="csr", dtype=dtype)
-    given = json.dumps({"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "folder": str(tmp_path), "method": method})
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
-    subprocess.run([sys.executable, "-W", "error", "-c", SIMULATED, given], check=True, env=environment)
-    cpu, cuda = (storage.open_result(tmp_path / device, stage="correlate") for device in ("cpu", "cuda"))
-    for name in cpu.variables:
+    given = {"top_k": 4, "keep_above": 0.05, "kernel": "sparse", "client": client, "full": "float32"}
+    cpu, cuda = (
+        correlate(tmp_path / "a", tmp_path / "b", device=device, out=tmp_path / device, **given)
+        for device in ("cpu", "cuda")
+    )
+    assert gpu_of_threads
+    assert {types[:2] for types in gpu_of_threads} == {dtypes}
+    for name in (name for name in cpu.variables if name not in ("r", "r_heldout")):
         np.testing.assert_array_equal(cpu[name].values, cuda[name].values)
     for name in ("r", "r_heldout"):
         one, other = (storage.read_csr(tmp_path / device, name=name) for device in ("cpu", "cuda"))
         for part in ("indptr", "indices", "data"):
             np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
-    assert cuda["r_b"].values[7, 0] == 1.0
-    assert cuda["best_b"].values[7, 0] == 2
+    half = importlib.import_module("pipeline.correlate.rows").split_rows(None, np.zeros(300, bool), "half")
+    exact = np.corrcoef(sides[0][half == 0, 11].astype("f8"), sides[1][half == 0, 20].astype("f8"))[0, 1]
+    assert cuda["r_all"].values[11, 20] == pytest.approx(exact, abs=1e-6)
+    if dtypes[0] == dtypes[1]:
+        assert (cuda["best_b"].values[7, 0], cuda["r_b"].values[7, 0]) == (2, 1.0)
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Grid size:numba.core.errors.NumbaPerformanceWarning")
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="needs CuPy and a CUDA device")
 class TestOnGpu:
     """What needs a GPU."""
