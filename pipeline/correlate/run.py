@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import shutil
@@ -29,6 +30,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES, DeviceName, Kernel, Measure
+from pipeline.correlate.grid import bring_statistics, is_kept, keep_statistics
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
@@ -374,8 +376,10 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
     """Do what is not on disk yet, so that the folder holds the whole result."""
     job, half = _begin(inputs, settings, folder, resources, client)
     try:
+        bring_statistics(job)
         _measure_b(job, client)
         _correlate_panels(job, client)
+        keep_statistics(job)
         _write_result(job, _attributes(inputs, settings, job.plan, half), client)
     finally:
         client.run(release, job.key, on_error="ignore")
@@ -403,11 +407,18 @@ def _begin(
         device=plan.device,
         measure=settings.measure,
         matrix=settings.full is not None,
+        b_key=_key_of_rows(inputs.stores[1], settings, half) if is_kept() else "",
     )
     _prepare(job, half, settings.full)
     if RULES[settings.measure].ranked:
         job = _ranked(job, inputs, resources, client, begun=begun)
     return job, half
+
+
+def _key_of_rows(store: Store, settings: Settings, half: NDArray[np.int8]) -> str:
+    """Return a key of the rows of a store as the kernels read them: its content, their halves, and the measure."""
+    halves = hashlib.sha256(half.tobytes()).hexdigest()
+    return f"{fingerprint(store.path)} {halves} {settings.measure}"
 
 
 def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:
