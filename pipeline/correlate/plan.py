@@ -46,6 +46,8 @@ Way = tuple[Method, Where]
 RESERVED = 440 * 10**6
 #: What compiling the kernels takes besides, where no earlier run has left them in the cache (measured).
 COMPILING = 120 * 10**6
+#: What CUDA's context and libraries take of the host's memory in a process that uses a GPU: an upper bound.
+CUDA = 10**9
 #: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
 CHUNK = 4096
 #: Rows of a chunk of the whole matrix, where it is kept: so many are written at a time.

@@ -18,7 +18,7 @@ from distributed.system import MEMORY_LIMIT
 from pipeline.config import DeviceName
 from pipeline.correlate.kernels.device import Gpu, find_device
 from pipeline.correlate.kernels.sparse import correlate_resident
-from pipeline.correlate.plan import COMPILING, RESERVED
+from pipeline.correlate.plan import COMPILING, CUDA, RESERVED
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu
     threads = max(sum(worker.threads for worker in group) for group in processes.values())
     reserved = RESERVED if all(worker.compiled for worker in workers) else RESERVED + COMPILING
     gpu = _gpu_allowance(list(processes.values()))
+    reserved += CUDA if gpu is not None else 0
     return Resources(total, len(processes), threads, reserved, set(on_host), gpu)
 
 

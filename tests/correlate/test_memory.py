@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from benchmarks.correlate import write_random_store
@@ -51,6 +53,19 @@ def test_measured_peak_is_below_the_projected_one(tmp_path, method):
     assert figures["method"] == method
     assert figures["peak_gb"] <= figures["projected"] / 1e9
     assert figures["projected"] <= 4e9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="needs CuPy and a CUDA device")
+@pytest.mark.parametrize("method", ["resident", "streaming", "dense"])
+def test_measured_peak_beside_a_gpu_is_below_the_projected_one(tmp_path, method):
+    for seed, name in enumerate("ab"):
+        write_random_store(tmp_path / name, 60_000, 6000, 24, seed)
+    arguments = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b"), "out": str(tmp_path / "out.zarr")}
+    arguments |= {"kernel": "dense" if method == "dense" else "sparse", "device": "cuda", "memory": "6GB"}
+    figures = run_measured(PROGRAM, arguments | {"streaming": method == "streaming"})
+    assert figures["method"] == method
+    assert figures["peak_gb"] <= figures["projected"] / 1e9
 
 
 @pytest.mark.parametrize("active", [24, None])
