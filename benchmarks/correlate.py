@@ -4,6 +4,7 @@
 
     python -m benchmarks.correlate --rows 300000 --features 32768 --active 32 --top-k 16
     python -m benchmarks.correlate --dense --rows 50000 --features 8192
+    python -m benchmarks.correlate --device cuda --rows 3000000 --active 256      # where there is a GPU
 
 The last line is one JSON object. ``ratios.sgemm`` is our time ÷ the time that the full dense product would take at
 this machine's own float32 matrix product rate, measured in the same run.
@@ -42,10 +43,11 @@ from pipeline.correlate.run import correlate
 from pipeline.workers import local_client
 rates = Rates(**arguments.pop("rates"))
 with local_client() as client:
-    sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory")}
+    sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory", "device")}
     planned = forecast(**sizes, rates=rates, client=client)
 figures["planned_seconds"], figures["planned_gb"] = planned.seconds, planned.plan.projected / 1e9
-figures["method"] = planned.plan.method
+figures["method"], figures["device"] = planned.plan.method, planned.plan.device
+figures["planned_gpu_gb"] = planned.plan.gpu_projected / 1e9
 start = time.perf_counter()
 ds = correlate(**arguments)
 figures["seconds"] = time.perf_counter() - start
@@ -111,7 +113,9 @@ def max_error(result: Path, path_a: Path, path_b: Path, seed: int = 0) -> float:
     return worst
 
 
-def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: str) -> dict[str, Any]:
+def benchmark(
+    rows: int, features: int, active: int | None, top_k: int, memory: str, *, device: str = "auto"
+) -> dict[str, Any]:
     """Run the benchmark and return its figures.
 
     Parameters
@@ -124,6 +128,8 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         Partners kept.
     memory
         Budget, as ``pipeline.correlate`` takes it.
+    device
+        Where products are computed: ``auto``, ``cpu`` or ``cuda``.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmark-correlate-"))
     try:
@@ -132,7 +138,7 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         write_random_store(a, rows, features, active, seed=1)
         write_random_store(b, rows, features, active, seed=2)
         writing = time.perf_counter() - start
-        arguments = {"a": str(a), "b": str(b), "top_k": top_k, "memory": memory, "out": str(out)}
+        arguments = {"a": str(a), "b": str(b), "top_k": top_k, "memory": memory, "device": device, "out": str(out)}
         rates = dataclasses.asdict(measure_rates(n_cpus()))
         figures = run_measured(MEASURED, {**arguments, "rates": rates})
         rate = sgemm_rate(size=min(4096, max(512, features)))
@@ -141,7 +147,7 @@ def benchmark(rows: int, features: int, active: int | None, top_k: int, memory: 
         return {
             "name": "correlate",
             "command": f"python -m benchmarks.correlate --rows {rows} --features {features} {kind} --top-k {top_k} "
-            f"--memory {memory}",
+            f"--memory {memory} --device {device}",
             "rows": rows,
             "features": features,
             "active": active,
@@ -165,10 +171,11 @@ def main() -> None:
     parser.add_argument("--active", type=int, default=32)
     parser.add_argument("--top-k", type=int, default=16)
     parser.add_argument("--memory", default="3GB")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where products are computed")
     parser.add_argument("--dense", action="store_true", help="dense stores; --active is ignored")
     given = parser.parse_args()
     active = None if given.dense else given.active
-    print(json.dumps(benchmark(given.rows, given.features, active, given.top_k, given.memory)))
+    print(json.dumps(benchmark(given.rows, given.features, active, given.top_k, given.memory, device=given.device)))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class CorrelateConfig(Section):
     )
     kernel: Kernel = "auto"
     full: Literal["float32", "float16"] | None = Field(None, description="store the whole matrix too, as this type")
-    device: DeviceName = Field("auto", description="where dense products are computed: the worker's GPU if it has one")
+    device: DeviceName = Field("auto", description="where products are computed; auto: on GPUs if all workers have one")
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 
 

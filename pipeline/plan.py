@@ -19,7 +19,7 @@ import numpy as np
 from distributed import Client
 
 from pipeline.config import Experiment, load_experiment
-from pipeline.correlate.forecast import KEPT_SHARE, forecast_sizes
+from pipeline.correlate.forecast import KEPT_SHARE, CorrelateForecast, forecast_sizes
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
@@ -119,7 +119,7 @@ def plan(
     directory = RunDirectory.of(config.name, run_dir)
     with ensure_client(client) as used:
         harvested, sizes, n_rows = _harvest_steps(config, directory, used)
-        resources = find_resources(used, parse_memory(config.correlate.memory))
+        resources = find_resources(used, parse_memory(config.correlate.memory), config.correlate.device)
         correlated = list(_correlate_steps(config, directory, sizes, (n_rows, resources, find_rates(calibrate))))
     later = [*_match_steps(config, directory, sizes), *_compare_steps(config, directory, sizes, resources)]
     steps = [*harvested, *correlated, *later, *_semantics_steps(config, directory, sizes, resources), _report_step()]
@@ -189,23 +189,31 @@ def _correlate_steps(
             n_halves=2 if config.correlate.select == "half" else 1,
             top_k=config.correlate.top_k,
             kernel=config.correlate.kernel,
+            device=config.correlate.device,
             measure=config.correlate.measure,
             resources=resources,
             rates=rates,
         )
         step = Step(
             stage="correlate",
-            what=f"{site_a} × {site_b}, {found.plan.method}",
+            what=f"{site_a} × {site_b}, {_method(found)}",
             state="to do",
             rows=n_rows,
             tasks=found.plan.n_panels,
             flops=found.flops,
             read=found.read,
             disk=found.disk,
-            memory=float(found.plan.projected),
+            memory=float(found.memory),
             seconds=found.seconds,
         )
         yield step.done() if directory.correlation(site_a, site_b).exists() else step
+
+
+def _method(found: CorrelateForecast) -> str:
+    """Return how a correlation is made, and what it takes of a GPU."""
+    ranks = "ranks, " if found.ranking else ""
+    gpu = f", {found.plan.gpu_projected / 1e9:.1f} GB of the GPU" if found.plan.device == "cuda" else ""
+    return f"{ranks}{found.plan.method}{gpu}"
 
 
 def _match_steps(config: Experiment, directory: RunDirectory, sizes: Sizes) -> Iterator[Step]:

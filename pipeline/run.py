@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from distributed import Client
 from pipeline.compare.run import compare
 from pipeline.config import Experiment, load_experiment
 from pipeline.correlate.best_layer import best_layer
+from pipeline.correlate.grid import one_after_the_other
 from pipeline.correlate.run import correlate, correlate_share
 from pipeline.grid import power_notes, save_scores
 from pipeline.harvest.contexts import contexts
@@ -175,14 +177,15 @@ def _correlate_share(config: Experiment, directory: RunDirectory, share: Share, 
 
 
 def _correlate(config: Experiment, directory: RunDirectory, client: Client) -> None:
-    for site_a, site_b in config.site_pairs:
-        correlate(
-            directory.activations("a", site_a),
-            directory.activations("b", site_b),
-            out=directory.correlation(site_a, site_b),
-            client=client,
-            **config.correlate.model_dump(),
-        )
+    with one_after_the_other(client):
+        for site_b, site_a in itertools.product(config.b.sites, config.a.sites):
+            correlate(
+                directory.activations("a", site_a),
+                directory.activations("b", site_b),
+                out=directory.correlation(site_a, site_b),
+                client=client,
+                **config.correlate.model_dump(),
+            )
     best_layer({sites: directory.correlation(*sites) for sites in config.site_pairs}, directory.best_layer)
 
 

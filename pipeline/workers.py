@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 
 from distributed import Client, KilledWorker, LocalCluster, as_completed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from threadpoolctl import threadpool_limits
 
 from storage.errors import WorkerLostError
@@ -82,6 +90,8 @@ class Advanced:
 
 
 Listener = Callable[[Planned | Advanced], None]
+#: Takes in how many items were done, and if they are known, how many rows that is.
+Advance = Callable[..., None]
 _listeners: list[Listener] = []
 
 
@@ -268,9 +278,10 @@ def run_tasks(
                     future.release()
                     for new in submit(1):
                         completed.add(new)
-                    advance(1)
+                    n_rows = rows(item) if rows else 0.0
+                    advance(1, n_rows)
                     done += 1
-                    tell(Advanced(label, done, len(items), rows(item) if rows else 0.0))
+                    tell(Advanced(label, done, len(items), n_rows))
                     yield item, result
             except KilledWorker as error:
                 suspects = {key: item for key, (item, future) in in_flight.items() if future.status == "error"}
@@ -304,7 +315,7 @@ def _shortened(item: object) -> str:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int) -> Iterator[Advance]:
     """Show progress: a bar in a notebook or on a terminal (standard error), a log line now and then elsewhere."""
     if in_notebook():
         yield _in_notebook(label, total)
@@ -315,10 +326,10 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda n: bar.advance(task, n)
+            yield _on_terminal(bar, bar.add_task(label, total=total, rate=""))
     else:
         yield _logged(label, total)
 
@@ -330,43 +341,67 @@ def in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def _in_notebook(label: str, total: int) -> Callable[[int], None]:
+@dataclass
+class _Rate:
+    """How fast items are done, or the rows of them where they are known."""
+
+    start: float
+    items: int = 0
+    rows: float = 0.0
+
+    def add(self, items: int, rows: float) -> str:
+        """Take in what was done, and return the rate so far for people."""
+        self.items, self.rows = self.items + items, self.rows + rows
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        return f"{self.rows / seconds:,.0f} rows/s" if self.rows else f"{self.items / seconds:,.3g}/s"
+
+
+def _on_terminal(bar: Progress, task: TaskID) -> Advance:
+    rate = _Rate(time.monotonic())
+
+    def advance(n: int, rows: float = 0.0) -> None:
+        bar.update(task, advance=n, rate=rate.add(n, rows))
+
+    return advance
+
+
+def _in_notebook(label: str, total: int) -> Advance:
     """Return an ``advance`` that keeps a bar of plain HTML up to date: it needs no widgets, and stays when saved."""
     from IPython.display import HTML, display  # noqa: PLC0415 - only notebooks have it
 
-    start, done, shown = time.monotonic(), 0, 0.0
+    rate, shown, speed = _Rate(time.monotonic()), 0.0, ""
 
     def bar() -> Any:
-        text = f"{html.escape(label)}: {done} of {total} in {time.monotonic() - start:.1f} s"
+        done, seconds = rate.items, time.monotonic() - rate.start
+        left = f", about {seconds * (total - done) / done:.0f} s left" if 0 < done < total else ""
+        text = f"{html.escape(label)}: {done} of {total} in {seconds:.1f} s{speed}{left}"
         return HTML(f'<progress max="{total}" value="{done}"></progress> {text}')
 
     handle = display(bar(), display_id=True)
 
-    def advance(n: int) -> None:
-        nonlocal done, shown
-        done += n
+    def advance(n: int, rows: float = 0.0) -> None:
+        nonlocal shown, speed
+        speed = f", {rate.add(n, rows)}"
         now = time.monotonic()
-        if done == total or now - shown >= NOTEBOOK_INTERVAL:
+        if rate.items == total or now - shown >= NOTEBOOK_INTERVAL:
             shown = now
             handle.update(bar())
 
     return advance
 
 
-def _logged(label: str, total: int) -> Callable[[int], None]:
+def _logged(label: str, total: int) -> Advance:
     """Return an ``advance`` that logs at most every :data:`LOG_INTERVAL` seconds, and at the end."""
-    start = last = time.monotonic()
-    done = 0
+    rate = _Rate(time.monotonic())
+    last = rate.start
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
-        now = time.monotonic()
-        if done == total or now - last >= LOG_INTERVAL:
-            last = now
-            left = (now - start) * (total - done) / done
-            ahead = "" if done == total else f", about {left:.0f} s left"
-            logger.info("%s: %d of %d in %.1f s%s", label, done, total, now - start, ahead)
+    def advance(n: int, rows: float = 0.0) -> None:
+        nonlocal last
+        speed, now = rate.add(n, rows), time.monotonic()
+        if rate.items == total or now - last >= LOG_INTERVAL:
+            last, seconds = now, now - rate.start
+            ahead = "" if rate.items == total else f", about {seconds * (total - rate.items) / rate.items:.0f} s left"
+            logger.info("%s: %d of %d in %.1f s, %s%s", label, rate.items, total, seconds, speed, ahead)
 
     return advance
 

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
 
+from pipeline import workers
 from pipeline.workers import (
     Advanced,
     Planned,
@@ -152,6 +155,17 @@ def test_progress_in_a_log_file(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             advance(1)
     assert [record.message.split(" in ")[0] for record in caplog.records] == ["Stage: 3 of 3"]
+    assert re.fullmatch(r".* s, [\d.,e+]+/s", caplog.records[0].message)
+
+
+def test_progress_says_rows_a_second_and_the_time_that_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 20.0])  # at the start, for the rate, for the line
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO", "pipeline.workers"):
+        workers._logged("Stage", 4)(1, 50_000.0)
+    assert caplog.records[0].message == "Stage: 1 of 4 in 20.0 s, 5,000 rows/s, about 60 s left"
 
 
 def test_progress_on_a_terminal() -> None:
@@ -169,6 +183,7 @@ def test_progress_on_a_terminal() -> None:
     assert process.returncode == 0
     assert b"Stage" in seen
     assert b"3/3" in seen
+    assert b"/s" in seen
 
 
 def test_progress_in_a_notebook(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def command(
         typer.Option(help="Keep the whole matrix too (r_all), of this type.", show_default=False),
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where dense products are computed; auto: a worker's GPU.")
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Where products are computed; auto: on GPUs if all workers have one."),
     ] = "auto",
     memory: Memory = "auto",
     cluster: Cluster = None,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from distributed import Client
 
-from pipeline.config import Kernel, Measure
+from pipeline.config import DeviceName, Kernel, Measure
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import Plan, StoreSize, make_plan
+from pipeline.correlate.ranks import measured_size, plan_ranks
 from pipeline.correlate.rates import Rates, predict_seconds
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select
@@ -28,13 +29,15 @@ class CorrelateForecast:
     Attributes
     ----------
     plan
-        How it is cut; ``plan.projected`` is the peak memory of each worker process.
+        How it is cut; ``plan.projected`` is the peak memory of each worker process while it correlates.
     seconds
         From stores to result, on workers that are there.
     flops
         Of the products.
     read, disk
-        Bytes read from the stores, and of the result.
+        Bytes read from the stores, and left on disk; with the ranks, which stay until the result is there.
+    ranking
+        Peak memory of each worker process while it ranks; 0 where the measure is not of ranks.
     """
 
     plan: Plan
@@ -42,6 +45,12 @@ class CorrelateForecast:
     flops: float
     read: float
     disk: float
+    ranking: int = 0
+
+    @property
+    def memory(self) -> int:
+        """Peak memory of each worker process, bytes."""
+        return max(self.plan.projected, self.ranking)
 
 
 def forecast(
@@ -54,6 +63,7 @@ def forecast(
     select: Select = "half",
     measure: Measure = "pearson",
     kernel: Kernel = "auto",
+    device: DeviceName = "auto",
     memory: str | int = "auto",
 ) -> CorrelateForecast:
     """Return what correlating two stores will take; arguments as in :func:`pipeline.correlate.run.correlate`.
@@ -63,14 +73,16 @@ def forecast(
     BudgetError
         If it does not fit the memory.
     """
-    inputs = Inputs.open(Path(a), Path(b)).measured_by(measure)
-    resources = find_resources(client, parse_memory(memory))
+    inputs = Inputs.open(Path(a), Path(b))
+    inputs.measured_by(measure)  # refuses stores that have no such measure
+    resources = find_resources(client, parse_memory(memory), device)
     return forecast_sizes(
         *inputs.sizes,
         n_rows=inputs.n_rows,
         n_halves=2 if select == "half" else 1,
         top_k=top_k,
         kernel=kernel,
+        device=device,
         measure=measure,
         resources=resources,
         rates=rates,
@@ -88,17 +100,18 @@ def forecast_sizes(
     measure: Measure,
     resources: Resources,
     rates: Rates,
+    device: DeviceName = "auto",
 ) -> CorrelateForecast:
-    """Return the same from sizes alone; stores that are not there yet have estimated ones.
+    """Return the same from sizes alone, those of the values; stores that are not there yet have estimated ones.
 
     Raises
     ------
     BudgetError
         If it does not fit the memory.
     """
+    measured = measured_size(a, measure, n_rows), measured_size(b, measure, n_rows)
     plan = make_plan(
-        a,
-        b,
+        *measured,
         n_rows=n_rows,
         n_halves=n_halves,
         top_k=top_k,
@@ -107,20 +120,26 @@ def forecast_sizes(
         processes=resources.processes,
         threads=resources.threads,
         reserved=resources.reserved,
+        device=device,
+        gpu=resources.gpu,
     )
     slots = resources.processes * resources.threads
-    seconds = predict_seconds(plan, a, b, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
+    seconds = predict_seconds(plan, *measured, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
     bytes_a, bytes_b = (stored_bytes(size, n_rows) for size in (a, b))
     again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": 2 * plan.n_panels + 1}
+    ranking, ranks = 0, 0.0
     if RULES[measure].ranked:  # ranks are written beside the result, and read in place of the stores
         seconds += 4 * float(a.entries.sum() + b.entries.sum()) * rates.entry / slots
+        ranking = max(plan_ranks(size, n_rows=n_rows, plan=plan, resources=resources).projected for size in (a, b))
+        ranks = bytes_a + bytes_b
     places = (a.n_features + b.n_features) * top_k * PLACE_BYTES
     return CorrelateForecast(
         plan=plan,
         seconds=seconds,
         flops=2.0 * n_products(a, b, n_rows // n_halves if plan.method == "dense" else n_rows, plan),
         read=bytes_a * (1 if plan.method == "resident" else 3) + bytes_b * again[plan.method],
-        disk=places + KEPT_SHARE * a.n_features * b.n_features * KEPT_BYTES,
+        disk=places + KEPT_SHARE * a.n_features * b.n_features * KEPT_BYTES + ranks,
+        ranking=ranking,
     )
 
 

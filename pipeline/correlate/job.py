@@ -125,11 +125,14 @@ class Job:
     n_halves
         2 if half of the rows is held out, else 1.
     device
-        Where dense products are computed: ``cpu``, ``cuda``, or ``auto``.
+        Where products are computed: ``cpu`` or ``cuda``.
     measure
         What r is; the stores are already those that it is made of.
     matrix
         Whether the whole matrix is written.
+    b_key
+        Names the rows of B as the kernels read them, if a process that has them all is to keep them for the next job;
+        else empty.
     """
 
     key: str
@@ -143,6 +146,7 @@ class Job:
     device: str
     measure: Measure = "pearson"
     matrix: bool = False
+    b_key: str = ""
 
     @property
     def n_candidates(self) -> int:
@@ -199,10 +203,15 @@ class Shared:
 
     @cached_property
     def _resident(self) -> tuple[Rows, Moments]:
-        rows, moments = load_rows(self, self.job.b, slice(0, self.job.b.n_features))
-        rows = shift_and_add(moments, (rows, self.half), moments.positions())
+        rows, moments = _loaded.get(self.job.b_key) or self._load_rows()
+        if self.job.b_key and self.job.key not in _released:
+            _loaded[self.job.b_key] = rows, moments
         save_arrays(moments.to_arrays(), self.job.all_moments_file)
         return rows, moments
+
+    def _load_rows(self) -> tuple[Rows, Moments]:
+        rows, moments = load_rows(self, self.job.b, slice(0, self.job.b.n_features))
+        return shift_and_add(moments, (rows, self.half), moments.positions()), moments
 
     @property
     def rows(self) -> Rows:
@@ -268,11 +277,15 @@ _shared: dict[str, Shared] = {}
 # Jobs that are over: a task that was cancelled too late must not put its data back.
 _released: set[str] = set()
 _shared_lock = threading.Lock()
+# Rows of the last B store and their statistics, by `Job.b_key`.
+_loaded: dict[str, tuple[Rows, Moments]] = {}
 
 
 def shared(job: Job) -> Shared:
     """Return what this process keeps for a job; :meth:`Shared.load` fills it."""
     with _shared_lock:
+        if job.b_key not in _loaded:
+            _loaded.clear()
         return Shared(job) if job.key in _released else _shared.setdefault(job.key, Shared(job))
 
 
@@ -281,6 +294,11 @@ def release(key: str) -> None:
     with _shared_lock:
         _released.add(key)
         _shared.pop(key, None)
+
+
+def forget_rows() -> None:
+    """Let go of the rows that this process keeps for the next job."""
+    _loaded.clear()
 
 
 def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,21 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
-from pipeline.correlate.kernels import dense
-from pipeline.correlate.kernels.csr import NOWHERE, by_feature
+from pipeline.correlate.kernels import dense, scatter
+from pipeline.correlate.kernels.csr import NOWHERE, Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Scratch, reduce_tile, scratch
+from pipeline.correlate.kernels.reduce import (
+    COPIES,
+    SLACK,
+    Best,
+    Half,
+    Kept,
+    Output,
+    Scratch,
+    Side,
+    reduce_tile,
+    scratch,
+)
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.measures import Scaling, make_half, make_standardised_half, scaling_of
 from pipeline.correlate.moments import (
@@ -33,7 +44,7 @@ from pipeline.correlate.moments import (
     repeated,
     shift_and_add,
 )
-from pipeline.correlate.plan import MATRIX_ROWS, kept_buffer
+from pipeline.correlate.plan import MATRIX_ROWS, fetched_rows, kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.correlate.rows import SELECTING
 from pipeline.correlate.topk import compact, empty_best
@@ -127,6 +138,10 @@ def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
     rows, moments = load_rows(mine, mine.job.a, features)
     rows = shift_and_add(moments, (rows, mine.half), _places(moments))
     n_halves = mine.job.n_halves
+    if mine.job.device == "cuda":
+        mine.load()
+        slabs = ((cut(rows, slab), cut(mine.rows, slab), mine.half[slab]) for slab in mine.slabs())
+        return moments, _sums_step(mine, features, _sums(mine, features, slabs), halves_of(mine, moments))
     columns = by_feature(rows, mine.half, features.stop - features.start, n_halves)
     del rows
     mine.load()
@@ -140,19 +155,38 @@ def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
 
 def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
     """Neither side is in memory: add products slab by slab, then reduce the tile."""
-    job = mine.load().job
-    moments = _sparse_extremes(mine, job.a, features)
-    places, width = _places(moments), features.stop - features.start
-    tiles = [np.zeros((width, len(mine.defined))) for _ in range(job.n_halves)]
-    ignored = mine.moments.without_sums()
+    moments = _sparse_extremes(mine.load(), mine.job.a, features)
+    tiles = _sums(mine, features, _shifted_slabs(mine, moments, features))
+    return moments, _sums_step(mine, features, tiles, halves_of(mine, moments))
+
+
+def _shifted_slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
+    """Read rows of a panel of A and of B slab by slab, with their halves; the sums of the panel are added up."""
+    job, places, ignored = mine.job, _places(moments), mine.moments.without_sums()
     for slab in mine.slabs():
         half = mine.half[slab]
         a = shift_and_add(moments, (job.a.read_rows(slab, features), half), places)
-        columns = by_feature(a, half, width, job.n_halves)
-        b = shift_and_add(ignored, (job.b.read_rows(slab), half), mine.positions)
-        for h in range(job.n_halves):
-            add_products(tiles[h], h, columns, b)
-    return moments, _tile_step(features, tiles, halves_of(mine, moments))
+        yield a, shift_and_add(ignored, (job.b.read_rows(slab), half), mine.positions), half
+
+
+def _sums(mine: Shared, features: slice, slabs: Iterable[tuple[Rows, Rows, Array]]) -> list[Any]:
+    """Return the sums of products of a panel with all B features, a tile for each half, on the job's device."""
+    device, width = find_device(mine.job.device), features.stop - features.start
+    shape = width, len(mine.defined)
+    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(mine.job.n_halves)]
+    for a, b, half in slabs:
+        columns = by_feature(a, half, width, mine.job.n_halves)
+        _add_products(device, tiles, columns, b)
+    return tiles
+
+
+def _add_products(device: Device, tiles: Sequence[Any], columns: Columns, b: Rows) -> None:
+    """Add the products of a slab to the tile of each half, on the device."""
+    if device.name == "cuda":
+        scatter.add_products(device, tiles, columns, b)
+    else:
+        for h, tile in enumerate(tiles):
+            add_products(tile, h, columns, b)
 
 
 def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
@@ -262,6 +296,35 @@ def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     job = mine.job
     both = [make_half(job.measure, a, mine.moments, h, mine.defined) for h in range(job.n_halves)]
     return both[0], both[-1]
+
+
+def _sums_step(mine: Shared, features: slice, tiles: Sequence[Any], halves: tuple[Half, Half]) -> Step:
+    """Return the step that reduces tiles on the job's device, whose rows come to the host some at a time."""
+    device, n_rows = find_device(mine.job.device), fetched_rows(tiles[0].shape[1])
+
+    @functools.lru_cache(maxsize=1)
+    def fetch(first: int) -> list[Array]:
+        return [np.ascontiguousarray(device.get(tile[first : first + n_rows])) for tile in tiles]
+
+    def step(start: int, output: Output, work: Scratch) -> int:
+        first = start - start % n_rows
+        rows = slice(first, first + n_rows)
+        within = _tile_step(slice(features.start + first, features.stop), fetch(first), _of_rows(halves, rows))
+        return first + within(start - first, _rows_of(output, rows), work)
+
+    return step
+
+
+def _of_rows(halves: tuple[Half, Half], rows: slice) -> tuple[Half, Half]:
+    """Return what the kernels need of both halves with some of the panel's A features."""
+    first, last = (half._replace(a=Side(*(array[rows] for array in half.a))) for half in halves)
+    return first, last
+
+
+def _rows_of(output: Output, rows: slice) -> Output:
+    """Return the same output with the places of some of the panel's A features."""
+    row = Best(*(array[rows] for array in output.row))
+    return output._replace(row=row, kept=output.kept._replace(length=output.kept.length[rows]))
 
 
 def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half]) -> Step:

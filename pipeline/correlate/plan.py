@@ -13,6 +13,9 @@ Three methods share this layout. *Resident*: the rows of B fit in memory, once f
 more. *Streaming*: rows of both come in slabs, and a tile (panel × all B features) of float64 sums waits for the last
 one. *Dense*: as streaming, with matrix products of dense slabs in place of scattered ones.
 
+On a worker with a GPU tiles are on the GPU: those of the dense method, and of the others where the products take
+longer on the CPU than the tiles take to come back. A plan fits both memories.
+
 Everything here is arithmetic on sizes; :func:`make_plan` is a pure function.
 
 >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
@@ -23,23 +26,28 @@ Everything here is arithmetic on sizes; :func:`make_plan` is a pure function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Kernel
+from pipeline.config import DeviceName, Kernel
+from pipeline.correlate.cost import Rates
 from pipeline.correlate.kernels.dense import FEATURES
 from storage.errors import BudgetError, InputError
 
 Method = Literal["resident", "streaming", "dense"]
+Where = Literal["cpu", "cuda"]
+Way = tuple[Method, Where]
 
 #: Memory of a process before it holds any data: interpreter, libraries, compiled kernels, scheduler (measured).
 RESERVED = 440 * 10**6
 #: What compiling the kernels takes besides, where no earlier run has left them in the cache (measured).
 COMPILING = 120 * 10**6
+#: What CUDA's context and libraries take of the host's memory in a process that uses a GPU: an upper bound.
+CUDA = 10**9
 #: Rows of chunks as stores are written by default: panels of this width read no chunk twice.
 CHUNK = 4096
 #: Rows of a chunk of the whole matrix, where it is kept: so many are written at a time.
@@ -65,8 +73,11 @@ PAIR_BYTES = 20
 RESCORED_BYTES = 130
 #: Features that are correlated with all others again in one pass over the rows.
 RESCORED_AT_ONCE = 64
-#: Seconds for a product of two stored values, for a pair of features, and for a dense product, on one core (measured).
-SPARSE_PRODUCT, PAIR, DENSE_PRODUCT = 2e-9, 4e-9, 6e-11
+#: Sums that come back from a GPU at a time, for each half, and what its matrix library takes of its memory.
+FETCHED, GPU_BUFFERS = 2**23, 64 * 2**20
+
+
+DEFAULT = Rates()
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,10 @@ class Plan:
         Peak memory of each process, bytes.
     allowed
         Memory that each process may take, bytes.
+    device
+        Where tiles are, and what is added to them: ``cpu``, or ``cuda``, a GPU.
+    gpu_projected, gpu_allowed
+        Peak of the GPU's memory that each process takes, and what it may take, bytes; 0 without one.
     """
 
     method: Method
@@ -132,6 +147,14 @@ class Plan:
     kept: int
     projected: int
     allowed: int
+    device: Where = "cpu"
+    gpu_projected: int = 0
+    gpu_allowed: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is projected is allowed."""
+        return self.projected <= self.allowed and self.gpu_projected <= self.gpu_allowed
 
     @property
     def kernel(self) -> Literal["sparse", "dense"]:
@@ -147,11 +170,14 @@ class Plan:
         return slice(i * self.panel, min((i + 1) * self.panel, n_features))
 
 
-def choose_kernel(a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "auto") -> Literal["sparse", "dense"]:
+def choose_kernel(
+    a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "auto", device: DeviceName = "auto"
+) -> Literal["sparse", "dense"]:
     """Return the kernel to use: the one asked for, or the faster one by a cost model.
 
     The sparse kernel works on every product of two entries in a row, the dense one on every product of two values.
-    They break even where the two densities multiply to about 0.03.
+    The rates are those of :class:`~pipeline.correlate.cost.Rates` as it comes, and of CPUs, unless a GPU is insisted
+    on: the same stores get the same kernel on every machine, and a finished result stays valid.
 
     Parameters
     ----------
@@ -161,6 +187,8 @@ def choose_kernel(a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "aut
         Their rows.
     kernel
         ``sparse``, ``dense`` or ``auto``.
+    device
+        ``cuda`` where products are to be computed on a GPU, whatever the stores.
 
     Raises
     ------
@@ -180,18 +208,25 @@ def choose_kernel(a: StoreSize, b: StoreSize, n_rows: int, kernel: Kernel = "aut
         raise InputError("The sparse kernel needs two stores of layout csr, and one is dense; use kernel='auto'")
     if kernel != "auto":
         return kernel
-    return "sparse" if both_sparse and sparse_seconds(a, b, n_rows) < dense_seconds(a, b, n_rows) else "dense"
+    where: Where = "cuda" if device == "cuda" else "cpu"
+    faster = sparse_seconds(a, b, n_rows, where) < dense_seconds(a, b, n_rows, where)
+    return "sparse" if both_sparse and faster else "dense"
 
 
-def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int) -> float:
-    """Estimate the seconds that the sparse kernel takes on one core."""
-    products = float(a.entries.sum()) * float(b.entries.sum()) / n_rows
-    return products * SPARSE_PRODUCT + a.n_features * b.n_features * PAIR
+def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
+    """Estimate the seconds of the products of the sparse kernel, on one core or on a GPU."""
+    return sparse_products(a, b, n_rows) * rates.on(where).product
 
 
-def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int) -> float:
-    """Estimate the seconds that the dense kernel takes on one core."""
-    return a.n_features * b.n_features * (n_rows * DENSE_PRODUCT + PAIR)
+def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
+    """Estimate the same for the dense kernel: products, and their way into tiles."""
+    each, slabs = rates.on(where), -(-n_rows // DENSE_ROWS)
+    return float(a.n_features) * b.n_features * (n_rows * each.dense_product + slabs * each.tile)
+
+
+def sparse_products(a: StoreSize, b: StoreSize, n_rows: int) -> float:
+    """Return how many products of two entries in a row there are, were they spread evenly."""
+    return float(a.entries.sum()) * float(b.entries.sum()) / n_rows
 
 
 def make_plan(
@@ -208,6 +243,8 @@ def make_plan(
     panel: int | None = None,
     reserved: int = RESERVED,
     matrix: bool = False,
+    device: DeviceName = "auto",
+    gpu: int | None = None,
 ) -> Plan:
     """Cut the work to fit the memory.
 
@@ -233,6 +270,10 @@ def make_plan(
         Bytes that a process takes before it holds any data.
     matrix
         Whether the whole matrix is written.
+    device
+        ``cuda`` if products are to be computed on a GPU whether or not that is faster.
+    gpu
+        Bytes that each process may take of its GPU's memory, or None if there is none to be used.
 
     Returns
     -------
@@ -245,27 +286,52 @@ def make_plan(
     """
     kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
     shape = _Shape(a, b, n_rows, n_halves, top_k + SPARE, threads, kept, reserved, matrix)
-    allowed = memory // processes
-    plans = []
-    for method, width in _choices(choose_kernel(a, b, n_rows, kernel), a.n_features, processes * threads, panel):
-        plans.append(_plan(method, width, shape, allowed))
-        if plans[-1].projected <= allowed:
-            return plans[-1]
-    raise BudgetError(_refusal(min(plans, key=lambda plan: plan.projected), processes, reserved))
+    ways = _ways(choose_kernel(a, b, n_rows, kernel, device), device, gpu, shape)
+    plans = [
+        _plan(way, width, shape, (memory // processes, gpu or 0))
+        for way, width in _choices(ways, a.n_features, processes * threads, panel)
+    ]
+    for plan in plans:
+        if plan.fits:
+            return plan
+    raise BudgetError(_refusal(plans, processes, reserved))
 
 
-def _choices(
-    kernel: Literal["sparse", "dense"], n_features: int, slots: int, panel: int | None
-) -> list[tuple[Method, int]]:
-    """Return methods and widths to try, the best first: a narrow panel only where no comfortable one fits."""
-    comfortable: list[tuple[Method, int]] = []
-    narrow: list[tuple[Method, int]] = []
+def _ways(kernel: Literal["sparse", "dense"], device: DeviceName, gpu: int | None, shape: _Shape) -> list[Way]:
+    """Return methods and devices, the best first: a GPU where it is faster, or insisted on."""
+    ways: list[Way] = []
     for method in _methods(kernel):
-        widths = [panel] if panel else list(_widths(method, n_features, slots))
+        if gpu is not None and (device == "cuda" or gpu_is_faster(method, shape)):
+            ways.append((method, "cuda"))
+        if gpu is None or device != "cuda":
+            ways.append((method, "cpu"))
+    return ways
+
+
+def _choices(ways: list[Way], n_features: int, slots: int, panel: int | None) -> list[tuple[Way, int]]:
+    """Return ways and widths to try, the best first: a narrow panel only where no comfortable one fits."""
+    comfortable: list[tuple[Way, int]] = []
+    narrow: list[tuple[Way, int]] = []
+    for way in ways:
+        widths = [panel] if panel else list(_widths(way[0], n_features, slots))
         for width in widths:
             fits = width >= min(COMFORTABLE, widths[0])
-            (comfortable if fits else narrow).append((method, width))
+            (comfortable if fits else narrow).append((way, width))
     return comfortable + narrow
+
+
+def gpu_is_faster(method: Method, shape: _Shape, rates: Rates = DEFAULT) -> bool:
+    """Say whether products on a GPU, with tiles that come back, take less time than on the cores of its process.
+
+    The dense kernel gains always. The sparse one moves :data:`~pipeline.correlate.cost.SECTORS` bytes a product.
+    """
+    if method == "dense":
+        return True
+    each = rates.product if method == "resident" else rates.streamed
+    products = sparse_products(shape.a, shape.b, shape.n_rows)
+    entries = float(shape.a.entries.sum() + shape.b.entries.sum())
+    back = tile_bytes(shape.a.n_features, shape) + 8 * entries
+    return products * rates.gpu_product + back * rates.gpu_copy < products * each / shape.threads
 
 
 def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
@@ -287,7 +353,18 @@ def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
         width //= 2
 
 
-def _refusal(plan: Plan, processes: int, reserved: int) -> str:
+def _refusal(plans: list[Plan], processes: int, reserved: int) -> str:
+    """Say what the plan that takes least would need, of the host's memory or of the GPU's."""
+    on_host = [plan for plan in plans if plan.gpu_projected <= plan.gpu_allowed]
+    if not on_host:
+        least = min(plans, key=lambda plan: plan.gpu_projected)
+        return (
+            f"The correlation does not fit the GPU: panels of {least.panel} features need "
+            f"{least.gpu_projected / 1e9:.2f} GB of its memory in each worker process (projected), and "
+            f"{least.gpu_allowed / 1e9:.2f} GB is allowed. Let nothing else use the GPU, run one thread for each, or "
+            "use device='cpu'"
+        )
+    plan = min(on_host, key=lambda plan: plan.projected)
     gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, reserved)]
     return (
         f"The correlation does not fit: it needs {gb[0]} in each worker process (projected) at the least, and "
@@ -311,19 +388,22 @@ class _Shape:
     matrix: bool
 
 
-def _plan(method: Method, width: int, shape: _Shape, allowed: int) -> Plan:
-    """Project the peak memory of a process for one method and width of panels."""
+def _plan(way: Way, width: int, shape: _Shape, allowed: tuple[int, int]) -> Plan:
+    """Project the peak memory of a process, and of its GPU, for one method and width of panels."""
+    method, device = way
     width = min(width, shape.a.n_features)
     pairs = width * shape.b.n_features
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
     slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
-    task = _lists(width, kept, shape) + _WORK[method](width, slab_rows, shape)
+    task = _lists(width, kept, shape) + _WORK[way](width, slab_rows, shape)
     if method == "dense":
         task = max(task, _rescoring(width, kept, shape))
+    gpu = GPU_BUFFERS + shape.threads * _GPU_WORK[method](width, slab_rows, shape) if device == "cuda" else 0
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
     projected = shape.reserved + max(shared + shape.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
-    return Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, allowed)
+    cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, allowed[0])
+    return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=allowed[1] if device == "cuda" else 0)
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:
@@ -374,6 +454,27 @@ def _work_resident(width: int, slab_rows: int, shape: _Shape) -> int:
     return entries * (6 + 2 * value) + 16 * shape.n_rows + max(slab, b_slab // shape.threads)
 
 
+def _work_resident_on_gpu(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the same with the sums that come back from the GPU, and a slab of the panel by features."""
+    slab = shape.a.heaviest(width) * min(1.0, slab_rows / shape.n_rows)
+    return _work_resident(width, slab_rows, shape) + int(slab * (4 + shape.a.value_bytes)) + _fetched(shape)
+
+
+def _fetched(shape: _Shape) -> int:
+    """Return the bytes of the sums that come back from a GPU at a time, twice: one block goes while the next comes."""
+    return 2 * 8 * fetched_rows(shape.b.n_features) * shape.b.n_features * shape.n_halves
+
+
+def fetched_rows(n_features_b: int) -> int:
+    """Return how many rows of a tile come back from a GPU at a time."""
+    return max(1, FETCHED // max(1, n_features_b))
+
+
+def _work_streaming_on_gpu(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the same as :func:`_work_streaming` with a few rows of the tile in place of all."""
+    return _work_streaming(width, slab_rows, shape) - tile_bytes(width, shape) + _fetched(shape)
+
+
 def _work_streaming(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes of a tile of sums for each half, and a slab of both sides."""
     share = min(1.0, slab_rows / shape.n_rows)
@@ -414,7 +515,42 @@ def _rescoring(width: int, kept: int, shape: _Shape) -> int:
     return RESCORED_BYTES * (listed + kept) + turned + _blocks(width, rows, shape) + sums + DENSE_BUFFERS
 
 
-_WORK = {"resident": _work_resident, "streaming": _work_streaming, "dense": _work_dense}
+_WORK: dict[Way, Callable[[int, int, _Shape], int]] = {
+    ("resident", "cpu"): _work_resident,
+    ("resident", "cuda"): _work_resident_on_gpu,
+    ("streaming", "cpu"): _work_streaming,
+    ("streaming", "cuda"): _work_streaming_on_gpu,
+    ("dense", "cpu"): _work_dense,
+    ("dense", "cuda"): _work_dense,
+}
+
+
+def _gpu_sparse(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the bytes on a GPU of the tiles of a panel, and of two slabs of both sides: CuPy keeps the one before."""
+    share = min(1.0, slab_rows / shape.n_rows)
+    a = int(shape.a.heaviest(width) * share) * (4 + shape.a.value_bytes) + 8 * shape.n_halves * width
+    b = int(shape.b.entries.sum() * share) * (_id_bytes(shape.b.n_features) + shape.b.value_bytes) + 8 * slab_rows
+    return tile_bytes(width, shape) + 2 * (a + b)
+
+
+def _gpu_dense(width: int, slab_rows: int, shape: _Shape) -> int:
+    """Return the bytes on a GPU: tile, standardised slabs, a block as it passes, a product, operands in float64."""
+    features, rows = min(DENSE_FEATURES, shape.b.n_features), min(slab_rows, shape.n_rows)
+    slabs = 4 * rows * (width + 2 * features)
+    pieces = [
+        min(size.piece_rows, rows) * columns * (3 * size.value_bytes + 4)
+        for size, columns in ((shape.a, width), (shape.b, features))
+    ]
+    block = min(width, FEATURES)
+    tile = 8 * width * shape.b.n_features
+    return tile + slabs + 2 * max(pieces) + 8 * (block * features + rows * (block + features))
+
+
+_GPU_WORK: dict[Method, Callable[[int, int, _Shape], int]] = {
+    "resident": _gpu_sparse,
+    "streaming": _gpu_sparse,
+    "dense": _gpu_dense,
+}
 
 
 def _merge(shape: _Shape) -> int:

@@ -9,6 +9,10 @@ files; a run that was stopped goes on with the panels that are not ranked yet::
                one task each                           one task each
 
 Ranks are multiples of ½, which float32 holds exactly up to 2²³ rows; above that they are float64.
+
+A task holds all rows of a panel of features: their values twice, their ids, ranks and order (28 bytes an entry of a
+csr store with float32 values, 12 a value of a dense one), 48 bytes a row, and a slab as it is read; or a shard of all
+features as it is joined, 48 bytes an entry. :func:`plan_ranks` makes panels as narrow as the memory asks for.
 """
 
 # ruff: noqa: PLR0917  (compiled functions take everything by position)
@@ -28,8 +32,11 @@ from distributed import Client
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.config import Measure
 from pipeline.correlate.job import Store
-from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, StoreSize
+from pipeline.correlate.measures import RULES
+from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, StoreSize
+from pipeline.correlate.resources import Resources
 from pipeline.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
 
@@ -288,43 +295,91 @@ def rank_columns(values: Array, half: Array, n: Array, out: Array) -> Array:
     return out
 
 
-def panel_width(store: Store, size: StoreSize, n_rows: int, slab_rows: int, allowed: int, slots: int) -> int:
-    """Return how many features a task ranks: as many as fit, but enough tasks for all slots.
+@dataclass(frozen=True)
+class RankPlan:
+    """How the ranking of a store is cut, and what it takes.
+
+    Attributes
+    ----------
+    width
+        Features that a task ranks.
+    slab_rows, shard_rows
+        Rows that are read at a time, and rows of a shard of the ranks.
+    projected
+        Peak memory of each process while it ranks, bytes.
+    """
+
+    width: int
+    slab_rows: int
+    shard_rows: int
+    projected: int
+
+
+def measured_size(size: StoreSize, measure: Measure, n_rows: int) -> StoreSize:
+    """Return the size of a store as the kernels read it: its values, ranks or firing.
+
+    >>> measured_size(StoreSize(True, 8, np.full(3, 5)), "spearman", n_rows=100).value_bytes
+    4
+    """
+    if RULES[measure].ranked:
+        return replace(size, value_bytes=rank_dtype(n_rows).itemsize)
+    return replace(size, value_bytes=4) if RULES[measure].firing else size
+
+
+def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources, name: str = "a store") -> RankPlan:
+    """Cut the ranking of a store to fit the memory: as many features for a task as fit, but tasks for all slots.
 
     Parameters
     ----------
-    store, size
-        The store, and its entries.
-    n_rows, slab_rows
-        Its rows, and those that are read at a time.
-    allowed
-        Bytes that one task may take.
-    slots
-        How many tasks run at once.
+    size
+        Of the values.
+    n_rows
+        Rows of the store.
+    plan
+        That of the correlation of the ranks; ranking stays within the same memory.
+    resources
+        What there is.
+    name
+        Of the store, for messages.
 
     Raises
     ------
     BudgetError
         If not even one feature fits.
+
+    Examples
+    --------
+    >>> from pipeline.correlate.plan import make_plan
+    >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
+    >>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
+    >>> ranking = plan_ranks(size, n_rows=100_000, plan=plan, resources=Resources(10**9, 1, 1, 4 * 10**8, set()))
+    >>> ranking.width, ranking.projected < 10**9
+    (4096, True)
     """
-    width = min(CHUNK, store.n_features)
-    while width > NARROWEST_FOR_TASKS and -(-store.n_features // width) < slots:
+    width, threads = min(CHUNK, size.n_features), resources.threads
+    while width > NARROWEST_FOR_TASKS and -(-size.n_features // width) < resources.processes * threads:
         width //= 2
-    while (needed := _panel_bytes(store, size, n_rows, slab_rows, width)) > allowed:
+    while True:
+        needed = _panel_bytes(size, n_rows, plan.slab_rows, width)
+        projected = resources.reserved + threads * needed
+        if projected <= plan.allowed:
+            return RankPlan(width, plan.slab_rows, shard_rows(size, n_rows), projected)
         if width == 1:
             raise BudgetError(
-                f"Ranking one feature of {store.path} takes {needed / 1e9:.2f} GB, and {allowed / 1e9:.2f} GB is "
-                "allowed for a task; raise memory, use fewer threads, or take measure='pearson'"
+                f"Ranking does not fit: one feature of {name} at a time takes {projected / 1e9:.2f} GB in each worker "
+                f"process (projected), and {plan.allowed / 1e9:.2f} GB is allowed, of which "
+                f"{resources.reserved / 1e9:.2f} GB is reserved for the interpreter and libraries. Raise memory to at "
+                f"least {projected * resources.processes / 1e9:.2f} GB in all, use fewer threads, or take "
+                "measure='pearson'"
             )
         width //= 2
-    return width
 
 
-def _panel_bytes(store: Store, size: StoreSize, n_rows: int, slab_rows: int, width: int) -> int:
-    """Return the peak memory of the tasks that rank a panel and join a shard."""
+def _panel_bytes(size: StoreSize, n_rows: int, slab_rows: int, width: int) -> int:
+    """Return the peak memory of a task that ranks a panel, or joins a shard."""
     value, rank = size.value_bytes, rank_dtype(n_rows).itemsize
-    if not store.sparse:
-        read = min(slab_rows, n_rows) * min(CHUNK, store.n_features) * value
+    if not size.sparse:
+        read = min(slab_rows, n_rows) * min(CHUNK, size.n_features) * value
         return n_rows * width * (2 * value + rank) + 48 * n_rows + read + DENSE_BUFFERS
     a_row = int(size.entries.sum() / n_rows) + 1
     read = min(slab_rows, n_rows) * a_row * (8 + 2 * value)

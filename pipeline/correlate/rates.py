@@ -1,9 +1,7 @@
 """How long a correlation will take: a few rates of this machine, times the work that the plan counts.
 
-The rates that come with the package are those of one core of a small cloud machine. ``subspace plan --calibrate``
-measures those of the machine at hand, with every core at work, and keeps them in the cache folder.
-
-The choice of a kernel does not use measured rates: the same stores get the same kernel everywhere.
+The rates that come with the package are in :mod:`pipeline.correlate.cost`. ``subspace plan --calibrate`` measures those
+of the machine at hand, with every core at work, and keeps them in the cache folder.
 """
 
 from __future__ import annotations
@@ -22,8 +20,11 @@ import numpy as np
 import scipy.sparse
 from threadpoolctl import threadpool_limits
 
-from pipeline.correlate.kernels import dense
+from pipeline.correlate.cost import CHOSEN_SHARE, SECTORS, Rates
+from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
+from pipeline.correlate.kernels.device import Device, find_device
+from pipeline.correlate.kernels.exact import add_pairs
 from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
@@ -33,41 +34,11 @@ from storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["Rates", "load_rates", "measure_rates", "predict_seconds", "save_rates"]
+
 RATES_FILE = "rates.json"
 #: Size of the sparse panels that are timed.
 _ROWS, _FEATURES, _WIDTH = 20_000, 16_384, 256
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Seconds on one core, with all cores at work.
-
-    Attributes
-    ----------
-    product, streamed
-        A product of two sparse values that is added to its sum, resident and streaming.
-    pair
-        Setting the sum of a pair to 0, its r in one half, its place in the histogram, its passing by the lists.
-    dense_product
-        A product in a float32 matrix product.
-    tile
-        Adding one number of a product to its place in a tile.
-    entry
-        Reading an entry of a sparse store, decoded, shifted and counted.
-    value
-        Reading a value of a dense store and standardising it.
-    start
-        Seconds before the first panel begins, and after the last one.
-    """
-
-    product: float = 3.0e-9
-    streamed: float = 9.0e-9
-    pair: float = 4.5e-9
-    dense_product: float = 3.6e-11
-    tile: float = 8e-10
-    entry: float = 1.0e-7
-    value: float = 2.0e-9
-    start: float = 1.0
 
 
 def load_rates(folder: Path) -> Rates | None:
@@ -111,8 +82,11 @@ def predict_seconds(
     >>> predict_seconds(plan, size, size, n_rows=100_000, n_halves=2, slots=1, rates=Rates()) < 60
     True
     """
-    work = _WORK[plan.method](plan, a, b, n_rows, rates)
-    pairs = a.n_features * b.n_features * n_halves * rates.pair
+    work = _WORK[plan.method](plan, a, b, (n_rows, n_halves), rates.on(plan.device))
+    reduced = 1 if plan.method == "dense" else n_halves
+    pairs = a.n_features * b.n_features * reduced * rates.pair
+    if plan.device == "cuda":
+        pairs += _copied(plan, a, b, n_rows, n_halves) * rates.gpu_copy
     # Panels run in rounds: with three panels on two slots, the second round leaves one idle
     rounds = -(-plan.n_panels // slots) / plan.n_panels
     return rates.start + work.serial + work.shared / slots + (work.panels + pairs) * rounds
@@ -127,31 +101,44 @@ class _Work:
     panels: float
 
 
-def _resident(_: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
-    products = _entries(a) * _entries(b) / n_rows
+def _resident(_: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
+    products = _entries(a) * _entries(b) / rows[0]
     return _Work(_entries(b) * rates.entry, 0.0, _entries(a) * rates.entry + products * rates.product)
 
 
-def _streaming(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
-    products = _entries(a) * _entries(b) / n_rows
+def _streaming(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
+    products = _entries(a) * _entries(b) / rows[0]
     reads = 2 * _entries(a) + plan.n_panels * _entries(b)
     return _Work(0.0, 2 * _entries(b) * rates.entry, reads * rates.entry + products * rates.streamed)
 
 
-def _dense(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, rates: Rates) -> _Work:
+def _dense(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
+    n_rows, n_halves = rows
     values_a, values_b = n_rows * a.n_features, n_rows * b.n_features
-    pairs = a.n_features * b.n_features
-    tiles = pairs * -(-n_rows // DENSE_ROWS) * 2 * rates.tile
-    # Re-scoring reads both sides once more, B once for each task
-    reads = 2 * values_a + (plan.n_panels + 1) * values_b
-    return _Work(0.0, values_b * rates.value, reads * rates.value + pairs * n_rows * rates.dense_product + tiles)
+    pairs, n_slabs = a.n_features * b.n_features, -(-n_rows // DENSE_ROWS)
+    products = pairs * (n_slabs * rates.tile + n_rows / n_halves * rates.dense_product)
+    # A: statistics, standardising, re-scoring; B: standardising and re-scoring for every panel
+    reads = 3 * values_a + 2 * plan.n_panels * values_b
+    held_out = pairs * CHOSEN_SHARE * (n_rows - n_rows / n_halves) * rates.chosen
+    return _Work(0.0, values_b * rates.value, reads * rates.value + products + held_out)
 
 
-_WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, int, Rates], _Work]] = {
+_WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, tuple[int, int], Rates], _Work]] = {
     "resident": _resident,
     "streaming": _streaming,
     "dense": _dense,
 }
+
+
+def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_halves: int) -> float:
+    """Return the bytes that pass between the host and its GPU: rows there, B for each panel, and tiles back."""
+    bytes_a, bytes_b = (
+        n_rows * size.n_features * size.value_bytes
+        if plan.method == "dense"
+        else _entries(size) * (4 + size.value_bytes)
+        for size in (a, b)
+    )
+    return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_halves
 
 
 def _entries(size: StoreSize) -> float:
@@ -166,6 +153,7 @@ def measure_rates(threads: int) -> Rates:
     with threadpool_limits(1, user_api="blas"), tempfile.TemporaryDirectory(prefix="subspace-rates-") as folder:
         stores = _write_stores(Path(folder))
         rates = _measure_sparse(threads) | _measure_dense(threads) | _measure_reading(threads, *stores)
+        rates |= _measure_gpu(find_device("auto"))
     return dataclasses.replace(Rates(), **rates)
 
 
@@ -253,7 +241,41 @@ def _measure_dense(threads: int) -> dict[str, float]:
     thin = _seconds(threads, lambda i: dense.add_products(np, tiles[i], a[:64], b[:64]))
     pairs = width * width
     product = (whole - thin) / (pairs * (rows - 64))
-    return {"dense_product": product, "tile": max(thin / pairs - 64 * product, 1e-11)}
+    return {
+        "dense_product": product,
+        "tile": max(thin / pairs - 64 * product, 1e-11),
+        "chosen": _measure_chosen(threads),
+    }
+
+
+def _measure_chosen(threads: int) -> float:
+    rng, width, rows, n_pairs = np.random.default_rng(0), 2048, 512, 20_000
+    x, y = (rng.standard_normal((width, rows)) for _ in "ab")
+    at_x, at_y = np.sort(rng.integers(0, width, n_pairs)), rng.integers(0, width, n_pairs)
+    sums = np.zeros((threads, n_pairs))
+    return _seconds(threads, lambda i: add_pairs(sums[i], x, y, at_x, at_y)) / (n_pairs * rows)
+
+
+def _measure_gpu(device: Device) -> dict[str, float]:
+    """Time sparse and dense products, and a copy to the host, on the GPU of this process, if it has one."""
+    if device.name == "cpu":
+        return {}
+    case = _SparseCase.random(256)
+    tile = device.xp.zeros((_WIDTH, _FEATURES), dtype=device.xp.float64)
+    a, b = (device.put(np.ones((4096, width), np.float32)) for width in (2048, 2048))
+    square = device.xp.zeros((2048, 2048), dtype=device.xp.float64)
+
+    def finished(work: Callable[[], object]) -> float:
+        """Time work and the copy of one number, which waits for it."""
+        return _seconds(1, lambda _: (work(), device.get(tile[:1, :1]), device.get(square[:1, :1])))
+
+    sparse = finished(lambda: scatter.add_products(device, [tile], case.columns, case.b))
+    full = finished(lambda: dense.add_products(device.xp, square, a, b))
+    return {
+        "gpu_byte": sparse / case.n_products / SECTORS,
+        "gpu_dense_product": full / (4096 * square.size),
+        "gpu_copy": finished(lambda: device.get(tile)) / tile.nbytes,
+    }
 
 
 def _write_stores(folder: Path) -> tuple[Path, Path]:

@@ -37,8 +37,8 @@ from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments
-from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
+from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.rows import HELD_OUT, SELECTING
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
 from pipeline.workers import run_tasks

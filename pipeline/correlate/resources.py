@@ -1,9 +1,11 @@
-"""What the workers of a client have: processes, threads, and how much memory may be taken."""
+"""What the workers of a client have: processes, threads, and how much memory may be taken, of hosts and of GPUs."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,19 @@ from dask.utils import parse_bytes
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
+from pipeline.config import DeviceName
+from pipeline.correlate.kernels.device import Gpu, find_device
 from pipeline.correlate.kernels.sparse import correlate_resident
-from pipeline.correlate.plan import COMPILING, RESERVED
+from pipeline.correlate.plan import COMPILING, CUDA, RESERVED
 from storage.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 #: Share of the free memory that is taken where no budget is given, and share of a worker's own limit, above which
 #: Dask would begin to act.
 FREE_SHARE, LIMIT_SHARE = 0.5, 0.6
+#: Share of the free memory of a GPU that is taken: allocators need some for the pieces between.
+GPU_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Resources:
         Bytes that one takes before it holds any data.
     hosts
         Names of the hosts that they run on.
+    gpu
+        Bytes that each process may take of its GPU's memory; None unless every process has a GPU that may be used.
     """
 
     memory: int
@@ -45,6 +55,7 @@ class Resources:
     threads: int
     reserved: int
     hosts: set[str]
+    gpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class _Worker:
     free: int
     limit: int | None
     compiled: bool
+    gpu: Gpu | None
 
 
 def parse_memory(memory: str | int) -> int | None:
@@ -83,7 +95,7 @@ def parse_memory(memory: str | int) -> int | None:
     return n_bytes
 
 
-def find_resources(client: Client, memory: int | None) -> Resources:
+def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu") -> Resources:
     """Ask the workers what they have.
 
     Parameters
@@ -92,10 +104,17 @@ def find_resources(client: Client, memory: int | None) -> Resources:
         Its workers are asked; where there are none yet, the first one is waited for.
     memory
         Budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower limit).
+    device
+        Whether their GPUs are to be used: ``auto`` where all have one, ``cuda``, or ``cpu`` for none.
+
+    Raises
+    ------
+    MissingDependencyError
+        If ``cuda`` is asked for and a worker has no GPU, or no CuPy.
     """
     if not client.nthreads():
         client.submit(os.getpid, pure=False).result()
-    workers: list[_Worker] = list(client.run(_describe).values())
+    workers: list[_Worker] = list(client.run(_describe, device=device).values())
     processes: dict[tuple[str, int], list[_Worker]] = {}
     for worker in workers:
         processes.setdefault((worker.host, worker.process), []).append(worker)
@@ -105,7 +124,21 @@ def find_resources(client: Client, memory: int | None) -> Resources:
     total = memory if memory is not None else min(free) * len(processes)
     threads = max(sum(worker.threads for worker in group) for group in processes.values())
     reserved = RESERVED if all(worker.compiled for worker in workers) else RESERVED + COMPILING
-    return Resources(total, len(processes), threads, reserved, set(on_host))
+    gpu = _gpu_allowance(list(processes.values()))
+    reserved += CUDA if gpu is not None else 0
+    return Resources(total, len(processes), threads, reserved, set(on_host), gpu)
+
+
+def _gpu_allowance(processes: list[list[_Worker]]) -> int | None:
+    """Return the bytes that each process may take of its GPU; processes that see one GPU share what is free of it."""
+    found = [group[0].gpu for group in processes]
+    if any(gpu is None for gpu in found):
+        if any(found):
+            logger.info("Some workers have no GPU: products are computed on the CPU by all, so that all do the same")
+        return None
+    using = Counter((group[0].host, gpu.name) for group, gpu in zip(processes, found, strict=True) if gpu)
+    free = [gpu.free // using[group[0].host, gpu.name] for group, gpu in zip(processes, found, strict=True) if gpu]
+    return int(GPU_SHARE * min(free))
 
 
 def _allowance(workers: list[_Worker], processes_on_host: int) -> int:
@@ -125,7 +158,7 @@ def is_compiled() -> bool:
     return any(compiled_kernels().glob(f"*{correlate_resident.__name__}*.nbi"))
 
 
-def _describe(dask_worker: Any) -> _Worker:
+def _describe(dask_worker: Any, device: DeviceName) -> _Worker:
     return _Worker(
         host=socket.gethostname(),
         process=os.getpid(),
@@ -133,4 +166,5 @@ def _describe(dask_worker: Any) -> _Worker:
         free=min(psutil.virtual_memory().available, MEMORY_LIMIT),
         limit=dask_worker.memory_manager.memory_limit,
         compiled=is_compiled(),
+        gpu=find_device(device).gpu(),
     )

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import shutil
@@ -29,13 +30,14 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES, DeviceName, Kernel, Measure
+from pipeline.correlate.grid import bring_statistics, is_kept, keep_statistics
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
 from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, StoreSize, choose_kernel, make_plan
-from pipeline.correlate.ranks import RankJob, panel_width, rank_dtype, rank_store, shard_rows
+from pipeline.correlate.ranks import RankJob, RankPlan, measured_size, plan_ranks, rank_dtype, rank_store
 from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
@@ -150,7 +152,8 @@ def correlate(
         ``float32`` or ``float16`` to keep the whole matrix as well, ``r_all`` of that type. It is written in the
         same memory, and takes `n_a` · `n_b` values of disk.
     device
-        Where the dense kernel multiplies: ``cpu``, ``cuda``, or ``auto``, the GPU of a worker that has CuPy and one.
+        Where products are computed: ``cpu``, ``cuda``, or ``auto``, which takes the workers' GPUs if all have one (and
+        CuPy): for the dense kernel always, for the sparse one where that is faster.
     memory
         Peak memory of all worker processes together, in bytes or as ``"4GB"``; ``auto`` is half of what is free.
     out
@@ -208,7 +211,7 @@ def correlate(
     if full is not None:
         _check_disk(inputs, full, path)
     with ensure_client(client) as active:
-        resources = find_resources(active, budget)
+        resources = find_resources(active, budget, device)
         if out is None and resources.hosts != {socket.gethostname()}:
             raise InputError(
                 f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
@@ -262,7 +265,7 @@ def correlate_share(
     if share.begins and chosen.full is not None:
         _check_disk(inputs, chosen.full, Path(out))
     with ensure_client(client) as active:
-        resources = find_resources(active, budget)
+        resources = find_resources(active, budget, chosen.device)
         if share.begins:
             begin_result(out, manifest)
             resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
@@ -278,8 +281,8 @@ def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
     """Return the inputs of a correlation, and what its result depends on."""
     settings.check()
     inputs = Inputs.open(a, b).measured_by(settings.measure)
-    method = choose_kernel(inputs.sizes[0], inputs.sizes[1], inputs.n_rows, settings.kernel)
-    return inputs, _manifest(inputs, settings, method)
+    kernel = choose_kernel(*inputs.sizes, inputs.n_rows, settings.kernel, settings.device)
+    return inputs, _manifest(inputs, settings, kernel)
 
 
 def _path(store: str | Path | xr.Dataset) -> Path:
@@ -333,12 +336,9 @@ class Inputs:
         InputError
             If the measure is of firing, and every feature of a store fires in every row.
         """
-        rule, (a, b) = RULES[measure], self.sizes
-        if rule.ranked:
-            n_bytes = rank_dtype(self.n_rows).itemsize
-            return replace(self, sizes=(replace(a, value_bytes=n_bytes), replace(b, value_bytes=n_bytes)))
-        if not rule.firing:
-            return self
+        sizes = measured_size(self.sizes[0], measure, self.n_rows), measured_size(self.sizes[1], measure, self.n_rows)
+        if not RULES[measure].firing:
+            return replace(self, sizes=sizes)
         for store, size in zip(self.stores, self.sizes, strict=True):
             if (size.entries >= self.n_rows).all():
                 raise InputError(
@@ -346,7 +346,7 @@ class Inputs:
                     "fire in all rows. Use measure='pearson', 'cosine' or 'spearman'"
                 )
         stores = (replace(self.stores[0], firing=True), replace(self.stores[1], firing=True))
-        return replace(self, stores=stores, sizes=(replace(a, value_bytes=4), replace(b, value_bytes=4)))
+        return replace(self, stores=stores, sizes=sizes)
 
 
 def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
@@ -376,8 +376,10 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
     """Do what is not on disk yet, so that the folder holds the whole result."""
     job, half = _begin(inputs, settings, folder, resources, client)
     try:
+        bring_statistics(job)
         _measure_b(job, client)
         _correlate_panels(job, client)
+        keep_statistics(job)
         _write_result(job, _attributes(inputs, settings, job.plan, half), client)
     finally:
         client.run(release, job.key, on_error="ignore")
@@ -392,18 +394,20 @@ def _begin(
     `begun`: other processes work on it too, so what is on disk stays as it is.
     """
     half = read_halves(inputs.stores[0].path, inputs.stores[1].path, settings.select)
+    plan = _plan(inputs, settings, resources, folder, begun=begun)
     job = Job(
         key=f"{folder}-{uuid.uuid4().hex}",
         a=inputs.stores[0],
         b=inputs.stores[1],
-        plan=_plan(inputs, settings, resources, folder, begun=begun),
+        plan=plan,
         folder=folder,
         top_k=settings.top_k,
         keep_above=settings.keep_above,
         n_halves=settings.n_halves,
-        device=settings.device,
+        device=plan.device,
         measure=settings.measure,
         matrix=settings.full is not None,
+        b_key=_key_of_rows(inputs.stores[1], settings, half) if is_kept() else "",
     )
     _prepare(job, half, settings.full)
     if RULES[settings.measure].ranked:
@@ -411,20 +415,24 @@ def _begin(
     return job, half
 
 
+def _key_of_rows(store: Store, settings: Settings, half: NDArray[np.int8]) -> str:
+    """Return a key of the rows of a store as the kernels read them: its content, their halves, and the measure."""
+    halves = hashlib.sha256(half.tobytes()).hexdigest()
+    return f"{fingerprint(store.path)} {halves} {settings.measure}"
+
+
 def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:
     """Return the job on the ranks of both stores, which are made where they are not on disk yet, unless `begun`."""
-    allowed = (job.plan.allowed - resources.reserved) // resources.threads
-    slots = resources.processes * resources.threads
     ranks: dict[Path, Store] = {}
-    for store, size in zip(inputs.stores, inputs.sizes, strict=True):
+    for store, cut in zip(inputs.stores, _rank_plans(inputs, job.plan, resources), strict=True):
         if store.path not in ranks:
             rank_job = RankJob(
                 store=store,
                 folder=job.panels / f"ranks-{len(ranks)}",
                 n_rows=inputs.n_rows,
-                width=panel_width(store, size, inputs.n_rows, job.plan.slab_rows, allowed, slots),
-                slab_rows=job.plan.slab_rows,
-                shard_rows=shard_rows(size, inputs.n_rows),
+                width=cut.width,
+                slab_rows=cut.slab_rows,
+                shard_rows=cut.shard_rows,
                 halves=job.panels / HALVES_FILE,
                 n_halves=job.n_halves,
             )
@@ -434,6 +442,20 @@ def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, b
                 else rank_store(rank_job, client, f"Ranking {store.path.name}")
             )
     return replace(job, a=ranks[job.a.path], b=ranks[job.b.path])
+
+
+def _rank_plans(inputs: Inputs, plan: Plan, resources: Resources) -> list[RankPlan]:
+    """Return how both stores are ranked."""
+    return [
+        plan_ranks(
+            replace(size, value_bytes=store.value_bytes),
+            n_rows=inputs.n_rows,
+            plan=plan,
+            resources=resources,
+            name=str(store.path),
+        )
+        for store, size in zip(inputs.stores, inputs.sizes, strict=True)
+    ]
 
 
 def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
@@ -452,6 +474,8 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             panel=panel,
             reserved=resources.reserved,
             matrix=settings.full is not None,
+            device=settings.device,
+            gpu=resources.gpu,
         )
 
     width = _begun_width(folder)
@@ -462,9 +486,19 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
         except BudgetError:
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             shutil.rmtree(folder / "panels", ignore_errors=True)
-    _log_plan(plan, inputs)
-    tell(Planned("Correlating", plan.projected, resources.reserved))
+    _announce(plan, inputs, settings, resources)
     return plan
+
+
+def _announce(plan: Plan, inputs: Inputs, settings: Settings, resources: Resources) -> None:
+    """Say what will be done in which memory; what cannot be ranked is refused here, before anything is on disk."""
+    _log_plan(plan, inputs)
+    most = plan.projected
+    if RULES[settings.measure].ranked:
+        ranking = max(cut.projected for cut in _rank_plans(inputs, plan, resources))
+        logger.info("Both sides are ranked first, in at most %.2f GB in each worker process", ranking / 1e9)
+        most = max(most, ranking)
+    tell(Planned("Correlating", most, resources.reserved))
 
 
 def _begun_width(folder: Path) -> int | None:
@@ -480,10 +514,16 @@ def _log_plan(plan: Plan, inputs: Inputs) -> None:
     ]
     logger.info(
         "Correlating %d × %d features over %d rows (densities %.2g %% and %.2g %%): %s kernel, %s; %d panels of %d "
-        "features, at most %.2f of %.2f GB in each worker process",
+        "features, at most %.2f of %.2f GB in each worker process%s",
         inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
-        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9,
+        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, _of_gpu(plan),
     )  # fmt: skip
+
+
+def _of_gpu(plan: Plan) -> str:
+    if plan.device == "cpu":
+        return ""
+    return f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
 
 
 def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:

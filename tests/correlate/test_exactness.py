@@ -70,6 +70,13 @@ def test_every_number_matches_numpy(client, make_case, force, method, stores, to
     case.check(ds, top_k, 0.05)
 
 
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_as_many_partners_as_may_be_asked_for(client, make_case, values, kernel):
+    rng = np.random.default_rng(7)
+    case = make_case(values(rng, 200, 300, 0.3), values(rng, 200, 270, 0.3))
+    case.check(case.correlate(top_k=256, keep_above=0.1, kernel=kernel, client=client), 256, 0.1)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_types_are_exact_too(client, make_case, values, dtype):
     rng = np.random.default_rng(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -16,7 +17,11 @@ from sklearn.metrics import jaccard_score, matthews_corrcoef
 from sklearn.metrics.pairwise import cosine_similarity
 
 import storage
-from pipeline.correlate.ranks import rank_columns, rank_entries
+from pipeline.correlate.cost import Rates
+from pipeline.correlate.forecast import forecast_sizes
+from pipeline.correlate.plan import RESERVED, StoreSize, make_plan
+from pipeline.correlate.ranks import plan_ranks, rank_columns, rank_entries
+from pipeline.correlate.resources import Resources
 from pipeline.match.run import match
 
 METHODS = ("resident", "streaming", "dense")
@@ -244,15 +249,46 @@ def test_ranking_that_was_stopped_goes_on(client, make_case, monkeypatch, layout
     assert [items for name, items in asked if name == "correlate-rank"] == [[2, 3], [0, 1, 2, 3]]
 
 
-def test_ranking_that_does_not_fit_is_refused(client, make_case, values):
+@pytest.mark.parametrize("sparse", [True, False])
+def test_ranking_fits_the_budget_or_is_refused(sparse):
+    n_rows, features = 1_000_000, 64
+    size = StoreSize(sparse, 4, np.full(features, n_rows if not sparse else n_rows // 8))
+    widths = []
+    for memory in (12 * 10**8, 9 * 10**8, 6 * 10**8):
+        plan = make_plan(size, size, n_rows=n_rows, n_halves=2, top_k=4, memory=4 * 10**9, threads=2)
+        plan = dataclasses.replace(plan, allowed=memory)
+        ranking = plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(memory, 1, 2, RESERVED, set()))
+        assert RESERVED < ranking.projected <= memory
+        widths.append(ranking.width)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1]
+    plan = dataclasses.replace(plan, allowed=RESERVED + 10**6)
+    with pytest.raises(storage.BudgetError, match=r"one feature of a store at a time takes 0\.\d\d GB .*projected"):
+        plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(10**9, 1, 2, RESERVED, set()))
+
+
+def test_a_store_that_cannot_be_ranked_leaves_nothing_behind(client, make_case, values, monkeypatch):
     rng = np.random.default_rng(8)
     case = make_case(values(rng, 100, 8, 0.2), values(rng, 100, 8, 0.2))
     ranks = importlib.import_module("pipeline.correlate.ranks")
-    store = importlib.import_module("pipeline.correlate.job").Store(case.a, 8, True, 4, 64)
-    size = importlib.import_module("pipeline.correlate.plan").StoreSize(True, 4, np.full(8, 10**7))
-    with pytest.raises(storage.BudgetError, match=r"Ranking one feature of .*a\.zarr takes 0\.\d\d GB"):
-        ranks.panel_width(store, size, 10**7, 4096, 10**8, 2)
-    assert ranks.panel_width(store, size, 10**7, 4096, 10**10, 2) == 8
+    monkeypatch.setattr(ranks, "_panel_bytes", lambda *_: 10**13)
+    with pytest.raises(storage.BudgetError, match=r"Ranking does not fit: one feature of .*a\.zarr at a time"):
+        case.correlate(measure="spearman", client=client)
+    partial = list(case.folder.glob("cor.zarr*"))
+    assert not [folder for folder in partial if (folder / "panels").exists()]
+
+
+def test_the_forecast_of_ranks_has_their_memory_time_and_disk():
+    size = StoreSize(True, 4, np.full(2000, 200_000))
+    sizes = {"n_rows": 1_000_000, "n_halves": 2, "top_k": 16, "kernel": "auto", "rates": Rates()}
+    resources = Resources(4 * 10**9, 1, 2, RESERVED, set())
+    values, ranks = (
+        forecast_sizes(size, size, measure=measure, resources=resources, **sizes) for measure in ("pearson", "spearman")
+    )
+    assert values.ranking == 0 < ranks.ranking <= ranks.memory <= 4 * 10**9
+    assert values.memory == values.plan.projected
+    assert ranks.seconds > values.seconds
+    assert ranks.disk > values.disk + 1e9
 
 
 def test_pairs_say_what_their_r_is(client, make_case, values):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.correlate.cost import Rates
 from pipeline.correlate.plan import (
     NARROWEST,
     RESERVED,
@@ -109,6 +110,40 @@ def test_auto_takes_the_cheaper_kernel():
     assert choose_kernel(thin, full, rows) == "dense"
     with pytest.raises(InputError, match="one is dense"):
         choose_kernel(thin, full, rows, "sparse")
+
+
+def test_one_source_of_rates_chooses_the_kernel_and_a_gpu_that_is_insisted_on_has_its_own():
+    one = size(8192, 10**6, 700)
+    assert choose_kernel(one, one, 10**6) == "sparse"
+    assert sparse_seconds(one, one, 10**6) == pytest.approx(10**6 * 700 * 700 * Rates().product, rel=1e-4)
+    assert choose_kernel(one, one, 10**6, device="cuda") == "dense"
+    thin = size(8192, 10**6, 32)
+    assert choose_kernel(thin, thin, 10**6, device="cuda") == "sparse"
+
+
+def test_a_gpu_takes_the_products_that_outweigh_the_way_back():
+    few = plan(gpu=40 * 10**9)
+    assert (few.method, few.device, few.gpu_projected) == ("resident", "cpu", 0)
+    many = plan(rows=10**6, active=400, memory=10**10, gpu=40 * 10**9)
+    assert (many.method, many.device) == ("resident", "cuda")
+    long = plan(rows=30_000_000, memory=4 * 10**9, gpu=40 * 10**9)
+    assert (long.method, long.device) == ("streaming", "cuda")
+    assert long.projected <= 4e9
+    assert long.panel > plan(rows=30_000_000, memory=4 * 10**9).panel, "the tile is on the GPU, so it may be wider"
+    assert plan(device="cuda", gpu=40 * 10**9).device == "cuda"
+    assert plan(rows=10**6, active=400, memory=10**10).device == "cpu"
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_panels_fit_the_memory_of_the_gpu_too(sparse):
+    sizes = {"features": 16_384, "rows": 200_000, "active": 32 if sparse else 16_384, "sparse": sparse}
+    found = [plan(**sizes, memory=10**11, device="cuda", gpu=gpu) for gpu in (80 * 10**9, 8 * 10**9, 2 * 10**9)]
+    assert [one.device for one in found] == ["cuda"] * 3
+    assert all(0 < one.gpu_projected <= one.gpu_allowed for one in found)
+    assert found[0].panel >= found[1].panel > found[2].panel
+    with pytest.raises(BudgetError, match=r"does not fit the GPU: panels of \d+ features need \d\.\d\d GB .* 0\.01 GB"):
+        plan(**sizes, memory=10**11, device="cuda", gpu=10**7)
+    assert plan(**sizes, memory=10**11, gpu=10**7).device == "cpu"
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 60_000))

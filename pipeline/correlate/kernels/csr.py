@@ -59,6 +59,18 @@ class Columns(NamedTuple):
     value: Array
 
 
+def cut(rows: Rows, part: slice) -> Rows:
+    """Return some of the rows; the entries are views.
+
+    >>> whole = Rows(np.array([0, 2, 3, 5]), np.arange(5, dtype="u2"), np.arange(5, dtype="f4"))
+    >>> cut(whole, slice(1, 3)).start, cut(whole, slice(1, 3)).value
+    (array([0, 1, 3]), array([2., 3., 4.], dtype=float32))
+    """
+    start = rows.start[part.start : part.stop + 1]
+    entries = slice(int(start[0]), int(start[-1]))
+    return Rows(start - start[0], rows.feature[entries], rows.value[entries])
+
+
 @njit(nogil=True, cache=True)
 def extremes(rows: Rows, half: Array, stored: Array, active: Array, low: Array, high: Array) -> None:
     """Update counts of stored and of non-zero entries, minimum and maximum; each (halves, feature)."""

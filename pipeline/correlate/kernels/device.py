@@ -1,7 +1,8 @@
-"""Where dense products are computed: NumPy on the CPU, CuPy on the GPU of a Dask-CUDA worker.
+"""Where products are computed: on the CPU with NumPy, or with CuPy on the GPU of a Dask-CUDA worker.
 
-Both run the same functions of :mod:`pipeline.correlate.kernels.dense`; a device only says which array namespace they
-get, and how arrays get there and back.
+Dense products are the same functions of :mod:`pipeline.correlate.kernels.dense` on both; a device only says which array
+namespace they get, and how arrays get there and back. Sparse ones are compiled for either:
+:mod:`pipeline.correlate.kernels.sparse` and :mod:`pipeline.correlate.kernels.scatter`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A GPU: its address on the bus of its host, and the bytes of its memory that this process may still take."""
+
+    name: str
+    free: int
+
+
+@dataclass(frozen=True)
 class Device:
     """An array namespace, and the way of arrays there and back.
 
@@ -45,7 +54,20 @@ class Device:
 
     def get(self, array: Any) -> Array:
         """Return a device array on the host."""
-        return self.xp.asnumpy(array) if self.name == "cuda" else np.asarray(array)
+        return self.xp.asnumpy(array) if array_api_compat.is_cupy_namespace(self.xp) else np.asarray(array)
+
+    def gpu(self) -> Gpu | None:
+        """Return the GPU as it is now, or None on the CPU.
+
+        What memory pools (CuPy's, or RMM's where Dask-CUDA made one) hold already is counted as free: it is ours.
+        """
+        if not array_api_compat.is_cupy_namespace(self.xp):
+            return None
+        import cupy  # noqa: PLC0415 - an extra, and slow to import
+
+        device = cupy.cuda.Device()
+        free = int(device.mem_info[0]) + cupy.get_default_memory_pool().free_bytes() + _rmm_pool_bytes()
+        return Gpu(device.pci_bus_id, free)
 
 
 @functools.cache
@@ -77,6 +99,16 @@ def find_device(wanted: str) -> Device:
     return _cpu()
 
 
+def _rmm_pool_bytes() -> int:
+    """Return the bytes of RMM's pool in this process, 0 where there is none."""
+    if importlib.util.find_spec("rmm") is None:
+        return 0
+    import rmm  # noqa: PLC0415 - an extra, and slow to import
+
+    resource = rmm.mr.get_current_device_resource()
+    return int(resource.pool_size()) if isinstance(resource, rmm.mr.PoolMemoryResource) else 0
+
+
 def _cpu() -> Device:
     return Device("cpu", array_api_compat.array_namespace(np.empty(0)))
 
@@ -90,6 +122,6 @@ def _why_no_gpu() -> str | None:
     try:
         n_devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        logger.info("CuPy is installed, but finds no GPU (%s): dense products are computed on the CPU", error)
+        logger.info("CuPy is installed, but finds no GPU (%s): products are computed on the CPU", error)
         return f"CuPy finds no GPU ({error})"
     return None if n_devices else "this worker sees no GPU"
