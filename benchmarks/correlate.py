@@ -43,7 +43,7 @@ from pipeline.correlate.run import correlate
 from pipeline.workers import local_client
 rates = Rates(**arguments.pop("rates"))
 with local_client() as client:
-    sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory", "device")}
+    sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory", "device", "select")}
     planned = forecast(**sizes, rates=rates, client=client)
 figures["planned_seconds"], figures["planned_gb"] = planned.seconds, planned.plan.projected / 1e9
 figures["method"], figures["device"] = planned.plan.method, planned.plan.device
@@ -97,16 +97,16 @@ def read_features(path: Path, features: NDArray[np.integer]) -> NDArray[np.float
 
 
 def max_error(result: Path, path_a: Path, path_b: Path, seed: int = 0) -> float:
-    """Return the largest difference from NumPy's float64 over random pairs of the result, in both halves."""
+    """Return the largest difference from NumPy's float64 over random pairs of the result, in all halves."""
     ds = storage.open_result(result, stage="correlate")
     found = np.argwhere(ds["best_b"].values >= 0)
     chosen = found[np.random.default_rng(seed).choice(len(found), min(CHECKED_PAIRS, len(found)), replace=False)]
     ids_a, rank = chosen.T
     ids_b = ds["best_b"].values[ids_a, rank]
     a, b = read_features(path_a, ids_a), read_features(path_b, ids_b)
-    half = split_rows(None, np.zeros(len(a), bool), "half")
+    half = split_rows(None, np.zeros(len(a), bool), ds.attrs["select"])
     worst = 0.0
-    for h, name in enumerate(("r_b", "r_heldout_b")):
+    for h, name in enumerate(name for name in ("r_b", "r_heldout_b") if name in ds):
         reported = ds[name].values[ids_a, rank]
         for i in range(len(chosen)):
             worst = max(worst, abs(float(np.corrcoef(a[half == h, i], b[half == h, i])[0, 1]) - reported[i]))
@@ -114,7 +114,7 @@ def max_error(result: Path, path_a: Path, path_b: Path, seed: int = 0) -> float:
 
 
 def benchmark(
-    rows: int, features: int, active: int | None, top_k: int, memory: str, *, device: str = "auto"
+    rows: int, features: int, active: int | None, top_k: int, memory: str, *, device: str = "auto", select: str = "half"
 ) -> dict[str, Any]:
     """Run the benchmark and return its figures.
 
@@ -130,6 +130,8 @@ def benchmark(
         Budget, as ``pipeline.correlate`` takes it.
     device
         Where products are computed: ``auto``, ``cpu`` or ``cuda``.
+    select
+        Which rows choose: ``half``, or ``all``, with nothing held out.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmark-correlate-"))
     try:
@@ -138,16 +140,19 @@ def benchmark(
         write_random_store(a, rows, features, active, seed=1)
         write_random_store(b, rows, features, active, seed=2)
         writing = time.perf_counter() - start
-        arguments = {"a": str(a), "b": str(b), "top_k": top_k, "memory": memory, "device": device, "out": str(out)}
+        settings = {"top_k": top_k, "memory": memory, "device": device, "select": select}
+        arguments = {"a": str(a), "b": str(b), "out": str(out), **settings}
         rates = dataclasses.asdict(measure_rates(n_cpus()))
         figures = run_measured(MEASURED, {**arguments, "rates": rates})
         rate = sgemm_rate(size=min(4096, max(512, features)))
         bound = 2.0 * rows * features * features / rate
         kind = "--dense" if active is None else f"--active {active}"
+        others = (("device", device, "auto"), ("select", select, "half"))
+        also = "".join(f" --{name} {value}" for name, value, usual in others if value != usual)
         return {
             "name": "correlate",
             "command": f"python -m benchmarks.correlate --rows {rows} --features {features} {kind} --top-k {top_k} "
-            f"--memory {memory} --device {device}",
+            f"--memory {memory}{also}",
             "rows": rows,
             "features": features,
             "active": active,
@@ -172,10 +177,12 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=16)
     parser.add_argument("--memory", default="3GB")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where products are computed")
+    parser.add_argument("--select", choices=["half", "all"], default="half", help="which rows choose")
     parser.add_argument("--dense", action="store_true", help="dense stores; --active is ignored")
     given = parser.parse_args()
     active = None if given.dense else given.active
-    print(json.dumps(benchmark(given.rows, given.features, active, given.top_k, given.memory, device=given.device)))
+    size = (given.rows, given.features, active)
+    print(json.dumps(benchmark(*size, given.top_k, given.memory, device=given.device, select=given.select)))
 
 
 if __name__ == "__main__":
