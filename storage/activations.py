@@ -251,6 +251,11 @@ def iter_dense(
         yield slice(inside.start, inside.stop), slice(part.start, part.stop), chunk
 
 
+def reads_by_chunk(path: str | Path) -> bool:
+    """Say whether :func:`iter_dense` yields the chunks of a store as they are; else rows as wide as they are wanted."""
+    return read_dense_layout(path, ACTIVATION) is not None
+
+
 def iter_shards(path: str | Path, features: slice = slice(None)) -> Iterator[tuple[slice, Any]]:
     """Yield the rows and the content of every shard of a store, one in memory at a time.
 

@@ -30,6 +30,7 @@ from pipeline.correlate.moments import (
 )
 from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan
 from storage import iter_dense, read_csr, read_dense
+from storage.activations import reads_by_chunk
 
 Array = NDArray[Any]
 
@@ -52,6 +53,8 @@ class Store:
         Bytes of a value in memory: 4 or 8.
     piece_rows
         Rows that are best read at a time where they are made dense: those of a chunk on disk.
+    piece_features
+        Features that are read at a time then: those of a chunk, or None for all that are wanted.
     firing
         Whether what is read is 1 where the value is not 0, in place of the value.
     """
@@ -61,18 +64,21 @@ class Store:
     sparse: bool
     value_bytes: int
     piece_rows: int
+    piece_features: int | None = None
     firing: bool = False
 
     @classmethod
     def of(cls, path: Path, ds: xr.Dataset, *, firing: bool = False) -> Store:
         """Return the store at `path`, which was opened as `ds`."""
         array = ds["activation"]
+        rows, columns = array.encoding["chunks"]
         return cls(
             path=path.absolute(),
             n_features=ds.sizes["feature"],
             sparse=ds.attrs["layout"] == "csr",
             value_bytes=max(4, array.dtype.itemsize),
-            piece_rows=min(array.encoding["chunks"][0], DENSE_ROWS),
+            piece_rows=min(rows, DENSE_ROWS),
+            piece_features=columns if reads_by_chunk(path) else None,
             firing=firing,
         )
 

@@ -94,12 +94,15 @@ class StoreSize:
         (feature,) how many rows each feature is active in.
     piece_rows
         Rows that are read at a time where they are made dense: those of a chunk on disk.
+    piece_features
+        Features that are read at a time then: those of a chunk; None for all that are wanted.
     """
 
     sparse: bool
     value_bytes: int
     entries: NDArray[np.int64]
     piece_rows: int = CHUNK
+    piece_features: int | None = None
 
     @property
     def n_features(self) -> int:
@@ -501,9 +504,10 @@ def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
 def _blocks(width: int, rows: int, shape: _Shape) -> int:
     """Return the bytes of a block of dense rows of either side, as it is read: a chunk, or csr rows made dense."""
     sides = ((shape.a, width), (shape.b, min(DENSE_FEATURES, shape.b.n_features)))
-    columns = [wide if size.sparse else min(wide, DENSE_FEATURES) for size, wide in sides]
-    pieces = [min(size.piece_rows, rows) * n for (size, _), n in zip(sides, columns, strict=True)]
-    return 3 * max(n * size.value_bytes for n, (size, _) in zip(pieces, sides, strict=True))
+    return 3 * max(
+        min(size.piece_rows, rows) * min(columns, size.piece_features or columns) * size.value_bytes
+        for size, columns in sides
+    )
 
 
 def _rescoring(width: int, kept: int, shape: _Shape) -> int:

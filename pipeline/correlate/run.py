@@ -353,7 +353,7 @@ def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
     """Return a store and its size; sinks are in no statistics, so their entries are counted as typical ones."""
     store, share_of_sinks = Store.of(path, ds), ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
     entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
-    return store, StoreSize(store.sparse, store.value_bytes, entries, store.piece_rows)
+    return store, StoreSize(store.sparse, store.value_bytes, entries, store.piece_rows, store.piece_features)
 
 
 def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "dense"]) -> Manifest:

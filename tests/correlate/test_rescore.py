@@ -138,25 +138,52 @@ AWKWARD = {
 }
 
 
-def test_float32_products_are_within_a_millionth_on_awkward_data(tmp_path, client):
-    rng, n = np.random.default_rng(0), 2 * rescore_rows()
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """Two stores of awkward features, so many rows that products are float32, and their values in float64."""
+    folder, rng, n = tmp_path_factory.mktemp("awkward"), np.random.default_rng(0), 2 * rescore_rows()
     sides = [np.stack([make(rng, n) for make in AWKWARD.values() for _ in range(4)], axis=1) for _ in "ab"]
     mixture = rng.random(sides[0].shape[1])
     sides[1] = sides[0] * (1 - mixture) + sides[1] * mixture
     x, y = (side.astype(np.float32) for side in sides)
     for name, side in (("a", x), ("b", y)):
-        storage.write_activations(tmp_path / name, side, layout="dense")
+        storage.write_activations(folder / name, side, layout="dense")
+    return folder, x.astype(np.float64), y.astype(np.float64)
+
+
+def correlate_awkward(folder, out, client, select):
     correlate = importlib.import_module("pipeline.correlate.run").correlate
-    found = correlate(
-        tmp_path / "a", tmp_path / "b", select="all", keep_above=1e-4, kernel="dense", out=tmp_path / "c", client=client
-    )
-    truth = np.corrcoef(x.astype(np.float64), y.astype(np.float64), rowvar=False)[: x.shape[1], x.shape[1] :]
+    arguments = {"select": select, "keep_above": 1e-4, "kernel": "dense", "out": out, "client": client}
+    return correlate(folder / "a", folder / "b", **arguments)
+
+
+def test_float32_products_are_within_a_millionth_on_awkward_data(awkward, tmp_path, client):
+    folder, x, y = awkward
+    found = correlate_awkward(folder, tmp_path / "c", client, "all")
+    truth = np.corrcoef(x, y, rowvar=False)[: x.shape[1], x.shape[1] :]
     kept = storage.read_csr(tmp_path / "c", name="r").toarray()
     assert (kept != 0).sum() > 300
     assert np.abs(kept - truth)[kept != 0].max() < 1e-6
     ranked = np.take_along_axis(truth, found["best_b"].values, axis=1)
     np.testing.assert_allclose(found["r_b"].values, ranked, atol=1e-6, rtol=0)
     assert (np.diff(ranked) <= 1e-13).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_held_out_r_is_that_of_float64_on_awkward_data(awkward, tmp_path, client):
+    folder, x, y = awkward
+    found = correlate_awkward(folder, tmp_path / "c", client, "half")
+    held_out = slice(len(x) // 2, None)
+    truth = np.corrcoef(x[held_out], y[held_out], rowvar=False)[: x.shape[1], x.shape[1] :]
+    r, r_heldout = (storage.read_csr(tmp_path / "c", name=name) for name in ("r", "r_heldout"))
+    np.testing.assert_array_equal(r.indices, r_heldout.indices)
+    rows = np.repeat(np.arange(x.shape[1]), np.diff(r.indptr))
+    assert len(rows) > 300
+    np.testing.assert_allclose(r_heldout.data, truth[rows, r.indices], atol=1e-11, rtol=0)
+    for side, expected in (("b", truth), ("a", truth.T)):
+        ids = found[f"best_{side}"].values
+        listed = np.where(ids >= 0, np.take_along_axis(expected, ids, axis=1), np.nan)
+        np.testing.assert_allclose(found[f"r_heldout_{side}"].values, listed, atol=1e-11, rtol=0)
 
 
 def rescore_rows() -> int:
