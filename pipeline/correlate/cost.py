@@ -25,7 +25,10 @@ class Rates:
     Attributes
     ----------
     product, streamed
-        A product of two sparse values that is added to its sum, resident and streaming.
+        A product of two sparse values that is added to its sum, resident and streaming, with few active features a row.
+    crowded
+        The same where an eighth of the features is active: rows are read in one go. Near the density at which either
+        kernel takes as long, so it is this one that chooses between them.
     pair
         Setting the sum of a pair to 0, its r in one half, its place in the histogram, its passing by the lists.
     dense_product
@@ -50,6 +53,7 @@ class Rates:
 
     product: float = 3.0e-9
     streamed: float = 9.0e-9
+    crowded: float = 1.2e-9
     pair: float = 4.5e-9
     dense_product: float = 3.6e-11
     tile: float = 8e-10
@@ -75,4 +79,5 @@ class Rates:
         if device == "cpu":
             return self
         product, tile = self.gpu_product, TILE_BYTES * self.gpu_byte
-        return replace(self, product=product, streamed=product, dense_product=self.gpu_dense_product, tile=tile)
+        sparse = replace(self, product=product, streamed=product, crowded=product)
+        return replace(sparse, dense_product=self.gpu_dense_product, tile=tile)

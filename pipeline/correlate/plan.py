@@ -218,7 +218,7 @@ def choose_kernel(
 
 def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
     """Estimate the seconds of the products of the sparse kernel, on one core or on a GPU."""
-    return sparse_products(a, b, n_rows) * rates.on(where).product
+    return sparse_products(a, b, n_rows) * rates.on(where).crowded
 
 
 def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:

@@ -154,7 +154,7 @@ def test_work_begun_in_one_mode_is_finished_in_the_other(case, client, force, mo
 
 def test_a_killed_process_leaves_work_that_the_next_one_finishes(case, client, force):
     """The process dies by SIGKILL between two panels' files; what is on disk is either whole or ignored."""
-    reference = case.correlate("reference", client=client)
+    reference = case.correlate("reference", kernel="sparse", client=client)
     program = f"""
         import importlib, os, signal, threading
         plan = importlib.import_module("pipeline.correlate.plan")
@@ -169,30 +169,30 @@ def test_a_killed_process_leaves_work_that_the_next_one_finishes(case, client, f
                 saved.append(file)
         panel.save_arrays = save_or_die
         from pipeline.correlate.run import correlate
-        correlate({str(case.a)!r}, {str(case.b)!r}, out={str(case.folder / "cor.zarr")!r})
+        correlate({str(case.a)!r}, {str(case.b)!r}, kernel="sparse", out={str(case.folder / "cor.zarr")!r})
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     partial = storage.partial_path(case.folder / "cor.zarr")
     assert len(list((partial / "panels").glob("panel-*.npz"))) == 2
     assert not (case.folder / "cor.zarr").exists()
-    resumed = case.correlate(client=client)
+    resumed = case.correlate(kernel="sparse", client=client)
     for name in reference.variables:
         np.testing.assert_array_equal(resumed[name].values, reference[name].values)
 
 
 def test_a_finished_result_is_not_made_again(case, client, monkeypatch):
-    case.correlate(client=client)
+    case.correlate(kernel="sparse", client=client)
 
     def refuse(*_arguments, **_settings):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(run, "_run", refuse)
-    case.correlate(client=client)
-    case.correlate(client=client, memory="5GB")  # does not change the result
+    case.correlate(kernel="sparse", client=client)
+    case.correlate(kernel="sparse", client=client, memory="5GB")  # does not change the result
     for changed in ({"top_k": 3}, {"keep_above": 0.2}, {"select": "all"}, {"kernel": "dense"}):
         with pytest.raises(AssertionError, match="computed again"):
-            case.correlate(client=client, **changed)
+            case.correlate(client=client, **{"kernel": "sparse", **changed})
 
 
 def test_workers_elsewhere_need_a_shared_place_for_the_result(case, client, monkeypatch):

@@ -254,7 +254,7 @@ def test_ranking_fits_the_budget_or_is_refused(sparse):
     n_rows, features = 1_000_000, 64
     size = StoreSize(sparse, 4, np.full(features, n_rows if not sparse else n_rows // 8))
     widths = []
-    for memory in (12 * 10**8, 9 * 10**8, 6 * 10**8):
+    for memory in (12 * 10**8, 9 * 10**8, 7 * 10**8):
         plan = make_plan(size, size, n_rows=n_rows, n_halves=2, top_k=4, memory=4 * 10**9, threads=2)
         plan = dataclasses.replace(plan, allowed=memory)
         ranking = plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(memory, 1, 2, RESERVED, set()))

@@ -115,7 +115,7 @@ def test_auto_takes_the_cheaper_kernel():
 def test_one_source_of_rates_chooses_the_kernel_and_a_gpu_that_is_insisted_on_has_its_own():
     one = size(8192, 10**6, 700)
     assert choose_kernel(one, one, 10**6) == "sparse"
-    assert sparse_seconds(one, one, 10**6) == pytest.approx(10**6 * 700 * 700 * Rates().product, rel=1e-4)
+    assert sparse_seconds(one, one, 10**6) == pytest.approx(10**6 * 700 * 700 * Rates().crowded, rel=1e-4)
     assert choose_kernel(one, one, 10**6, device="cuda") == "dense"
     thin = size(8192, 10**6, 32)
     assert choose_kernel(thin, thin, 10**6, device="cuda") == "sparse"
