@@ -96,7 +96,7 @@ def render_page(
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
-    provenance = list(_provenance(run))
+    provenance, usage = list(_provenance(run)), tables.usage_table(run)
     return (
         environment()
         .get_template("report.html.j2")
@@ -118,6 +118,8 @@ def render_page(
             heat_width=_heat_width(run),
             text_facts=tables.text_facts(run) | _made(provenance),
             provenance=provenance,
+            usage=usage,
+            over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
         )
     )
 

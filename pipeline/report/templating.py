@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.report.tables import short_name
-from pipeline.report.words import metric_name, null_name, number, p_number
+from pipeline.report.words import gigabytes, metric_name, null_name, number, p_number
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "templates"
@@ -30,6 +30,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
+    made.filters |= {"gigabytes": gigabytes}
     return made
 
 
