@@ -56,7 +56,8 @@ class StageUsage:
     gone
         Of the processes, those that were gone at the end: what they held is not known.
     planned
-        Bytes that a worker process was to hold at most; None where the stage makes no plan.
+        Bytes that a worker process was to hold at most: what it held already, and what the stage meant to add; None
+        where the stage makes no plan.
     peak, peak_sum
         Bytes that the fullest worker process held at most, and the sum of what each held at most; None where they
         could not be measured.
@@ -135,7 +136,10 @@ class UsageLog:
 
         def heard(event: Planned | Advanced) -> None:
             if isinstance(event, Planned):
-                limits.append(event.limit(max((one.now for one in self._look(reset=False)), default=0)))
+                held = self._look(reset=False)
+                if not limits:  # what a stage takes before it plans is no matter of its plan
+                    limits.append(max((one.peak for one in held), default=0.0))
+                limits.append(event.limit(max((one.now for one in held), default=0)))
 
         try:
             with listening(heard):
