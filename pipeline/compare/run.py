@@ -212,7 +212,8 @@ def _check_decoder(path: str) -> tuple[int, int]:
         if "decoder" not in opened:
             raise InputError(
                 f"{path} has no decoder rows, which the metrics compare. Import or write the store again with them "
-                "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, `subspace compare-activations` compares the activations themselves"
+                "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, "
+                "`subspace compare-activations` compares the activations themselves"
             )
         return opened.sizes["d_model"], opened.sizes["feature"]
 

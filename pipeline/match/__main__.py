@@ -59,7 +59,9 @@ def command(
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
     ] = None,
     hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:

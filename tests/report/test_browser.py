@@ -24,6 +24,7 @@ N_PAIRS = 30_000
 MOST_MILLISECONDS = 200
 WIDTHS = {"desk": (1280, 900), "phone": (390, 844)}
 COLOURS = ("light", "dark")
+COLOURS_OF_BODY = "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
 NARROWED = """() => {
   const [shown, , all] = document.getElementById("x-count").textContent.split(" ");
   return shown !== all;
@@ -99,9 +100,7 @@ def test_opens_quietly_and_fits(opened, file, size, colours) -> None:
     with opened(file, WIDTHS[size], colours) as page:
         assert page.locator("#x-app").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[size][0]
-        paper, ink = page.evaluate(
-            "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
-        )
+        paper, ink = page.evaluate(COLOURS_OF_BODY)
         brightness = [sum(map(float, colour[4:-1].split(","))) for colour in (paper, ink)]
         assert (brightness[0] > brightness[1]) == (colours == "light")
 
@@ -116,8 +115,7 @@ def test_on_paper_nothing_is_dark_shut_or_cut_off(browser, file) -> None:
     try:
         page.goto(file.resolve().as_uri())
         page.emulate_media(media="print", color_scheme="dark")
-        colours = page.evaluate("(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))")
-        assert colours == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+        assert page.evaluate(COLOURS_OF_BODY) == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
         assert page.evaluate(CUT_OFF, PAPER["width"]) == []
         # every pair with the first of its contexts, though it is folded on the screen
         folded = page.locator(".pairs details:not([open])")
