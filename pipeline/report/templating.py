@@ -31,7 +31,13 @@ def environment() -> jinja2.Environment:
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
     made.filters |= {"gigabytes": gigabytes}
+    made.globals["licences"] = licences
     return made
+
+
+def licences() -> str:
+    """Return the licences of the libraries in the explorer's scripts, which every copy of them has to bring along."""
+    return (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)

@@ -324,6 +324,12 @@ def test_a_session_that_could_measure_nothing(write_run, tmp_path) -> None:
     assert [cell.text for cell in table.all("tr")[1].all("td")[5:10]] == ["–"] * 5
 
 
+def test_the_licences_of_the_libraries_come_along(page) -> None:
+    (found,) = [one for one in page.all("details") if "Licences" in one.all("summary")[0].text]
+    for holder in ("Tanner Linsley", "Mike Bostock", "Luca Ongaro"):
+        assert holder in found.text
+
+
 def test_real_scores(write_run, tmp_path) -> None:
     run = write_run(tmp_path / "run", score=None, null_runs=40, sites=ONE_PAIR, n_documents=20)
     page = Page(report(run.root).read_text(encoding="utf-8")).root
