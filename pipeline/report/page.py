@@ -103,6 +103,7 @@ def render_page(
         .render(
             run=run,
             meanings=meanings,
+            legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
             explorer=found,
             scripts=scripts,
             policy=content_policy(scripts),
@@ -139,15 +140,6 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
     str
         HTML without scripts; every text is escaped.
     """
-    first, second = (metric_name(metric) for metric in meanings.judged)
-    verdicts = {
-        "too_few_pairs": "too few pairs",
-        "neither": "neither",
-        "first_only": f"{first} only",
-        "second_only": f"{second} only",
-        "passes_both": "passes both",
-        "not_judged": "not judged",
-    }
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
     return (
@@ -158,13 +150,39 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
             meanings=meanings,
             first=(views or clusters)[0],
             tested=[view for view in views if view.tested] or views or clusters,
-            anchors={view.shown.name: view.anchor for view in meanings.concepts},
-            judged=[first, second],
-            verdicts=verdicts,
-            marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+            legend=_legend(meanings),
             corrections=words.CORRECTIONS,
             fewest=FEWEST_SHOWN,
         )
+    )
+
+
+@dataclass(frozen=True)
+class Legend:
+    """How the table of concepts is to be read: its metrics, what a verdict is called and marked, where a concept is."""
+
+    judged: list[str]
+    verdicts: dict[str, str]
+    marks: dict[str, str]
+    anchors: dict[str, str]
+
+
+def _legend(meanings: Meanings, page: str = "") -> Legend:
+    """Return the legend of a table that stands in the page of concepts, or in another one and refers to that `page`."""
+    first, second = (metric_name(metric) for metric in meanings.judged)
+    verdicts = {
+        "too_few_pairs": "too few pairs",
+        "neither": "neither",
+        "first_only": f"{first} only",
+        "second_only": f"{second} only",
+        "passes_both": "passes both",
+        "not_judged": "not judged",
+    }
+    return Legend(
+        judged=[first, second],
+        verdicts=verdicts,
+        marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+        anchors={view.shown.name: f"{page}#{view.anchor}" for view in meanings.concepts},
     )
 
 
