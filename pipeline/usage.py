@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 CLUSTER_KEY = "subspace.cluster"
 #: Seconds below which a stage is taken to have found its work done, if another session worked longer on it.
 IDLE_SECONDS = 1.0
+#: Seconds that all workers together may take to say what they hold.
+ANSWERING_SECONDS = 20.0
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _numbers = itertools.count()
 
@@ -164,7 +166,10 @@ class UsageLog:
             logger.warning("The memory of the workers was not measured: the client is %s", self.client.status)
             return []
         try:
-            told = self.client.run(_held, reset=reset, on_error="ignore").values()
+            # as client.run, which has no limit: a host that does not answer must not hold the run up
+            told = self.client.sync(
+                self.client._run, _held, reset=reset, on_error="ignore", callback_timeout=ANSWERING_SECONDS
+            ).values()
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:  # a scheduler that is closing or gone
             logger.warning("The memory of the workers was not measured: %s", error or type(error).__name__)
             return []
