@@ -253,17 +253,21 @@ def _slabs(path: Path, features: np.ndarray, columns: slice) -> Iterator[_Slab]:
     n_rows, step, sparse = array.shape[0], array.chunks[0], is_sparse(path)
     place = np.full(columns.stop - columns.start, -1, dtype=np.int64)
     place[features] = np.arange(len(features))
-    carried = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    carried: list[np.ndarray] = [
+        np.zeros(0, dtype=np.int64),
+        np.zeros(0, dtype=np.int64),
+        np.zeros(0, dtype=np.float32),
+    ]
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
         row, stored, value = _entries(path, slice(start, stop), columns, sparse=sparse)
         column = place[stored]
         ours = column >= 0
-        fresh = row[ours].astype(np.int64) + start, column[ours], value[ours]
-        entries = [np.concatenate(both) for both in zip(carried, fresh, strict=True)]
+        fresh = [row[ours].astype(np.int64) + start, column[ours], value[ours]]
+        entries = [np.concatenate([before, new]) for before, new in zip(carried, fresh, strict=True)]
         yield _Slab((start, stop), n_rows, entries, len(features))
         near = entries[0] >= stop - 2 * REACH
-        carried = entries[0][near], entries[1][near], entries[2][near]
+        carried = [entry[near] for entry in entries]
 
 
 def _entries(path: Path, rows: slice, columns: slice, *, sparse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
