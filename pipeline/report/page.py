@@ -374,8 +374,8 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
 
 def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
     """Return, for people, from when to when the results were made, and the seeds they drew with."""
-    times = sorted(str(result["created"]) for result in provenance)
-    seeds = {str(result["settings"]["seed"]) for result in provenance if "seed" in result["settings"]}
+    times = sorted(str(result["created"])[:19].replace("T", " ") for result in provenance)
+    seeds = {str(result["settings"].get("seed")) for result in provenance} - {"None"}
     facts = {"Made (UTC)": " to ".join(dict.fromkeys([times[0], times[-1]]))} if times else {}
     return facts | ({"Seeds": ", ".join(sorted(seeds))} if seeds else {})
 

@@ -279,6 +279,13 @@ def test_provenance_names_every_result(run, page) -> None:
     assert [str(sinks)] * 4 == [row.all("td")[7].text for row in section.all("table")[0].all("tbody")[0].all("tr")]
 
 
+def test_seeds_and_times_are_said(run, page) -> None:
+    facts = {e.all("dt")[0].text: e.all("dd")[0].text for e in page.all("dl", class_="facts")[0].all("div")}
+    assert facts["Seeds"] == "0"
+    made = storage.read_manifest(run.scores("layers.12", "encoder.layer.10")).created
+    assert made[:16].replace("T", " ") in facts["Made (UTC)"]
+
+
 def test_time_and_memory_of_the_stages_are_said_to_be_unknown(page) -> None:
     (section,) = page.all("section", id="provenance")
     assert "no record of what the stages took" in section.text
