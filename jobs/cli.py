@@ -235,7 +235,7 @@ _register(
 _register(
     "match",
     match_command,
-    "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2",
+    "subspace match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2 --csv pairs.csv",
     "subspace match C.zarr --all",
     "subspace match C.zarr --out pairs.zarr --filter max_uses:n=100 --filter min_heldout_r:after:value=0.2",
     "subspace match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr "

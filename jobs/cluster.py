@@ -41,6 +41,7 @@ from jobs.profiles import (
 from jobs.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
 from jobs.state import find_cluster, known_names, state_root
 from jobs.watcher import keep_jobs
+from pipeline.usage import CLUSTER_KEY
 from pipeline.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
 from storage.files import remove_folder
@@ -78,7 +79,7 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
     """
     settings = load_settings(cluster_file)
     chosen = _choose(profile, settings)
-    with dask.config.set(settings):
+    with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
         log_effective(profile, chosen, settings)
         with _start(profile, chosen, settings, logs) as client:
             yield client

@@ -92,9 +92,14 @@ def _job_table(jobs: list[Job]) -> Table:
 def job_script_command(
     profile: Annotated[str, typer.Argument(help="A profile of kind slurm.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the script of a profile's worker jobs, and submit nothing."""
-    typer.echo(job_script(profile, cluster_file).rstrip("\n"))
+    script = job_script(profile, cluster_file)
+    if as_json:
+        show({"profile": profile, "script": script}, as_json=True)
+    else:
+        typer.echo(script.rstrip("\n"))
 
 
 def job_script(name: str, cluster_file: Path | None = None) -> str:

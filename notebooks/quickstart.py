@@ -85,7 +85,7 @@ plt.hist(best[:n_shared], bins=40, alpha=0.7, label="shared features")
 plt.hist(best[n_shared:], bins=40, alpha=0.7, label="A's own features")
 plt.xlabel("best r with any feature of B")
 plt.ylabel("features of A")
-plt.legend()
+_ = plt.legend()
 # %% [markdown]
 # ## Match one to one
 #

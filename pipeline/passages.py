@@ -7,7 +7,7 @@ asked for. Only the chunks of the store and the documents that hold such rows ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,9 @@ def _read_block(source: _Source, features: NDArray[np.int64], top_n: int | None)
     needed = np.concatenate([each.ravel() for each in (rows, sampled, tokens)])
     texts = source.texts(needed[needed >= 0].tolist())
     both = np.concatenate([rows, sampled], axis=1)
-    activity = _activity(source, features, both)
+    listed = [(feature, row) for feature, own in zip(features.tolist(), both.tolist(), strict=True) for row in own]
+    listed = [each for each in listed if each[1] >= 0]
+    activity = {key: values for key, _, values in read_activity(source.path, listed, source.window)}
     for i, feature in enumerate(features.tolist()):
         quantiles: list[float | None] = [None] * rows.shape[1]
         quantiles += tops["quantile"].values.tolist() if sampled.shape[1] else []
@@ -277,29 +279,42 @@ def _context(
     return Context(row, document, own, tuple(pieces), quantile, starts=first == 0, ends=cursor >= len(text))
 
 
-def _activity(
-    source: _Source, features: NDArray[np.int64], rows: NDArray[np.int64]
-) -> dict[tuple[int, int], NDArray[np.float32]]:
-    """Return each feature's activations around each of its rows; every chunk of the store is read once."""
-    chunk_rows, width = zarr.open_array(f"{source.path}/activation", mode="r").chunks
+def read_activity(
+    path: str | Path, listed: Sequence[tuple[int, int]], window: Callable[[int], slice]
+) -> Iterator[tuple[tuple[int, int], slice, NDArray[np.float32]]]:
+    """Yield what features do on the rows around some of theirs.
+
+    Parameters
+    ----------
+    path
+        The activation store.
+    listed
+        Feature and row of each context.
+    window
+        Returns the rows around a row.
+
+    Yields
+    ------
+    tuple
+        The feature and row, the rows around it, and the feature's activations on them. Contexts come by the chunk of
+        the store that holds their row; every chunk is read once, and one is held at a time.
+    """
+    array = zarr.open_array(f"{path}/activation", mode="r")
+    chunk_rows, width = array.chunks
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for feature, own in zip(features.tolist(), rows.tolist(), strict=True):
-        for row in own:
-            if row >= 0:
-                groups[row // chunk_rows, feature // width].append((feature, row))
-    found = {}
+    for feature, row in listed:
+        groups[row // chunk_rows, feature // width].append((feature, row))
     for (_, panel), members in sorted(groups.items()):
-        windows = [source.window(row) for _, row in members]
-        first, last = min(each.start for each in windows), max(each.stop for each in windows)
-        columns = slice(panel * width, min((panel + 1) * width, source.store.sizes["feature"]))
-        slab = _columns(source.path, slice(first, last), columns, sorted({feature for feature, _ in members}))
-        for (feature, row), window in zip(members, windows, strict=True):
-            found[feature, row] = slab[feature][window.start - first : window.stop - first]
-    return found
+        windows = [window(row) for _, row in members]
+        rows = slice(min(each.start for each in windows), max(each.stop for each in windows))
+        columns = slice(panel * width, min((panel + 1) * width, array.shape[1]))
+        slab = _columns(path, rows, columns, sorted({feature for feature, _ in members}))
+        for (feature, row), own in zip(members, windows, strict=True):
+            yield (feature, row), own, slab[feature][own.start - rows.start : own.stop - rows.start]
 
 
-def _columns(path: str, rows: slice, panel: slice, features: list[int]) -> dict[int, NDArray[np.float32]]:
-    """Return some features on some rows, one dense column each."""
+def _columns(path: str | Path, rows: slice, panel: slice, features: list[int]) -> dict[int, NDArray[np.float32]]:
+    """Return some features on some rows, one dense column each; they are few, the chunk's features many."""
     local = np.array(features) - panel.start
     if is_sparse(path):
         dense = read_csr(path, rows, panel).tocsc()[:, local].toarray()

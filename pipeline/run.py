@@ -24,6 +24,7 @@ from pipeline.report.run import report
 from pipeline.semantics.non_concept import non_concept_features
 from pipeline.semantics_stage import run_semantics
 from pipeline.share import Share
+from pipeline.usage import UsageLog
 from pipeline.workers import deferred_interrupt, ensure_client
 from storage.errors import InputError
 from storage.results import open_result
@@ -105,11 +106,14 @@ def run(
         # the process that begins a stage finishes those before it; the others find them finished
         wanted = wanted[:-1] if share.begins else ()
     with ensure_client(client) as used:
+        usage = UsageLog(directory.usage, used)
         for stage in wanted:
             logger.info("[%d/%d] %s", STAGES.index(stage) + 1, len(STAGES), stage)
-            _RUNNERS[stage](config, directory, used)
+            with usage.stage(stage):
+                _RUNNERS[stage](config, directory, used)
         if share is not None:
-            _SHARERS[until](config, directory, share, used)
+            with usage.stage(f"{until} {share}"):
+                _SHARERS[until](config, directory, share, used)
     return RunResult(directory, config)
 
 

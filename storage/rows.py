@@ -113,7 +113,8 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
     if lengths[0] != lengths[1]:
         raise RowMismatchError(
             f"{path_a} has {lengths[0]} rows and {path_b} has {lengths[1]}: both must hold the same pieces of text in "
-            "the same order. Harvest both from the same rows"
+            "the same order. Harvest both from the same rows; of arrays of your own, rows are tokens and columns are "
+            "features: transpose one that is the other way round"
         )
     if without:
         logger.warning(

@@ -18,6 +18,7 @@
 ``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
 ``report.html``, ``concepts.html``, ``*.csv``  the report
 ``explorer/``                           its explorer, where that is too large for the report
+``usage/*.json``                        what each stage took, time and memory, session by session
 ======================================  ===============================================================
 """
 
@@ -133,6 +134,11 @@ class RunDirectory:
     def explorer(self) -> Path:
         """The explorer's pages, where they are too large for the report."""
         return self.root / "explorer"
+
+    @property
+    def usage(self) -> Path:
+        """What each stage took, time and memory, session by session."""
+        return self.root / "usage"
 
     def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
         return self.root / stage / f"{site_a}--{site_b}.zarr"

@@ -52,7 +52,7 @@ from pipeline.compare.moments import (
     weighted_sum,
 )
 from pipeline.statistics import Interval, bca_interval, difference, effect_size, p_value
-from pipeline.workers import ensure_client, in_order, n_slots, run_tasks
+from pipeline.workers import Planned, ensure_client, in_order, n_slots, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
@@ -320,6 +320,7 @@ def _check_memory(work: Work, threads: int, memory: str | int) -> None:
             f"{work.settings.blocks} blocks and {len(work.groups)} groups; allowed are {format_bytes(allowed)}. Give "
             "fewer blocks (their square counts), intervals=0, the features of fewer pairs, or more memory"
         )
+    tell(Planned("Comparing activations", needed))
 
 
 def _compare(work: Work, client: Client) -> xr.Dataset:

@@ -211,8 +211,9 @@ def _check_decoder(path: str) -> tuple[int, int]:
     with open_activations(path) as opened:
         if "decoder" not in opened:
             raise InputError(
-                f"{path} has no decoder rows, which the metrics compare; write the store with decoder=…, or harvest it "
-                "with a dictionary. Without one, `subspace compare-activations` compares the activations themselves"
+                f"{path} has no decoder rows, which the metrics compare. Import or write the store again with them "
+                "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, "
+                "`subspace compare-activations` compares the activations themselves"
             )
         return opened.sizes["d_model"], opened.sizes["feature"]
 

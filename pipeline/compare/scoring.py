@@ -23,7 +23,7 @@ from pipeline.compare.nulls import NULLS, Draws, Shuffles, check_finite, drawn_s
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.config import Null
 from pipeline.statistics import effect_size, p_value
-from pipeline.workers import ensure_client
+from pipeline.workers import Planned, ensure_client, tell
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
@@ -277,6 +277,7 @@ def _fit_memory(
             f"{n} pairs need {format_bytes(total)} ({parts}), allowed are {format_bytes(allowed)}; match fewer pairs "
             "(a higher min_correlation), leave a metric out, or allow more memory"
         )
+    tell(Planned("Comparing", total))
     return fitted
 
 

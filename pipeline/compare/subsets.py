@@ -27,7 +27,7 @@ from pipeline.compare.nulls import Draws, Shuffles, blocks, check_finite
 from pipeline.compare.rows import DecoderRows, paired_rows
 from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_settings, summary, too_few
 from pipeline.config import Null
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
 from storage.errors import BudgetError, InputError
 
@@ -222,6 +222,7 @@ def _check_memory(
             f"{format_bytes(rows)} for decoder rows), allowed are {format_bytes(allowed)}; narrow the subset, leave a "
             "metric out, or allow more memory"
         )
+    tell(Planned("Comparing subsets", needed))
 
 
 def _checked(name: str, ids: tuple[ArrayLike, ArrayLike], a: str | Path, b: str | Path) -> Ids:

@@ -59,6 +59,9 @@ def command(
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
     ] = None,
     hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +75,15 @@ def command(
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     pairs = match(correlation, method, min_correlation, out, filters=filters, **options)
+    if csv is not None:
+        write_pairs(pairs, csv)
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
+
+
+def write_pairs(pairs: xr.Dataset, path: Path) -> None:
+    """Write the pairs as CSV, one row a pair, best first: features, r, held-out r, ranks and uses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe().to_csv(path, index=False)
 
 
 def parse_filter(text: str) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _tables(run: Run, folder: Path) -> Iterator[Path]:
         "fates": tables.fate_table(run),
         "sites": tables.sites_table(run),
     }
+    usage = tables.usage_table(run)
+    made |= {"usage": usage} if len(usage) else {}
     for name, table in made.items():
         csv, tex = folder / f"{name}.csv", folder / f"{name}.tex"
         csv.write_text(table.to_csv(index=False), encoding="utf-8", newline="\n")

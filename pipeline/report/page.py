@@ -96,13 +96,14 @@ def render_page(
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
-    provenance = list(_provenance(run))
+    provenance, usage = list(_provenance(run)), tables.usage_table(run)
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             run=run,
             meanings=meanings,
+            legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
             explorer=found,
             scripts=scripts,
             policy=content_policy(scripts),
@@ -118,6 +119,8 @@ def render_page(
             heat_width=_heat_width(run),
             text_facts=tables.text_facts(run) | _made(provenance),
             provenance=provenance,
+            usage=usage,
+            over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
         )
     )
 
@@ -137,15 +140,6 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
     str
         HTML without scripts; every text is escaped.
     """
-    first, second = (metric_name(metric) for metric in meanings.judged)
-    verdicts = {
-        "too_few_pairs": "too few pairs",
-        "neither": "neither",
-        "first_only": f"{first} only",
-        "second_only": f"{second} only",
-        "passes_both": "passes both",
-        "not_judged": "not judged",
-    }
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
     return (
@@ -156,13 +150,39 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
             meanings=meanings,
             first=(views or clusters)[0],
             tested=[view for view in views if view.tested] or views or clusters,
-            anchors={view.shown.name: view.anchor for view in meanings.concepts},
-            judged=[first, second],
-            verdicts=verdicts,
-            marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+            legend=_legend(meanings),
             corrections=words.CORRECTIONS,
             fewest=FEWEST_SHOWN,
         )
+    )
+
+
+@dataclass(frozen=True)
+class Legend:
+    """How the table of concepts is to be read: its metrics, what a verdict is called and marked, where a concept is."""
+
+    judged: list[str]
+    verdicts: dict[str, str]
+    marks: dict[str, str]
+    anchors: dict[str, str]
+
+
+def _legend(meanings: Meanings, page: str = "") -> Legend:
+    """Return the legend of a table that stands in the page of concepts, or in another one and refers to that `page`."""
+    first, second = (metric_name(metric) for metric in meanings.judged)
+    verdicts = {
+        "too_few_pairs": "too few pairs",
+        "neither": "neither",
+        "first_only": f"{first} only",
+        "second_only": f"{second} only",
+        "passes_both": "passes both",
+        "not_judged": "not judged",
+    }
+    return Legend(
+        judged=[first, second],
+        verdicts=verdicts,
+        marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+        anchors={view.shown.name: f"{page}#{view.anchor}" for view in meanings.concepts},
     )
 
 
@@ -354,8 +374,8 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
 
 def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
     """Return, for people, from when to when the results were made, and the seeds they drew with."""
-    times = sorted(str(result["created"]) for result in provenance)
-    seeds = {str(result["settings"]["seed"]) for result in provenance if "seed" in result["settings"]}
+    times = sorted(str(result["created"])[:19].replace("T", " ") for result in provenance)
+    seeds = {str(result["settings"].get("seed")) for result in provenance} - {"None"}
     facts = {"Made (UTC)": " to ".join(dict.fromkeys([times[0], times[-1]]))} if times else {}
     return facts | ({"Seeds": ", ".join(sorted(seeds))} if seeds else {})
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 
+from pipeline.passages import read_activity
 from pipeline.report.results import Site
-from storage import Corpus, is_sparse, read_csr, read_dense
+from storage import Corpus
 
 #: Characters shown on either side of a token.
 MARGIN = 40
@@ -212,13 +210,13 @@ def shade_passages(
     """
     contexts = [(int(f), row) for f, some in zip(features, top_rows.tolist(), strict=True) for row in some if row >= 0]
     contexts = list(dict.fromkeys(contexts))
-    spans = _spans_around(rows, contexts)
+    spans, n_rows = _spans_around(rows, contexts), rows.sizes["token"]
     largest = dict(zip(features.tolist(), site.store["max"].values[features].tolist(), strict=True))
     shaded = {}
-    for (feature, row), first, activity in _read_activity(site, contexts):
+    for (feature, row), window, activity in read_activity(site.path, contexts, lambda row: _window(row, n_rows)):
         strength = activity / largest[feature] if largest[feature] > 0 else np.zeros_like(activity)
         levels = np.clip(np.ceil(strength * LEVELS), 0, LEVELS).astype(int)
-        numbers = np.arange(first, first + len(levels))
+        numbers = np.arange(window.start, window.stop)
         lit = (levels > 0) | (numbers == row)
         marks = [
             (spans[number], level) for number, level in zip(numbers[lit].tolist(), levels[lit].tolist(), strict=True)
@@ -227,41 +225,14 @@ def shade_passages(
     return shaded
 
 
-def _window(row: int, n_rows: int) -> tuple[int, int]:
-    return max(0, row - REACH), min(n_rows, row + REACH + 1)
+def _window(row: int, n_rows: int) -> slice:
+    return slice(max(0, row - REACH), min(n_rows, row + REACH + 1))
 
 
 def _spans_around(rows: xr.Dataset, contexts: list[Context]) -> dict[int, Span]:
-    near = [np.arange(*_window(row, rows.sizes["token"])) for _, row in contexts]
+    windows = [_window(row, rows.sizes["token"]) for _, row in contexts]
+    near = [np.arange(window.start, window.stop) for window in windows]
     return read_spans(rows, np.unique(np.concatenate(near)) if near else np.zeros(0, dtype=np.int64))
-
-
-def _read_activity(site: Site, contexts: list[Context]) -> Iterator[tuple[Context, int, np.ndarray]]:
-    """Yield each context with its feature's activations on the rows around it, and the first of those rows.
-
-    Contexts are grouped by the chunk of the store that holds them, and a chunk is read once.
-    """
-    array = zarr.open_array(f"{site.path}/activation", mode="r")
-    chunk_rows, width = array.chunks
-    groups: dict[tuple[int, int], list[Context]] = defaultdict(list)
-    for feature, row in contexts:
-        groups[row // chunk_rows, feature // width].append((feature, row))
-    for (_, panel), members in groups.items():
-        windows = [_window(row, array.shape[0]) for _, row in members]
-        first, last = min(start for start, _ in windows), max(stop for _, stop in windows)
-        left = panel * width
-        columns = np.array([feature - left for feature, _ in members])
-        slab = _read_columns(site.path, (first, last), (left, min(left + width, array.shape[1])), columns)
-        for place, (context, (start, stop)) in enumerate(zip(members, windows, strict=True)):
-            yield context, start, slab[start - first : stop - first, place]
-
-
-def _read_columns(path: Path, rows: tuple[int, int], panel: tuple[int, int], columns: np.ndarray) -> np.ndarray:
-    """Return some columns of one chunk, dense; they are few, the chunk's features many."""
-    if is_sparse(path):
-        slab = read_csr(path, slice(*rows), slice(*panel))
-        return slab.tocsc()[:, columns].toarray().astype(np.float64)
-    return read_dense(path, slice(*rows), slice(*panel))[:, columns].astype(np.float64)
 
 
 def _segments(passage: Passage, row: int, marks: Iterable[tuple[Span, int]]) -> Iterator[Segment]:

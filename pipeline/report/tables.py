@@ -6,6 +6,7 @@ the number of tests.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import xarray as xr
 
 from pipeline import grid
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.usage import StageUsage, read_usage, worth_showing
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
@@ -193,6 +195,29 @@ def _site_record(run: Run, site: Site) -> dict[str, Any]:
         "fvu_with_sinks": float(calibration.get("fvu_with_sinks", np.nan)),
         "content_hash": str(attrs.get("content_hash", "")),
     }
+
+
+#: The columns of :func:`usage_table`.
+USAGE_COLUMNS = tuple(field.name for field in dataclasses.fields(StageUsage))
+
+
+def usage_table(run: Run) -> pd.DataFrame:
+    """Return what every stage took: cluster, time, and memory as planned and as measured.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a stage and session that worked on it, with the fields of :class:`pipeline.usage.StageUsage`; bytes.
+        NaN where there was no plan or no measurement. Empty where the run directory keeps no record.
+    """
+    shown = worth_showing(read_usage(run.directory.usage))
+    table = pd.DataFrame.from_records([dataclasses.asdict(one) for one in shown], columns=USAGE_COLUMNS)
+    return table.astype(dict.fromkeys(("planned", "peak", "peak_sum", "peak_driver"), "float64"))
 
 
 def text_facts(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.report.tables import short_name
-from pipeline.report.words import metric_name, null_name, number, p_number
+from pipeline.report.words import gigabytes, metric_name, null_name, number, p_number
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "templates"
@@ -30,7 +30,14 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
+    made.filters |= {"gigabytes": gigabytes}
+    made.globals["licences"] = licences
     return made
+
+
+def licences() -> str:
+    """Return the licences of the libraries in the explorer's scripts, which every copy of them has to bring along."""
+    return (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)

@@ -103,6 +103,15 @@ def p_number(value: float) -> str:
     return f"{value:.2g}" if math.isfinite(value) else "–"
 
 
+def gigabytes(value: float | None) -> str:
+    """Return bytes as people compare them with their machine.
+
+    >>> gigabytes(1_234_567_890), gigabytes(None)
+    ('1.23 GB', '–')
+    """
+    return "–" if value is None or not math.isfinite(value) else f"{value / 1e9:.2f} GB"
+
+
 def criterion(scores: pd.DataFrame) -> str:
     """Return the column of corrected p-values that the verdict uses.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +116,15 @@ def test_the_command_filters_and_reports(random_correlation, tmp_path):
     shown = call(random_correlation, "--out", out, "--filter", "min_firing:n=100", "--hubs", 3).stdout
     assert "min firing, before" in shown
     assert "most used features of B" in shown
+
+
+def test_the_command_writes_pairs_for_a_spreadsheet(random_correlation, tmp_path):
+    file = tmp_path / "new" / "pairs.csv"
+    assert call(random_correlation, "--out", tmp_path / "pairs.zarr", "--csv", file).exit_code == 0
+    table, pairs = pd.read_csv(file), match(random_correlation)
+    assert table.columns[:4].tolist() == ["feature_a", "feature_b", "r", "r_heldout"]
+    for name in table.columns:
+        np.testing.assert_array_equal(table[name], pairs[name].values)
 
 
 def test_the_command_says_what_is_missing_or_wrong(random_correlation, tmp_path):

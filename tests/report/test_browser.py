@@ -24,6 +24,7 @@ N_PAIRS = 30_000
 MOST_MILLISECONDS = 200
 WIDTHS = {"desk": (1280, 900), "phone": (390, 844)}
 COLOURS = ("light", "dark")
+COLOURS_OF_BODY = "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
 NARROWED = """() => {
   const [shown, , all] = document.getElementById("x-count").textContent.split(" ");
   return shown !== all;
@@ -99,11 +100,38 @@ def test_opens_quietly_and_fits(opened, file, size, colours) -> None:
     with opened(file, WIDTHS[size], colours) as page:
         assert page.locator("#x-app").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[size][0]
-        paper, ink = page.evaluate(
-            "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
-        )
+        paper, ink = page.evaluate(COLOURS_OF_BODY)
         brightness = [sum(map(float, colour[4:-1].split(","))) for colour in (paper, ink)]
         assert (brightness[0] > brightness[1]) == (colours == "light")
+
+
+PAPER = {"width": 700, "height": 1000}
+CUT_OFF = """(width) => [...document.querySelectorAll("main *")].filter((one) => one.checkVisibility() &&
+  one.getBoundingClientRect().right > width + 1 && !one.closest("svg")).map((one) => one.outerHTML.slice(0, 80))"""
+
+
+def test_on_paper_nothing_is_dark_shut_or_cut_off(browser, file) -> None:
+    page = browser.new_page(viewport=PAPER, color_scheme="dark")
+    try:
+        page.goto(file.resolve().as_uri())
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate(COLOURS_OF_BODY) == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+        assert page.evaluate(CUT_OFF, PAPER["width"]) == []
+        # every pair with the first of its contexts, though it is folded on the screen
+        folded = page.locator(".pairs details:not([open])")
+        assert folded.count() > 0
+        for one in folded.all()[:3]:
+            contexts = one.locator(".contexts").first.locator("li")
+            assert [contexts.nth(i).is_visible() for i in range(min(4, contexts.count()))] == [True] * 3 + [False]
+        assert page.locator("details.more > :not(summary)").first.is_visible()
+        assert not page.locator("nav").first.is_visible()
+        assert not page.locator("#x-app").is_visible(), "what cannot be used on paper is left out"
+        assert "pairs.csv" in page.locator("#explorer").inner_text()
+        for part in ("#verdict .headline", "#grid svg", "#scores table", "article svg", "#provenance table"):
+            assert page.locator(part).first.is_visible(), part
+        assert page.pdf(format="A4").startswith(b"%PDF")
+    finally:
+        page.close()
 
 
 def test_the_list_is_the_stored_pairs_best_first(opened, file, run) -> None:

@@ -128,6 +128,17 @@ def test_the_report_leads_to_it(run: RunDirectory) -> None:
     assert "subspaces with enough pairs beat chance by both metrics" in html
 
 
+def test_the_report_holds_the_table_itself(run: RunDirectory, page: str) -> None:
+    """It may be sent alone."""
+    html = run.report.read_text(encoding="utf-8")
+    of_report, of_page = (re.findall(r'<table class="meanings">.*?</table>', text, re.DOTALL) for text in (html, page))
+    assert len(of_report) == 2
+    assert [text.replace('href="concepts.html#', 'href="#') for text in of_report] == of_page
+    assert HOSTILE_NAME not in html
+    for anchor in re.findall(r'href="concepts.html#([^"]+)"', html):
+        assert f'id="{anchor}"' in page
+
+
 def test_tables_beside_the_report(run: RunDirectory) -> None:
     for suffix in (".csv", ".html", ".tex"):
         text = run.semantics_table.with_suffix(suffix).read_text(encoding="utf-8")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import gzip
+import importlib
 import importlib.resources
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from sklearn.decomposition import PCA
 
 import storage
@@ -147,6 +150,24 @@ def test_histograms_count_every_activation(run, data, packs) -> None:
             assert np.abs(np.cumsum(bars[i].astype(int)) - np.cumsum(expected)).max() <= 1, (
                 "but for rounding at an edge"
             )
+
+
+def test_every_chunk_is_read_once_and_one_at_a_time(run, data, monkeypatch) -> None:
+    asked: dict[str, list[tuple[slice, slice]]] = {}
+
+    def read(path: Path, rows: slice, columns: slice) -> Any:
+        asked.setdefault(str(path), []).append((rows, columns))
+        return storage.read_csr(path, rows, columns)
+
+    monkeypatch.setattr(importlib.import_module("pipeline.report.explorer_data"), "read_csr", read)
+    assert explorer_data(run, run.site_pairs) == data
+    assert set(asked) == {str(site.path) for sites in run.sites.values() for site in sites}
+    for path, parts in asked.items():
+        height, width = zarr.open_array(f"{path}/activation", mode="r").chunks
+        chunks = {(rows.start // height, columns.start // width) for rows, columns in parts}
+        assert len(chunks) == len(parts) > 2 * 2
+        assert all(rows.stop - rows.start <= height and rows.start % height == 0 for rows, _ in parts)
+        assert all(columns.stop - columns.start <= width and columns.start % width == 0 for _, columns in parts)
 
 
 def test_concepts_are_those_of_both_features(write_run, tmp_path) -> None:

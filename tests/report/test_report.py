@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib
 import importlib.resources
@@ -21,8 +22,11 @@ import xarray as xr
 
 import storage
 from pipeline.report.explorer import MAX_SHOWN
+from pipeline.report.export import export_figures
 from pipeline.report.run import report
+from pipeline.usage import StageUsage
 from storage.errors import FormatError, MissingInputError
+from storage.rundir import RunDirectory
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "area", "base", "col", "embed", "source", "track", "wbr"}
 LARGEST_BYTES = 6_000_000
@@ -273,6 +277,64 @@ def test_provenance_names_every_result(run, page) -> None:
         assert fact in section.text
     sinks = int(storage.open_activations(run.activations("a", "layers.6"))["sink"].sum())
     assert [str(sinks)] * 4 == [row.all("td")[7].text for row in section.all("table")[0].all("tbody")[0].all("tr")]
+
+
+def test_seeds_and_times_are_said(run, page) -> None:
+    facts = {e.all("dt")[0].text: e.all("dd")[0].text for e in page.all("dl", class_="facts")[0].all("div")}
+    assert facts["Seeds"] == "0"
+    made = storage.read_manifest(run.scores("layers.12", "encoder.layer.10")).created
+    assert made[:16].replace("T", " ") in facts["Made (UTC)"]
+
+
+def test_time_and_memory_of_the_stages_are_said_to_be_unknown(page) -> None:
+    (section,) = page.all("section", id="provenance")
+    assert "no record of what the stages took" in section.text
+
+
+def keep_usage(run: RunDirectory, *stages: StageUsage) -> None:
+    run.usage.mkdir()
+    content = {"stages": [dataclasses.asdict(one) for one in stages]}
+    (run.usage / "1.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_planned_against_measured_memory(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", sites=ONE_PAIR, n_documents=8)
+    begun = "2026-01-02T03:04:05.678+00:00"
+    keep_usage(
+        run,
+        StageUsage("harvest", begun, 81.26, "slurm-gpu", "finished", 3, 12, 0, 2.0e9, 1_500_000_000, 4_100_000_000, 9),
+        StageUsage("correlate", begun, 12.0, "slurm-gpu", "finished", 3, 12, 1, 1.0e9, 1_200_000_000, 3_000_000_000),
+        StageUsage("match", begun, 0.5, "slurm-gpu", "stopped by KeyboardInterrupt", 3, 12),
+    )
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    (table,) = page.all("table", id="usage")
+    rows = [[cell.text for cell in row.children if isinstance(cell, Element)] for row in table.all("tr")]
+    harvest, correlate, match = rows[1:]
+    assert harvest[:6] == ["harvest", "2026-01-02 03:04:05", "slurm-gpu", "3", "12", "81.3"]
+    assert harvest[6:10] == ["2.00 GB", "1.50 GB", "75 %", "4.10 GB"]
+    assert correlate[8] == "120 %", "more than planned is not hidden"
+    assert "1 process was gone" in correlate[-1]
+    assert match[6:10] == ["–"] * 4
+    assert "stopped by KeyboardInterrupt" in match[-1]
+    assert "beyond their plan: correlate" in page.all("section", id="provenance")[0].text
+    table = export_figures(run.root, tmp_path / "paper", [])
+    usage = pd.read_csv(tmp_path / "paper" / "usage.csv")
+    assert tmp_path / "paper" / "usage.tex" in table
+    assert usage.loc[usage["stage"] == "harvest", "planned"].item() == 2e9
+
+
+def test_a_session_that_could_measure_nothing(write_run, tmp_path) -> None:
+    run = write_run(tmp_path / "run", sites=ONE_PAIR, n_documents=8)
+    keep_usage(run, StageUsage("report", "2026-01-02T03:04:05.678+00:00", 3.0, "local"))
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    (table,) = page.all("table", id="usage")
+    assert [cell.text for cell in table.all("tr")[1].all("td")[5:10]] == ["–"] * 5
+
+
+def test_the_licences_of_the_libraries_come_along(page) -> None:
+    (found,) = [one for one in page.all("details") if "Licences" in one.all("summary")[0].text]
+    for holder in ("Tanner Linsley", "Mike Bostock", "Luca Ongaro"):
+        assert holder in found.text
 
 
 def test_real_scores(write_run, tmp_path) -> None:

@@ -452,7 +452,7 @@
     const reach = Math.max(farthest(set.map_a), farthest(set.map_b)) || 1;
     const share = (value) => (value === null ? "" : `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} % of variance`);
     for (const side of ["a", "b"]) {
-      maps[side] = { places: set[`map_${side}`], reach: reach * 1.05, tree: null };
+      maps[side] = { places: set[`map_${side}`], reach: reach * 1.05, tree: null, layers: new Map() };
       byId(`x-map-title-${side}`).textContent = `${set.entry.sites[side]}, ${share(set.explained[side])}`;
       byId(`x-map-${side}`).setAttribute("aria-label", `Map of the decoder rows of ${count(set.n)} matched features of ${set.entry.sites[side]}; the list holds the same pairs`);
     }
@@ -477,27 +477,42 @@
   function drawMap(side) {
     const canvas = byId(`x-map-${side}`);
     const [width, height] = [canvas.clientWidth * devicePixelRatio, canvas.clientHeight * devicePixelRatio].map(Math.round);
+    if (!width || !height) return; // on paper there are no maps
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const style = getComputedStyle(canvas);
     const pen = canvas.getContext("2d");
     const dot = Math.max(1.5, Math.min(4, 260 / Math.sqrt(state.set.n))) * devicePixelRatio;
     pen.clearRect(0, 0, width, height);
-    const draw = (pair, size) => {
-      const [x, y] = place(side, pair, canvas);
-      if (x > -size && y > -size && x < width + size && y < height + size) pen.fillRect(x - size / 2, y - size / 2, size, size);
-    };
     const all = state.shown.length === state.set.n;
-    if (!all) {
-      pen.globalAlpha = 0.35;
-      pen.fillStyle = style.getPropertyValue("--null");
-      for (let pair = 0; pair < state.set.n; pair++) draw(pair, dot);
-    }
-    pen.globalAlpha = all ? 0.5 : 0.8;
-    pen.fillStyle = style.getPropertyValue(`--${side}`);
-    for (const pair of state.shown) draw(pair, all ? dot : dot * 1.4);
-    pen.globalAlpha = 1;
+    const own = style.getPropertyValue(`--${side}`);
+    pen.drawImage(backdrop(side, canvas, all ? own : style.getPropertyValue("--null"), all ? 0.5 : 0.35, dot), 0, 0);
+    if (!all) drawDots(pen, side, canvas, state.shown, own, 0.8, dot * 1.4);
     ring(pen, side, maps.hover, canvas, style.getPropertyValue("--muted"));
     ring(pen, side, state.selected, canvas, style.getPropertyValue("--ink"));
+  }
+
+  function drawDots(pen, side, canvas, pairs, colour, alpha, size) {
+    pen.globalAlpha = alpha;
+    pen.fillStyle = colour;
+    for (const pair of pairs) {
+      const [x, y] = place(side, pair, canvas);
+      if (x > -size && y > -size && x < canvas.width + size && y < canvas.height + size) pen.fillRect(x - size / 2, y - size / 2, size, size);
+    }
+    pen.globalAlpha = 1;
+  }
+
+  // All pairs, drawn once and kept until the map moves: a search or a pointer then draws only what is new.
+  function backdrop(side, canvas, colour, alpha, dot) {
+    const { layers } = maps[side];
+    const { k, x, y } = maps.transform;
+    const key = [colour, alpha, dot, canvas.width, canvas.height, k, x, y].join();
+    if (!layers.has(key)) {
+      if (layers.size > 1) layers.clear();
+      const layer = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+      drawDots(layer.getContext("2d"), side, canvas, state.set.r.keys(), colour, alpha, dot);
+      layers.set(key, layer);
+    }
+    return layers.get(key);
   }
 
   function ring(pen, side, pair, canvas, colour) {

@@ -1,0 +1,64 @@
+"""What holds for every verb: it says what it does, has examples that it would accept, and speaks JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from jobs.cli import PANELS, app
+
+
+def verbs(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+VERBS = dict(verbs(get_command(app)))
+
+
+def examples(command: Any) -> list[str]:
+    """Return the examples in a verb's help, without what the shell would do with its output."""
+    return [line.split(" > ")[0] for line in re.findall(r"\$\[/dim\] subspace (.*)", command.epilog or "")]
+
+
+@pytest.mark.parametrize("name", VERBS, ids=" ".join)
+def test_a_verb_has_help_examples_and_json(name: tuple[str, ...]) -> None:
+    command = VERBS[name]
+    assert (command.help or "").strip()
+    assert any(line.startswith(" ".join(name)) for line in examples(command))
+    assert any("--json" in option.opts for option in command.params)
+    for option in command.params:
+        assert option.help or option.param_type_name == "argument", option.name
+
+
+@pytest.mark.parametrize("name", VERBS, ids=" ".join)
+def test_every_example_would_be_accepted(name: tuple[str, ...]) -> None:
+    for line in examples(VERBS[name]):
+        words = shlex.split(line)
+        verb = next(verb for verb in VERBS if tuple(words[: len(verb)]) == verb)
+        VERBS[verb].make_context(" ".join(verb), words[len(verb) :])
+
+
+def test_every_verb_stands_in_a_panel() -> None:
+    listed = {verb for panel in PANELS.values() for verb in panel}
+    assert {name[0] for name in VERBS if len(name) == 1} == listed
+
+
+def test_the_script_of_a_job_as_json() -> None:
+    done = CliRunner().invoke(app, ["cluster", "job-script", "slurm-cpu", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["script"].startswith("#!")
+
+
+def test_completion_is_offered() -> None:
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
