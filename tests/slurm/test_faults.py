@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,8 +116,9 @@ class Work:
         )
 
 
-def many_documents(folder: Path) -> Path:
-    """Write an experiment of many small shards."""
+def many_documents(inputs: Path, folder: Path) -> Path:
+    """Write an experiment of many small shards, beside a copy of the tiny one's inputs."""
+    shutil.copytree(inputs, folder)
     words = [json.loads(line)["text"].split() for line in (folder / "texts.jsonl").read_text().splitlines()]
     draw = random.Random(1)
     texts = [" ".join(draw.sample(draw.choice(words), k=20)) * 2 for _ in range(DOCUMENTS)]
@@ -130,7 +132,8 @@ def many_documents(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def work(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     """The work, with the bytes of its local run; shows the table of all faults at the end."""
-    work = Work(many_documents(tiny_inputs), tmp_path_factory.mktemp("faults"))
+    folder = tmp_path_factory.mktemp("faults")
+    work = Work(many_documents(tiny_inputs, folder / "inputs"), folder)
     work.once("local", None)
     work.expected = digest(work.folder / "local")
     assert len(work.expected) > 100
@@ -150,6 +153,7 @@ def job_of_worker() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+@pytest.mark.xdist_group("two-jobs")
 class TestOnTwoJobs:
     """Faults on two jobs that live on from one to the next."""
 
