@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from click.testing import Result
 from distributed import Client
 from typer.testing import CliRunner
 
@@ -148,8 +149,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     assert digest(tmp_path) == digest(tiny_run.directory.root)
 
 
-@pytest.mark.parametrize("after", [1.0, 5.0])
-def test_killed_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path, after: float) -> None:
+def test_killed_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -159,12 +159,13 @@ def test_killed_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: 
         "--run-dir",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    process.stderr.readline()  # imports are done, the run has begun
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    for after in (1.0, 5.0):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()  # imports are done, the run has begun
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     subprocess.run(command, check=True, capture_output=True)
     assert digest(tmp_path) == digest(tiny_run.directory.root)
     assert not list(tmp_path.rglob("*.partial"))
@@ -199,21 +200,26 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
+def call_here(*arguments: str | Path) -> Result:
+    """Call the command in this process, which has imported everything already."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
 def test_verbs_over_paths(tiny_run: RunResult, copied: Path, tmp_path: Path) -> None:
     directory = tiny_run.directory
     a, b = directory.activations("a", "layers.0"), directory.activations("b", "encoder.layer.0")
     done = call("correlate", a, b, "--top-k", "4", "--keep-above", "0.05", "--out", tmp_path / "C.zarr", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n_rows_select"] > 0
-    done = call("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["pairs"] == tiny_run.pairs("layers.0", "encoder.layer.0").sizes["pair"]
-    done = call("compare", tmp_path / "P.zarr", a, b, "--out", tmp_path / "S.zarr", "--null-runs", "50", "--json")
-    assert done.returncode == 0, done.stderr
+    shown = call_here("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["pairs"] == tiny_run.pairs("layers.0", "encoder.layer.0").sizes["pair"]
+    shown = call_here("compare", tmp_path / "P.zarr", a, b, "--out", tmp_path / "S.zarr", "--null-runs", "50", "--json")
+    assert shown.exit_code == 0, shown.stderr
     expected = tiny_run.scores("layers.0", "encoder.layer.0").sel(metric="rsa")
-    assert json.loads(done.stdout)["rsa"]["score"] == pytest.approx(float(expected.score))
-    done = call("report", copied)
-    assert done.returncode == 0, done.stderr
+    assert json.loads(shown.stdout)["rsa"]["score"] == pytest.approx(float(expected.score))
+    shown = call_here("report", copied)
+    assert shown.exit_code == 0, shown.stderr
     with (copied / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 4
 
@@ -261,13 +267,13 @@ def test_the_command_line_says_it_in_one_line(tiny_inputs: Path, tmp_path: Path)
     assert "Traceback" not in done.stderr
     assert "12" in done.stderr
     assert "16" in done.stderr
-    done = call("run", tmp_path / "absent.yaml")
-    assert done.returncode == 2
-    assert "absent.yaml" in done.stderr
+    shown = call_here("run", tmp_path / "absent.yaml")
+    assert shown.exit_code == 2
+    assert "absent.yaml" in shown.stderr
 
 
 def test_help_has_examples() -> None:
     for verb in ("run", "demo", "harvest", "correlate", "match", "compare", "report"):
-        shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
+        shown = call_here(verb, "--help")
         assert shown.exit_code == 0, shown.output
         assert f"$ subspace {verb}" in shown.output

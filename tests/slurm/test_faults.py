@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client
 
@@ -193,6 +194,16 @@ class TestOnTwoJobs:
         assert work.same("kill")
         assert record.workers_lost >= 1
 
+    def test_a_worker_beyond_its_memory_is_restarted_and_not_its_job(
+        self, client: Client, tmp_path: Path, slurmctl: Any
+    ) -> None:
+        before, jobs = set(client.run(os.getpid).values()), slurmctl.running()
+        items = [tmp_path / name for name in "abcd"]
+        done = dict(run_tasks(client, swells_once, items, name="test-swelling", label="Swelling"))
+        assert done == {item: item == items[1] for item in items}
+        assert len(set(client.run(os.getpid).values()) - before) == 1
+        assert slurmctl.running() == jobs
+
     def test_a_drained_node(self, client: Client, work: Work, slurmctl: Any) -> None:
         victim = min(client.run(job_of_worker).values(), key=int)
         node = slurmctl.jobs()[victim][1]
@@ -263,6 +274,18 @@ def test_a_killed_driver(work: Work, slurmctl: Any, make_cluster_file: Callable[
     assert work.same("driver")
     assert orphans
     wait_until(lambda: not orphans & set(slurmctl.jobs()))
+
+
+def swells_once(mark: Path) -> bool:
+    """Take more memory than a job of 2 GB has, if the mark is called b and not there yet; say whether it was there."""
+    if mark.name != "b" or mark.exists():
+        return mark.exists()
+    mark.touch()
+    taken = []
+    for _ in range(60):
+        taken.append(np.ones(64 << 17))  # 64 MiB
+        time.sleep(0.2)
+    raise MemoryError(f"not restarted with {len(taken)} blocks")
 
 
 def dies(item: int) -> int:

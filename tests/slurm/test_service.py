@@ -53,6 +53,7 @@ def test_up_status_run_down(
     assert said["scheduler"].startswith("tls://")
     assert said["dashboard"].startswith("http://127.0.0.1:")
     assert said["tunnel"].startswith("ssh -N -L ")
+    assert said["logs"] == str(cluster_file.parent / "logs")
     assert state.folder.stat().st_mode & 0o777 == 0o700
     assert (state.folder / "key.pem").stat().st_mode & 0o777 == 0o600
     process = psutil.Process(state.service.pid)  # type: ignore[union-attr]
