@@ -24,8 +24,9 @@ from pipeline.workers import local_client, n_slots
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-#: What identifies a result is all of its manifest but these two (``storage.manifest.Manifest.fingerprint``).
-NOT_IDENTIFYING = {"created", "versions"}
+#: What metadata says of when and with which libraries it was made, and the hash of all attributes, these included.
+#: Nothing else may differ; ``storage.manifest.Manifest`` leaves the first two out of what identifies a result, too.
+NOT_COMPARED = {"created", "versions", "attributes_sha256"}
 
 
 def demo_experiment(folder: Path) -> Experiment:
@@ -39,22 +40,22 @@ def demo_experiment(folder: Path) -> Experiment:
     )
 
 
-def identifying(value: Any) -> Any:
-    """Return metadata without what says when and with which libraries it was made."""
+def compared(value: Any) -> Any:
+    """Return metadata without what is not compared."""
     if isinstance(value, list):
-        return [identifying(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    dropped = NOT_IDENTIFYING if "fingerprint" in value else set()
-    return {key: identifying(item) for key, item in value.items() if key not in dropped}
+        return [compared(item) for item in value]
+    if isinstance(value, dict):
+        return {key: compared(item) for key, item in value.items() if key not in NOT_COMPARED}
+    return value
 
 
 def contents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield every file below a run directory, and a hash of it; of metadata, a hash of what identifies."""
+    """Yield the name and a hash of every file below a run directory; the directory's own name does not count."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.suffix == ".json":
-            content = json.dumps(identifying(json.loads(content)), sort_keys=True).encode()
+            metadata = json.loads(content.replace(str(folder).encode(), b"RUN"))
+            content = json.dumps(compared(metadata), sort_keys=True).encode()
         yield str(path.relative_to(folder)), hashlib.sha256(content).hexdigest()
 
 
