@@ -14,11 +14,11 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-# What takes one core runs two at a time. The Slurm tests wait as much as they compute, so the notebooks run beside them.
+# What takes one core runs two at a time; the notebooks take as long as the other three.
 test: $(VENV)/.dev
-	$(MAKE) --jobs=2 --output-sync=target types lint docs
+	$(MAKE) --jobs=2 --output-sync=target notebooks types lint docs
 	$(MAKE) unit
-	$(MAKE) --jobs=2 --output-sync=target slurm notebooks
+	$(MAKE) slurm
 
 install: $(VENV)/.dev
 

@@ -94,7 +94,7 @@ class Work:
         with recorded(client, out) if client else contextlib.nullcontext() as recorder:
             if fault is not None:
                 thread.start()
-            run(self.experiment, run_dir=out, until="compare", client=client)
+            run(self.experiment, run_dir=out, until="match", client=client)
         seconds = time.monotonic() - start
         if fault is not None:
             thread.join()
@@ -254,7 +254,7 @@ def test_workers_retire_before_their_walltime(
 def test_a_killed_driver(work: Work, slurmctl: Any, make_cluster_file: Callable[..., Path], tmp_path: Path) -> None:
     # workers whose scheduler is gone wait for it so long, and then end their job
     file, out = make_cluster_file(tmp_path, job={"death-timeout": 10}, distributed=QUICK), work.folder / "driver"
-    command = [sys.executable, "-m", "jobs.cli", "run", str(work.experiment), "--until", "compare", "--run-dir"]
+    command = [sys.executable, "-m", "jobs.cli", "run", str(work.experiment), "--until", "match", "--run-dir"]
     command += [str(out), "--cluster", "slurm-cpu", "--cluster-file", str(file)]
     before = set(slurmctl.jobs())
     start = time.monotonic()
