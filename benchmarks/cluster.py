@@ -161,8 +161,8 @@ def benchmark(  # noqa: PLR0917
 
     threads = n_cpus()
     try:
-        with local_client(1, threads) as client, ThreadPoolExecutor(threads) as pool:
-            measure(f"{threads} threads", client, pool)
+        with local_client(1, threads) as client, ThreadPoolExecutor(threads) as plain_threads:
+            measure(f"{threads} threads", client, plain_threads)
         for count in workers:
             with processes(count) as client, plain_processes(count) as pool:
                 measure(f"{count} processes", client, pool)

@@ -194,15 +194,14 @@ class TestOnTwoJobs:
         assert work.same("kill")
         assert record.workers_lost >= 1
 
-    def test_a_worker_beyond_its_memory_is_restarted_and_not_its_job(
-        self, client: Client, tmp_path: Path, slurmctl: Any
-    ) -> None:
-        before, jobs = set(client.run(os.getpid).values()), slurmctl.running()
+    def test_a_worker_beyond_its_memory_ends_and_not_the_run(self, client: Client, work: Work, tmp_path: Path) -> None:
+        before = set(client.run(os.getpid).values())
         items = [tmp_path / name for name in "abcd"]
         done = dict(run_tasks(client, swells_once, items, name="test-swelling", label="Swelling"))
         assert done == {item: item == items[1] for item in items}
-        assert len(set(client.run(os.getpid).values()) - before) == 1
-        assert slurmctl.running() == jobs
+        wait_until(lambda: n_slots(client) == 2)
+        assert set(client.run(os.getpid).values()) - before
+        assert any("memory budget" in log.read_text() for log in (work.folder / "logs").glob("*.err"))
 
     def test_a_drained_node(self, client: Client, work: Work, slurmctl: Any) -> None:
         victim = min(client.run(job_of_worker).values(), key=int)
