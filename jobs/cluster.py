@@ -286,24 +286,40 @@ def slurm_cluster(
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
-    # jobs read their configuration again whenever one is replaced, so it has to outlive this call
-    dask.config.set({f"jobqueue.{name}": options})
     if not (folder / SETTINGS).is_file():
         write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
     security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
-    cluster = cluster_class(
-        config_name=name,
-        # without it, dask-jobqueue does not know the names of the workers of a job
-        processes=options["processes"],
-        job_name=f"{options['name']}-{label}",
-        security=security,
-        protocol="tls://",
-    )
+    own = uuid.uuid4().hex
+    with dask.config.set({f"jobqueue.{own}": options}):
+        cluster = cluster_class(
+            config_name=own,
+            job_cls=_job_class(own, options),
+            # without it, dask-jobqueue does not know the names of the workers of a job
+            processes=options["processes"],
+            job_name=f"{options['name']}-{label}",
+            security=security,
+            protocol="tls://",
+        )
     try:
         with closing(cluster):
             yield cluster
     finally:
         _cancel_left(cluster.job_name)
+
+
+def _job_class(own: str, options: dict[str, Any]) -> Any:
+    """Return a class of jobs that have these options for good.
+
+    dask-jobqueue reads Dask's configuration again whenever a job is replaced; that is one for the whole process, and
+    another cluster, of the same profile perhaps, may have changed it since.
+    """
+
+    class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            with dask.config.set({f"jobqueue.{own}": options}):
+                super().__init__(*arguments, **keywords)
+
+    return OwnJob
 
 
 def _cancel_left(job_name: str) -> None:

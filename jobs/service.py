@@ -65,7 +65,7 @@ def serve(folder: Path) -> None:
     profile = find_profile(profile_name, settings)
     with dask.config.set(settings), _cluster(state, profile, settings) as cluster:
         process = psutil.Process()
-        job_name = cluster.job_name if isinstance(profile, SlurmProfile) else None
+        job = cluster._dummy_job if isinstance(profile, SlurmProfile) else None
         port = cluster.scheduler_info["services"].get("dashboard")
         state.announce(
             Service(
@@ -74,8 +74,8 @@ def serve(folder: Path) -> None:
                 created=process.create_time(),
                 address=cluster.scheduler_address,
                 dashboard=f"http://127.0.0.1:{port}/status",
-                job_name=job_name,
-                logs=dask.config.get(f"jobqueue.{profile_name}.log-directory", None),
+                job_name=job and job.job_name,
+                logs=job and job.log_directory,
             )
         )
         logger.info("Running at %s", cluster.scheduler_address)

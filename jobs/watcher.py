@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 from dask.utils import parse_bytes
 from distributed import Client
 
@@ -65,8 +64,8 @@ NANNY_BYTES = 250_000_000
 def careful(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return a job's settings with what keeps faults small added, where they do not say it themselves.
 
-    Workers retire before the walltime; their memory limit leaves room for the process that restarts them; and
-    thresholds for spilling, pausing and restarting reach them: a job does not inherit the driver's configuration.
+    Workers retire before the walltime, and their memory limit leaves room for the process that restarts them.
+    Thresholds for spilling, pausing and restarting come with the cluster's settings, which the job is told to read.
 
     Parameters
     ----------
@@ -75,15 +74,12 @@ def careful(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> job = careful({"walltime": "01:00:00", "memory": "8GB", "worker-extra-args": [], "job-script-prologue": []})
+    >>> job = careful({"walltime": "01:00:00", "memory": "8GB", "worker-extra-args": []})
     >>> job["worker-extra-args"], job["memory"], job["job-mem"]
     (['--lifetime', '3060s', '--lifetime-stagger', '360s'], '7750000000B', '8G')
-    >>> job["job-script-prologue"][0]
-    'export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=0.6'
     """
     changed = dict(job)
     changed["worker-extra-args"] = retiring(job.get("walltime"), job.get("worker-extra-args") or [])
-    changed["job-script-prologue"] = [*_memory_settings(), *(job.get("job-script-prologue") or [])]
     if job.get("job-mem") is None and job.get("memory") is not None:
         whole = parse_bytes(job["memory"])
         changed["job-mem"] = _slurm_size(whole)
@@ -96,12 +92,6 @@ def _slurm_size(n_bytes: int) -> str:
     from dask_jobqueue.slurm import slurm_format_bytes_ceil  # noqa: PLC0415 - an extra's dependency
 
     return str(slurm_format_bytes_ceil(n_bytes))
-
-
-def _memory_settings() -> list[str]:
-    memory = dask.config.get("distributed.worker.memory")
-    names = ("target", "spill", "pause", "terminate")
-    return [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{name.upper()}={memory[name]}" for name in names]
 
 
 def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:

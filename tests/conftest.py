@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from distributed import Client
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from pipeline import workers
+from pipeline.config import load_experiment
+from pipeline.run import RunResult, run
 from pipeline.workers import local_client
+from storage.rundir import RunDirectory
 
 settings.register_profile("default", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", deadline=None, max_examples=500)
@@ -97,30 +103,70 @@ def _tiny_bert(folder: Path) -> None:
 
 
 def _signed_units(folder: Path, d_model: int, k: int) -> None:
-    """Save a TopK dictionary whose features are the units and their negatives: it explains most of the variance."""
+    """Save a TopK dictionary whose features are the units and their negatives: it explains most of the variance.
+
+    In the format of sparsify, which needs no sae-lens: importing that takes each process some seconds.
+    """
     import torch
-    from sae_lens import TopKSAE, TopKSAEConfig
+    from safetensors.torch import save_file
 
-    sae = TopKSAE(TopKSAEConfig(d_in=d_model, d_sae=2 * d_model, k=k))
-    units = torch.eye(d_model)
-    with torch.no_grad():
-        sae.W_dec.copy_(torch.cat([units, -units]))
-        sae.W_enc.copy_(sae.W_dec.T)
-    sae.save_model(folder)
+    units = torch.cat([torch.eye(d_model), -torch.eye(d_model)])
+    folder.mkdir()
+    weights = {"encoder.weight": units, "encoder.bias": torch.zeros(2 * d_model), "b_dec": torch.zeros(d_model)}
+    save_file({**weights, "W_dec": units.clone()}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"k": k, "d_in": d_model, "num_latents": 2 * d_model}))
 
 
-@pytest.fixture(scope="session")
-def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two tiny random models, their dictionaries, a corpus, and ``experiment.yaml``."""
+def _make_inputs(folder: Path) -> None:
     import torch
 
-    folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
+    folder.mkdir()
     _tiny_llama(folder / "llama")
     _tiny_bert(folder / "bert")
     _signed_units(folder / "sae-llama", 16, 6)
     _signed_units(folder / "sae-bert", 12, 5)
     lines = [json.dumps({"text": text}) for text in _texts(60)]
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "empty.jsonl").touch()
     (folder / "experiment.yaml").write_text(EXPERIMENT)
-    return folder
+
+
+Make = Callable[[Path], None]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Make a folder once for all processes of this test session, by a function that is given its path."""
+    base = tmp_path_factory.getbasetemp()
+    # each process of pytest-xdist has a folder of its own below the session's
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def find_or_make(name: str, make: Make) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with FileLock(shared / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                finished.touch()
+        return folder
+
+    return find_or_make
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(once: Callable[[str, Make], Path]) -> Path:
+    """Two tiny random models, their dictionaries, a corpus, and ``experiment.yaml``; not to be changed."""
+    return once("tiny", _make_inputs)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(once: Callable[[str, Make], Path], tiny_inputs: Path) -> RunResult:
+    """The tiny experiment, all its stages run on threads; not to be changed."""
+
+    def make(folder: Path) -> None:
+        with local_client(threads_per_worker=2) as client:
+            run(tiny_inputs / "experiment.yaml", run_dir=folder, client=client)
+
+    folder = once("tiny-run", make)
+    return RunResult(RunDirectory(folder), load_experiment(tiny_inputs / "experiment.yaml"))

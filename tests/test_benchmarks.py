@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,33 @@ import numpy as np
 import pytest
 
 import storage
-from benchmarks import cluster, harvest, scale
+from benchmarks import harvest, scale
 from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
 
-
-def last_line(*arguments: str) -> dict[str, Any]:
-    """Run ``python -m benchmarks.…`` and return the JSON object of its last line."""
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+Bench = Callable[..., dict[str, Any]]
 
 
-def test_match(tmp_path: Path) -> None:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run a benchmark in this process, what it measures in processes of their own; return its last line's object."""
+
+    def call(name: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        importlib.import_module(f"benchmarks.{name}").main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return call
+
+
+def test_match(tmp_path: Path, bench: Bench) -> None:
     rng = np.random.default_rng(0)
     base = rng.exponential(size=(400, 60)) * (rng.random((400, 60)) < 0.2)
     storage.write_activations(tmp_path / "a.zarr", base)
     storage.write_activations(tmp_path / "b.zarr", base @ (rng.random((60, 50)) < 0.1))
     correlate(tmp_path / "a.zarr", tmp_path / "b.zarr", out=tmp_path / "cor.zarr")
     sizes = ("--features", "130", "--peer-features", "70")
-    result = last_line("benchmarks.match", *sizes, "--correlation", str(tmp_path / "cor.zarr"))
+    result = bench("match", *sizes, "--correlation", str(tmp_path / "cor.zarr"))
     assert result["max_error"] < 1e-9
     assert 0 < result["greedy_total"] <= result["optimal_total"]
     assert result["kept_pairs"] > 100
@@ -42,9 +50,9 @@ def test_match(tmp_path: Path) -> None:
     assert {"greedy_seconds", "optimal_seconds", "peak_gb"} <= set(result)
 
 
-def test_compare() -> None:
+def test_compare(bench: Bench) -> None:
     sizes = ["--pairs", "150", "--d-a", "12", "--d-b", "20", "--null-runs", "25"]
-    result = last_line("benchmarks.compare", *sizes)
+    result = bench("compare", *sizes)
     assert result["max_error"] < 1e-6
     assert set(result["scores"]) == set(result["null_means"]) == {"svcca", "rsa", "cka", "procrustes"}
     assert result["p"] == dict.fromkeys(result["scores"], pytest.approx(1 / 26))
@@ -52,17 +60,17 @@ def test_compare() -> None:
     assert {"seconds", "peak_gb", "evaluation_seconds", "command"} <= set(result)
 
 
-def test_semantics() -> None:
+def test_semantics(bench: Bench) -> None:
     sizes = ["--concepts", "3", "--site-pairs", "1", "--features", "200", "--null-runs", "10", "--peer-runs", "1"]
-    result = last_line("benchmarks.semantics", *sizes)
+    result = bench("semantics", *sizes)
     assert result["max_error"] < 1e-6
     assert result["ratios"]["plain NumPy and SciPy"] > 0
     assert {"seconds", "peak_gb", "command"} <= set(result)
 
 
 @pytest.mark.parametrize("kind", [["--active", "8"], ["--dense"]])
-def test_correlate(kind: list[str]) -> None:
-    result = last_line("benchmarks.correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind)
+def test_correlate(kind: list[str], bench: Bench) -> None:
+    result = bench("correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind)
     assert result["max_error"] < 1e-6
     assert result["seconds"] > 0
     assert result["peak_gb"] > 0
@@ -72,9 +80,9 @@ def test_correlate(kind: list[str]) -> None:
     assert result["planned_seconds"] > 0
 
 
-def test_peers() -> None:
+def test_peers(bench: Bench) -> None:
     arguments = ["--rows", "1500", "--features", "200", "--small-rows", "800", "--small-features", "60"]
-    result = last_line("benchmarks.peers", *arguments, "--active", "8", "--top-k", "4")
+    result = bench("peers", *arguments, "--active", "8", "--top-k", "4")
     assert len(result["ratios"]) == len(result["memory_ratios"]) == 5
     assert all(ratio > 0 for ratio in result["ratios"].values())
     assert result["max_error"] < 1e-9
@@ -82,7 +90,7 @@ def test_peers() -> None:
     assert result["differences"]["scipy sparse product"] < 1e-9
 
 
-def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_harvest(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     """In this process: each of the three ways would spend ten seconds on imports in one of its own."""
 
     def run_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -91,30 +99,24 @@ def test_harvest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return figures
 
     monkeypatch.setattr(harvest, "run_measured", run_here)
-    monkeypatch.setattr(
-        sys, "argv", ["harvest", "--tiny", "--documents", "40", "--repeats", "2", "--shard-rows", "256"]
-    )
-    harvest.main()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = bench("harvest", "--tiny", "--documents", "40", "--repeats", "2", "--shard-rows", "256")
     assert result["rows"] > 3 * 256
     assert result["max_error"] < 1e-6
     assert {"bare_loop", "full_model", "dense_size", "dense_write", "dense_read"} == set(result["ratios"])
     assert len(result["all_seconds"]["bare_loop"]) == 2
 
 
-def test_contexts() -> None:
-    result = last_line("benchmarks.contexts", "--rows", "2000", "--features", "300", "--active", "6")
+def test_contexts(bench: Bench) -> None:
+    result = bench("contexts", "--rows", "2000", "--features", "300", "--active", "6")
     assert result["max_error"] == 0
     assert set(result["ratios"]) == set(result["memory_ratios"]) == {"scipy_csc", "torch_topk"}
     assert {"seconds", "seconds_top_only", "peak_gb", "all_ratio"} <= set(result)
 
 
-def test_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cluster(tmp_path: Path, bench: Bench) -> None:
     sizes = ["--rows", "3000", "--features", "600", "--active", "8", "--workers", "1", "--repeats", "1"]
     rest = ["--no-ops", "20", "--folder", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["cluster", *sizes, *rest])
-    cluster.main()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = bench("cluster", *sizes, *rest)
     assert {"dask, 1 processes", "bare, 1 processes"} <= set(result["all_seconds"])
     assert set(result["overheads"]) == {name for name in result["all_seconds"] if name.startswith("dask")}
     assert result["seconds_a_task"] > 0
@@ -124,7 +126,7 @@ def test_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
 def test_the_scale_page_is_what_the_arithmetic_says() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     study = scale.Study(**scale.measured())
-    assert scale.insert(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
+    assert scale.page_of(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
 
 
 def test_scale_against_sums_by_hand() -> None:

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
 from benchmarks.table import BEGIN, END, README, load_results, render
+from jobs.cli import app
 
 TEXT = README.read_text(encoding="utf-8")
 
@@ -21,17 +25,17 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert mean_r > 0.999, "B has the features of A, in another order"
 
 
-def test_the_shell_example_runs(tmp_path: Path) -> None:
+def test_the_shell_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verbs over paths, on the stores that the Python example writes."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     stores = code.split("cor = ")[0]
     subprocess.run([sys.executable, "-c", stores], cwd=tmp_path, check=True)
     lines = [line for line in TEXT.splitlines() if re.match(r"subspace (correlate|match|compare) ", line)]
     assert len(lines) == 3
+    monkeypatch.chdir(tmp_path)
     for line in lines:
-        command = [sys.executable, "-m", "jobs.cli", *shlex.split(line, comments=True)[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        shown = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        assert shown.exit_code == 0, shown.output
 
 
 def test_the_performance_table_is_made_from_results() -> None:

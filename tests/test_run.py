@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from click.testing import Result
 from distributed import Client
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from pipeline.run import RunResult, run
 from storage import open_result, read_csr
 from storage.errors import InputError
@@ -48,21 +52,22 @@ def copy_with(folder: Path, target: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory, client: Client) -> RunResult:
-    return run(tiny_inputs / "experiment.yaml", run_dir=tmp_path_factory.mktemp("run"), client=client)
+@pytest.fixture
+def copied(tiny_run: RunResult, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(tiny_run.directory.root, tmp_path / "run"))
 
 
-def test_the_chain_is_whole(finished: RunResult) -> None:
-    directory, experiment = finished.directory, finished.experiment
+def test_the_chain_is_whole(tiny_run: RunResult) -> None:
+    directory, experiment = tiny_run.directory, tiny_run.experiment
     assert len(experiment.site_pairs) == 4
     a = xr.open_zarr(directory.activations("a", "layers.0"))
     b = xr.open_zarr(directory.activations("b", "encoder.layer.1"))
     assert a.attrs["row_hash"] == b.attrs["row_hash"]
     assert a.sizes["token"] > 3 * 256, "at least three slabs"
     for site_a, site_b in experiment.site_pairs:
-        pairs = finished.pairs(site_a, site_b)
-        scores = finished.scores(site_a, site_b)
+        pairs = tiny_run.pairs(site_a, site_b)
+        scores = tiny_run.scores(site_a, site_b)
         assert pairs.sizes["pair"] > 0
         assert len(np.unique(pairs.feature_a)) == len(np.unique(pairs.feature_b)) == pairs.sizes["pair"]
         assert scores.sizes["run"] == 50
@@ -79,20 +84,20 @@ def test_the_chain_is_whole(finished: RunResult) -> None:
     table = open_result(directory.semantics_table, "semantics-table")
     assert table.sizes["row"] == 2 * 2 * 4, "concepts × approaches × pairs of sites"
     assert directory.concepts_page.is_file()
-    html = finished.report.read_text()
+    html = tiny_run.report.read_text()
     for site_a, site_b in experiment.site_pairs:
         assert site_a in html
         assert site_b in html
 
 
-def test_pairs_have_the_r_of_the_stores(finished: RunResult) -> None:
+def test_pairs_have_the_r_of_the_stores(tiny_run: RunResult) -> None:
     """From the stores alone, by NumPy: what the chain calls r and held-out r."""
-    directory = finished.directory
+    directory = tiny_run.directory
     a = read_csr(directory.activations("a", "layers.1")).toarray().astype(np.float64)
     b = read_csr(directory.activations("b", "encoder.layer.0")).toarray().astype(np.float64)
     cor = xr.open_zarr(directory.correlation("layers.1", "encoder.layer.0"))
     assert cor.attrs["n_rows_select"] + cor.attrs["n_rows_heldout"] == len(a)
-    pairs = finished.pairs("layers.1", "encoder.layer.0")
+    pairs = tiny_run.pairs("layers.1", "encoder.layer.0")
     document = xr.open_zarr(directory.activations("a", "layers.1")).document.values
     halves = [document_half(document, cor, which) for which in ("select", "heldout")]
     for name, rows in zip(("r", "r_heldout"), halves, strict=True):
@@ -118,33 +123,33 @@ def splitmix64(number: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_a_finished_run_does_nothing_again(finished: RunResult, tiny_inputs: Path, client: Client) -> None:
-    before = written(finished.directory.root)
-    run(tiny_inputs / "experiment.yaml", run_dir=finished.directory.root, client=client)
-    assert written(finished.directory.root) == before
+def test_a_finished_run_does_nothing_again(copied: Path, tiny_inputs: Path, client: Client) -> None:
+    before = written(copied)
+    run(tiny_inputs / "experiment.yaml", run_dir=copied, client=client)
+    assert written(copied) == before
 
 
-def test_a_changed_setting_runs_what_depends_on_it(tiny_inputs: Path, tmp_path: Path, client: Client) -> None:
-    run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "run", client=client)
-    before = written(tmp_path / "run")
-    run(copy_with(tiny_inputs, tmp_path, match={"method": "mutual"}), run_dir=tmp_path / "run", client=client)
-    after = written(tmp_path / "run")
+def test_a_changed_setting_runs_what_depends_on_it(
+    copied: Path, tiny_inputs: Path, tmp_path: Path, client: Client
+) -> None:
+    before = written(copied)
+    run(copy_with(tiny_inputs, tmp_path, match={"method": "mutual"}), run_dir=copied, client=client)
+    after = written(copied)
     changed = {path.split("/run/")[1].split("/")[0] for path in after if after[path] != before.get(path)}
     assert changed == {"pairs", "scores", "scores.zarr", "semantics", "semantics.zarr"}
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(
-    finished: RunResult, tiny_inputs: Path, tmp_path: Path
+    tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path
 ) -> None:
     from pipeline.workers import local_client
 
     with local_client(n_workers=3, threads_per_worker=1) as other:
         run(tiny_inputs / "experiment.yaml", run_dir=tmp_path, client=other)
-    assert digest(tmp_path) == digest(finished.directory.root)
+    assert digest(tmp_path) == digest(tiny_run.directory.root)
 
 
-@pytest.mark.parametrize("after", [1.0, 5.0])
-def test_killed_and_run_again(finished: RunResult, tiny_inputs: Path, tmp_path: Path, after: float) -> None:
+def test_killed_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -154,14 +159,15 @@ def test_killed_and_run_again(finished: RunResult, tiny_inputs: Path, tmp_path: 
         "--run-dir",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    process.stderr.readline()  # imports are done, the run has begun
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    for after in (1.0, 5.0):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()  # imports are done, the run has begun
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     subprocess.run(command, check=True, capture_output=True)
-    assert digest(tmp_path) == digest(finished.directory.root)
+    assert digest(tmp_path) == digest(tiny_run.directory.root)
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -194,27 +200,32 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
-def test_verbs_over_paths(finished: RunResult, tmp_path: Path) -> None:
-    directory = finished.directory
+def call_here(*arguments: str | Path) -> Result:
+    """Call the command in this process, which has imported everything already."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def test_verbs_over_paths(tiny_run: RunResult, copied: Path, tmp_path: Path) -> None:
+    directory = tiny_run.directory
     a, b = directory.activations("a", "layers.0"), directory.activations("b", "encoder.layer.0")
     done = call("correlate", a, b, "--top-k", "4", "--keep-above", "0.05", "--out", tmp_path / "C.zarr", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n_rows_select"] > 0
-    done = call("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["pairs"] == finished.pairs("layers.0", "encoder.layer.0").sizes["pair"]
-    done = call("compare", tmp_path / "P.zarr", a, b, "--out", tmp_path / "S.zarr", "--null-runs", "50", "--json")
-    assert done.returncode == 0, done.stderr
-    expected = finished.scores("layers.0", "encoder.layer.0").sel(metric="rsa")
-    assert json.loads(done.stdout)["rsa"]["score"] == pytest.approx(float(expected.score))
-    done = call("report", directory.root)
-    assert done.returncode == 0, done.stderr
-    with (directory.root / "scores.csv").open() as file:
+    shown = call_here("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["pairs"] == tiny_run.pairs("layers.0", "encoder.layer.0").sizes["pair"]
+    shown = call_here("compare", tmp_path / "P.zarr", a, b, "--out", tmp_path / "S.zarr", "--null-runs", "50", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    expected = tiny_run.scores("layers.0", "encoder.layer.0").sel(metric="rsa")
+    assert json.loads(shown.stdout)["rsa"]["score"] == pytest.approx(float(expected.score))
+    shown = call_here("report", copied)
+    assert shown.exit_code == 0, shown.stderr
+    with (copied / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 4
 
 
-def test_stages_are_scripts(finished: RunResult, tmp_path: Path) -> None:
-    source = finished.directory.correlation("layers.0", "encoder.layer.0")
+def test_stages_are_scripts(tiny_run: RunResult, tmp_path: Path) -> None:
+    source = tiny_run.directory.correlation("layers.0", "encoder.layer.0")
     command = [
         sys.executable,
         "-m",
@@ -243,7 +254,6 @@ def test_stages_are_scripts(finished: RunResult, tmp_path: Path) -> None:
 def test_bad_input_is_refused_before_anything_is_written(
     tiny_inputs: Path, tmp_path: Path, changes: dict[str, dict[str, object]], message: str, client: Client
 ) -> None:
-    (tiny_inputs / "empty.jsonl").write_text("")
     path = copy_with(tiny_inputs, tmp_path, **changes)
     with pytest.raises(InputError, match=message):
         run(path, run_dir=tmp_path / "run", client=client)
@@ -257,13 +267,13 @@ def test_the_command_line_says_it_in_one_line(tiny_inputs: Path, tmp_path: Path)
     assert "Traceback" not in done.stderr
     assert "12" in done.stderr
     assert "16" in done.stderr
-    done = call("run", tmp_path / "absent.yaml")
-    assert done.returncode == 2
-    assert "absent.yaml" in done.stderr
+    shown = call_here("run", tmp_path / "absent.yaml")
+    assert shown.exit_code == 2
+    assert "absent.yaml" in shown.stderr
 
 
 def test_help_has_examples() -> None:
     for verb in ("run", "demo", "harvest", "correlate", "match", "compare", "report"):
-        done = call(verb, "--help")
-        assert done.returncode == 0, done.stderr
-        assert f"$ subspace {verb}" in done.stdout
+        shown = call_here(verb, "--help")
+        assert shown.exit_code == 0, shown.output
+        assert f"$ subspace {verb}" in shown.output

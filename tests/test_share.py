@@ -13,6 +13,7 @@ from distributed import Client
 
 import storage
 from pipeline.config import CorrelateConfig
+from pipeline.run import RunResult
 from pipeline.share import Share
 from storage.errors import InputError, MissingInputError
 
@@ -81,7 +82,7 @@ def test_panels_in_shares(
     correlation.correlate_share(a, b, share=Share(1, 3), out=out, client=client, **settings)  # nothing is left to do
 
 
-def test_a_run_in_shares(tiny_inputs: Path, client: Client, tmp_path: Path) -> None:
+def test_a_run_in_shares(tiny_inputs: Path, tiny_run: RunResult, client: Client, tmp_path: Path) -> None:
     experiment = tiny_inputs / "experiment.yaml"
 
     def go(share: str | None, until: str = "correlate") -> None:
@@ -105,14 +106,14 @@ def test_a_run_in_shares(tiny_inputs: Path, client: Client, tmp_path: Path) -> N
     go("0/2")
     go("1/2")
     go(None)
-    running.run(experiment, run_dir=tmp_path / "whole", until="correlate", client=client)
     for name in ("a/layers.1", "b/encoder.layer.0"):
         shared, whole = (
-            storage.open_activations(tmp_path / run / "activations" / f"{name}.zarr") for run in ("shared", "whole")
+            storage.open_activations(run / "activations" / f"{name}.zarr")
+            for run in (tmp_path / "shared", tiny_run.directory.root)
         )
         assert shared.attrs["content_hash"] == whole.attrs["content_hash"]
     one, other = (
-        storage.open_result(tmp_path / run / "correlation" / "layers.0--encoder.layer.1.zarr")
-        for run in ("shared", "whole")
+        storage.open_result(run / "correlation" / "layers.0--encoder.layer.1.zarr")
+        for run in (tmp_path / "shared", tiny_run.directory.root)
     )
     assert same(one, other)

@@ -18,15 +18,10 @@ from storage.files import partial_path
 from storage.rundir import RunDirectory
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory, client: Client) -> RunResult:
-    return run(tiny_inputs / "experiment.yaml", run_dir=tmp_path_factory.mktemp("status"), client=client)
-
-
 @pytest.fixture
-def copied(finished: RunResult, tmp_path: Path) -> RunDirectory:
+def copied(tiny_run: RunResult, tmp_path: Path) -> RunDirectory:
     """A finished run that a test may spoil."""
-    return RunDirectory(Path(shutil.copytree(finished.directory.root, tmp_path / "run")))
+    return RunDirectory(Path(shutil.copytree(tiny_run.directory.root, tmp_path / "run")))
 
 
 def changed(config: Experiment, section: str, **values: object) -> Experiment:
@@ -48,8 +43,8 @@ def test_nothing_is_there(tiny_inputs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "looking writes nothing"
 
 
-def test_all_is_done(finished: RunResult) -> None:
-    items = status(finished.experiment, finished.directory)
+def test_all_is_done(tiny_run: RunResult) -> None:
+    items = status(tiny_run.experiment, tiny_run.directory)
     assert not_done(items) == {}
     assert all(item.path.exists() and not item.why for item in items)
 
@@ -81,15 +76,15 @@ def test_all_is_done(finished: RunResult) -> None:
     ],
 )
 def test_a_changed_setting_names_what_depends_on_it(
-    finished: RunResult, section: str, values: dict[str, object], stages: set[str], why: str
+    tiny_run: RunResult, section: str, values: dict[str, object], stages: set[str], why: str
 ) -> None:
-    items = status(changed(finished.experiment, section, **values), finished.directory)
+    items = status(changed(tiny_run.experiment, section, **values), tiny_run.directory)
     assert not_done(items) == {stage: {"out of date"} for stage in {*stages, "report"}}
     assert any(item.why == why for item in items)
 
 
-def test_what_it_names_is_what_a_run_makes_again(copied: RunDirectory, finished: RunResult, client: Client) -> None:
-    config = changed(finished.experiment, "match", method="mutual")
+def test_what_it_names_is_what_a_run_makes_again(copied: RunDirectory, tiny_run: RunResult, client: Client) -> None:
+    config = changed(tiny_run.experiment, "match", method="mutual")
     named = {item.path for item in status(config, copied) if item.state != "done" and item.stage != "report"}
     before = {path: (path / "zarr.json").stat().st_mtime_ns for path in copied.root.rglob("*.zarr")}
     run(config, run_dir=copied.root, client=client)
@@ -98,9 +93,9 @@ def test_what_it_names_is_what_a_run_makes_again(copied: RunDirectory, finished:
     assert not_done(status(config, copied)) == {}
 
 
-def test_a_missing_result_and_all_behind_it(copied: RunDirectory, finished: RunResult) -> None:
+def test_a_missing_result_and_all_behind_it(copied: RunDirectory, tiny_run: RunResult) -> None:
     shutil.rmtree(copied.correlation("layers.0", "encoder.layer.1"))
-    items = status(finished.experiment, copied)
+    items = status(tiny_run.experiment, copied)
     assert not_done(items) == {
         "correlate": {"to do"},
         "match": {"out of date"},
@@ -114,30 +109,30 @@ def test_a_missing_result_and_all_behind_it(copied: RunDirectory, finished: RunR
     )
 
 
-def test_a_replaced_input_is_seen(copied: RunDirectory, finished: RunResult) -> None:
+def test_a_replaced_input_is_seen(copied: RunDirectory, tiny_run: RunResult) -> None:
     one, other = (copied.correlation("layers.0", f"encoder.layer.{i}") for i in (0, 1))
     shutil.rmtree(one)
     shutil.copytree(other, one)
-    items = status(finished.experiment, copied)
+    items = status(tiny_run.experiment, copied)
     assert any(
         item.stage == "match" and "layers.0--encoder.layer.0.zarr is not the one that it was made from" in item.why
         for item in items
     )
 
 
-def test_unfinished_work_tells_how_far_it_is(copied: RunDirectory, finished: RunResult) -> None:
+def test_unfinished_work_tells_how_far_it_is(copied: RunDirectory, tiny_run: RunResult) -> None:
     store = copied.activations("a", "layers.0")
     shard = next((store / "activation" / "c").glob("*/0"))
     n_shards = len(list((store / "activation" / "c").glob("*/0")))
     assert n_shards > 2
     shard.unlink()
     store.rename(partial_path(store))
-    item = next(one for one in status(finished.experiment, copied) if one.path == store)
+    item = next(one for one in status(tiny_run.experiment, copied) if one.path == store)
     assert (item.state, item.why) == ("begun", f"{n_shards - 1} of {n_shards} shards are done")
 
 
-def test_command(finished: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["status", str(finished.directory.root), "--json"])
+def test_command(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["status", str(tiny_run.directory.root), "--json"])
     assert shown.exit_code == 0, shown.output
     summary = json.loads(shown.stdout)
     assert set(summary["counts"]) == {"done"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_a_side_is_checked_once_and_again_when_its_files_change(tiny_inputs, tmp
     experiment = load_experiment(tiny_inputs / "experiment.yaml")
     run(experiment, run_dir=tmp_path / "run", until="harvest", client=client)
     assert sorted(described) == sorted([experiment.a.model, experiment.b.model])
-    folder = say(tiny_inputs / "sae-llama", tmp_path / "sae")
+    folder = shutil.copytree(tiny_inputs / "sae-llama", tmp_path / "sae")
     side = experiment.a.model_copy(update={"dictionary": str(folder)})
     check_model(side)
     (folder / "cfg.json").write_text("{")

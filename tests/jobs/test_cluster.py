@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -127,17 +128,43 @@ def site(folder: Path, content: dict[str, object]) -> dict[str, object]:
 
 def test_workers_are_told_the_settings_of_the_user(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
-    content: dict[str, object] = {"distributed": {"comm": {"timeouts": {"connect": "77s"}}}}
+    content: dict[str, object] = {
+        "distributed": {"comm": {"timeouts": {"connect": "77s"}}, "worker": {"memory": {"pause": 0.77}}}
+    }
     content |= {
         "jobqueue": {"slurm-cpu": {"interface": "lo", "scheduler-options": {"dashboard_address": "127.0.0.1:0"}}}
     }
     settings, folder = site(tmp_path, content), private_folder(tmp_path / "keys")
     with dask.config.set(settings), slurm_cluster("slurm-cpu", settings, folder, "mine"):
         environment = {**os.environ, "DASK_CONFIG": str(folder / "settings.yaml")}
-        code = "import dask, distributed; print(dask.config.get('distributed.comm.timeouts.connect'))"
+        code = "import distributed; from dask.config import get; print(get('distributed.comm.timeouts.connect'), "
+        code += "*get('distributed.worker.memory').values())"
         said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "77s"
+    connect, *shares = said.stdout.split()
+    assert connect == "77s"
+    assert {"0.6", "0.7", "0.77", "0.95"} <= set(shares), "where results are spilled, tasks wait, the worker restarts"
     assert (folder / "settings.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_two_clusters_of_one_profile_keep_apart(tmp_path: Path) -> None:
+    """Each of them replaces its jobs by its own settings, whichever was started, or ended, last."""
+    pytest.importorskip("dask_jobqueue")
+    clusters, scripts = [], {}
+    with contextlib.ExitStack() as both:
+        for queue in ("one", "other"):
+            folder = private_folder(tmp_path / queue)
+            job = {"queue": queue, "interface": "lo", "scheduler-options": {"dashboard_address": "127.0.0.1:0"}}
+            settings = site(folder, {"jobqueue": {"slurm-cpu": job}})
+            ending = both.enter_context(contextlib.ExitStack())
+            ending.enter_context(dask.config.set(settings))
+            clusters.append((ending, ending.enter_context(slurm_cluster("slurm-cpu", settings, folder, queue))))
+            scripts[queue] = clusters[-1][1].job_script()
+        assert clusters[0][1].job_script() == scripts["one"]
+        clusters[0][0].close()  # its settings are no longer in force, nor are those that it found
+        assert clusters[1][1].job_script() == scripts["other"]
+    for queue, script in scripts.items():
+        assert f"#SBATCH -p {queue}\n" in script
+        assert f"export DASK_CONFIG={tmp_path / queue}/settings.yaml" in script
 
 
 def test_a_missing_log_directory_is_said_at_once(tmp_path: Path) -> None:

@@ -172,10 +172,8 @@ def test_lifetimes() -> None:
         retiring("an hour", [])
 
 
-def test_limits_are_told_to_the_job_and_leave_room_for_the_nanny() -> None:
-    job = careful({"memory": "1GB", "job-script-prologue": ["module load x"]})
+def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
+    job = careful({"memory": "1GB"})
     assert (job["memory"], job["job-mem"]) == ("900000000B", "954M")
-    assert job["job-script-prologue"][-1] == "module load x"
-    assert "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=0.95" in job["job-script-prologue"]
     assert careful({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
     assert json.dumps(job)  # Dask's configuration is plain

@@ -21,8 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.run import run
-from pipeline.workers import local_client
+from pipeline.run import RunResult
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -233,12 +232,9 @@ def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 
 
 @pytest.fixture(scope="session")
-def local_run(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Run all stages of the tiny experiment here; yields a hash of each data file of each store and result."""
-    folder = tmp_path_factory.mktemp("local") / "run"
-    with local_client(threads_per_worker=2) as client:
-        run(tiny_inputs / "experiment.yaml", run_dir=folder, client=client)
-    return data_files(folder)
+def local_run(tiny_run: RunResult) -> dict[str, str]:
+    """Return a hash of each data file of each store and result of the tiny experiment, run here."""
+    return data_files(tiny_run.directory.root)
 
 
 def data_files(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client
 
@@ -92,7 +94,7 @@ class Work:
         with recorded(client, out) if client else contextlib.nullcontext() as recorder:
             if fault is not None:
                 thread.start()
-            run(self.experiment, run_dir=out, until="compare", client=client)
+            run(self.experiment, run_dir=out, until="match", client=client)
         seconds = time.monotonic() - start
         if fault is not None:
             thread.join()
@@ -115,8 +117,9 @@ class Work:
         )
 
 
-def many_documents(folder: Path) -> Path:
-    """Write an experiment of many small shards."""
+def many_documents(inputs: Path, folder: Path) -> Path:
+    """Write an experiment of many small shards, beside a copy of the tiny one's inputs."""
+    shutil.copytree(inputs, folder)
     words = [json.loads(line)["text"].split() for line in (folder / "texts.jsonl").read_text().splitlines()]
     draw = random.Random(1)
     texts = [" ".join(draw.sample(draw.choice(words), k=20)) * 2 for _ in range(DOCUMENTS)]
@@ -130,7 +133,8 @@ def many_documents(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def work(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     """The work, with the bytes of its local run; shows the table of all faults at the end."""
-    work = Work(many_documents(tiny_inputs), tmp_path_factory.mktemp("faults"))
+    folder = tmp_path_factory.mktemp("faults")
+    work = Work(many_documents(tiny_inputs, folder / "inputs"), folder)
     work.once("local", None)
     work.expected = digest(work.folder / "local")
     assert len(work.expected) > 100
@@ -150,6 +154,7 @@ def job_of_worker() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+@pytest.mark.xdist_group("two-jobs")
 class TestOnTwoJobs:
     """Faults on two jobs that live on from one to the next."""
 
@@ -188,6 +193,15 @@ class TestOnTwoJobs:
         work.note("kill -9 of a worker", seconds, record.seconds_lost, work.same("kill"))
         assert work.same("kill")
         assert record.workers_lost >= 1
+
+    def test_a_worker_beyond_its_memory_ends_and_not_the_run(self, client: Client, work: Work, tmp_path: Path) -> None:
+        before = set(client.run(os.getpid).values())
+        items = [tmp_path / name for name in "abcd"]
+        done = dict(run_tasks(client, swells_once, items, name="test-swelling", label="Swelling"))
+        assert done == {item: item == items[1] for item in items}
+        wait_until(lambda: n_slots(client) == 2)
+        assert set(client.run(os.getpid).values()) - before
+        assert any("memory budget" in log.read_text() for log in (work.folder / "logs").glob("*.err"))
 
     def test_a_drained_node(self, client: Client, work: Work, slurmctl: Any) -> None:
         victim = min(client.run(job_of_worker).values(), key=int)
@@ -239,7 +253,7 @@ def test_workers_retire_before_their_walltime(
 def test_a_killed_driver(work: Work, slurmctl: Any, make_cluster_file: Callable[..., Path], tmp_path: Path) -> None:
     # workers whose scheduler is gone wait for it so long, and then end their job
     file, out = make_cluster_file(tmp_path, job={"death-timeout": 10}, distributed=QUICK), work.folder / "driver"
-    command = [sys.executable, "-m", "jobs.cli", "run", str(work.experiment), "--until", "compare", "--run-dir"]
+    command = [sys.executable, "-m", "jobs.cli", "run", str(work.experiment), "--until", "match", "--run-dir"]
     command += [str(out), "--cluster", "slurm-cpu", "--cluster-file", str(file)]
     before = set(slurmctl.jobs())
     start = time.monotonic()
@@ -259,6 +273,18 @@ def test_a_killed_driver(work: Work, slurmctl: Any, make_cluster_file: Callable[
     assert work.same("driver")
     assert orphans
     wait_until(lambda: not orphans & set(slurmctl.jobs()))
+
+
+def swells_once(mark: Path) -> bool:
+    """Take more memory than a job of 2 GB has, if the mark is called b and not there yet; say whether it was there."""
+    if mark.name != "b" or mark.exists():
+        return mark.exists()
+    mark.touch()
+    taken = []
+    for _ in range(60):
+        taken.append(np.ones(64 << 17))  # 64 MiB
+        time.sleep(0.2)
+    raise MemoryError(f"not restarted with {len(taken)} blocks")
 
 
 def dies(item: int) -> int:

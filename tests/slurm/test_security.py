@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 import yaml
 from distributed import Client
@@ -77,8 +78,13 @@ def test_gpu_profiles(slurm: Path, profile: str, gpu_settings: dict[str, object]
 def test_slurm_cpu_and_its_workers(slurm: Path, cluster_file: Path) -> None:
     with connect("slurm-cpu", cluster_file) as client:
         refuses_strangers(client.scheduler.address)
-        for worker in client.scheduler_info(n_workers=-1)["workers"]:
+        info = client.scheduler_info(n_workers=-1)
+        for worker in info["workers"]:
             refuses_strangers(worker)
+        ports = {info["services"]["dashboard"], *(w["services"]["dashboard"] for w in info["workers"].values())}
+        assert {one.laddr.ip for one in psutil.net_connections() if one.laddr and one.laddr.port in ports} == {
+            "127.0.0.1"
+        }, "dashboards listen on localhost alone"
         assert client.submit(sum, [1, 2]).result() == 3
         tasks = client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
     assert not [key for key in tasks if "intrude" in key]
