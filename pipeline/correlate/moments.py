@@ -216,8 +216,9 @@ def repeated(block: NDArray[Any]) -> NDArray[np.float64]:
     >>> repeated(np.array([[0.0, 0.5, 0.1], [0.0, 0.5, 0.1], [0.0, 0.5, 0.1], [0.0, 0.5, 0.2]]))
     array([0., 0., 2.])
     """
-    many_digits = (block[1:].astype(np.float32).view(np.int32) & LOW_BITS) != 0
-    return np.count_nonzero((block[1:] == block[:-1]) & many_digits, axis=0).astype(np.float64)
+    same = block[1:] == block[:-1]  # rarely any, where values have many digits
+    many_digits = (block[1:][same].astype(np.float32).view(np.int32) & LOW_BITS) != 0
+    return np.bincount(np.nonzero(same)[1][many_digits], minlength=block.shape[1]).astype(np.float64)
 
 
 def in_double(moments: Moments, block: int) -> NDArray[np.bool_]:
