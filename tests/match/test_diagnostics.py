@@ -17,6 +17,7 @@ from pipeline.match.diagnostics import compare_methods, diagnose, hubs, r_by_ran
 from pipeline.match.filters import parse_filters
 from pipeline.match.run import METHODS, match
 from pipeline.match.words import TopTokens
+from storage import open_result
 from storage.errors import InputError
 
 NAN = np.nan
@@ -121,7 +122,7 @@ def test_the_command_filters_and_reports(random_correlation, tmp_path):
 def test_the_command_writes_pairs_for_a_spreadsheet(random_correlation, tmp_path):
     file = tmp_path / "new" / "pairs.csv"
     assert call(random_correlation, "--out", tmp_path / "pairs.zarr", "--csv", file).exit_code == 0
-    table, pairs = pd.read_csv(file), match(random_correlation)
+    table, pairs = pd.read_csv(file, float_precision="round_trip"), open_result(tmp_path / "pairs.zarr", "match")
     assert table.columns[:4].tolist() == ["feature_a", "feature_b", "r", "r_heldout"]
     for name in table.columns:
         np.testing.assert_array_equal(table[name], pairs[name].values)
