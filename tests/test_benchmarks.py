@@ -126,7 +126,7 @@ def test_cluster(tmp_path: Path, bench: Bench) -> None:
 def test_the_scale_page_is_what_the_arithmetic_says() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     study = scale.Study(**scale.measured())
-    assert scale.page_of(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
+    assert scale.insert(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
 
 
 def test_scale_against_sums_by_hand() -> None:
