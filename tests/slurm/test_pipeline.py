@@ -1,7 +1,8 @@
 """The demo's own experiment on Slurm jobs leaves the same bytes as on threads of this process.
 
-Models, text, sites and dictionaries are the demo's. Only shuffles are fewer, to save time; ``SUBSPACE_FULL_DEMO=1``
-leaves them as they are. The report, which no worker makes, is compared elsewhere.
+Models, sites, dictionaries and stages are the demo's. Documents and shuffles are fewer, to save time:
+``SUBSPACE_FULL_DEMO=1`` leaves both as they are (some twelve minutes on two cores). The report, which no worker makes,
+is compared elsewhere.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 #: What metadata says of when and with which libraries it was made, and the hash of all attributes, these included.
 #: Nothing else may differ; ``storage.manifest.Manifest`` leaves the first two out of what identifies a result, too.
 NOT_COMPARED = {"created", "versions", "attributes_sha256"}
+#: What stages took; no result.
+USAGE = "usage"
+#: One document of so many is taken.
+EVERY = 8
 
 
 def demo_experiment(folder: Path) -> Experiment:
-    """Return the demo's experiment, with fewer shuffles."""
+    """Return the demo's experiment, with fewer documents and shuffles."""
     experiment = load_experiment(prepare(folder))
     if os.environ.get("SUBSPACE_FULL_DEMO"):
         return experiment
+    text = folder / "text.jsonl"
+    text.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[::EVERY]), encoding="utf-8")
     sections = {"compare": {"null_runs": 20}, "semantics": {"null_runs": 5}}
     return experiment.model_copy(
         update={name: getattr(experiment, name).model_copy(update=values) for name, values in sections.items()}
@@ -50,8 +57,8 @@ def compared(value: Any) -> Any:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and a hash of every file below a run directory; the directory's own name does not count."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """Yield the name and a hash of every file of results in a run directory; its own name does not count."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent != folder / USAGE):
         content = path.read_bytes()
         if path.suffix == ".json":
             metadata = json.loads(content.replace(str(folder).encode(), b"RUN"))
