@@ -30,8 +30,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Tests run side by side, so each computes with one thread; three, since many wait for processes that they start.
+unit slurm: export OMP_NUM_THREADS := 1
+
 unit: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
 
 # Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so three run at once.
 slurm: $(VENV)/.dev
