@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.table import RESULTS
-from pipeline.correlate.forecast import KEPT_SHARE, CorrelateForecast, forecast_sizes, stored_bytes
+from pipeline.correlate.cost import CHOSEN_SHARE
+from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes, stored_bytes
 from pipeline.correlate.plan import PAIR_BYTES, RESERVED, StoreSize
 from pipeline.correlate.rates import Rates, load_rates
 from pipeline.correlate.resources import Resources
@@ -200,7 +201,7 @@ def merge_stage(study: Study, correlated: Stage, panels: int) -> Stage:
 
 def match_stage(study: Study) -> Stage:
     """Return what greedy matching of all pairs takes, one after the other in the driver."""
-    kept = KEPT_SHARE * study.features**2
+    kept = CHOSEN_SHARE * study.features**2
     return Stage(
         name="match, in the driver",
         tasks=0,

@@ -19,7 +19,8 @@ import numpy as np
 from distributed import Client
 
 from pipeline.config import Experiment, load_experiment
-from pipeline.correlate.forecast import KEPT_SHARE, CorrelateForecast, forecast_sizes
+from pipeline.correlate.cost import CHOSEN_SHARE
+from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
@@ -219,7 +220,7 @@ def _method(found: CorrelateForecast) -> str:
 def _match_steps(config: Experiment, directory: RunDirectory, sizes: Sizes) -> Iterator[Step]:
     for site_a, site_b in config.site_pairs:
         n_a, n_b = sizes["a", site_a].n_features, sizes["b", site_b].n_features
-        kept = KEPT_SHARE * n_a * n_b
+        kept = CHOSEN_SHARE * n_a * n_b
         what, seconds = f"{site_a} × {site_b}, {config.match.method}", 0.3 + kept * MATCH_SECONDS
         disk = float(min(n_a, n_b) * PAIR_BYTES)
         step = Step("match", what, "to do", int(kept), 1, 0.0, kept * 16, disk, kept * MATCH_BYTES, seconds)

@@ -8,6 +8,7 @@ from pathlib import Path
 from distributed import Client
 
 from pipeline.config import DeviceName, Kernel, Measure
+from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import Plan, StoreSize, make_plan
 from pipeline.correlate.ranks import measured_size, plan_ranks
@@ -16,8 +17,8 @@ from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select
 from pipeline.correlate.run import Inputs
 
-#: Share of all pairs that are kept at r ≥ 0.1, on real models (0.4 to 1 %), and bytes of one on disk, both r.
-KEPT_SHARE, KEPT_BYTES = 0.006, 14
+#: Bytes of a kept pair on disk, both r.
+KEPT_BYTES = 14
 #: Bytes of a place in a list on disk: id, r, held-out r.
 PLACE_BYTES = 18
 
@@ -138,7 +139,7 @@ def forecast_sizes(
         seconds=seconds,
         flops=2.0 * n_products(a, b, n_rows // n_halves if plan.method == "dense" else n_rows, plan),
         read=bytes_a * (1 if plan.method == "resident" else 3) + bytes_b * again[plan.method],
-        disk=places + KEPT_SHARE * a.n_features * b.n_features * KEPT_BYTES + ranks,
+        disk=places + CHOSEN_SHARE * a.n_features * b.n_features * KEPT_BYTES + ranks,
         ranking=ranking,
     )
 

@@ -497,8 +497,18 @@ def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
     b_features = min(DENSE_FEATURES, shape.b.n_features)
     rows = min(slab_rows, shape.n_rows)
     slabs = 4 * rows * (width + b_features)
-    tile = 8 * width * shape.b.n_features  # of the rows that choose
-    return tile + slabs + _blocks(width, rows, shape) + 8 * min(width, FEATURES) * b_features + DENSE_BUFFERS
+    return (
+        _dense_tile(width, shape)
+        + slabs
+        + _blocks(width, rows, shape)
+        + 8 * min(width, FEATURES) * b_features
+        + DENSE_BUFFERS
+    )
+
+
+def _dense_tile(width: int, shape: _Shape) -> int:
+    """Return the bytes of the sums of a dense panel: of the rows that choose alone."""
+    return tile_bytes(width, shape) // shape.n_halves
 
 
 def _blocks(width: int, rows: int, shape: _Shape) -> int:
@@ -546,8 +556,7 @@ def _gpu_dense(width: int, slab_rows: int, shape: _Shape) -> int:
         for size, columns in ((shape.a, width), (shape.b, features))
     ]
     block = min(width, FEATURES)
-    tile = 8 * width * shape.b.n_features
-    return tile + slabs + 2 * max(pieces) + 8 * (block * features + rows * (block + features))
+    return _dense_tile(width, shape) + slabs + 2 * max(pieces) + 8 * (block * features + rows * (block + features))
 
 
 _GPU_WORK: dict[Method, Callable[[int, int, _Shape], int]] = {

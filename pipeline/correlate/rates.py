@@ -86,7 +86,7 @@ def predict_seconds(
     reduced = 1 if plan.method == "dense" else n_halves
     pairs = a.n_features * b.n_features * reduced * rates.pair
     if plan.device == "cuda":
-        pairs += _copied(plan, a, b, n_rows, n_halves) * rates.gpu_copy
+        pairs += _copied(plan, a, b, n_rows, reduced) * rates.gpu_copy
     # Panels run in rounds: with three panels on two slots, the second round leaves one idle
     rounds = -(-plan.n_panels // slots) / plan.n_panels
     return rates.start + work.serial + work.shared / slots + (work.panels + pairs) * rounds
@@ -130,7 +130,7 @@ _WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, tuple[int, int], Rates], 
 }
 
 
-def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_halves: int) -> float:
+def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_tiles: int) -> float:
     """Return the bytes that pass between the host and its GPU: rows there, B for each panel, and tiles back."""
     bytes_a, bytes_b = (
         n_rows * size.n_features * size.value_bytes
@@ -138,7 +138,7 @@ def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_halves: int) 
         else _entries(size) * (4 + size.value_bytes)
         for size in (a, b)
     )
-    return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_halves
+    return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_tiles
 
 
 def _entries(size: StoreSize) -> float:

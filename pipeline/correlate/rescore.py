@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments
-from pipeline.correlate.panel import R_HELD_OUT, Places, R, b_panels, halves_of
+from pipeline.correlate.panel import R_HELD_OUT, R, b_panels, halves_of
 from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.rows import HELD_OUT, SELECTING
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
@@ -119,7 +120,7 @@ def rescore(job: Job, rows: Best, columns: Best, client: Client) -> tuple[Best, 
     return final_rows, _final(columns, _swapped(pairs, job), job.a.n_features, job.top_k), n_kept
 
 
-def _file(kind: str, i: int, job: Job) -> Any:
+def _file(kind: str, i: int, job: Job) -> Path:
     """Return the file of what a panel's task is to compute (``open``) or has computed (``exact``)."""
     return job.panels / f"{kind}-{i:05d}.npz"
 
@@ -232,8 +233,8 @@ class _Part(NamedTuple):
 
     Attributes
     ----------
-    panel, at
-        Features of the panel, and which of them vary.
+    panel
+        Features of the panel.
     pairs
         Which pairs these are.
     columns_b
@@ -245,7 +246,6 @@ class _Part(NamedTuple):
     """
 
     panel: slice
-    at: Places
     pairs: Array
     columns_b: Array
     at_a: Array
@@ -286,11 +286,14 @@ class _Work:
         a, b = a - self.features.start, self.mine.positions[b]
         chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.n_halves]
         columns_a = [np.unique(a[some]) for some in chosen]
-        parts = [list(self._parts(a, b, *each)) for each in zip(chosen, columns_a, strict=True)]
+        parts = [
+            {part.panel.start: part for part in self._parts(a, b, *each)}
+            for each in zip(chosen, columns_a, strict=True)
+        ]
         self._add_up(columns_a, parts)
         r = np.full((2, len(a)), np.nan)
         for h, some in enumerate(parts):
-            for part in some:
+            for part in some.values():
                 r[h, part.pairs] = _correlation(part.sums, self.halves[h], a[part.pairs], b[part.pairs])
         return r[SELECTING], r[HELD_OUT]
 
@@ -301,15 +304,15 @@ class _Work:
             if len(here):
                 columns_b, at_b = np.unique(b[here] - at.columns.start, return_inverse=True)
                 at_a = np.searchsorted(columns_a, a[here])
-                yield _Part(panel, at, here, at.within[columns_b], at_a, at_b, np.zeros(len(here)))
+                yield _Part(panel, here, at.within[columns_b], at_a, at_b, np.zeros(len(here)))
 
-    def _add_up(self, columns_a: Sequence[Array], parts: Sequence[Sequence[_Part]]) -> None:
-        """Add products to the sums of all parts, of each half, in one pass over the rows."""
-        panels = {part.panel.start: part.panel for some in parts for part in some}
+    def _add_up(self, columns_a: Sequence[Array], parts: Sequence[dict[int, _Part]]) -> None:
+        """Add products to the sums of all parts, by half and start of their panel, in one pass over the rows."""
+        panels = {start: part.panel for some in parts for start, part in some.items()}
         for piece in self._pieces() if panels else ():
             x = self._read_a(piece, columns_a)
             for start, panel in panels.items():
-                here = [next((part for part in some if part.panel.start == start), None) for some in parts]
+                here = [some.get(start) for some in parts]
                 y = self._read_b(piece, panel, [_NONE if part is None else part.columns_b for part in here])
                 for part, one, other in zip(here, x, y, strict=True):
                     if part is not None:
