@@ -8,7 +8,9 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import dask
 import pytest
 from distributed import Client
 from filelock import FileLock
@@ -44,6 +46,16 @@ semantics:
   embedding: "model:a"
 report: {contexts: 4, pairs: 5}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
+    """Dask has one configuration a process: what a file of tests leaves in it decides over the next file's."""
+    yield
+    unchanged: dict[str, Any] = {}
+    dask.config.refresh(unchanged)
+    client_of_the_session = {"scheduler": dask.config.get("scheduler", None)}
+    assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
 
 
 @pytest.fixture(scope="session")

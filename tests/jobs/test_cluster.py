@@ -151,6 +151,7 @@ def test_two_clusters_of_one_profile_keep_apart(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
     clusters, scripts = [], {}
     with contextlib.ExitStack() as both:
+        both.enter_context(dask.config.set(load_settings()))  # what the two leave, since they end out of turn
         for queue in ("one", "other"):
             folder = private_folder(tmp_path / queue)
             job = {"queue": queue, "interface": "lo", "scheduler-options": {"dashboard_address": "127.0.0.1:0"}}
