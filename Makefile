@@ -38,7 +38,7 @@ unit: $(VENV)/.dev
 
 # Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so three run at once.
 slurm: $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist loadgroup -m slurm tests/slurm $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadscope -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)

@@ -79,6 +79,8 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
     """
     settings = load_settings(cluster_file)
     chosen = _choose(profile, settings)
+    if isinstance(chosen, SlurmProfile):
+        import_jobqueue()  # first imported within the block, it would lose its defaults with the block's settings
     with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
         log_effective(profile, chosen, settings)
         with _start(profile, chosen, settings, logs) as client:

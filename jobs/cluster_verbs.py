@@ -75,12 +75,13 @@ def _show(said: dict[str, Any], *, as_json: bool) -> None:
         said["memory"] = f"{said.pop('memory_bytes') / 1e9:.1f} GB"
     show({key: value for key, value in said.items() if value is not None}, as_json=False)
     if jobs:
-        wide_console(120).print(_job_table(jobs))
+        wide_console(120).print(job_table(jobs))
     for line in failures(jobs, Path(logs) if logs else None):
         typer.echo(line)
 
 
-def _job_table(jobs: list[Job]) -> Table:
+def job_table(jobs: list[Job]) -> Table:
+    """Return a table with a line for each job."""
     table = Table(title="Slurm jobs")
     for column in ("job", "state", "node", "reason"):
         table.add_column(column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster_verbs import job_table
+from jobs.slurm import FAILED, Job, failures
+from jobs.submission import submitted_jobs
 from pipeline.config import Experiment, load_experiment
 from pipeline.script import AsJson, show, wide_console
 from pipeline.status import Item, status
@@ -33,18 +37,32 @@ def command(
 ) -> None:
     """Say what of an experiment is done, what a run would do next, and why. Nothing is computed.
 
+    Of a run that was submitted to Slurm, it also shows the jobs, and the end of the log of each that failed.
+
     With a run directory, the experiment is the one that was last run there; with a YAML file, the file as it is now.
     """
     config, directory = _open(what, run_dir)
     items = status(config, directory)
     counts = Counter(item.state for item in items)
+    jobs = submitted_jobs(directory.root)
     if as_json:
         listed = [{**dataclasses.asdict(item), "path": str(item.path)} for item in items]
-        show({"run_directory": str(directory.root), "counts": counts, "results": listed}, as_json=True)
+        said = {"run_directory": str(directory.root), "counts": counts, "results": listed}
+        show({**said, "jobs": [vars(job) for job in jobs]}, as_json=True)
         return
     console = wide_console(150)
     console.print(table_of(items))
     console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    if jobs:
+        console.print(job_table(jobs))
+        for line in _why_it_stopped(jobs, directory.root / "logs", finished=set(counts) == {"done"}):
+            typer.echo(line)
+
+
+def _why_it_stopped(jobs: list[Job], logs: Path, *, finished: bool) -> Iterator[str]:
+    """Yield the ends of the logs of failed jobs; of all that are over, if Slurm does not say which of them failed."""
+    left = finished or any(job.active for job in jobs)
+    yield from failures(jobs, logs, FAILED if left else (*FAILED, "UNKNOWN"))
 
 
 def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:

@@ -210,7 +210,7 @@ def say(*command: str) -> str:
 
 
 def jobs_named(name: str) -> list[Job]:
-    """Return the jobs of this user with that name, those that ended lately too, in the order of their numbers."""
+    """Return this user's jobs of that name, or names with commas between; those that ended lately too, by number."""
     lines = say(
         "squeue", "--noheader", "--states=all", "--user", getpass.getuser(), "--name", name, "-o", "%i|%T|%N|%r"
     ).splitlines()
@@ -224,10 +224,10 @@ def cancel(jobs: Sequence[Job]) -> None:
         say("scancel", *ids)
 
 
-def failures(jobs: Sequence[Job], logs: Path | None) -> Iterator[str]:
+def failures(jobs: Sequence[Job], logs: Path | None, states: Sequence[str] = FAILED) -> Iterator[str]:
     """Yield what there is to read of each failed job: its reason, and the end of its log."""
     for job in jobs:
-        if job.state not in FAILED:
+        if job.state not in states:
             continue
         yield f"--- job {job.id} on {job.node or 'no node'}: {job.state} ({job.reason})"
         files = sorted(logs.glob(f"*-{job.id}.*")) if logs is not None and logs.is_dir() else []

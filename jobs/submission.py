@@ -10,6 +10,8 @@ The scripts are ``driver.sbatch`` and ``share.sbatch`` beside this file. What is
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import shlex
 import sys
@@ -21,11 +23,17 @@ from typing import Literal
 from dask.utils import parse_bytes
 
 from jobs.profiles import Driver, SlurmJob, SlurmProfile, find_job, find_profile, load_settings
-from jobs.slurm import submit
-from storage.errors import InputError
+from jobs.slurm import Job, jobs_named, submit
+from storage.errors import InputError, SubspaceError
 from storage.files import write_atomically
 
+logger = logging.getLogger(__name__)
+
 Script = Literal["driver", "share"]
+#: Names of the jobs of the scripts, as their ``--job-name`` has them.
+JOB_NAMES = "subspace-driver,subspace-share"
+#: In ``RUN/jobs``: what was submitted last.
+RECORD = "submitted.json"
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,45 @@ def submit_run(
     else:
         steps = list(array_steps(common, array))
     scripts = {name: _write_script(name, folder, chosen.driver, job, run_dir) for name in {s.script for s in steps}}
-    return list(_submit(steps, scripts, dry_run=dry_run))
+    submitted = []
+    for one in _submit(steps, scripts, dry_run=dry_run):
+        submitted.append(one)
+        if not dry_run:  # after each, so that none is unknown to `subspace status` when Slurm refuses the next
+            write_atomically(folder / RECORD, [json.dumps([vars(each) for each in submitted], indent=1).encode()])
+    return submitted
+
+
+def submitted_jobs(run_dir: Path) -> list[Job]:
+    """Return what Slurm says of the jobs that were submitted last for a run; none if none were.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+
+    Returns
+    -------
+    list of Job
+        Of an array, each task. A job that Slurm has forgotten, which it does minutes after the end, or that cannot be
+        asked for on this host, is of state ``UNKNOWN``.
+
+    Examples
+    --------
+    >>> submitted_jobs(Path("runs/never-submitted"))
+    []
+    """
+    record = run_dir / "jobs" / RECORD
+    if not record.is_file():
+        return []
+    numbers = [one["job"] for one in json.loads(record.read_text(encoding="utf-8"))]
+    try:
+        listed = [job for job in jobs_named(JOB_NAMES) if job.id.split("_")[0] in numbers]
+        reason = "Slurm does not know it any more"
+    except SubspaceError as error:
+        logger.warning("What became of the jobs %s is not known: %s", ", ".join(numbers), error)
+        listed, reason = [], "Slurm could not be asked"
+    seen = {job.id.split("_")[0] for job in listed}
+    return [Job(number, "UNKNOWN", "", reason) for number in numbers if number not in seen] + listed
 
 
 def _file_option(cluster_file: Path | None) -> list[str]:
@@ -160,7 +206,8 @@ def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool
 def _write_script(name: Script, folder: Path, driver: Driver, job: SlurmJob, run_dir: Path) -> Path:
     """Write a script with the site's settings to the run directory, and return where it is."""
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    text = fill(read_script(name), driver, job, run_dir.absolute() / "logs")
+    log = {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]
+    text = fill(read_script(name), driver, job, run_dir.absolute() / "logs" / log)
     path = folder / f"{name}.sbatch"
     write_atomically(path, [text.encode()])
     return path
@@ -171,7 +218,7 @@ def read_script(name: Script) -> str:
     return (Path(__file__).parent / f"{name}.sbatch").read_text(encoding="utf-8")
 
 
-def fill(script: str, driver: Driver, job: SlurmJob, logs: Path) -> str:
+def fill(script: str, driver: Driver, job: SlurmJob, log: Path) -> str:
     """Return a script with a site's ``#SBATCH`` lines, modules, and interpreter.
 
     Of two lines with the same option, Slurm takes the later one, so what the script says by itself may stay.
@@ -179,18 +226,18 @@ def fill(script: str, driver: Driver, job: SlurmJob, logs: Path) -> str:
     lines = script.splitlines()
     last = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
     commands = lines.index("set -euo pipefail")
-    directives = [f"#SBATCH {directive}" for directive in _directives(driver, job, logs)]
+    directives = [f"#SBATCH {directive}" for directive in _directives(driver, job, log)]
     prologue = [*(f"module load {shlex.quote(module)}" for module in job.modules), *job.job_script_prologue]
     prologue.append(f"export SUBSPACE_PYTHON={shlex.quote(job.python or sys.executable)}")
     filled = [*lines[: last + 1], *directives, *lines[last + 1 : commands], *prologue, *lines[commands:]]
     return "\n".join(filled) + "\n"
 
 
-def _directives(driver: Driver, job: SlurmJob, logs: Path) -> Iterator[str]:
+def _directives(driver: Driver, job: SlurmJob, log: Path) -> Iterator[str]:
     for key in ("partition", "account", "qos", "constraint"):
         if (value := getattr(driver, key) or getattr(job, key)) is not None:
             yield f"--{key}={shlex.quote(value)}"
     yield f"--cpus-per-task={driver.cores}"
     yield f"--mem={math.ceil(parse_bytes(driver.memory) / 2**20)}M"
     yield f"--time={driver.walltime}"
-    yield f"--output={logs}/%x-%j.log"
+    yield f"--output={log}"

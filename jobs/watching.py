@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bokeh.resources import INLINE
 from dask.utils import key_split
 from distributed import Client
 
@@ -240,6 +239,8 @@ class Recorder:
 
     def _save_reports(self, last_count: int) -> None:
         """Save what the scheduler knows of the session; a scheduler that does not answer costs its reports only."""
+        from bokeh.resources import INLINE  # noqa: PLC0415 - slow to import, and only these pages need it
+
         self.own_folder.mkdir(parents=True, exist_ok=True)
         try:
             stream, _ = self.client.get_task_stream(

@@ -9,13 +9,11 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from distributed import Client
-from matplotlib.figure import Figure
 
 from pipeline.compare.run import compare
 from pipeline.match.diagnostics import summarise
@@ -25,6 +23,9 @@ from pipeline.match.run import Choice, check_choice, make_pairs
 from pipeline.workers import ensure_client
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +162,9 @@ def plot_sweep(result: xr.Dataset) -> Figure:
     matplotlib.figure.Figure
         Save it with ``savefig("sweep.svg")``; no global state of matplotlib is touched.
     """
+    import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only figures need it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+
     panels = list(_panels(result))
     figure = Figure(figsize=(3.4 * len(panels), 2.9), layout="constrained")
     colours = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, result.sizes["max_uses"]))

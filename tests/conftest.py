@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 import pytest
@@ -56,6 +58,33 @@ def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
     dask.config.refresh(unchanged)
     client_of_the_session = {"scheduler": dask.config.get("scheduler", None)}
     assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
+
+
+class Bench(Protocol):
+    """Run ``benchmarks.NAME`` with arguments of its command line; return the object that its last line holds."""
+
+    def __call__(self, name: str, *arguments: str, own_processes: bool = False) -> dict[str, Any]: ...
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run a benchmark, in this process unless asked: in ones of their own, imports would take most of the time."""
+
+    def measured_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Any] = {"peak_gb": 1.0, "cpu_seconds": 1.0}
+        exec(code, {"arguments": json.loads(json.dumps(arguments)), "figures": figures})
+        return figures
+
+    def call(name: str, *arguments: str, own_processes: bool = False) -> dict[str, Any]:
+        module = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        if not own_processes:
+            monkeypatch.setattr(module, "run_measured", measured_here, raising=False)
+        module.main()
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    return call
 
 
 @pytest.fixture(scope="session")

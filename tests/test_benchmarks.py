@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +11,23 @@ import numpy as np
 import pytest
 
 import storage
-from benchmarks import harvest, scale
+from benchmarks import scale
+from benchmarks.measure import run_measured
 from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
 
 Bench = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
-    """Run a benchmark in this process, what it measures in processes of their own; return its last line's object."""
-
-    def call(name: str, *arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        importlib.import_module(f"benchmarks.{name}").main()
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    return call
+def test_what_a_process_takes_is_measured() -> None:
+    code = "import numpy\nkept = numpy.ones(arguments['numbers'])\nfigures['sum'] = kept.sum().item()"
+    small, large = (run_measured(code, {"numbers": numbers}) for numbers in (10, 20_000_000))
+    assert (small["sum"], large["sum"]) == (10, 2e7)
+    assert large["peak_gb"] - small["peak_gb"] == pytest.approx(0.16, rel=0.2)
+    assert small["cpu_seconds"] > 0
+    assert small["wall"] > 0
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        run_measured("raise SystemExit(1)", {})
 
 
 def test_match(tmp_path: Path, bench: Bench) -> None:
@@ -70,7 +67,7 @@ def test_semantics(bench: Bench) -> None:
 
 @pytest.mark.parametrize("kind", [["--active", "8"], ["--dense"]])
 def test_correlate(kind: list[str], bench: Bench) -> None:
-    result = bench("correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind)
+    result = bench("correlate", "--rows", "3000", "--features", "300", "--top-k", "4", *kind, own_processes=True)
     assert result["max_error"] < 1e-6
     assert result["seconds"] > 0
     assert result["peak_gb"] > 0
@@ -90,15 +87,7 @@ def test_peers(bench: Bench) -> None:
     assert result["differences"]["scipy sparse product"] < 1e-9
 
 
-def test_harvest(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    """In this process: each of the three ways would spend ten seconds on imports in one of its own."""
-
-    def run_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        figures: dict[str, Any] = {"peak_gb": 1.0}
-        exec(code, {"arguments": arguments, "figures": figures})
-        return figures
-
-    monkeypatch.setattr(harvest, "run_measured", run_here)
+def test_harvest(bench: Bench) -> None:
     result = bench("harvest", "--tiny", "--documents", "40", "--repeats", "2", "--shard-rows", "256")
     assert result["rows"] > 3 * 256
     assert result["max_error"] < 1e-6

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from types import ModuleType
-from typing import Any
-
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from benchmarks import calibration, chance, compare_activations
+from benchmarks import calibration, compare_activations
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
 from pipeline.compare import nulls
 from pipeline.compare.arrays import compare_rows
@@ -63,29 +58,11 @@ def test_trap_2_svcca_of_independent_rows(client, n):
     assert abs(float(found.null_mean[0, 0]) - EXPECTED[n]) <= tolerance(float(found.null_std[0, 0]), 4)
 
 
-@pytest.fixture
-def run_benchmark(monkeypatch, capsys):
-    """Run a benchmark's command in this process: in ones of their own, imports would take most of the time."""
-
-    def run_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        figures: dict[str, Any] = {"peak_gb": 1.0}
-        exec(code, {"arguments": arguments, "figures": figures})
-        return figures
-
-    def run(module: ModuleType, *arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-        monkeypatch.setattr(module, "run_measured", run_here, raising=False)
-        module.main()
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    return run
-
-
-def test_calibration_runs(run_benchmark, monkeypatch):
+def test_calibration_runs(bench, monkeypatch):
     for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
         monkeypatch.setattr(nulls, name, 19)  # set back afterwards: the benchmark sets them too
     sizes = ("--experiments", "4", "--activations", "2", "--null-runs", "19", "--metrics", "svcca", "rsa")
-    result = run_benchmark(calibration, *sizes)
+    result = bench("calibration", *sizes)
     assert {line["null"] for line in result["lines"]} == {
         "shuffled", "random_features", "random_dictionary", "random_pairs", "shifted_blocks",
     }  # fmt: skip
@@ -93,16 +70,16 @@ def test_calibration_runs(run_benchmark, monkeypatch):
     assert result["shuffled_tokens"]["below_level"] == 1.0
 
 
-def test_chance_runs(run_benchmark):
-    result = run_benchmark(chance, "--sizes", "24", "239", "--runs", "3")
+def test_chance_runs(bench):
+    result = bench("chance", "--sizes", "24", "239", "--runs", "3")
     assert result["reproduced"]
     assert result["lines"][0]["mean"] > 0.99
 
 
-def test_compare_activations_runs(run_benchmark, monkeypatch):
+def test_compare_activations_runs(bench, monkeypatch):
     monkeypatch.setattr(compare_activations, "DIMENSIONS", (24, 32))
     sizes = ("--rows", "4000", "--plain-rows", "3000", "--null-runs", "5")
-    result = run_benchmark(compare_activations, *sizes)
+    result = bench("compare_activations", *sizes)
     assert result["max_error"] < 1e-6
     assert len(result["ratios"]) == 1
     assert result["with_null"]["null_mean"] < result["score"]

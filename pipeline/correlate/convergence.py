@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from distributed import Client
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES, Measure
@@ -238,6 +237,8 @@ def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
     file
         ``.png``, ``.svg`` or ``.pdf``.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only figures need it
+
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = ds["n_rows"].values

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.report.export import export_figures
 from pipeline.report.run import report
 from pipeline.script import AsJson, run_script, show
 
@@ -33,6 +32,8 @@ def command(
     if figures is None:
         show({"report": str(report(run_dir))}, as_json=as_json)
         return
+    from pipeline.report.export import export_figures  # noqa: PLC0415 - Matplotlib
+
     files = export_figures(run_dir, figures, formats or ["pdf"])
     show({"figures": str(figures), "files": len(files)}, as_json=as_json)
 

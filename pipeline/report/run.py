@@ -10,7 +10,6 @@ from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
-from pipeline.report.page import render_concepts, render_page
 from pipeline.report.results import open_run
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,8 @@ def report(run_dir: str | Path) -> Path:
     >>> report("runs/demo")  # doctest: +SKIP
     PosixPath('runs/demo/report.html')
     """
+    from pipeline.report.page import render_concepts, render_page  # noqa: PLC0415 - Matplotlib
+
     run = open_run(run_dir)
     explorer = Explorer(run)
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.submission import read_script, submit_run
+from jobs.slurm import Job
+from jobs.submission import read_script, submit_run, submitted_jobs
 from storage.errors import InputError
 
 
@@ -57,6 +59,19 @@ def test_arrays(site: Path, tmp_path: Path) -> None:
     assert " --dependency=afterok:$job0 " in commands[1]
     assert commands[4].startswith("job4=$(sbatch --parsable --dependency=afterany:$job3 ")
     assert all("--cluster" not in one.split() for one in commands), "no scheduler, no workers"
+
+
+def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    record = [{"job": number, "command": "sbatch …"} for number in ("7", "8", "9")]
+    (tmp_path / "jobs" / "submitted.json").write_text(json.dumps(record))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submitted_jobs(tmp_path) == [Job(n, "UNKNOWN", "", "Slurm could not be asked") for n in "789"]
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '8_1|FAILED|n1|NonZeroExitCode'\necho '6|RUNNING|n1|None'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    listed = submitted_jobs(tmp_path)
+    assert [(job.id, job.state) for job in listed] == [("7", "UNKNOWN"), ("9", "UNKNOWN"), ("8_1", "FAILED")]
+    assert not submitted_jobs(tmp_path / "another-run")
 
 
 @pytest.mark.parametrize("name", ["driver", "share"])

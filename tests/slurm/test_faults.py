@@ -154,9 +154,8 @@ def job_of_worker() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-@pytest.mark.xdist_group("two-jobs")
 class TestOnTwoJobs:
-    """Faults on two jobs that live on from one to the next."""
+    """Faults on two jobs that live on from one to the next, which one process of the tests hence does all."""
 
     @pytest.fixture(scope="class")
     @classmethod

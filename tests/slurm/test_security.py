@@ -67,6 +67,7 @@ def gpu_settings(tmp_path: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("profile", ["slurm-gpu", "slurm-gpu-node"])
 def test_gpu_profiles(slurm: Path, profile: str, gpu_settings: dict[str, object], tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
     folder = private_folder(tmp_path / "private")
     with dask.config.set(gpu_settings), slurm_cluster(profile, gpu_settings, folder, "test") as cluster:
         refuses_strangers(cluster.scheduler_address)

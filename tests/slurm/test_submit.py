@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +28,23 @@ def small_driver(cluster_file: Path) -> Path:
     return cluster_file
 
 
-def wait_for_jobs(ids: list[str], logs: Path, seconds: float = 240) -> None:
-    """Wait until jobs are over, and require that all of them succeeded."""
+def wait_until_over(ids: list[str], seconds: float = 240) -> set[str]:
+    """Wait until jobs are over, and return the states in which they ended."""
     deadline = time.monotonic() + seconds
     while True:
         lines = say("squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%i %T").splitlines()
         states = dict(line.split() for line in lines)
         if set(states.values()) <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}:
-            break
+            return set(states.values())
         assert time.monotonic() < deadline, states
         time.sleep(1)
+
+
+def wait_for_jobs(ids: list[str], logs: Path, seconds: float = 240) -> None:
+    """Wait until jobs are over, and require that all of them succeeded."""
+    states = wait_until_over(ids, seconds)
     said = "\n".join(f"--- {log}\n{log.read_text()[-3000:]}" for log in sorted(logs.glob("*.log")))
-    assert set(states.values()) == {"COMPLETED"}, f"{states}\n{said}"
+    assert states == {"COMPLETED"}, said
 
 
 def test_the_driver_as_a_job(
@@ -62,6 +68,28 @@ def test_the_driver_as_a_job(
     wait_for_jobs(said["jobs"], folder / "logs")
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()
+
+
+def test_why_a_submitted_run_failed_is_shown(
+    slurm: Path, small_driver: Path, subspace: Subspace, tiny_inputs: Path, tmp_path: Path
+) -> None:
+    """By `status`, which a user asks in the morning."""
+    inputs, folder = tmp_path / "inputs", tmp_path / "run"
+    shutil.copytree(tiny_inputs, inputs)
+    (inputs / "texts.jsonl").unlink()
+    command = ("submit", inputs / "experiment.yaml", "--run-dir", folder, "--cluster-file", small_driver)
+    (number,) = json.loads(subspace(*command, "--json"))["jobs"]
+    assert wait_until_over([number]) == {"FAILED"}
+    said = subspace(
+        "status",
+        folder if folder.joinpath("experiment.json").exists() else inputs / "experiment.yaml",
+        "--run-dir",
+        folder,
+    )
+    assert f"job {number} on n" in said
+    assert "FAILED (NonZeroExitCode)" in said
+    assert f"subspace-driver-{number}.log, its end:" in said
+    assert "texts.jsonl" in said
 
 
 def test_arrays_without_a_scheduler(
