@@ -149,49 +149,28 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     assert digest(tmp_path) == digest(tiny_run.directory.root)
 
 
-def test_killed_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.cli",
-        "run",
-        str(tiny_inputs / "experiment.yaml"),
-        "--run-dir",
-        str(tmp_path),
-    ]
-    for after in (1.0, 5.0):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+def test_stopped_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
+    """By the keyboard, and then by a signal that leaves no time for anything."""
+    command = [sys.executable, "-m", "jobs.cli", "run", str(tiny_inputs / "experiment.yaml"), "--run-dir"]
+    command.append(str(tmp_path))
+    # a shell that puts the tests in the background makes them, and what they start, ignore Ctrl-C
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    said: list[tuple[int, str]] = []
+    for number, after in ((signal.SIGINT, 1.0), (signal.SIGKILL, 5.0)):
+        process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         process.stderr.readline()  # imports are done, the run has begun
         time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        said.append((process.returncode, errors))
+    (by_keyboard, errors), (by_signal, _) = said
+    assert (by_keyboard, by_signal) == (130, -signal.SIGKILL)
+    assert "goes on from there" in errors
+    assert "Traceback" not in errors
     subprocess.run(command, check=True, capture_output=True)
     assert digest(tmp_path) == digest(tiny_run.directory.root)
     assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_interrupted_by_the_keyboard(tiny_inputs: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.cli",
-        "run",
-        str(tiny_inputs / "experiment.yaml"),
-        "--run-dir",
-        str(tmp_path),
-    ]
-    # a shell that puts the tests in the background makes them, and what they start, ignore Ctrl-C
-    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    process.stderr.readline()
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "goes on from there" in errors
-    assert "Traceback" not in errors
 
 
 def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -208,9 +187,10 @@ def call_here(*arguments: str | Path) -> Result:
 def test_verbs_over_paths(tiny_run: RunResult, copied: Path, tmp_path: Path) -> None:
     directory = tiny_run.directory
     a, b = directory.activations("a", "layers.0"), directory.activations("b", "encoder.layer.0")
-    done = call("correlate", a, b, "--top-k", "4", "--keep-above", "0.05", "--out", tmp_path / "C.zarr", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["n_rows_select"] > 0
+    options = ("--top-k", "4", "--keep-above", "0.05", "--json")
+    shown = call_here("correlate", a, b, *options, "--out", tmp_path / "C.zarr")
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["n_rows_select"] > 0
     shown = call_here("match", tmp_path / "C.zarr", "--out", tmp_path / "P.zarr", "--min-correlation", "0.05", "--json")
     assert shown.exit_code == 0, shown.stderr
     assert json.loads(shown.stdout)["pairs"] == tiny_run.pairs("layers.0", "encoder.layer.0").sizes["pair"]
@@ -262,14 +242,14 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_the_command_line_says_it_in_one_line(tiny_inputs: Path, tmp_path: Path) -> None:
     path = copy_with(tiny_inputs, tmp_path, a={"dictionary": "sae-bert"})
-    done = call("run", path, "--run-dir", tmp_path / "run")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "12" in done.stderr
-    assert "16" in done.stderr
-    shown = call_here("run", tmp_path / "absent.yaml")
+    shown = call_here("run", path, "--run-dir", tmp_path / "run")
     assert shown.exit_code == 2
-    assert "absent.yaml" in shown.stderr
+    assert "12" in shown.stderr
+    assert "16" in shown.stderr
+    done = call("run", tmp_path / "absent.yaml")
+    assert done.returncode == 2
+    assert "absent.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_has_examples() -> None:
