@@ -94,7 +94,9 @@ def fastest(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 @contextlib.contextmanager
 def processes(workers: int, threads: int = 1) -> Iterator[Client]:
     """Start worker processes."""
-    cluster = LocalCluster(workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0")
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0"
+    )
     with closing(cluster), Client(cluster) as client:
         yield client
 

@@ -29,7 +29,7 @@ from pipeline.correlate.verbs import bootstrap_command, convergence_command
 from pipeline.harvest.__main__ import command as harvest_command
 from pipeline.match.__main__ import command as match_command
 from pipeline.report.__main__ import command as report_command
-from pipeline.run import RunResult, Stage, run
+from pipeline.run import RunResult, Stage, check_inputs, run
 from pipeline.script import (
     AllowBadSite,
     AsJson,
@@ -117,6 +117,8 @@ def run_command(
     folder = RunDirectory.of(config.name, run_dir).root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
+    if cluster is not None:
+        check_inputs(config)  # before workers are waited for, which in a queue takes hours
     with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)

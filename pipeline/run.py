@@ -135,13 +135,27 @@ def _harvest(config: Experiment, directory: RunDirectory, client: Client) -> Non
             )
 
 
-def _begin_harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
-    """Check the models, and make the text and its rows."""
-    from pipeline.harvest.site_check import check_model  # noqa: PLC0415 - as above
+def check_inputs(config: Experiment) -> None:
+    """Raise if a model, a dictionary or the text is not there or does not fit: no cluster, no file is needed for that.
 
+    Raises
+    ------
+    InputError
+        See :func:`pipeline.harvest.site_check.check_model`; the message names what to change.
+    """
+    from pipeline.harvest.site_check import check_model  # noqa: PLC0415 - as above
+    from pipeline.harvest.sources import local_files  # noqa: PLC0415
+
+    if config.corpus.path is not None:
+        local_files(Path(config.corpus.path))
     with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
         for _, model in config.sides:
-            check_model(model)  # what does not fit is said before anything is written
+            check_model(model)
+
+
+def _begin_harvest(config: Experiment, directory: RunDirectory, client: Client) -> None:
+    """Check the inputs, and make the text and its rows."""
+    check_inputs(config)  # what does not fit is said before anything is written
     directory.write_experiment(config.model_dump(mode="json"))
     make_text(config, directory, client)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import storage
-from benchmarks import scale
+from benchmarks import cluster, scale
 from benchmarks.measure import run_measured
 from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
@@ -110,6 +110,11 @@ def test_cluster(tmp_path: Path, bench: Bench) -> None:
     assert set(result["overheads"]) == {name for name in result["all_seconds"] if name.startswith("dask")}
     assert result["seconds_a_task"] > 0
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_as_many_worker_processes_as_asked_for() -> None:
+    with cluster.processes(3) as client:
+        assert list(client.nthreads().values()) == [1, 1, 1]
 
 
 def test_the_scale_page_is_what_the_arithmetic_says() -> None:

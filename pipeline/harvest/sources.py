@@ -48,14 +48,30 @@ def open_source(config: CorpusConfig) -> tuple[Iterator[Document], str]:
     if config.dataset is not None:
         return _read_dataset(config), _dataset_identity(config)
     path = Path(str(config.path))
+    files = local_files(path)
+    if path.is_dir():
+        return _read_folder(files, path, config.column), _hash_of(files, path)
+    return _reader(path)(path, config.column), file_sha256(path)
+
+
+def local_files(path: Path) -> list[Path]:
+    """Return the files of a corpus that is a file or a folder of this host.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file or folder.
+    InputError
+        If the folder holds no file of a known kind.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
         if not files:
             raise InputError(f"The folder {path} holds no {', '.join(_SUFFIXES)} file")
-        return _read_folder(files, path, config.column), _hash_of(files, path)
+        return files
     if not path.is_file():
         raise MissingInputError(f"No corpus at {path}: check 'corpus: path' in the experiment file")
-    return _reader(path)(path, config.column), file_sha256(path)
+    return [path]
 
 
 def _hash_of(files: Iterable[Path], root: Path) -> str:
