@@ -33,7 +33,8 @@ from pipeline.plan import MATCH_BYTES, MATCH_SECONDS
 from storage.errors import BudgetError
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
-BEGIN, END = "<!-- scale -->", "<!-- /scale -->"
+#: Part of the page → its mark.
+SCALE, OVERHEAD = "scale", "overhead"
 #: Bytes of the driver for each row of the table of rows, and of coordinates for each row of a store on disk.
 ROW_BYTES, COORDINATE_BYTES = 100, 12
 #: Bytes of a harvest's task for each stored value, and for the block that is encoded.
@@ -310,10 +311,45 @@ def measured(results: Path = RESULTS) -> dict[str, Any]:
     return found
 
 
-def insert(page: str, tables: str) -> str:
-    """Return a page's text with the tables between its marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
+def render_overhead(result: dict[str, Any]) -> str:
+    """Return what ``python -m benchmarks.cluster`` found, in Markdown.
+
+    >>> seconds, over = {"panels": 7.0, "whole": 8.0}, {"panels": 0.1, "whole": 0.12}
+    >>> found = {"bare, 2 processes": seconds, "dask, 2 processes": seconds}
+    >>> result = {"all_seconds": found, "overheads": {"dask, 2 processes": over}, "seconds_a_task": 0.006, "cpus": 2}
+    >>> print(render_overhead({**result, "rows": 1000, "features": 64, "active": 8}).splitlines()[-1])
+    | 2 processes | 7.0 | 7.0 | +10 % | 8.0 | 8.0 | +12 % |
+    """
+    lines = [
+        f"{result['rows']:,} rows × {result['features']:,} features ({result['active']} active) against as many, on "
+        f"{result['cpus']} cores; a task that does nothing takes {1000 * result['seconds_a_task']:.1f} ms.",
+        "",
+        "| workers | panels, bare, s | with Dask, s | over | whole, bare, s | with Dask, s | over |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    seconds = result["all_seconds"]
+    for name, over in result["overheads"].items():
+        bare, with_dask = seconds[name.replace("dask", "bare")], seconds[name]
+        cells = (f"{bare[part]:.1f} | {with_dask[part]:.1f} | {100 * over[part]:+.0f} %" for part in over)
+        lines.append(f"| {name.removeprefix('dask, ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def insert(page: str, part: str, text: str) -> str:
+    """Return a page's text with something between the marks of a part.
+
+    >>> insert("a <!-- x -->old<!-- /x --> b", "x", "new").splitlines()
+    ['a <!-- x -->', 'new', '<!-- /x --> b']
+    """
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def page_of(text: str, tables: str, results: Path = RESULTS) -> str:
+    """Return the text of ``docs/scale.md`` with its tables made anew."""
+    overhead = json.loads((results / "cluster" / "overhead.json").read_text(encoding="utf-8"))
+    return insert(insert(text, SCALE, tables), OVERHEAD, render_overhead(overhead))
 
 
 def main() -> None:
@@ -333,7 +369,7 @@ def main() -> None:
     found = plan_on_paper(study, (load_rates(rates) if rates else None) or Rates())
     tables = render(study, found)
     if markdown:
-        PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        PAGE.write_text(page_of(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
     print(tables)
     result: dict[str, Any] = {"name": "scale", "study": dataclasses.asdict(study)}
     print(json.dumps({**result, "stages": [dataclasses.asdict(stage) for stage in found]}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +62,11 @@ def test_no_chunk_by_keyword(path: Path) -> None:
 def test_no_pickle(path: Path) -> None:
     assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve"} & set(imported(path))
     assert "allow_pickle=True" not in path.read_text()
+
+
+def test_the_command_starts_without_what_few_of_its_verbs_need() -> None:
+    """Every command and every worker would wait for it: torch alone takes two seconds."""
+    heavy = ["torch", "transformers", "sae_lens", "matplotlib", "bokeh", "sklearn"]
+    code = f"import sys, jobs.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -120,7 +120,7 @@ def test_as_many_worker_processes_as_asked_for() -> None:
 def test_the_scale_page_is_what_the_arithmetic_says() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     study = scale.Study(**scale.measured())
-    assert scale.insert(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
+    assert scale.page_of(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
 
 
 def test_scale_against_sums_by_hand() -> None:

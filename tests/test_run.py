@@ -252,6 +252,14 @@ def test_the_command_line_says_it_in_one_line(tiny_inputs: Path, tmp_path: Path)
     assert "Traceback" not in done.stderr
 
 
+def test_inputs_are_looked_at_before_a_cluster_is_started(tiny_inputs: Path, tmp_path: Path) -> None:
+    path = copy_with(tiny_inputs, tmp_path, corpus={"path": "absent.jsonl"})
+    shown = call_here("run", path, "--run-dir", tmp_path / "run", "--cluster", "tls://127.0.0.1:1")
+    assert shown.exit_code == 2
+    assert "absent.jsonl" in shown.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_has_examples() -> None:
     for verb in ("run", "demo", "harvest", "correlate", "match", "compare", "report"):
         shown = call_here(verb, "--help")
