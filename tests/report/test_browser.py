@@ -270,6 +270,17 @@ def test_markup_in_the_corpus_is_text_and_runs_nothing(opened, file) -> None:
         assert page.evaluate("typeof window.pwned") == "undefined"
 
 
+def test_the_list_is_no_taller_than_its_pairs(opened, large) -> None:
+    with opened(large) as page:
+        height = "document.getElementById('x-list').clientHeight"
+        tall = page.evaluate(height)
+        assert tall > 300
+        assert search(page, "A 1234").startswith("1 of")
+        page.wait_for_function(f"{height} === 44")
+        search(page, "")
+        page.wait_for_function(f"{height} === {tall} && document.querySelectorAll('.x-row').length > {tall} / 44")
+
+
 def test_thirty_thousand_pairs(opened, large) -> None:
     with opened(large) as page:
         assert page.locator("#x-count").inner_text() == "30,000 of 30,000 pairs"

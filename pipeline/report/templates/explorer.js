@@ -276,7 +276,9 @@
   });
 
   function drawRows() {
-    rows.style.height = `${virtualizer.getTotalSize()}px`;
+    const height = virtualizer.getTotalSize();
+    rows.style.height = `${height}px`;
+    list.style.maxHeight = `${Math.max(height, ROW_HEIGHT)}px`; // few pairs leave no empty box above the detail
     const items = virtualizer.getVirtualItems();
     rows.replaceChildren(...items.map((item) => pairRow(item)));
     if (!state.shown.length) rows.replaceChildren(el("p", { class: "x-none" }, "No pair fits."));
