@@ -513,7 +513,7 @@ def _log_plan(plan: Plan, inputs: Inputs) -> None:
         for size in inputs.sizes
     ]
     logger.info(
-        "Correlating %d × %d features over %d rows (densities %.2g %% and %.2g %%): %s kernel, %s; %d panels of %d "
+        "Correlating %d × %d features over %d rows (densities %.3g %% and %.3g %%): %s kernel, %s; %d panels of %d "
         "features, at most %.2f of %.2f GB in each worker process%s",
         inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
         plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, _of_gpu(plan),
