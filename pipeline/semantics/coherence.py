@@ -77,12 +77,25 @@ def centred_unit(vectors: ArrayLike, *, centre: bool = True) -> NDArray[np.float
            [ 0., -1.],
            [nan, nan]])
     """
-    rows = np.asarray(vectors, np.float64)
+    rows = np.array(vectors, np.float64)  # changed in place below: there may be hundreds of thousands of words
     known = np.isfinite(rows).all(axis=1)
     if centre and known.any():
-        rows = rows - rows[known].mean(axis=0)
+        rows -= rows[known].mean(axis=0)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.full_like(rows, np.nan), where=lengths > 0)
+    np.divide(rows, lengths, out=rows, where=lengths > 0)
+    rows[~(lengths[:, 0] > 0)] = np.nan
+    return rows
+
+
+def coherence_bytes(n_words: int, dimension: int, n_features: int) -> int:
+    """Return how much is held at most while words become vectors of features.
+
+    The embeddings in float32, twice in float64 while they are centred, and the features of all sides twice.
+
+    >>> coherence_bytes(7227, 384, 4096)
+    80669184
+    """
+    return dimension * (n_words * (4 + 8 + 8) + n_features * (8 + 8))
 
 
 def feature_vectors(words: Sequence[Sequence[int]], vectors: NDArray[np.float64]) -> NDArray[np.float64]:

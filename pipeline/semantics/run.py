@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.compare.subsets import compare_subsets
 from pipeline.match.subsets import match_subsets
-from pipeline.semantics.coherence import Coherence, centred_unit, coherence, feature_vectors
+from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
 from pipeline.semantics.top_words import NONE, TopWords, top_words
+from pipeline.workers import Planned, tell
 from storage import fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 
@@ -364,6 +365,9 @@ def _coherences(
         nothing = Coherence(float("nan"), np.full(1, np.nan))
         return [nothing for _ in found]
     with open_result(words, WORDS_STAGE) as opened:
+        n_words, dimension = opened["vector"].shape
+        n_features = sum(len(side.words) for side in top)
+        tell(Planned("Coherence of subspaces", coherence_bytes(n_words, dimension, n_features)))
         place = {str(word): i for i, word in enumerate(opened["word"].values)}
         unit = centred_unit(opened["vector"].values)
     vectors = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
-from pipeline.semantics.coherence import centred_unit, coherence, feature_vectors, mean_cosine
+from pipeline.semantics.coherence import centred_unit, coherence, coherence_bytes, feature_vectors, mean_cosine
 from storage.errors import InputError
 
 
@@ -74,3 +76,17 @@ def test_bad_input() -> None:
         coherence([vectors], [[0, 1]], runs=0)
     with pytest.raises(InputError, match="there are 4 features"):
         coherence([vectors], [[0, 4]])
+
+
+def test_words_become_vectors_of_features_in_the_memory_that_is_stated() -> None:
+    embeddings = np.random.default_rng(0).normal(size=(6000, 100)).astype(np.float32)
+    features = [[i, i + 1] for i in range(2000)]
+    tracemalloc.start()
+    try:
+        vectors = feature_vectors(features, centred_unit(embeddings))
+        peak = tracemalloc.get_traced_memory()[1] + embeddings.nbytes
+    finally:
+        tracemalloc.stop()
+    assert len(vectors) == 2000
+    stated = coherence_bytes(6000, 100, 2000)
+    assert 0.6 * stated < peak < 1.05 * stated
