@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table import RESULTS
+from benchmarks.table import RESULTS, insert
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes, stored_bytes
 from pipeline.correlate.plan import PAIR_BYTES, RESERVED, StoreSize
@@ -33,7 +33,7 @@ from pipeline.plan import MATCH_BYTES, MATCH_SECONDS
 from storage.errors import BudgetError
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
-#: Part of the page → its mark.
+#: Marks of the parts of the page that are made here.
 SCALE, OVERHEAD = "scale", "overhead"
 #: Bytes of the driver for each row of the table of rows, and of coordinates for each row of a store on disk.
 ROW_BYTES, COORDINATE_BYTES = 100, 12
@@ -333,17 +333,6 @@ def render_overhead(result: dict[str, Any]) -> str:
         cells = (f"{bare[part]:.1f} | {with_dask[part]:.1f} | {100 * over[part]:+.0f} %" for part in over)
         lines.append(f"| {name.removeprefix('dask, ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def insert(page: str, part: str, text: str) -> str:
-    """Return a page's text with something between the marks of a part.
-
-    >>> insert("a <!-- x -->old<!-- /x --> b", "x", "new").splitlines()
-    ['a <!-- x -->', 'new', '<!-- /x --> b']
-    """
-    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def page_of(text: str, tables: str, results: Path = RESULTS) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+#: The mark in the README.
+PERFORMANCE = "performance"
 
 
 def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -56,15 +57,21 @@ def _ratio(value: float) -> str:
     return f"1/{1 / value:,.0f}" if value < 0.1 else f"{value:.2f}"
 
 
-def insert(readme: str, table: str) -> str:
-    """Return the README's text with the table between its marks."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+def insert(page: str, part: str, text: str) -> str:
+    """Return a page's text with something between the marks of a part.
+
+    >>> insert("a <!-- x -->old<!-- /x --> b", "x", "new").splitlines()
+    ['a <!-- x -->', 'new', '<!-- /x --> b']
+    """
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
     """Rewrite the README's table."""
-    README.write_text(insert(README.read_text(encoding="utf-8"), render(load_results())), encoding="utf-8")
+    page = insert(README.read_text(encoding="utf-8"), PERFORMANCE, render(load_results()))
+    README.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster_verbs import job_table
-from jobs.slurm import FAILED, Job, failures
+from jobs.slurm import FAILED, UNKNOWN, Job, failures
 from jobs.submission import submitted_jobs
 from pipeline.config import Experiment, load_experiment
 from pipeline.script import AsJson, show, wide_console
@@ -61,8 +61,8 @@ def command(
 
 def _why_it_stopped(jobs: list[Job], logs: Path, *, finished: bool) -> Iterator[str]:
     """Yield the ends of the logs of failed jobs; of all that are over, if Slurm does not say which of them failed."""
-    left = finished or any(job.active for job in jobs)
-    yield from failures(jobs, logs, FAILED if left else (*FAILED, "UNKNOWN"))
+    stopped = not finished and not any(job.active for job in jobs)
+    yield from failures(jobs, logs, (*FAILED, UNKNOWN) if stopped else FAILED)
 
 
 def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:

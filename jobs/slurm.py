@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: States of a job that ended as it should not have.
 FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+#: State, here, of a job that Slurm says nothing of.
+UNKNOWN = "UNKNOWN"
 #: Lines of a failed job's log that are shown.
 SHOWN_LINES = 20
 

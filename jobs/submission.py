@@ -23,7 +23,7 @@ from typing import Literal
 from dask.utils import parse_bytes
 
 from jobs.profiles import Driver, SlurmJob, SlurmProfile, find_job, find_profile, load_settings
-from jobs.slurm import Job, jobs_named, submit
+from jobs.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import InputError, SubspaceError
 from storage.files import write_atomically
 
@@ -164,7 +164,7 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
         logger.warning("What became of the jobs %s is not known: %s", ", ".join(numbers), error)
         listed, reason = [], "Slurm could not be asked"
     seen = {job.id.split("_")[0] for job in listed}
-    return [Job(number, "UNKNOWN", "", reason) for number in numbers if number not in seen] + listed
+    return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
 
 
 def _file_option(cluster_file: Path | None) -> list[str]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 import pytest
@@ -60,15 +60,15 @@ def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
     assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
 
 
-class Bench(Protocol):
-    """Run ``benchmarks.NAME`` with arguments of its command line; return the object that its last line holds."""
-
-    def __call__(self, name: str, *arguments: str, own_processes: bool = False) -> dict[str, Any]: ...
+Bench = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
-    """Run a benchmark, in this process unless asked: in ones of their own, imports would take most of the time."""
+    """Run ``benchmarks.NAME`` with arguments of its command line; return the object that its last line holds.
+
+    What it measures runs in this process too, unless asked: in ones of their own, imports would take most of the time.
+    """
 
     def measured_here(code: str, arguments: dict[str, Any]) -> dict[str, Any]:
         figures: dict[str, Any] = {"peak_gb": 1.0, "cpu_seconds": 1.0}

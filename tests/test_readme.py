@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.table import BEGIN, END, README, load_results, render
+from benchmarks.table import PERFORMANCE, README, load_results, render
 from jobs.cli import app
 
 TEXT = README.read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def test_the_shell_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_performance_table_is_made_from_results() -> None:
-    shown = TEXT.split(BEGIN)[1].split(END)[0].strip()
+    shown = TEXT.split(f"<!-- {PERFORMANCE} -->")[1].split(f"<!-- /{PERFORMANCE} -->")[0].strip()
     assert load_results()
     assert shown == render(load_results())
 
