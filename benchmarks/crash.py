@@ -93,6 +93,8 @@ class Scenario:
         What it writes, below that folder.
     other
         The same with other settings; absent where it has none.
+    step
+        It dies at every operation whose number is a multiple: 1 but for what takes too long.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Scenario:
     act: Action
     targets: tuple[str, ...]
     other: Action | None = None
+    step: int = 1
 
 
 # --- the preloaded library --------------------------------------------------------------------------------------------
@@ -188,12 +191,23 @@ def part(whole: Tree, target: str) -> Tree:
 def read_between(root: Path, targets: Iterable[str], old: Tree, new: Tree) -> Iterator[str]:
     """Yield what is wrong with what a reader finds between the two runs: neither the old, nor the new, nor refused."""
     now = tree(root)
-    for target in targets:
+    for target in sorted({one for name in old | new for one in units(name, targets)}):
         found = part(now, target)
         if found in (part(old, target), part(new, target)) and found:
             yield from could_not_open(root / target)
         elif found and opens(root / target):
             yield f"a reader opens neither the old nor the new {target}"
+
+
+def units(name: str, targets: Iterable[str]) -> Iterator[str]:
+    """Yield what a path of a tree belongs to, of that which is read as a whole: the target, or of a folder a part."""
+    for target in targets:
+        if name == target or (name.startswith(f"{target}/") and target.endswith(".zarr")):
+            yield target
+        elif name.startswith(f"{target}/"):
+            store = re.match(r".*?\.zarr(?=/)", name)
+            if store or not name.endswith("/"):
+                yield store[0] if store else name
 
 
 def could_not_open(path: Path) -> Iterator[str]:
@@ -221,12 +235,15 @@ def opens(path: Path) -> bool:
 
 def faults(targets: Iterable[str]) -> Iterator[str]:
     """Yield what `verify` objects to."""
+    import storage  # noqa: PLC0415
     from storage.verify import verify  # noqa: PLC0415
 
-    stores = [target for target in targets if Path(target, "zarr.json").is_file() or Path(target, "corpus.zarr").exists()]
-    if stores:
-        for fault in verify(*stores).faults:
-            yield f"verify: {fault}"
+    ours = [one for one in targets if storage.read_manifest(one) is not None or Path(one, "experiment.json").is_file()]
+    if ours:
+        broken: dict[str, list[str]] = defaultdict(list)
+        for fault in verify(*ours).faults:
+            broken[fault.path].append(str(fault))
+        yield from (f"verify has {len(found)} faults: {found[0]}" for found in broken.values())
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
@@ -482,10 +499,13 @@ def deaths(workshop: Workshop, scenarios: list[Scenario], options: argparse.Name
     for scenario in scenarios:
         start = time.perf_counter()
         every = [workshop_mode for workshop_mode in workshop.prepare(scenario, options.modes)]
-        jobs = [(one, n) for one in every for n in one.moments[:: options.step]]
+        jobs = [(one, n) for one in every for n in one.moments[:: options.step * scenario.step]]
         results = list(spread(jobs, lambda job, worker: workshop.die(*job, worker), options.workers))
         rows.append(row_of(scenario, every, results, time.perf_counter() - start))
         print(line_of(rows[-1]), file=sys.stderr, flush=True)
+        if options.rows:
+            with options.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
         for problem in rows[-1]["problems"]:
             print(f"    {problem}", file=sys.stderr, flush=True)
     return rows
@@ -535,19 +555,22 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1, help="die only at every STEP-th operation")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to work; a new folder in memory by default")
+    parser.add_argument("--rows", type=Path, help="append each row to this file as soon as it is known")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     library = preload("benchmarks.crash")
-    from benchmarks.crash_scenarios import SCENARIOS  # noqa: PLC0415
+    from benchmarks.crash_scenarios import INPUTS, SCENARIOS, labelling  # noqa: PLC0415
 
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a new folder below it
     base = Path(tempfile.mkdtemp(prefix="crash-", dir=options.folder or memory)).resolve()
     (base / "slots").mkdir()
     (base / "starts").mkdir()
+    os.environ[INPUTS] = str(base / "inputs")
     try:
         chosen = [one for one in SCENARIOS if not options.only or one.name in options.only]
         start = time.perf_counter()
-        rows = deaths(Workshop(library, base), chosen, options)
+        with labelling():
+            rows = deaths(Workshop(library, base), chosen, options)
         assert threading.active_count() == 1
         print(json.dumps({"name": "crash", "seconds": time.perf_counter() - start, "rows": rows}))
     finally:
