@@ -25,8 +25,7 @@ from storage.errors import FormatError, InputError
 from storage.files import local_path
 from storage.manifest import CONTENT_HASH, Manifest, json_values, new_manifest
 from storage.results import read_finished_attrs
-from storage.targets import CORPUS as FORMAT
-from storage.targets import claim
+from storage.targets import CORPUS, claim
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 4 * 2**20
@@ -144,11 +143,11 @@ def write_corpus(
     BusyError
         If another process is writing there.
     """
-    with claim(path, manifest, kind=FORMAT, overwrite=overwrite) as target, target.building() as folder:
+    with claim(path, manifest, kind=CORPUS, overwrite=overwrite) as target, target.building() as folder:
         group = zarr.create_group(str(folder), zarr_format=3, attributes=json_values(dict(attrs or {})))
         content_hash = _write_documents(group, path, texts, names)
-        manifest = manifest or new_manifest(FORMAT, {"text": content_hash}, {})
-        own = {"format": FORMAT, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
+        manifest = manifest or new_manifest(CORPUS, {"text": content_hash}, {})
+        own = {"format": CORPUS, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
         target.replace(folder, {**own, **manifest.to_attrs()})
     return open_corpus(path)
 
@@ -257,7 +256,7 @@ def open_corpus(path: str | Path) -> Corpus:
         If it is no corpus, or of another version of the format.
     """
     attrs = read_finished_attrs(path)
-    if attrs.get("format") != FORMAT or attrs.get("schema_version") != SCHEMA_VERSION:
+    if attrs.get("format") != CORPUS or attrs.get("schema_version") != SCHEMA_VERSION:
         raise FormatError(
             f"{path} is not a corpus of version {SCHEMA_VERSION} (format {attrs.get('format')!r}, "
             f"version {attrs.get('schema_version')!r}); build it again"

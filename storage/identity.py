@@ -63,13 +63,14 @@ def fingerprint(path: str | Path) -> str:
 
 def content_hash(path: Path) -> str:
     """Return the hash of what a group holds now, whatever its attributes say."""
-    from storage.corpus import FORMAT, hash_of_text  # noqa: PLC0415 - they finish their groups through this module
+    from storage.corpus import hash_of_text  # noqa: PLC0415 - they finish their groups through this module
+    from storage.targets import CORPUS  # noqa: PLC0415
     from storage.writer import hash_of_content  # noqa: PLC0415
 
     attrs = read_attrs(path)
     if "layout" in attrs:
         return hash_of_content(path)
-    if attrs.get("format") == FORMAT:
+    if attrs.get("format") == CORPUS:
         return hash_of_text(path)
     checksums = listed_checksums(path, array_names(path))
     lines = [f"{name} {size} {crc}\n" for name, (size, crc) in sorted(checksums.items())]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.corpus import FORMAT as CORPUS_FORMAT
 from storage.errors import MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
 from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
 from storage.rows import ROW_HASH
 from storage.rundir import RunDirectory
 from storage.sparse_array import is_csr_array, missing_shards, read_metadata
+from storage.targets import CORPUS
 from storage.writer import ACTIVATION, ActivationWriter, chunk_shape
 
 #: What a store says of where it comes from.
@@ -77,7 +77,7 @@ def _inspect_group(folder: Path) -> dict[str, Any]:
     common = {"path": str(folder), "bytes": size_on_disk(folder), "complete": not folder.name.endswith(PARTIAL_SUFFIX)}
     if "layout" in attrs:
         return {"kind_of_data": "activations", **common, **_store(folder, attrs), **_origin(attrs)}
-    if attrs.get("format") == CORPUS_FORMAT:
+    if attrs.get("format") == CORPUS:
         return {"kind_of_data": "corpus", **common, **_corpus(folder), **_origin(attrs)}
     stage = attrs.get(MANIFEST, {}).get("stage", "unknown")
     return {"kind_of_data": stage, **common, **_result(folder, attrs), **_origin(attrs)}

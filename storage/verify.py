@@ -36,7 +36,6 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.codec import Panel
-from storage.corpus import FORMAT as CORPUS_FORMAT
 from storage.corpus import hash_of_text
 from storage.errors import CorruptError, FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
@@ -46,6 +45,7 @@ from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
 from storage.rows import IDENTITY, ROW_HASH, row_hash
 from storage.rundir import EXPERIMENT, RunDirectory
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
+from storage.targets import CORPUS
 from storage.writer import ACTIVATION, ActivationWriter, read_shard, statistics, survey
 
 #: How far statistics may be from those computed again, relative to the largest value of a feature: other versions of
@@ -278,7 +278,7 @@ class _Check:
     def _check_content(self, attrs: dict[str, Any]) -> None:
         if "layout" in attrs:
             self._check_store(attrs)
-        elif attrs.get("format") == CORPUS_FORMAT:
+        elif attrs.get("format") == CORPUS:
             self._check_corpus(attrs)
 
     def _check_store(self, attrs: dict[str, Any]) -> None:
