@@ -16,7 +16,7 @@ from pipeline.match.layers import layer_consistency, layer_table, read_grid
 from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show, wide_console
 from pipeline.sweep import save_sweep, steps, sweep
 from storage import new_manifest, write_result
-from storage.manifest import fingerprint
+from storage.identity import fingerprint
 from storage.rundir import RunDirectory, Side
 
 

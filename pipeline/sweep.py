@@ -48,6 +48,7 @@ def sweep(
     null_runs: int = 100,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Match, and compare if metrics are asked for, at every combination of minimum r and maximum uses.
@@ -71,6 +72,8 @@ def sweep(
         Of the comparison.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where comparisons run; threads of this process by default.
 
@@ -110,7 +113,7 @@ def sweep(
                     lines[-1] |= {name: scores[name].values for name in SCORES}
         return _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _axes(min_correlations: Sequence[float], max_uses: Sequence[int]) -> tuple[list[float], list[int]]:

@@ -53,6 +53,7 @@ def convergence(
     measure: Measure | None = None,
     memory: str | int = "auto",
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
@@ -75,6 +76,8 @@ def convergence(
         As in :func:`pipeline.correlate.run.correlate`.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -125,7 +128,7 @@ def convergence(
         ids = {f"feature_{side}": ("pair", getattr(chosen, f"ids_{side}")) for side in "ab"}
         return _dataset(r, job, threshold).assign(ids)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def members(units: Units) -> NDArray[np.bool_]:
