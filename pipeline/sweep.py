@@ -191,16 +191,6 @@ def _panels(result: xr.Dataset) -> Iterator[tuple[str, xr.DataArray, xr.DataArra
             yield f"{metric} (dashed: null)", one["score"], one["null_mean"]
 
 
-def save_sweep(result: xr.Dataset, *, csv: str | Path | None = None, plot: str | Path | None = None) -> None:
-    """Write a sweep as a table, one row for each combination, and as a figure (by the suffix: svg, png, pdf)."""
-    if plot is not None and Path(plot).suffix not in (".svg", ".png", ".pdf"):
-        raise InputError(f"{plot} is no name for a figure; end it in .svg, .png or .pdf")
-    if csv is not None:
-        result.to_dataframe().reset_index().to_csv(csv, index=False)
-    if plot is not None:
-        plot_sweep(result).savefig(plot, dpi=150)
-
-
 def steps(text: str) -> list[float]:
     """Return the numbers of ``0.1,0.2,0.5`` or of ``0.1:0.5:0.1``, both ends included.
 

@@ -9,7 +9,7 @@ whether other pairs would have been found.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,9 @@ from pipeline.correlate.documents import (
 from pipeline.correlate.rows import splitmix64
 from pipeline.workers import ensure_client
 from storage import InputError, fingerprint, make_result, new_manifest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGE = "convergence"
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -230,15 +233,18 @@ def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, k
     return ("enough" if enough else "not enough"), words + closing
 
 
-def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
-    """Draw how the number of good pairs and their mean r grow with rows; the format is that of the file's ending.
+def plot_convergence(ds: xr.Dataset) -> Figure:
+    """Draw how the number of good pairs and their mean r grow with rows.
 
     Parameters
     ----------
     ds
         From :func:`convergence`.
-    file
-        ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``savefig("convergence.svg")``; no global state of matplotlib is touched.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only figures need it
 
@@ -252,9 +258,4 @@ def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
     right.set(xlabel="rows", ylabel="mean r of the pairs", xscale="log")
     right.legend(frameon=False)
     figure.suptitle(f"Text: {ds.attrs['verdict']}", fontsize=11)
-    try:
-        figure.savefig(file)
-    except ValueError as error:
-        raise InputError(
-            f"{file} is not a kind of figure that can be drawn ({error}); name it .png, .svg or .pdf"
-        ) from error
+    return figure
