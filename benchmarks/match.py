@@ -134,9 +134,14 @@ def _copy(real: scipy.sparse.csr_array, side: int, damping: float, rng: np.rando
 
 def write_correlation(path: Path, kept: scipy.sparse.csr_array) -> None:
     """Write kept pairs as `correlate` does; features without any are dead."""
-    n_a, n_b = kept.shape
     manifest = storage.new_manifest("correlate", {}, {"keep_above": KEEP_ABOVE, "nnz": kept.nnz})
-    partial = storage.begin_result(path, manifest)
+    with storage.claim(path, manifest) as target:
+        _write(target.begin(), kept)
+        target.finish()
+
+
+def _write(partial: Path, kept: scipy.sparse.csr_array) -> None:
+    n_a, n_b = kept.shape
     by_row, by_column = np.diff(kept.indptr) > 0, np.bincount(kept.indices, minlength=n_b) > 0
     features = xr.Dataset(
         {
@@ -153,7 +158,6 @@ def write_correlation(path: Path, kept: scipy.sparse.csr_array) -> None:
         storage.create_sparse_array(partial, name, kept.shape, "f8", dims=dims, shard_rows=SHARD_ROWS)
         for i, start in enumerate(range(0, n_a, SHARD_ROWS)):
             storage.write_sparse_shard(partial, name, i, kept[start : start + SHARD_ROWS] * damping)
-    storage.finish_result(path, manifest)
 
 
 def real_correlation(given: Path | None, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from rich.text import Text
 from pipeline.config import NonConceptKind, Rule
 from pipeline.harvest.contexts import contexts
 from pipeline.passages import Context, FeatureContexts, read_contexts
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, open_client, show, wide_console
+from pipeline.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
 from pipeline.semantics.concepts import load_concepts
 from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
 from pipeline.semantics.labels import import_labels, read_labels
@@ -51,12 +51,15 @@ def contexts_command(
     ] = None,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
     if out is not None:
         with open_client(context, cluster, cluster_file) as client:
-            made = contexts(store, out, top_n, distinct_documents=distinct_documents, client=client)
+            made = contexts(
+                store, out, top_n, distinct_documents=distinct_documents, overwrite=overwrite, client=client
+            )
         if not feature:
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
             return
@@ -155,13 +158,14 @@ def concepts_command(
     ] = "count",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the features that fire on the words of each concept."""
     paths = (contexts_path or _beside(store, "contexts"), store, corpus or _corpus_of(store))
     chosen = load_concepts(concepts or "default", only=only)
     with open_client(context, cluster, cluster_file) as client:
-        found = concept_features(*paths, chosen, parse_rule(rule), out=out, client=client)
+        found = concept_features(*paths, chosen, parse_rule(rule), out=out, overwrite=overwrite, client=client)
     lines = list(_concept_lines(found))
     if as_json:
         show({"result": str(out), "rule": found.attrs["rule"], "concepts": lines}, as_json=True)
@@ -217,13 +221,15 @@ def non_concept_command(
     ] = None,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
     paths = (contexts_path or _beside(store, "contexts"), store, corpus or _corpus_of(store))
     kinds: Any = kind or KINDS
     with open_client(context, cluster, cluster_file) as client:
-        found = non_concept_features(*paths, kinds=kinds, limits=_limits(limit or ()), out=out, client=client)
+        chosen = {"kinds": kinds, "limits": _limits(limit or ())}
+        found = non_concept_features(*paths, **chosen, out=out, overwrite=overwrite, client=client)
     names, reason = found["kind"].values.tolist(), found["reason"].values
     lines = [
         {"kind": name, "features": np.flatnonzero(reason == i).tolist(), "counts": name in kinds}
@@ -252,10 +258,11 @@ def labels_command(
     store: Annotated[Path | None, typer.Option(help="The store whose features they are of, to check the ids.")] = None,
     of: Annotated[str | None, typer.Option(metavar="MODEL/SOURCE", help="Where the file has several.")] = None,
     method: Annotated[str | None, typer.Option(help="By whom, where a feature has several labels.")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring labels of features in that were made elsewhere."""
-    found = import_labels(source, out, store=store, source=of, method=method)
+    found = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
     show({"result": str(out), "labels": found.sizes["feature"], "of": found.attrs["source"]}, as_json=as_json)
 
 
@@ -275,6 +282,7 @@ def label_command(
     batch: Annotated[int, typer.Option(min=1, help="Features in one request.")] = 8,
     parallel: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
@@ -290,7 +298,7 @@ def label_command(
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
-    found = label_features(asked, target, out, store=store, parallel=parallel)
+    found = label_features(asked, target, out, store=store, parallel=parallel, overwrite=overwrite)
     show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
 
 

@@ -13,10 +13,22 @@ from pipeline.config import MatchMethod
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show, wide_console
-from pipeline.sweep import save_sweep, steps, sweep
-from storage import new_manifest, write_result
-from storage.manifest import fingerprint
+from pipeline.outputs import claim_outputs
+from pipeline.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Out,
+    Overwrite,
+    StoreA,
+    StoreB,
+    open_client,
+    show,
+    wide_console,
+)
+from pipeline.sweep import plot_sweep, steps, sweep
+from storage import make_result, new_manifest
+from storage.identity import fingerprint
 from storage.rundir import RunDirectory, Side
 
 
@@ -42,10 +54,14 @@ def sweep_command(
     plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Match at every combination of minimum r and maximum uses; count, score, draw."""
-    with open_client(context, cluster, cluster_file) as client:
+    with (
+        claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs,
+        open_client(context, cluster, cluster_file) as client,
+    ):
         result = sweep(
             correlation,
             min_correlations=steps(min_correlation),
@@ -59,9 +75,12 @@ def sweep_command(
             null_runs=null_runs,
             seed=seed,
             out=out,
+            overwrite=overwrite,
             client=client,
         )
-    save_sweep(result, csv=csv, plot=plot)
+        outputs.write_table(result.to_dataframe().reset_index())
+        if plot is not None:
+            outputs.write_figure(plot_sweep(result))
     lines = result.to_dataframe().reset_index().to_dict("records")
     show(
         {"result": str(out), "lines": lines} if as_json else {"result": str(out), "points": len(lines)}, as_json=as_json
@@ -73,10 +92,11 @@ def token_identity_command(
     a: StoreA,
     b: StoreB,
     out: Out,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Split each pair's r into what the token's identity explains and the rest."""
-    result = token_identity(pairs, a, b, out)
+    result = token_identity(pairs, a, b, out, overwrite=overwrite)
     parts = {name: float(np.nanmean(result[name])) for name in ("r", "token_part", "rest_part", "r_within")}
     summary = {"result": str(out), "pairs": result.sizes["pair"], **{f"mean_{name}": v for name, v in parts.items()}}
     mostly = float((result["token_part"] > 0.5 * result["r"]).mean())
@@ -90,17 +110,16 @@ def layers_command(
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Keep the whole dataset here.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Show at which sites of the other model each feature finds its match, and its best one."""
     grid = read_grid(run)
-    found = layer_consistency(grid, side)
-    if out is not None:
-        inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
-        write_result(found, out, new_manifest("layers", inputs, {"side": side}))
-    lines = layer_table(found)
-    if csv is not None:
-        lines.to_csv(csv, index=False)
+    inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
+    manifest = new_manifest("layers", inputs, {"side": side})
+    with claim_outputs(table=csv, columns="site,other_site,", overwrite=overwrite) as outputs:
+        lines = layer_table(make_result(out, manifest, lambda: layer_consistency(grid, side), overwrite=overwrite))
+        outputs.write_table(lines)
     if as_json:
         show({"side": side, "lines": lines.to_dict("records")}, as_json=True)
         return

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pipeline.config import ActivationKind
-from pipeline.script import AsJson, Out, show, wide_console
+from pipeline.script import AsJson, Out, Overwrite, show, wide_console
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
 from storage.verify import verify
@@ -116,6 +116,7 @@ def verify_command(
 
 def _lines(found: dict[str, Any], faults: list[str]) -> Iterator[str]:
     yield from (f"unfinished, not checked  {path}" for path in found["unfinished"])
+    yield from (f"not made yet             {path}" for path in found["missing"])
     yield from (f"FAULT  {fault}" for fault in faults)
     verdict = f"{len(faults)} faults" if faults else "no faults"
     yield f"{len(found['checked'])} stores and results, {sum(found['checked'].values()):,} chunks: {verdict}"
@@ -141,6 +142,7 @@ def import_command(
     drop_token: Annotated[
         list[int] | None, typer.Option(help="Leave out rows of this token id (BOS, padding); can be repeated.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Make an activation store from what other programs wrote, a slab at a time."""
@@ -154,6 +156,7 @@ def import_command(
         attrs={name: value for name, value in given.items() if value is not None},
         dtype=dtype,
         drop_tokens=drop_token or (),
+        overwrite=overwrite,
     )
     show(written, as_json=as_json)
 
@@ -165,7 +168,8 @@ def export_command(
     largest_dense: Annotated[
         int, typer.Option(metavar="BYTES", help="Refuse a dense array above this.")
     ] = LARGEST_DENSE,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an activation store for other programs; a sparse store stays sparse."""
-    show(export_activations(store, out, format_, largest_dense=largest_dense), as_json=as_json)
+    show(export_activations(store, out, format_, largest_dense=largest_dense, overwrite=overwrite), as_json=as_json)

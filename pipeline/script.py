@@ -46,6 +46,9 @@ AllowBadSite = Annotated[
     bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result of this command that came from other inputs.")
+]
 StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
 StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
 Memory = Annotated[

@@ -48,6 +48,7 @@ def sweep(
     null_runs: int = 100,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Match, and compare if metrics are asked for, at every combination of minimum r and maximum uses.
@@ -71,6 +72,8 @@ def sweep(
         Of the comparison.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where comparisons run; threads of this process by default.
 
@@ -110,7 +113,7 @@ def sweep(
                     lines[-1] |= {name: scores[name].values for name in SCORES}
         return _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _axes(min_correlations: Sequence[float], max_uses: Sequence[int]) -> tuple[list[float], list[int]]:
@@ -186,16 +189,6 @@ def _panels(result: xr.Dataset) -> Iterator[tuple[str, xr.DataArray, xr.DataArra
         for metric in result["metric"].values.tolist():
             one = result.sel(metric=metric)
             yield f"{metric} (dashed: null)", one["score"], one["null_mean"]
-
-
-def save_sweep(result: xr.Dataset, *, csv: str | Path | None = None, plot: str | Path | None = None) -> None:
-    """Write a sweep as a table, one row for each combination, and as a figure (by the suffix: svg, png, pdf)."""
-    if plot is not None and Path(plot).suffix not in (".svg", ".png", ".pdf"):
-        raise InputError(f"{plot} is no name for a figure; end it in .svg, .png or .pdf")
-    if csv is not None:
-        result.to_dataframe().reset_index().to_csv(csv, index=False)
-    if plot is not None:
-        plot_sweep(result).savefig(plot, dpi=150)
 
 
 def steps(text: str) -> list[float]:

@@ -18,6 +18,7 @@ from storage.codec import CsrCodec, decode_csr, encode_csr
 from storage.corpus import Corpus, open_corpus, write_corpus
 from storage.errors import (
     BudgetError,
+    BusyError,
     CorruptError,
     FormatError,
     InputError,
@@ -28,16 +29,20 @@ from storage.errors import (
 )
 from storage.exchange import export_activations, import_activations
 from storage.files import free_space, partial_path
+from storage.identity import fingerprint, is_current
 from storage.kinds import check_same_kind
-from storage.manifest import Manifest, fingerprint, is_current, new_manifest, read_manifest
-from storage.results import add_variables, begin_result, finish_result, make_result, open_result, write_result
+from storage.manifest import Manifest, new_manifest, read_manifest
+from storage.results import make_result, open_result, write_result
 from storage.rows import check_same_rows
 from storage.sparse_array import create_sparse_array, missing_shards, read_csr, write_sparse_shard
+from storage.targets import Target, claim
+from storage.variables import add_variables
 from storage.writer import ActivationWriter
 
 __all__ = [
     "ActivationWriter",
     "BudgetError",
+    "BusyError",
     "Corpus",
     "CorruptError",
     "CsrCodec",
@@ -48,16 +53,16 @@ __all__ = [
     "MissingInputError",
     "RowMismatchError",
     "SubspaceError",
+    "Target",
     "add_variables",
-    "begin_result",
     "check_same_kind",
     "check_same_rows",
+    "claim",
     "create_sparse_array",
     "decode_csr",
     "encode_csr",
     "export_activations",
     "fingerprint",
-    "finish_result",
     "free_space",
     "import_activations",
     "is_current",

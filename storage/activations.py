@@ -23,6 +23,7 @@ from storage.results import open_group, read_finished_attrs
 from storage.rows import check_tokens
 from storage.slabs import iter_slabs, reslab, share_not_zero
 from storage.sparse_array import ALL_SHARDS, is_csr_array, read_csr, read_layout, read_metadata
+from storage.targets import STORE, claim
 from storage.writer import (
     ACTIVATION,
     DEFAULT_SHARD_ROWS,
@@ -50,6 +51,7 @@ def write_activations(
     shard_rows: int = DEFAULT_SHARD_ROWS,
     chunk: tuple[int, int] | None = None,
     manifest: Manifest | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a whole activation store; it is there completely, or what was there before still is.
 
@@ -60,7 +62,7 @@ def write_activations(
     data
         (token, feature): a NumPy array, a SciPy sparse matrix, a Dask array, or an iterable of such slabs (NumPy or
         SciPy) with any numbers of rows. Dask arrays and iterables are taken in one shard at a time.
-    tokens, decoder, attrs, dtype, shard_rows, chunk, manifest
+    tokens, decoder, attrs, dtype, shard_rows, chunk, manifest, overwrite
         As in :meth:`ActivationWriter.create`.
     layout
         ``csr`` or ``dense``; if absent, ``csr`` where less than a quarter of a sample of values is not zero.
@@ -68,7 +70,10 @@ def write_activations(
     Raises
     ------
     InputError
-        If the data are empty, ragged, or not finite, or an argument is wrong. Nothing is left behind then.
+        If the data are empty, ragged, or not finite, an argument is wrong, or something else stands at the path
+        (:mod:`storage.targets`). Nothing is left behind then.
+    BusyError
+        If another process is writing there.
 
     Examples
     --------
@@ -78,32 +83,34 @@ def write_activations(
     >>> open_activations(path)["activation"].shape
     (12, 50)
     """
-    columns = None if tokens is None else check_tokens(tokens, _known_length(data))
-    slabs = reslab(iter_slabs(data, shard_rows), shard_rows)
-    first = next(slabs, None)
-    if first is None:
-        raise InputError(f"There are no rows to write to {path}")
-    writer = ActivationWriter.create(
-        path,
-        # A full first shard may be followed by more; the true number is set at the end
-        n_tokens=first.shape[0] + (first.shape[0] == shard_rows),
-        n_features=first.shape[1],
-        decoder=decoder,
-        attrs=attrs,
-        dtype=dtype,
-        layout=layout or _choose_layout(first),
-        shard_rows=shard_rows,
-        chunk=chunk,
-        manifest=manifest,
-    )
-    try:
-        writer = _write_slabs(writer, itertools.chain([first], slabs))
-        if columns is not None:
-            write_coordinates(writer, check_tokens(columns, writer.n_tokens))
-        writer.finalise()
-    except BaseException:
-        writer.discard()
-        raise
+    with claim(path, manifest, kind=STORE, overwrite=overwrite):
+        columns = None if tokens is None else check_tokens(tokens, _known_length(data))
+        slabs = reslab(iter_slabs(data, shard_rows), shard_rows)
+        first = next(slabs, None)
+        if first is None:
+            raise InputError(f"There are no rows to write to {path}")
+        writer = ActivationWriter.create(
+            path,
+            # A full first shard may be followed by more; the true number is set at the end
+            n_tokens=first.shape[0] + (first.shape[0] == shard_rows),
+            n_features=first.shape[1],
+            decoder=decoder,
+            attrs=attrs,
+            dtype=dtype,
+            layout=layout or _choose_layout(first),
+            shard_rows=shard_rows,
+            chunk=chunk,
+            manifest=manifest,
+            overwrite=overwrite,
+        )
+        try:
+            writer = _write_slabs(writer, itertools.chain([first], slabs))
+            if columns is not None:
+                write_coordinates(writer.partial, check_tokens(columns, writer.n_tokens))
+            writer.finalise()
+        except BaseException:
+            writer.discard()
+            raise
 
 
 def _choose_layout(slab: Any) -> Layout:

@@ -22,14 +22,14 @@ import zarr.codecs
 from numpy.typing import NDArray
 
 from storage.errors import FormatError, InputError
-from storage.files import partial_path, remove_folder, replace_folder
+from storage.files import local_path
 from storage.manifest import CONTENT_HASH, Manifest, json_values, new_manifest
-from storage.results import close_group, read_finished_attrs
+from storage.results import read_finished_attrs
+from storage.targets import CORPUS, claim
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 4 * 2**20
 CHUNK_OFFSETS = 262_144
-FORMAT = "corpus"
 
 #: Documents that are read at a time, where texts are wanted one after the other.
 BLOCK_DOCUMENTS = 256
@@ -112,13 +112,14 @@ def write_corpus(
     names: Iterable[str] | None = None,
     attrs: Mapping[str, Any] | None = None,
     manifest: Manifest | None = None,
+    overwrite: bool = False,
 ) -> Corpus:
     """Write documents as they come, a few megabytes in memory at a time.
 
     Parameters
     ----------
     path
-        Where the corpus is to be; an old one there is replaced at the end.
+        Where the corpus is to be.
     texts
         The documents, kept to the last character. A document may be empty, but not all.
     names
@@ -127,6 +128,8 @@ def write_corpus(
         Further attributes.
     manifest
         What it was made from.
+    overwrite
+        Whether a corpus that came from other inputs may be replaced; without a manifest, any is of that kind.
 
     Returns
     -------
@@ -136,22 +139,16 @@ def write_corpus(
     ------
     InputError
         If there is no text at all, a document is no string or cannot be encoded as UTF-8, or the numbers of texts
-        and names differ. Nothing is left behind then.
+        and names differ, or something else stands at the path (:mod:`storage.targets`). Nothing is left behind then.
+    BusyError
+        If another process is writing there.
     """
-    partial = partial_path(path)
-    remove_folder(partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        group = zarr.create_group(str(partial), zarr_format=3, attributes=json_values(dict(attrs or {})))
+    with claim(path, manifest, kind=CORPUS, overwrite=overwrite) as target, target.building() as folder:
+        group = zarr.create_group(str(folder), zarr_format=3, attributes=json_values(dict(attrs or {})))
         content_hash = _write_documents(group, path, texts, names)
-        manifest = manifest or new_manifest(FORMAT, {"text": content_hash}, {})
-        own = {"format": FORMAT, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
-        group.attrs.update({**own, **manifest.to_attrs()})
-        close_group(partial)
-        replace_folder(partial, Path(path))
-    except BaseException:
-        remove_folder(partial)
-        raise
+        manifest = manifest or new_manifest(CORPUS, {"text": content_hash}, {})
+        own = {"format": CORPUS, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
+        target.replace(folder, {**own, **manifest.to_attrs()})
     return open_corpus(path)
 
 
@@ -239,6 +236,15 @@ def _append(array: zarr.Array, values: NDArray[Any]) -> None:
         array.append(values)
 
 
+def hash_of_text(path: Path) -> str:
+    """Return the hash of the text that a corpus holds now; some documents are in memory at a time."""
+    corpus, sha = Corpus(path, "", {}), hashlib.sha256()
+    for text in corpus.iter_texts(range(len(corpus))):
+        data = text.encode()
+        sha.update(len(data).to_bytes(8, "little") + data)
+    return sha.hexdigest()
+
+
 def open_corpus(path: str | Path) -> Corpus:
     """Open a corpus.
 
@@ -250,9 +256,9 @@ def open_corpus(path: str | Path) -> Corpus:
         If it is no corpus, or of another version of the format.
     """
     attrs = read_finished_attrs(path)
-    if attrs.get("format") != FORMAT or attrs.get("schema_version") != SCHEMA_VERSION:
+    if attrs.get("format") != CORPUS or attrs.get("schema_version") != SCHEMA_VERSION:
         raise FormatError(
             f"{path} is not a corpus of version {SCHEMA_VERSION} (format {attrs.get('format')!r}, "
             f"version {attrs.get('schema_version')!r}); build it again"
         )
-    return Corpus(Path(path), attrs[CONTENT_HASH], attrs)
+    return Corpus(local_path(path), attrs[CONTENT_HASH], attrs)

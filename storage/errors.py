@@ -51,6 +51,12 @@ class MissingDependencyError(SubspaceError, ImportError):
     exit_code = 4
 
 
+class BusyError(SubspaceError):
+    """Another process is writing the same target."""
+
+    exit_code = 75
+
+
 class WorkerLostError(SubspaceError):
     """A task lost its worker again and again.
 

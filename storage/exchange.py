@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import logging
-import uuid
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -31,13 +30,13 @@ from numpy.typing import DTypeLike, NDArray
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
 from storage.codec import canonical
 from storage.errors import BudgetError, InputError
-from storage.files import PARTIAL_SUFFIX, remove_folder, replace_folder
+from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, need, open_source, read_decoder, read_tokens
-from storage.results import INVENTORY
 from storage.rows import ROW_HASH, TOKEN_COORDINATES
 from storage.slabs import reslab, share_not_zero
+from storage.targets import STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ LARGEST_DENSE = 4 * 10**9
 #: Attributes that a store gets anew.
 OWN_ATTRS = (
     *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
-    *(MANIFEST, CONTENT_HASH, ROW_HASH, INVENTORY),
+    *(MANIFEST, CONTENT_HASH, ROW_HASH),
 )
 
 
@@ -64,6 +63,7 @@ def import_activations(
     dtype: DTypeLike | None = None,
     drop_tokens: Collection[int] = (),
     shard_rows: int = DEFAULT_SHARD_ROWS,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Make an activation store from a file that another program wrote.
 
@@ -91,6 +91,8 @@ def import_activations(
         Ids of tokens that are not rows, such as BOS; for sae-lens' caches.
     shard_rows
         Rows of a shard.
+    overwrite
+        Whether an activation store at `out` may be replaced.
 
     Returns
     -------
@@ -100,19 +102,23 @@ def import_activations(
     Raises
     ------
     InputError
-        If the source is no matrix of finite real numbers, or what comes with it does not fit. Nothing is left then.
+        If the source is no matrix of finite real numbers, what comes with it does not fit, or something else stands at
+        `out` (:mod:`storage.targets`). Nothing is left then.
+    BusyError
+        If another process is writing there.
     MissingDependencyError
         If the library that reads it is not installed.
     """
-    opened = open_source(source, key=key, drop_tokens=drop_tokens)
-    given = dict(attrs or {})
-    if given.get("kind", KINDS[0]) not in KINDS:
-        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {given['kind']!r}")
-    if decoder is not None:
-        opened.decoder = read_decoder(decoder)
-    if tokens is not None:
-        opened.tokens = read_tokens(tokens)
-    writer = _write(opened, Path(out), given, dtype, shard_rows)
+    with claim(out, kind=STORE, overwrite=overwrite) as target:
+        opened = open_source(source, key=key, drop_tokens=drop_tokens)
+        given = dict(attrs or {})
+        if given.get("kind", KINDS[0]) not in KINDS:
+            raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {given['kind']!r}")
+        if decoder is not None:
+            opened.decoder = read_decoder(decoder)
+        if tokens is not None:
+            opened.tokens = read_tokens(tokens)
+        writer = _write(opened, target, given, dtype, shard_rows)
     if opened.tokens is None:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
     return {
@@ -126,14 +132,16 @@ def import_activations(
     }
 
 
-def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int) -> ActivationWriter:
+def _write(
+    source: Source, target: Target, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int
+) -> ActivationWriter:
     kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs)
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
     _check_sink(source)
     writer = ActivationWriter.create(
-        out,
+        target.path,
         n_tokens=source.n_tokens,
         n_features=source.n_features,
         tokens=source.tokens,
@@ -142,6 +150,7 @@ def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | 
         dtype=dtype or source.attrs.get("dtype") or (source.dtype if source.dtype.kind == "f" else "float32"),
         layout="csr" if sparse else "dense",
         shard_rows=rows,
+        overwrite=target.overwrite,
     )
     try:
         whole = itertools.chain([first], slabs)
@@ -160,7 +169,12 @@ def _check_sink(source: Source) -> None:
 
 
 def export_activations(
-    store: str | Path, out: str | Path, fmt: Format, *, largest_dense: int = LARGEST_DENSE
+    store: str | Path,
+    out: str | Path,
+    fmt: Format,
+    *,
+    largest_dense: int = LARGEST_DENSE,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write an activation store in a format of other programs.
 
@@ -173,11 +187,14 @@ def export_activations(
     store
         The store.
     out
-        The file; for ``anndata`` a ``.h5ad`` or a ``.zarr``. What is there is replaced when the new one is complete.
+        The file; for ``anndata`` a ``.h5ad`` or a ``.zarr``.
     fmt
         ``anndata``, ``npz`` (``scipy.sparse.load_npz`` reads it), or ``npy`` (one dense array, nothing else).
     largest_dense
         Bytes above which a dense array is refused.
+    overwrite
+        Whether an earlier export at `out` may be replaced, when the new one is complete. A ``.npy`` never is: nothing
+        in it says where it comes from.
 
     Returns
     -------
@@ -187,31 +204,42 @@ def export_activations(
     Raises
     ------
     InputError
-        If the name does not fit the format.
+        If the name does not fit the format, or something else stands at `out`.
     BudgetError
         If a dense array would be larger than allowed.
     MissingDependencyError
         If anndata is not installed.
     """
-    out, ds = Path(out), open_activations(store)
     suffixes = {"anndata": (".h5ad", ".zarr"), "npz": (".npz",), "npy": (".npy",)}
-    if fmt not in suffixes or out.suffix not in suffixes[fmt]:
-        wanted = " or ".join(suffixes.get(fmt, FORMATS))
-        raise InputError(f"{out} is no name for the format {fmt!r}; give a name that ends in {wanted}")
-    if fmt == "npy":
-        _check_size(ds, largest_dense)
-    writers = {"npz": _write_npz, "npy": _write_npy, "anndata": _write_anndata}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        left_out = writers[fmt](Path(store), ds, temporary, out.suffix)
-        replace_folder(temporary, out) if temporary.is_dir() else temporary.replace(out)
-    except BaseException:
-        remove_folder(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
+    if fmt not in suffixes:
+        raise InputError(f"There is no format {fmt!r}; it is one of {', '.join(FORMATS)}")
+    with claim_file(out, _is_export, suffixes=suffixes[fmt], overwrite=overwrite) as target:
+        ds = open_activations(store)
+        if fmt == "npy":
+            _check_size(ds, largest_dense)
+        writers = {"npz": _write_npz, "npy": _write_npy, "anndata": _write_anndata}
+        with target.writing() as path:
+            left_out = writers[fmt](Path(store), ds, path, path.suffix)
     return {"file": str(out), "format": fmt, "tokens": ds.sizes["token"], "features": ds.sizes["feature"]} | {
         "left_out": left_out
     }
+
+
+def _is_export(path: Path) -> bool:
+    """Say whether what stands at a path carries a store's attributes, as exports do."""
+    if path.is_dir():
+        known = {GROUP_FILE, "X", "obs", "var", "uns", "varm", "obsm", "obsp", "varp", "layers", "raw"}
+        return (path / "uns" / ATTRS_KEY).is_dir() and known.issuperset(entry.name for entry in path.iterdir())
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return f"{ATTRS_KEY}.npy" in archive.namelist()
+        if path.suffix == ".h5ad":
+            with need("h5py", "exchange").File(path, "r") as file:
+                return f"uns/{ATTRS_KEY}" in file
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return False
 
 
 def _check_size(ds: xr.Dataset, allowed: int) -> None:

@@ -1,20 +1,69 @@
-"""Files and folders that exist whole or not at all."""
+"""Files and folders that exist whole or not at all, and the names of what is not whole yet.
+
+Everything that a target leaves beside it while it is written, or after a process died, has one of these names:
+
+==========================  ==================================================================================
+``PATH.partial``            unfinished work that the next call goes on with
+``PATH.<32 hex>.new``       something that is being built; worthless after a death
+``PATH.<32 hex>.old``       what stood at PATH before, for the moment between two renames
+``PATH.<32 hex>.trash``     something that is being deleted
+``PATH.lock``               who writes PATH now (:mod:`storage.locks`)
+``NAME.<32 hex>.partial``   a file that is being written (Zarr's own are named alike)
+==========================  ==================================================================================
+
+The 32 digits are random: nothing of a user's has such a name, so what has one may be removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from storage.errors import InputError
+
 PARTIAL_SUFFIX = ".partial"
+LOCK_SUFFIX = ".lock"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_STRAY_FILE = re.compile(r".*\.[0-9a-f]{32}\.partial", re.DOTALL)
+_LEFTOVER = re.compile(r"(.*)\.[0-9a-f]{32}\.(new|old|trash|partial)", re.DOTALL)
+
+
+def local_path(path: str | Path) -> Path:
+    """Return a path as given, or that of a ``file://`` address.
+
+    Raises
+    ------
+    InputError
+        If it is the address of an object store or of another host: stores are folders of a file system.
+
+    Examples
+    --------
+    >>> local_path("file:///data/a.zarr").as_posix()
+    '/data/a.zarr'
+    """
+    text = os.fspath(path)
+    if "\0" in text or not text:
+        raise InputError(f"{text!r} is not a path")
+    url = _URL.match(text)
+    if url is None:
+        return Path(path)
+    if url[1].lower() == "file":
+        return Path("/" + url[2].removeprefix("localhost/"))
+    raise InputError(
+        f"{url[1]}://{url[2]} is not on a file system: stores are read and written as folders. Copy the store to a "
+        "local or shared disk, or mount the bucket, and give the path of the folder"
+    )
 
 
 def free_space(path: str | Path) -> tuple[int, Path]:
     """Return the bytes that are free where `path` is or will be, and the nearest folder above it that exists."""
-    folder = next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.is_dir())
+    absolute = Path(path).absolute()
+    folder = next(parent for parent in (absolute, *absolute.parents) if parent.is_dir())
     return shutil.disk_usage(folder).free, folder
 
 
@@ -28,13 +77,19 @@ def partial_path(path: str | Path) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
+def temporary_path(path: Path, ending: str) -> Path:
+    """Return a random name beside `path` that says what it is for: ``new``, ``old``, ``trash`` or ``partial``."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{ending}")
+
+
 def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file under a temporary name beside `path`, bring it to disk, and rename it.
 
-    A process that dies on the way leaves `path` as it was, and at worst a stray ``*.partial`` file.
+    A process that dies on the way leaves `path` as it was, and at worst a stray file
+    (see :func:`remove_stray_files`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    temporary = temporary_path(path, "partial")
     try:
         with temporary.open("wb") as file:
             file.writelines(parts)
@@ -47,25 +102,64 @@ def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8 with Unix line ends, whole or not at all."""
+    write_atomically(path, [text.encode()])
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` for libraries that write files themselves; it becomes `path` at the end.
+
+    The temporary name ends like `path`, since libraries choose a format by the ending.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_path(path, "new")
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_stray_file(name: str) -> bool:
+    """Say whether a file's name is one that a writer gives before the file is whole."""
+    return _STRAY_FILE.fullmatch(name) is not None
+
+
 def remove_stray_files(folder: Path) -> None:
-    """Delete the temporary files that killed writers left below `folder`."""
-    for stray in folder.rglob(f"*{PARTIAL_SUFFIX}"):
-        if stray.is_file():
+    """Delete the temporary files that killed writers left below `folder`, which is ours."""
+    for stray in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
+        if is_stray_file(stray.name) and stray.is_file():
             stray.unlink(missing_ok=True)
 
 
-def replace_folder(new: Path, path: Path) -> None:
-    """Put the folder `new` in the place of `path`: an old one is first moved away, and deleted last."""
-    old = path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
+def leftovers(path: Path) -> dict[str, list[Path]]:
+    """Return what dead processes left beside `path`, by kind: ``new``, ``old``, ``trash`` and ``partial``."""
+    remains: dict[str, list[Path]] = {"new": [], "old": [], "trash": [], "partial": []}
     with contextlib.suppress(FileNotFoundError):
-        path.rename(old)
-    new.rename(path)
-    remove_folder(old)
+        for entry in os.scandir(path.parent):
+            match = _LEFTOVER.fullmatch(entry.name)
+            if match is not None and match[1] == path.name:
+                remains[match[2]].append(Path(entry.path))
+    return remains
+
+
+def leftover_of(name: str) -> str | None:
+    """Return the name of the target that something with such a name is left over from; None if it is none.
+
+    >>> leftover_of("pairs.zarr.0123456789abcdef0123456789abcdef.old"), leftover_of("pairs.zarr.old")
+    ('pairs.zarr', None)
+    """
+    match = _LEFTOVER.fullmatch(name)
+    return None if match is None else match[1]
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever found."""
-    doomed = path if path.suffix == ".old" else path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
+    """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever seen."""
+    trash = path if path.name.endswith(".trash") else temporary_path(path, "trash")
     with contextlib.suppress(FileNotFoundError):
-        path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        if path != trash:
+            path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.corpus import FORMAT as CORPUS_FORMAT
 from storage.errors import MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
 from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
-from storage.results import INVENTORY
 from storage.rows import ROW_HASH
 from storage.rundir import RunDirectory
 from storage.sparse_array import is_csr_array, missing_shards, read_metadata
+from storage.targets import CORPUS
 from storage.writer import ACTIVATION, ActivationWriter, chunk_shape
 
 #: What a store says of where it comes from.
@@ -78,7 +77,7 @@ def _inspect_group(folder: Path) -> dict[str, Any]:
     common = {"path": str(folder), "bytes": size_on_disk(folder), "complete": not folder.name.endswith(PARTIAL_SUFFIX)}
     if "layout" in attrs:
         return {"kind_of_data": "activations", **common, **_store(folder, attrs), **_origin(attrs)}
-    if attrs.get("format") == CORPUS_FORMAT:
+    if attrs.get("format") == CORPUS:
         return {"kind_of_data": "corpus", **common, **_corpus(folder), **_origin(attrs)}
     stage = attrs.get(MANIFEST, {}).get("stage", "unknown")
     return {"kind_of_data": stage, **common, **_result(folder, attrs), **_origin(attrs)}
@@ -150,7 +149,7 @@ def _corpus(folder: Path) -> dict[str, Any]:
 def _result(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays of a result, and those of its attributes that are single values."""
     arrays = sorted(file.parent.name for file in folder.glob("*/zarr.json"))
-    known = (*PROVENANCE, MANIFEST, INVENTORY)
+    known = (*PROVENANCE, MANIFEST)
     plain = {
         name: value
         for name, value in attrs.items()
@@ -171,26 +170,17 @@ def _array(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_run(run: RunDirectory) -> dict[str, Any]:
-    experiment = run.read_experiment()
+    name = run.read_experiment().get("name")
     groups = sorted(
         file.parent for file in run.root.rglob("zarr.json") if not (file.parent.parent / "zarr.json").exists()
     )
-    wanted = _expected(run, experiment)
+    wanted = [path for stage in run.expected() for path in stage]
     return {
         "kind_of_data": "run",
         "path": str(run.root),
-        "name": experiment.get("name"),
+        "name": name,
         "bytes": size_on_disk(run.root),
         "complete": not (missing := [str(path) for path in wanted if not path.exists()]),
         "missing": missing,
         "parts": [_inspect_group(group) for group in groups],
     }
-
-
-def _expected(run: RunDirectory, experiment: dict[str, Any]) -> list[Path]:
-    """Return everything that the whole run has in the end."""
-    sites = {side: experiment.get(side, {}).get("sites", []) for side in ("a", "b")}
-    single: list[Path] = [run.corpus, run.rows]
-    single += [run.activations("a", site) for site in sites["a"]] + [run.activations("b", site) for site in sites["b"]]
-    grid = [(a, b) for a in sites["a"] for b in sites["b"]]
-    return single + [of(*pair) for of in (run.correlation, run.pairs, run.scores) for pair in grid] + [run.report]

@@ -156,27 +156,3 @@ def read_manifest(path: str | Path) -> Manifest | None:
         return None
     except MissingInputError:
         return None
-
-
-def is_current(path: str | Path, manifest: Manifest) -> bool:
-    """Say whether a finished result at `path` was made from the same inputs and settings."""
-    stored = read_manifest(path)
-    return stored is not None and stored.fingerprint == manifest.fingerprint
-
-
-def fingerprint(path: str | Path) -> str:
-    """Return what identifies the content at `path`: the content hash of a store, or the manifest's fingerprint.
-
-    Raises
-    ------
-    MissingInputError
-        If there is nothing at `path`.
-    FormatError
-        If it is neither a finished store nor a result.
-    """
-    attrs = read_attrs(path)
-    if CONTENT_HASH in attrs:
-        return str(attrs[CONTENT_HASH])
-    if MANIFEST in attrs:
-        return Manifest.from_attrs(attrs).fingerprint
-    raise FormatError(f"{path} has neither a content hash nor a manifest: it was not written by this package")

@@ -24,16 +24,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.errors import FormatError, MissingInputError
+from storage.errors import FormatError, InputError, MissingInputError
+from storage.files import LOCK_SUFFIX, PARTIAL_SUFFIX, is_stray_file, leftover_of, write_text
+from storage.locks import lock
 
 Side = Literal["a", "b"]
 
-_EXPERIMENT = "experiment.json"
+EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -145,10 +150,76 @@ class RunDirectory:
 
     def write_experiment(self, experiment: dict[str, Any]) -> None:
         """Keep the validated experiment, so that later stages know the grid without its YAML file."""
+        self.check()
+        write_text(self.root / EXPERIMENT, json.dumps(experiment, indent=2, sort_keys=True) + "\n")
+
+    def check(self) -> None:
+        """Raise unless the folder is a run directory, or may become one.
+
+        It may if it is absent, empty, or holds only what commands leave there before a run has begun.
+
+        Raises
+        ------
+        InputError
+            If something else is there; nothing is changed.
+        """
+        if not self.root.is_dir():
+            if os.path.lexists(self.root):
+                raise InputError(f"{self.root} is a file, and a run directory is a folder: give another --run-dir")
+            return
+        names = [name for name in sorted(entry.name for entry in self.root.iterdir()) if not _belongs_to_a_run(name)]
+        if names and not (self.root / EXPERIMENT).is_file():
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise InputError(
+                f"{self.root} holds {shown} and is no run directory (it has no {EXPERIMENT}): nothing is written among "
+                "other files; give another --run-dir"
+            )
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the run directory: nobody else runs there. Files that dead processes were writing are swept.
+
+        Raises
+        ------
+        InputError
+            If the folder holds something else than a run.
+        BusyError
+            If another process runs there.
+        """
+        self.check()
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / f"{_EXPERIMENT}.partial"
-        temporary.write_text(json.dumps(experiment, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(self.root / _EXPERIMENT)
+        with lock(self.root / "run"):
+            for folder in (self.root, self.usage):
+                for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
+                    if is_stray_file(stray.name):
+                        stray.unlink(missing_ok=True)
+            yield
+
+    def expected(self) -> list[list[Path]]:
+        """Return the results that the experiment asks for, in the order in which they are made from each other.
+
+        Raises
+        ------
+        MissingInputError
+            If the folder is no run directory.
+        FormatError
+            If its experiment is damaged.
+        """
+        experiment = self.read_experiment()
+        try:
+            sites = {side: list(experiment[side]["sites"]) for side in ("a", "b")}
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{self.root / EXPERIMENT} is damaged ({error!r}); {_WRITTEN_AGAIN}") from error
+        stores = [(side, site) for side, names in sites.items() for site in names]
+        grid = [(a, b) for a in sites["a"] for b in sites["b"]]
+        return [
+            [self.corpus],
+            [self.rows],
+            [self.activations(side, site) for side, site in stores],  # type: ignore[arg-type]
+            [self.contexts(side, site) for side, site in stores],  # type: ignore[arg-type]
+            *([of(*pair) for pair in grid] for of in (self.correlation, self.pairs, self.scores)),
+            [self.report],
+        ]
 
     def read_experiment(self) -> dict[str, Any]:
         """Return what :meth:`write_experiment` kept.
@@ -160,13 +231,25 @@ class RunDirectory:
         FormatError
             If the file is damaged.
         """
-        file = self.root / _EXPERIMENT
+        file = self.root / EXPERIMENT
         if not file.is_file():
             raise MissingInputError(
-                f"{self.root} is no run directory (it has no {_EXPERIMENT}); `subspace run` makes one"
+                f"{self.root} is no run directory (it has no {EXPERIMENT}); `subspace run` makes one"
             )
         try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{file} is damaged ({error}); `subspace run EXPERIMENT.yaml` writes it again") from error
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{file} is damaged ({error}); {_WRITTEN_AGAIN}") from error
+        if not isinstance(content, dict):
+            raise FormatError(f"{file} is damaged (it holds no experiment); {_WRITTEN_AGAIN}")
         return content
+
+
+_WRITTEN_AGAIN = "`subspace run EXPERIMENT.yaml` writes it again"
+#: What commands leave in a run directory before a run has begun: logs, the demo's text and weights, records.
+_BEFORE_A_RUN = ("logs", "input", "watch", "usage", "corpus.zarr", "rows.zarr", EXPERIMENT)
+
+
+def _belongs_to_a_run(name: str) -> bool:
+    plain = (leftover_of(name) or name).removesuffix(LOCK_SUFFIX).removesuffix(PARTIAL_SUFFIX)
+    return plain in (*_BEFORE_A_RUN, "run")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -507,7 +508,7 @@ class Shard:
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            if self.layout.all_shards:
+            if self.layout.all_shards and not _was_rewritten(self.layout.folder.parent):
                 raise CorruptError(
                     f"The shard {self.path} is missing: the store is unfinished or damaged; write it again"
                 ) from None
@@ -525,8 +526,10 @@ class Shard:
             os.close(self.descriptor)
 
     def _read_index(self) -> NDArray[np.uint64]:
-        size = os.fstat(self.descriptor).st_size
-        length = self.layout.index_bytes
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptError(f"{self.path} is not a file; {REMEDY}")
+        size, length = status.st_size, self.layout.index_bytes
         if size < length:
             raise CorruptError(f"{self.path} is {size} bytes long, shorter than its index of {length}; {REMEDY}")
         data = self._read(size - length, length)
@@ -603,6 +606,17 @@ class Shard:
             return numcodecs.zstd.decompress(data)
         except RuntimeError as error:
             raise CorruptError(f"{self.path} holds a chunk that does not decompress ({error}); {REMEDY}") from error
+
+
+def _was_rewritten(group: Path) -> bool:
+    """Say whether another program wrote a group: it copied attributes, but leaves out what has no entries.
+
+    What this package finishes has an inventory (:mod:`storage.inventory`); what it has not finished is below a folder
+    that ends in ``.partial``, or was begun without a group of its own.
+    """
+    metadata = read_metadata(group)
+    ours = "inventory" in (metadata.get("consolidated_metadata") or {})
+    return not ours and "content_hash" in metadata.get("attributes", {})
 
 
 REMEDY = "the file is damaged: delete it and run the stage that wrote it again"

@@ -1,12 +1,13 @@
 """Is what is on disk whole? Every chunk is read and everything that can be computed again is compared.
 
 ========================  =============================================================================
-every group               metadata can be read and agree with their consolidated copy, the attributes
-                          have the hash that was taken when the group was finished, no file is gone
+every group               metadata can be read; every file has the size and the checksum that it had when the
+                          group was finished, none is missing or foreign; the attributes are those of then
 every chunk               checksum (crc32c), decompression, shape
 ``csr`` chunks            ids strictly increasing inside a row, nothing outside of the array
 activation stores         values finite, row hash, statistics, content hash
 corpora                   content hash
+run directories           what results were made from is there
 ========================  =============================================================================
 
 >>> import tempfile, storage
@@ -21,9 +22,7 @@ activation/c/0/0, shard 0 - The index
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,15 +36,16 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.codec import Panel
-from storage.corpus import FORMAT as CORPUS_FORMAT
-from storage.corpus import Corpus
+from storage.corpus import hash_of_text
 from storage.errors import CorruptError, FormatError, MissingInputError
-from storage.files import PARTIAL_SUFFIX
+from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
+from storage.inventory import GROUP_FILE, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
-from storage.results import INVENTORY, chunk_files, take_inventory
 from storage.rows import IDENTITY, ROW_HASH, row_hash
+from storage.rundir import EXPERIMENT, RunDirectory
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
+from storage.targets import CORPUS
 from storage.writer import ACTIVATION, ActivationWriter, read_shard, statistics, survey
 
 #: How far statistics may be from those computed again, relative to the largest value of a feature: other versions of
@@ -102,13 +102,16 @@ class Verification:
     checked
         Path → number of chunks, of every store, corpus and result.
     unfinished
-        Unfinished work that was passed by: it is not wrong, but nobody vouches for it either.
+        Unfinished work, and what dead processes left: it is not wrong, but nobody vouches for it either.
+    missing
+        What the experiment of a run directory asks for and is not made yet.
     faults
         Everything that is not as it was written.
     """
 
     checked: dict[str, int] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -119,7 +122,8 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         faults = [asdict(fault) for fault in self.faults]
-        return {"ok": self.ok, "checked": self.checked, "unfinished": self.unfinished, "faults": faults}
+        passed = {"unfinished": self.unfinished, "missing": self.missing}
+        return {"ok": self.ok, "checked": self.checked, **passed, "faults": faults}
 
 
 def verify(*paths: str | Path, threads: int | None = None) -> Verification:
@@ -145,7 +149,7 @@ def verify(*paths: str | Path, threads: int | None = None) -> Verification:
         If there is nothing at a path, or nothing in it that could be checked.
     """
     found = Verification()
-    groups = [group for path in paths for group in _groups_below(Path(path), found)]
+    groups = [group for path in paths for group in _groups_below(local_path(path), found)]
     with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         for group in groups:
             _Check(group, pool, found).run()
@@ -153,24 +157,25 @@ def verify(*paths: str | Path, threads: int | None = None) -> Verification:
 
 
 def _groups_below(path: Path, found: Verification) -> Iterator[Path]:
-    """Yield the Zarr groups at or below a path; note what is unfinished, and a run's file that cannot be read."""
+    """Yield the Zarr groups at or below a path; note what is unfinished, missing, or no longer a group."""
     if not path.is_dir():
         raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
-    if path.name.endswith(PARTIAL_SUFFIX):
+    if path.name.endswith(PARTIAL_SUFFIX) or leftover_of(path.name) is not None:
         found.unfinished.append(str(path))
-    elif (path / "zarr.json").exists():
+    elif (path / GROUP_FILE).exists():
         yield path
+    elif path.suffix == ".zarr":
+        found.faults.append(Fault(str(path), GONE, GROUP_FILE))
     else:
         yield from _groups_in_folder(path, found)
 
 
 def _groups_in_folder(path: Path, found: Verification) -> Iterator[Path]:
-    n_before = len(found.unfinished)
+    n_before = len(found.unfinished) + len(found.faults)
     inner = [group for child in sorted(path.iterdir()) if child.is_dir() for group in _groups_or_none(child, found)]
-    experiment = path / "experiment.json"
-    if experiment.is_file() and (problem := _json_problem(experiment)):
-        found.faults.append(Fault(str(path), problem, experiment.name))
-    if not inner and len(found.unfinished) == n_before:
+    if (path / EXPERIMENT).is_file():
+        _check_run(path, found)
+    if not inner and len(found.unfinished) + len(found.faults) == n_before:
         raise MissingInputError(f"There is no store or result in {path}; give a store, a result, or a run directory")
     yield from inner
 
@@ -182,12 +187,20 @@ def _groups_or_none(path: Path, found: Verification) -> list[Path]:
         return []
 
 
-def _json_problem(file: Path) -> str:
+def _check_run(path: Path, found: Verification) -> None:
+    """Note a run's file that cannot be read, and what is missing of its results."""
     try:
-        json.loads(file.read_bytes())
-    except ValueError as error:
-        return f"is not valid JSON: {error}"
-    return ""
+        stages = RunDirectory(path).expected()
+    except FormatError as error:
+        found.faults.append(Fault(str(path), str(error), EXPERIMENT))
+        return
+    for i, results in enumerate(stages):
+        made_from = any(later.exists() for stage in stages[i + 1 :] for later in stage)
+        for result in (result for result in results if not result.exists()):
+            if made_from:
+                found.faults.append(Fault(str(result), "is missing, and results that were made from it are there"))
+            else:
+                found.missing.append(str(result))
 
 
 class _Check:
@@ -198,7 +211,6 @@ class _Check:
         self.pool = pool
         self.found = found
         self.n_faults = len(found.faults)
-        self.n_files: dict[str, int] = {}
 
     def run(self) -> None:
         self.found.checked[str(self.path)] = 0
@@ -210,6 +222,7 @@ class _Check:
             return
         for name in arrays:
             self._check_array(name)
+        self._check_files(metadata)
         if len(self.found.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
             self._check_content(metadata["attributes"])
 
@@ -218,35 +231,29 @@ class _Check:
 
     def _check_metadata(self, metadata: dict[str, Any]) -> list[str]:
         """Compare the arrays' own metadata with the consolidated copy; return the arrays that can be checked."""
-        attrs = metadata.get("attributes", {})
-        self._check_attributes(attrs)
+        stored = metadata.get("attributes", {}).get(MANIFEST)
+        if stored is not None and Manifest.from_attrs(metadata["attributes"]).fingerprint != stored.get("fingerprint"):
+            self._fault("the manifest has another fingerprint than it says", GROUP_FILE)
         consolidated = (metadata.get("consolidated_metadata") or {}).get("metadata", {})
-        names = sorted({*consolidated, *(file.parent.name for file in self.path.glob("*/zarr.json"))})
+        names = sorted({*consolidated, *(file.parent.name for file in self.path.glob(f"*/{GROUP_FILE}"))})
         good = []
         for name in names:
             try:
-                own = read_metadata(self.path / name)
+                read_metadata(self.path / name)
             except (CorruptError, MissingInputError) as error:
-                self._fault(f"the metadata cannot be read: {error}", f"{name}/zarr.json")
+                self._fault(f"the metadata cannot be read: {error}", f"{name}/{GROUP_FILE}")
                 continue
-            if consolidated and consolidated.get(name) != own:
-                self._fault("differs from its copy in the group's zarr.json", f"{name}/zarr.json")
             good.append(name)
         self._check_dimensions(good)
         return good
 
-    def _check_attributes(self, attrs: dict[str, Any]) -> None:
-        """Compare the attributes with the hash of them, and count the files."""
-        if MANIFEST in attrs and Manifest.from_attrs(attrs).fingerprint != attrs[MANIFEST].get("fingerprint"):
-            self._fault("the manifest has another fingerprint than it says", "zarr.json")
-        recorded, present = attrs.get(INVENTORY), take_inventory(self.path)
-        if recorded is None:
-            return
-        if recorded["attributes_sha256"] != present["attributes_sha256"]:
-            self._fault("the attributes are not those that were written", "zarr.json")
-        self.n_files = recorded["chunk_files"]
-        for name in sorted(set(self.n_files) - set(present["chunk_files"])):
-            self._fault("the array is missing", name)
+    def _check_files(self, metadata: dict[str, Any]) -> None:
+        """Compare the files with the inventory; one with a fault that is more exact is not named again."""
+        known = {fault.file for fault in self.found.faults if fault.path == str(self.path)}
+        for name, what in faults(self.path, checksums=True, metadata=metadata):
+            if name not in known:
+                numbers = name.split("/c/", 1)[-1].split("/")
+                self._fault(what, name, shard=int(numbers[0]) if numbers[0].isdigit() else None)
 
     def _check_dimensions(self, names: Iterable[str]) -> None:
         """Arrays that share a dimension must agree on its length."""
@@ -264,19 +271,14 @@ class _Check:
         except DAMAGE as error:
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
             return
-        shards = list(check.shards())
-        check.complete |= self.n_files.get(name) == len(shards)
-        for n_chunks, faults in in_order(self.pool, check, shards):
+        for n_chunks, problems in in_order(self.pool, check, check.shards()):
             self.found.checked[str(self.path)] += n_chunks
-            self.found.faults += faults
-        there = sum(1 for _ in chunk_files(self.path / name))
-        if not check.complete and there != self.n_files.get(name, there):
-            self._fault(f"{self.n_files[name]} files were written, {there} are there", f"{name}/c")
+            self.found.faults += problems
 
     def _check_content(self, attrs: dict[str, Any]) -> None:
         if "layout" in attrs:
             self._check_store(attrs)
-        elif attrs.get("format") == CORPUS_FORMAT:
+        elif attrs.get("format") == CORPUS:
             self._check_corpus(attrs)
 
     def _check_store(self, attrs: dict[str, Any]) -> None:
@@ -297,13 +299,8 @@ class _Check:
                 self._fault(f"{len(different)} features have another {name} than their values: {shown}", name)
 
     def _check_corpus(self, attrs: dict[str, Any]) -> None:
-        corpus = Corpus(self.path, attrs[CONTENT_HASH], attrs)
-        sha = hashlib.sha256()
-        for i in range(len(corpus)):
-            data = corpus.text(i).encode()
-            sha.update(len(data).to_bytes(8, "little") + data)
-        if sha.hexdigest() != corpus.hash:
-            self._fault(f"the text has the hash {sha.hexdigest()}, the attributes say {corpus.hash}", "text, offsets")
+        if (computed := hash_of_text(self.path)) != attrs[CONTENT_HASH]:
+            self._fault(f"the text has the hash {computed}, the attributes say {attrs[CONTENT_HASH]}", "text, offsets")
 
 
 def _differ(stored: NDArray[Any], computed: NDArray[Any], scale: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -330,7 +327,6 @@ class _CsrArray:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self.layout = read_layout(path, name)
-        self.complete = self.layout.all_shards
 
     def shards(self) -> Iterable[int]:
         return range(self.layout.n_shards)
@@ -338,7 +334,7 @@ class _CsrArray:
     def __call__(self, i: int) -> tuple[int, list[Fault]]:
         file = f"{self.name}/c/{i}/0"
         if not self.layout.shard_file(i).exists():
-            return 0, [Fault(str(self.path), GONE, file, i)] if self.complete else []
+            return 0, [Fault(str(self.path), GONE, file, i)] if self.layout.all_shards else []
         n_chunks, faults = 0, []
         try:
             for place, content in iter_chunks(self.layout, i):
@@ -375,7 +371,6 @@ class _DenseArray:
         self.path, self.name = path, name
         self.array = zarr.open_array(str(path / name), mode="r")
         self.outer: tuple[int, ...] = self.array.shards or self.array.chunks
-        self.complete = False
 
     def shards(self) -> Iterable[tuple[int, ...]]:
         sizes = zip(self.array.shape, self.outer, strict=True)
@@ -385,8 +380,7 @@ class _DenseArray:
         file = "/".join([self.name, "c", *map(str, shard)])
         number = shard[0] if shard else 0
         if not (self.path / file).exists():
-            # Else it may be a chunk of fill values
-            return 0, [Fault(str(self.path), GONE, file, number)] if self.complete else []
+            return 0, []  # it may be a chunk of fill values: the inventory knows
         problems = {place: what for place in self._chunks(shard) if (what := self._problem(shard, place))}
         n_chunks = max(1, len(list(self._chunks(shard))))
         if len(set(problems.values())) == 1 and len(problems) == n_chunks:  # the index, or the only chunk

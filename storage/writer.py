@@ -13,8 +13,9 @@ what is left to do. :func:`storage.write_activations` does the three steps for d
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,20 @@ import zarr.codecs
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from storage.codec import canonical, is_sparse_matrix
-from storage.errors import InputError, MissingInputError
-from storage.files import partial_path, remove_folder, replace_folder
+from storage.errors import BusyError, InputError, MissingInputError
+from storage.files import partial_path
 from storage.kinds import KINDS
-from storage.manifest import CONTENT_HASH, Manifest, json_values, library_versions, new_manifest, read_attrs
+from storage.manifest import (
+    CONTENT_HASH,
+    MANIFEST,
+    Manifest,
+    json_values,
+    library_versions,
+    new_manifest,
+    read_attrs,
+    read_manifest,
+)
 from storage.moments import FeatureMoments
-from storage.results import close_group, same_work, update_attrs
 from storage.rows import ROW_HASH, check_tokens, row_hash
 from storage.sparse_array import (
     DEFAULT_CHUNK,
@@ -41,6 +50,8 @@ from storage.sparse_array import (
     read_metadata,
     write_sparse_shard,
 )
+from storage.targets import STORE, Target, claim, same_work
+from storage.variables import update_attrs
 
 Layout = Literal["csr", "dense"]
 
@@ -48,6 +59,8 @@ SCHEMA_VERSION = 1
 ACTIVATION = "activation"
 DIMS = ("token", "feature")
 DEFAULT_SHARD_ROWS = 16_384
+#: Attribute of an unfinished store: which writer began it, and what it may replace.
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,10 @@ class ActivationWriter:
         Type of the values on disk.
     layout
         ``csr`` or ``dense``.
+    session
+        Names the unfinished work: a writer whose work another one has replaced writes no more.
+    overwrite
+        Whether a store that came from other inputs may be replaced.
 
     Examples
     --------
@@ -87,6 +104,8 @@ class ActivationWriter:
     shard_rows: int
     dtype: np.dtype[Any]
     layout: Layout
+    session: str = field(default="", compare=False)
+    overwrite: bool = field(default=False, compare=False)
 
     @classmethod
     def create(
@@ -103,6 +122,7 @@ class ActivationWriter:
         shard_rows: int = DEFAULT_SHARD_ROWS,
         chunk: tuple[int, int] | None = None,
         manifest: Manifest | None = None,
+        overwrite: bool = False,
     ) -> ActivationWriter:
         """Begin a store, or go on with one that was begun with the same manifest and shape.
 
@@ -130,13 +150,17 @@ class ActivationWriter:
             and 1,024 × 2,048 of dense layout, whose chunks are decoded whole.
         manifest
             What the store is made from. Without one, unfinished work is never resumed but replaced.
+        overwrite
+            Whether a store that came from other inputs may be replaced. Without a manifest, any store is of that kind.
 
         Raises
         ------
         InputError
-            If an argument is wrong. Nothing is written then.
+            If an argument is wrong, or something else stands at the path (:mod:`storage.targets`). Nothing is written
+            then.
+        BusyError
+            If another process is writing there.
         """
-        path = Path(path)
         columns = None if tokens is None else check_tokens(tokens, n_tokens)
         rows = None if decoder is None else _check_decoder(decoder, n_features)
         stored_as = _check_dtype(dtype)
@@ -144,16 +168,19 @@ class ActivationWriter:
         _check_layout(layout)
         default = DEFAULT_CHUNK if layout == "csr" else DENSE_CHUNK
         shard_rows, chunk = fit_shards(n_tokens, n_features, shard_rows, chunk or default)
-        writer = cls(path, n_tokens, n_features, shard_rows, stored_as, layout)
-        if not writer._resumable(manifest):
-            _begin_group(writer, chunk, str(kept_attrs.get("kind", "raw")))
-            if columns is not None:
-                write_coordinates(writer, columns)
-            if rows is not None:
-                _put(writer, {"decoder": rows}, ("feature", "d_model"), chunk[1])
-            own = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
-            # Last, since unfinished work is told by its manifest
-            update_attrs(writer.partial, {**kept_attrs, **own, **(manifest.to_attrs() if manifest else {})})
+        with claim(path, manifest, kind=STORE, overwrite=overwrite) as target:
+            writer = cls(target.path, n_tokens, n_features, shard_rows, stored_as, layout, uuid.uuid4().hex, overwrite)
+            if writer._resumable(manifest):
+                return cls.open(target.path)
+            with target.beginning() as folder:
+                _create_arrays(writer, folder, chunk, str(kept_attrs.get("kind", "raw")))
+                if columns is not None:
+                    write_coordinates(folder, columns)
+                if rows is not None:
+                    _put(folder, {"decoder": rows}, ("feature", "d_model"), chunk[1])
+                own = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
+                begun = {UNFINISHED: {"session": writer.session, "overwrite": overwrite}}
+                update_attrs(folder, {**kept_attrs, **own, **begun, **(manifest.to_attrs() if manifest else {})})
         return writer
 
     @classmethod
@@ -178,8 +205,9 @@ class ActivationWriter:
         metadata = read_metadata(folder / ACTIVATION)
         rows, features = metadata["shape"]
         shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        layout: Layout = read_attrs(folder)["layout"]
-        return cls(path, rows, features, shard_rows, np.dtype(metadata["data_type"]), layout)
+        attrs = read_attrs(folder)
+        begun: dict[str, Any] = attrs.get(UNFINISHED, {})
+        return cls(path, rows, features, shard_rows, np.dtype(metadata["data_type"]), attrs["layout"], **begun)
 
     @property
     def partial(self) -> Path:
@@ -221,7 +249,10 @@ class ActivationWriter:
         InputError
             If the shape is wrong, or a value is NaN, infinite, or too large for the store's type; the message names
             the row and the feature. Nothing is written then.
+        BusyError
+            If another writer has begun the store anew.
         """
+        self._check_session()
         rows = self.shard_slice(i)
         data = self._checked(data, rows)
         marked = _check_sink(sink, rows.stop - rows.start)
@@ -233,6 +264,13 @@ class ActivationWriter:
             # A shard of zeros must exist too, else it would count as missing
             array = zarr.open_array(self.partial / ACTIVATION, mode="r+")
             array.with_config({"write_empty_chunks": True})[rows] = data
+
+    def _check_session(self) -> None:
+        """Raise if the unfinished work is no longer this writer's: rows of two writers must not be mixed."""
+        if not (self.partial / ACTIVATION).is_dir():
+            raise MissingInputError(f"There is no unfinished store at {self.partial}")
+        if read_attrs(self.partial).get(UNFINISHED, {}).get("session") != self.session:
+            raise BusyError(f"Another process has begun {self.path} anew: this one's rows are not written")
 
     def _checked(self, data: Any, rows: slice) -> Any:
         """Return `data` in the store's layout, after checking its shape and every value."""
@@ -278,23 +316,28 @@ class ActivationWriter:
         InputError
             If shards are missing; the message lists them.
         """
-        if not self.partial.exists():
-            raise MissingInputError(f"There is no unfinished store at {self.partial}")
+        manifest = read_manifest(self.partial)
+        with claim(self.path, manifest, kind=STORE, overwrite=self.overwrite) as target:
+            # A process that died between closing and renaming has left it whole: the claim has finished it
+            if target.partial.is_dir() or not target.is_current():
+                self._finish(target)
+
+    def _finish(self, target: Target) -> None:
+        self._check_session()
         if missing := self.missing():
             raise InputError(f"{self.path} cannot be finished: {len(missing)} shards are missing: {_listed(missing)}")
         shards = (read_shard(self, self.partial, i) for i in range(self.n_shards))
         moments, content_hash = survey(self, self.partial, shards)
-        _put(self, statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
+        _put(self.partial, statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
         attrs = {CONTENT_HASH: content_hash, "n_sinks": self.n_tokens - moments.n}
-        if read_attrs(self.partial).get("manifest") is None:
+        if MANIFEST not in read_attrs(self.partial):
             attrs |= new_manifest("activations", {"data": content_hash}, {}).to_attrs()
-        update_attrs(self.partial, attrs)
-        close_group(self.partial)
-        replace_folder(self.partial, self.path)
+        target.finish(attrs, drop=[UNFINISHED])
 
     def discard(self) -> None:
         """Delete the unfinished work."""
-        remove_folder(self.partial)
+        with claim(self.path, read_manifest(self.partial), kind=STORE, overwrite=self.overwrite) as target:
+            target.discard()
 
     def _resumable(self, manifest: Manifest | None) -> bool:
         if manifest is None or not same_work(self.partial, manifest):
@@ -306,7 +349,7 @@ class ActivationWriter:
         for name in (ACTIVATION, "sink"):
             array = zarr.open_array(self.partial / name, mode="r+")
             array.resize((n_tokens, *array.shape[1:]))
-        return type(self)(self.path, n_tokens, self.n_features, self.shard_rows, self.dtype, self.layout)
+        return replace(self, n_tokens=n_tokens)
 
 
 def _listed(numbers: list[int]) -> str:
@@ -356,14 +399,13 @@ def _dense(data: Any) -> NDArray[Any]:
     return data.toarray() if is_sparse_matrix(data) else np.asarray(data)
 
 
-def _begin_group(writer: ActivationWriter, chunk: tuple[int, int], kind: str) -> None:
-    """Put a group with empty arrays in the place of whatever unfinished work is there."""
-    remove_folder(writer.partial)
-    writer.partial.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(str(writer.partial), zarr_format=3)
+def _create_arrays(writer: ActivationWriter, folder: Path, chunk: tuple[int, int], kind: str) -> None:
+    """Create a group with empty arrays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    group = zarr.create_group(str(folder), zarr_format=3)
     shape, rows = (writer.n_tokens, writer.n_features), writer.shard_rows
     if writer.layout == "csr":
-        create_sparse_array(writer.partial, ACTIVATION, shape, writer.dtype, dims=DIMS, shard_rows=rows, chunk=chunk)
+        create_sparse_array(folder, ACTIVATION, shape, writer.dtype, dims=DIMS, shard_rows=rows, chunk=chunk)
     else:
         # The digits of raw units are noise: zstd saves 8 % of them, and makes reading four times slower
         compressed = kind != "raw"
@@ -397,17 +439,15 @@ def _create(
     )
 
 
-def write_coordinates(writer: ActivationWriter, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write token coordinates and their hash."""
-    _put(writer, columns, DIMS[:1], chunk_shape(writer.partial)[0])
-    update_attrs(writer.partial, {"coordinates": " ".join(columns), ROW_HASH: row_hash(columns)})
+def write_coordinates(folder: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write token coordinates and their hash into an unfinished store."""
+    _put(folder, columns, DIMS[:1], chunk_shape(folder)[0])
+    update_attrs(folder, {"coordinates": " ".join(columns), ROW_HASH: row_hash(columns)})
 
 
-def _put(
-    writer: ActivationWriter, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...], chunk_length: int
-) -> None:
+def _put(folder: Path, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...], chunk_length: int) -> None:
     """Write whole dense arrays, one file each; chunks are those of the activations, so that Dask can align them."""
-    group = zarr.open_group(str(writer.partial), mode="r+")
+    group = zarr.open_group(str(folder), mode="r+")
     for name, values in arrays.items():
         array = _create(group, name, values.shape, values.dtype, dims=dims, chunk=(chunk_length, *values.shape[1:]))
         array[...] = values
@@ -441,6 +481,13 @@ def read_shard(writer: ActivationWriter, folder: Path, i: int) -> Any:
     if writer.layout == "csr":
         return read_csr(folder, rows)
     return zarr.open_array(folder / ACTIVATION, mode="r")[rows]
+
+
+def hash_of_content(path: Path) -> str:
+    """Return the hash of what a finished store holds now; one shard is in memory at a time."""
+    writer = ActivationWriter.from_disk(path, path)
+    shards = (read_shard(writer, path, i) for i in range(writer.n_shards))
+    return survey(writer, path, shards)[1]
 
 
 class _ContentHash:

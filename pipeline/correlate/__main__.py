@@ -14,6 +14,7 @@ from pipeline.script import (
     ClusterFile,
     Memory,
     Out,
+    Overwrite,
     StoreA,
     StoreB,
     describe,
@@ -51,6 +52,7 @@ def command(
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Correlate every feature of A with every feature of B, exactly and in bounded memory."""
@@ -67,6 +69,7 @@ def command(
             device=device,
             memory=memory,
             out=out,
+            overwrite=overwrite,
             client=client,
         )
     names = (

@@ -18,7 +18,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES
-from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
+from storage import InputError, fingerprint, make_result, new_manifest, open_result
+from storage.inventory import GROUP_FILE
+from storage.targets import claim_file, starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,9 @@ COLUMNS = {
 }
 
 
-def best_layer(correlations: Mapping[SitePair, str | Path], out: str | Path | None = None) -> xr.Dataset:
+def best_layer(
+    correlations: Mapping[SitePair, str | Path], out: str | Path | None = None, *, overwrite: bool = False
+) -> xr.Dataset:
     """Find each feature's best site of the other model.
 
     r on the rows that choose decides; r on held-out rows stands beside it and tells whether it holds. Equal r go to
@@ -49,6 +53,8 @@ def best_layer(correlations: Mapping[SitePair, str | Path], out: str | Path | No
     out
         Where the result is written, with ``NAME_a.csv`` and ``NAME_b.csv`` beside it; in memory only if absent. A
         current one is left as it is.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -84,16 +90,15 @@ def best_layer(correlations: Mapping[SitePair, str | Path], out: str | Path | No
         raise InputError("There are no correlation results to find best sites in; give at least one pair of sites")
     hashes = {f"{a}--{b}": fingerprint(path) for (a, b), path in correlations.items()}
     manifest = new_manifest(STAGE, hashes, {"sites": [list(sites) for sites in correlations]})
-    if out is not None and is_current(out, manifest):
-        logger.info("%s is up to date", out)
-        return open_result(out, STAGE)
-    ds = _best_layer({sites: open_result(path, "correlate") for sites, path in correlations.items()})
-    if out is None:
-        return ds
-    write_result(ds, out, manifest)
-    for side in "ab":
-        _write_csv(ds, side, Path(out).with_name(f"{Path(out).stem}_{side}.csv"))
-    return open_result(out, STAGE)
+
+    def make() -> xr.Dataset:
+        return _best_layer({sites: open_result(path, "correlate") for sites, path in correlations.items()})
+
+    ds = make_result(out, manifest, make, overwrite=overwrite)
+    if out is not None:
+        for side in "ab":
+            _write_csv(ds, side, Path(out))
+    return ds
 
 
 def _best_layer(results: Mapping[SitePair, xr.Dataset]) -> xr.Dataset:
@@ -161,9 +166,11 @@ def _first_partners(ds: xr.Dataset, other: str) -> tuple[NDArray[Any], NDArray[A
     return ids, np.where(ids >= 0, r, -np.inf), held_out
 
 
-def _write_csv(ds: xr.Dataset, side: str, file: Path) -> None:
-    """Write one side's table beside the result, whole or not at all."""
-    names = [name for name in ds.variables if ds[name].dims == (f"unit_{side}",)]
-    temporary = file.with_name(f"{file.name}.partial")
-    pd.DataFrame({name: ds[name].values for name in names}).to_csv(temporary, index=False)
-    temporary.replace(file)
+def _write_csv(ds: xr.Dataset, side: str, result: Path) -> None:
+    """Write one side's table beside the result, unless it is there already."""
+    file = result.with_name(f"{result.stem}_{side}.csv")
+    if file.is_file() and file.stat().st_mtime >= (result / GROUP_FILE).stat().st_mtime:
+        return
+    names = [str(name) for name in ds.variables if ds[name].dims == (f"unit_{side}",)]
+    with claim_file(file, starts_with(",".join(names)), suffixes=[".csv"], overwrite=True) as target:
+        target.write_text(pd.DataFrame({name: ds[name].values for name in names}).to_csv(index=False))

@@ -58,6 +58,7 @@ def bootstrap(
     measure: Measure | None = None,
     memory: str | int = "auto",
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Return intervals for r of chosen pairs, from documents drawn with replacement.
@@ -83,6 +84,8 @@ def bootstrap(
         As in :func:`pipeline.correlate.run.correlate`.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -131,7 +134,7 @@ def bootstrap(
             extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * runs)
             return _dataset(run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap"), chosen, job)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:

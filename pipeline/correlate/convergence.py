@@ -9,7 +9,7 @@ whether other pairs would have been found.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -34,6 +34,9 @@ from pipeline.correlate.rows import splitmix64
 from pipeline.workers import ensure_client
 from storage import InputError, fingerprint, make_result, new_manifest
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 STAGE = "convergence"
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 HALVES = ("select", "heldout")
@@ -53,6 +56,7 @@ def convergence(
     measure: Measure | None = None,
     memory: str | int = "auto",
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
@@ -75,6 +79,8 @@ def convergence(
         As in :func:`pipeline.correlate.run.correlate`.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -125,7 +131,7 @@ def convergence(
         ids = {f"feature_{side}": ("pair", getattr(chosen, f"ids_{side}")) for side in "ab"}
         return _dataset(r, job, threshold).assign(ids)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def members(units: Units) -> NDArray[np.bool_]:
@@ -227,15 +233,18 @@ def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, k
     return ("enough" if enough else "not enough"), words + closing
 
 
-def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
-    """Draw how the number of good pairs and their mean r grow with rows; the format is that of the file's ending.
+def plot_convergence(ds: xr.Dataset) -> Figure:
+    """Draw how the number of good pairs and their mean r grow with rows.
 
     Parameters
     ----------
     ds
         From :func:`convergence`.
-    file
-        ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``savefig("convergence.svg")``; no global state of matplotlib is touched.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only figures need it
 
@@ -249,9 +258,4 @@ def plot_convergence(ds: xr.Dataset, file: str | Path) -> None:
     right.set(xlabel="rows", ylabel="mean r of the pairs", xscale="log")
     right.legend(frameon=False)
     figure.suptitle(f"Text: {ds.attrs['verdict']}", fontsize=11)
-    try:
-        figure.savefig(file)
-    except ValueError as error:
-        raise InputError(
-            f"{file} is not a kind of figure that can be drawn ({error}); name it .png, .svg or .pdf"
-        ) from error
+    return figure

@@ -19,7 +19,6 @@ features as it is joined, 48 bytes an entry. :func:`plan_ranks` makes panels as 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, StoreSize
 from pipeline.correlate.resources import Resources
 from pipeline.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
+from storage.files import remove_folder
 
 Array = NDArray[Any]
 
@@ -131,7 +131,7 @@ def rank_store(job: RankJob, client: Client, label: str) -> Store:
         missing = missing_shards(job.folder, VALUES)
         for _ in run_tasks(client, join_shard, missing, name="correlate-join-ranks", label=label, args=(job,)):
             pass
-        shutil.rmtree(job.folder / PARTS)
+        remove_folder(job.folder / PARTS)
     return replace(job.store, path=job.folder, value_bytes=rank_dtype(job.n_rows).itemsize)
 
 
@@ -150,7 +150,7 @@ def _prepare(job: RankJob) -> None:
     chunks = (min(CHUNK, job.n_rows), job.width)
     group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
     if VALUES in group and not job.store.sparse and group[VALUES].chunks != chunks:
-        shutil.rmtree(job.folder)
+        remove_folder(job.folder)
         group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
     group.require_group(PARTS)
     if VALUES not in group and job.store.sparse:

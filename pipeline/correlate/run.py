@@ -48,21 +48,19 @@ from storage import (
     BudgetError,
     InputError,
     Manifest,
-    begin_result,
+    add_variables,
     check_same_kind,
     check_same_rows,
+    claim,
     create_sparse_array,
     fingerprint,
-    finish_result,
     free_space,
-    is_current,
     new_manifest,
     open_activations,
     open_result,
 )
 from storage.errors import MissingInputError
-from storage.files import partial_path
-from storage.results import same_work
+from storage.files import remove_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +120,7 @@ def correlate(
     device: DeviceName = "auto",
     memory: str | int = "auto",
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Correlate every feature of one store with every feature of another, exactly and out of core.
@@ -159,6 +158,8 @@ def correlate(
     out
         Where the result is to be; workers on other hosts must see it. By default a temporary folder that is deleted
         when Python exits.
+    overwrite
+        Whether a correlation at `out` that came from other stores may be replaced.
     client
         Where to run; by default threads of this process.
 
@@ -186,7 +187,10 @@ def correlate(
     RowMismatchError
         If the stores hold different rows.
     InputError
-        If a setting is out of range, or there are too few rows.
+        If a setting is out of range, there are too few rows, or something else stands at `out`
+        (:mod:`storage.targets`).
+    BusyError
+        If another process is writing at `out`.
     BudgetError
         If the work does not fit the memory, or so many pairs are kept that they do not; the message says what would.
 
@@ -205,20 +209,21 @@ def correlate(
     budget = parse_memory(memory)
     inputs, manifest = _checked(_path(a), _path(b), settings)
     path = Path(out) if out is not None else _temporary_path()
-    if is_current(path, manifest):
-        logger.info("%s is up to date", path)
-        return open_result(path, stage=STAGE)
-    if full is not None:
-        _check_disk(inputs, full, path)
-    with ensure_client(client) as active:
-        resources = find_resources(active, budget, device)
-        if out is None and resources.hosts != {socket.gethostname()}:
-            raise InputError(
-                f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
-                "give out= on a file system that all of them share"
-            )
-        _run(inputs, settings, begin_result(path, manifest).absolute(), resources, active)
-        finish_result(path, manifest)
+    with claim(path, manifest, overwrite=overwrite) as target:
+        if target.is_current():
+            logger.info("%s is up to date", path)
+            return open_result(path, stage=STAGE)
+        if full is not None:
+            _check_disk(inputs, full, path)
+        with ensure_client(client) as active:
+            resources = find_resources(active, budget, device)
+            if out is None and resources.hosts != {socket.gethostname()}:
+                raise InputError(
+                    f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
+                    "give out= on a file system that all of them share"
+                )
+            _run(inputs, settings, target.begin().absolute(), resources, active)
+            target.finish()
     return open_result(path, stage=STAGE)
 
 
@@ -254,27 +259,28 @@ def correlate_share(
     chosen = Settings(**settings)
     budget = parse_memory(memory)
     inputs, manifest = _checked(Path(a), Path(b), chosen)
-    if is_current(out, manifest):
-        return
-    partial = partial_path(out).absolute()
-    if not share.begins and not (same_work(partial, manifest) and _begun_width(partial) is not None):
-        raise MissingInputError(
-            f"{out} is not begun with these inputs and settings: run --until correlate --share begin/{share.count} "
-            "first, and let it end"
-        )
-    if share.begins and chosen.full is not None:
-        _check_disk(inputs, chosen.full, Path(out))
-    with ensure_client(client) as active:
-        resources = find_resources(active, budget, chosen.device)
-        if share.begins:
-            begin_result(out, manifest)
-            resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
-        job, _ = _begin(inputs, chosen, partial, resources, active, begun=not share.begins)
-        try:
-            _measure_b(job, active)
-            _correlate_panels(job, active, share)
-        finally:
-            active.run(release, job.key, on_error="ignore")
+    with claim(out, manifest, overwrite=True, part=None if share.begins else str(share)) as target:
+        if target.is_current():
+            return
+        partial = target.partial.absolute()
+        if not share.begins and not (target.resumes() and _begun_width(partial) is not None):
+            raise MissingInputError(
+                f"{out} is not begun with these inputs and settings: run --until correlate "
+                f"--share begin/{share.count} first, and let it end"
+            )
+        if share.begins and chosen.full is not None:
+            _check_disk(inputs, chosen.full, Path(out))
+        with ensure_client(client) as active:
+            resources = find_resources(active, budget, chosen.device)
+            if share.begins:
+                target.begin()
+                resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
+            job, _ = _begin(inputs, chosen, partial, resources, active, begun=not share.begins)
+            try:
+                _measure_b(job, active)
+                _correlate_panels(job, active, share)
+            finally:
+                active.run(release, job.key, on_error="ignore")
 
 
 def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
@@ -383,7 +389,6 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
         _write_result(job, _attributes(inputs, settings, job.plan, half), client)
     finally:
         client.run(release, job.key, on_error="ignore")
-    shutil.rmtree(job.panels)
 
 
 def _begin(
@@ -485,7 +490,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
             plan = make(width)
         except BudgetError:
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
-            shutil.rmtree(folder / "panels", ignore_errors=True)
+            remove_folder(folder / "panels")
     _announce(plan, inputs, settings, resources)
     return plan
 
@@ -530,7 +535,7 @@ def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:
     """Write what the tasks share; work that has begun is left as it is."""
     if (job.panels / PLAN_FILE).is_file():
         return
-    shutil.rmtree(job.panels, ignore_errors=True)
+    remove_folder(job.panels)
     # A group of its own, else Zarr warns of a folder that it does not know
     zarr.create_group(str(job.panels), zarr_format=3)
     for name in (R, R_HELD_OUT)[: job.n_halves]:
@@ -548,7 +553,7 @@ def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:
         _create_matrix(job, full)
     np.save(job.panels / HALVES_FILE, half, allow_pickle=False)
     # Last, since it says that the rest is there
-    (job.panels / PLAN_FILE).write_text(json.dumps({"panel": job.plan.panel}))
+    write_text(job.panels / PLAN_FILE, json.dumps({"panel": job.plan.panel}))
 
 
 def _create_matrix(job: Job, full: FullType) -> None:
@@ -681,10 +686,7 @@ def _write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
         name: (_DIMS[name], values, _label(name, job.measure) if name in _R_VARIABLES else {})
         for name, values in merged.items()
     }
-    ds = xr.Dataset(variables, attrs=attrs)
-    compressors = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())
-    encoding = {name: {"compressors": compressors} for name in ds.variables}
-    ds.to_zarr(job.folder, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+    add_variables(xr.Dataset(variables, attrs=attrs), job.folder)
 
 
 def _label(name: str, measure: Measure) -> dict[str, str]:

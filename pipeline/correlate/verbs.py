@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -11,7 +11,20 @@ import typer
 from pipeline.config import Measure
 from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence, plot_convergence
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, StoreA, StoreB, describe, open_client, show
+from pipeline.outputs import claim_outputs
+from pipeline.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Memory,
+    Out,
+    Overwrite,
+    StoreA,
+    StoreB,
+    describe,
+    open_client,
+    show,
+)
 
 PairsPath = Annotated[
     Path, typer.Argument(help="Result of `match`, or of `correlate`: its mutually best partners.", show_default=False)
@@ -36,6 +49,7 @@ def bootstrap_command(
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Say how sure r of each pair is: intervals from documents drawn with replacement."""
@@ -51,6 +65,7 @@ def bootstrap_command(
             measure=measure,
             memory=memory,
             out=out,
+            overwrite=overwrite,
             client=client,
         )
     suffix = "_heldout" if "r_heldout" in ds else ""
@@ -81,13 +96,18 @@ def convergence_command(
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether enough text was harvested: whether r of the pairs settles as documents come in."""
-    with open_client(context, cluster, cluster_file) as client:
-        ds = convergence(pairs, a, b, threshold=threshold, measure=measure, memory=memory, out=out, client=client)
-    if plot is not None:
-        plot_convergence(ds, plot)
+    settings: dict[str, Any] = {"threshold": threshold, "measure": measure, "memory": memory, "overwrite": overwrite}
+    with (
+        claim_outputs(figure=plot, overwrite=overwrite) as outputs,
+        open_client(context, cluster, cluster_file) as client,
+    ):
+        ds = convergence(pairs, a, b, out=out, client=client, **settings)
+        if plot is not None:
+            outputs.write_figure(plot_convergence(ds))
     curve = {name: ds[name].values.tolist() for name in ("n_rows", "n_documents", "n_good")}
     curve["mean_r_heldout"] = np.round(ds["mean_r"].sel(half="heldout").values, 4).tolist()
     show(

@@ -76,6 +76,7 @@ def contexts(
     bins: int = 20,
     tokens: int = 16,
     seed: int = 0,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Find the rows on which each feature of a store is most active, and more of what it fires on.
@@ -87,6 +88,8 @@ def contexts(
     out
         Where the result is written as a Zarr group; a finished result of the same store and settings that is already
         there is returned as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     top_n
         Rows kept for each feature, at least 1.
     distinct_documents
@@ -140,7 +143,7 @@ def contexts(
     def make() -> xr.Dataset:
         return _dataset(_gather(str(store_path), dict(store.sizes), wanted, client), store, wanted)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _check(wanted: _Wanted, store: xr.Dataset, path: str | Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.config import CorpusConfig, ModelConfig
 from pipeline.harvest.models import describe
 from pipeline.harvest.rows import count_tokens
 from pipeline.harvest.sources import Document, open_source
-from storage import Corpus, is_current, new_manifest, open_corpus, write_corpus
+from storage import Corpus, claim, new_manifest, open_corpus, write_corpus
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -64,17 +64,19 @@ def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | Non
         count, tokenizer = _counter(model)
         settings |= {"tokens": config.tokens, "tokenizer": tokenizer}
     manifest = new_manifest("corpus", {"source": source}, settings)
-    if is_current(out, manifest):
-        return open_corpus(out)
-    kept = _Counted(documents)
-    chosen = _choose(kept, config, count)
-    first = next(chosen, None)
-    if first is None:
-        raise InputError(f"The corpus {config.path or config.dataset} holds no text: {kept.empty} empty documents")
-    names, texts = _unzip(itertools.chain([first], chosen))
-    corpus = write_corpus(out, texts, names=names, attrs={"source": config.path or config.dataset}, manifest=manifest)
-    logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), kept.empty)
-    return corpus
+    with claim(out, manifest, overwrite=True) as target:
+        if target.is_current():
+            return open_corpus(out)
+        kept = _Counted(documents)
+        chosen = _choose(kept, config, count)
+        first = next(chosen, None)
+        if first is None:
+            raise InputError(f"The corpus {config.path or config.dataset} holds no text: {kept.empty} empty documents")
+        names, texts = _unzip(itertools.chain([first], chosen))
+        attrs = {"source": config.path or config.dataset}
+        corpus = write_corpus(out, texts, names=names, attrs=attrs, manifest=manifest, overwrite=True)
+        logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), kept.empty)
+        return corpus
 
 
 def _counter(model: ModelConfig | None) -> tuple[Callable[[str], int], str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,7 +34,7 @@ from pipeline.harvest.align import (
 from pipeline.harvest.models import ModelInfo, tokenizer_of
 from pipeline.harvest.site_check import check_model, dictionary_at
 from pipeline.workers import ensure_client, in_order, run_tasks
-from storage import is_current, new_manifest, open_corpus, write_result
+from storage import Corpus, claim, new_manifest, open_corpus
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -135,23 +135,29 @@ def make_rows(
         }
         | {"pool": pool},
     )
-    if is_current(out, manifest):
-        return out
+    with claim(out, manifest, overwrite=True) as target:
+        if not target.is_current():
+            table = _align(corpus, sides, pool, client)
+            settings = {"corpus_hash": corpus.hash, "max_length": max_length, "pool": pool}
+            table.attrs |= settings | _document_counts(table, len(corpus)) | _template_attrs(sides)
+            target.write(table)
+            _log_counts(table)
+    return out
+
+
+def _align(corpus: Corpus, sides: Mapping[str, _Side], pool: Pool, client: Client | None) -> xr.Dataset:
+    """Return the rows of all documents, before attributes."""
     starts = range(0, len(corpus), _BLOCK_DOCUMENTS)
     with ensure_client(client) as used:
         tasks = run_tasks(
             used, _align_block, starts, name="align-block", label="align tokens",
-            args=(str(corpus_path), sides["a"], sides["b"], pool),
+            args=(str(corpus.path), sides["a"], sides["b"], pool),
         )  # fmt: skip
         blocks = list(in_order((start // _BLOCK_DOCUMENTS, block) for start, block in tasks))
     table = _assemble(blocks)
     if not table.sizes["token"]:
-        raise InputError(f"Not one token of {corpus_path} ends at the same character in both models: no rows")
-    settings = {"corpus_hash": corpus.hash, "max_length": max_length, "pool": pool}
-    table.attrs |= settings | _document_counts(table, len(corpus)) | _template_attrs(sides)
-    write_result(table, out, manifest)
-    _log_counts(table)
-    return out
+        raise InputError(f"Not one token of {corpus.path} ends at the same character in both models: no rows")
+    return table
 
 
 def _side(model: ModelConfig, info: ModelInfo, max_length: int) -> _Side:
@@ -426,7 +432,7 @@ def _dimension(name: str) -> str:
     return "token"
 
 
-def _template_attrs(sides: dict[str, _Side]) -> dict[str, Any]:
+def _template_attrs(sides: Mapping[str, _Side]) -> dict[str, Any]:
     return {
         f"{part}_{side}": list(getattr(s.template, part)) for side, s in sides.items() for part in ("prefix", "suffix")
     }

@@ -21,6 +21,7 @@ process holds the dictionaries and the model, up to one block behind the deepest
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -59,7 +60,7 @@ from storage import ActivationWriter, Manifest, fingerprint, is_current, new_man
 from storage.errors import MissingInputError
 from storage.files import partial_path
 from storage.manifest import read_attrs
-from storage.results import same_work
+from storage.targets import STORE, claim, same_work
 
 __all__ = ["SINK_MULTIPLE", "harvest", "make_rows"]
 
@@ -145,28 +146,42 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         :mod:`pipeline.harvest.site_check`), or an activation is not finite.
     """
     job, manifests = begin(corpus_path, rows_path, model, side, store, out_dir)
+    part = None if share is None or share.begins else str(share)
+    with contextlib.ExitStack() as claims:
+        targets = {
+            site: claims.enter_context(claim(job.stores[site], manifests[site], kind=STORE, overwrite=True, part=part))
+            for site in job.sites
+        }
+        # The claim has finished what a process left that died between its last shard and the renaming
+        todo = {site: job.sites[site] for site, target in targets.items() if not target.is_current()}
+        if todo:
+            _harvest(dataclasses.replace(job, sites=todo), manifests, store, share, client)
+    return job.stores
+
+
+def _harvest(
+    job: Job, manifests: dict[str, Manifest], store: StoreConfig, share: Share | None, client: Client | None
+) -> None:
+    """Write the stores of a job, or a share of their shards."""
     stores, todo = job.stores, list(job.sites)
-    if not todo:
-        return stores
     with ensure_client(client) as used:
         if share is not None and not share.begins:
             _write_share(job, manifests, share, used)
-            return stores
+            return
         calibrations, decoders = measure(job, used)
         predicted = predict(job, store, calibrations, decoders)
         check_disk({site: stores[site] for site in todo}, predicted.disk)
         # model and dictionaries are loaded by now: this comes on top
-        tell(Planned(f"harvest {side.upper()}", predicted.memory * max(used.nthreads().values(), default=1)))
+        tell(Planned(f"harvest {job.side.upper()}", predicted.memory * max(used.nthreads().values(), default=1)))
         writers = {
             site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
         }
         if share is not None:
-            return stores
+            return
         _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
     for site, writer in writers.items():
         writer.finalise()
         _log_store(site, stores[site])
-    return stores
 
 
 def begin(  # noqa: PLR0917 - as harvest
@@ -311,6 +326,7 @@ def _create(  # noqa: PLR0917
         layout=dictionary.layout,
         shard_rows=store.shard_rows,
         manifest=manifest,
+        overwrite=True,
     )
 
 

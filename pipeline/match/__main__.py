@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 import xarray as xr
 import yaml
@@ -15,7 +16,8 @@ from pipeline.config import MatchMethod
 from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
 from pipeline.match.words import TopTokens, read_top_tokens
-from pipeline.script import AsJson, run_script, show, wide_console
+from pipeline.outputs import claim_outputs
+from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
 from storage.errors import InputError
 
 #: Hubs in the JSON, where --hubs does not say how many.
@@ -63,6 +65,7 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
@@ -74,16 +77,16 @@ def command(
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
-    pairs = match(correlation, method, min_correlation, out, filters=filters, **options)
-    if csv is not None:
-        write_pairs(pairs, csv)
+    with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
+        pairs = match(correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options)
+        if csv is not None:
+            outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
 
 
-def write_pairs(pairs: xr.Dataset, path: Path) -> None:
-    """Write the pairs as CSV, one row a pair, best first: features, r, held-out r, ranks and uses."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe().to_csv(path, index=False)
+def pair_table(pairs: xr.Dataset) -> pd.DataFrame:
+    """Return the pairs as a table, one row a pair, best first: features, r, held-out r, ranks and uses."""
+    return pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe()
 
 
 def parse_filter(text: str) -> dict[str, Any]:

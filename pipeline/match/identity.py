@@ -42,7 +42,12 @@ Sparse = scipy.sparse.csc_array
 
 
 def token_identity(
-    pairs: xr.Dataset | str | Path, a: str | Path, b: str | Path, out: str | Path | None = None
+    pairs: xr.Dataset | str | Path,
+    a: str | Path,
+    b: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     """Split every pair's r into what the token's identity explains and the rest.
 
@@ -57,6 +62,8 @@ def token_identity(
         The stores that were correlated. Tokens are told apart by A's ``token_id``.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -97,7 +104,7 @@ def token_identity(
             sums.add(rows, ~sink, shard_a, shard_b)
         return _dataset(matched, sums)
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _token_ids(path: str | Path) -> NDArray[np.int64]:

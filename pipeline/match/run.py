@@ -71,6 +71,7 @@ def match(
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     """Choose pairs of features from a correlation result.
 
@@ -90,6 +91,8 @@ def match(
         Lowest r of a pair, inclusive; not below the ``keep_above`` of the correlation.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     max_uses
         With ``unique``: how many A features may share a B feature; its best ones are kept.
     filters
@@ -148,7 +151,7 @@ def match(
         _log(pairs, choice)
         return pairs
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import xarray as xr
 
 from pipeline.passages import FeatureContexts, read_contexts
-from pipeline.semantics.labels import Label, clean, write_labels
+from pipeline.semantics.labels import STAGE, Label, clean, write_labels
 from pipeline.workers import progress
-from storage import fingerprint
+from storage import claim, fingerprint, new_manifest
 from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def label_features(
     store: str | Path,
     parallel: int = 4,
     first_wait: float = FIRST_WAIT,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     """Ask for labels and keep them as a result; go on where an earlier run stopped.
 
@@ -169,6 +171,8 @@ def label_features(
         Requests at a time.
     first_wait
         Seconds before a failed request is tried again, doubled each time.
+    overwrite
+        Whether labels at `out` that came from another store may be replaced.
 
     Returns
     -------
@@ -185,26 +189,29 @@ def label_features(
     """
     headers = endpoint.headers()
     answers = Path(out).with_name(Path(out).name + ".answers.jsonl")
-    identity = {"model": endpoint.model, "activations": fingerprint(store)}
-    done = _earlier(answers, identity)
-    _begin(answers, identity, done)
-    waiting = [(own, text) for own, text in asked if not done.keys() >= set(own)]
-    with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
-        ask = _asker(endpoint, headers, first_wait)
-        with progress("labels", len(waiting)) as advance:
-            for (own, _), found in zip(waiting, pool.map(ask, waiting), strict=True):
-                fresh = {feature: clean(text) for feature, text in found.items() if feature in own}
-                file.write(_lines(fresh))
-                file.flush()
-                done |= fresh
-                advance(1)
-    wanted = [feature for own, _ in asked for feature in own]
-    labels = [Label(feature, done[feature], endpoint.model) for feature in wanted if feature in done]
-    if len(labels) < len(wanted):
-        logger.warning("%d features got no label in any answer; the same command asks again", len(wanted) - len(labels))
-    result = write_labels(labels, out, store=store, settings={"endpoint": endpoint.url, "model": endpoint.model})
-    if len(labels) == len(wanted):
-        answers.unlink()
+    inputs = {"activations": fingerprint(store)}
+    manifest = new_manifest(STAGE, inputs, {"endpoint": endpoint.url, "model": endpoint.model})
+    with claim(out, manifest, overwrite=overwrite):
+        identity = {"model": endpoint.model, **inputs}
+        done = _earlier(answers, identity)
+        _begin(answers, identity, done)
+        waiting = [(own, text) for own, text in asked if not done.keys() >= set(own)]
+        with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
+            ask = _asker(endpoint, headers, first_wait)
+            with progress("labels", len(waiting)) as advance:
+                for (own, _), found in zip(waiting, pool.map(ask, waiting), strict=True):
+                    fresh = {feature: clean(text) for feature, text in found.items() if feature in own}
+                    file.write(_lines(fresh))
+                    file.flush()
+                    done |= fresh
+                    advance(1)
+        wanted = [feature for own, _ in asked for feature in own]
+        labels = [Label(feature, done[feature], endpoint.model) for feature in wanted if feature in done]
+        if n_without := len(wanted) - len(labels):
+            logger.warning("%d features got no label in any answer; the same command asks again", n_without)
+        result = write_labels(labels, out, manifest, overwrite=overwrite)
+        if not n_without:
+            answers.unlink()
     return result
 
 
@@ -221,10 +228,7 @@ def _earlier(answers: Path, identity: dict[str, str]) -> dict[int, str]:
 
 def _begin(answers: Path, identity: dict[str, str], done: dict[int, str]) -> None:
     """Write the file of answers anew, without a line that was cut off, so that more can be appended."""
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    temporary = answers.with_name(answers.name + ".partial")
-    temporary.write_text(json.dumps(identity) + "\n" + _lines(done), encoding="utf-8")
-    temporary.replace(answers)
+    write_text(answers, json.dumps(identity) + "\n" + _lines(done))
 
 
 def _lines(labels: dict[int, str]) -> str:

@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from storage import fingerprint, new_manifest, open_activations, open_result, write_result
+from storage import Manifest, fingerprint, new_manifest, open_activations, open_result, write_result
 from storage.errors import FormatError, InputError, MissingInputError
+from storage.manifest import canonical_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def import_labels(
     store: str | Path | None = None,
     source: str | None = None,
     method: str | None = None,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     r"""Bring labels in and keep them as a result.
 
@@ -73,6 +76,8 @@ def import_labels(
         Of which model and source, as ``gpt2-small/6-res-jb``, where the file has several.
     method
         By which model or method, as the file names it, where a feature has several labels; the first one by default.
+    overwrite
+        Whether labels at `out` that came from another file or store may be replaced.
 
     Returns
     -------
@@ -103,11 +108,14 @@ def import_labels(
     chosen = _chosen(file, list(_read(file)), source, method)
     if store is not None:
         _check_ids(chosen, store)
-    return write_labels(chosen, out, store=store, settings={"source": source, "method": method, "file": file.name})
+    content = hashlib.sha256(canonical_json([astuple(label) for label in chosen]).encode()).hexdigest()
+    inputs = {"labels": content} | ({} if store is None else {"activations": fingerprint(store)})
+    settings = {"source": source, "method": method, "file": file.name}
+    return write_labels(chosen, out, new_manifest(STAGE, inputs, settings), overwrite=overwrite)
 
 
 def write_labels(
-    labels: Iterable[Label], out: str | Path, *, store: str | Path | None, settings: Mapping[str, Any]
+    labels: Iterable[Label], out: str | Path, manifest: Manifest, *, overwrite: bool = False
 ) -> xr.Dataset:
     """Write labels as a result, by ascending feature; see :func:`import_labels`."""
     ordered = sorted(labels, key=lambda label: label.feature)
@@ -119,8 +127,7 @@ def write_labels(
         {"feature": np.array([label.feature for label in ordered], np.int64)},
         {"source": ordered[0].source if ordered else ""},
     )
-    inputs = {} if store is None else {"activations": fingerprint(store)}
-    write_result(result, out, new_manifest(STAGE, inputs, dict(settings)))
+    write_result(result, out, manifest, overwrite=overwrite)
     logger.info("%d labels at %s", len(ordered), out)
     return open_result(out, STAGE)
 

@@ -70,6 +70,7 @@ def concept_features(
     rule: Rule | None = None,
     *,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Find the features that belong to each concept.
@@ -89,6 +90,8 @@ def concept_features(
         of :mod:`pipeline.config`; ``CountRule()`` by default.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where rows are counted; threads of this process by default. A task reads one panel of features, one slab of
         rows at a time (:data:`SLAB_BYTES`). Besides there are the coordinates of all rows in memory, and the result.
@@ -144,7 +147,7 @@ def concept_features(
         result = xr.Dataset(figures, {"concept": list(concepts)})
         return _decide(result, rule, str(store), keywords).assign_attrs(_attrs(rows, rule))
 
-    result = make_result(out, manifest, make)
+    result = make_result(out, manifest, make, overwrite=overwrite)
     logger.info("%d of %d features belong to a concept", int(result["member"].any("concept").sum()), len(result.hits))
     return result
 

@@ -54,6 +54,7 @@ def non_concept_features(
     kinds: Sequence[NonConceptKind] = KINDS,
     limits: dict[str, float] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Recognise the features that stand for no meaning.
@@ -72,6 +73,8 @@ def non_concept_features(
         Share from which on each kind counts, where it is not the default of ``pipeline.config``.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where rows are counted; threads of this process by default. A task reads one panel of features, one slab of
         rows at a time. Besides there are the coordinates of all rows in memory, and the result.
@@ -125,7 +128,7 @@ def non_concept_features(
         )
         return result.assign(non_concept=result["reason"] != NO_REASON)
 
-    result = make_result(out, manifest, make)
+    result = make_result(out, manifest, make, overwrite=overwrite)
     logger.info("%d of %d features stand for no concept", int(result["non_concept"].sum()), result.sizes["feature"])
     return result
 

@@ -116,6 +116,7 @@ def embed_words(
     *,
     identity: Mapping[str, Any],
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     """Look up the vectors of all words on which the features of some sites fire most.
 
@@ -133,6 +134,8 @@ def embed_words(
         What tells this source from another of the same name.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -152,7 +155,7 @@ def embed_words(
             attrs={"source": source, **manifest.to_attrs()},
         )
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def semantics(
@@ -164,6 +167,7 @@ def semantics(
     *,
     words: str | Path | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Make and test the subspaces of all concepts, and of clusters, at one pair of sites.
@@ -184,6 +188,8 @@ def semantics(
         Result of :func:`embed_words`, for coherence; there is none without it.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
 
@@ -211,7 +217,7 @@ def semantics(
             manifest.to_attrs()
         )
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def semantics_table(
     out: str | Path | None = None,
     *,
     judged: Sequence[str] = JUDGED,
+    overwrite: bool = False,
 ) -> xr.Dataset:
     """Gather the subspaces of all pairs of sites, correct their p, and judge them.
 
@@ -52,6 +53,8 @@ def semantics_table(
         The semantics results, by pair of sites.
     out
         Where the table is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     judged
         The two metrics of the verdict. Without them, or without the nulls, nothing is judged.
 
@@ -77,7 +80,7 @@ def semantics_table(
     """
     inputs = {f"{a}--{b}": fingerprint(path) for (a, b), path in results.items()}
     manifest = new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
-    return make_result(out, manifest, lambda: _gather(results, judged).assign_attrs(manifest.to_attrs()))
+    return make_result(out, manifest, lambda: _gather(results, judged), overwrite=overwrite)
 
 
 def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:

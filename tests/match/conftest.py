@@ -17,10 +17,16 @@ SHARD_ROWS = 4
 
 def write_correlation(path: Path, r: np.ndarray, r_heldout: np.ndarray | None = None, keep_above: float = 0.1) -> Path:
     """Write what `correlate` would for a dense matrix of r, NaN where it is undefined."""
-    n_a = len(r)
     r_heldout = None if r_heldout is None else np.asarray(r_heldout, float)
     manifest = storage.new_manifest("correlate", {}, {"keep_above": keep_above, "r": r.tobytes().hex()})
-    partial = storage.begin_result(path, manifest)
+    with storage.claim(path, manifest) as target:
+        _write(target.begin(), r, r_heldout, keep_above)
+        target.finish()
+    return path
+
+
+def _write(partial: Path, r: np.ndarray, r_heldout: np.ndarray | None, keep_above: float) -> None:
+    n_a = len(r)
     defined = xr.Dataset(
         {
             "defined_a": ("feature_a", ~np.isnan(r).all(axis=1)),
@@ -30,7 +36,7 @@ def write_correlation(path: Path, r: np.ndarray, r_heldout: np.ndarray | None = 
         },
         attrs={"keep_above": keep_above, "select": "half" if r_heldout is not None else "all"},
     )
-    defined.to_zarr(partial, mode="a", zarr_format=3, consolidated=False)
+    storage.add_variables(defined, partial)
     rows, columns = np.nonzero(r >= keep_above)
     for name, values in {"r": r, "r_heldout": r_heldout}.items():
         if values is None:
@@ -41,8 +47,6 @@ def write_correlation(path: Path, r: np.ndarray, r_heldout: np.ndarray | None = 
         )
         for i, start in enumerate(range(0, n_a, SHARD_ROWS)):
             storage.write_sparse_shard(partial, name, i, kept[start : start + SHARD_ROWS])
-    storage.finish_result(path, manifest)
-    return path
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from jobs.cli import app
 from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
 from pipeline.match.run import match
-from pipeline.sweep import plot_sweep, save_sweep, steps, sweep
+from pipeline.outputs import claim_outputs
+from pipeline.sweep import plot_sweep, steps, sweep
 from storage.errors import InputError
 
 
@@ -111,8 +112,17 @@ def test_from_the_command_line_with_table_and_figure(experiment, tmp_path, suffi
         assert kept.pairs.values.ravel().tolist() == table.pairs.tolist()
 
 
-def test_the_figure_has_a_panel_for_each_score(experiment):
+def test_the_figure_has_a_panel_for_each_score(experiment, tmp_path):
     plain = sweep(experiment / "cor.zarr", min_correlations=[0.1, 0.2])
     assert [axes.get_title() for axes in plot_sweep(plain).axes] == ["pairs", "mean r"]
-    with pytest.raises(InputError, match="no name for a figure"):
-        save_sweep(plain, plot="x.txt")
+    for name, message in {
+        "x.txt": r"ends in \.png or \.svg or \.pdf",
+        "mine.png": "not written by this command",
+    }.items():
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(InputError, match=message), claim_outputs(figure=tmp_path / name, overwrite=True):
+            pass
+    for ending in (".png", ".svg", ".pdf"):
+        for other in (plain, plain.isel(max_uses=[0, 0])):
+            with claim_outputs(figure=tmp_path / f"x{ending}", overwrite=True) as outputs:
+                outputs.write_figure(plot_sweep(other))

@@ -144,7 +144,7 @@ def test_all_forms_of_data_give_the_same_store(tmp_path, rng, make_csr, form, la
 
 def test_layout_follows_the_density(tmp_path, rng, make_csr):
     for density, sparse in [(0.02, True), (0.2, True), (0.3, False), (1, False)]:
-        storage.write_activations(tmp_path / "a.zarr", make_csr(rng, 100, 50, density).toarray())
+        storage.write_activations(tmp_path / "a.zarr", make_csr(rng, 100, 50, density).toarray(), overwrite=True)
         assert storage.is_sparse(tmp_path / "a.zarr") == sparse
     with pytest.raises(FormatError, match="not a sharded csr array"):
         storage.read_csr(tmp_path / "a.zarr")
@@ -177,18 +177,19 @@ def test_shards_of_zeros_are_not_missing(tmp_path, layout):
 def test_integers_are_kept_as_floats(tmp_path, dtype):
     dense = np.eye(40, 9, dtype=dtype) * (1 if dtype == "bool" else 100)
     for layout in ("csr", "dense"):
-        storage.write_activations(tmp_path / "a.zarr", dense, layout=layout, dtype="float16", **SMALL)
+        storage.write_activations(tmp_path / "a.zarr", dense, layout=layout, dtype="float16", **SMALL, overwrite=True)
         np.testing.assert_array_equal(storage.open_activations(tmp_path / "a.zarr").activation.values, dense)
     too_large = np.zeros((40, 9), "int64")
     too_large[3, 5] = np.iinfo("int64").min
     with pytest.raises(InputError, match=r"Row 3, feature 5 .* more than float16"):
-        storage.write_activations(tmp_path / "a.zarr", too_large, dtype="float16")
+        storage.write_activations(tmp_path / "a.zarr", too_large, dtype="float16", overwrite=True)
 
 
 def test_half_precision_input(tmp_path, rng, make_csr):
     dense = make_csr(rng, 70, 50, 0.2).toarray().astype("float16")
     for layout in ("csr", "dense"):
-        storage.write_activations(tmp_path / "a.zarr", iter([dense[:9], dense[9:]]), layout=layout, **SMALL)
+        slabs = iter([dense[:9], dense[9:]])
+        storage.write_activations(tmp_path / "a.zarr", slabs, layout=layout, **SMALL, overwrite=True)
         np.testing.assert_array_equal(storage.open_activations(tmp_path / "a.zarr").activation.values, dense)
 
 
@@ -254,24 +255,25 @@ def test_other_unfinished_work_is_replaced(tmp_path, rng, make_csr, change):
         "type": {"dtype": "float64"},
         "shards": {"shard_rows": 16},
     }[change]
-    writer = storage.ActivationWriter.create(tmp_path / "a.zarr", **arguments)
+    writer = storage.ActivationWriter.create(tmp_path / "a.zarr", **arguments, overwrite=change == "no manifest")
     assert writer.missing() == list(range(writer.n_shards))
 
 
 def test_work_whose_beginning_was_cut_short_is_replaced(tmp_path):
     manifest = storage.new_manifest("harvest", {}, {})
-    zarr.create_group(tmp_path / "a.zarr.partial")
+    zarr.create_group(tmp_path / f"a.zarr.{'0' * 32}.new")
     with pytest.raises(MissingInputError, match="begin one"):
         storage.ActivationWriter.open(tmp_path / "a.zarr")
     arguments = {"n_tokens": 100, "n_features": 50, "manifest": manifest, **SMALL}
     assert storage.ActivationWriter.create(tmp_path / "a.zarr", **arguments).missing() == [0, 1, 2, 3]
+    assert siblings(tmp_path / "a.zarr") == ["a.zarr.partial"]
 
 
 def test_finishing_replaces_an_old_store(tmp_path, rng, make_csr):
     path = tmp_path / "a.zarr"
     storage.write_activations(path, make_csr(rng, 100, 50, 0.1), **SMALL)
     new = make_csr(rng, 40, 60, 0.1)
-    storage.write_activations(path, new, **SMALL)
+    storage.write_activations(path, new, **SMALL, overwrite=True)
     assert (storage.read_csr(path) != new).nnz == 0
     assert siblings(path) == ["a.zarr"]
 
@@ -364,7 +366,7 @@ def test_wrong_arguments_are_refused_and_leave_nothing(tmp_path, tokens):
 def test_wrong_data_are_refused_and_leave_the_old_store(tmp_path, data, message):
     storage.write_activations(tmp_path / "a.zarr", np.eye(3))
     with pytest.raises(InputError, match=message):
-        storage.write_activations(tmp_path / "a.zarr", data, **SMALL)
+        storage.write_activations(tmp_path / "a.zarr", data, **SMALL, overwrite=True)
     assert siblings(tmp_path / "a.zarr") == ["a.zarr"]
     np.testing.assert_array_equal(storage.open_activations(tmp_path / "a.zarr").activation.values, np.eye(3))
 
@@ -388,7 +390,7 @@ def test_content_hash_follows_the_content_only(tmp_path, rng, make_csr, tokens):
     matrix = make_csr(rng, 100, 50, 0.1)
 
     def content_hash(data=matrix, **changes):
-        storage.write_activations(tmp_path / "a.zarr", data, **({**SMALL, **changes}))
+        storage.write_activations(tmp_path / "a.zarr", data, **({**SMALL, **changes}), overwrite=True)
         return storage.fingerprint(tmp_path / "a.zarr")
 
     base = content_hash()
@@ -411,7 +413,7 @@ def test_content_hash_follows_the_content_only(tmp_path, rng, make_csr, tokens):
 def test_shards_are_iterated_one_by_one(tmp_path, rng, make_csr):
     matrix = make_csr(rng, 100, 50, 0.1)
     for layout in ("csr", "dense"):
-        storage.write_activations(tmp_path / "a.zarr", matrix, layout=layout, **SMALL)
+        storage.write_activations(tmp_path / "a.zarr", matrix, layout=layout, **SMALL, overwrite=True)
         parts = list(storage.iter_shards(tmp_path / "a.zarr", slice(3, 30)))
         assert [rows.stop - rows.start for rows, _ in parts] == [32, 32, 32, 4]
         whole = np.concatenate([part.toarray() if layout == "csr" else part for _, part in parts])
@@ -432,7 +434,7 @@ class TestSameRows:
             if change:
                 columns[change[0]][change[1]] += 1
             path = tmp_path / name
-            storage.write_activations(path, np.eye(n, 4), tokens=columns if with_tokens else None)
+            storage.write_activations(path, np.eye(n, 4), tokens=columns if with_tokens else None, overwrite=True)
             return path
 
         return make

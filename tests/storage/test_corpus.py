@@ -65,7 +65,7 @@ def test_reopened_and_pickled(tmp_path):
 def test_bad_input_is_refused_and_leaves_the_old_corpus(tmp_path, texts, names, message):
     storage.write_corpus(tmp_path / "c.zarr", ["old"])
     with pytest.raises(InputError, match=message):
-        storage.write_corpus(tmp_path / "c.zarr", texts, names=names)
+        storage.write_corpus(tmp_path / "c.zarr", texts, names=names, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["c.zarr"]
     assert storage.open_corpus(tmp_path / "c.zarr").text(0) == "old"
 

@@ -95,7 +95,7 @@ def test_a_run_says_what_is_missing(tmp_path):
     assert [Path(part["path"]).name for part in found["parts"]] == ["x.zarr"]
     assert str(run.activations("b", "y")) in found["missing"]
     assert str(run.report) in found["missing"]
-    assert len(found["missing"]) == 7
+    assert len(found["missing"]) == 9
 
 
 def test_nothing_there(tmp_path):

@@ -20,7 +20,7 @@ def stores(tmp_path):
         random = np.random.default_rng(0)
         values = random.exponential(size=(60, 5)) * (random.random((60, 5)) < 0.4)
         path = tmp_path / f"{kind}.zarr"
-        storage.write_activations(path, values, attrs={"kind": kind} if kind else {})
+        storage.write_activations(path, values, attrs={"kind": kind} if kind else {}, overwrite=True)
         return path
 
     return make
@@ -37,7 +37,7 @@ def test_before_and_behind_a_top_k_are_not_correlated(stores, client, tmp_path):
 def test_nor_matched(stores, client, tmp_path):
     """A correlation of an earlier version may hold such a pair."""
     correlate(stores("post"), stores("post"), out=tmp_path / "c.zarr", client=client)
-    storage.results.update_attrs(tmp_path / "c.zarr", {"kind_b": "pre_topk"})
+    storage.variables.update_attrs(tmp_path / "c.zarr", {"kind_b": "pre_topk"})
     with pytest.raises(InputError, match="two different quantities"):
         match(tmp_path / "c.zarr", "greedy", 0.2)
 

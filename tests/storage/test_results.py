@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import xarray as xr
+import zarr
 
 import storage
 from storage.errors import FormatError, InputError, MissingInputError
@@ -69,8 +70,10 @@ def test_every_chunk_has_a_checksum(tmp_path, result, manifest):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(ValueError, match="checksum"):  # the file was touched, so it is read when it is opened
         storage.open_result(tmp_path / "m.zarr").load()
+    with pytest.raises(ValueError, match="checksum"):
+        xr.open_zarr(tmp_path / "m.zarr").load()
 
 
 def test_a_result_is_replaced_only_when_the_new_one_is_complete(tmp_path, result, manifest):
@@ -90,7 +93,8 @@ def test_only_finished_results_of_the_stage_open(tmp_path, result, manifest):
     path = tmp_path / "m.zarr"
     with pytest.raises(MissingInputError, match="no store or result"):
         storage.open_result(path)
-    storage.begin_result(path, manifest)
+    with storage.claim(path, manifest) as target:
+        target.begin()
     with pytest.raises(MissingInputError, match="not finished"):
         storage.open_result(path)
     assert not storage.is_current(path, manifest)
@@ -104,17 +108,19 @@ def test_only_finished_results_of_the_stage_open(tmp_path, result, manifest):
 def test_piecewise_with_a_sparse_array(tmp_path, rng, make_csr, manifest):
     path, matrix = tmp_path / "cor.zarr", make_csr(rng, 20, 30, 0.1, dtype="float64")
     matrix.data[0] = np.nan
-    folder = storage.begin_result(path, manifest)
-    dims = ("feature_a", "feature_b")
-    storage.create_sparse_array(folder, "r", matrix.shape, "float64", dims=dims, shard_rows=8, chunk=(8, 16))
-    storage.write_sparse_shard(folder, "r", 0, matrix[:8])
-
-    assert storage.begin_result(path, manifest) == folder  # a second run goes on
-    for i in storage.missing_shards(folder, "r"):
-        storage.write_sparse_shard(folder, "r", i, matrix[i * 8 : i * 8 + 8])
-    small = xr.Dataset({"best_b": (("feature_a", "rank"), np.zeros((20, 2), "int32"))}, attrs={"n_rows": 7})
-    storage.add_variables(small, folder)
-    storage.finish_result(path, manifest)
+    with storage.claim(path, manifest) as target:
+        folder = target.begin()
+        dims = ("feature_a", "feature_b")
+        storage.create_sparse_array(folder, "r", matrix.shape, "float64", dims=dims, shard_rows=8, chunk=(8, 16))
+        storage.write_sparse_shard(folder, "r", 0, matrix[:8])
+    with storage.claim(path, manifest) as target:
+        assert target.begin() == folder  # a second run goes on
+        for i in storage.missing_shards(folder, "r"):
+            storage.write_sparse_shard(folder, "r", i, matrix[i * 8 : i * 8 + 8])
+        small = xr.Dataset({"best_b": (("feature_a", "rank"), np.zeros((20, 2), "int32"))}, attrs={"n_rows": 7})
+        for _ in range(2):  # a run that died after this does it again
+            storage.add_variables(small, folder)
+        target.finish()
 
     back = storage.open_result(path, stage="match")
     np.testing.assert_array_equal(back.r.values, matrix.toarray())
@@ -124,23 +130,21 @@ def test_piecewise_with_a_sparse_array(tmp_path, rng, make_csr, manifest):
     assert [p.name for p in tmp_path.iterdir()] == ["cor.zarr"]
 
 
-def test_beginning_with_another_manifest_starts_over(tmp_path, manifest):
-    folder = storage.begin_result(tmp_path / "m.zarr", manifest)
-    (folder / "mark").touch()
-    storage.begin_result(tmp_path / "m.zarr", manifest)
-    assert (folder / "mark").exists()
-    storage.begin_result(tmp_path / "m.zarr", storage.new_manifest("match", {}, {}))
-    assert not (folder / "mark").exists()
+def test_beginning_with_other_settings_starts_over(tmp_path, manifest):
+    for wanted, keeps in ((manifest, False), (manifest, True), (storage.new_manifest("match", manifest.inputs, {}), 0)):
+        with storage.claim(tmp_path / "m.zarr", wanted) as target:
+            folder = target.begin()
+            assert (folder / "mark/zarr.json").exists() == keeps
+            zarr.open_group(str(folder), mode="a").require_group("mark")
 
 
 def test_finishing_needs_work_and_a_manifest(tmp_path, manifest):
-    with pytest.raises(MissingInputError, match="no unfinished work"):
-        storage.finish_result(tmp_path / "m.zarr", manifest)
-    with pytest.raises(MissingInputError):
-        storage.finish_result(tmp_path / "m.zarr")
-    xr.Dataset({"x": ("y", [1.0])}).to_zarr(tmp_path / "m.zarr.partial", consolidated=False, zarr_format=3)
-    with pytest.raises(FormatError, match="no manifest"):
-        storage.finish_result(tmp_path / "m.zarr")
+    with storage.claim(tmp_path / "m.zarr", manifest) as target:
+        with pytest.raises(MissingInputError, match="no unfinished work"):
+            target.finish()
+        xr.Dataset({"x": ("y", [1.0])}).to_zarr(tmp_path / "m.zarr.partial", consolidated=False, zarr_format=3)
+        with pytest.raises(FormatError, match="no manifest"):
+            target.finish()
     assert not (tmp_path / "m.zarr").exists()
 
 
@@ -183,9 +187,10 @@ class TestManifest:
 
 
 def test_empty_sparse_result(tmp_path, manifest):
-    folder = storage.begin_result(tmp_path / "c.zarr", manifest)
-    storage.create_sparse_array(folder, "r", (3, 4), "f8", dims=("feature_a", "feature_b"), shard_rows=3)
-    storage.write_sparse_shard(folder, "r", 0, scipy.sparse.csr_array((3, 4)))
-    storage.finish_result(tmp_path / "c.zarr")
+    with storage.claim(tmp_path / "c.zarr", manifest) as target:
+        folder = target.begin()
+        storage.create_sparse_array(folder, "r", (3, 4), "f8", dims=("feature_a", "feature_b"), shard_rows=3)
+        storage.write_sparse_shard(folder, "r", 0, scipy.sparse.csr_array((3, 4)))
+        target.finish()
     assert storage.read_csr(tmp_path / "c.zarr", name="r").nnz == 0
     np.testing.assert_array_equal(storage.open_result(tmp_path / "c.zarr").r.values, np.zeros((3, 4)))

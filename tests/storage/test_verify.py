@@ -13,20 +13,21 @@ import zarr
 
 import storage
 from storage.errors import MissingInputError
-from storage.results import INVENTORY
+from storage.inventory import CONSOLIDATED, INVENTORY
 from storage.verify import verify
 
 
 def result_at(path, rng):
     manifest = storage.new_manifest("correlate", {}, {"keep_above": 0.1})
-    partial = storage.begin_result(path, manifest)
-    storage.add_variables(
-        xr.Dataset({"mean_a": ("feature_a", rng.random(9)), "zero": ("feature_b", np.zeros(7))}), partial
-    )
-    storage.create_sparse_array(partial, "r", (9, 7), "f8", dims=("feature_a", "feature_b"), shard_rows=4, chunk=(2, 3))
-    for i, rows in enumerate((4, 4, 1)):
-        storage.write_sparse_shard(partial, "r", i, scipy.sparse.csr_array(rng.random((rows, 7))))
-    storage.finish_result(path, manifest)
+    variables = {"mean_a": ("feature_a", rng.random(9)), "zero": ("feature_b", np.zeros(7))}
+    with storage.claim(path, manifest) as target:
+        folder = target.begin()
+        storage.add_variables(xr.Dataset(variables), folder)
+        dims = ("feature_a", "feature_b")
+        storage.create_sparse_array(folder, "r", (9, 7), "f8", dims=dims, shard_rows=4, chunk=(2, 3))
+        for i, rows in enumerate((4, 4, 1)):
+            storage.write_sparse_shard(folder, "r", i, scipy.sparse.csr_array(rng.random((rows, 7))))
+        target.finish()
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def whole_run(tmp_path_factory):
     )
     storage.write_corpus(folder / "corpus.zarr", ["one", "zwei €"], names=["a", "b"])
     result_at(folder / "correlation/x--y.zarr", rng)
-    (folder / "experiment.json").write_text("{}")
+    (folder / "experiment.json").write_text('{"a": {"sites": []}, "b": {"sites": []}}')
     return folder
 
 
@@ -173,29 +174,89 @@ def test_metadata_that_differ_or_break_are_found(run):
     }
 
 
-def test_a_missing_file_among_chunks_of_fill_values_is_counted(run):
-    """Where some files never were, it cannot be said which one is gone, only that one is."""
+def test_a_missing_file_among_chunks_of_fill_values_is_named(run):
     values = np.zeros(50)
     values[45:] = 1
-    manifest = storage.new_manifest("x", {}, {})
-    partial = storage.begin_result(run / "x.zarr", manifest)
-    zarr.open_group(str(partial), mode="a").create_array("v", data=values, chunks=(10,), dimension_names=("x",))
-    storage.finish_result(run / "x.zarr", manifest)
+    with storage.claim(run / "x.zarr", storage.new_manifest("x", {}, {})) as target:
+        group = zarr.open_group(str(target.begin()), mode="a")
+        group.create_array("v", data=values, chunks=(10,), dimension_names=("x",))
+        target.finish()
     assert verify(run / "x.zarr").ok
     (run / "x.zarr/v/c/4").unlink()
     assert [str(fault) for fault in verify(run / "x.zarr").faults] == [
-        f"{run}/x.zarr: v/c: 1 files were written, 0 are there"
+        f"{run}/x.zarr: v/c/4, shard 4: the file is missing"
     ]
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_file_whose_place_a_folder_took_is_found(run, name):
+    (run / name).unlink()
+    (run / name).mkdir()
+    assert str(run / name) in {f"{fault.path}/{fault.file}" for fault in verify(group_of(run, name)).faults}
+
+
+def test_chunks_that_were_exchanged_are_found(run):
+    """Both are whole and pass their own checksums."""
+    one, two = (run / f"activations/a/x.zarr/activation/c/{i}/0" for i in (0, 1))
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    assert {fault.file for fault in verify(run).faults} == {"activation/c/0/0", "activation/c/1/0"}
+
+
+def test_a_foreign_chunk_is_found(run):
+    (run / "activations/a/x.zarr/mean/c/7").write_bytes(b"x")
+    (fault,) = verify(run).faults
+    assert fault.file == "mean/c/7"
+    assert "foreign" in fault.what
+
+
+def test_a_store_that_lost_its_metadata_is_found(run):
+    (run / "activations/a/x.zarr/zarr.json").unlink()
+    (fault,) = verify(run).faults
+    assert str(fault) == f"{run}/activations/a/x.zarr: zarr.json: the file is missing"
+
+
+def test_results_that_a_run_lacks_are_faults_where_others_were_made_from_them(run):
+    (run / "experiment.json").write_text('{"a": {"sites": ["x"]}, "b": {"sites": ["y"]}}')
+    found = verify(run)
+    assert [str(fault) for fault in found.faults] == [
+        f"{run}/{name}: is missing, and results that were made from it are there"
+        for name in ("rows.zarr", "contexts/a/x.zarr", "contexts/b/y.zarr")
+    ]
+    assert found.missing == [f"{run}/{name}" for name in ("pairs/x--y.zarr", "scores/x--y.zarr", "report.html")]
+
+
+def copied_by_xarray(store, factor=1):
+    """Save a store anew under its name, as a user does who edits it in a notebook."""
+    ds = xr.open_zarr(store, consolidated=(INVENTORY in (store / "zarr.json").read_text())).load()
+    ds["activation"] *= factor
+    ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
+
+
+def test_an_unchanged_copy_made_by_xarray_has_no_fault_and_an_edited_one_has(run):
+    for store in ("activations/a/x.zarr", "activations/b/y.zarr"):
+        copied_by_xarray(run / store)
+        assert verify(run / store).ok
+        copied_by_xarray(run / store, 2)
+        assert "content has the hash" in verify(run / store).faults[0].what
 
 
 def test_a_missing_array_is_found(run):
     shutil.rmtree(run / "activations/a/x.zarr/token_id")
-    assert {fault.file for fault in verify(run).faults} >= {"token_id"}
+    assert {fault.file for fault in verify(run).faults} >= {"token_id/c/0", "token_id/zarr.json"}
 
 
 def rewrite(store, name, values):
-    """Change values without leaving a trace in the checksums, as a program that writes to a finished store would."""
+    """Change values without leaving a trace in the checksums, as a program that writes the group anew would."""
     zarr.open_array(str(store / name), mode="r+")[...] = values
+    without_inventory(store)
+
+
+def without_inventory(store):
+    metadata = json.loads((store / "zarr.json").read_text())
+    del metadata[CONSOLIDATED][INVENTORY]
+    (store / "zarr.json").write_text(json.dumps(metadata))
 
 
 @pytest.mark.parametrize(
@@ -253,10 +314,7 @@ def test_unfinished_work_is_no_fault_but_is_told(run):
 
 def test_a_store_without_inventory_can_be_checked(run):
     """Stores of earlier releases have none; chunks of fill values have no file, so nothing is missed."""
-    file = run / "correlation/x--y.zarr/zarr.json"
-    metadata = json.loads(file.read_text())
-    del metadata["attributes"][INVENTORY]
-    file.write_text(json.dumps(metadata))
+    without_inventory(run / "correlation/x--y.zarr")
     assert verify(run).ok
 
 

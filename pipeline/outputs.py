@@ -1,0 +1,84 @@
+"""Tables and figures that a command writes beside its result: claimed before anything is computed, written whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.targets import FIGURE_PROGRAM, FileTarget, claim_file, names_program, starts_with
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+#: What each format calls the program that made a figure, and its date, without which equal figures are equal files.
+_METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": FIGURE_PROGRAM},
+    ".svg": {"Creator": FIGURE_PROGRAM, "Date": None},
+    ".pdf": {"Creator": FIGURE_PROGRAM, "CreationDate": None},
+}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a table and a figure go; nowhere, if absent."""
+
+    table: FileTarget | None
+    figure: FileTarget | None
+
+    def write_table(self, frame: pd.DataFrame) -> None:
+        """Write a table as CSV, without its index."""
+        if self.table is not None:
+            self.table.write_text(frame.to_csv(index=False))
+
+    def write_figure(self, figure: Figure) -> None:
+        """Write a figure in the format of the file's ending."""
+        if self.figure is not None:
+            with self.figure.writing() as path:
+                save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure: 150 dots an inch where it has dots, the same bytes for the same figure."""
+    import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only figures need it
+
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix.lower()])
+
+
+@contextlib.contextmanager
+def claim_outputs(
+    *, table: Path | None = None, columns: str = "", figure: Path | None = None, overwrite: bool = False
+) -> Iterator[Outputs]:
+    """Hold the files of a table and a figure while they are computed and written.
+
+    Parameters
+    ----------
+    table
+        A ``.csv`` file.
+    columns
+        How the first line of the table begins: a table that begins so may be replaced.
+    figure
+        A ``.png``, ``.svg`` or ``.pdf`` file.
+    overwrite
+        Whether a table or figure of this package with other content may be replaced.
+
+    Raises
+    ------
+    InputError
+        If a name ends otherwise, or what stands there stays (:mod:`storage.targets`).
+    BusyError
+        If another process is writing one of them.
+    """
+    with contextlib.ExitStack() as claims:
+
+        def claimed(path: Path | None, is_ours: Any, suffixes: tuple[str, ...]) -> FileTarget | None:
+            if path is None:
+                return None
+            return claims.enter_context(claim_file(path, is_ours, suffixes=suffixes, overwrite=overwrite))
+
+        yield Outputs(claimed(table, starts_with(columns), (".csv",)), claimed(figure, names_program, FIGURE_SUFFIXES))

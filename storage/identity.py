@@ -1,0 +1,77 @@
+"""What identifies the content of a store or result, and whether a finished one is current.
+
+A hash among the attributes is believed only where the group still agrees with its inventory
+(:mod:`storage.inventory`). A group without one was written or changed by another program: its hash is computed again,
+so that results of the old values do not count as results of the new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from storage.errors import CorruptError, FormatError
+from storage.inventory import array_names, is_intact, listed_checksums
+from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
+
+logger = logging.getLogger(__name__)
+
+
+def is_current(path: str | Path, manifest: Manifest) -> bool:
+    """Say whether a finished result at `path` was made from the same inputs and settings.
+
+    One that another program changed since is left as it is, with a warning: what is made from it is made again. One
+    that is damaged is not current.
+    """
+    stored = read_manifest(path)
+    if stored is None or stored.fingerprint != manifest.fingerprint:
+        return False
+    try:
+        intact = is_intact(path)
+    except CorruptError as error:
+        logger.warning("It is made again: %s", error)
+        return False
+    if not intact:
+        logger.warning("%s was changed by another program since it was made; it is used as it is now", path)
+    return True
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return what identifies the content at `path`.
+
+    It is the content hash of a store or corpus, or the fingerprint of a result's manifest; computed from the content
+    where another program changed the group.
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing at `path`.
+    FormatError
+        If it is neither a finished store nor a result.
+    CorruptError
+        If it is damaged; the message names the file.
+    """
+    attrs = read_attrs(path)
+    if CONTENT_HASH not in attrs and MANIFEST not in attrs:
+        raise FormatError(f"{path} has neither a content hash nor a manifest: it was not written by this package")
+    if is_intact(path):
+        return str(attrs[CONTENT_HASH]) if CONTENT_HASH in attrs else Manifest.from_attrs(attrs).fingerprint
+    logger.info("%s was not finished by this version, or changed since: its hash is computed from its content", path)
+    return content_hash(Path(path))
+
+
+def content_hash(path: Path) -> str:
+    """Return the hash of what a group holds now, whatever its attributes say."""
+    from storage.corpus import hash_of_text  # noqa: PLC0415 - they finish their groups through this module
+    from storage.targets import CORPUS  # noqa: PLC0415
+    from storage.writer import hash_of_content  # noqa: PLC0415
+
+    attrs = read_attrs(path)
+    if "layout" in attrs:
+        return hash_of_content(path)
+    if attrs.get("format") == CORPUS:
+        return hash_of_text(path)
+    checksums = listed_checksums(path, array_names(path))
+    lines = [f"{name} {size} {crc}\n" for name, (size, crc) in sorted(checksums.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,309 @@
+"""What a finished group consists of: every file with its size and checksum, so that a loss is not taken for zeros.
+
+Zarr reads a missing chunk as fill values. So a group that is finished (:func:`close_group`) gets an inventory, kept
+in its ``zarr.json`` beside the consolidated metadata. It is not among the attributes on purpose: a program that
+writes the group anew copies attributes, but makes or drops consolidated metadata of its own. Therefore
+
+* a group with an inventory must agree with it, and is damaged where it does not;
+* a group without one was written or changed by another program (or an early version of this one): it can be read,
+  but what its attributes say of its content has to be computed again before it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from storage.errors import CorruptError
+from storage.files import is_stray_file, leftover_of, remove_stray_files, write_atomically
+from storage.sparse_array import read_metadata
+
+logger = logging.getLogger(__name__)
+
+GROUP_FILE = "zarr.json"
+CONSOLIDATED = "consolidated_metadata"
+INVENTORY = "inventory"
+#: Bytes of a group up to which every file is read when the group is opened after it was copied or touched.
+READ_WHEN_OPENED = 2**30
+READ_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a finished group consists of.
+
+    Attributes
+    ----------
+    files
+        Path below the group, with ``/`` → size in bytes and CRC-32C, of every file but the group's ``zarr.json``.
+    attributes
+        SHA-256 of the group's attributes.
+    stamp
+        SHA-256 of names, sizes and times of modification: where it still holds, nothing was touched. It is not kept
+        by every way of copying; then checksums decide.
+    """
+
+    files: dict[str, tuple[int, int]]
+    attributes: str
+    stamp: str
+
+    @classmethod
+    def read(cls, metadata: dict[str, Any], where: Path) -> Inventory | None:
+        """Return the inventory in a group's metadata, or None if there is none.
+
+        Raises
+        ------
+        CorruptError
+            If there is one that cannot be read.
+        """
+        stored = (metadata.get(CONSOLIDATED) or {}).get(INVENTORY)
+        if stored is None:
+            return None
+        try:
+            files = {str(name): (int(size), int(crc)) for name, (size, crc) in stored["files"].items()}
+            return cls(files, str(stored["attributes"]), str(stored["stamp"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptError(f"The inventory in {where / GROUP_FILE} cannot be read ({error!r}); {REMEDY}") from error
+
+
+REMEDY = "the result is damaged: delete it and run the stage that wrote it again"
+
+
+def close_group(folder: Path, attrs: Mapping[str, Any] | None = None, *, drop: Collection[str] = ()) -> None:
+    """Complete a group with one write of its ``zarr.json``: attributes, consolidated metadata and inventory.
+
+    Only arrays that are the group's own are taken in; folders of working files are not.
+
+    Parameters
+    ----------
+    folder
+        The group.
+    attrs
+        Attributes to add to those that it has.
+    drop
+        Names of attributes that go.
+    """
+    remove_stray_files(folder)
+    metadata = read_metadata(folder)
+    attributes = {**metadata.get("attributes", {}), **(attrs or {})}
+    attributes = {name: value for name, value in attributes.items() if name not in drop}
+    arrays = {name: array for name in array_names(folder) if (array := read_metadata(folder / name))}
+    inventory = {
+        "files": listed_checksums(folder, list(arrays)),
+        "attributes": attributes_hash(attributes),
+        "stamp": stamp(folder, list(arrays)),
+    }
+    closed = {
+        "attributes": attributes,
+        "zarr_format": 3,
+        "node_type": "group",
+        CONSOLIDATED: {"kind": "inline", "must_understand": False, "metadata": arrays, INVENTORY: inventory},
+    }
+    write_atomically(folder / GROUP_FILE, [json.dumps(closed, indent=2).encode()])
+
+
+def is_closed(folder: Path) -> bool:
+    """Say whether a group is complete."""
+    return Inventory.read(read_metadata(folder), folder) is not None
+
+
+def array_names(folder: Path) -> list[str]:
+    """Return the names of a group's arrays."""
+    names = sorted(file.parent.name for file in folder.glob(f"*/{GROUP_FILE}"))
+    return [name for name in names if read_metadata(folder / name).get("node_type") == "array"]
+
+
+def attributes_hash(attributes: dict[str, Any]) -> str:
+    """Return the SHA-256 of attributes, whatever their order."""
+    plain = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def listed_checksums(folder: Path, arrays: list[str]) -> dict[str, tuple[int, int]]:
+    """Return path below the group → size and CRC-32C of every file of some arrays."""
+    return {name: (size, _crc32c(folder / name)) for name, size, _ in _listing(folder, arrays)}
+
+
+def stamp(folder: Path, arrays: list[str]) -> str:
+    """Return the SHA-256 over name, size and time of modification of the files of some arrays."""
+    listing = sorted(f"{name} {size} {modified}\n" for name, size, modified in _listing(folder, arrays))
+    return hashlib.sha256("".join(listing).encode()).hexdigest()
+
+
+def faults(folder: Path, *, checksums: bool, metadata: dict[str, Any] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the file and the fault of everything that is not as the inventory says; nothing where there is none.
+
+    Parameters
+    ----------
+    folder
+        The group.
+    checksums
+        Whether the content of every file is read and compared, too.
+    metadata
+        The group's metadata, where they have been read.
+    """
+    metadata = read_metadata(folder) if metadata is None else metadata
+    inventory = Inventory.read(metadata, folder)
+    if inventory is None:
+        return
+    if attributes_hash(metadata.get("attributes", {})) != inventory.attributes:
+        yield GROUP_FILE, "the attributes are not those that were written"
+    arrays = sorted({name.split("/", 1)[0] for name in inventory.files})
+    present = {name: size for name, size, _ in _listing(folder, arrays)}
+    for name in sorted({*inventory.files, *present}):
+        if fault := _fault(folder, name, inventory.files.get(name), present.get(name), checksums=checksums):
+            yield name, fault
+    for name, array in (metadata[CONSOLIDATED].get("metadata") or {}).items():
+        file = folder / name / GROUP_FILE
+        if file.is_file() and _parsed(file) != array:
+            yield f"{name}/{GROUP_FILE}", "differs from its copy in the group's zarr.json"
+
+
+def _fault(folder: Path, name: str, written: tuple[int, int] | None, size: int | None, *, checksums: bool) -> str:
+    if written is None:
+        return "the file is foreign: it was not there when the group was finished"
+    if size is None:
+        is_other = (folder / name).exists()
+        return "a folder is in the place of the file" if is_other else "the file is missing"
+    if size != written[0]:
+        return f"the file has {size} bytes, {written[0]} were written"
+    if checksums and _crc32c(folder / name) != written[1]:
+        return "the file fails its checksum"
+    return ""
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def check_whole(path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Raise unless a group is as its inventory says.
+
+    Names and sizes of files are compared, which takes some 10 µs a file. Checksums are compared, too, where the files
+    were copied or touched since, and are of :data:`READ_WHEN_OPENED` bytes at most.
+
+    Parameters
+    ----------
+    path
+        The group.
+    metadata
+        Its metadata, where they have been read.
+
+    Raises
+    ------
+    CorruptError
+        If a file is missing, foreign, of another size, or of other content; the message names the first.
+    """
+    folder = Path(path)
+    metadata = read_metadata(folder) if metadata is None else metadata
+    inventory = Inventory.read(metadata, folder)
+    if inventory is None:
+        return
+    touched = not _is_untouched(folder, inventory)
+    small = sum(size for size, _ in inventory.files.values()) <= READ_WHEN_OPENED
+    for name, fault in faults(folder, checksums=touched and small, metadata=metadata):
+        raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
+    if touched and not small:
+        logger.warning(
+            "%s was copied or touched since it was written; its files have the right names and sizes. "
+            "`subspace verify` reads them",
+            folder,
+        )
+
+
+def _is_untouched(folder: Path, inventory: Inventory) -> bool:
+    arrays = sorted({name.split("/", 1)[0] for name in inventory.files})
+    return stamp(folder, arrays) == inventory.stamp
+
+
+def is_intact(path: str | Path) -> bool:
+    """Say whether a group has an inventory and agrees with it, content included.
+
+    Files are read only where they were copied or touched since.
+
+    Raises
+    ------
+    CorruptError
+        If it has an inventory and does not agree: that is damage.
+    """
+    folder = Path(path)
+    metadata = read_metadata(folder)
+    inventory = Inventory.read(metadata, folder)
+    if inventory is None:
+        return False
+    for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
+        raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
+    return True
+
+
+def strangers(folder: Path) -> list[str]:
+    """Return the names of files below a group, finished or not, that are no part of it."""
+    inventory = Inventory.read(read_metadata(folder), folder)
+    if inventory is not None:
+        names = (file.relative_to(folder).as_posix() for file in _files(folder))
+        return sorted(name for name in names if name not in inventory.files and not _passes(name))
+    return sorted(entry.name for entry in os.scandir(folder) if not _may_be_zarr(entry))
+
+
+def _passes(name: str) -> bool:
+    """Say whether a file is the group's own, or one that a dead writer left."""
+    *folders, file = name.split("/")
+    return name == GROUP_FILE or is_stray_file(file) or any(leftover_of(part) for part in folders)
+
+
+def _may_be_zarr(entry: os.DirEntry[str]) -> bool:
+    """Say whether something in a group without an inventory may belong to it: metadata, an array, or a group."""
+    if not entry.is_dir(follow_symlinks=False):
+        return _passes(entry.name)
+    # Zarr deletes an array file by file, and creates its folder first
+    names = [child.name for child in Path(entry.path).iterdir()]
+    known = all(name in ("c", GROUP_FILE) or is_stray_file(name) for name in names)
+    return known or GROUP_FILE in names or leftover_of(entry.name) is not None
+
+
+def _listing(folder: Path, arrays: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of modification (ns) of every file of some arrays; those being written are left out."""
+    root = os.fspath(folder)
+    for array in arrays:
+        for entry in _entries(f"{root}/{array}"):
+            if not is_stray_file(entry.name):
+                status = entry.stat(follow_symlinks=True)
+                yield os.path.relpath(entry.path, root).replace(os.sep, "/"), status.st_size, status.st_mtime_ns
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield the files below a folder; far faster than ``Path.rglob`` for many chunks."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _entries(entry.path)
+        elif entry.is_file():
+            yield entry
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield everything below a folder that is no folder, links and pipes too."""
+    return (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _crc32c(file: Path) -> int:
+    """Return the CRC-32C of a file, of which 4 MiB are in memory at a time."""
+    checksum = google_crc32c.Checksum()
+    with file.open("rb") as stream:
+        while block := stream.read(READ_BYTES):
+            checksum.update(block)
+    return int.from_bytes(checksum.digest(), "big")

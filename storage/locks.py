@@ -1,0 +1,289 @@
+"""One writer at a time for every target, on one host and across hosts that share a file system.
+
+Whoever writes PATH holds ``PATH.lock``: a file with an advisory lock of the operating system (``flock``), which
+ends with the process, and with the holder's host, process, start and a heartbeat, which other hosts can read where
+the file system does not pass locks on. A lock is taken over
+
+* at once, if its holder was on this host and is dead (the operating system's lock is free);
+* after :data:`STALE_AFTER` seconds without a heartbeat, by the clock of the file system, if it was on another host.
+
+Processes that share one target's work (:mod:`pipeline.share`) hold a lock for their part, ``PATH.PART.lock``. Parts
+do not exclude one another; they and the lock of the whole exclude each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from storage.errors import BusyError
+from storage.files import LOCK_SUFFIX
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two heartbeats.
+BEAT = 15.0
+#: Seconds without a heartbeat after which a lock of another host counts as left behind.
+STALE_AFTER = 120.0
+#: Seconds after which a file system without ``flock`` is asked again whose lock it is.
+SETTLE = 0.2
+_PART = re.compile(r"(begin|\d+)-of-\d+")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes
+    ----------
+    host, process, started
+        Host name, process id, and when that process started, in seconds since the epoch: ids are used again.
+    since
+        When the lock was taken, in UTC.
+    command
+        What the process runs.
+    token
+        Random; tells two locks of one process apart.
+    """
+
+    host: str
+    process: int
+    started: float
+    since: str
+    command: str
+    token: str
+
+    @classmethod
+    def this_process(cls) -> Self:
+        """Return this process as a holder."""
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()) or 0.0, now, command, uuid.uuid4().hex)
+
+    @classmethod
+    def read(cls, descriptor: int) -> Self | None:
+        """Return what a lock file says; None if it is empty or cut short, as a process leaves it that just died."""
+        try:
+            return cls(**json.loads(os.pread(descriptor, 65_536, 0)))
+        except (ValueError, TypeError):
+            return None
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} ({self.command or 'unknown command'}) since {self.since}"
+
+
+def _started(process: int) -> float | None:
+    """Return when a process of this host started, or None if there is none."""
+    import psutil  # noqa: PLC0415 - needed only where something is written
+
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.Error:
+        return None
+
+
+@dataclass
+class _Lock:
+    """A lock that this process holds."""
+
+    file: Path
+    descriptor: int
+    holder: Holder
+    thread: int
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self.descriptor)
+
+    def check(self) -> None:
+        """Raise unless the lock is still this one's."""
+        try:
+            descriptor = os.open(self.file, os.O_RDONLY)
+        except FileNotFoundError:
+            holder = None
+        else:
+            holder = Holder.read(descriptor)
+            os.close(descriptor)
+        if holder != self.holder:
+            raise BusyError(
+                f"The lock {self.file} was taken over{f' by {holder}' if holder else ''} while this process was "
+                "suspended or cut off from the file system. Nothing was replaced; run the command again"
+            )
+
+    def release(self) -> None:
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self.file.unlink()
+        os.close(self.descriptor)
+
+
+_locks: dict[Path, _Lock] = {}
+_locks_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def lock(path: Path, part: str | None = None) -> Iterator[None]:
+    """Hold the lock of a target, or of a part of it; the same thread may take it again inside.
+
+    Parameters
+    ----------
+    path
+        The target; the folder that it is in must exist.
+    part
+        Which part, as ``3-of-16``; the whole if absent.
+
+    Raises
+    ------
+    BusyError
+        If another process, or another thread of this one, holds it; the message says who.
+    """
+    path = path.absolute()
+    whole = path.with_name(path.name + LOCK_SUFFIX)
+    file = whole if part is None else path.with_name(f"{path.name}.{part}{LOCK_SUFFIX}")
+    with _locks_guard:
+        mine = _locks.get(file)
+        if mine is not None and mine.thread == threading.get_ident():
+            mine.depth += 1
+        else:
+            mine = _locks[file] = _take(file, path)
+    try:
+        if part is not None:
+            _refuse_if_busy([whole], path)
+        elif mine.depth == 1:
+            _refuse_if_busy(_parts_of(path), path)
+        yield
+    finally:
+        with _locks_guard:
+            mine.depth -= 1
+            if not mine.depth:
+                del _locks[file]
+                mine.release()
+
+
+def check_lock(path: Path) -> None:
+    """Raise :class:`BusyError` if a lock that this process took on `path` was taken over by another since."""
+    mine = _locks.get(path.absolute().with_name(path.name + LOCK_SUFFIX))
+    if mine is not None:
+        mine.check()
+
+
+def _parts_of(path: Path) -> list[Path]:
+    names = (entry.name for entry in os.scandir(path.parent) if entry.name.endswith(LOCK_SUFFIX))
+    prefix = f"{path.name}."
+    return [
+        path.with_name(name)
+        for name in names
+        if name.startswith(prefix) and _PART.fullmatch(name.removeprefix(prefix).removesuffix(LOCK_SUFFIX))
+    ]
+
+
+def _refuse_if_busy(files: list[Path], path: Path) -> None:
+    """Raise if one of these locks has a living holder; locks of the dead are removed."""
+    for file in files:
+        mine = _locks.get(file)
+        if mine is not None and mine.thread == threading.get_ident():
+            continue
+        if file.exists():
+            _take(file, path).release()
+
+
+def _take(file: Path, path: Path) -> _Lock:
+    """Take a lock, if need be from a dead holder."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            mine = _lock_file(file, descriptor, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if mine is not None:
+            return mine
+        os.close(descriptor)
+
+
+def _lock_file(file: Path, descriptor: int, path: Path) -> _Lock | None:
+    """Make an open lock file this process's; None if its holder has removed it in the meantime."""
+    by_flock = _flock(descriptor)
+    previous = Holder.read(descriptor)
+    if by_flock is False or (previous is not None and _lives(previous, file, by_flock=bool(by_flock))):
+        raise BusyError(_message(path, previous, file))
+    if not _is_at(file, descriptor):
+        return None
+    if previous is not None:
+        logger.info("Taking over the lock of %s from %s, which is gone", path, previous)
+    holder = Holder.this_process()
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+    if by_flock is None:
+        _settle(file, descriptor, holder, path)
+    return _Lock(file, descriptor, holder, threading.get_ident())
+
+
+def _message(path: Path, holder: Holder | None, file: Path) -> str:
+    who = str(holder) if holder is not None else "another process"
+    hint = ""
+    if holder is not None and holder.host != socket.gethostname():
+        hint = f". If that process is gone, the lock is free {STALE_AFTER:.0f} s after its last sign of life"
+    return f"{path} is being written by {who}: wait until it is done, or give another path (the lock is {file}){hint}"
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Lock a file; False if somebody else has, None if the file system knows no such locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.info("This file system has no flock (%s): locks are held by heartbeat alone", error)
+        return None
+    return True
+
+
+def _lives(holder: Holder, file: Path, *, by_flock: bool) -> bool:
+    """Say whether a holder may still be at work, given that the operating system's lock of `file` was to be had."""
+    if holder.host == socket.gethostname():
+        return not by_flock and _started(holder.process) == holder.started
+    return _file_system_time(file) - file.stat().st_mtime < STALE_AFTER
+
+
+def _file_system_time(file: Path) -> float:
+    """Return the present time by the clock that time stamps of files beside `file` come from."""
+    probe = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_at(file: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    return False
+
+
+def _settle(file: Path, descriptor: int, holder: Holder, path: Path) -> None:
+    """Without ``flock``, two processes may have written into one lock file: the last one has it."""
+    time.sleep(SETTLE)
+    if (other := Holder.read(descriptor)) != holder:
+        raise BusyError(_message(path, other, file))

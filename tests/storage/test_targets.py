@@ -1,0 +1,521 @@
+"""What may be replaced, who may write, what is left when a process dies, and what readers make of losses."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import storage
+from storage import files, inventory, locks, targets
+from storage.errors import BusyError, CorruptError, InputError, MissingInputError
+from storage.rundir import RunDirectory
+
+
+def result(*values):
+    return xr.Dataset({"x": ("y", [float(value) for value in values])})
+
+
+def manifest(inputs="one", **settings):
+    return storage.new_manifest("match", {"correlation": inputs}, settings)
+
+
+def write_result(path, **options):
+    storage.write_result(result(1, 2), path, manifest(), **options)
+
+
+def write_store(path, **options):
+    storage.write_activations(path, np.eye(3), **options)
+
+
+def write_corpus(path, **options):
+    storage.write_corpus(path, ["one", "two"], **options)
+
+
+def import_array(path, **options):
+    source = path.parent / "source.npy"
+    np.save(source, np.eye(3))
+    storage.import_activations(source, path, **options)
+
+
+WRITERS = [write_result, write_store, write_corpus, import_array]
+
+
+def tree(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def precious(tmp_path):
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("ten years")
+    return folder
+
+
+class TestDoor:
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("write", WRITERS)
+    def test_what_is_not_ours_stays(self, precious, write, overwrite):
+        (precious / ".git").mkdir()
+        link = precious.parent / "link.zarr"
+        link.symlink_to(precious)
+        for path in (precious, precious / "thesis.txt", link):
+            with pytest.raises(InputError, match=r"thesis\.txt"):
+                write(path, overwrite=overwrite)
+        assert (precious / "thesis.txt").read_text() == "ten years"
+        assert (precious / ".git").is_dir()
+
+    @pytest.mark.parametrize("write", WRITERS)
+    def test_nor_is_it_removed_from_ours(self, tmp_path, write):
+        for place in ("x.zarr", "x.zarr/notes"):
+            write(tmp_path / "x.zarr", overwrite=True)
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / "thesis.txt").write_text("ten years")
+            with pytest.raises(InputError, match=r"thesis\.txt beside its own files"):
+                write(tmp_path / "x.zarr", overwrite=True)
+            assert (tmp_path / place / "thesis.txt").read_text() == "ten years"
+            shutil.rmtree(tmp_path / "x.zarr")
+
+    def test_nor_from_the_place_of_unfinished_work(self, tmp_path):
+        (tmp_path / "x.zarr.partial").mkdir()
+        (tmp_path / "x.zarr.partial/thesis.txt").write_text("ten years")
+        for write in (write_result, write_store):
+            with pytest.raises(InputError, match="nothing there is replaced"):
+                write(tmp_path / "x.zarr", overwrite=True)
+        assert (tmp_path / "x.zarr.partial/thesis.txt").read_text() == "ten years"
+
+    def test_a_zarr_group_of_another_program_stays(self, tmp_path):
+        result(1).to_zarr(tmp_path / "x.zarr", zarr_format=3, consolidated=False)
+        with pytest.raises(InputError, match="nothing that this package wrote"):
+            write_result(tmp_path / "x.zarr", overwrite=True)
+
+    def test_another_kind_stays(self, tmp_path):
+        for i, write in enumerate(WRITERS[:3]):
+            write(tmp_path / "x.zarr")
+            for other in WRITERS[:i] + WRITERS[i + 1 : 3]:
+                with pytest.raises(InputError, match="is to be written"):
+                    other(tmp_path / "x.zarr", overwrite=True)
+            shutil.rmtree(tmp_path / "x.zarr")
+
+    def test_inputs_of_the_call_and_places_inside_of_stores_are_refused(self, tmp_path):
+        write_result(tmp_path / "x.zarr")
+        itself = storage.new_manifest("match", {"correlation": storage.fingerprint(tmp_path / "x.zarr")}, {})
+        with pytest.raises(InputError, match="an input of this very call"):
+            storage.write_result(result(3), tmp_path / "x.zarr", itself, overwrite=True)
+        with pytest.raises(InputError, match="is inside of the store or result"):
+            write_store(tmp_path / "x.zarr/inner.zarr")
+
+    def test_other_inputs_need_overwrite_and_other_settings_do_not(self, tmp_path):
+        path = tmp_path / "x.zarr"
+        write_result(path)
+        storage.write_result(result(5), path, manifest(method="best"))
+        with pytest.raises(InputError, match=r"came from other inputs: .* overwrite=True"):
+            storage.write_result(result(6), path, manifest("two"))
+        assert storage.open_result(path).x.values == [5]
+        storage.write_result(result(6), path, manifest("two"), overwrite=True)
+        assert storage.open_result(path).x.values == [6]
+        for write in (write_store, write_corpus):
+            write(tmp_path / write.__name__)
+            with pytest.raises(InputError, match="overwrite"):
+                write(tmp_path / write.__name__)
+
+    def test_nothing_is_computed_and_nothing_written_where_the_call_is_refused(self, tmp_path, precious):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError):
+            storage.make_result(precious, manifest(), lambda: pytest.fail("computed"))
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_what_comes_while_the_result_is_computed_stays(self, tmp_path):
+        def compute():
+            (tmp_path / "x.zarr").mkdir()
+            (tmp_path / "x.zarr/thesis.txt").write_text("ten years")
+            return result(1)
+
+        with pytest.raises(InputError, match=r"thesis\.txt"):
+            storage.make_result(tmp_path / "x.zarr", manifest(), compute)
+        assert tree(tmp_path) == {"x.zarr/thesis.txt": b"ten years"}
+
+    @pytest.mark.parametrize("write", WRITERS)
+    def test_an_empty_folder_and_a_link_may_be_written(self, tmp_path, write):
+        (tmp_path / "x.zarr").mkdir()
+        write(tmp_path / "x.zarr")
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "y.zarr").symlink_to(tmp_path / "disk/y.zarr")
+        write(tmp_path / "y.zarr")
+        assert (tmp_path / "y.zarr").is_symlink()
+        assert (tmp_path / "disk/y.zarr/zarr.json").is_file()
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_only_paths_of_a_file_system(self, tmp_path, write, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for url in ("s3://bucket/C.zarr", "gs:/bucket/C.zarr", "http://host/C.zarr"):
+            with pytest.raises(InputError, match=r"bucket/C\.zarr|host/C\.zarr"):
+                write(url)
+        write(f"file://{tmp_path}/C.zarr")
+        assert [path.name for path in tmp_path.iterdir()] == ["C.zarr"]
+        with pytest.raises(InputError, match="not on a file system"):
+            storage.open_result("s3://bucket/C.zarr")
+
+
+class TestFiles:
+    def write(self, path, text="a,b\n1,2\n", **options):
+        with storage.targets.claim_file(path, targets.starts_with("a,b"), suffixes=[".csv"], **options) as target:
+            target.write_text(text)
+
+    def test_an_own_table_with_other_content_needs_overwrite(self, tmp_path):
+        path = tmp_path / "sub/x.csv"
+        self.write(path)
+        self.write(path)
+        with pytest.raises(InputError, match="overwrite"):
+            self.write(path, "a,b\n3,4\n")
+        self.write(path, "a,b\n3,4\n", overwrite=True)
+        assert tree(tmp_path) == {"sub/x.csv": b"a,b\n3,4\n"}
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_another_table_stays(self, tmp_path, overwrite, precious):
+        (tmp_path / "x.csv").write_text("mine")
+        (tmp_path / "y.csv").symlink_to(tmp_path / "x.csv")
+        (tmp_path / "z.csv").mkdir()
+        for path in (tmp_path / "x.csv", tmp_path / "y.csv", tmp_path / "z.csv", precious / "thesis.txt"):
+            with pytest.raises(InputError):
+                self.write(path, overwrite=overwrite)
+        assert (tmp_path / "x.csv").read_text() == "mine"
+
+    def test_exports(self, tmp_path):
+        for i in (1, 2):
+            storage.write_activations(tmp_path / f"{i}.zarr", i * np.eye(4))
+        for name, fmt in {"e.npz": "npz", "e.h5ad": "anndata", "e.zarr": "anndata"}.items():
+            storage.export_activations(tmp_path / "1.zarr", tmp_path / name, fmt)
+            with pytest.raises(InputError, match="overwrite"):
+                storage.export_activations(tmp_path / "2.zarr", tmp_path / name, fmt)
+            storage.export_activations(tmp_path / "2.zarr", tmp_path / name, fmt, overwrite=True)
+            storage.import_activations(tmp_path / name, tmp_path / f"{name}.back.zarr")
+            back = storage.open_activations(tmp_path / f"{name}.back.zarr")
+            np.testing.assert_array_equal(back.activation.values, 2 * np.eye(4))
+        for name, fmt in {"o.npz": "npz", "o.h5ad": "anndata", "o.zarr": "anndata", "o.npy": "npy"}.items():
+            path = tmp_path / name
+            if name.endswith(".zarr"):
+                path.mkdir()
+                path /= "thesis.txt"
+            path.write_text("ten years")
+            with pytest.raises(InputError, match=r"not written by this command|nothing that this package"):
+                storage.export_activations(tmp_path / "1.zarr", tmp_path / name, fmt, overwrite=True)
+            assert path.read_text() == "ten years"
+
+
+class TestRunDirectory:
+    def test_a_folder_with_other_files_is_no_run_directory(self, precious):
+        with pytest.raises(InputError, match=r"thesis\.txt"), RunDirectory(precious).claim():
+            pass
+        with pytest.raises(InputError, match="is a file"):
+            RunDirectory(precious / "thesis.txt").check()
+        assert tree(precious) == {"thesis.txt": b"ten years"}
+
+    def test_what_commands_leave_before_a_run_is_no_obstacle(self, tmp_path):
+        run = RunDirectory(tmp_path / "run")
+        run.check()
+        (run.root / "logs").mkdir(parents=True)
+        (run.root / f"experiment.json.{'0' * 32}.partial").touch()
+        with run.claim():
+            run.write_experiment({"name": "x"})
+        (run.root / "notes.txt").touch()
+        run.check()
+        assert sorted(path.name for path in run.root.iterdir()) == ["experiment.json", "logs", "notes.txt"]
+
+
+HOLD = """
+    import sys, storage, time
+    with storage.claim("x.zarr", storage.new_manifest("match", {}, {})) as target:
+        target.begin()
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """Another process that holds x.zarr."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+class TestLock:
+    def claim(self, tmp_path, **options):
+        return storage.claim(tmp_path / "x.zarr", storage.new_manifest("match", {}, {}), **options)
+
+    def test_a_holder_is_named_and_a_dead_one_gives_way_at_once(self, tmp_path, other_process, caplog):
+        with pytest.raises(BusyError, match=f"process {other_process.pid} on .*wait until it is done") as refused:
+            self.claim(tmp_path).__enter__()
+        assert refused.value.exit_code == 75
+        other_process.kill()
+        other_process.wait()
+        caplog.set_level("INFO")
+        start = time.monotonic()
+        with self.claim(tmp_path) as target:
+            assert target.resumes()
+        assert time.monotonic() - start < 5
+        assert "Taking over the lock" in caplog.text
+        assert not list(tmp_path.glob("*.lock"))
+
+    def test_a_number_that_another_process_has_now_is_no_holder(self, tmp_path):
+        """Ids of processes are used again."""
+        here = locks.Holder.this_process()
+        stale = {**here.__dict__, "started": here.started - 100}
+        (tmp_path / "x.zarr.lock").write_text(json.dumps(stale))
+        with self.claim(tmp_path):
+            pass
+
+    @pytest.mark.parametrize("content", ["", "{", '{"host": 1}', "\x00" * 9])
+    def test_a_lock_that_was_cut_short_gives_way(self, tmp_path, content):
+        (tmp_path / "x.zarr.lock").write_text(content)
+        with self.claim(tmp_path):
+            pass
+
+    def test_another_host_gives_way_when_its_heart_stands_still(self, tmp_path):
+        file = tmp_path / "x.zarr.lock"
+        file.write_text(json.dumps({**locks.Holder.this_process().__dict__, "host": "elsewhere"}))
+        with pytest.raises(BusyError, match=r"on elsewhere .*120 s after its last sign of life"):
+            self.claim(tmp_path).__enter__()
+        long_ago = time.time() - 2 * locks.STALE_AFTER
+        os.utime(file, (long_ago, long_ago))
+        with self.claim(tmp_path):
+            pass
+
+    def test_without_flock_the_process_is_looked_at(self, tmp_path, other_process, monkeypatch):
+        monkeypatch.setattr(locks, "_flock", lambda _: None)
+        with pytest.raises(BusyError, match=f"process {other_process.pid}"):
+            self.claim(tmp_path).__enter__()
+        other_process.kill()
+        other_process.wait()
+        with self.claim(tmp_path):
+            pass
+
+    def test_the_heart_beats(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(locks, "BEAT", 0.01)
+        with self.claim(tmp_path):
+            file = tmp_path / "x.zarr.lock"
+            os.utime(file, (1, 1))
+            deadline = time.monotonic() + 20
+            while file.stat().st_mtime < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    def test_one_thread_may_claim_again_and_another_may_not(self, tmp_path):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with (
+            self.claim(tmp_path),
+            self.claim(tmp_path),
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(BusyError),
+        ):
+            pool.submit(lambda: self.claim(tmp_path).__enter__()).result()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: self.claim(tmp_path).__enter__()).result()
+
+    def test_parts_exclude_the_whole_and_not_each_other(self, tmp_path):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self.claim(tmp_path) as target:
+            target.begin()
+        with ThreadPoolExecutor(1) as pool, self.claim(tmp_path, part="0-of-2"):
+            with self.claim(tmp_path, part="1-of-2"):
+                pass
+            for part in (None, "0-of-2"):
+                with pytest.raises(BusyError):
+                    pool.submit(lambda part=part: self.claim(tmp_path, part=part).__enter__()).result()
+        with ThreadPoolExecutor(1) as pool, self.claim(tmp_path), pytest.raises(BusyError):
+            pool.submit(lambda: self.claim(tmp_path, part="0-of-2").__enter__()).result()
+        assert not list(tmp_path.glob("*.lock"))
+
+    def test_a_lock_that_was_lost_is_noticed_before_anything_is_replaced(self, tmp_path):
+        write_result(tmp_path / "x.zarr")
+        with self.claim(tmp_path, overwrite=True) as target:
+            (tmp_path / "x.zarr.lock").unlink()
+            with pytest.raises(BusyError, match="Nothing was replaced"):
+                target.write(result(7))
+        assert storage.open_result(tmp_path / "x.zarr").x.values.tolist() == [1, 2]
+
+    def test_rows_of_two_writers_are_not_mixed(self, tmp_path):
+        one = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=6, n_features=3, shard_rows=3)
+        one.write_shard(0, np.eye(3))
+        two = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=6, n_features=3, shard_rows=3)
+        assert two.missing() == [0, 1]
+        with pytest.raises(BusyError, match=r"begun .* anew"):
+            one.write_shard(1, np.eye(3))
+        for i in two.missing():
+            two.write_shard(i, 2 * np.eye(3))
+        two.finalise()
+        np.testing.assert_array_equal(
+            storage.open_activations(two.path).activation.values, 2 * np.eye(3)[[0, 1, 2] * 2]
+        )
+
+
+class TestLeftovers:
+    def test_what_dead_processes_left_is_swept(self, tmp_path):
+        write_result(tmp_path / "x.zarr")
+        whole = tree(tmp_path)
+        for ending in ("new", "old", "trash"):
+            write_result(files.temporary_path(tmp_path / "x.zarr", ending))
+        (tmp_path / f"x.zarr.{'0' * 32}.partial").touch()
+        (tmp_path / "x.zarr.mine.old").mkdir()
+        storage.write_result(result(1, 2), tmp_path / "x.zarr", manifest())
+        assert tree(tmp_path).keys() == whole.keys()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zarr", "x.zarr.mine.old"]
+
+    def test_a_death_between_two_renames_brings_the_old_one_back(self, tmp_path):
+        write_result(tmp_path / "x.zarr")
+        (tmp_path / "x.zarr").rename(files.temporary_path(tmp_path / "x.zarr", "old"))
+        with storage.claim(tmp_path / "x.zarr", manifest()) as target:
+            assert target.is_current()
+        assert storage.open_result(tmp_path / "x.zarr").x.values.tolist() == [1, 2]
+
+    @pytest.mark.parametrize("calls", range(1, 5))
+    def test_whole_work_of_a_dead_process_takes_its_place(self, tmp_path, monkeypatch, calls):
+        """The process dies at any rename of the finishing protocol."""
+        write_result(tmp_path / "x.zarr")
+        count = iter(range(1, 99))
+        rename = files.Path.rename
+
+        def dying(self, to):
+            if next(count) == calls:
+                raise KeyboardInterrupt
+            return rename(self, to)
+
+        with storage.claim(tmp_path / "x.zarr", manifest(new=1)) as target:
+            folder = target.begin()
+            storage.add_variables(result(8), folder)
+            (folder / "panels").mkdir()
+            monkeypatch.setattr(files.Path, "rename", dying)
+            with contextlib.suppress(KeyboardInterrupt):
+                target.finish()
+        assert next(count) > calls
+        monkeypatch.undo()
+        with storage.claim(tmp_path / "x.zarr", manifest(new=1)) as target:
+            assert target.is_current()
+        assert [path.name for path in tmp_path.iterdir()] == ["x.zarr"]
+        assert storage.open_result(tmp_path / "x.zarr").x.values.tolist() == [8]
+
+
+class TestReading:
+    @pytest.fixture
+    def store(self, tmp_path):
+        storage.write_activations(tmp_path / "a.zarr", np.eye(40, 9), shard_rows=20, chunk=(10, 9))
+        return tmp_path / "a.zarr"
+
+    @pytest.mark.parametrize("lost", ["mean/c/0", "activation/c/1/0", "n_active/c/0", "std/zarr.json"])
+    def test_a_lost_file_is_no_zeros(self, store, lost):
+        (store / lost).unlink()
+        for read in (storage.open_activations, storage.fingerprint):
+            with pytest.raises(CorruptError, match=lost):
+                read(store)
+
+    def test_a_foreign_chunk_and_a_folder_are_named(self, store):
+        (store / "mean/c/1").write_bytes(b"x")
+        with pytest.raises(CorruptError, match="mean/c/1: the file is foreign"):
+            storage.open_activations(store)
+        (store / "mean/c/1").unlink()
+        (store / "mean/c/0").unlink()
+        (store / "mean/c/0").mkdir()
+        with pytest.raises(CorruptError, match="a folder is in the place"):
+            storage.open_activations(store)
+
+    def test_chunks_of_another_store_are_named(self, store, tmp_path):
+        storage.write_activations(tmp_path / "b.zarr", 2 * np.eye(40, 9), shard_rows=20, chunk=(10, 9))
+        shutil.copyfile(tmp_path / "b.zarr/activation/c/0/0", store / "activation/c/0/0")
+        with pytest.raises(CorruptError, match="activation/c/0/0"):
+            storage.open_activations(store)
+
+    def test_files_are_read_again_only_where_they_were_touched(self, store, tmp_path, monkeypatch):
+        sums = []
+        checksum = inventory._crc32c
+        monkeypatch.setattr(inventory, "_crc32c", lambda file: sums.append(file) or checksum(file))
+        hashed = storage.fingerprint(store)
+        shutil.copytree(store, tmp_path / "same.zarr")  # keeps times
+        assert storage.fingerprint(tmp_path / "same.zarr") == hashed
+        assert not sums
+        shutil.copytree(store, tmp_path / "copy.zarr", copy_function=shutil.copyfile)
+        assert storage.fingerprint(tmp_path / "copy.zarr") == hashed
+        assert sums
+        monkeypatch.setattr(inventory, "READ_WHEN_OPENED", 0)
+        sums.clear()
+        storage.open_activations(tmp_path / "copy.zarr")
+        assert not sums
+
+    def test_the_hash_of_a_store_that_was_edited_is_that_of_its_content(self, store, tmp_path):
+        before = storage.fingerprint(store)
+        ds = xr.open_zarr(store).load()
+        ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
+        assert storage.fingerprint(store) == before
+        ds["activation"][3, 3] = 7
+        ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
+        assert xr.open_zarr(store, consolidated=False).attrs["content_hash"] == before
+        edited = storage.fingerprint(store)
+        assert edited != before
+        storage.write_activations(tmp_path / "same.zarr", ds.activation.values, shard_rows=20, chunk=(10, 9))
+        assert edited == storage.fingerprint(tmp_path / "same.zarr")
+
+    def test_a_result_that_was_edited_is_used_and_what_is_made_from_it_is_made_again(self, tmp_path, caplog):
+        write_result(tmp_path / "x.zarr")
+        before = storage.fingerprint(tmp_path / "x.zarr")
+        edited = xr.open_zarr(tmp_path / "x.zarr").load() * 2
+        edited.attrs = xr.open_zarr(tmp_path / "x.zarr").attrs
+        edited.to_zarr(tmp_path / "x.zarr", mode="w", zarr_format=3, consolidated=False)
+        assert storage.fingerprint(tmp_path / "x.zarr") != before
+        assert storage.is_current(tmp_path / "x.zarr", manifest())
+        assert "changed by another program" in caplog.text
+
+    def test_a_damaged_result_is_made_again(self, tmp_path, caplog):
+        write_result(tmp_path / "x.zarr")
+        (tmp_path / "x.zarr/x/c/0").write_bytes(b"?")
+        with pytest.raises(CorruptError):
+            storage.fingerprint(tmp_path / "x.zarr")
+        made = storage.make_result(tmp_path / "x.zarr", manifest(), lambda: result(1, 2))
+        assert made.x.values.tolist() == [1, 2]
+        assert "made again" in caplog.text
+
+    def test_what_stands_in_the_way_of_reading_is_said(self, tmp_path):
+        (tmp_path / "a.zarr").mkdir()
+        (tmp_path / "a.zip").touch()
+        for name, message in {
+            "a.zarr": "without a zarr.json",
+            "a.zip": "unpack it",
+            "b.zarr": "check the path",
+        }.items():
+            with pytest.raises(MissingInputError, match=message):
+                storage.open_activations(tmp_path / name)
+
+
+def test_every_public_writer_goes_through_the_door():
+    """Every function of the package that takes a place to write to knows `overwrite`."""
+    import inspect
+
+    import pipeline
+
+    writers = {
+        function.__name__: function
+        for module in (storage, pipeline)
+        for name in module.__all__
+        if inspect.isfunction(function := getattr(module, name)) and "out" in inspect.signature(function).parameters
+    }
+    writers |= {name: getattr(storage, name) for name in ("write_activations", "write_corpus", "write_result", "claim")}
+    assert {"correlate", "match", "compare", "make_result"} <= writers.keys()
+    assert [
+        name for name, function in writers.items() if "overwrite" not in inspect.signature(function).parameters
+    ] == []
+    assert importlib.import_module("storage.targets").claim is storage.claim
