@@ -66,13 +66,16 @@ LEFTOVERS = re.compile(r"\.(partial|old|lock|tmp)\b|\.[0-9a-f]{32}\b")
 
 #: What may differ between two runs. Files and folders that record when and how fast a run was:
 VOLATILE_FILES = re.compile(r"(^|/)(usage|watch|logs)/|(^|/)watch\.(html|json)$")
-#: attributes that hold a moment, and the hash of all attributes, which contains it:
-VOLATILE_KEYS = ("created", "attributes_sha256")
+#: text in ``zarr.json`` that holds a moment, the hash of all attributes, which has it among them, and of all times of
+#: modification:
+VOLATILE_KEYS = ("created", "attributes", "stamp")
 #: moments on pages:
 VOLATILE_TEXT = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?([.]\d+)?([+]\d\d:\d\d)?")
 VOLATILE = {"files": VOLATILE_FILES.pattern, "attributes": VOLATILE_KEYS, "text": VOLATILE_TEXT.pattern.decode()}
 
-Action = Callable[[], int]
+#: Runs something in the current folder, and returns the exit status. Its argument says whether a finished result that
+#: came from other inputs or settings may be replaced.
+Action = Callable[[bool], int]
 #: Path below the folder → digest of the content; folders end in a slash.
 Tree = dict[str, str]
 
@@ -88,7 +91,7 @@ class Scenario:
     start
         Name of the folder that it begins with; see :data:`benchmarks.crash_scenarios.STARTS`.
     act
-        Runs it in the current folder; returns the exit status.
+        Runs it.
     targets
         What it writes, below that folder.
     other
@@ -161,7 +164,8 @@ def plain(path: Path, root: Path) -> bytes:
 def blanked(value: Any) -> Any:
     """Return JSON values without the attributes that may differ."""
     if isinstance(value, dict):
-        return {key: "" if key in VOLATILE_KEYS else blanked(item) for key, item in value.items()}
+        volatile = {key for key in VOLATILE_KEYS if isinstance(value.get(key), str)}
+        return {key: "" if key in volatile else blanked(item) for key, item in value.items()}
     return [blanked(item) for item in value] if isinstance(value, list) else value
 
 
@@ -360,13 +364,13 @@ class Workshop:
             self.undisturbed(folder, make)
         return self.starts[name]
 
-    def undisturbed(self, folder: Path, act: Action, *, count: bool = False) -> list[str]:
+    def undisturbed(self, folder: Path, act: Action, *, count: bool = False, overwrite: bool = False) -> list[str]:
         """Run an action in a folder to its end; return the operations."""
         log = folder.with_suffix(".operations")
 
         def run() -> list[str]:
             arm(self.library, folder, log)
-            status = act()
+            status = act(overwrite)
             if status:
                 raise RuntimeError(f"An undisturbed run ends with {status}")
             return sorted(sys.modules) if count else []
@@ -402,7 +406,7 @@ class Workshop:
         if mode == "other":
             return Prepared(scenario, mode, start, operations, tree(old))
         slot = self.slot("undisturbed", old)
-        operations = self.undisturbed(slot, scenario.act)
+        operations = self.undisturbed(slot, scenario.act, overwrite=True)
         for difference in differences(tree(slot), expected):
             print(f"{scenario.name}, an older result replaced, undisturbed: {difference}", file=sys.stderr)
         return Prepared(scenario, mode, old, operations, expected, tree(old))
@@ -415,13 +419,13 @@ class Workshop:
 
         def first() -> list[str]:
             arm(self.library, slot, log, die_after=moment, torn=mode == "torn")
-            return [str(scenario.act())]
+            return [str(scenario.act(mode == "older"))]
 
         def again() -> list[str]:
             problems = []
             if mode == "older":
                 problems += read_between(slot, scenario.targets, prepared.old, prepared.expected)
-            if status := prepared.second():
+            if status := prepared.second(mode in ("other", "older")):
                 problems.append(f"the second run ends with {status}")
             return problems + list(differences(tree(slot), prepared.expected)) + list(faults(scenario.targets))
 
@@ -498,7 +502,7 @@ def deaths(workshop: Workshop, scenarios: list[Scenario], options: argparse.Name
     rows = []
     for scenario in scenarios:
         start = time.perf_counter()
-        every = [workshop_mode for workshop_mode in workshop.prepare(scenario, options.modes)]
+        every = list(workshop.prepare(scenario, options.modes))
         jobs = [(one, n) for one in every for n in one.moments[:: options.step * scenario.step]]
         results = list(spread(jobs, lambda job, worker: workshop.die(*job, worker), options.workers))
         rows.append(row_of(scenario, every, results, time.perf_counter() - start))

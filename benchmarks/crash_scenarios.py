@@ -25,12 +25,17 @@ from jobs.cli import app
 from pipeline.share import Share
 
 
+#: Verbs over a run directory: they replace what they wrote there.
+ALWAYS_OVERWRITE = ("run", "report", "scores")
+
+
 def verb(*words: str) -> Action:
     """Return an action that runs the ``subspace`` command."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
+        may = ["--overwrite"] if overwrite and words[0] not in ALWAYS_OVERWRITE else []
         try:
-            app(list(words))
+            app([*words, *may])
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -40,7 +45,7 @@ def verb(*words: str) -> Action:
 
 def then(*actions: Action) -> Action:
     """Return an action that runs some, one after the other."""
-    return lambda: next((status for action in actions if (status := action())), 0)
+    return lambda overwrite: next((status for action in actions if (status := action(overwrite))), 0)
 
 
 # --- stores -----------------------------------------------------------------------------------------------------------
@@ -65,11 +70,11 @@ def tokens() -> dict[str, Any]:
 def write_store(path: str, side: str, *, sparse: bool, scale: float = 1.0) -> Action:
     """Return an action that writes a store at once."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         decoder = np.random.default_rng(0).normal(size=(FEATURES[side], 8))
         storage.write_activations(
             path, values(side, sparse=sparse, scale=scale), tokens=tokens(), decoder=decoder,
-            attrs={"kind": "post", "model": side}, shard_rows=64, chunk=(32, 16),
+            attrs={"kind": "post", "model": side}, shard_rows=64, chunk=(32, 16), overwrite=overwrite,
         )  # fmt: skip
         return 0
 
@@ -79,14 +84,14 @@ def write_store(path: str, side: str, *, sparse: bool, scale: float = 1.0) -> Ac
 def piecewise(scale: float) -> Action:
     """Return an action that writes a store shard by shard, and goes on with one that was begun."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         data = values("a", sparse=True, scale=scale)
         manifest = storage.new_manifest("harvest", {}, {"scale": scale})
         if storage.is_current("a.zarr", manifest):
             return 0
         writer = storage.ActivationWriter.create(
             "a.zarr", n_tokens=ROWS, n_features=FEATURES["a"], tokens=tokens(), attrs={"kind": "post"},
-            shard_rows=64, chunk=(32, 16), manifest=manifest,
+            shard_rows=64, chunk=(32, 16), manifest=manifest, overwrite=overwrite,
         )  # fmt: skip
         for i in writer.missing():
             writer.write_shard(i, data[writer.shard_slice(i)], np.arange(len(range(ROWS)[writer.shard_slice(i)])) == 3)
@@ -99,8 +104,9 @@ def piecewise(scale: float) -> Action:
 def corpus(n: int) -> Action:
     """Return an action that writes a corpus."""
 
-    def run() -> int:
-        storage.write_corpus("corpus.zarr", (f"document {i}" for i in range(n)), names=map(str, range(n)))
+    def run(overwrite: bool) -> int:
+        names = [str(i) for i in range(n)]
+        storage.write_corpus("corpus.zarr", (f"document {i}" for i in names), names=names, overwrite=overwrite)
         return 0
 
     return run
@@ -131,7 +137,7 @@ def inputs() -> Path:
     return Path(os.environ[INPUTS])
 
 
-def toy() -> int:
+def toy(_: bool) -> int:
     """Make the models, the text and the experiment files."""
     make_inputs(inputs())
     for name, text in {"small": SMALL, "grid": GRID}.items():
@@ -145,7 +151,7 @@ def toy() -> int:
 def run_until(stage: str, experiment: str = "small", share: str | None = None) -> Action:
     """Return an action that runs an experiment up to a stage, without the record that `subspace run` makes."""
 
-    def run() -> int:
+    def run(_: bool) -> int:
         running = importlib.import_module("pipeline.run")
         mine = None if share is None else Share.parse(share)
         running.run(inputs() / f"{experiment}.yaml", run_dir="run", until=stage, share=mine)
@@ -162,16 +168,16 @@ def shares(stage: str, experiment: str = "small") -> Action:
 
 def whole_run(experiment: str) -> Action:
     """Return an action that runs an experiment as users do."""
-    return lambda: verb("run", str(inputs() / f"{experiment}.yaml"), "--run-dir", "run")()
+    return lambda overwrite: verb("run", str(inputs() / f"{experiment}.yaml"), "--run-dir", "run")(overwrite)
 
 
 def explorer(most: int) -> Action:
     """Return an action that makes the report, with its explorer in a folder where it has more bytes."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         page = importlib.import_module("pipeline.report.explorer_page")
         page.MOST_INLINE = most
-        return verb("report", "run")()
+        return verb("report", "run")(overwrite)
 
     return run
 
@@ -179,10 +185,10 @@ def explorer(most: int) -> Action:
 def best_layers(*others: str) -> Action:
     """Return an action that finds each feature's best layer over the grid of a run."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         best_layer = importlib.import_module("pipeline.correlate.best_layer").best_layer
         sites = [(one, "encoder.layer.1") for one in ("layers.0", "layers.1") if one not in others]
-        best_layer({pair: f"run/correlation/{'--'.join(pair)}.zarr" for pair in sites}, "best.zarr")
+        best_layer({pair: f"run/correlation/{'--'.join(pair)}.zarr" for pair in sites}, "best.zarr", overwrite=overwrite)
         return 0
 
     return run
@@ -191,12 +197,12 @@ def best_layers(*others: str) -> Action:
 def streaming(*words: str) -> Action:
     """Return an action that correlates as where B does not fit the memory."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         plan = importlib.import_module("pipeline.correlate.plan")
         plan._methods = lambda _: ["streaming"]
         plan._widths = lambda *_: iter([32])
         plan._slab_rows = lambda *_: 64
-        return verb(*CORRELATE, *words)()
+        return verb(*CORRELATE, *words)(overwrite)
 
     return run
 
@@ -204,10 +210,10 @@ def streaming(*words: str) -> Action:
 def narrow(*words: str) -> Action:
     """Return an action that correlates dense stores in panels of 32 features."""
 
-    def run() -> int:
+    def run(overwrite: bool) -> int:
         plan = importlib.import_module("pipeline.correlate.plan")
         plan._widths = lambda *_: iter([32])
-        return verb(*CORRELATE, *words)()
+        return verb(*CORRELATE, *words)(overwrite)
 
     return run
 
@@ -252,12 +258,12 @@ def labelling() -> Iterator[None]:
 # --- what they begin with ---------------------------------------------------------------------------------------------
 
 
-def nothing() -> int:
+def nothing(_: bool) -> int:
     """Leave the folder empty."""
     return 0
 
 
-def to_import() -> int:
+def to_import(_: bool) -> int:
     """Write a store's values as other programs do."""
     dense = values("a", sparse=False)
     np.save("x.npy", dense)
@@ -268,14 +274,14 @@ def to_import() -> int:
     return 0
 
 
-def label_file() -> int:
+def label_file(_: bool) -> int:
     """Write labels of features as a user does."""
     Path("labels.csv").write_text("feature,label\n3,cats\n17,days\n", encoding="utf-8")
     Path("others.csv").write_text("feature,label\n3,dogs\n", encoding="utf-8")
     return 0
 
 
-def without_scores() -> int:
+def without_scores(_: bool) -> int:
     """Take the table of all scores away."""
     shutil.rmtree("run/scores.zarr")
     for suffix in ("csv", "tex"):
