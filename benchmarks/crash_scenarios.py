@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,50 @@ import safetensors.numpy
 import scipy.sparse
 
 import storage
-from benchmarks.crash import Action, Scenario
 from benchmarks.toy import EXPERIMENT, make_inputs
 from jobs.cli import app
 from pipeline.share import Share
+
+#: Runs something in the current folder, and returns the exit status. Its argument says whether a finished result that
+#: came from other inputs or settings may be replaced.
+Action = Callable[[bool], int]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A stage or verb that writes, and with which files it begins.
+
+    Attributes
+    ----------
+    name
+        Of the table's row.
+    start
+        Name of the folder that it begins with; see :data:`STARTS`.
+    act
+        Runs it.
+    targets
+        What it writes, below that folder.
+    other
+        The same with other settings; absent where it has none.
+    step
+        It dies at every operation whose number is a multiple: 1 but for what takes too long.
+    """
+
+    name: str
+    start: str
+    act: Action
+    targets: tuple[str, ...]
+    other: Action | None = None
+    step: int = 1
+
+
+def acted(action: Action, *, overwrite: bool) -> int:
+    """Run an action; print an error on purpose as the command line does, and return its exit status."""
+    try:
+        return action(overwrite)
+    except storage.SubspaceError as error:
+        print(f"Error: {error}")
+        return error.exit_code
 
 
 #: Verbs over a run directory: they replace what they wrote there.
@@ -87,8 +128,6 @@ def piecewise(scale: float) -> Action:
     def run(overwrite: bool) -> int:
         data = values("a", sparse=True, scale=scale)
         manifest = storage.new_manifest("harvest", {}, {"scale": scale})
-        if storage.is_current("a.zarr", manifest):
-            return 0
         writer = storage.ActivationWriter.create(
             "a.zarr", n_tokens=ROWS, n_features=FEATURES["a"], tokens=tokens(), attrs={"kind": "post"},
             shard_rows=64, chunk=(32, 16), manifest=manifest, overwrite=overwrite,
@@ -117,8 +156,12 @@ def corpus(n: int) -> Action:
 #: Environment variable with the folder of models and text.
 INPUTS = "SUBSPACE_CRASH_INPUTS"
 #: One site of each model and a dozen documents: a run of seconds.
-SMALL = EXPERIMENT.replace("path: texts.jsonl,", "path: texts.jsonl, documents: 12,").replace("[layers.0, layers.1]", "[layers.1]")
-SMALL = SMALL.replace("[encoder.layer.0, encoder.layer.1]", "[encoder.layer.1]").replace("shard_rows: 256", "shard_rows: 128")
+SMALL = EXPERIMENT.replace("path: texts.jsonl,", "path: texts.jsonl, documents: 12,").replace(
+    "[layers.0, layers.1]", "[layers.1]"
+)
+SMALL = SMALL.replace("[encoder.layer.0, encoder.layer.1]", "[encoder.layer.1]").replace(
+    "shard_rows: 256", "shard_rows: 128"
+)
 #: A grid of two by one sites, for what is over grids.
 GRID = SMALL.replace("[layers.1]", "[layers.0, layers.1]")
 #: Other settings of each stage.
@@ -168,14 +211,18 @@ def shares(stage: str, experiment: str = "small") -> Action:
 
 def whole_run(experiment: str) -> Action:
     """Return an action that runs an experiment as users do."""
-    return lambda overwrite: verb("run", str(inputs() / f"{experiment}.yaml"), "--run-dir", "run")(overwrite)
+
+    def run(overwrite: bool) -> int:
+        return verb("run", str(inputs() / f"{experiment}.yaml"), "--run-dir", "run")(overwrite)
+
+    return run
 
 
 def explorer(most: int) -> Action:
     """Return an action that makes the report, with its explorer in a folder where it has more bytes."""
 
     def run(overwrite: bool) -> int:
-        page = importlib.import_module("pipeline.report.explorer_page")
+        page: Any = importlib.import_module("pipeline.report.explorer_page")
         page.MOST_INLINE = most
         return verb("report", "run")(overwrite)
 
@@ -188,7 +235,9 @@ def best_layers(*others: str) -> Action:
     def run(overwrite: bool) -> int:
         best_layer = importlib.import_module("pipeline.correlate.best_layer").best_layer
         sites = [(one, "encoder.layer.1") for one in ("layers.0", "layers.1") if one not in others]
-        best_layer({pair: f"run/correlation/{'--'.join(pair)}.zarr" for pair in sites}, "best.zarr", overwrite=overwrite)
+        best_layer(
+            {pair: f"run/correlation/{'--'.join(pair)}.zarr" for pair in sites}, "best.zarr", overwrite=overwrite
+        )
         return 0
 
     return run
@@ -198,7 +247,7 @@ def streaming(*words: str) -> Action:
     """Return an action that correlates as where B does not fit the memory."""
 
     def run(overwrite: bool) -> int:
-        plan = importlib.import_module("pipeline.correlate.plan")
+        plan: Any = importlib.import_module("pipeline.correlate.plan")
         plan._methods = lambda _: ["streaming"]
         plan._widths = lambda *_: iter([32])
         plan._slab_rows = lambda *_: 64
@@ -211,7 +260,7 @@ def narrow(*words: str) -> Action:
     """Return an action that correlates dense stores in panels of 32 features."""
 
     def run(overwrite: bool) -> int:
-        plan = importlib.import_module("pipeline.correlate.plan")
+        plan: Any = importlib.import_module("pipeline.correlate.plan")
         plan._widths = lambda *_: iter([32])
         return verb(*CORRELATE, *words)(overwrite)
 
@@ -318,7 +367,7 @@ def of_verb(start: str, words: str, more: str, *targets: str, name: str | None =
     """Return the scenario of a verb; `more` are options that change its settings, or replace the words `over`."""
     other = f"{words.replace(over, more)}" if over else f"{words} {more}"
     another = verb(*other.split()) if more else None
-    return Scenario(name or words.split()[0], start, verb(*words.split()), targets, another)
+    return Scenario(name or words.split(maxsplit=1)[0], start, verb(*words.split()), targets, another)
 
 
 def of_stage(stage: str, start: str, *targets: str) -> Scenario:
@@ -329,7 +378,9 @@ def of_stage(stage: str, start: str, *targets: str) -> Scenario:
 def of_export(name: str, fmt: str) -> Scenario:
     """Return the scenario of an export."""
     words = f"export a.zarr --format {fmt} --out out.{name}"
-    return of_verb("sparse", words, "b.zarr", f"out.{name}", name=f"export, {name}", over="a.zarr")
+    # nothing in a .npy file says that it is ours, so it stays
+    other = "" if name == "npy" else "b.zarr"
+    return of_verb("sparse", words, other, f"out.{name}", name=f"export, {name}", over="a.zarr")
 
 
 def of_import(name: str, more: str) -> Scenario:
@@ -337,6 +388,24 @@ def of_import(name: str, more: str) -> Scenario:
     words = f"import x.{name} --out out.zarr --tokens tokens.npz {more}"
     return of_verb("to import", words, "--dtype float64", "out.zarr", name=f"import, {name}")
 
+
+def in_place(whole_again: bool) -> Action:
+    """Return an action that writes as no stage may: a file in its place, which is taken for whole once it is there."""
+
+    def run(_: bool) -> int:
+        path = Path("in-place.txt")
+        if whole_again or not path.exists():
+            with path.open("w", encoding="utf-8") as file:
+                file.write("one ")
+                file.flush()
+                file.write("two ")
+        return 0
+
+    return run
+
+
+#: What must not come out well, so that it is known that deaths do happen and are judged.
+CONTROL = Scenario("written in place", "nothing", in_place(whole_again=False), ("in-place.txt",))
 
 SCENARIOS: list[Scenario] = [
     Scenario("write_activations, csr", "nothing", write_store("a.zarr", "a", sparse=True), ("a.zarr",),
@@ -361,14 +430,16 @@ SCENARIOS: list[Scenario] = [
              narrow("--measure", "spearman", "--top-k", "3")),
     Scenario("correlate, full", "sparse", verb(*CORRELATE, "--full", "float32"), ("c.zarr",),
              verb(*CORRELATE, "--full", "float16")),
-    of_verb("correlated", "match c.zarr --out pairs.zarr --csv pairs.csv", "--method mutual", "pairs.zarr", "pairs.csv"),
+    of_verb("correlated", "match c.zarr --out p.zarr --csv p.csv", "--method mutual", "p.zarr", "p.csv"),
     of_verb("matched", "compare pairs.zarr a.zarr b.zarr --metric svcca:k=4 --metric rsa --null-runs 9 --out s.zarr",
             "--seed 1", "s.zarr"),
     of_verb("matched", "compare-activations a.zarr b.zarr --null-runs 9 --out s.zarr", "--seed 1", "s.zarr"),
     of_verb("matched", "bootstrap pairs.zarr a.zarr b.zarr --runs 20 --out i.zarr", "--seed 1", "i.zarr"),
-    of_verb("matched", "convergence pairs.zarr a.zarr b.zarr --out v.zarr --plot v.png", "--threshold 0.3", "v.zarr", "v.png"),
+    of_verb("matched", "convergence pairs.zarr a.zarr b.zarr --out v.zarr --plot v.png", "--threshold 0.3",
+            "v.zarr", "v.png"),
     of_verb("matched", "token-identity pairs.zarr a.zarr b.zarr --out t.zarr", "", "t.zarr"),
-    of_verb("correlated", "sweep c.zarr --out w.zarr --csv w.csv --plot w.png", "--max-uses 1,5", "w.zarr", "w.csv", "w.png"),
+    of_verb("correlated", "sweep c.zarr --out w.zarr --csv w.csv --plot w.png", "--max-uses 1,5",
+            "w.zarr", "w.csv", "w.png"),
     of_verb("grid", "layers run --out l.zarr --csv l.csv", "--side b", "l.zarr", "l.csv"),
     Scenario("best_layer", "grid", best_layers(), ("best.zarr", "best_a.csv", "best_b.csv"), best_layers("layers.0")),
     of_verb("harvested", f"contexts {STORE} --top-n 5 --out x.zarr", "--distinct-documents", "x.zarr"),
@@ -382,7 +453,7 @@ SCENARIOS: list[Scenario] = [
     of_verb("not scored", "scores run", "", "run/scores.zarr", "run/scores.csv", "run/scores.tex"),
     Scenario("report, inline", "run", explorer(10**9), ("run/report.html",), explorer(0)),
     Scenario("report, folder", "run", explorer(0), ("run/report.html", "run/explorer/1.html"), explorer(10**9)),
-    Scenario("report --figures", "run", verb("report", "run", "--figures", "paper", "--format", "png"), ("paper",), None),
+    Scenario("report --figures", "run", verb("report", "run", "--figures", "paper", "--format", "png"), ("paper",)),
     of_stage("harvest", "toy", "run"),
     Scenario("harvest, shares", "toy", shares("harvest"), ("run",), run_until("harvest")),
     of_stage("correlate", "harvested", "run"),

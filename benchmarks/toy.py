@@ -1,4 +1,5 @@
 """A toy experiment: two tiny random models, their dictionaries, a text, and the experiment file that names them."""
+# ruff: noqa: S106, S311 - special tokens are no passwords, and words no secrets
 
 from __future__ import annotations
 
