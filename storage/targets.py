@@ -268,12 +268,25 @@ def claim(
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     target = Target(place, kind or (manifest.stage if manifest is not None else STORE), manifest, overwrite)
     target.check()
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(target.path, part):
+    with _parent_of(target.path), lock(target.path, part):
         if part is None:
             target.recover()
         target.check()
         yield target
+
+
+@contextlib.contextmanager
+def _parent_of(path: Path) -> Iterator[None]:
+    """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def same_work(partial: Path, manifest: Manifest) -> bool:
@@ -431,8 +444,7 @@ def claim_file(
         raise InputError(f"{path} must be a name that ends in {' or '.join(suffixes)}")
     target = FileTarget(Path(os.path.realpath(path)) if path.is_symlink() else path, is_ours, overwrite)
     target.check()
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(target.path):
+    with _parent_of(target.path), lock(target.path):
         _sweep(target.path)
         target.check()
         yield target
