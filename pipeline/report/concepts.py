@@ -14,7 +14,7 @@ import xarray as xr
 
 from pipeline.report.explorer import PairView, feature_views
 from pipeline.report.results import SIDES, Run, Site
-from pipeline.report.snippets import cut_passages
+from pipeline.text.passages import gather_passages
 from storage import open_result
 
 #: Pairs shown of each concept, and of each cluster.
@@ -238,9 +238,9 @@ def _clearest_at(
     pairs = pd.concat(members)
     sites = [_site(run, side, name) for side, name in zip(SIDES, site_pair, strict=True)]
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
-    passages = cut_passages(run.corpus, run.rows, np.unique(np.concatenate([rows.ravel() for rows in top])))
+    passages = gather_passages(run.corpus, run.rows, np.concatenate(top))
     sides = [
-        feature_views(site, run.rows, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
+        feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
         for site, own, other in zip(sites, top, top[::-1], strict=True)
     ]
     each = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)

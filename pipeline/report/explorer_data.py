@@ -1,7 +1,7 @@
 """What the explorer in the page searches and shows, packed: text, features, pairs, neighbours and maps.
 
 ==================  ================================================================================================
-``text``            one pool of text that all contexts are cut from
+``text``            the text of all contexts, every row of it once, and the words that their tokens are part of
 ``site-SIDE-I``     one for each site: its features with their top contexts, shading and activation histogram
 ``pair-I``          one for each pair of sites: the pairs, both r, the neighbours, the map, the concepts
 ==================  ================================================================================================
@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import zarr
 
+from pipeline.report.explorer import LEVELS, shade_levels
 from pipeline.report.maps import map_pairs
 from pipeline.report.neuronpedia import feature_page
 from pipeline.report.pack import fixed_point, pack, short_floats
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.report.snippets import LEVELS
 from pipeline.report.tables import short_name
-from pipeline.report.textpool import REACH, TextPool, Windows, find_windows, make_pool
+from pipeline.text.passages import REACH, Passages, gather_passages
+from pipeline.text.spans import Spans, iter_documents, readable
+from pipeline.text.words import word_around
 from storage import is_sparse, open_result, read_csr, read_dense
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
@@ -34,6 +36,8 @@ NEIGHBOURS = 6
 CONTEXTS = 8
 #: Bars of an activation histogram, from 0 to the feature's largest activation.
 BARS = 24
+#: Flags of a row of text: the document begins with it, ends with it.
+STARTS, ENDS = 1, 2
 #: Values are searched for this many at once, which bounds what a lookup holds beside the rows of a chunk.
 LOOKED_UP = 1 << 22
 
@@ -87,30 +91,26 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     at 32 active of 32,768, a megabyte, and never more than 1.4 GB, were every value of it active.
     """
     views = {(side, name): _view(site, site_pairs) for side in SIDES for name, site in _sites(site_pairs, side).items()}
-    wanted = [view.rows.ravel() for view in views.values()]
-    every = np.concatenate(wanted)
-    windows = find_windows(run.rows, every)
-    pool = make_pool(run.corpus, run.rows, every, windows)
-    packs = {"text": _pack_text(pool)}
+    wanted = np.concatenate([view.rows.ravel() for view in views.values()])
+    passages = gather_passages(run.corpus, run.rows, wanted)
+    packs = {"text": _pack_text(run, passages, passages.places(np.unique(wanted[wanted >= 0])))}
     names: dict[tuple[Side, str], str] = {}
-    starts = np.cumsum([0, *map(len, wanted)])
     for i, (key, view) in enumerate(views.items()):
-        part = slice(starts[i], starts[i + 1])
         names[key] = f"site-{key[0]}-{i}"
-        packs[names[key]] = _pack_site(view, pool, Windows(windows.before[part], windows.after[part]))
+        packs[names[key]] = _pack_site(view, passages)
     entries = []
     for i, pair in enumerate(site_pairs):
         sides = views["a", pair.a.name], views["b", pair.b.name]
         packs[f"pair-{i}"] = _pack_pair(pair, *sides, read_concepts(run, pair))
         entries.append(_entry(pair, f"pair-{i}", names))
-    return ExplorerData(_index(run, entries, pool), packs)
+    return ExplorerData(_index(run, entries), packs)
 
 
 def _sites(site_pairs: Sequence[SitePair], side: Side) -> dict[str, Site]:
     return {pair.site(side).name: pair.site(side) for pair in site_pairs}
 
 
-def _index(run: Run, entries: list[dict[str, Any]], pool: TextPool) -> dict[str, Any]:
+def _index(run: Run, entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": {side: short_name(run.model(side)) for side in SIDES},
         "site_pairs": entries,
@@ -118,7 +118,6 @@ def _index(run: Run, entries: list[dict[str, Any]], pool: TextPool) -> dict[str,
         "levels": LEVELS,
         "contexts": CONTEXTS,
         "bars": BARS,
-        "pooled_rows": len(pool.rows),
     }
 
 
@@ -164,22 +163,45 @@ def _neighbours(pair: SitePair, side: Side) -> tuple[np.ndarray, np.ndarray, np.
     return ids, r, np.broadcast_to(heldout, r.shape)
 
 
-def _pack_text(pool: TextPool) -> str:
-    utf8 = np.frombuffer(pool.text.encode("utf-8", errors="replace"), dtype=np.uint8)
-    arrays = {"gap": pool.gap, "length": pool.length, "flags": pool.flags, "document": pool.document, "text": utf8}
-    return pack(arrays)
+def _pack_text(run: Run, passages: Passages, peaks: np.ndarray) -> str:
+    """Pack the rows of all passages, and for those at `peaks` the words that they are part of.
+
+    ``gap`` and ``length`` are the UTF-16 units before each row's token and of the token; ``flags`` are of
+    :data:`STARTS` and :data:`ENDS`; ``word`` is a place among ``words``, from 1 on, 0 where there is none.
+    """
+    starts, ends = passages.document_ends()
+    texts = [(readable(gap), readable(token)) for gap, token in passages.cut_rows()]
+    word, words = np.zeros(len(passages.rows), np.uint32), dict[str, int]()
+    peak_spans = Spans(*(bound[peaks] for bound in passages.spans))
+    for place, text, start, end in iter_documents(run.corpus, peak_spans):
+        if found := word_around(text, start, end):
+            word[peaks[place]] = words.setdefault(found, len(words) + 1)
+    arrays: dict[str, np.ndarray] = {
+        "gap": np.array([_units(gap) for gap, _ in texts], np.uint16),
+        "length": np.array([_units(token) for _, token in texts], np.uint16),
+        "flags": (STARTS * starts + ENDS * ends).astype(np.uint8),
+        "document": passages.spans.document.astype(np.uint32),
+        "text": np.frombuffer("".join(gap + token for gap, token in texts).encode(), np.uint8),
+        "word": word,
+    }
+    return pack(arrays, words=list(words))
 
 
-def _pack_site(view: _SiteView, pool: TextPool, windows: Windows) -> str:
-    features = view.features
+def _units(text: str) -> int:
+    """Return the length as JavaScript counts it."""
+    return len(text.encode("utf-16-le")) // 2
+
+
+def _pack_site(view: _SiteView, passages: Passages) -> str:
+    features, row = view.features, passages.places(view.rows)
     largest = view.site.store["max"].values[features]
     levels, bars = _read_activations(view, largest)
     arrays = {
         "feature": features.astype(np.uint32),
-        "row": pool.index(view.rows),
+        "row": row,
         "value": np.nan_to_num(view.values).astype(np.float32),
-        "before": windows.before,
-        "after": windows.after,
+        "before": np.append(passages.before, np.uint8(0))[row],
+        "after": np.append(passages.after, np.uint8(0))[row],
         "level": levels,
         "bars": bars,
         "n_active": view.site.store["n_active"].values[features].astype(np.uint32),
@@ -214,8 +236,7 @@ def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray,
             for part in _parts(*np.searchsorted(rows[shown], [slab.first, slab.last])):
                 place = shown[part]
                 column = place // max(1, view.rows.shape[1])
-                share = slab.around(rows[place], column) / scale[column][:, None]
-                shades[place] = np.clip(np.ceil(share * LEVELS), 0, LEVELS)
+                shades[place] = shade_levels(slab.around(rows[place], column), scale[column][:, None])
     return levels, bars
 
 

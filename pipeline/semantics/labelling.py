@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import xarray as xr
 
-from pipeline.passages import FeatureContexts, read_contexts
 from pipeline.semantics.labels import Label, clean, write_labels
+from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.workers import progress
 from storage import fingerprint
 from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
@@ -109,7 +109,7 @@ def prompts(
     Parameters
     ----------
     contexts, store, corpus
-        As for :func:`pipeline.passages.read_contexts`.
+        As for :func:`pipeline.text.feature_contexts.read_contexts`.
     features
         Feature ids.
     texts
