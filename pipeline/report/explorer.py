@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.text.feature_contexts import contexts_of, read_activity
+from pipeline.text.feature_contexts import read_activity
 from pipeline.text.passages import Passage, Passages, gather_passages
 from pipeline.text.spans import readable
 from storage import open_result
@@ -211,17 +211,17 @@ def feature_views(
     """
     rows, partners = top_rows
     values = site.contexts["value"].values[features]
-    activity = read_activity(site.path, contexts_of(features, rows), passages)
+    activity = read_activity(site.path, features, rows)
     largest = site.store["max"].values[features].tolist()
     labels = read_labels(site)
     views = []
-    for feature, own, value, others, most in zip(features.tolist(), rows, values, partners, largest, strict=True):
-        listed = [(row, activation) for row, activation in zip(own.tolist(), value.tolist(), strict=True) if row >= 0]
+    for i, feature in enumerate(features.tolist()):
         found = [
-            _context_view(passages.passage(row, activity[feature, row]), activation, most, shared=row in others)
-            for row, activation in listed
+            _context_view(passages.passage(row, around), value, largest[i], shared=row in partners[i])
+            for row, value, around in zip(rows[i].tolist(), values[i].tolist(), activity[i], strict=True)
+            if row >= 0
         ]
-        tokens = distinct_tokens([row for row, _ in listed], passages)
+        tokens = distinct_tokens([context.row for context in found], passages)
         views.append(FeatureView(site.side, feature, tokens, found, labels.get(feature, "")))
     return views
 

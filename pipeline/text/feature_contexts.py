@@ -6,7 +6,6 @@ asked for. Only the chunks of the store and the documents that hold such rows ar
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +16,13 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.text.passages import REACH, Passage, Passages, gather_passages
+from pipeline.text.passages import REACH, Passage, gather_passages
 from pipeline.text.spans import check_same_text, iter_documents, read_spans
 from storage import Corpus, is_sparse, open_activations, open_corpus, open_result, read_csr, read_dense
 from storage.errors import InputError
 
 #: Features whose contexts are held at a time.
 BLOCK_FEATURES = 256
-
-#: A feature, and a row on which it fires.
-Context = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -135,12 +131,12 @@ def _read_block(
     quantiles = [*[None] * top.shape[1], *(tops["quantile"].values.tolist() if sampled.shape[1] else ())]
     both = np.concatenate([top, sampled], axis=1)
     passages = gather_passages(corpus, rows, both, reach=reach)
-    activity = read_activity(rows.encoding["source"], contexts_of(features, both), passages)
+    activity = read_activity(rows.encoding["source"], features, both, reach)
     tokens, maximum = list(_commonest_tokens(tops, rows, corpus)), rows["max"].values
     for i, feature in enumerate(features.tolist()):
         found = [
-            passages.passage(row, activity[feature, row], quantile)
-            for row, quantile in zip(both[i].tolist(), quantiles, strict=True)
+            passages.passage(row, around, quantile)
+            for row, around, quantile in zip(both[i].tolist(), activity[i], quantiles, strict=True)
             if row >= 0
         ]
         yield FeatureContexts(
@@ -167,61 +163,49 @@ def _commonest_tokens(tops: xr.Dataset, rows: xr.Dataset, corpus: Corpus) -> Ite
         yield tuple((texts[row], count) for row, count in zip(own, counts, strict=True) if row >= 0)
 
 
-def contexts_of(features: NDArray[np.integer], rows: NDArray[np.int64]) -> list[Context]:
-    """Return every feature with each of its rows, once.
-
-    Parameters
-    ----------
-    features
-        Feature ids, shape (n,).
-    rows
-        Rows of each, shape (n, m); −1 is passed over.
-    """
-    pairs = zip(features.tolist(), rows.tolist(), strict=True)
-    return list(dict.fromkeys((feature, row) for feature, own in pairs for row in own if row >= 0))
-
-
 def read_activity(
-    path: str | Path, contexts: Sequence[Context], passages: Passages
-) -> dict[Context, NDArray[np.float32]]:
-    """Return what features do on the rows of the passages of their contexts.
+    path: str | Path, features: NDArray[np.integer], rows: NDArray[np.int64], reach: int = REACH
+) -> NDArray[np.float32]:
+    """Return what features do on the rows around some of theirs.
 
     Parameters
     ----------
     path
         The activation store.
-    contexts
-        From :func:`contexts_of`.
-    passages
-        Passages of their rows.
+    features
+        Feature ids, shape (n,).
+    rows
+        Rows of each, shape (n, m); −1 where there is none.
+    reach
+        Rows on either side.
 
     Returns
     -------
-    dict
-        The feature's activations on the rows of each passage. Every chunk of the store that holds a context's row is
-        read once, with what its passages take in of the chunks beside it, and one is held at a time.
+    ndarray of float32, shape (n, m, 2 · reach + 1)
+        Activations on the rows from `reach` before to `reach` after each, 0 where there are none. Every chunk of the
+        store that holds such a row is read once. Beside the result one chunk is held at a time, with about 50 bytes for
+        each of these rows that are in it.
     """
     array = zarr.open_array(f"{path}/activation", mode="r")
-    chunk_rows, width = array.chunks
-    chunks: dict[tuple[int, int], list[Context]] = defaultdict(list)
-    for feature, row in contexts:
-        chunks[row // chunk_rows, feature // width].append((feature, row))
-    found = {}
-    for (_, panel), members in sorted(chunks.items()):
-        windows = [passages.window(row) for _, row in members]
-        rows = slice(min(each.start for each in windows), max(each.stop for each in windows))
-        columns = slice(panel * width, min((panel + 1) * width, array.shape[1]))
-        slab = _read_columns(path, rows, columns, sorted({feature for feature, _ in members}))
-        for (feature, row), window in zip(members, windows, strict=True):
-            found[feature, row] = slab[feature][window.start - rows.start : window.stop - rows.start].copy()
+    (height, width), (n_rows, n_features) = array.chunks, array.shape
+    read = read_csr if is_sparse(path) else read_dense
+    listed = rows >= 0
+    row, feature = rows[listed], np.broadcast_to(features[:, None], rows.shape)[listed]
+    order = np.lexsort((row, feature // width))
+    around = np.zeros((len(row), 2 * reach + 1), np.float32)
+    for panel in np.unique(feature // width).tolist():
+        own = order[slice(*np.searchsorted(feature[order] // width, [panel, panel + 1]))]
+        for start in range(0, n_rows, height):
+            stop = min(start + height, n_rows)
+            here = own[slice(*np.searchsorted(row[own], [start - reach, stop + reach]))]
+            if not len(here):
+                continue
+            chunk = read(path, slice(start, stop), slice(panel * width, min((panel + 1) * width, n_features)))
+            place = row[here, None] + np.arange(-reach, reach + 1) - start
+            column = np.broadcast_to(feature[here, None] - panel * width, place.shape)
+            inside = (place >= 0) & (place < stop - start)
+            values = chunk[place.clip(0, stop - start - 1), column]
+            around[here] += np.where(inside, values if isinstance(values, np.ndarray) else values.toarray(), 0)
+    found = np.zeros((*rows.shape, 2 * reach + 1), np.float32)
+    found[listed] = around
     return found
-
-
-def _read_columns(path: str | Path, rows: slice, panel: slice, features: list[int]) -> dict[int, NDArray[np.float32]]:
-    """Return some features on some rows, one dense column each; they are few, the chunk's features many."""
-    local = np.array(features) - panel.start
-    if is_sparse(path):
-        dense = read_csr(path, rows, panel).tocsc()[:, local].toarray()
-    else:
-        dense = read_dense(path, rows, panel)[:, local]
-    return dict(zip(features, dense.T.astype(np.float32), strict=True))

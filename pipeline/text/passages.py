@@ -136,11 +136,6 @@ class Passages:
         """Return where rows are among :attr:`rows`, in the shape of `rows`; −1 for −1."""
         return np.where(rows < 0, -1, np.searchsorted(self.rows, rows)).astype(np.int32)
 
-    def window(self, row: int) -> slice:
-        """Return the rows of a row's passage."""
-        place = int(np.searchsorted(self.rows, row))
-        return slice(row - int(self.before[place]), row + int(self.after[place]) + 1)
-
     def token(self, row: int) -> str:
         """Return the token of a row as it is shown."""
         place = int(np.searchsorted(self.rows, row))
@@ -155,14 +150,17 @@ class Passages:
         row
             Its number.
         activity
-            The feature's activations on the rows of :meth:`window`; 0 by default.
+            The feature's activations on the row and as many on either side as a passage may take in; 0 by default.
         quantile
             What the passage is to say of it.
         """
         place = int(np.searchsorted(self.rows, row))
         start, stop = place - int(self.before[place]), place + int(self.after[place]) + 1
         peak = place - start
-        values = [0.0] * (stop - start) if activity is None else activity.tolist()
+        values = [0.0] * (stop - start)
+        if activity is not None:
+            first = len(activity) // 2 - peak
+            values = activity[first : first + stop - start].tolist()
         pieces: list[Piece] = []
         for i, (gap, token) in enumerate(self._cut(start, stop, peak=peak)):
             pieces += [Piece(gap)] if gap else []

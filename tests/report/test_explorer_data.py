@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 import storage
 from pipeline.report import neuronpedia
 from pipeline.report.explorer import LEVELS
-from pipeline.report.explorer_data import BARS, CONTEXTS, ENDS, NEIGHBOURS, STARTS, explorer_data
+from pipeline.report.explorer_data import CONTEXTS, ENDS, NEIGHBOURS, STARTS, explorer_data
 from pipeline.report.maps import map_pairs
 from pipeline.report.pack import UNDEFINED, fixed_point, pack
 from pipeline.report.results import open_run
@@ -143,7 +143,9 @@ def test_histograms_count_every_activation(run, data, packs) -> None:
     entry, pair = data.index["site_pairs"][0], run.site_pairs[0]
     site = packs[entry["packs"]["a"]]
     dense = storage.read_dense(pair.a.path).astype(np.float64)
-    bars = site["bars"].reshape(-1, BARS)
+    n_bars = pair.a.contexts.sizes["bin"]
+    bars = site["bars"].reshape(-1, n_bars)
+    assert site["n_bars"] == n_bars > 10
     sink = pair.a.store["sink"].values
     assert sink.any(), "attention sinks count nowhere"
     for i, feature in enumerate(site["feature"].tolist()):
@@ -151,7 +153,7 @@ def test_histograms_count_every_activation(run, data, packs) -> None:
         positive = own[own > 0]
         assert bars[i].sum() == len(positive) == site["n_active"][i]
         if len(positive):
-            expected = np.histogram(positive, BARS, (0, positive.max()))[0]
+            expected = np.histogram(positive, n_bars, (0, positive.max()))[0]
             assert np.abs(np.cumsum(bars[i].astype(int)) - np.cumsum(expected)).max() <= 1, (
                 "but for rounding at an edge"
             )
@@ -164,7 +166,7 @@ def test_every_chunk_is_read_once_and_one_at_a_time(run, data, monkeypatch) -> N
         asked.setdefault(str(path), []).append((rows, columns))
         return storage.read_csr(path, rows, columns)
 
-    monkeypatch.setattr(importlib.import_module("pipeline.report.explorer_data"), "read_csr", read)
+    monkeypatch.setattr(importlib.import_module("pipeline.text.feature_contexts"), "read_csr", read)
     assert explorer_data(run, run.site_pairs) == data
     assert set(asked) == {str(site.path) for sites in run.sites.values() for site in sites}
     for path, parts in asked.items():

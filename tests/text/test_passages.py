@@ -41,6 +41,11 @@ def gather(texts: list[str], rows: xr.Dataset, wanted: np.ndarray, **limits: int
         return gather_passages(storage.write_corpus(f"{folder}/corpus.zarr", texts), rows, wanted, **limits)
 
 
+def window_of(passages: Passages, row: int) -> slice:
+    place = passages.places(np.array(row))
+    return slice(row - int(passages.before[place]), row + int(passages.after[place]) + 1)
+
+
 def table(*spans: tuple[int, int, int], **columns: list[int]) -> xr.Dataset:
     """Return a table of rows (document, start, end)."""
     named = dict(zip(("document", "char_start", "char_end"), np.array(spans).T, strict=True))
@@ -58,7 +63,7 @@ def test_a_passage_is_the_text_around_its_token(case, reach, width, data) -> Non
     )
     pool = list(passages.cut_rows())
     for row in set(wanted[wanted >= 0].tolist()):
-        passage, shown = passages.passage(row), passages.window(row)
+        passage, shown = passages.passage(row), window_of(passages, row)
         text, token = texts[document[row]], texts[document[row]][start[row] : end[row]]
         # the row's own text stands at the marked place, whole but for white space around it and beyond the width
         token = token.strip() or token

@@ -394,7 +394,8 @@
   }
 
   function histogram(site, feature) {
-    const bars = Array.from(site.bars.subarray(feature * index.bars, (feature + 1) * index.bars));
+    if (!site.n_bars) return null;
+    const bars = Array.from(site.bars.subarray(feature * site.n_bars, (feature + 1) * site.n_bars));
     const highest = Math.log1p(Math.max(...bars, 1));
     const width = 100 / bars.length;
     const label = `Histogram of ${count(bars.reduce((sum, bar) => sum + bar, 0))} activations above 0, up to ${number(site.largest[feature])}, on a logarithmic scale`;
