@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,11 +94,8 @@ class Explorer:
         self.run = run
         self._shown = min(run.experiment.report.pairs, max(1, MAX_SHOWN // len(run.site_pairs)))
         self._matched = {(site.side, site.name): _matched(run, site) for side in SIDES for site in run.sites[side]}
-        self._rows = {key: _top_rows(self._site(*key), features) for key, features in self._matched.items()}
+        self._rows = {key: run.site(*key).contexts["row"].values[ids] for key, ids in self._matched.items()}
         self._passages = gather_passages(run.corpus, run.rows, self._wanted())
-
-    def _site(self, side: Side, name: str) -> Site:
-        return next(site for site in self.run.sites[side] if site.name == name)
 
     def _wanted(self) -> np.ndarray:
         """Return every row that is looked up: all top rows of features shown, the first few of the others."""
@@ -117,7 +114,8 @@ class Explorer:
 
     def _order(self, pair: SitePair) -> np.ndarray:
         """Return the positions of the pairs that are shown: those that do best on both halves come first."""
-        return np.argsort(-lower_r(pair), kind="stable")[: self._shown]
+        lower = lower_r(pair.pairs["r"].values, pair.pairs["r_heldout"].values)
+        return np.argsort(-lower, kind="stable")[: self._shown]
 
     def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
         key = (site.side, site.name)
@@ -178,19 +176,22 @@ def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages
         quotation marks with its token in ⟦brackets⟧. Neither begins with a character that a spreadsheet would take
         for a formula.
     """
+    # many features fire on the same rows: each is cut once
+    tokens = {row: passages.token(row) for row in np.unique(top_rows).tolist() if row >= 0}
+    quoted = {row: passages.passage(row).quoted for row in np.unique(top_rows[:, :1]).tolist() if row >= 0}
     found = [[row for row in rows if row >= 0] for rows in top_rows.tolist()]
     return pd.DataFrame(
         {
-            "tokens": [json.dumps(distinct_tokens(rows, passages), ensure_ascii=False) for rows in found],
-            "context": [passages.passage(rows[0]).quoted if rows else "" for rows in found],
+            "tokens": [json.dumps(distinct(tokens[row] for row in rows), ensure_ascii=False) for rows in found],
+            "context": [quoted[rows[0]] if rows else "" for rows in found],
         },
         index=pd.Index(features, name="feature"),
     )
 
 
-def distinct_tokens(rows: list[int], passages: Passages) -> list[str]:
-    """Return the tokens of some rows, each once, in order."""
-    return list(dict.fromkeys(passages.token(row) for row in rows))
+def distinct(tokens: Iterable[str]) -> list[str]:
+    """Return each of some tokens once, in order."""
+    return list(dict.fromkeys(tokens))
 
 
 def feature_views(
@@ -221,7 +222,7 @@ def feature_views(
             for row, value, around in zip(rows[i].tolist(), values[i].tolist(), activity[i], strict=True)
             if row >= 0
         ]
-        tokens = distinct_tokens([context.row for context in found], passages)
+        tokens = distinct(passages.token(context.row) for context in found)
         views.append(FeatureView(site.side, feature, tokens, found, labels.get(feature, "")))
     return views
 
@@ -259,13 +260,12 @@ def read_labels(site: Site) -> dict[int, str]:
     return dict(zip(found["feature"].values.tolist(), found["label"].values.tolist(), strict=True))
 
 
-def lower_r(pair: SitePair) -> np.ndarray:
+def lower_r(r: np.ndarray, heldout: np.ndarray) -> np.ndarray:
     """Return the lower of each pair's r where it was chosen and on held-out documents.
 
     A pair that holds by accident on one half does not on the other. Where a pair has no held-out r it is −1, unless no
     pair has one; then all keep the r that chose them.
     """
-    r, heldout = pair.pairs["r"].values, pair.pairs["r_heldout"].values
     if np.isnan(heldout).all():
         return r
     return np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
@@ -277,8 +277,3 @@ def _matched(run: Run, site: Site) -> np.ndarray:
         pair.pairs[f"feature_{site.side}"].values for pair in run.site_pairs if pair.site(site.side).name == site.name
     ]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
-
-
-def _top_rows(site: Site, features: np.ndarray) -> np.ndarray:
-    rows: np.ndarray = site.contexts["row"].values[features]
-    return rows

@@ -293,6 +293,6 @@ def _read_stretches(corpus: Corpus, spans: Spans, first: NDArray[np.int64]) -> l
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     """Shrink a span to what is not white space, unless nothing else is in it."""
     token = text[start:end]
-    if not token.strip():
+    if not token.strip():  # nothing, or nothing but white space
         return start, max(start, end)
     return start + len(token) - len(token.lstrip()), end - len(token) + len(token.rstrip())
