@@ -15,9 +15,9 @@ from rich.table import Table
 from pipeline.config import MatchMethod
 from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
-from pipeline.match.words import TopTokens, read_top_tokens
 from pipeline.outputs import claim_outputs
 from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
+from pipeline.text.top_tokens import TopTokens, top_tokens
 from storage.errors import InputError
 
 #: Hubs in the JSON, where --hubs does not say how many.
@@ -111,7 +111,7 @@ def _tops(
 ) -> dict[str, TopTokens] | None:
     if contexts is None or stores is None or corpus is None:
         return None
-    return dict(zip("ab", read_top_tokens(contexts, stores[0], corpus), strict=True))
+    return dict(zip("ab", top_tokens(contexts, stores[0], corpus), strict=True))
 
 
 def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None, n_hubs: int, *, as_json: bool) -> None:

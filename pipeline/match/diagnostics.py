@@ -18,7 +18,7 @@ from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, mean_or_none
 from pipeline.match.greedy import best, best_of_b
 from pipeline.match.run import METHODS, check_choice, make_pairs
-from pipeline.match.words import TopTokens
+from pipeline.text.top_tokens import TopTokens
 from storage import open_result
 
 
@@ -174,7 +174,7 @@ def hubs(pairs: xr.Dataset, side: str, n: int = 10, top: TopTokens | None = None
     ]
     if top is not None:
         for each in found:
-            each["tokens"] = top.words(each["feature"])
+            each["tokens"] = top.texts(each["feature"])
     return found
 
 

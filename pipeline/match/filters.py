@@ -27,7 +27,7 @@ from pipeline.config import NEED_CONTEXTS, PairFilter
 from pipeline.match.edges import Edges, lookup
 from pipeline.match.fates import Fate
 from pipeline.match.greedy import best, best_of_b
-from pipeline.match.words import TopTokens, read_top_tokens, share_of_commonest
+from pipeline.text.top_tokens import NONE, TopTokens, top_tokens
 from storage import open_result
 from storage.errors import FormatError, InputError
 from storage.yaml_files import read_yaml
@@ -78,11 +78,11 @@ class Candidates:
         return lookup(self.path, "r_heldout", self.edges.ids_a, self.edges.ids_b, self.edges.n_a)
 
     @cached_property
-    def tops(self) -> tuple[TopTokens, TopTokens]:
+    def tops(self) -> Sequence[TopTokens]:
         """The top tokens of both sides."""
         if self.text is None:
             raise InputError("The top tokens of features were asked for, but match was given no contexts")
-        return read_top_tokens(self.text.contexts, self.text.store, self.text.corpus)
+        return top_tokens(self.text.contexts, self.text.store, self.text.corpus)
 
     @cached_property
     def concept_features(self) -> tuple[Mask, Mask]:
@@ -192,7 +192,7 @@ def _non_concept(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
 
 def _shared_token(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:  # noqa: ARG001
     kept = np.zeros(len(at), bool)
-    top_a, top_b = (top.tokens for top in data.tops)
+    top_a, top_b = (top.ids for top in data.tops)
     for start in range(0, len(at), BLOCK_EDGES):
         block = at[start : start + BLOCK_EDGES]
         a, b = top_a[data.edges.ids_a[block]], top_b[data.edges.ids_b[block]]
@@ -226,11 +226,25 @@ def easy_features(top: TopTokens, kinds: Sequence[str], share: float) -> Mask:
     """
     punctuation = np.array([not any(map(str.isalnum, word)) for word in top.vocabulary] or [False])
     shares = {
-        "single_token": lambda: share_of_commonest(top.tokens),
+        "single_token": lambda: share_of_commonest(top.ids),
         "position": lambda: share_of_commonest(top.positions),
         "punctuation": lambda: top.share_in(punctuation),
     }
     return np.any([(top.n > 1) & (shares[kind]() >= share) for kind in kinds], axis=0)
+
+
+def share_of_commonest(values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return, of each row of (feature, rank), the share of its commonest value; −1 does not count, NaN if all are.
+
+    Examples
+    --------
+    >>> share_of_commonest(np.array([[5, 5, 7, -1], [-1, -1, -1, -1]])).round(2)
+    array([0.67,  nan])
+    """
+    same = (values[:, :, None] == values[:, None, :]) & (values != NONE)[:, :, None]
+    n = np.count_nonzero(values != NONE, axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(n > 0, same.sum(axis=1).max(axis=1, initial=0) / n, np.nan)
 
 
 Keep = Callable[[Any, Candidates, NDArray[np.int64]], Mask]

@@ -26,7 +26,6 @@ from pipeline.match.filters import (
     read_token_list,
 )
 from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
-from pipeline.match.words import check_contexts, check_stores
 from storage import check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
@@ -210,11 +209,29 @@ def _text_inputs(
     manifest = read_manifest(path)
     correlated = {} if manifest is None else manifest.inputs
     check_stores(stores, correlated)
-    check_contexts(contexts, correlated)
+    _check_contexts(contexts, correlated)
     if non_concept is not None:
-        check_contexts(non_concept, correlated, "non-concept features")
+        _check_contexts(non_concept, correlated, "non-concept features")
     recognised = None if non_concept is None else (str(non_concept[0]), str(non_concept[1]))
     return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus), recognised)
+
+
+def _check_contexts(contexts: tuple[str | Path, str | Path], stores: dict[str, str], what: str = "contexts") -> None:
+    """Raise unless the contexts are those of the correlated stores, whose fingerprints are given by side."""
+    for side, path in zip("ab", contexts, strict=True):
+        manifest = read_manifest(path)
+        if manifest is None or manifest.inputs.get("activations") != stores.get(side):
+            raise InputError(
+                f"The {what} at {path} are not of the store of side {side.upper()} that was correlated; "
+                "make them from that store"
+            )
+
+
+def check_stores(stores: tuple[str | Path, str | Path], expected: dict[str, str]) -> None:
+    """Raise unless the stores are the correlated ones, whose fingerprints are given by side."""
+    for side, path in zip("ab", stores, strict=True):
+        if fingerprint(path) != expected.get(side):
+            raise InputError(f"{path} is not the store of side {side.upper()} that was correlated; give that one")
 
 
 def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:

@@ -256,7 +256,7 @@ def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.Dat
         An open run.
     texts
         For each (side, site) a frame indexed by feature with columns ``tokens`` and ``context``, as
-        :func:`pipeline.report.snippets.feature_texts` makes them.
+        :meth:`pipeline.report.explorer.Explorer.texts` makes them.
 
     Returns
     -------

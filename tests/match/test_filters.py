@@ -23,10 +23,11 @@ from pipeline.match.filters import (
     easy_features,
     parse_filters,
     read_token_list,
+    share_of_commonest,
 )
 from pipeline.match.run import METHODS, Choice, choose, match
-from pipeline.match.words import TopTokens, read_top_tokens, share_of_commonest
-from storage.errors import FormatError, InputError, MissingInputError, RowMismatchError
+from pipeline.text.top_tokens import TopTokens
+from storage.errors import FormatError, InputError, MissingInputError
 
 NAN = np.nan
 
@@ -136,7 +137,7 @@ def test_shared_token():
 def test_shared_token_equals_sets(seed):
     rng = np.random.default_rng(seed)
     a, b = (top(rng.integers(-1, 12, (n, 3)), [str(i) for i in range(12)]) for n in (7, 5))
-    expected = [(i, j) for i, j in np.ndindex(7, 5) if (set(a.tokens[i].tolist()) & set(b.tokens[j].tolist())) - {-1}]
+    expected = [(i, j) for i, j in np.ndindex(7, 5) if (set(a.ids[i].tolist()) & set(b.ids[j].tolist())) - {-1}]
     assert kept_pairs({"name": "shared_token"}, candidates(np.full((7, 5), 0.5), tops=(a, b))) == expected
 
 
@@ -332,15 +333,6 @@ def inputs(folder):
     }
 
 
-def test_top_tokens_are_the_text_of_the_rows(experiment):
-    given = inputs(experiment)
-    a, b = read_top_tokens(given["contexts"], given["stores"][0], given["corpus"])
-    assert [set(a.words(feature)) for feature in range(4)] == [{"the"}, {"cat"}, {"."}, {"dog"}]
-    assert [set(b.words(feature)) for feature in range(4)] == [{"cat"}, {"."}, {"the"}, {"ran"}]
-    assert set(a.positions[0].tolist()) == {0}
-    assert a.vocabulary == b.vocabulary
-
-
 def test_filters_that_look_at_tokens_from_disk_to_disk(experiment, tmp_path):
     plain = match(experiment / "cor.zarr", min_correlation=0.01)
     assert {(0, 2), (1, 0), (2, 1)} <= set(zip(plain.feature_a.values, plain.feature_b.values, strict=True))
@@ -369,14 +361,3 @@ def test_contexts_of_another_store_are_refused(experiment):
         match(experiment / "cor.zarr", min_correlation=0.01, filters=[{"name": "shared_token"}], **swapped)
     with pytest.raises(InputError, match="is not the store of side A"):
         match(experiment / "cor.zarr", min_correlation=0.01, **(given | {"stores": given["stores"][::-1]}))
-
-
-def test_contexts_of_other_rows_are_refused(experiment, tmp_path):
-    given = inputs(experiment)
-    storage.write_activations(tmp_path / "x.zarr", np.eye(9))
-    with pytest.raises(InputError, match="no token coordinates"):
-        read_top_tokens(given["contexts"], tmp_path / "x.zarr", given["corpus"])
-    tokens = {name: np.arange(9) for name in ("document", "char_start", "char_end")}
-    storage.write_activations(tmp_path / "y.zarr", np.eye(9), tokens=tokens)
-    with pytest.raises(RowMismatchError, match="other rows than"):
-        read_top_tokens(given["contexts"], tmp_path / "y.zarr", given["corpus"])

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import storage
 from jobs.cli import app
-from pipeline import passages
 from pipeline.harvest.contexts import contexts
-from pipeline.passages import read_contexts
+from pipeline.text import feature_contexts
+from pipeline.text.feature_contexts import read_contexts
 from storage.errors import InputError, RowMismatchError
 
 DOCUMENTS = ("She saw a cat.\nThe cat saw her, too.", "No cats here", "A cat!")
@@ -33,7 +33,7 @@ def case(request, text_of, client):
 
 def test_pieces_are_the_text_with_the_activations(case, monkeypatch) -> None:
     text, active, store, path = case
-    monkeypatch.setattr(passages, "BLOCK_FEATURES", 2)
+    monkeypatch.setattr(feature_contexts, "BLOCK_FEATURES", 2)
     found = list(read_contexts(path, store, text.corpus, reach=3))
     assert [each.feature for each in found] == list(range(7))
     for each in found:
@@ -45,11 +45,13 @@ def test_pieces_are_the_text_with_the_activations(case, monkeypatch) -> None:
         for one in each.top + each.sampled:
             own = np.flatnonzero(text.tokens["document"] == one.document)
             rows = own[abs(own - one.row) <= 3]
-            assert one.text == "".join(text.pieces[row] for row in rows)
+            assert one.text == "".join(text.pieces[row] for row in rows).strip()
             assert one.text in DOCUMENTS[one.document]
-            np.testing.assert_array_equal([piece.activation for piece in one.pieces], column[rows])
-            assert [piece.peak for piece in one.pieces] == (rows == one.row).tolist()
-            assert one.token == text.pieces[one.row]
+            tokens = [piece for piece in one.pieces if not piece.text.isspace()]
+            assert all(piece.activation == 0 for piece in one.pieces if piece.text.isspace())
+            np.testing.assert_array_equal([piece.activation for piece in tokens], column[rows])
+            assert [piece.peak for piece in tokens] == (rows == one.row).tolist()
+            assert one.token == text.pieces[one.row].strip()
             assert (one.starts, one.ends) == (rows[0] == own[0], rows[-1] == own[-1])
     assert found[2].top == found[2].sampled == ()
 

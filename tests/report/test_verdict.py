@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pipeline.report.words import EasyPairs, criterion, judge
+from pipeline.report.verdict import EasyPairs, criterion, judge
 from pipeline.statistics import benjamini_hochberg, holm
 
 NO_EASY = EasyPairs(10, 0)
