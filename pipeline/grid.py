@@ -14,7 +14,6 @@ chance alone. So p is corrected over the whole grid, apart for each null, since 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import xarray as xr
 from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import FormatError, MissingInputError
+from storage.files import write_text
 from storage.rundir import RunDirectory
 
 STAGE = "scores"
@@ -247,13 +247,3 @@ def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Data
     write_text(directory.root / "scores.csv", table.to_csv(index=False))
     write_text(directory.root / "scores.tex", to_latex(table))
     return grid
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or, as before, not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
