@@ -8,7 +8,7 @@ from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
 from pipeline.compare.base import Family
-from pipeline.compare.cca import Svcca, SvccaPc1, principal_scores, svcca, svcca_pc1
+from pipeline.compare.metrics.cca import Svcca, SvccaPc1, principal_scores, svcca, svcca_pc1
 from storage.errors import InputError
 
 

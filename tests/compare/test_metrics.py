@@ -18,12 +18,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.compare.base import Family, families
-from pipeline.compare.cca import Cca, Pwcca, Svcca, cca, pwcca, svcca
-from pipeline.compare.cka import Cka, cka, cka_debiased
 from pipeline.compare.metrics import METRICS, parse_metric, parse_metrics
-from pipeline.compare.neighbours import MutualKnn, jaccard_knn, mutual_knn
-from pipeline.compare.procrustes import Procrustes, procrustes
-from pipeline.compare.transfer import TransferLinear, TransferRotation, transfer_linear, transfer_rotation
+from pipeline.compare.metrics.cca import Cca, Pwcca, Svcca, cca, pwcca, svcca
+from pipeline.compare.metrics.cka import Cka, cka, cka_debiased
+from pipeline.compare.metrics.neighbours import MutualKnn, jaccard_knn, mutual_knn
+from pipeline.compare.metrics.procrustes import Procrustes, procrustes
+from pipeline.compare.metrics.transfer import TransferLinear, TransferRotation, transfer_linear, transfer_rotation
 from storage.errors import InputError
 
 LINEAR = ["svcca", "svcca:k=3", "pwcca", "cca", "svcca_pc1", "cka", "cka_debiased", "procrustes"]
@@ -289,7 +289,7 @@ def test_ties_and_hubs_of_neighbours_are_said(monkeypatch):
     x, y = related(0, 60, 4, 4)
     copies = np.repeat(x[:20], 3, axis=0)
     assert "undecided at 60 rows of A and 0 of B, whose last neighbour ties" in warning(MutualKnn(k=1), copies, y)
-    monkeypatch.setattr(importlib.import_module("pipeline.compare.neighbours"), "HUB", 3)
+    monkeypatch.setattr(importlib.import_module("pipeline.compare.metrics.neighbours"), "HUB", 3)
     hub = np.vstack([np.eye(40), np.ones(40)])
     assert "shaped by hubs: one row is a neighbour of 40 rows of A" in warning(
         MutualKnn(k=1), hub, related(0, 41, 3, 3)[0]
@@ -316,7 +316,7 @@ def test_options_are_parsed_and_checked():
     assert parse_metric("svcca:k=20") == Svcca(k=20)
     assert parse_metric("rsa:inside=euclidean,outside=kendall") == METRICS["rsa"]("euclidean", "kendall")
     assert parse_metric("mutual_knn:k=3") == MutualKnn(k=3)
-    with pytest.raises(InputError, match=r"no metric 'ckaa'; did you mean 'cka'\? There are svcca, pwcca, .*_rotation"):
+    with pytest.raises(InputError, match=r"no metric 'ckaa'; did you mean 'cka'\? There are cca, svcca, .*_rotation"):
         parse_metric("ckaa")
     with pytest.raises(InputError, match=r"rsa has no option 'k' .*; its options are inside=cosine, outside=spearman"):
         parse_metric("rsa:k=3")

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.base import Family
-from pipeline.compare.rsa import Rsa, SampledRsa, memory_needed, rsa
+from pipeline.compare.metrics.rsa import Rsa, SampledRsa, memory_needed, rsa
 from pipeline.compare.rsa_kernels import centred_ranks
 from pipeline.compare.similarities import upper_triangle
 from storage.errors import BudgetError
@@ -102,7 +102,7 @@ def test_rsa_equals_rsatoolbox(outside, method):
 @given(st.integers(0, 10_000), st.integers(3, 30))
 def test_kendall_with_many_ties_equals_scipy(seed, n):
     a, b = np.random.default_rng(seed).integers(0, 4, size=(2, n)) / 2
-    found = importlib.import_module("pipeline.compare.rsa").correlate_lists("kendall", a, b)
+    found = importlib.import_module("pipeline.compare.metrics.rsa").correlate_lists("kendall", a, b)
     assert found == pytest.approx(kendalltau(a, b).statistic, abs=1e-12, nan_ok=True)
 
 
@@ -118,7 +118,7 @@ def test_copies_are_left_out_of_a_bootstrap_draw():
 
 @pytest.mark.parametrize("outside", OUTSIDE)
 def test_a_sample_is_within_its_standard_error(monkeypatch, outside):
-    module = importlib.import_module("pipeline.compare.rsa")
+    module = importlib.import_module("pipeline.compare.metrics.rsa")
     monkeypatch.setattr(module, "GROUP_ROWS", 12)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 5))

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.match.edges import Edges
+from pipeline.registries import METHODS
 
 
+@METHODS.register
 def greedy(edges: Edges) -> NDArray[np.int64]:
     """Match globally best-first, one to one: take the highest r, remove both features, repeat.
 
@@ -40,6 +42,7 @@ def greedy(edges: Edges) -> NDArray[np.int64]:
     return _sweep(edges, edges.order, 1, 1)
 
 
+@METHODS.register
 def best(edges: Edges) -> NDArray[np.int64]:
     """Match every A feature with its best B feature; a B feature may be used many times.
 
@@ -63,6 +66,7 @@ def best(edges: Edges) -> NDArray[np.int64]:
     return _sweep(edges, edges.order, 1, len(edges))
 
 
+@METHODS.register
 def best_of_b(edges: Edges) -> NDArray[np.int64]:
     """Match every B feature with its best A feature; an A feature may be used many times.
 
@@ -79,6 +83,7 @@ def best_of_b(edges: Edges) -> NDArray[np.int64]:
     return _sweep(edges, edges.order, len(edges), 1)
 
 
+@METHODS.register
 def mutual(edges: Edges) -> NDArray[np.int64]:
     """Match the features that are each other's best.
 
@@ -103,6 +108,7 @@ def mutual(edges: Edges) -> NDArray[np.int64]:
     return of_a[np.isin(of_a, best_of_b(edges), assume_unique=True)]
 
 
+@METHODS.register
 def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
     """Match every A feature with its best B feature, and keep a B feature's `max_uses` best pairs only.
 
@@ -129,6 +135,7 @@ def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
     return _sweep(edges, best(edges), 1, max_uses)
 
 
+@METHODS.register
 def rematch(edges: Edges) -> NDArray[np.int64]:
     """Keep the pairs that are one to one by nature, and match the rest best-first among the features left free.
 

@@ -8,8 +8,10 @@ from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from pipeline.match.edges import Edges
+from pipeline.registries import METHODS
 
 
+@METHODS.register
 def optimal(edges: Edges) -> NDArray[np.int64]:
     """Match one to one so that the sum of r is as high as it can be.
 

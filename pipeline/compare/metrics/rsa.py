@@ -39,6 +39,7 @@ from pipeline.compare.similarities import (
     scaled,
     upper_triangle,
 )
+from pipeline.registries import METRICS
 
 Outside = Literal["spearman", "pearson", "kendall"]
 
@@ -97,6 +98,7 @@ class Ordered(NamedTuple):
     duplicates: tuple[int, int]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Rsa(Metric):
     """Correlation of the two sides' similarities between rows.

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.rows import paired_rows
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
+from pipeline.registries import METRICS
 
 #: A row that is among the neighbours of so many times as many rows as the mean is a hub.
 HUB = 20
@@ -47,6 +48,7 @@ class Neighbours(NamedTuple):
     most: tuple[int, int]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class MutualKnn(Metric):
     """Mean share of k nearest neighbours that both sides have in common.
@@ -111,6 +113,7 @@ class MutualKnn(Metric):
         return of_rows(self, x[first], y[first]) if len(first) > 2 else float("nan")
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class JaccardKnn(MutualKnn):
     """Mean of common over all neighbours of both sides."""

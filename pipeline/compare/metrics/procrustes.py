@@ -19,8 +19,10 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.base import of_rows
 from pipeline.compare.linear import LinearMetric, LinearState, Product, saturation, singular_values
 from pipeline.compare.rows import paired_rows
+from pipeline.registries import METRICS
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Procrustes(LinearMetric):
     """Nuclear norm of the cross-product of centred sides of Frobenius norm 1."""

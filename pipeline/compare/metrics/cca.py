@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.base import of_rows
 from pipeline.compare.linear import LinearMetric, LinearState, Product, decompose, saturation, singular_values
 from pipeline.compare.rows import paired_rows
+from pipeline.registries import METRICS
 from storage.errors import InputError
 
 #: Share of the variance that the kept components hold, as in the paper.
@@ -38,6 +39,7 @@ class SvccaScore(NamedTuple):
     k_b: int
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Cca(LinearMetric):
     """Mean canonical correlation of all components."""
@@ -61,6 +63,7 @@ class Cca(LinearMetric):
         return product.c[: self.kept(product.state.a.s), : self.kept(product.state.b.s)]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Svcca(Cca):
     """Mean canonical correlation of the first components: those that hold a share of the variance, or a fixed k.
@@ -82,6 +85,7 @@ class Svcca(Cca):
         return n_components(s, self.variance) if self.k is None else min(self.k, len(s))
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Pwcca(Svcca):
     """Canonical correlations, weighted by what each direction accounts for in the side with fewer components."""
@@ -107,6 +111,7 @@ class Pwcca(Svcca):
         return f"{note}; weights of directions that tie at 1 are arbitrary" if note.startswith("saturated") else note
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class SvccaPc1(LinearMetric):
     """``|Pearson r|`` of the scores on either side's first component: published as SVCCA by a slip."""

@@ -24,6 +24,7 @@ from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.linear import decompose
 from pipeline.compare.rows import paired_rows
 from pipeline.compare.similarities import scaled
+from pipeline.registries import METRICS
 
 #: Cosines are told apart to this, so that copies tie in spite of rounding.
 TOLERANCE = 1e-6
@@ -59,6 +60,7 @@ class Halves(NamedTuple):
     rows_b: NDArray[np.floating]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class TransferLinear(Metric):
     """Held-out directions of A that a linear map carries to their partners in B.
@@ -133,6 +135,7 @@ class TransferLinear(Metric):
         return of_rows(self, x[first], y[first]) if len(first) > 3 else float("nan")
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class TransferRotation(TransferLinear):
     """Held-out directions of A that a rotation carries to their partners in B."""

@@ -22,12 +22,16 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.compare.base import of_rows
 from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
+from pipeline.compare.moment_scores import debiased_cka
+from pipeline.compare.moments import Moments
 from pipeline.compare.rows import paired_rows
+from pipeline.registries import METRICS
 
 #: The unbiased estimator divides by n - 3.
 MIN_DEBIASED = 4
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Cka(LinearMetric):
     """Linear centred kernel alignment, biased."""
@@ -54,6 +58,7 @@ class Cka(LinearMetric):
         )
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class CkaDebiased(LinearMetric):
     """Linear centred kernel alignment by the unbiased estimator of HSIC."""
@@ -69,6 +74,10 @@ class CkaDebiased(LinearMetric):
         both = unbiased_hsic(float(np.sum(arranged.cross() ** 2)), a.squares, b.squares[arranged.pairing])
         own = [unbiased_hsic(float(np.sum(side.s**4)), side.squares, side.squares) for side in (a, b)]
         return both / float(np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
+
+    def score_moments(self, moments: Moments, arranged: Product) -> float:  # noqa: ARG002
+        """Return the score from sums over the rows: the components of moments have no lengths of rows."""
+        return debiased_cka(moments)
 
 
 def unbiased_hsic(product: float, squares_a: NDArray[np.float64], squares_b: NDArray[np.float64]) -> float:
