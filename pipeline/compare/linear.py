@@ -108,10 +108,6 @@ class LinearMetric(Metric):
         """Return the score of rows of which there are only second moments: no scores of components, no squares."""
         return self.score(arranged)
 
-    def memory(self, n: int, d_a: int, d_b: int) -> int:
-        """Return the bytes of both sides' rows, the same centred, their scores, and a shuffled copy, float64."""
-        return 4 * 8 * n * (d_a + d_b)
-
 
 def _components(metrics: Sequence[LinearMetric], rows: Rows) -> Components:
     side = decompose(rows)
