@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.compare.rows import paired_rows
 
 Rows = NDArray[np.float64]
 #: ``pairing[i]`` is the B row that is paired with A row i; int64, shape (n,).
@@ -29,6 +31,26 @@ class Metric(ABC):
     """
 
     name: ClassVar[str]
+
+    def __call__(self, x: ArrayLike, y: ArrayLike) -> float:
+        """Return the score of two sides of paired rows.
+
+        Parameters
+        ----------
+        x, y
+            Paired rows, shapes (n, d_x) and (n, d_y).
+
+        Returns
+        -------
+        float
+            NaN where it is not defined on these rows, as where a side does not vary.
+
+        Raises
+        ------
+        InputError
+            If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
+        """
+        return of_rows(self, *paired_rows(x, y))
 
     @property
     def family(self) -> Hashable:

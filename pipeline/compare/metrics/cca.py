@@ -12,18 +12,15 @@ All are functions of the product of the two sides' components; see :mod:`pipelin
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import of_rows
-from pipeline.compare.linear import LinearMetric, LinearState, Product, decompose, saturation, singular_values
-from pipeline.compare.rows import paired_rows
+from pipeline.compare.linear import LinearMetric, LinearState, Product, saturation, singular_values
 from pipeline.registries import METRICS
-from storage.errors import InputError
 
 #: Share of the variance that the kept components hold, as in the paper.
 VARIANCE = 0.99
@@ -31,18 +28,20 @@ VARIANCE = 0.99
 UNEQUAL = 1.25
 
 
-class SvccaScore(NamedTuple):
-    """An SVCCA score and how many components of either side it rests on."""
-
-    score: float
-    k_a: int
-    k_b: int
-
-
 @METRICS.register
 @dataclass(frozen=True)
 class Cca(LinearMetric):
-    """Mean canonical correlation of all components."""
+    """Mean canonical correlation of all components.
+
+    It is the same for any invertible map of either side, and near 1 for any pairing as soon as there are no more pairs
+    than dimensions: show it beside its null only.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 3))
+    >>> round(Cca()(x, x @ [[1, 2, 0], [0, 1, 5], [0, 0, 3]]), 6)
+    1.0
+    """
 
     name: ClassVar[str] = "cca"
 
@@ -74,6 +73,15 @@ class Svcca(Cca):
         Share of the summed squared singular values that the kept components reach, in (0, 1].
     k
         Number of components kept of either side, in place of the share.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(200, 5))
+    >>> round(Svcca(variance=1.0)(x, 3 * x @ np.linalg.qr(rng.normal(size=(5, 5)))[0]), 6)
+    1.0
+    >>> Svcca()(x, rng.normal(size=(200, 5))) < 0.3
+    True
     """
 
     name: ClassVar[str] = "svcca"
@@ -114,7 +122,17 @@ class Pwcca(Svcca):
 @METRICS.register
 @dataclass(frozen=True)
 class SvccaPc1(LinearMetric):
-    """``|Pearson r|`` of the scores on either side's first component: published as SVCCA by a slip."""
+    """``|Pearson r|`` of the scores on either side's first component: published as SVCCA by a slip.
+
+    Where the variance kept so far, as a share of 1, is compared with 0.99 × the total variance, one component is always
+    kept. Its null mean is about ``sqrt(2 / (π n))``.
+
+    Examples
+    --------
+    >>> x = np.array([[0.0, 0.0], [1.0, 0.1], [2.0, -0.1]])
+    >>> round(SvccaPc1()(x, -x), 6)
+    1.0
+    """
 
     name: ClassVar[str] = "svcca_pc1"
 
@@ -125,172 +143,6 @@ class SvccaPc1(LinearMetric):
     def score(self, arranged: Product) -> float:
         """Return the size of the product of the first components."""
         return float("nan") if arranged.state.empty else float(min(abs(arranged.c[0, 0]), 1.0))
-
-
-def svcca(x: ArrayLike, y: ArrayLike, variance: float = VARIANCE, k: int | None = None) -> SvccaScore:
-    """Return the mean canonical correlation of the components that hold `variance` of either side.
-
-    Independent rows do not score 0. Two spaces of k_a and k_b dimensions among n - 1 meet in at least
-    k_a + k_b - (n - 1), where the canonical correlation is exactly 1, and chance is high far beyond that: show the
-    score beside its null only.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    variance
-        Share of the summed squared singular values that the kept components reach, in (0, 1].
-    k
-        Number of components kept of either side, in place of `variance`.
-
-    Returns
-    -------
-    SvccaScore
-        The score in [0, 1] and the numbers of components; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=(200, 5))
-    >>> rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    >>> score, k_a, k_b = svcca(x, 3 * x @ rotation, variance=1.0)
-    >>> round(score, 6), k_a, k_b
-    (1.0, 5, 5)
-    >>> svcca(x, rng.normal(size=(200, 5))).score < 0.3
-    True
-    """
-    rows_x, rows_y = paired_rows(x, y)
-    _check_variance(variance)
-    metric = Svcca(variance=variance, k=k)
-    state = metric.prepare([metric], rows_x, rows_y)
-    score = metric.score(metric.arrange(state, np.arange(state.n)))
-    return SvccaScore(score, metric.kept(state.a.s), metric.kept(state.b.s))
-
-
-def cca(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the mean canonical correlation of two sides, without any reduction.
-
-    It is the same for any invertible map of either side, and near 1 for any pairing as soon as there are no more pairs
-    than dimensions: show it beside its null only.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(50, 3))
-    >>> round(cca(x, x @ [[1, 2, 0], [0, 1, 5], [0, 0, 3]]), 6)
-    1.0
-    """
-    return of_rows(Cca(), *paired_rows(x, y))
-
-
-def pwcca(x: ArrayLike, y: ArrayLike, variance: float = 1.0, k: int | None = None) -> float:
-    """Return the canonical correlations' mean, weighted by what each direction accounts for.
-
-    The weights are those of the side that keeps fewer components, A's where they keep equally many; the measure is
-    not symmetric there.
-
-    Parameters
-    ----------
-    x, y, variance, k
-        As in :func:`svcca`; all components are kept by default.
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(50, 3))
-    >>> round(pwcca(x, x[:, ::-1]), 6)
-    1.0
-    """
-    _check_variance(variance)
-    return of_rows(Pwcca(variance=variance, k=k), *paired_rows(x, y))
-
-
-def svcca_pc1(x: ArrayLike, y: ArrayLike) -> float:
-    """Return ``|Pearson r|`` of the scores on the first principal component of either side.
-
-    This is what some published "SVCCA" figures are: where the variance kept so far, as a share of 1, is compared with
-    0.99 × the total variance, one component is always kept. Its null mean is about ``sqrt(2 / (π n))``.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.array([[0.0, 0.0], [1.0, 0.1], [2.0, -0.1]])
-    >>> round(svcca_pc1(x, -x), 6)
-    1.0
-    """
-    return of_rows(SvccaPc1(), *paired_rows(x, y))
-
-
-def principal_scores(x: ArrayLike, variance: float = VARIANCE) -> NDArray[np.float64]:
-    """Return orthonormal scores of the fewest principal components that hold `variance` of the rows' variance.
-
-    Parameters
-    ----------
-    x
-        Rows, shape (n, d).
-    variance
-        Share of the summed squared singular values, in (0, 1].
-
-    Returns
-    -------
-    ndarray of float64, shape (n, k)
-        Columns have mean 0 and length 1, the largest component first; k = 0 if the rows do not vary.
-
-    Raises
-    ------
-    InputError
-        If `variance` is not in (0, 1].
-
-    Examples
-    --------
-    >>> principal_scores(np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 0.1], [0.0, -0.1]])).shape
-    (4, 1)
-    """
-    _check_variance(variance)
-    side = decompose(np.asarray(x, np.float64))
-    return np.ascontiguousarray(side.u[:, : n_components(side.s, variance)], np.float64)
 
 
 def n_components(s: NDArray[np.float64], variance: float) -> int:
@@ -325,8 +177,3 @@ def unequal(k_a: int, k_b: int) -> str:
         f"of unequal sides: {k_a} and {k_b} components; the mean is over {small}, and {large - small} directions of "
         "the larger count for nothing"
     )
-
-
-def _check_variance(variance: float) -> None:
-    if not 0 < variance <= 1:
-        raise InputError(f"variance is the share that the kept components hold, in (0, 1], not {variance}")
