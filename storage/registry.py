@@ -44,7 +44,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
 
     def __init__(self, kind: str, group: str, builtin: str | None = None) -> None:
         self.kind, self.group = kind, group
-        self._builtin = builtin
+        self._builtin, self._home = builtin, builtin or ""
         self._items: dict[str, Item] = {}
         self._importing = threading.RLock()
 
@@ -88,9 +88,11 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return name in list(self)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield all names; packages of others are not imported for that."""
+        """Yield all names, those of this package first, whatever was imported before what; nothing else is imported."""
         self._import_builtin()
-        return iter(list(dict.fromkeys([*self._items, *self._entry_points])))
+        modules = {name: _origin(item)[0] for name, item in self._items.items()}
+        ordered = sorted(modules, key=lambda name: (not modules[name].startswith(self._home), modules[name]))
+        return iter(list(dict.fromkeys([*ordered, *self._entry_points])))
 
     def __len__(self) -> int:
         """Return how many names there are."""

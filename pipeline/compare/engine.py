@@ -248,7 +248,7 @@ def score_rows(
         outcomes |= observed
         defined = family.only(metric for metric in observed if observed[metric].defined)
         nulls = [null for null in settings.nulls if null.source == "rows"] if defined.metrics else []
-        compact = _call(client, "compact", _compact, state, defined) if nulls else None
+        compact = _call(client, "compact", defined.compact, state) if nulls else None
         for null in nulls:
             names = " and ".join(metric.name for metric in defined.metrics)
             scores = run_blocks(
@@ -268,10 +268,6 @@ def _call(client: Client | None, step: str, function: Callable[..., Any], *args:
 
 def _prepare(x: Any, y: Any, family: Family) -> Any:
     return family.prepare(*paired_rows(x, y))
-
-
-def _compact(state: Any, family: Family) -> Any:
-    return family.compact(state)
 
 
 def _observe(state: Any, family: Family, n: int) -> dict[Metric, Outcome]:

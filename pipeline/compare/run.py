@@ -177,8 +177,7 @@ def _live_rows(path: str) -> DecoderRows:
 def _control_rows(own: DecoderRows, store: Store | None, side: str) -> DecoderRows | None:
     if store is None:
         return None
-    path = _path_of(store)
-    _check_decoder(path)
+    path = DecoderRows.of(_path_of(store)).path
     rows = _live_rows(path)
     if rows.d_model != own.d_model:
         raise InputError(
@@ -201,7 +200,7 @@ def _bank_inputs(banks: Mapping[str, Bank]) -> dict[str, str]:
 def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) -> DecoderRows:
     """Return where to read one side's rows, after checking that they are there; nothing is read yet."""
     path = _path_of(store)
-    d_model, n_features = _check_decoder(path)
+    n_features, d_model = DecoderRows.of(path).shape
     features = pairs[f"feature_{side}"].values.astype(np.int32)
     matched_from = pairs.sizes.get(f"id_{side}", n_features)
     if matched_from != n_features or features.max(initial=-1) >= n_features:
@@ -211,18 +210,6 @@ def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) 
             "that were correlated, A first"
         )
     return DecoderRows(path, features, d_model)
-
-
-def _check_decoder(path: str) -> tuple[int, int]:
-    """Return the length and the number of the decoder rows of a store, or say that it has none."""
-    with open_activations(path) as opened:
-        if "decoder" not in opened:
-            raise InputError(
-                f"{path} has no decoder rows, which the metrics compare. Import or write the store again with them "
-                "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, "
-                "`subspace compare-activations` compares the activations themselves"
-            )
-        return opened.sizes["d_model"], opened.sizes["feature"]
 
 
 def _path_of(store: xr.Dataset | str | Path) -> str:

@@ -144,7 +144,7 @@ def compare_subsets(
     scored = {name: own for name, own in ids.items() if len(own[0]) >= max(min_pairs, LEAST)}
     with ensure_client(client) as used:
         _check_memory(shared.groups, ids, (a, b), max(used.nthreads().values(), default=1), memory)
-        rows = [_all_rows(path) for path in (a, b)]
+        rows = [DecoderRows.of(path) for path in (a, b)]
         jobs = list(_jobs(scored, shared, rows[0].d_model, rows[1].d_model))
         args = (*(side.on(used) for side in rows), shared)
         done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=args)
@@ -176,7 +176,7 @@ def _check_memory(
     memory: str | int,
 ) -> None:
     """Refuse subsets that do not fit a worker whose threads each have one of the largest."""
-    shapes = [_all_rows(path).shape for path in stores]
+    shapes = [DecoderRows.of(path).shape for path in stores]
     largest = max(ids, key=lambda name: len(ids[name][0]), default="")
     n = len(ids[largest][0]) if ids else 0
     rows = sum(4 * count * width for count, width in shapes)
@@ -199,18 +199,10 @@ def _checked(name: str, ids: tuple[ArrayLike, ArrayLike], a: str | Path, b: str 
             f"{name} has ids of shapes {sides[0].shape} and {sides[1].shape}; give one a pair on either side"
         )
     for side, path in zip(sides, (a, b), strict=True):
-        n = _all_rows(path).shape[0]
+        n = DecoderRows.of(path).shape[0]
         if len(side) and not 0 <= side.min() <= side.max() < n:
             raise InputError(f"{name} holds features {side.min()} to {side.max()}, but {path} has {n}")
     return sides[0], sides[1]
-
-
-def _all_rows(path: str | Path) -> DecoderRows:
-    """Return the recipe of all decoder rows of a store."""
-    with open_activations(path) as store:
-        if "decoder" not in store:
-            raise InputError(f"{path} has no decoder rows, which the metrics compare; harvest it with a dictionary")
-        return DecoderRows(str(path), np.arange(store.sizes["feature"], dtype=np.int32), store.sizes["d_model"])
 
 
 def _banks(a: str | Path, b: str | Path, pool: tuple[ArrayLike, ArrayLike] | None) -> dict[str, Ids]:
