@@ -91,8 +91,8 @@ def test_a_filter_and_a_method(installed: Path, work: Path) -> None:
     assert (pairs.feature_b.values % 2 == 0).all()
     assert "odd: its number" in pairs.fate_a.attrs["flag_descriptions"]
     assert (pairs.fate_a == 12).sum() == found["fates_a"]["odd"] == report["pairs_dropped"]
-    unknown = subspace(installed, "match", work / "c.zarr", "--method", "firs", "--out", work / "x.zarr")
-    assert "no matching method 'firs'; did you mean 'first'?" in unknown.stderr
+    unknown = subspace(installed, "match", work / "c.zarr", "--method", "first1", "--out", work / "x.zarr")
+    assert "no matching method 'first1'; did you mean 'first'?" in unknown.stderr
 
 
 def test_a_dictionary_format(installed: Path, tiny_inputs: Path, tmp_path: Path) -> None:
