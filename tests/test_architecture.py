@@ -20,7 +20,11 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 
 
 #: A later stage may call these functions of an earlier one, each from the module that is named.
-PUBLIC = {("semantics", "pipeline.match.subsets"), ("semantics", "pipeline.compare.subsets")}
+PUBLIC = {
+    ("semantics", "pipeline.match.within"),
+    ("semantics", "pipeline.compare.subsets"),
+    ("report", "pipeline.compare.score_grid"),
+}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -10,10 +10,9 @@ import typer
 import xarray as xr
 from rich.table import Table
 
-from pipeline.compare.metrics import METRICS
-from pipeline.compare.nulls import NULLS
 from pipeline.compare.run import compare
 from pipeline.config import CompareConfig
+from pipeline.registries import METRICS, NULLS
 from pipeline.script import (
     AsJson,
     Cluster,

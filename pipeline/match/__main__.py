@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import MatchMethod
 from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
 from pipeline.outputs import claim_outputs
+from pipeline.registries import FILTERS, METHODS
 from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
 from pipeline.text.top_tokens import TopTokens, top_tokens
 from storage.errors import InputError
@@ -44,13 +44,17 @@ def command(
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; not needed with --all.")
     ] = None,
     method: Annotated[
-        MatchMethod, typer.Option(help="best, best_of_b: many to one; the others one to one: greedy is best-first.")
+        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. best, best_of_b are many to one.")
     ] = "greedy",
     min_correlation: Annotated[float, typer.Option(help="Pairs below this r are not matched.")] = 0.1,
     max_uses: Annotated[int, typer.Option(min=1, help="Method unique: how many A features may share a B.")] = 1,
     filter_: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="Can be repeated; the order counts."),
+        typer.Option(
+            "--filter",
+            metavar="NAME[:before|after][:KEY=VALUE]",
+            help=f"{', '.join(FILTERS)}; can be repeated, the order counts.",
+        ),
     ] = None,
     contexts: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")

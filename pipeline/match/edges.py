@@ -7,7 +7,7 @@ feature × feature matrix is never made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,10 @@ class Edges:
         One stable sort by −r is enough, because the edges already are in the order of their ids.
         """
         return np.argsort(-self.r, kind="stable")
+
+
+#: What chooses pairs: edges in, positions of the chosen ones out, highest r first; ``max_uses`` where it takes that.
+Method = Callable[..., NDArray[np.int64]]
 
 
 def make_edges(ids_a: ArrayLike, ids_b: ArrayLike, r: ArrayLike, n_a: int, n_b: int) -> Edges:

@@ -80,7 +80,7 @@ def render_page(
     explorer
         Its texts.
     scores
-        From :func:`pipeline.grid.scores_table`.
+        From :func:`pipeline.compare.score_grid.scores_table`.
     found
         The explorer's data, or links to its pages.
     meanings

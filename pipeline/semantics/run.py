@@ -15,7 +15,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.compare.subsets import compare_subsets
-from pipeline.match.subsets import match_subsets
+from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
@@ -271,7 +271,7 @@ def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
     sets = {name: (np.flatnonzero(of_a[name]), np.flatnonzero(of_b[name])) for name in of_a}
     within = {}
     if "within" in settings.approaches:
-        within = match_subsets(inputs.correlation, sets, settings.within, settings.min_correlation)
+        within = match_within(inputs.correlation, sets, settings.within, settings.min_correlation)
     for name in of_a:
         for approach in settings.approaches:
             subspace = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import ActivationKind
+from pipeline.harvest.dictionary import Asked, dictionary_format, read_config
 from pipeline.harvest.topk import TopKDictionary, TopKWeights
 from storage.errors import InputError
 
@@ -22,29 +22,16 @@ WEIGHTS = "sae.safetensors"
 _RECORDED = ("activation", "k", "signed", "multi_topk", "normalize_decoder")
 
 
-def load_sparsify(
-    folder: Path,
-    config: dict[str, Any],
-    id: str,  # noqa: A002
-    kind: ActivationKind,
-    device: str = "cpu",
-) -> TopKDictionary:
-    """Load one hookpoint's coder.
-
-    Parameters
-    ----------
-    folder
-        Where ``sae.safetensors`` is; its name is the hookpoint.
-    config
-        The content of ``cfg.json``.
-    id, kind, device
-        As for :class:`~pipeline.harvest.topk.TopKDictionary`.
+@dictionary_format("sparsify", WEIGHTS)
+def load_sparsify(asked: Asked) -> TopKDictionary:
+    """Load one hookpoint's coder; the name of its folder is the hookpoint.
 
     Raises
     ------
     InputError
         If it is a transcoder, its weights are not those of a sparse coder, or the configuration contradicts them.
     """
+    folder, config = asked.folder, read_config(asked.folder)
     _refuse_transcoder(config, folder)
     tensors = _read(folder)
     n_features, d_in = (int(n) for n in tensors["encoder.weight"].shape)
@@ -65,7 +52,7 @@ def load_sparsify(
     recorded = {name: config[name] for name in _RECORDED if name in config}
     dtype = str(tensors["W_dec"].dtype).removeprefix("torch.")
     recorded |= {"format": "sparsify", "hookpoint": folder.name, "dtype": dtype}
-    loaded = TopKDictionary(weights, id, kind, recorded, device)
+    loaded = TopKDictionary(weights, asked.id, asked.kind, recorded, asked.device)
     loaded.site = folder.name
     return loaded
 

@@ -8,26 +8,17 @@ from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from pipeline.match.edges import Edges
+from pipeline.registries import METHODS
 
 
+@METHODS.register
 def optimal(edges: Edges) -> NDArray[np.int64]:
     """Match one to one so that the sum of r is as high as it can be.
 
     A sparse assignment problem [1]_: every A feature that has an edge is a row, and besides its edges it has a column
     of its own that stands for "unmatched" and adds nothing. A full matching of the rows therefore always exists, and
     the cheapest one is the best partial matching of the features. A pair with r ≤ 0 could only lower the sum and is
-    never matched.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first. Where several matchings share the highest sum, it is one of
-        them, the same every time.
+    never matched. Where several matchings share the highest sum, it is one of them, the same every time.
 
     References
     ----------

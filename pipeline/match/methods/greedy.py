@@ -11,24 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.match.edges import Edges
+from pipeline.registries import METHODS
 
 
+@METHODS.register
 def greedy(edges: Edges) -> NDArray[np.int64]:
     """Match globally best-first, one to one: take the highest r, remove both features, repeat.
 
     Equal to sorting all pairs of the full matrix, as long as every pair that may be matched is among the edges. It is
     also the stable matching: where both sides rank each other by the same r, best-first leaves no two features that
     would both rather have each other, and with ties broken by ids there is no other such matching.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first.
 
     Examples
     --------
@@ -40,18 +32,9 @@ def greedy(edges: Edges) -> NDArray[np.int64]:
     return _sweep(edges, edges.order, 1, 1)
 
 
+@METHODS.register
 def best(edges: Edges) -> NDArray[np.int64]:
     """Match every A feature with its best B feature; a B feature may be used many times.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first.
 
     Examples
     --------
@@ -63,34 +46,15 @@ def best(edges: Edges) -> NDArray[np.int64]:
     return _sweep(edges, edges.order, 1, len(edges))
 
 
+@METHODS.register
 def best_of_b(edges: Edges) -> NDArray[np.int64]:
-    """Match every B feature with its best A feature; an A feature may be used many times.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first.
-    """
+    """Match every B feature with its best A feature; an A feature may be used many times."""
     return _sweep(edges, edges.order, len(edges), 1)
 
 
+@METHODS.register
 def mutual(edges: Edges) -> NDArray[np.int64]:
     """Match the features that are each other's best.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first.
 
     Examples
     --------
@@ -103,21 +67,11 @@ def mutual(edges: Edges) -> NDArray[np.int64]:
     return of_a[np.isin(of_a, best_of_b(edges), assume_unique=True)]
 
 
+@METHODS.register
 def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
     """Match every A feature with its best B feature, and keep a B feature's `max_uses` best pairs only.
 
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-    max_uses
-        How many A features may share a B feature.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first. An A feature that loses its best B feature gets no other:
-        use :func:`greedy` for that.
+    An A feature that loses its best B feature gets no other: use :func:`greedy` for that.
 
     Examples
     --------
@@ -129,22 +83,14 @@ def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
     return _sweep(edges, best(edges), 1, max_uses)
 
 
+@METHODS.register
 def rematch(edges: Edges) -> NDArray[np.int64]:
     """Keep the pairs that are one to one by nature, and match the rest best-first among the features left free.
 
     By nature one to one is a pair of :func:`best` whose B feature is the best of that A feature only. Hubs, which are
-    the best of many, go to the one that wants them most; the others get their best among what is left.
-
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-
-    Returns
-    -------
-    ndarray of int64, shape (pair,)
-        Positions of the chosen edges, highest r first. One to one. Not the same as :func:`greedy`: a natural pair is
-        kept even if its B feature would go to another A feature, with a higher r, that lost its own best.
+    the best of many, go to the one that wants them most; the others get their best among what is left. Not the same as
+    :func:`greedy`: a natural pair is kept even if its B feature would go to another A feature, with a higher r, that
+    lost its own best.
 
     Examples
     --------

@@ -13,17 +13,24 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import of_rows
 from pipeline.compare.linear import LinearMetric, LinearState, Product, saturation, singular_values
-from pipeline.compare.rows import paired_rows
+from pipeline.registries import METRICS
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Procrustes(LinearMetric):
-    """Nuclear norm of the cross-product of centred sides of Frobenius norm 1."""
+    """Nuclear norm of the cross-product of centred sides of Frobenius norm 1.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(20, 3))
+    >>> round(Procrustes()(x, 2 * x @ np.linalg.qr(rng.normal(size=(3, 3)))[0] + 7), 6)
+    1.0
+    """
 
     name: ClassVar[str] = "procrustes"
 
@@ -38,32 +45,3 @@ class Procrustes(LinearMetric):
     def warning(self, state: LinearState) -> str:
         """Say where there are so few pairs that a rotation fits any pairing well."""
         return saturation(state.n, len(state.a.s), len(state.b.s))
-
-
-def procrustes(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the orthogonal Procrustes similarity of two sides.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=(20, 3))
-    >>> rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    >>> round(procrustes(x, 2 * x @ rotation + 7), 6)
-    1.0
-    """
-    return of_rows(Procrustes(), *paired_rows(x, y))

@@ -17,20 +17,29 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import of_rows
 from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
-from pipeline.compare.rows import paired_rows
+from pipeline.compare.moment_scores import debiased_cka
+from pipeline.compare.moments import Moments
+from pipeline.registries import METRICS
 
 #: The unbiased estimator divides by n - 3.
 MIN_DEBIASED = 4
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Cka(LinearMetric):
-    """Linear centred kernel alignment, biased."""
+    """Linear centred kernel alignment, biased.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> round(Cka()(x, 5 * x[:, ::-1] + 1), 6)
+    1.0
+    """
 
     name: ClassVar[str] = "cka"
 
@@ -54,9 +63,19 @@ class Cka(LinearMetric):
         )
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class CkaDebiased(LinearMetric):
-    """Linear centred kernel alignment by the unbiased estimator of HSIC."""
+    """Linear centred kernel alignment by the unbiased estimator of HSIC.
+
+    At most about 1, and about 0 for independent rows.
+
+    Examples
+    --------
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 50, 40))
+    >>> round(Cka()(x, y), 1), round(abs(CkaDebiased()(x, y)), 1)
+    (0.4, 0.0)
+    """
 
     name: ClassVar[str] = "cka_debiased"
 
@@ -69,6 +88,10 @@ class CkaDebiased(LinearMetric):
         both = unbiased_hsic(float(np.sum(arranged.cross() ** 2)), a.squares, b.squares[arranged.pairing])
         own = [unbiased_hsic(float(np.sum(side.s**4)), side.squares, side.squares) for side in (a, b)]
         return both / float(np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
+
+    def score_moments(self, moments: Moments, arranged: Product) -> float:  # noqa: ARG002
+        """Return the score from sums over the rows: the components of moments have no lengths of rows."""
+        return debiased_cka(moments)
 
 
 def unbiased_hsic(product: float, squares_a: NDArray[np.float64], squares_b: NDArray[np.float64]) -> float:
@@ -104,59 +127,3 @@ def effective_dimensions(side: Components) -> float:
     4.0
     """
     return float(np.sum(side.s**2) ** 2 / np.sum(side.s**4))
-
-
-def cka(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the linear centred kernel alignment of two sides, biased.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if one side does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> round(cka(x, 5 * x[:, ::-1] + 1), 6)
-    1.0
-    """
-    return of_rows(Cka(), *paired_rows(x, y))
-
-
-def cka_debiased(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the linear centred kernel alignment of two sides by the unbiased estimator of HSIC.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    float
-        At most about 1, about 0 for independent rows; NaN with fewer than 4 pairs, or where a side's own HSIC is not
-        positive.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x, y = rng.normal(size=(2, 50, 40))
-    >>> round(cka(x, y), 1), round(abs(cka_debiased(x, y)), 1)
-    (0.4, 0.0)
-    """
-    return of_rows(CkaDebiased(), *paired_rows(x, y))

@@ -9,16 +9,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.match.edges import Edges, lookup, read_edges
-from pipeline.match.greedy import best, best_of_b, greedy, mutual, unique
+from pipeline.match.edges import Edges, Method, lookup, read_edges
+from pipeline.registries import METHODS
 from storage import open_result
 from storage.errors import InputError
 
-#: Methods by which features may be paired inside sets.
-SUBSET_METHODS = {"greedy": greedy, "best": best, "best_of_b": best_of_b, "mutual": mutual, "unique": unique}
 
-
-def match_subsets(
+def match_within(
     cor: str | Path,
     sets: Mapping[str, tuple[ArrayLike, ArrayLike]],
     method: str = "greedy",
@@ -36,7 +33,7 @@ def match_subsets(
     sets
         By name, the ids of A's and of B's features that may be paired.
     method
-        ``greedy``, ``mutual`` (one to one), ``best``, ``best_of_b``, or ``unique``.
+        A matching method; see :func:`pipeline.match`.
     min_correlation
         Lowest r of a pair; not below the ``keep_above`` of the correlation.
 
@@ -53,25 +50,24 @@ def match_subsets(
     MissingInputError
         If there is no correlation result.
     """
+    choose = METHODS[method]
     with open_result(cor, "correlate") as correlation:
         kept = float(correlation.attrs["keep_above"])
-        if method not in SUBSET_METHODS:
-            raise InputError(f"No method {method!r} for sets of features; there are {', '.join(SUBSET_METHODS)}")
         if not kept <= min_correlation <= 1:
             raise InputError(
                 f"min_correlation is {min_correlation}; {cor} keeps pairs with r ≥ {kept}: give {kept} to 1"
             )
         edges = read_edges(cor, correlation, min_correlation)
-        chosen = {name: _pair(edges, *own, method) for name, own in sets.items()}
+        chosen = {name: _pair(edges, *own, choose) for name, own in sets.items()}
         heldout = _heldout(cor, edges, chosen) if "r_heldout" in correlation else {}
     return {name: _dataset(edges.take(np.sort(at)), heldout) for name, at in chosen.items()}
 
 
-def _pair(edges: Edges, ids_a: ArrayLike, ids_b: ArrayLike, method: str) -> NDArray[np.int64]:
+def _pair(edges: Edges, ids_a: ArrayLike, ids_b: ArrayLike, choose: Method) -> NDArray[np.int64]:
     """Return the positions of the edges that are chosen within one set."""
     inside = _mask(ids_a, edges.n_a)[edges.ids_a] & _mask(ids_b, edges.n_b)[edges.ids_b]
     at = np.flatnonzero(inside)
-    return at[SUBSET_METHODS[method](edges.take(at))]
+    return at[choose(edges.take(at))]
 
 
 def _mask(ids: ArrayLike, n: int) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.match.subsets import match_subsets
+from pipeline.match.within import match_within
 from storage.errors import InputError, MissingInputError
 
 
@@ -37,7 +37,7 @@ def test_greedy_inside_sets(correlation: Callable[..., Path], data: st.DataObjec
         for name in ("one", "two")
     }
     path = correlation(r)
-    found = match_subsets(path, sets, min_correlation=0.2)
+    found = match_within(path, sets, min_correlation=0.2)
     for name, own in sets.items():
         pairs = list(zip(found[name].feature_a.values.tolist(), found[name].feature_b.values.tolist(), strict=True))
         assert pairs == brute_force(r, *own, 0.2)
@@ -47,7 +47,7 @@ def test_greedy_inside_sets(correlation: Callable[..., Path], data: st.DataObjec
 def test_r_heldout_belongs_to_its_pair(correlation: Callable[..., Path]) -> None:
     rng = np.random.default_rng(0)
     r, heldout = rng.uniform(0.1, 1, (8, 7)), rng.uniform(-1, 1, (8, 7))
-    (pairs,) = match_subsets(correlation(r, r_heldout=heldout), {"x": (range(8), range(7))}).values()
+    (pairs,) = match_within(correlation(r, r_heldout=heldout), {"x": (range(8), range(7))}).values()
     expected = heldout[pairs.feature_a.values, pairs.feature_b.values]
     np.testing.assert_array_equal(pairs.r_heldout.values, expected)
 
@@ -55,22 +55,22 @@ def test_r_heldout_belongs_to_its_pair(correlation: Callable[..., Path]) -> None
 def test_many_to_one(correlation: Callable[..., Path]) -> None:
     path = correlation(np.array([[0.9, 0.2], [0.8, 0.3], [0.5, 0.6]]))
     sets = {"x": ([0, 1, 2], [0, 1])}
-    assert match_subsets(path, sets, "best")["x"].feature_b.values.tolist() == [0, 0, 1]
-    assert match_subsets(path, sets, "greedy")["x"].feature_a.values.tolist() == [0, 2]
+    assert match_within(path, sets, "best")["x"].feature_b.values.tolist() == [0, 0, 1]
+    assert match_within(path, sets, "greedy")["x"].feature_a.values.tolist() == [0, 2]
 
 
 def test_empty_sets_have_no_pairs(correlation: Callable[..., Path]) -> None:
-    found = match_subsets(correlation(np.full((3, 3), 0.5)), {"none": ([], [0, 1])})
+    found = match_within(correlation(np.full((3, 3), 0.5)), {"none": ([], [0, 1])})
     assert found["none"].sizes["pair"] == 0
 
 
 def test_bad_input(correlation: Callable[..., Path], tmp_path: Path) -> None:
     path = correlation(np.full((3, 3), 0.5))
-    with pytest.raises(InputError, match="No method 'optimal'"):
-        match_subsets(path, {}, "optimal")
+    with pytest.raises(InputError, match="no matching method 'optima'; did you mean 'optimal'"):
+        match_within(path, {}, "optima")
     with pytest.raises(InputError, match="keeps pairs with r"):
-        match_subsets(path, {}, min_correlation=0.05)
+        match_within(path, {}, min_correlation=0.05)
     with pytest.raises(InputError, match="there are 3 features"):
-        match_subsets(path, {"x": ([3], [0])})
+        match_within(path, {"x": ([3], [0])})
     with pytest.raises(MissingInputError):
-        match_subsets(tmp_path / "no.zarr", {})
+        match_within(tmp_path / "no.zarr", {})

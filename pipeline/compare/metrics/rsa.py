@@ -17,11 +17,11 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import Metric, Pairing, Rows, of_rows
-from pipeline.compare.rows import MIN_PAIRS, paired_rows
+from pipeline.compare.base import Metric, Pairing, Rows
+from pipeline.compare.rows import MIN_PAIRS
 from pipeline.compare.rsa_kernels import (
     centred_ranks,
     discordances,
@@ -39,6 +39,7 @@ from pipeline.compare.similarities import (
     scaled,
     upper_triangle,
 )
+from pipeline.registries import METRICS
 
 Outside = Literal["spearman", "pearson", "kendall"]
 
@@ -97,6 +98,7 @@ class Ordered(NamedTuple):
     duplicates: tuple[int, int]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class Rsa(Metric):
     """Correlation of the two sides' similarities between rows.
@@ -107,6 +109,12 @@ class Rsa(Metric):
         What similarity is: ``cosine``, ``pearson`` or ``euclidean``.
     outside
         How the similarities are compared: ``spearman``, ``pearson`` or ``kendall``.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(20, 4))
+    >>> Rsa()(x, 3 * x[:, ::-1]), round(Rsa("euclidean", "kendall")(x, x + 5), 6)
+    (1.0, 1.0)
     """
 
     name: ClassVar[str] = "rsa"
@@ -204,37 +212,6 @@ class SampledState(NamedTuple):
     similarities_a: NDArray[np.float64]
     rows_b: Rows
     duplicates: tuple[int, int]
-
-
-def rsa(x: ArrayLike, y: ArrayLike, inside: Inside = "cosine", outside: Outside = "spearman") -> float:
-    """Return the correlation of the two sides' similarities between rows.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    inside
-        What similarity is: ``cosine``, ``pearson`` or ``euclidean`` (negative distance).
-    outside
-        How similarities are compared: ``spearman``, ``pearson`` or ``kendall`` (tau-b).
-
-    Returns
-    -------
-    float
-        In [-1, 1]; NaN if a row has no direction or all similarities of a side are equal.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(20, 4))
-    >>> rsa(x, 3 * x[:, ::-1]), round(rsa(x, x + 5, inside="euclidean", outside="kendall"), 6)
-    (1.0, 1.0)
-    """
-    return of_rows(Rsa(inside, outside), *paired_rows(x, y))
 
 
 def memory_needed(n: int, d_a: int, d_b: int) -> int:

@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control
 
 import storage
 from pipeline.compare.arrays import compare_rows
-from pipeline.grid import SCORE_COLUMNS, power_notes, save_scores, score_grid, scores_table, to_latex
+from pipeline.compare.score_grid import SCORE_COLUMNS, power_notes, save_scores, score_grid, scores_table, to_latex
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 

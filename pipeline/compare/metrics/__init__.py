@@ -1,38 +1,25 @@
-"""The metrics that there are, by the names and options that users write.
+"""The metrics, one module for each kind, and how users write them: by name and options.
+
+Every module here is imported when a metric is first asked for; its classes register themselves.
 
 >>> parse_metric("svcca:k=20")
 Svcca(variance=0.99, k=20)
 >>> parse_metric("svcka")
 Traceback (most recent call last):
-storage.errors.InputError: there is no metric 'svcka'; did you mean 'svcca'? There are svcca, pwcca, cca, ...
+storage.errors.InputError: there is no metric 'svcka'; did you mean 'svcca'? There are cca, svcca, pwcca, ...
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.compare.base import Metric
-from pipeline.compare.cca import Cca, Pwcca, Svcca, SvccaPc1
-from pipeline.compare.cka import Cka, CkaDebiased
-from pipeline.compare.neighbours import JaccardKnn, MutualKnn
-from pipeline.compare.procrustes import Procrustes
-from pipeline.compare.rsa import Rsa
-from pipeline.compare.transfer import TransferLinear, TransferRotation
+from pipeline.registries import METRICS
 from storage.errors import InputError
-
-#: Every metric by its name, in the order in which they are listed.
-METRICS: Mapping[str, type[Metric]] = {
-    kind.name: kind
-    for kind in (
-        Svcca, Pwcca, Cca, SvccaPc1, Rsa, Cka, CkaDebiased, Procrustes, MutualKnn, JaccardKnn, TransferLinear,
-        TransferRotation,
-    )
-}  # fmt: skip
 
 
 def parse_metrics(texts: Sequence[str]) -> dict[str, Metric]:
@@ -84,10 +71,6 @@ def parse_metric(text: str) -> Metric:
     storage.errors.InputError: svcca has no option 'kk' (in 'svcca:kk=3'); its options are variance=0.99, k=None
     """
     name, _, options = str(text).partition(":")
-    if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, n=1)
-        hint = f"did you mean {near[0]!r}? There" if near else "there"
-        raise InputError(f"there is no metric {name!r}; {hint} are {', '.join(METRICS)}")
     kind = METRICS[name]
     given = dict(_option(text, part) for part in options.split(",")) if options else {}
     for option in given.keys() - defaults(kind).keys():

@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ActivationKind
-from pipeline.harvest.dictionary import Dictionary, Encoded, Rows, check_kind, in_blocks, stack, to_csr
+from pipeline.harvest.dictionary import (
+    Asked,
+    Dictionary,
+    Encoded,
+    Rows,
+    check_kind,
+    dictionary_format,
+    in_blocks,
+    stack,
+    to_csr,
+)
 from storage.errors import InputError, MissingDependencyError
 
 WEIGHTS = "sae_weights.safetensors"
@@ -163,7 +173,8 @@ def _without_top_k(sae: Any) -> Any:
     return other
 
 
-def load_folder(folder: Path, id: str, kind: ActivationKind, device: str = "cpu") -> SaeLensDictionary:  # noqa: A002
+@dictionary_format("sae-lens", WEIGHTS)
+def load_folder(asked: Asked) -> SaeLensDictionary:
     """Load a SAELens folder.
 
     Raises
@@ -174,10 +185,10 @@ def load_folder(folder: Path, id: str, kind: ActivationKind, device: str = "cpu"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sae = sae_lens().SAE.load_from_disk(folder)
+            sae = sae_lens().SAE.load_from_disk(asked.folder)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise InputError(f"{folder} cannot be read as a SAELens dictionary: {error}") from error
-    return SaeLensDictionary(sae, id, kind, device)
+        raise InputError(f"{asked.folder} cannot be read as a SAELens dictionary: {error}") from error
+    return SaeLensDictionary(sae, asked.id, asked.kind, asked.device)
 
 
 def load_release(release: str, sae_id: str, kind: ActivationKind, device: str = "cpu") -> SaeLensDictionary:
@@ -203,7 +214,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
 
 
-def load_gemma_scope(folder: Path, id: str, kind: ActivationKind, device: str = "cpu") -> SaeLensDictionary:  # noqa: A002
+@dictionary_format("gemma-scope", GEMMA_SCOPE)
+def load_gemma_scope(asked: Asked) -> SaeLensDictionary:
     """Load a folder of Gemma Scope (arXiv 2408.05147): a JumpReLU dictionary in ``params.npz``, no configuration.
 
     Trained with BOS on windows of 1,024 tokens; the bias is not subtracted from the input. Which block and tensor it
@@ -216,7 +228,7 @@ def load_gemma_scope(folder: Path, id: str, kind: ActivationKind, device: str = 
     """
     import torch
 
-    library = sae_lens()
+    folder, library = asked.folder, sae_lens()
     try:
         with np.load(folder / GEMMA_SCOPE, allow_pickle=False) as file:
             arrays = {re.sub("^w_", "W_", name): torch.from_numpy(file[name]).float() for name in file.files}
@@ -231,7 +243,7 @@ def load_gemma_scope(folder: Path, id: str, kind: ActivationKind, device: str = 
     config.metadata.hook_name = _hook_in_path(folder)
     sae = library.JumpReLUSAE(config)
     sae.load_state_dict({name: arrays[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")})
-    return SaeLensDictionary(sae, id, kind, device)
+    return SaeLensDictionary(sae, asked.id, asked.kind, asked.device)
 
 
 def _hook_in_path(folder: Path) -> str | None:

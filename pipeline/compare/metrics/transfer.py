@@ -17,13 +17,13 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.linear import decompose
-from pipeline.compare.rows import paired_rows
 from pipeline.compare.similarities import scaled
+from pipeline.registries import METRICS
 
 #: Cosines are told apart to this, so that copies tie in spite of rounding.
 TOLERANCE = 1e-6
@@ -59,6 +59,7 @@ class Halves(NamedTuple):
     rows_b: NDArray[np.floating]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class TransferLinear(Metric):
     """Held-out directions of A that a linear map carries to their partners in B.
@@ -69,6 +70,15 @@ class TransferLinear(Metric):
         ``rank1``: the share whose partner ranks first; ``mrr``: the mean reciprocal rank.
     seed
         Which half of the pairs fits.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(60, 4))
+    >>> TransferLinear()(x, x @ rng.normal(size=(4, 6)))
+    1.0
+    >>> TransferRotation()(x, 3 * x @ np.linalg.qr(rng.normal(size=(4, 4)))[0])
+    1.0
     """
 
     name: ClassVar[str] = "transfer_linear"
@@ -133,6 +143,7 @@ class TransferLinear(Metric):
         return of_rows(self, x[first], y[first]) if len(first) > 3 else float("nan")
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class TransferRotation(TransferLinear):
     """Held-out directions of A that a rotation carries to their partners in B."""
@@ -173,50 +184,3 @@ def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) 
     ahead = np.count_nonzero(cosines > own + TOLERANCE, axis=1)
     level = np.count_nonzero(np.abs(cosines - own) <= TOLERANCE, axis=1) - 1
     return np.array([ahead, level], np.float64)
-
-
-def transfer_linear(x: ArrayLike, y: ArrayLike, judged: Judged = "rank1", seed: int = 0) -> float:
-    """Return how many held-out directions of A a linear map, fitted on the other half, carries to their partners.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    judged
-        ``rank1``: the share whose partner ranks first; ``mrr``: the mean reciprocal rank.
-    seed
-        Which half of the pairs fits.
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN if a side's fitted half does not vary.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=(60, 4))
-    >>> transfer_linear(x, x @ rng.normal(size=(4, 6)))
-    1.0
-    """
-    return of_rows(TransferLinear(judged, seed), *paired_rows(x, y))
-
-
-def transfer_rotation(x: ArrayLike, y: ArrayLike, judged: Judged = "rank1", seed: int = 0) -> float:
-    """Return how many held-out directions of A a rotation, fitted on the other half, carries to their partners.
-
-    Parameters and result are those of :func:`transfer_linear`.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=(60, 4))
-    >>> transfer_rotation(x, 3 * x @ np.linalg.qr(rng.normal(size=(4, 4)))[0])
-    1.0
-    """
-    return of_rows(TransferRotation(judged, seed), *paired_rows(x, y))

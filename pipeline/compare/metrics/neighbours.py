@@ -16,13 +16,13 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import numba
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
-from pipeline.compare.rows import paired_rows
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
+from pipeline.registries import METRICS
 
 #: A row that is among the neighbours of so many times as many rows as the mean is a hub.
 HUB = 20
@@ -47,6 +47,7 @@ class Neighbours(NamedTuple):
     most: tuple[int, int]
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class MutualKnn(Metric):
     """Mean share of k nearest neighbours that both sides have in common.
@@ -55,6 +56,12 @@ class MutualKnn(Metric):
     ----------
     k
         Number of neighbours.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> MutualKnn(k=3)(x, 2 * x), JaccardKnn(k=3)(x, 2 * x)
+    (1.0, 1.0)
     """
 
     name: ClassVar[str] = "mutual_knn"
@@ -111,6 +118,7 @@ class MutualKnn(Metric):
         return of_rows(self, x[first], y[first]) if len(first) > 2 else float("nan")
 
 
+@METRICS.register
 @dataclass(frozen=True)
 class JaccardKnn(MutualKnn):
     """Mean of common over all neighbours of both sides."""
@@ -179,46 +187,3 @@ def _common(a: NDArray[np.int32], b: NDArray[np.int32], pairing: NDArray[np.int6
             if at < k and theirs[at] == partner:
                 common[i] += 1
     return common
-
-
-def mutual_knn(x: ArrayLike, y: ArrayLike, k: int = 10) -> float:
-    """Return the mean share of k nearest neighbours that both sides have in common.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    k
-        Number of neighbours; n - 1 at most.
-
-    Returns
-    -------
-    float
-        In [0, 1], by chance k / (n - 1); NaN if a row has no direction.
-
-    Raises
-    ------
-    InputError
-        If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> mutual_knn(x, 2 * x, k=3)
-    1.0
-    """
-    return of_rows(MutualKnn(k=k), *paired_rows(x, y))
-
-
-def jaccard_knn(x: ArrayLike, y: ArrayLike, k: int = 10) -> float:
-    """Return the mean Jaccard index of the k nearest neighbours on both sides.
-
-    Parameters and result are those of :func:`mutual_knn`.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> jaccard_knn(x, 2 * x, k=3)
-    1.0
-    """
-    return of_rows(JaccardKnn(k=k), *paired_rows(x, y))
