@@ -158,6 +158,7 @@ def compare_activations(
     groups: int = 32,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
     memory: str | int = "auto",
 ) -> xr.Dataset:
@@ -192,6 +193,8 @@ def compare_activations(
         Of orders and draws.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
     memory
@@ -242,7 +245,7 @@ def compare_activations(
             _check_memory(work, n_slots(used), memory)
             return _compare(work, used).assign_attrs(manifest.to_attrs())
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def linear_metrics() -> list[str]:

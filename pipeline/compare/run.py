@@ -36,6 +36,7 @@ def compare(
     seed: int = 0,
     intervals: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
     memory: str | int = "auto",
 ) -> xr.Dataset:
@@ -71,6 +72,8 @@ def compare(
         Bootstrap runs over pairs, for an interval of each score; none if 0.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
     memory
@@ -119,7 +122,7 @@ def compare(
         scores = score_pairs(sides, banks, settings, client=client, memory=memory)
         return scores.assign_attrs(manifest.to_attrs())
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _opened(pairs: Store) -> xr.Dataset:

@@ -43,7 +43,9 @@ SCORE_COLUMNS = (
 LONG_TABLE = 40
 
 
-def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path | None = None) -> xr.Dataset:
+def score_grid(
+    results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path | None = None, *, overwrite: bool = False
+) -> xr.Dataset:
     """Stack the scores of many pairs of sites, and correct their p-values.
 
     Parameters
@@ -53,6 +55,8 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
         from the grid, and metrics or nulls that a result lacks, are NaN.
     out
         Where the grid is written; a current one is left as it is. In memory only if absent; needs paths.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
         opened = {sites: _load(one) for sites, one in results.items()}
         return _corrected(_stack(opened)).assign_attrs(manifest.to_attrs())
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
@@ -242,7 +246,9 @@ def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Data
         If none has a result.
     """
     paths = {sites: directory.scores(*sites) for sites in site_pairs}
-    grid = score_grid({sites: path for sites, path in paths.items() if path.exists()}, directory.score_grid)
+    grid = score_grid(
+        {sites: path for sites, path in paths.items() if path.exists()}, directory.score_grid, overwrite=True
+    )
     table = scores_table(grid)
     write_text(directory.root / "scores.csv", table.to_csv(index=False))
     write_text(directory.root / "scores.tex", to_latex(table))

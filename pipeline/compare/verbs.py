@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.compare.activations import DEFAULT_METRICS, NULL, compare_activations, linear_metrics
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, StoreA, StoreB, open_client, show
+from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, Overwrite, StoreA, StoreB, open_client, show
 
 
 def activations_command(
@@ -31,6 +31,7 @@ def activations_command(
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score how alike activations are over the same tokens: two stores, or the features of matched pairs."""
@@ -38,7 +39,7 @@ def activations_command(
     with open_client(context, cluster, cluster_file) as client:
         scores = compare_activations(
             a, b, pairs=pairs, metrics=metrics, null_runs=null_runs, blocks=blocks, intervals=intervals, level=level,
-            groups=groups, seed=seed, out=out, client=client, memory=memory,
+            groups=groups, seed=seed, out=out, overwrite=overwrite, client=client, memory=memory,
         )  # fmt: skip
     summary: dict[str, Any] = {"result": str(out), "tokens": int(scores["n_tokens"])}
     for text in metrics:
