@@ -188,7 +188,12 @@ def test_a_current_result_is_left_alone_and_another_setting_replaces_it(stores, 
         patched.setattr(importlib.import_module("pipeline.compare.engine"), "ensure_client", None)
         assert compare(matched, *stores, null_runs=5, out=out).seed == 0
     assert compare(matched, *stores, null_runs=5, seed=1, out=out, client=client).seed == 1
-    assert compare(matched.isel(pair=slice(20)), *stores, null_runs=5, seed=1, out=out, client=client).n_pairs == 20
+    assert (
+        compare(
+            matched.isel(pair=slice(20)), *stores, null_runs=5, seed=1, out=out, overwrite=True, client=client
+        ).n_pairs
+        == 20
+    )
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(stores, matched, monkeypatch):
