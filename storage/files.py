@@ -158,7 +158,9 @@ def leftover_of(name: str) -> str | None:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever seen."""
-    trash = path if path.name.endswith(".trash") else temporary_path(path, "trash")
+    # Named after the target, so that the next claim of it finds what a dead process left of the trash
+    target = path.with_name(leftover_of(path.name) or path.name)
+    trash = path if path.name.endswith(".trash") else temporary_path(target, "trash")
     with contextlib.suppress(FileNotFoundError):
         if path != trash:
             path.rename(trash)

@@ -45,6 +45,8 @@ from storage.variables import write_variables
 logger = logging.getLogger(__name__)
 
 STORE = "activation store"
+#: Stage of a store that was made from data at hand: its manifest has no input but its own content.
+DATA_STAGE = "activations"
 CORPUS = "corpus"
 #: What figures name as the program that made them.
 FIGURE_PROGRAM = "Subspace"
@@ -104,9 +106,10 @@ class Target:
             *wanted.inputs.values()
         }:
             raise InputError(f"{place} is an input of this very call: {ELSEWHERE}")
-        resumes = place == self.partial and stored is None  # its writer is dead, and nobody can go on with it
+        # A writer without a manifest is dead, and nobody can go on with its work
+        worthless = place == self.partial and (stored is None or stored["stage"] == DATA_STAGE)
         same = wanted is not None and stored is not None and stored.get("inputs") == wanted.inputs
-        if not (self.overwrite or same or resumes):
+        if not (self.overwrite or same or worthless):
             what = "unfinished work" if place == self.partial else _article(self.kind)
             raise InputError(f"{place} is {what} that came from other inputs: {OVERWRITE}")
 
