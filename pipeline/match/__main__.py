@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import xarray as xr
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+import pipeline
 from pipeline.config import MatchMethod
-from pipeline.match.diagnostics import compare_methods, diagnose
-from pipeline.match.run import match
-from pipeline.match.words import TopTokens, read_top_tokens
 from pipeline.script import AsJson, run_script, show, wide_console
 from storage.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pipeline.match.words import TopTokens
 
 #: Hubs in the JSON, where --hubs does not say how many.
 DEFAULT_HUBS = 10
@@ -70,11 +72,13 @@ def command(
     options = {"max_uses": max_uses, **text}
     filters = [parse_filter(text) for text in filter_ or ()]
     if all_:
+        from pipeline.match.diagnostics import compare_methods
+
         show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
-    pairs = match(correlation, method, min_correlation, out, filters=filters, **options)
+    pairs = pipeline.match(correlation, method, min_correlation, out, filters=filters, **options)
     if csv is not None:
         write_pairs(pairs, csv)
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
@@ -108,10 +112,14 @@ def _tops(
 ) -> dict[str, TopTokens] | None:
     if contexts is None or stores is None or corpus is None:
         return None
+    from pipeline.match.words import read_top_tokens
+
     return dict(zip("ab", read_top_tokens(contexts, stores[0], corpus), strict=True))
 
 
 def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None, n_hubs: int, *, as_json: bool) -> None:
+    from pipeline.match.diagnostics import diagnose
+
     found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
     summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
     summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}
