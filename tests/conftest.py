@@ -66,6 +66,12 @@ def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
     assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
 
 
+@pytest.fixture(scope="session")
+def bound_by_permissions() -> list[str]:
+    """What a command starts with, so that read-only folders are read-only for the administrator too."""
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+
+
 Bench = Callable[..., dict[str, Any]]
 
 

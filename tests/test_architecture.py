@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.verbs import VERBS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("storage", "pipeline", "jobs")
 ALLOWED = {"storage": {"storage"}, "pipeline": {"storage", "pipeline"}, "jobs": {"storage", "pipeline", "jobs"}}
@@ -73,9 +75,10 @@ def test_no_pickle(path: Path) -> None:
     assert "allow_pickle=True" not in path.read_text()
 
 
-def test_the_command_starts_without_what_few_of_its_verbs_need() -> None:
-    """Every command and every worker would wait for it: torch alone takes two seconds."""
+def test_no_verb_imports_what_only_few_need() -> None:
+    """Every verb and every worker would wait for it: torch alone takes two seconds."""
     heavy = ["torch", "transformers", "sae_lens", "matplotlib", "bokeh", "sklearn"]
-    code = f"import sys, jobs.cli; print([name for name in {heavy} if name in sys.modules])"
+    modules = ", ".join(sorted({verb.target.partition(":")[0] for verb in VERBS}))
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

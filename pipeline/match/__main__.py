@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
-import xarray as xr
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.match.diagnostics import compare_methods, diagnose
-from pipeline.match.run import match
+import pipeline
 from pipeline.outputs import claim_outputs
 from pipeline.registries import FILTERS, METHODS
 from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
-from pipeline.text.top_tokens import TopTokens, top_tokens
 from storage.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from pipeline.text.top_tokens import TopTokens
 
 #: Hubs in the JSON, where --hubs does not say how many.
 DEFAULT_HUBS = 10
@@ -74,15 +76,19 @@ def command(
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
     text: dict[str, Any] = {"contexts": contexts, "stores": stores, "corpus": corpus, "non_concept": non_concept}
-    options = {"max_uses": max_uses, **text}
+    options: dict[str, Any] = {"max_uses": max_uses, **text}
     filters = [parse_filter(text) for text in filter_ or ()]
     if all_:
+        from pipeline.match.diagnostics import compare_methods
+
         show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
-        pairs = match(correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options)
+        pairs = pipeline.match(
+            correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options
+        )
         if csv is not None:
             outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
@@ -115,10 +121,14 @@ def _tops(
 ) -> dict[str, TopTokens] | None:
     if contexts is None or stores is None or corpus is None:
         return None
+    from pipeline.text.top_tokens import top_tokens
+
     return dict(zip("ab", top_tokens(contexts, stores[0], corpus), strict=True))
 
 
 def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None, n_hubs: int, *, as_json: bool) -> None:
+    from pipeline.match.diagnostics import diagnose
+
     found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
     summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
     summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +19,7 @@ from scipy import sparse
 
 from storage import read_csr
 from storage.errors import InputError
+from storage.jit import cached_njit
 
 #: Rows of the correlation result that are read at a time; with the densest real data about 0.3 GB.
 SLAB_ROWS = 8192
@@ -209,7 +209,7 @@ def _values_at(slab: sparse.csr_array, rows: NDArray[np.int32], columns: NDArray
     return np.where(stored[place] == wanted, slab.data[place], 0.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _count_up(order: NDArray[np.int64], ids: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     seen = np.zeros(n, np.int32)
     place = np.empty(len(order), np.int32)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.report.run import report
+import pipeline
 from pipeline.script import AsJson, Overwrite, run_script, show
 
 
@@ -31,9 +31,9 @@ def command(
     subspace report RUN --figures paper/ --format pdf --format png
     """
     if figures is None:
-        show({"report": str(report(run_dir))}, as_json=as_json)
+        show({"report": str(pipeline.report(run_dir))}, as_json=as_json)
         return
-    from pipeline.report.export import export_figures  # noqa: PLC0415 - Matplotlib
+    from pipeline.report.export import export_figures
 
     files = export_figures(run_dir, figures, formats or ["pdf"], overwrite=overwrite)
     show({"figures": str(figures), "files": len(files)}, as_json=as_json)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Annotated, ClassVar, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -23,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
 from pipeline.registries import METRICS
+from storage.jit import cached_njit
 
 #: A row that is among the neighbours of so many times as many rows as the mean is a hub.
 HUB = 20
@@ -174,7 +174,7 @@ def _k_largest(block: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], i
     return np.nonzero(taken)[1].reshape(len(block), k), tied
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _common(a: NDArray[np.int32], b: NDArray[np.int32], pairing: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count, for every row, the neighbours in A whose partners are neighbours, in B, of the row's partner."""
     n, k = a.shape

@@ -6,12 +6,12 @@ lower A feature, then to the lower B feature.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.match.edges import Edges
 from pipeline.registries import METHODS
+from storage.jit import cached_njit
 
 
 @METHODS.register
@@ -115,7 +115,7 @@ def _sweep(edges: Edges, order: NDArray[np.int64], uses_a: int, uses_b: int) -> 
     return order[_take(order, edges.ids_a, edges.ids_b, free_a, free_b)]
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _take(
     order: NDArray[np.int64],
     ids_a: NDArray[np.int32],
