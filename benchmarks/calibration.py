@@ -40,10 +40,10 @@ from scipy.signal import lfilter
 from scipy.stats import kstest
 
 import storage
-from pipeline.compare import nulls
+from pipeline.compare import engine
 from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
-from pipeline.compare.metrics import METRICS
+from pipeline.registries import METRICS
 from pipeline.statistics import LEVEL, TIE, holm
 from pipeline.workers import ensure_client
 
@@ -158,8 +158,7 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
         On rows.
     """
     start = time.perf_counter()
-    # experiments are small: one task for all runs of a null, which changes no result
-    nulls.RUNS_PER_TASK = nulls.DRAWS_PER_TASK = null_runs
+    engine.RUNS_PER_TASK = null_runs  # experiments are small: one task for all pairings, which changes no result
     scores: Scores = {}
     tokens_shuffled: list[tuple[float, np.ndarray]] = []
     with ensure_client(None) as client, tempfile.TemporaryDirectory(prefix="benchmark-calibration-") as temporary:

@@ -277,14 +277,15 @@ def examine(workshop: Workshop, scenario: Scenario, options: argparse.Namespace)
     start = time.perf_counter()
     every = list(workshop.prepare(scenario, options.modes))
     step = options.step * scenario.step * (QUICK.get(scenario.name, 1) if options.quick else 1)
-    jobs = [(one, n) for one in every for n in one.moments[::step]]
+    steps = {mode: step * (1 if mode == "death" else options.step_others) for mode in MODES}
+    jobs = [(one, n) for one in every for n in one.moments[:: steps[one.mode]]]
     results = list(spread(jobs, lambda job, worker: workshop.die(job[0], job[1], worker), options.workers))
     if options.pairs:
         first = next(iter(every), None) or next(workshop.prepare(scenario, ["death"]))
         both = list(range(options.pairs))
         results += spread(both, lambda i, worker: workshop.pair(first, i, worker), options.workers)
     row = row_of(scenario, every, results)
-    return row | {"step": step, "seconds": round(time.perf_counter() - start, 1)}
+    return row | {"steps": steps, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def row_of(scenario: Scenario, every: list[Prepared], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -332,22 +333,28 @@ def render(result: dict[str, Any]) -> str:
 
     >>> counts = {"death": 7, "torn": 2, "other": 0, "older": 0}
     >>> row = {"scenario": "x", "operations": 7, "deaths": counts, "same": counts, "pairs": 20, "pairs_well": 20}
-    >>> print(render({"rows": [row | {"step": 1}], "kills": []}).splitlines()[-1])
-    | x | 7 | 7 | 2 |  |  | 9 of 9 | 20 of 20 |
+    >>> row["steps"] = {"death": 1, "torn": 3, "other": 1, "older": 1}
+    >>> print(render({"rows": [row], "kills": []}).splitlines()[-1])
+    | x | 7 | 7 | 2 (every 3rd) |  |  | 9 of 9 | 20 of 20 |
     """
     lines = [
         "| | operations | deaths | torn writes | other settings | an older result | same bytes | pairs well |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        deaths = [str(row["deaths"][mode] or "") for mode in MODES]
+        deaths = [_counted(row["deaths"][mode], row["steps"][mode]) for mode in MODES]
         same = f"{sum(row['same'].values()):,} of {sum(row['deaths'].values()):,}"
-        name = row["scenario"] + (f" (every {row['step']}th operation)" if row["step"] > 1 else "")
         pairs = f"{row['pairs_well']} of {row['pairs']}" if row["pairs"] else ""
-        lines.append(f"| {' | '.join([name, str(row['operations']), *deaths, same, pairs])} |")
+        lines.append(f"| {' | '.join([row['scenario'], str(row['operations']), *deaths, same, pairs])} |")
     if result["kills"]:
         lines += ["", render_kills(result["kills"])]
     return "\n".join(lines)
+
+
+def _counted(deaths: int, step: int) -> str:
+    """Return how many deaths there were, and of how many operations each was the first."""
+    ordinal = {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
+    return "" if not deaths else f"{deaths} (every {ordinal})" if step > 1 else str(deaths)
 
 
 def render_kills(kills: list[dict[str, Any]]) -> str:
@@ -396,6 +403,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="scenarios; all by default")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--step", type=int, default=1, help="die only at every STEP-th operation")
+    parser.add_argument(
+        "--step-others", type=int, default=1, help="the same in all modes but `death`, on top of --step"
+    )
     parser.add_argument("--pairs", type=int, default=20, help="pairs of processes for each scenario")
     parser.add_argument("--kills", type=int, default=0, help="kills of processes of a whole run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")

@@ -17,13 +17,15 @@ from rich.text import Text
 
 from pipeline.config import NonConceptKind, Rule
 from pipeline.harvest.contexts import contexts
-from pipeline.passages import Context, FeatureContexts, read_contexts
 from pipeline.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
 from pipeline.semantics.concepts import load_concepts
 from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
 from pipeline.semantics.labels import import_labels, read_labels
 from pipeline.semantics.membership import concept_features
 from pipeline.semantics.non_concept import KINDS, non_concept_features
+from pipeline.text.feature_contexts import FeatureContexts, read_contexts
+from pipeline.text.passages import Passage
+from pipeline.text.spans import readable, readable_token
 from storage import open_result
 from storage.errors import InputError, MissingInputError
 
@@ -102,7 +104,7 @@ def _corpus_of(store: Path) -> Path:
 def shaded(found: FeatureContexts, label: str | None = None) -> Group:
     """Return what a feature fires on, for a terminal: every token on a ground as red as its activation."""
     missed = f" (at most {found.token_missed} more)" if found.token_missed else ""
-    tokens = ", ".join(f"{token.strip() or repr(token)} {count:,}" for token, count in found.tokens[:10])
+    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in found.tokens[:10])
     head = Text(f"feature {found.feature}", style="bold")
     if label:
         head.append(f"  {label}", style="italic")
@@ -122,18 +124,13 @@ def _bars(counts: tuple[int, ...]) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[round(8 * height / tallest)] for height in heights.tolist())
 
 
-def _line(context: Context, maximum: float) -> Text:
-    name = "  top " if context.quantile is None else f"  q{context.quantile:.2f}"[:7]
-    line = Text(f"{name:<8}{context.activation:>8.3g}  {'' if context.starts else '… '}", no_wrap=False)
-    for piece in context.pieces:
-        line.append(
-            _visible(piece.text), style=_style(piece.activation / maximum if maximum > 0 else 0.0, peak=piece.peak)
-        )
-    return line.append("" if context.ends else " …")
-
-
-def _visible(text: str) -> str:
-    return "".join("↵" if char == "\n" else char if char.isprintable() else " " for char in text)
+def _line(passage: Passage, maximum: float) -> Text:
+    name = "  top " if passage.quantile is None else f"  q{passage.quantile:.2f}"[:7]
+    line = Text(f"{name:<8}{passage.activation:>8.3g}  {passage.before}", no_wrap=False)
+    for piece in passage.pieces:
+        strength = piece.activation / maximum if maximum > 0 else 0.0
+        line.append(readable(piece.text), style=_style(strength, peak=piece.peak))
+    return line.append(passage.after)
 
 
 def _style(strength: float, *, peak: bool) -> str:

@@ -157,7 +157,10 @@ def _processors() -> Iterator[Finding]:
 
 def _kernels() -> Iterator[Finding]:
     folder = compiled_kernels()
-    if is_compiled():
+    if folder is None:
+        remedy = "each process compiles them, in a minute or so; set NUMBA_CACHE_DIR to a folder of yours"
+        yield Finding("compiled kernels", "problem", "cannot be kept: no folder can be written to", remedy)
+    elif is_compiled():
         yield Finding("compiled kernels", "ok", f"in {folder}")
     else:
         yield Finding("compiled kernels", "note", f"none in {folder}", "the first run compiles them, in a minute or so")

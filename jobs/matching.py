@@ -9,11 +9,11 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from pipeline.config import MatchMethod
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
 from pipeline.outputs import claim_outputs
+from pipeline.registries import METHODS
 from pipeline.script import (
     AsJson,
     Cluster,
@@ -39,7 +39,7 @@ def sweep_command(
     min_correlation: Annotated[str, typer.Option(metavar="LIST", help="0.1,0.2 or FIRST:LAST:STEP.")] = "0.1:0.9:0.1",
     max_uses: Annotated[str, typer.Option(metavar="LIST", help="1,2,5 or FIRST:LAST:STEP.")] = "1",
     method: Annotated[
-        MatchMethod, typer.Option(help="unique shares a B feature; others drop what is used more.")
+        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. unique shares a B feature; others drop it.")
     ] = "unique",
     filter_: Annotated[
         list[str] | None, typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="As in `match`.")

@@ -10,8 +10,8 @@ import pandas as pd
 import typer
 from rich.table import Table
 
+from pipeline.compare.score_grid import power_notes, save_scores, scores_table, to_latex
 from pipeline.config import Experiment
-from pipeline.grid import power_notes, save_scores, scores_table, to_latex
 from pipeline.report.tables import observations
 from pipeline.script import AsJson, show, wide_console
 from pipeline.statistics import LEVEL

@@ -13,6 +13,7 @@ from pipeline.config import ActivationKind
 from pipeline.script import AsJson, Out, Overwrite, show, wide_console
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
+from storage.readers import IMPORTERS
 from storage.verify import verify
 
 #: Entries of `inspect` that a table does not show: they are long, and in the JSON.
@@ -123,7 +124,7 @@ def _lines(found: dict[str, Any], faults: list[str]) -> Iterator[str]:
 
 
 def import_command(
-    source: Annotated[Path, typer.Argument(help=".npy, .npz, .safetensors, AnnData, or a folder of sae-lens.")],
+    source: Annotated[Path, typer.Argument(help=f"File or folder of another program: {', '.join(IMPORTERS)}.")],
     out: Out,
     key: Annotated[str | None, typer.Option(help="Which array, layer or hook, where there are several.")] = None,
     decoder: Annotated[

@@ -33,6 +33,7 @@ from distributed import Client
 from jobs.watch_page import Sample, short, watch_page
 from jobs.watcher import keeper_of
 from pipeline.workers import Advanced, Planned, listening
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         sessions = [*self.earlier, self.record.to_json()]
         content = {"seconds_lost": sum(one["seconds_lost"] for one in sessions), "sessions": sessions}
-        _replace(self.folder / "watch.json", json.dumps(content, indent=2) + "\n")
+        write_text(self.folder / "watch.json", json.dumps(content, indent=2) + "\n")
 
     def write_page(self) -> None:
         """Write the page as it is now."""
@@ -201,7 +202,7 @@ class Recorder:
             self._figures(),
             refresh=int(PAGE_SECONDS) if going_on else 0,
         )
-        _replace(self.folder / "watch.html", page)
+        write_text(self.folder / "watch.html", page)
 
     def _figures(self) -> dict[str, str]:
         record = self.record
@@ -259,7 +260,7 @@ class Recorder:
                 mode="inline",
                 callback_timeout=REPORT_SECONDS,
             )
-            _replace(self.own_folder / "performance-report.html", report)
+            write_text(self.own_folder / "performance-report.html", report)
         except (OSError, TimeoutError, RuntimeError) as error:
             logger.warning("No performance report of this session: %s", error or type(error).__name__)
 
@@ -285,12 +286,6 @@ def _moved(worker: dict[str, Any]) -> float:
     """Return bytes a second of disk and network of a worker's host."""
     metrics = worker.get("metrics") or {}
     return sum(sum(metrics.get(name, {}).values()) for name in ("host_disk_io", "host_net_io"))
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f"{file.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
 
 
 def read_sessions(folder: str | Path) -> list[dict[str, Any]]:

@@ -2,15 +2,13 @@
 
 It comes as functions over stores and results on disk. Each of the names below is a stage; they take paths or
 opened datasets and, where they need workers, a Dask client.
+
+A stage is imported, with what it needs, when it is first looked up: those of ``__init__.pyi``. Where a module has the
+name of its stage, as :mod:`pipeline.run`, the attribute of this package is the function.
 """
 
-from pipeline.compare.activations import compare_activations
-from pipeline.compare.arrays import compare_rows
-from pipeline.compare.run import compare
-from pipeline.correlate.run import correlate
-from pipeline.harvest.contexts import contexts
-from pipeline.match.run import match
-from pipeline.report.run import report
-from pipeline.run import run
+from __future__ import annotations
 
-__all__ = ["compare", "compare_activations", "compare_rows", "contexts", "correlate", "match", "report", "run"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

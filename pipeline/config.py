@@ -15,13 +15,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -29,7 +31,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from pipeline.registries import FILTERS, METHODS, NULLS, takes_max_uses
 from storage.errors import InputError
 from storage.rundir import Side
 from storage.yaml_files import read_yaml
@@ -38,23 +42,30 @@ ActivationKind = Literal["post", "pre_topk", "raw"]
 Kernel = Literal["auto", "sparse", "dense"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
-MatchMethod = Literal["best", "best_of_b", "mutual", "unique", "greedy", "optimal", "rematch"]
-Null = Literal["shuffled", "random_features", "random_pairs", "random_dictionary"]
 Pool = Literal["last", "max", "mean"]
 
 
-def _known_metric(text: str) -> str:
-    from pipeline.compare.metrics import parse_metric  # noqa: PLC0415 - stages read this module
+def _known(look_up: Callable[[str], object]) -> AfterValidator:
+    """Return the check that there is what a text names; see :mod:`pipeline.registries`."""
 
-    try:
-        parse_metric(text)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return text
+    def check(text: str) -> str:
+        try:
+            look_up(text)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    return AfterValidator(check)
+
+
+def _parse_metric(text: str) -> object:
+    return importlib.import_module("pipeline.compare.metrics").parse_metric(text)  # stages read this module
 
 
 #: A metric as users write it: a name, or a name with options.
-Metric = Annotated[str, AfterValidator(_known_metric)]
+Metric = Annotated[str, _known(_parse_metric)]
+Null = Annotated[str, _known(NULLS.__getitem__)]
+MatchMethod = Annotated[str, _known(METHODS.__getitem__)]
 
 #: What r is called in labels, by measure.
 MEASURE_NAMES: dict[Measure, str] = {
@@ -190,95 +201,29 @@ class CorrelateConfig(Section):
     memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
 
 
-class FilterConfig(Section):
-    """What all filters of pairs have in common; the order in which they are given is the order in which they act."""
-
-    when: Literal["before", "after"] = Field(
-        "before", description="act on candidates, or on the pairs that were chosen"
-    )
-
-
-class MinimumFilter(FilterConfig):
-    """Drop pairs below a minimum r, on the rows that chose (``min_r``) or on the others (``min_heldout_r``)."""
-
-    name: Literal["min_r", "min_heldout_r"]
-    value: Annotated[float, Field(ge=-1, le=1)]
-
-
-class FractionFilter(FilterConfig):
-    """Keep the fraction of pairs with the highest (or lowest) r."""
-
-    name: Literal["fraction"]
-    fraction: Annotated[float, Field(gt=0, le=1)]
-    keep: Literal["top", "bottom"] = "top"
+def _filter(value: Any) -> Any:
+    """Return the filter that a mapping stands for; what is wrong with it is said at its name and key."""
+    if not isinstance(value, Mapping):
+        return value
+    name = str(value.get("name"))
+    try:
+        return FILTERS[name].model_validate(dict(value))
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    except ValidationError as error:
+        found = [
+            InitErrorDetails(
+                type=PydanticCustomError(item["type"], "{message}", {"message": item["msg"]}),
+                loc=(name, *item["loc"]),
+                input=item["input"],
+            )
+            for item in error.errors()
+        ]
+        raise ValidationError.from_exception_data("filter", found) from error
 
 
-class MaxUsesFilter(FilterConfig):
-    """Drop features that more than `n` features of the other side use: as their best (before), in pairs (after)."""
-
-    name: Literal["max_uses"]
-    n: PositiveInt
-    side: Literal["a", "b", "both"] = "both"
-
-
-class MinFiringFilter(FilterConfig):
-    """Drop features that are active on fewer than `n` rows."""
-
-    name: Literal["min_firing"]
-    n: PositiveInt
-
-
-class ReproducibleFilter(FilterConfig):
-    """Drop pairs whose r on the two halves of the documents differ by more than `tolerance`."""
-
-    name: Literal["reproducible"]
-    tolerance: Annotated[float, Field(ge=0, le=2)] = 0.1
-
-
-class NonConceptFilter(FilterConfig):
-    """Drop features that stand for no concept: by a list of tokens in their top contexts, or by what they do."""
-
-    name: Literal["non_concept"]
-    by: Literal["tokens", "data"] = Field(
-        "tokens", description="tokens: of a list, in the top contexts; data: what `subspace non-concept` recognised"
-    )
-    share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    tokens: str | None = Field(None, description="YAML list of tokens; the one that comes with the package if absent")
-
-    @model_validator(mode="after")
-    def _tokens_belong_to_the_list(self) -> NonConceptFilter:
-        if self.by == "data" and self.tokens is not None:
-            raise ValueError("a list of tokens belongs to by: tokens; leave one of them out")
-        return self
-
-
-class SharedTokenFilter(FilterConfig):
-    """Drop pairs that have no token in common among those of their top contexts; needs contexts."""
-
-    name: Literal["shared_token"]
-
-
-class EasyKindFilter(FilterConfig):
-    """Drop features that fire on one token, at one position, or on punctuation in `share` of contexts; needs them."""
-
-    name: Literal["easy_kind"]
-    kinds: list[Literal["single_token", "position", "punctuation"]] = ["single_token", "position", "punctuation"]
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-
-PairFilter = Annotated[
-    MinimumFilter
-    | FractionFilter
-    | MaxUsesFilter
-    | MinFiringFilter
-    | ReproducibleFilter
-    | NonConceptFilter
-    | SharedTokenFilter
-    | EasyKindFilter,
-    Field(discriminator="name"),
-]
-#: Filters that read the contexts result, and with it the text.
-NEED_CONTEXTS = ("non_concept", "shared_token", "easy_kind")
+#: A filter of pairs, with its settings: one of :data:`pipeline.registries.FILTERS`.
+PairFilter = Annotated[Any, BeforeValidator(_filter)]
 
 
 class MatchConfig(Section):
@@ -291,7 +236,7 @@ class MatchConfig(Section):
 
     @model_validator(mode="after")
     def _uses_belong_to_unique(self) -> MatchConfig:
-        if self.max_uses > 1 and self.method != "unique":
+        if self.max_uses > 1 and not takes_max_uses(self.method):
             raise ValueError(
                 f"max_uses belongs to the method 'unique', not {self.method!r}; to drop features that are used often, "
                 "give filters: [{name: max_uses, n: …}]"
@@ -301,12 +246,12 @@ class MatchConfig(Section):
     @property
     def needs_non_concept(self) -> bool:
         """Whether a filter reads which features stand for no concept."""
-        return any(isinstance(each, NonConceptFilter) and each.by == "data" for each in self.filters)
+        return any("non_concept" in each.needs for each in self.filters)
 
     @property
     def needs_contexts(self) -> bool:
         """Whether a filter reads contexts."""
-        return any(each.name in NEED_CONTEXTS for each in self.filters)
+        return any("contexts" in each.needs for each in self.filters)
 
 
 class CompareConfig(Section):
@@ -325,7 +270,7 @@ class CompareConfig(Section):
     @field_validator("nulls")
     @classmethod
     def _nulls_of_a_run(cls, nulls: list[Null]) -> list[Null]:
-        if outside := [null for null in nulls if null in ("random_pairs", "random_dictionary")]:
+        if outside := [null for null in nulls if NULLS[null].source in ("pool", "control")]:
             raise ValueError(
                 f"{', '.join(outside)} needs a larger matching or a control store, which the comparison of whole sites "
                 "does not have; use `subspace compare --pool/--control-a/--control-b` on its results"
@@ -394,19 +339,13 @@ class SemanticsConfig(Section):
     sides: Literal["both", "either"] = Field(
         "both", description="whose features must belong to the concept, of pairs cut out of the whole space"
     )
-    within: Literal["greedy", "mutual", "best", "best_of_b", "unique"] = Field(
-        "greedy", description="how features are paired within a concept: one to one, or many to one"
-    )
+    within: MatchMethod = Field("greedy", description="how features are paired within a concept: any matching method")
     min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
     metrics: list[Metric] = ["svcca:k=4", "rsa", "svcca_pc1", "svcca"]
     judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
         ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
     )
-    nulls: list[Literal["shuffled", "random_features", "random_pairs"]] = [
-        "shuffled",
-        "random_features",
-        "random_pairs",
-    ]
+    nulls: list[Null] = ["shuffled", "random_features", "random_pairs"]
     null_runs: PositiveInt = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     embedding: str | None = Field(
@@ -424,6 +363,13 @@ class SemanticsConfig(Section):
         if missing := [metric for metric in self.judged if metric not in self.metrics]:
             raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
         return self
+
+    @field_validator("nulls")
+    @classmethod
+    def _nulls_of_subsets(cls, nulls: list[Null]) -> list[Null]:
+        if outside := [null for null in nulls if NULLS[null].source == "control"]:
+            raise ValueError(f"{', '.join(outside)} needs a control store, which subspaces do not have")
+        return nulls
 
     @field_validator("embedding")
     @classmethod
@@ -567,7 +513,7 @@ def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
         # inside a list of filters, the location goes on with a number and the filter's name
-        section = _section_of(field.annotation) if field is not None else _FILTERS.get(str(part), Section)
+        section = _section_of(field.annotation) if field is not None else _filter_named(part)
     yield from getattr(section, "model_fields", {})
 
 
@@ -576,9 +522,8 @@ def _section_of(annotation: Any) -> Any:
     return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
 
 
-_FILTERS = {
-    name: kind for kind in get_args(get_args(PairFilter)[0]) for name in get_args(kind.model_fields["name"].annotation)
-}
+def _filter_named(part: object) -> Any:
+    return FILTERS[part] if isinstance(part, str) and part in FILTERS else Section
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
@@ -591,9 +536,7 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     )
     sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
     filters = [
-        each.model_copy(update={"tokens": _resolve(each.tokens, folder)})
-        if isinstance(each, NonConceptFilter)
-        else each
+        each.model_copy(update={name: _resolve(getattr(each, name), folder) for name in each.paths})
         for each in experiment.match.filters
     ]
     match = experiment.match.model_copy(update={"filters": filters})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 #: What each format calls the program that made a figure, and its date, without which equal figures are equal files.
-_METADATA: dict[str, dict[str, Any]] = {
+FIGURE_METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": FIGURE_PROGRAM},
     ".svg": {"Creator": FIGURE_PROGRAM, "Date": None},
     ".pdf": {"Creator": FIGURE_PROGRAM, "CreationDate": None},
@@ -47,7 +47,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only figures need it
 
     with mpl.rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix.lower()])
+        figure.savefig(path, dpi=150, metadata=FIGURE_METADATA[path.suffix.lower()])
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ import xarray as xr
 from distributed import Client
 
 from pipeline.compare.run import compare
+from pipeline.compare.score_grid import power_notes, save_scores
 from pipeline.config import Experiment, load_experiment
 from pipeline.correlate.best_layer import best_layer
 from pipeline.correlate.grid import one_after_the_other
 from pipeline.correlate.run import correlate, correlate_share
-from pipeline.grid import power_notes, save_scores
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report

@@ -3,6 +3,8 @@
 A stage's ``__main__`` module defines one typer function over paths. Run as a script it accepts the address of a
 running Dask scheduler as ``--cluster``; the ``subspace`` command registers the same function and hands in, through
 typer's context, a way to open named cluster profiles too.
+
+This module is imported to show any help: what only a verb at work needs is imported there.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import xarray as xr
-from distributed import Client
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipeline.config import Experiment, load_experiment
-from pipeline.workers import ensure_client
 from storage.errors import InputError, SubspaceError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+    from pipeline.config import Experiment
 
 #: Exit status after Ctrl-C, as shells expect it.
 INTERRUPTED = 130
@@ -58,6 +62,8 @@ Memory = Annotated[
 
 def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
     """Return an experiment, before a cluster is started, as the options of the command line change it."""
+    from pipeline.config import load_experiment
+
     experiment = load_experiment(path)
     return experiment.allowing_bad_sites() if allow_bad_site else experiment
 
@@ -82,6 +88,10 @@ def open_client(
     InputError
         If a profile is named but the script knows none.
     """
+    from distributed import Client
+
+    from pipeline.workers import ensure_client
+
     session = context.obj
     if isinstance(session, Session):
         with session.connect(cluster or "local", cluster_file, logs) as client:

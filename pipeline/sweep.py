@@ -20,6 +20,7 @@ from pipeline.match.diagnostics import summarise
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs
 from pipeline.match.run import Choice, check_choice, make_pairs
+from pipeline.registries import takes_max_uses
 from pipeline.workers import ensure_client
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
@@ -93,10 +94,13 @@ def sweep(
         raise InputError("Scores need the decoder rows: give the stores of A and B (--stores A B), or no metrics")
     correlation = open_result(cor, "correlate")
     choices = [
-        check_choice(str(cor), correlation, method, minimum, *_ask(method, n, filters), contexts, stores, corpus)
+        check_choice(
+            str(cor), correlation, method=method, minimum=minimum, **_ask(method, n, filters),
+            contexts=contexts, stores=stores, corpus=corpus,
+        )
         for minimum in minimums
         for n in uses
-    ]
+    ]  # fmt: skip
     scoring: dict[str, Any] = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed}
     inputs = {"correlation": fingerprint(cor)}
     if metrics and stores is not None:
@@ -135,11 +139,11 @@ def _matchings(
         yield pairs
 
 
-def _ask(method: str, n: int, filters: Sequence[Any]) -> tuple[int, list[Any]]:
+def _ask(method: str, n: int, filters: Sequence[Any]) -> dict[str, Any]:
     """Return ``max_uses`` and the filters with which a method is asked for at most `n` uses."""
-    if method == "unique":
-        return n, list(filters)
-    return 1, [*filters, {"name": "max_uses", "n": n}]
+    if takes_max_uses(method):
+        return {"max_uses": n, "filters": list(filters)}
+    return {"max_uses": 1, "filters": [*filters, {"name": "max_uses", "n": n}]}
 
 
 def _dataset(lines: list[dict[str, Any]], minimums: list[float], uses: list[int], metrics: Sequence[str]) -> xr.Dataset:

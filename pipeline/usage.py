@@ -30,6 +30,7 @@ import psutil
 from distributed import Client
 
 from pipeline.workers import Advanced, Planned, listening
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +179,8 @@ class UsageLog:
     def _write(self, usage: StageUsage) -> None:
         self._stages.append(usage)
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_suffix(".partial")
             content = {"stages": [dataclasses.asdict(one) for one in self._stages]}
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self._file)
+            write_text(self._file, json.dumps(content, indent=2) + "\n")
         except OSError as error:  # what the stage itself has done does not depend on it
             logger.warning("What %s took is not kept: %s", usage.stage, error)
 

@@ -20,6 +20,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,6 +81,46 @@ def partial_path(path: str | Path) -> Path:
 def temporary_path(path: Path, ending: str) -> Path:
     """Return a random name beside `path` that says what it is for: ``new``, ``old``, ``trash`` or ``partial``."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{ending}")
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder that only the user may write to; it and missing folders above it are made, whatever the umask.
+
+    Parameters
+    ----------
+    path
+        Where keys, state, or code that is run will be.
+
+    Returns
+    -------
+    Path
+        `path`; new folders have mode 0700.
+
+    Raises
+    ------
+    InputError
+        If it belongs to somebody else, or others may write to it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     oct(private_folder(Path(folder) / "new" / "state").stat().st_mode)
+    '0o40700'
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process made it since
+            folder.mkdir(mode=0o700)
+    # a link of one's own may lead to another file system; one of somebody else's leads where they like
+    for state in (path.lstat(), path.stat()):
+        if state.st_uid != os.getuid():
+            raise InputError(f"{path} belongs to user {state.st_uid}, not to you ({os.getuid()}): remove or rename it")
+    if not stat.S_ISDIR(state.st_mode):
+        raise InputError(f"{path} is no folder: remove or rename it")
+    if state.st_mode & 0o022:
+        raise InputError(f"Others may write to {path}, and could put anything there: chmod go-w it, or remove it")
+    return path
 
 
 def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
@@ -158,7 +199,9 @@ def leftover_of(name: str) -> str | None:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever seen."""
-    trash = path if path.name.endswith(".trash") else temporary_path(path, "trash")
+    # Named after the target, so that the next claim of it finds what a dead process left of the trash
+    target = path.with_name(leftover_of(path.name) or path.name)
+    trash = path if path.name.endswith(".trash") else temporary_path(target, "trash")
     with contextlib.suppress(FileNotFoundError):
         if path != trash:
             path.rename(trash)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from storage.jit import cached_njit
 
 Ints = NDArray[Any]
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def rows_are_canonical(indptr: Ints, indices: Ints) -> bool:
     """Say whether the column ids of every row are strictly increasing."""
     for row in range(len(indptr) - 1):
@@ -25,7 +26,7 @@ def rows_are_canonical(indptr: Ints, indices: Ints) -> bool:
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def count_by_panel(indptr: Ints, indices: Ints, first_row: int, width: int, lengths: Ints) -> None:
     """Count the entries of each row in each panel of `width` columns into ``lengths[panel, row]``."""
     for row in range(min(lengths.shape[1], len(indptr) - 1 - first_row)):
@@ -33,7 +34,7 @@ def count_by_panel(indptr: Ints, indices: Ints, first_row: int, width: int, leng
             lengths[indices[at] // width, row] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def scatter_by_panel(  # noqa: PLR0917 - numba takes no keywords
     indptr: Ints, indices: Ints, bits: Ints, rows: tuple[int, int], width: int, cursor: Ints, ids: Ints, out: Ints
 ) -> None:
@@ -47,7 +48,7 @@ def scatter_by_panel(  # noqa: PLR0917 - numba takes no keywords
             cursor[panel] = to + 1
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def cut_columns(ids: Ints, starts: Ints, stops: Ints, low: int, high: int) -> None:
     """Narrow each row's range ``starts[row]:stops[row]`` to the ids in ``low <= id < high`` (ids are sorted)."""
     for row in range(len(starts)):
@@ -59,7 +60,7 @@ def cut_columns(ids: Ints, starts: Ints, stops: Ints, low: int, high: int) -> No
         starts[row], stops[row] = start, stop
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def place_panel(  # noqa: PLR0917
     ids: Ints, bits: Ints, starts: Ints, stops: Ints, shift: int, cursor: Ints, out_ids: Ints, out_bits: Ints
 ) -> None:

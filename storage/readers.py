@@ -10,7 +10,7 @@ file                            written by                                   row
 folder with ``state.json``      sae-lens' ``CacheActivationsRunner``         one slab
 ==============================  ===========================================  ================================
 
-To read another format, write a function from a path to a :class:`Source` and name its suffix in :data:`READERS`.
+To read another format, register a function from a path to a :class:`Source`; see :class:`Importer`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from storage.codec import is_sparse_matrix
 from storage.errors import FormatError, InputError, MissingDependencyError, MissingInputError
+from storage.registry import Registry
 from storage.rows import TOKEN_COORDINATES
 
 #: Bytes of one slab, were it dense.
@@ -76,6 +77,45 @@ class Source:
         return max(1, SLAB_BYTES // (self.n_features * max(4, self.dtype.itemsize)))
 
 
+@dataclass(frozen=True)
+class Importer:
+    """How one format of files is known, and read.
+
+    Attributes
+    ----------
+    name
+        What lists call it.
+    function
+        Opens the path as a :class:`Source`, given which array of several, and ids of tokens that are no rows.
+    suffixes
+        Endings of its files.
+    files
+        What a folder of the format holds.
+    drops_tokens
+        Whether it knows token ids, so that it can leave rows out.
+    """
+
+    name: str
+    function: Callable[[Path, str | None, Collection[int]], Source]
+    suffixes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    drops_tokens: bool = False
+
+    def recognises(self, path: Path) -> bool:
+        """Say whether a path is of this format, by its name or the files in it."""
+        return path.suffix in self.suffixes or (
+            bool(self.files) and all((path / file).is_file() for file in self.files)
+        )
+
+    @property
+    def folder(self) -> str:
+        """What a folder of the format is known by."""
+        return f"a folder with {' and '.join(self.files)}"
+
+
+IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.readers")
+
+
 def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collection[int] = ()) -> Source:
     """Open activations in any format that is known.
 
@@ -100,19 +140,22 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
     path = Path(path)
     if not path.exists():
         raise MissingInputError(f"There is nothing to import at {path}; check the path")
-    reader = _read_saelens if _is_saelens(path) else READERS.get(path.suffix)
-    if reader is None:
-        raise InputError(
-            f"{path} is none of the formats that can be imported: {', '.join(READERS)}, or the folder that sae-lens' "
-            "CacheActivationsRunner writes"
-        )
-    if drop_tokens and reader is not _read_saelens:
+    # importers of other packages are not looked at, and so not imported, where one of our own reads the file
+    importer = next((one for one in IMPORTERS.values() if one.recognises(path)), None)
+    if importer is None:
+        raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
+    if drop_tokens and not importer.drops_tokens:
         raise InputError(f"{path} holds no token ids, so no tokens can be dropped; leave --drop-token out")
-    return reader(path, key, drop_tokens)
+    return importer.function(path, key, drop_tokens)
 
 
-def _is_saelens(path: Path) -> bool:
-    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+def importers_listed() -> str:
+    """Return what can be imported, for people.
+
+    >>> importers_listed()
+    'sae-lens (a folder with state.json and dataset_info.json), numpy (.npy), npz (.npz), anndata (.h5ad or .zarr), ...
+    """
+    return ", ".join(f"{name} ({' or '.join(one.suffixes) or one.folder})" for name, one in IMPORTERS.items())
 
 
 def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -363,13 +406,14 @@ def need(module: str, extra: str) -> Any:
         ) from error
 
 
-READERS: Mapping[str, Callable[[Path, str | None, Collection[int]], Source]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5ad": _read_anndata,
-    ".zarr": _read_anndata,
-    ".safetensors": _read_safetensors,
-}
+for _importer in (
+    Importer("sae-lens", _read_saelens, files=("state.json", "dataset_info.json"), drops_tokens=True),
+    Importer("numpy", _read_npy, (".npy",)),
+    Importer("npz", _read_npz, (".npz",)),
+    Importer("anndata", _read_anndata, (".h5ad", ".zarr")),
+    Importer("safetensors", _read_safetensors, (".safetensors",)),
+):
+    IMPORTERS.register(_importer)
 
 
 def read_decoder(path: str | Path) -> NDArray[Any]:

@@ -45,6 +45,8 @@ from storage.variables import write_variables
 logger = logging.getLogger(__name__)
 
 STORE = "activation store"
+#: Stage of a store that was made from data at hand: its manifest has no input but its own content.
+DATA_STAGE = "activations"
 CORPUS = "corpus"
 #: What figures name as the program that made them.
 FIGURE_PROGRAM = "Subspace"
@@ -104,9 +106,10 @@ class Target:
             *wanted.inputs.values()
         }:
             raise InputError(f"{place} is an input of this very call: {ELSEWHERE}")
-        resumes = place == self.partial and stored is None  # its writer is dead, and nobody can go on with it
+        # A writer without a manifest is dead, and nobody can go on with its work
+        worthless = place == self.partial and (stored is None or stored["stage"] == DATA_STAGE)
         same = wanted is not None and stored is not None and stored.get("inputs") == wanted.inputs
-        if not (self.overwrite or same or resumes):
+        if not (self.overwrite or same or worthless):
             what = "unfinished work" if place == self.partial else _article(self.kind)
             raise InputError(f"{place} is {what} that came from other inputs: {OVERWRITE}")
 
@@ -268,12 +271,25 @@ def claim(
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     target = Target(place, kind or (manifest.stage if manifest is not None else STORE), manifest, overwrite)
     target.check()
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(target.path, part):
+    with _parent_of(target.path), lock(target.path, part):
         if part is None:
             target.recover()
         target.check()
         yield target
+
+
+@contextlib.contextmanager
+def _parent_of(path: Path) -> Iterator[None]:
+    """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def same_work(partial: Path, manifest: Manifest) -> bool:
@@ -431,8 +447,7 @@ def claim_file(
         raise InputError(f"{path} must be a name that ends in {' or '.join(suffixes)}")
     target = FileTarget(Path(os.path.realpath(path)) if path.is_symlink() else path, is_ours, overwrite)
     target.check()
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(target.path):
+    with _parent_of(target.path), lock(target.path):
         _sweep(target.path)
         target.check()
         yield target

@@ -163,11 +163,23 @@ def _groups_below(path: Path, found: Verification) -> Iterator[Path]:
     if path.name.endswith(PARTIAL_SUFFIX) or leftover_of(path.name) is not None:
         found.unfinished.append(str(path))
     elif (path / GROUP_FILE).exists():
+        if _is_of_another_program(path):
+            raise MissingInputError(
+                f"{path} is a Zarr group that another program wrote: it says nothing to verify it by"
+            )
         yield path
     elif path.suffix == ".zarr":
         found.faults.append(Fault(str(path), GONE, GROUP_FILE))
     else:
         yield from _groups_in_folder(path, found)
+
+
+def _is_of_another_program(path: Path) -> bool:
+    try:
+        attrs = read_metadata(path).get("attributes", {})
+    except (FormatError, AttributeError):
+        return False  # damage is for the check to say
+    return not {MANIFEST, CONTENT_HASH, "layout"} & {*attrs}
 
 
 def _groups_in_folder(path: Path, found: Verification) -> Iterator[Path]:

@@ -50,7 +50,7 @@ from storage.sparse_array import (
     read_metadata,
     write_sparse_shard,
 )
-from storage.targets import STORE, Target, claim, same_work
+from storage.targets import DATA_STAGE, STORE, Target, claim, same_work
 from storage.variables import update_attrs
 
 Layout = Literal["csr", "dense"]
@@ -331,7 +331,7 @@ class ActivationWriter:
         _put(self.partial, statistics(moments), DIMS[1:], chunk_shape(self.partial)[1])
         attrs = {CONTENT_HASH: content_hash, "n_sinks": self.n_tokens - moments.n}
         if MANIFEST not in read_attrs(self.partial):
-            attrs |= new_manifest("activations", {"data": content_hash}, {}).to_attrs()
+            attrs |= new_manifest(DATA_STAGE, {"data": content_hash}, {}).to_attrs()
         target.finish(attrs, drop=[UNFINISHED])
 
     def discard(self) -> None:

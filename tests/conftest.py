@@ -1,22 +1,28 @@
-"""Shared fixtures: a Dask client for the whole session, a tiny experiment, hypothesis profiles."""
+"""Shared fixtures: a Dask client for the whole session, a tiny experiment, a small text, hypothesis profiles."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import pytest
+import scipy.sparse as sp
 from distributed import Client
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import storage
 from benchmarks.toy import make_inputs
 from pipeline import workers
 from pipeline.config import load_experiment
@@ -40,6 +46,12 @@ def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
     dask.config.refresh(unchanged)
     client_of_the_session = {"scheduler": dask.config.get("scheduler", None)}
     assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
+
+
+@pytest.fixture(scope="session")
+def bound_by_permissions() -> list[str]:
+    """What a command starts with, so that read-only folders are read-only for the administrator too."""
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
 
 
 Bench = Callable[..., dict[str, Any]]
@@ -114,3 +126,58 @@ def tiny_run(once: Callable[[str, Make], Path], tiny_inputs: Path) -> RunResult:
 
     folder = once("tiny-run", make)
     return RunResult(RunDirectory(folder), load_experiment(tiny_inputs / "experiment.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Take back what a command of a test did to logging: its handlers write to streams that are closed by now."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus on disk and the coordinates of its rows."""
+
+    folder: Path
+    tokens: dict[str, np.ndarray]
+    pieces: list[str]
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus.zarr"
+
+    def store(self, active: np.ndarray, name: str = "a", **options: Any) -> Path:
+        """Write a store of activations over the rows."""
+        path = self.folder / f"{name}.zarr"
+        data = active if options.get("layout") == "dense" else sp.csr_array(active)
+        attrs = {"corpus_hash": storage.open_corpus(self.corpus).hash, "model": "toy", "site": "layers.0"}
+        storage.write_activations(path, data, tokens=self.tokens, attrs=attrs, **options)
+        return path
+
+    def rows_of(self, *pieces: str) -> np.ndarray:
+        """Return the rows whose text, blanks cut, is one of `pieces`."""
+        return np.flatnonzero([piece.strip() in pieces for piece in self.pieces])
+
+
+def make_text(folder: Path, documents: Sequence[str], pattern: str = r"\s?\w+|\s?[^\w\s]|\s") -> Text:
+    """Write a corpus whose rows are what `pattern` matches, one after the other."""
+    storage.write_corpus(folder / "corpus.zarr", documents)
+    found = [
+        (i, *match.span(), match.group()) for i, text in enumerate(documents) for match in re.finditer(pattern, text)
+    ]
+    columns = [np.array(column) for column in list(zip(*found, strict=True))[:3]]
+    tokens = dict(zip(("document", "char_start", "char_end"), columns, strict=True))
+    tokens["position"] = np.concatenate([np.arange(n) for n in np.bincount(tokens["document"])])
+    return Text(folder, tokens, [one[3] for one in found])
+
+
+@pytest.fixture
+def text_of(tmp_path: Path) -> Callable[..., Text]:
+    def make(*documents: str, **options: Any) -> Text:
+        return make_text(tmp_path, documents, **options)
+
+    return make

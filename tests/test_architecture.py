@@ -1,4 +1,4 @@
-"""Imports run one way: jobs → pipeline → storage; stages do not reach into each other."""
+"""Imports run one way: jobs → pipeline → storage, and in it stages → work, text; stages leave each other alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from jobs.verbs import VERBS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("storage", "pipeline", "jobs")
 ALLOWED = {"storage": {"storage"}, "pipeline": {"storage", "pipeline"}, "jobs": {"storage", "pipeline", "jobs"}}
 STAGES = {"harvest", "correlate", "match", "compare", "semantics", "report"}
+#: What every stage may draw on: these packages know of no stage, and not of the experiment that puts stages together.
+SHARED = {"work", "text"}
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 #: A later stage may call these functions of an earlier one, each from the module that is named.
-PUBLIC = {("semantics", "pipeline.match.subsets"), ("semantics", "pipeline.compare.subsets")}
+PUBLIC = {
+    ("semantics", "pipeline.match.within"),
+    ("semantics", "pipeline.compare.subsets"),
+    ("report", "pipeline.compare.score_grid"),
+}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -40,6 +48,8 @@ def test_imports_run_one_way(path: Path) -> None:
             continue
         assert top in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
         other_stage = top == "pipeline" and package == "pipeline" and rest and rest[0] in STAGES
+        if package == top == "pipeline" and inner[0] in SHARED:
+            assert not STAGES.union({"experiment"}).intersection(rest[:1]), f"{inner[0]} is below all stages: {name}"
         if other_stage and inner[0] in STAGES and inner[-1] != "__main__.py":
             allowed = rest[0] == inner[0] or (inner[0], name) in PUBLIC
             assert allowed, f"stage {inner[0]} reaches into stage {rest[0]}: {name}"
@@ -48,6 +58,7 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_the_rule_looks_at_something() -> None:
     assert len(MODULES) > 30
     assert any(name.startswith("storage.") for path in MODULES for name in imported(path))
+    assert any(path.relative_to(ROOT / "pipeline").parts[0] in SHARED for path in MODULES if "pipeline" in path.parts)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -64,9 +75,10 @@ def test_no_pickle(path: Path) -> None:
     assert "allow_pickle=True" not in path.read_text()
 
 
-def test_the_command_starts_without_what_few_of_its_verbs_need() -> None:
-    """Every command and every worker would wait for it: torch alone takes two seconds."""
+def test_no_verb_imports_what_only_few_need() -> None:
+    """Every verb and every worker would wait for it: torch alone takes two seconds."""
     heavy = ["torch", "transformers", "sae_lens", "matplotlib", "bokeh", "sklearn"]
-    code = f"import sys, jobs.cli; print([name for name in {heavy} if name in sys.modules])"
+    modules = ", ".join(sorted({verb.target.partition(":")[0] for verb in VERBS}))
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -55,8 +55,22 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         (changed(corpus={"path": "x", "tokens": 0}), "corpus.tokens: .* greater than 0"),
         (changed(correlate={"top_k": 0}), "correlate.top_k: .* greater than or equal to 1 .*given: 0"),
         (changed(match={"min_correlation": 0.05}), "below correlate.keep_above"),
+        (
+            changed(match={"method": "gredy"}),
+            "no matching method 'gredy'; did you mean 'greedy'",
+        ),
+        (
+            changed(compare={"nulls": ["shuffle"]}),
+            "nulls.0: there is no null 'shuffle'; did you mean",
+        ),
+        (changed(compare={"metrics": ["svka"]}), "there is no metric 'svka'; did you mean"),
+        (changed(compare={"nulls": ["random_pairs"]}), "random_pairs needs a larger matching"),
+        (changed(semantics={"nulls": ["random_dictionary"]}), "random_dictionary needs a control store"),
         (changed(match={"max_uses": 2}), "max_uses belongs to the method 'unique', not 'greedy'"),
-        (changed(match={"filters": [{"name": "nope"}]}), r"match.filters.0: .*'min_r', 'min_heldout_r'"),
+        (
+            changed(match={"filters": [{"name": "nope"}]}),
+            "filters.0: there is no filter 'nope'; there are min_r",
+        ),
         (changed(match={"filters": [{"name": "max_uses", "k": 1, "n": 2}]}), r"max_uses.k: unknown key; .*n"),
         (changed(match={"filters": [{"name": "min_r", "value": 0.2, "wen": "after"}]}), r"wen: .*did you mean 'when'"),
         (changed(a={**MINIMAL["a"], "sites": ["x", "x"]}), "named twice"),

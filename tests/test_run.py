@@ -173,6 +173,39 @@ def test_stopped_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.timeout(900)  # every function is compiled
+def test_a_run_where_installation_and_home_are_read_only(
+    tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path, bound_by_permissions: list[str]
+) -> None:
+    root = Path(__file__).parent.parent
+    installed, home, temporary = tmp_path / "installed", tmp_path / "home", tmp_path / "tmp"
+    for package in ("storage", "pipeline", "jobs"):
+        shutil.copytree(root / package, installed / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "cluster.yaml", installed)
+    home.mkdir()
+    temporary.mkdir()
+    folders = [home, *(path for path in (installed, *installed.rglob("*")) if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o500)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(installed)}
+
+    def subspace(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [*bound_by_permissions, sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    version = subspace("--version")
+    assert (version.returncode, version.stderr) == (0, "")
+    done = subspace("run", tiny_inputs / "experiment.yaml", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "run") == digest(tiny_run.directory.root)
+    place = temporary / f"subspace-numba-{os.getuid()}"
+    assert list(place.rglob("*.nbc"))
+    assert done.stderr.count(f"kept in {place}") == 1
+    for folder in folders:
+        folder.chmod(0o700)
+
+
 def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "200"}
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]

@@ -16,6 +16,7 @@ from jobs.demo.train_dictionaries import MAX_LENGTH
 from pipeline.config import load_experiment
 from pipeline.harvest.gguf import converted
 from storage.errors import MissingInputError
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,6 @@ def prepare(folder: str | Path) -> Path:
     if missing:
         raise MissingInputError(f"No dictionary for {', '.join(missing)} in {dictionaries}: reinstall the package")
     converted(smollm2)
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "text.jsonl", text())
     _write(
         folder / "experiment.yaml",
@@ -80,6 +80,4 @@ def _write(path: Path, content: str) -> None:
     """Write a file whole or not at all; an unchanged one keeps its time."""
     if path.is_file() and path.read_text(encoding="utf-8") == content:
         return
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, content)

@@ -10,15 +10,15 @@ import typer
 import xarray as xr
 from rich.table import Table
 
-from pipeline.compare.metrics import METRICS
-from pipeline.compare.nulls import NULLS
 from pipeline.compare.run import compare
 from pipeline.config import CompareConfig
+from pipeline.registries import METRICS, NULLS
 from pipeline.script import (
     AsJson,
     Cluster,
     ClusterFile,
     Out,
+    Overwrite,
     StoreA,
     StoreB,
     open_client,
@@ -66,6 +66,7 @@ def command(
     ),
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the similarity of the matched spaces, each score beside its nulls."""
@@ -74,7 +75,7 @@ def command(
         scores = compare(
             pairs, a, b, metrics=metric or defaults.metrics, nulls=null or defaults.nulls, pool=pool,
             control=(control_a, control_b), null_runs=null_runs, seed=seed, intervals=intervals, out=out,
-            client=client, memory=memory,
+            overwrite=overwrite, client=client, memory=memory,
         )  # fmt: skip
     if as_json:
         show({"result": str(out), **summary(scores)}, as_json=True)

@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client
-from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 
 from pipeline.compare.base import Metric
+from pipeline.compare.engine import Outcome, allowed_memory, to_dataset
+from pipeline.compare.linear import LinearMetric
 from pipeline.compare.metrics import parse_metrics, settings_of
-from pipeline.compare.moment_scores import decompose_moments, is_supported, score_moments, with_crossed
+from pipeline.compare.moment_scores import decompose_moments, score_moments, with_crossed
 from pipeline.compare.moments import (
     Columns,
     Crossed,
@@ -51,8 +51,10 @@ from pipeline.compare.moments import (
     sum_group,
     weighted_sum,
 )
-from pipeline.statistics import Interval, bca_interval, difference, effect_size, p_value
-from pipeline.workers import Planned, ensure_client, in_order, n_slots, run_tasks, tell
+from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled
+from pipeline.registries import METRICS
+from pipeline.statistics import Interval, bca_interval
+from pipeline.workers import Planned, ensure_client, n_slots, tell
 from storage import (
     BudgetError,
     InputError,
@@ -67,11 +69,10 @@ from storage import (
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
 STAGE = "compare-activations"
-NULL = "shifted_blocks"
+#: Random orders of B's blocks.
+NULL = Null("shifted_blocks", shuffled, "blocks", stream=())
 DEFAULT_METRICS = ("svcca", "cka", "procrustes")
-QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
 #: Groups of documents; fewer units than this make intervals too narrow.
 FEWEST_GROUPS = 20
 #: In blocks of fewer documents, those that are cut at the ends make the null too narrow.
@@ -85,7 +86,7 @@ FEWEST_TOKENS = 16
 class Settings:
     """How activations are compared, checked."""
 
-    metrics: dict[str, Metric]
+    metrics: dict[str, LinearMetric]
     null_runs: int
     blocks: int
     intervals: int
@@ -157,6 +158,7 @@ def compare_activations(
     groups: int = 32,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
     memory: str | int = "auto",
 ) -> xr.Dataset:
@@ -191,6 +193,8 @@ def compare_activations(
         Of orders and draws.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
     memory
@@ -226,13 +230,14 @@ def compare_activations(
     >>> bool((scores.null_mean < 0.05).all())
     True
     """
-    settings = _check_settings(Settings(parse_metrics(metrics), null_runs, blocks, intervals, level, groups, seed))
+    chosen = {text: _checked(text, metric) for text, metric in parse_metrics(metrics).items()}
+    settings = _check_settings(Settings(chosen, null_runs, blocks, intervals, level, groups, seed))
     check_same_rows(a, b)
     sides = _sides(str(a), str(b), pairs)
     ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
     inputs = {"a": fingerprint(a), "b": fingerprint(b)}
-    chosen = {name: None if each is None else each.tolist() for name, each in ids.items()}
-    manifest = new_manifest(STAGE, inputs, {**settings.record(), **chosen})
+    compared = {name: None if side is None else side.tolist() for name, side in ids.items()}
+    manifest = new_manifest(STAGE, inputs, {**settings.record(), **compared})
 
     def make() -> xr.Dataset:
         work = _plan(sides, settings)
@@ -240,16 +245,28 @@ def compare_activations(
             _check_memory(work, n_slots(used), memory)
             return _compare(work, used).assign_attrs(manifest.to_attrs())
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def linear_metrics() -> list[str]:
+    """Return the names of the metrics that are made from second moments.
+
+    >>> linear_metrics()[:3]
+    ['cca', 'svcca', 'pwcca']
+    """
+    return [name for name, kind in METRICS.items() if issubclass(kind, LinearMetric)]
+
+
+def _checked(text: str, metric: Metric) -> LinearMetric:
+    if isinstance(metric, LinearMetric):
+        return metric
+    raise InputError(
+        f"{text} compares every two rows, and that is tokens × tokens: on activations use one of "
+        f"{', '.join(linear_metrics())}; `compare` has it for decoder rows"
+    )
 
 
 def _check_settings(settings: Settings) -> Settings:
-    for text, metric in settings.metrics.items():
-        if not is_supported(metric):
-            raise InputError(
-                f"{text} compares every two rows, and that is tokens × tokens: on activations use svcca, cca, pwcca, "
-                "svcca_pc1, cka, cka_debiased or procrustes; `compare` has it for decoder rows"
-            )
     for name, smallest in {"null_runs": 0, "intervals": 0, "seed": 0, "blocks": 2, "groups": 2}.items():
         if (value := getattr(settings, name)) < smallest:
             raise InputError(f"{name} is {value}: give at least {smallest}")
@@ -311,8 +328,7 @@ def _entry_bytes(side: Columns) -> int:
 
 
 def _check_memory(work: Work, threads: int, memory: str | int) -> None:
-    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
-    needed = work.memory(threads)
+    allowed, needed = allowed_memory(memory), work.memory(threads)
     if needed > allowed:
         a, b = work.reading.a.width, work.reading.b.width
         raise BudgetError(
@@ -338,16 +354,34 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
     moments = weighted_sum(parts)
     decomposed = decompose_moments(moments)
     scores = score_moments(moments, metrics, decomposed)
-    notes = [_note(metric, score, decomposed[0]) for metric, score in zip(metrics, scores, strict=True)]
     null = _null(work, client, moments, np.isfinite(scores))
-    bounds = _intervals(work, client, parts, scores)
-    return _dataset(work, scores, null, bounds, notes)
+    intervals = _intervals(work, client, parts, scores)
+    outcomes = {
+        text: Outcome(score, interval, {NULL.name: values}, _notes(work, metric, score, decomposed[0], interval))
+        for (text, metric), score, values, interval in zip(
+            settings.metrics.items(), scores, null, intervals, strict=True
+        )
+    }
+    reading = work.reading
+    return (
+        to_dataset(outcomes, [NULL.name], settings.null_runs)
+        .assign(n_tokens=((), np.int64(len(reading.rows))))
+        .assign_attrs(
+            columns_a=reading.a.width,
+            columns_b=reading.b.width,
+            block_rows=work.block_rows,
+            groups=len(work.groups),
+            n_documents=work.n_documents,
+            n_sinks=len(reading.rows.sinks),
+        )
+    )
 
 
-def _note(metric: Metric, score: float, state: Any) -> str:
-    if not np.isfinite(score):
-        return "undefined: a side does not vary over the tokens"
-    return metric.warning(state).replace(" pairs", " tokens")
+def _notes(work: Work, metric: Metric, score: float, state: Any, interval: Interval) -> list[str]:
+    """Say what a score, its interval and its null rest on, where they mean little."""
+    undefined = "undefined: a side does not vary over the tokens"
+    own = metric.warning(state).replace(" pairs", " tokens") if np.isfinite(score) else undefined
+    return list(filter(None, [own, interval.note, _about_null(work)]))
 
 
 def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool_]) -> Floats:
@@ -366,16 +400,12 @@ def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool
     rest = None
     if settings.blocks * length < len(reading.rows):
         rest = cross_rest(settings.blocks * length, reading, offset)
-    blocks = [
-        range(at, min(at + RUNS_PER_TASK, settings.null_runs)) for at in range(0, settings.null_runs, RUNS_PER_TASK)
-    ]
-    wanted = [metric for metric, one in zip(settings.metrics.values(), defined, strict=True) if one]
-    shared = client.scatter([_Orders(rows, rest, moments, wanted, settings.seed)], broadcast=False, hash=False)
-    tasks = run_tasks(
-        client, _score_orders, list(enumerate(blocks)), name="compare-null", label="Shifted blocks",
-        args=shared,
-    )  # fmt: skip
-    null[defined] = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
+    wanted = [metric for metric, known in zip(settings.metrics.values(), defined, strict=True) if known]
+    draws = Draws(NULL, settings.blocks, (settings.blocks, settings.blocks), settings.null_runs, settings.seed)
+    shared = client.scatter([_Orders(rows, rest, moments, wanted, draws)], broadcast=False, hash=False)
+    null[defined] = run_blocks(
+        client, _score_orders, draws.runs, *shared, per_task=RUNS_PER_TASK, label="Shifted blocks"
+    )
     return null
 
 
@@ -386,23 +416,23 @@ class _Orders:
     rows: list[Crossed]
     rest: Crossed | None
     moments: Moments
-    metrics: Sequence[Metric]
-    seed: int
+    metrics: Sequence[LinearMetric]
+    draws: Draws
 
     def crossed(self, run: int) -> Crossed:
-        """Return the sums of one order; every run has a random generator of its own."""
-        order = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run,))).permutation(len(self.rows))
+        """Return the sums of one order."""
+        order = self.draws.places(run)[1]
         parts = [Crossed(*(field[other] for field in row)) for row, other in zip(self.rows, order, strict=True)]
         return weighted_sum(parts if self.rest is None else [*parts, self.rest])
 
 
-def _score_orders(block: tuple[int, range], orders: _Orders) -> Floats:
-    """Task: score some orders of the blocks."""
+def _score_orders(runs: range, orders: _Orders) -> Floats:
+    """Task: score some orders of the blocks, shape (metric, run)."""
     decomposed = decompose_moments(orders.moments)
-    found = [
-        score_moments(with_crossed(orders.moments, orders.crossed(run)), orders.metrics, decomposed) for run in block[1]
+    scores = [
+        score_moments(with_crossed(orders.moments, orders.crossed(run)), orders.metrics, decomposed) for run in runs
     ]
-    return np.array(found).T
+    return np.array(scores).T
 
 
 def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequence[float]) -> list[Interval]:
@@ -411,31 +441,26 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     if not settings.intervals:
         return [Interval(np.nan, np.nan)] * len(scores)
     runs = settings.intervals
-    # the jackknife's runs come after the draws
-    blocks = [
-        range(at, min(at + RUNS_PER_TASK, runs + len(parts))) for at in range(0, runs + len(parts), RUNS_PER_TASK)
-    ]
-    draws = _Draws(parts, list(settings.metrics.values()), runs, settings.seed)
+    draws = _Resamples(parts, list(settings.metrics.values()), runs, settings.seed)
     shared = client.scatter([draws], broadcast=False, hash=False)
-    tasks = run_tasks(
-        client, _score_draws, list(enumerate(blocks)), name="compare-bootstrap", label="Bootstrap over documents",
-        args=shared,
+    drawn = run_blocks(
+        client, _score_resamples, runs + len(parts), *shared,  # the jackknife's runs come after the draws
+        per_task=RUNS_PER_TASK, label="Bootstrap over documents", name="compare-bootstrap",
     )  # fmt: skip
-    drawn = np.concatenate(list(in_order((number, found) for (number, _), found in tasks)), axis=1)
     few = "" if len(parts) >= FEWEST_GROUPS else f"an interval from {len(parts)} groups of documents is too narrow"
-    found = [
+    intervals = [
         bca_interval(score, values[:runs], values[runs:], settings.level)
         for score, values in zip(scores, drawn, strict=True)
     ]
-    return [one._replace(note=one.note or few) for one in found]
+    return [interval._replace(note=interval.note or few) for interval in intervals]
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _Resamples:
     """What every draw of groups is scored from."""
 
     parts: list[Moments]
-    metrics: Sequence[Metric]
+    metrics: Sequence[LinearMetric]
     runs: int
     seed: int
 
@@ -448,53 +473,9 @@ class _Draws:
         return rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64).tolist()
 
 
-def _score_draws(block: tuple[int, range], draws: _Draws) -> Floats:
-    """Task: score some draws of the groups."""
-    found = [score_moments(weighted_sum(draws.parts, draws.weights(run)), draws.metrics) for run in block[1]]
-    return np.array(found).T
-
-
-def _dataset(
-    work: Work, scores: Sequence[float], null: Floats, bounds: Sequence[Interval], notes: Sequence[str]
-) -> xr.Dataset:
-    settings = work.settings
-    columns = [_beside(score, values) for score, values in zip(scores, null, strict=True)]
-    said = [_join(note, bound.note, _about_null(work)) for note, bound in zip(notes, bounds, strict=True)]
-    return xr.Dataset(
-        {
-            "score": ("metric", np.asarray(scores, np.float64)),
-            "low": ("metric", np.array([bound.low for bound in bounds])),
-            "high": ("metric", np.array([bound.high for bound in bounds])),
-            **{name: (("null", "metric"), np.array([[one[name] for one in columns]])) for name in columns[0]},
-            "null_score": (("null", "metric", "run"), null[None]),
-            "note": ("metric", np.array(said, object)),
-            "n_tokens": ((), np.int64(len(work.reading.rows))),
-        },
-        coords={"metric": np.array(list(settings.metrics), object), "null": np.array([NULL], object)},
-        attrs={
-            "columns_a": work.reading.a.width,
-            "columns_b": work.reading.b.width,
-            "block_rows": work.block_rows,
-            "groups": len(work.groups),
-            "n_documents": work.n_documents,
-            "n_sinks": len(work.reading.rows.sinks),
-        },
-    )
-
-
-def _beside(score: float, null: Floats) -> dict[str, float]:
-    """Return what a score means beside its null; NaN where there is none."""
-    if not len(null) or np.isnan(null).any():
-        names = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
-        return dict.fromkeys(names, float("nan"))
-    return {
-        "null_mean": float(null.mean()),
-        "null_std": float(null.std()),
-        **{name: float(np.quantile(null, level)) for name, level in QUANTILES.items()},
-        "z": effect_size(score, null),
-        "difference": difference(score, null),
-        "p": p_value(score, null),
-    }
+def _score_resamples(runs: range, draws: _Resamples) -> Floats:
+    """Task: score some draws of the groups, shape (metric, run)."""
+    return np.array([score_moments(weighted_sum(draws.parts, draws.weights(run)), draws.metrics) for run in runs]).T
 
 
 def _about_null(work: Work) -> str:
@@ -507,7 +488,3 @@ def _about_null(work: Work) -> str:
             f"than {DOCUMENTS_PER_BLOCK} each, and those cut at their ends count; take fewer blocks, or more text"
         )
     return ""
-
-
-def _join(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)

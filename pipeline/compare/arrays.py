@@ -9,9 +9,9 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import ArrayLike
 
+from pipeline.compare.engine import DEFAULT_METRICS, Bank, check_settings, score_pairs
+from pipeline.compare.nulls import Null
 from pipeline.compare.rows import ArrayRows, checked_sides
-from pipeline.compare.scoring import DEFAULT_METRICS, Bank, check_settings, score_pairs
-from pipeline.config import Null
 from storage.errors import InputError
 
 
@@ -72,8 +72,9 @@ def compare_rows(
     """
     settings = check_settings(metrics, nulls, null_runs, seed, intervals)
     sides = _sides(checked_sides(x, y))
-    given = {"random_features": features, "random_pairs": pool, "random_dictionary": control}
-    banks: dict[Null, Bank] = {null: _bank(null, given[null], sides) for null in settings.nulls if null != "shuffled"}
+    given = {"features": features, "pool": pool, "control": control}
+    drawing = [null for null in settings.nulls if null.source in given]
+    banks = {null.name: _bank(null, given[null.source], sides) for null in drawing}
     return score_pairs(sides, banks, settings, client=client, memory=memory)
 
 
@@ -86,16 +87,15 @@ def _bank(
     null: Null, given: tuple[ArrayLike | None, ArrayLike | None] | None, sides: tuple[ArrayRows, ArrayRows]
 ) -> Bank:
     """Return what a null is drawn from, after checking that it belongs to the sides."""
-    argument = {"random_features": "features", "random_pairs": "pool", "random_dictionary": "control"}[null]
     if given is None or (given[0] is None and given[1] is None):
-        raise InputError(f"the null {null} needs {argument}=(rows of A, rows of B), or leave it out")
+        raise InputError(f"the null {null.name} needs {null.source}=(rows of A, rows of B), or leave it out")
     rows = [None if side is None else ArrayRows(np.asarray(side, np.float64)) for side in given]
     for name, own, side in zip("AB", sides, rows, strict=True):
         if side is not None and (side.rows.ndim != 2 or side.shape[1] != own.shape[1]):
             raise InputError(
-                f"{argument} of side {name} must have rows of {own.shape[1]} dimensions, not shape {side.rows.shape}"
+                f"{null.source} of side {name} must have rows of {own.shape[1]} dimensions, not shape {side.rows.shape}"
             )
     bank = Bank(*rows)
-    if null == "random_pairs" and len(set(bank.sizes())) > 1:
+    if null.source == "pool" and len(set(bank.sizes())) > 1:
         raise InputError(f"pool must hold as many rows of A as of B, not {bank.sizes()}")
     return bank

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.compare.rows import paired_rows
 
 Rows = NDArray[np.float64]
 #: ``pairing[i]`` is the B row that is paired with A row i; int64, shape (n,).
@@ -30,32 +32,53 @@ class Metric(ABC):
 
     name: ClassVar[str]
 
+    def __call__(self, x: ArrayLike, y: ArrayLike) -> float:
+        """Return the score of two sides of paired rows.
+
+        Parameters
+        ----------
+        x, y
+            Paired rows, shapes (n, d_x) and (n, d_y).
+
+        Returns
+        -------
+        float
+            NaN where it is not defined on these rows, as where a side does not vary.
+
+        Raises
+        ------
+        InputError
+            If the two sides differ in rows, have fewer than 3, or hold NaN or infinity.
+        """
+        return of_rows(self, *paired_rows(x, y))
+
     @property
-    @abstractmethod
     def family(self) -> Hashable:
-        """Metrics whose family is equal share :meth:`prepare` and :meth:`arrange`."""
+        """Metrics whose family is equal share :meth:`prepare` and :meth:`arrange`; alone by default."""
+        return self
 
     @staticmethod
-    @abstractmethod
-    def prepare(metrics: Sequence[Any], x: Rows, y: Rows) -> Any:
+    def prepare(metrics: Sequence[Any], x: Rows, y: Rows) -> Any:  # noqa: ARG004
         """Return what every pairing reuses, for `metrics` of one family and checked rows of both sides."""
+        return x, y
 
     @staticmethod
     def compact(state: Any) -> Any:
         """Return the state for thousands of pairings: it may be rounded, as long as no score moves by 1e-7."""
         return state
 
-    @abstractmethod
     def arrange(self, state: Any, pairing: Pairing) -> Any:
-        """Return what all metrics of the family need of one pairing."""
+        """Return what all metrics of the family need of one pairing; both sides' rows by default."""
+        x, y = state
+        return x, y[pairing]
 
     @abstractmethod
     def score(self, arranged: Any) -> float:
         """Return the score of what :meth:`arrange` made; NaN if it is not defined on these rows."""
 
-    @abstractmethod
     def memory(self, n: int, d_a: int, d_b: int) -> int:
-        """Return how many bytes the family takes at most, for n pairs of d_a and d_b dimensions."""
+        """Return how many bytes the family takes at most, for n pairs; twice the rows and a copy by default."""
+        return 4 * 8 * n * (d_a + d_b)
 
     def within(self, budget: int, n: int, d_a: int, d_b: int) -> Metric:  # noqa: ARG002
         """Return the metric, or a form of it that takes no more than `budget` bytes; itself where there is none."""

@@ -10,7 +10,7 @@ than 1e-8 from those of :func:`pipeline.compare.linear.decompose` where no row i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ STACK_BYTES = 8 * 2**20
 Stack = NDArray[np.float64]
 
 
-def scores_of_stack(groups: tuple[Family, ...], x: Stack, y: Stack) -> list[list[float]]:
+def scores_of_stack(groups: Sequence[Family], x: Stack, y: Stack) -> list[list[float]]:
     """Return every metric's score of each of many sets of paired rows.
 
     Parameters

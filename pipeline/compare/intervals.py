@@ -21,12 +21,11 @@ import numpy as np
 from distributed import Client
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.compare.nulls import Floats, run_blocks
 from pipeline.compare.rows import paired_rows
 from pipeline.statistics import Interval, bca_interval
-from pipeline.workers import in_order, run_tasks
 from storage.errors import InputError
 
-Floats = NDArray[np.float64]
 #: A metric of drawn rows: x (n, d_x), y (n, d_y), and the number (n,) of the pair that each row is; copies share it.
 RowScore = Callable[[Floats, Floats, NDArray[np.int64]], float]
 
@@ -88,17 +87,12 @@ def bootstrap_interval(
     if runs < 1 or not 0 < level < 1:
         raise InputError(f"runs must be at least 1 and level between 0 and 1, not {runs} and {level}")
     rows = paired_rows(x, y)
-    blocks = [range(start, min(start + RUNS_PER_TASK, runs)) for start in range(0, runs, RUNS_PER_TASK)]
-    if client is None:
-        drawn = [draw_scores(*rows, scores, block, seed) for block in blocks]
-    else:
-        shared = client.scatter(rows, broadcast=False)
-        tasks = run_tasks(
-            client, _draw_block, list(enumerate(blocks)), name="compare-bootstrap", label="Bootstrap over pairs",
-            args=(*shared, dict(scores), seed),
-        )  # fmt: skip
-        drawn = list(in_order((number, values) for (number, _), values in tasks))
-    draws, jackknife = np.concatenate(drawn, axis=1), leave_out_scores(*rows, scores)
+    shared = rows if client is None else client.scatter(rows, broadcast=False)
+    draws = run_blocks(
+        client, draw_scores, runs, *shared, dict(scores), seed,
+        per_task=RUNS_PER_TASK, label="Bootstrap over pairs", name="compare-bootstrap",
+    )  # fmt: skip
+    jackknife = leave_out_scores(*rows, scores)
     everything = np.arange(len(rows[0]))
     return {
         name: bca_interval(score(*rows, everything), draws[i], jackknife[i], level)
@@ -106,7 +100,7 @@ def bootstrap_interval(
     }
 
 
-def draw_scores(x: Floats, y: Floats, scores: Mapping[str, RowScore], runs: Sequence[int], seed: int) -> Floats:
+def draw_scores(runs: Sequence[int], x: Floats, y: Floats, scores: Mapping[str, RowScore], seed: int) -> Floats:
     """Return every metric of the pairs drawn in some runs, shape (score, run); NaN where a metric is undefined."""
     found = np.empty((len(scores), len(runs)))
     for at, run in enumerate(runs):
@@ -115,10 +109,6 @@ def draw_scores(x: Floats, y: Floats, scores: Mapping[str, RowScore], runs: Sequ
         )
         found[:, at] = [score(x[pair], y[pair], pair) for score in scores.values()]
     return found
-
-
-def _draw_block(block: tuple[int, range], x: Floats, y: Floats, scores: Mapping[str, RowScore], seed: int) -> Floats:
-    return draw_scores(x, y, scores, block[1], seed)
 
 
 def leave_out_scores(x: Floats, y: Floats, scores: Mapping[str, RowScore]) -> Floats:

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compare.base import Metric, Pairing, Rows
+
+if TYPE_CHECKING:
+    from pipeline.compare.moments import Moments
 
 
 class Components(NamedTuple):
@@ -101,9 +104,9 @@ class LinearMetric(Metric):
         """Return the product of a pairing."""
         return Product(state, pairing, (state.a.u.T @ state.b.u[pairing]).astype(np.float64))
 
-    def memory(self, n: int, d_a: int, d_b: int) -> int:
-        """Return the bytes of both sides' rows, the same centred, their scores, and a shuffled copy, float64."""
-        return 4 * 8 * n * (d_a + d_b)
+    def score_moments(self, moments: Moments, arranged: Product) -> float:  # noqa: ARG002
+        """Return the score of rows of which there are only second moments: no scores of components, no squares."""
+        return self.score(arranged)
 
 
 def _components(metrics: Sequence[LinearMetric], rows: Rows) -> Components:

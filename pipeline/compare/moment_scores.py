@@ -16,16 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compare.base import Metric
-from pipeline.compare.cca import Cca, SvccaPc1
-from pipeline.compare.cka import Cka, CkaDebiased
-from pipeline.compare.linear import Components, LinearState, Product
+from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
 from pipeline.compare.moments import Crossed, Moments
-from pipeline.compare.procrustes import Procrustes
 
 Floats = NDArray[np.float64]
-#: Metrics that are functions of second moments; others need the rows themselves.
-SUPPORTED = (Cca, SvccaPc1, Cka, CkaDebiased, Procrustes)
 
 
 def decompose_moments(moments: Moments) -> tuple[LinearState, tuple[Floats, Floats]]:
@@ -66,7 +60,7 @@ def product(moments: Moments, state: LinearState, maps: tuple[Floats, Floats]) -
 
 def score_moments(
     moments: Moments,
-    metrics: Sequence[Metric],
+    metrics: Sequence[LinearMetric],
     decomposed: tuple[LinearState, tuple[Floats, Floats]] | None = None,
 ) -> list[float]:
     """Return every metric of some moments.
@@ -76,18 +70,13 @@ def score_moments(
     moments
         Of all rows.
     metrics
-        Linear ones; see :func:`is_supported`.
+        Linear ones: others need the rows themselves.
     decomposed
         What :func:`decompose_moments` made of the same rows, whatever stood beside what; made here if absent.
     """
     state, maps = decomposed or decompose_moments(moments)
     arranged = product(moments, state, maps)
-    return [debiased_cka(moments) if isinstance(metric, CkaDebiased) else metric.score(arranged) for metric in metrics]
-
-
-def is_supported(metric: Metric) -> bool:
-    """Say whether a metric is a function of second moments."""
-    return isinstance(metric, SUPPORTED)
+    return [metric.score_moments(moments, arranged) for metric in metrics]
 
 
 def with_crossed(moments: Moments, crossed: Crossed) -> Moments:

@@ -1,175 +1,163 @@
-"""The nulls: scores of rows that are paired, or drawn, at random; run in blocks on Dask, whatever the workers.
+"""The nulls: which rows stand beside which by chance, and the runs of all draws in blocks on Dask.
 
-``shuffled`` pairs the same rows at random and reuses all that was prepared from them. The others draw other rows, so
-that every run prepares its own:
+A null that pairs the compared rows otherwise reuses all that was prepared from them. One that draws other rows
+prepares its own in every run. Every run has a random generator of its own, seeded by the null and the run's number, so
+that it does not matter where, or in which order, runs are made.
 
-* ``random_features``: as many live features of either side, paired as drawn;
-* ``random_pairs``: as many of the pairs of a larger matching, for which the compared ones are a subset;
-* ``random_dictionary``: as many rows of a control dictionary in place of a side's own.
-
-Every run has a random generator of its own, seeded by the null and its number, so that it does not matter where, or in
-which order, runs are made.
+To add one, write a function as those at the end of this module; see ``docs/extending.md``.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
-from distributed import Client, Future
+from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.compare.base import Family, Pairing
-from pipeline.compare.rows import paired_rows
-from pipeline.config import Null
-from pipeline.workers import in_order, run_tasks
+from pipeline.compare.base import Pairing
+from pipeline.registries import NULLS
+from pipeline.workers import run_tasks
 from storage.errors import InputError
 
-NULLS: tuple[Null, ...] = get_args(Null)
-
-#: Shuffled runs in one task: some tenths of a second for 2,000 pairs; and runs that prepare their own rows.
-RUNS_PER_TASK, DRAWS_PER_TASK = 20, 4
+Floats = NDArray[np.float64]
+#: Rows in what is drawn from, of A and of B; None for a side that keeps the rows that are compared.
+Sizes = tuple[int | None, int | None]
+#: From a generator, the number of rows and the sizes: where in A and in B the rows of one run are, shape (n,) each.
+Places = Callable[[np.random.Generator, int, Sizes], tuple[Pairing, Pairing]]
+#: What the rows of a run are: those compared, all live features, a larger matching, another dictionary, blocks of text.
+Source = Literal["rows", "features", "pool", "control", "blocks"]
 
 
 @dataclass(frozen=True)
-class Shuffles:
-    """Random pairings of n rows, drawn without replacement.
+class Null:
+    """One answer to "by chance?".
 
     Attributes
     ----------
-    n
-        Number of pairs.
-    runs
-        Number of shuffled pairings.
-    seed
-        Seed of all of them.
+    name
+        What users write.
+    function
+        Draws one run. For ``rows`` A keeps its order, and only B's places count.
+    source
+        What it draws from.
+    stream
+        Sets the random numbers of this null apart from those of others.
     """
 
-    n: int
-    runs: int
-    seed: int
+    name: str
+    function: Places
+    source: Source
+    stream: tuple[int, ...]
 
-    def pairing(self, run: int) -> Pairing:
-        """Return the pairing of one run, int64, shape (n,).
 
-        Examples
-        --------
-        >>> shuffles = Shuffles(n=5, runs=10, seed=0)
-        >>> shuffles.pairing(3).tolist() == shuffles.pairing(3).tolist() != shuffles.pairing(4).tolist()
-        True
-        """
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(run,))).permutation(self.n)
+def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Places], Places]:
+    """Register a function as a null, by its name; its random numbers are its own, unless `stream` says which."""
+
+    def register(function: Places) -> Places:
+        name = function.__name__
+        NULLS.add(name, Null(name, function, source, (zlib.crc32(name.encode()),) if stream is None else stream))
+        return function
+
+    return register
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Rows of two banks, n of either, drawn without replacement.
+    """All runs of a null for a number of rows.
 
     Attributes
     ----------
     null
-        Which null they are for.
+        Which null.
     n
-        Number of rows of a draw.
+        Number of rows of a run.
     sizes
-        Rows in the bank of A and of B; None where a side keeps the rows that are compared.
-    runs, seed
-        As in :class:`Shuffles`.
+        Rows in what is drawn from, of A and of B; None where a side keeps the rows that are compared.
+    runs
+        Number of runs.
+    seed
+        Seed of all of them.
     """
 
     null: Null
     n: int
-    sizes: tuple[int | None, int | None]
+    sizes: Sizes
     runs: int
     seed: int
 
     def places(self, run: int) -> tuple[Pairing, Pairing]:
-        """Return where in either bank the rows of one run are; the same places where pairs are drawn.
+        """Return where the rows of one run are, int64, shape (n,) each.
 
         Examples
         --------
-        >>> a, b = Draws("random_features", n=3, sizes=(8, None), runs=10, seed=0).places(4)
+        >>> draws = Draws(NULLS["random_features"], n=3, sizes=(8, None), runs=10, seed=0)
+        >>> a, b = draws.places(4)
         >>> len(set(a.tolist())), b.tolist()
         (3, [0, 1, 2])
         """
-        key = (NULLS.index(self.null), run)
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-        a = self._draw(rng, self.sizes[0])
-        return a, a if self.null == "random_pairs" else self._draw(rng, self.sizes[1])
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*self.null.stream, run)))
+        return self.null.function(rng, self.n, self.sizes)
 
-    def _draw(self, rng: np.random.Generator, size: int | None) -> Pairing:
-        return np.arange(self.n) if size is None else rng.permutation(size)[: self.n]
-
-
-def shuffled_scores(
-    client: Client, family: Family, state: Future, shuffles: Shuffles, label: str = "shuffled pairings"
-) -> NDArray[np.float64]:
-    """Score shuffled pairings; all metrics see the same ones.
-
-    Parameters
-    ----------
-    client
-        Where the tasks run.
-    family
-        The metrics.
-    state
-        What they prepared from the rows, as a future on `client`: nothing of it is computed again.
-    shuffles
-        The pairings.
-    label
-        What the progress bar says.
-
-    Returns
-    -------
-    ndarray of float64, shape (metric, run)
-        NaN where a metric is undefined; see :func:`check_finite`.
-    """
-    return _run_blocks(client, _score_shuffles, blocks(shuffles.runs, RUNS_PER_TASK), (state, family, shuffles), label)
+    def too_few(self) -> str:
+        """Say why the rows of a run cannot be drawn; an empty string where they can."""
+        if self.null.source == "pool" and (self.sizes[0] or 0) <= self.n:
+            return f"the pool has {self.sizes[0]} pairs, not more than the {self.n} that are compared"
+        for side, size in zip("AB", self.sizes, strict=True):
+            if size is not None and size < self.n:
+                return f"{self.n} rows cannot be drawn from the {size} of side {side}"
+        return ""
 
 
-def drawn_scores(
-    client: Client, groups: Sequence[Family], banks: tuple[Future, Future], draws: Draws, label: str
-) -> NDArray[np.float64]:
-    """Score rows drawn at random; all metrics see the same ones.
+def run_blocks(
+    client: Client | None,
+    score: Callable[..., Floats],
+    runs: int,
+    *args: Any,
+    per_task: int,
+    label: str,
+    name: str = "compare-null",
+) -> Floats:
+    """Return the scores of all runs, shape (metric, run), from tasks of some consecutive runs each.
 
     Parameters
     ----------
     client
-        Where the tasks run.
-    groups
-        The metrics, by family.
-    banks
-        All rows of either side that may be drawn, as futures on `client`.
-    draws
-        Which rows are drawn.
-    label
-        What the progress bar says.
-
-    Returns
-    -------
-    ndarray of float64, shape (metric, run)
-        In the order of the families; NaN where a metric is undefined.
+        Where the tasks run; here, all at once, if None.
+    score
+        A module-level function: from a range of runs and `args` to scores, shape (metric, run).
+    runs
+        Number of runs.
+    *args
+        The same for every task; may be futures on `client`.
+    per_task
+        Runs of one task.
+    label, name
+        What the progress bar says, and how task keys begin.
     """
-    tasks = blocks(draws.runs, DRAWS_PER_TASK)
-    return _run_blocks(client, _score_draws, tasks, (*banks, tuple(groups), draws), label)
+    if client is None:
+        return score(range(runs), *args)
+    blocks = split_runs(runs, per_task)
+    scores = dict(run_tasks(client, score, blocks, name=name, label=label, args=args))
+    return np.concatenate([scores[block] for block in blocks], axis=1)
 
 
-def blocks(runs: int, per_task: int) -> list[range]:
+def split_runs(runs: int, per_task: int) -> list[range]:
     """Return the runs of each task.
 
     Examples
     --------
-    >>> blocks(5, 2)
+    >>> split_runs(5, 2)
     [range(0, 2), range(2, 4), range(4, 5)]
     """
     return [range(start, min(start + per_task, runs)) for start in range(0, runs, per_task)]
 
 
-def check_finite(values: NDArray[np.float64], metric: str, null: str) -> None:
-    """Refuse a null that some runs are missing from: leaving them out would bend it, drawing again may never end.
+def check_finite(values: Floats, metric: str, null: str) -> None:
+    """Refuse a null that some runs are missing from: leaving them out would bias it, drawing again may never end.
 
     Raises
     ------
@@ -190,21 +178,31 @@ def check_finite(values: NDArray[np.float64], metric: str, null: str) -> None:
         )
 
 
-def _run_blocks(client: Client, function: Any, tasks: list[range], args: tuple[Any, ...], label: str) -> Any:
-    done = run_tasks(client, function, list(enumerate(tasks)), name="compare-null", label=label, args=args)
-    return np.concatenate(list(in_order((number, values) for (number, _), values in done)), axis=1)
+def draw(rng: np.random.Generator, n: int, size: int | None) -> Pairing:
+    """Return n of `size` places, drawn without replacement; all in their order where a side keeps its rows."""
+    return np.arange(n) if size is None else rng.permutation(size)[:n]
 
 
-def _score_shuffles(block: tuple[int, range], state: Any, family: Family, shuffles: Shuffles) -> NDArray[np.float64]:
-    return np.array([family.scores(state, shuffles.pairing(run)) for run in block[1]]).T
+@null("rows", stream=())
+def shuffled(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
+    """Pair the same rows at random."""
+    return np.arange(n), rng.permutation(n)
 
 
-def _score_draws(
-    block: tuple[int, range], bank_a: Any, bank_b: Any, groups: Sequence[Family], draws: Draws
-) -> NDArray[np.float64]:
-    return np.array([_score_draw(draws.places(run), (bank_a, bank_b), groups) for run in block[1]]).T
+@null("features", stream=(1,))
+def random_features(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:
+    """Draw as many live features of either side, paired as drawn."""
+    return draw(rng, n, sizes[0]), draw(rng, n, sizes[1])
 
 
-def _score_draw(places: tuple[Pairing, Pairing], banks: tuple[Any, Any], groups: Sequence[Family]) -> list[float]:
-    x, y = paired_rows(*(bank[at] for bank, at in zip(banks, places, strict=True)))
-    return list(itertools.chain.from_iterable(family.scores_of(x, y) for family in groups))
+@null("pool", stream=(2,))
+def random_pairs(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:
+    """Draw as many of the pairs of a larger matching, of which the compared ones are a part."""
+    places = draw(rng, n, sizes[0])
+    return places, places
+
+
+@null("control", stream=(3,))
+def random_dictionary(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:
+    """Draw as many rows of a control dictionary in place of a side's own."""
+    return draw(rng, n, sizes[0]), draw(rng, n, sizes[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,24 @@ class DecoderRows:
     path: str
     features: NDArray[np.int32]
     d_model: int
+
+    @classmethod
+    def of(cls, path: str | Path) -> DecoderRows:
+        """Return the recipe of all decoder rows of a store.
+
+        Raises
+        ------
+        InputError
+            If it has none.
+        """
+        with open_activations(path) as store:
+            if "decoder" in store:
+                return cls(str(path), np.arange(store.sizes["feature"], dtype=np.int32), store.sizes["d_model"])
+        raise InputError(
+            f"{path} has no decoder rows, which the metrics compare. Import or write the store again with them "
+            "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, "
+            "`subspace compare-activations` compares the activations themselves"
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

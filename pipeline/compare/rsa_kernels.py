@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from storage.jit import cached_njit
 
 
 def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -32,7 +33,7 @@ def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.int32]:
     return _average_ranks(values, np.argsort(values))
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _average_ranks(values: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.int32]:
     n = len(values)
     ranks = np.empty(n, np.int32)
@@ -48,7 +49,7 @@ def _average_ranks(values: NDArray[np.float64], order: NDArray[np.int64]) -> NDA
     return ranks
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def square_sum(values: NDArray[np.number]) -> float:
     """Return the sum of squares of int32 or float32 values, in float64 and without a copy."""
     total = 0.0
@@ -57,7 +58,7 @@ def square_sum(values: NDArray[np.number]) -> float:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def square_matrix(upper: NDArray[np.number], n: int) -> NDArray[np.number]:
     """Return the symmetric matrix with this upper triangle and zeros on the diagonal."""
     square = np.zeros((n, n), upper.dtype)
@@ -70,7 +71,7 @@ def square_matrix(upper: NDArray[np.number], n: int) -> NDArray[np.number]:
     return square
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@cached_njit(fastmath={"reassoc", "contract"})
 def paired_product(upper_a: NDArray[np.number], square_b: NDArray[np.number], pairing: NDArray[np.int32]) -> float:
     """Sum ``A[i, j] · B[p(i), p(j)]`` over i < j.
 
@@ -91,7 +92,7 @@ def paired_product(upper_a: NDArray[np.number], square_b: NDArray[np.number], pa
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def paired_upper(square_b: NDArray[np.int32], pairing: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return ``B[p(i), p(j)]`` for i < j: the upper triangle of B under a pairing."""
     n = len(pairing)
@@ -105,7 +106,7 @@ def paired_upper(square_b: NDArray[np.int32], pairing: NDArray[np.int32]) -> NDA
     return upper
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def tied_pairs(ordered: NDArray[np.int32]) -> int:
     """Return how many pairs of equal values an ordered array has."""
     total, run = 0, 1
@@ -118,7 +119,7 @@ def tied_pairs(ordered: NDArray[np.int32]) -> int:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def discordances(ordered_a: NDArray[np.int32], b: NDArray[np.int32]) -> tuple[int, int]:
     """Return the numbers of discordant pairs, and of pairs that tie in both, by Knight's algorithm.
 
@@ -138,7 +139,7 @@ def discordances(ordered_a: NDArray[np.int32], b: NDArray[np.int32]) -> tuple[in
     return _sort_and_count(b), joint
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _sort_and_count(values: NDArray[np.int32]) -> int:
     n = len(values)
     source, target = values, np.empty_like(values)
@@ -151,7 +152,7 @@ def _sort_and_count(values: NDArray[np.int32]) -> int:
     return passed
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _merge(source: NDArray[np.int32], target: NDArray[np.int32], start: int, middle: int, stop: int) -> int:
     left, right, passed = start, middle, 0
     for at in range(start, stop):

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 from distributed import Client
 
+from pipeline.compare.engine import DEFAULT_METRICS, Bank, check_settings, score_pairs
+from pipeline.compare.nulls import Null
 from pipeline.compare.rows import DecoderRows
-from pipeline.compare.scoring import DEFAULT_METRICS, Bank, check_settings, score_pairs
-from pipeline.config import Null
 from storage import fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 
@@ -36,6 +36,7 @@ def compare(
     seed: int = 0,
     intervals: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     client: Client | None = None,
     memory: str | int = "auto",
 ) -> xr.Dataset:
@@ -57,7 +58,7 @@ def compare(
     nulls
         ``shuffled``: the same rows, paired at random. ``random_features``: as many live features of either side.
         ``random_pairs``: as many pairs of `pool`. ``random_dictionary``: as many rows of `control`, in place of a
-        side's own.
+        side's own. Or others that were registered (``docs/extending.md``).
     pool
         A matching of which `pairs` is a part (that of the whole space), or its path; for ``random_pairs``.
     control
@@ -71,6 +72,8 @@ def compare(
         Bootstrap runs over pairs, for an interval of each score; none if 0.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
     memory
@@ -119,7 +122,7 @@ def compare(
         scores = score_pairs(sides, banks, settings, client=client, memory=memory)
         return scores.assign_attrs(manifest.to_attrs())
 
-    return make_result(out, manifest, make)
+    return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def _opened(pairs: Store) -> xr.Dataset:
@@ -131,31 +134,38 @@ def _banks(
     sides: tuple[DecoderRows, DecoderRows],
     pool: Store | None,
     control: tuple[Store | None, Store | None] | None,
-) -> dict[Null, Bank]:
-    """Return what the rows of each null but the shuffled one are drawn from; nothing is read but which are live."""
-    banks: dict[Null, Bank] = {}
-    if "random_features" in nulls:
-        banks["random_features"] = Bank(*(_live_rows(side.path) for side in sides))
-    if "random_pairs" in nulls:
-        if pool is None:
-            raise InputError(
-                "the null random_pairs draws pairs of a larger matching: give pool=…, the matching of the whole space "
-                "(--pool PAIRS.zarr), or leave this null out"
-            )
-        larger = _opened(pool)
-        banks["random_pairs"] = Bank(
-            *(_decoder_rows(larger, own.path, side) for own, side in zip(sides, "ab", strict=True))
-        )
-    if "random_dictionary" in nulls:
-        if control is None or control == (None, None):
-            raise InputError(
-                "the null random_dictionary draws rows of a control: give control=(A, B), stores harvested with the "
-                "dictionary 'random:FEATURES:K' (--control-a, --control-b), or leave this null out"
-            )
-        banks["random_dictionary"] = Bank(
-            *(_control_rows(own, store, side) for own, store, side in zip(sides, control, "AB", strict=True))
-        )
+) -> dict[str, Bank]:
+    """Return what the rows of each null are drawn from, by its name; nothing is read but which features are live."""
+    banks = {}
+    for null in nulls:
+        if null.source == "features":
+            banks[null.name] = Bank(*(_live_rows(side.path) for side in sides))
+        elif null.source == "pool":
+            banks[null.name] = _pool(null.name, sides, pool)
+        elif null.source == "control":
+            banks[null.name] = _control(null.name, sides, control)
     return banks
+
+
+def _pool(null: str, sides: tuple[DecoderRows, DecoderRows], pool: Store | None) -> Bank:
+    if pool is None:
+        raise InputError(
+            f"the null {null} draws pairs of a larger matching: give pool=…, the matching of the whole space "
+            "(--pool PAIRS.zarr), or leave this null out"
+        )
+    larger = _opened(pool)
+    return Bank(*(_decoder_rows(larger, own.path, side) for own, side in zip(sides, "ab", strict=True)))
+
+
+def _control(
+    null: str, sides: tuple[DecoderRows, DecoderRows], control: tuple[Store | None, Store | None] | None
+) -> Bank:
+    if control is None or control == (None, None):
+        raise InputError(
+            f"the null {null} draws rows of a control: give control=(A, B), stores harvested with the dictionary "
+            "'random:FEATURES:K' (--control-a, --control-b), or leave this null out"
+        )
+    return Bank(*(_control_rows(own, store, side) for own, store, side in zip(sides, control, "AB", strict=True)))
 
 
 def _live_rows(path: str) -> DecoderRows:
@@ -170,8 +180,7 @@ def _live_rows(path: str) -> DecoderRows:
 def _control_rows(own: DecoderRows, store: Store | None, side: str) -> DecoderRows | None:
     if store is None:
         return None
-    path = _path_of(store)
-    _check_decoder(path)
+    path = DecoderRows.of(_path_of(store)).path
     rows = _live_rows(path)
     if rows.d_model != own.d_model:
         raise InputError(
@@ -181,7 +190,7 @@ def _control_rows(own: DecoderRows, store: Store | None, side: str) -> DecoderRo
     return rows
 
 
-def _bank_inputs(banks: Mapping[Null, Bank]) -> dict[str, str]:
+def _bank_inputs(banks: Mapping[str, Bank]) -> dict[str, str]:
     """Return fingerprints of what the nulls are drawn from."""
     inputs = {}
     for null, bank in banks.items():
@@ -194,7 +203,7 @@ def _bank_inputs(banks: Mapping[Null, Bank]) -> dict[str, str]:
 def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) -> DecoderRows:
     """Return where to read one side's rows, after checking that they are there; nothing is read yet."""
     path = _path_of(store)
-    d_model, n_features = _check_decoder(path)
+    n_features, d_model = DecoderRows.of(path).shape
     features = pairs[f"feature_{side}"].values.astype(np.int32)
     matched_from = pairs.sizes.get(f"id_{side}", n_features)
     if matched_from != n_features or features.max(initial=-1) >= n_features:
@@ -204,18 +213,6 @@ def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) 
             "that were correlated, A first"
         )
     return DecoderRows(path, features, d_model)
-
-
-def _check_decoder(path: str) -> tuple[int, int]:
-    """Return the length and the number of the decoder rows of a store, or say that it has none."""
-    with open_activations(path) as opened:
-        if "decoder" not in opened:
-            raise InputError(
-                f"{path} has no decoder rows, which the metrics compare. Import or write the store again with them "
-                "(subspace import … --decoder W_dec.npy; decoder=…), or harvest it with a dictionary. Without one, "
-                "`subspace compare-activations` compares the activations themselves"
-            )
-        return opened.sizes["d_model"], opened.sizes["feature"]
 
 
 def _path_of(store: xr.Dataset | str | Path) -> str:

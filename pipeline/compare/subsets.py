@@ -1,45 +1,47 @@
 """Many small comparisons at one pair of sites: every subset of pairs against its nulls, without a task for each run.
 
-The runs of one small subset take less time than sending them to a worker one by one, so that a task here scores all
-shuffled pairings of a subset, or hundreds of draws. What is drawn at random depends on the number of pairs alone: the
-nulls ``random_features`` and ``random_pairs`` are made once for each number, for all subsets that have it.
+The runs of one small subset take less time than sending them to a worker one by one, so that a task here scores a
+subset with all pairings of its rows, or hundreds of draws. Draws of other rows depend on the number of pairs alone:
+they are made once for each number, for all subsets that have it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client
-from distributed.system import MEMORY_LIMIT
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.compare.base import Family, Metric, families
-from pipeline.compare.batched import STACK_BYTES, runs_at_once, scores_of_stack
-from pipeline.compare.nulls import Draws, Shuffles, blocks, check_finite
-from pipeline.compare.rows import DecoderRows, paired_rows
-from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_settings, summary, too_few
-from pipeline.config import Null
+from pipeline.compare.batched import STACK_BYTES
+from pipeline.compare.engine import (
+    DEFAULT_METRICS,
+    SUMMARY,
+    Outcome,
+    Settings,
+    allowed_memory,
+    check_settings,
+    draws_per_task,
+    keep,
+    score_draws,
+    score_rows,
+    to_dataset,
+)
+from pipeline.compare.nulls import Draws, Floats, Null, split_runs
+from pipeline.compare.rows import DecoderRows
+from pipeline.registries import NULLS
 from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
 from storage.errors import BudgetError, InputError
 
-logger = logging.getLogger(__name__)
-
-#: Nulls that subsets may be compared against.
-SUBSET_NULLS: tuple[Null, ...] = ("shuffled", "random_features", "random_pairs")
 #: Fewer pairs than this have scores that chance alone may make anything of.
 MIN_PAIRS = 10
-#: Draws of one task: about a second for 100 pairs.
-DRAWS_PER_TASK = 250
-
 #: Features that a subset cannot do without: fewer have no correlation worth the name.
 LEAST = 3
 
@@ -48,67 +50,26 @@ Ids = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class _Job:
-    """One task: the shuffled pairings of a subset, or draws of a null for a number of pairs."""
+    """One task: a subset with all pairings of its rows, or some draws of a null for a number of pairs."""
 
-    null: Null
-    n: int
     name: str
-    ids: Ids | None
-    runs: range
+    ids: Ids | None = None
+    draws: Draws | None = None
+    runs: range = range(0)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a task returns: scores of a null, (metric, run), and of a subset also its own scores and notes."""
-
-    null: NDArray[np.float64]
-    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is the same for every task.
-
-    Attributes
-    ----------
-    groups
-        The metrics by family.
-    runs, seed
-        Of the nulls.
-    banks
-        Features of A and of B that each null draws from.
-    """
+class _Shared:
+    """What is the same for every task: the metrics by family, the settings, and what each null draws from."""
 
     groups: tuple[Family, ...]
-    runs: int
-    seed: int
-    banks: Mapping[Null, Ids]
+    settings: Settings
+    banks: Mapping[str, Ids]
 
     def draws(self, null: Null, n: int) -> Draws:
         """Return the draws of a null for a number of pairs."""
-        bank_a, bank_b = self.banks[null]
-        return Draws(null, n, (len(bank_a), len(bank_b)), self.runs, self.seed)
-
-    def shuffles(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> _Found:
-        """Score paired rows and their shuffled pairings; a metric that is undefined on the rows has no null."""
-        shuffles, rows = Shuffles(len(x), self.runs, self.seed), paired_rows(x, y)
-        scores: list[float] = []
-        notes: list[str] = []
-        null = []
-        for family in self.groups:
-            state = family.prepare(*rows)
-            own = family.scores(state, np.arange(len(x)))
-            scores += own
-            notes += [
-                metric.warning(state)
-                if np.isfinite(score)
-                else "undefined: the rows of a side do not vary, or one is zero"
-                for metric, score in zip(family.metrics, own, strict=True)
-            ]
-            compact = family.compact(state)
-            null.append(np.array([family.scores(compact, shuffles.pairing(run)) for run in range(self.runs)]).T)
-        return _Found(np.concatenate(null), np.array(scores), tuple(notes))
+        bank_a, bank_b = self.banks[null.source]
+        return self.settings.draws(null, n, (len(bank_a), len(bank_b)))
 
 
 def compare_subsets(
@@ -179,26 +140,31 @@ def compare_subsets(
     settings = check_settings(metrics, nulls, null_runs, seed)
     _check_nulls(settings.nulls, pool)
     ids = {name: _checked(name, own, a, b) for name, own in subsets.items()}
-    groups = tuple(families(settings.metrics.values()))
-    task = _Task(groups, settings.null_runs, settings.seed, _banks(a, b, pool))
-    jobs = list(_jobs(ids, settings, task, max(min_pairs, LEAST)))
-    results = _Results(settings, [metric for family in groups for metric in family.metrics])
+    shared = _Shared(tuple(families(settings.metrics.values())), settings, _banks(a, b, pool))
+    scored = {name: own for name, own in ids.items() if len(own[0]) >= max(min_pairs, LEAST)}
     with ensure_client(client) as used:
-        _check_memory(groups, ids, (a, b), max(used.nthreads().values(), default=1), memory)
-        rows = [_all_rows(path).on(used) for path in (a, b)]
-        done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=(*rows, task))
-        for job, found in done:
-            results.add(job, found)
-    return _dataset(ids, settings, results, min_pairs)
+        _check_memory(shared.groups, ids, (a, b), max(used.nthreads().values(), default=1), memory)
+        rows = [DecoderRows.of(path) for path in (a, b)]
+        jobs = list(_jobs(scored, shared, rows[0].d_model, rows[1].d_model))
+        args = (*(side.on(used) for side in rows), shared)
+        done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=args)
+        outcomes = _outcomes(scored, shared, list(done))
+    few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in settings.metrics}
+    return _dataset(ids, {**dict.fromkeys(ids, few), **outcomes}, settings).assign_attrs(min_pairs=min_pairs)
 
 
-def _check_nulls(nulls: Sequence[str], pool: object) -> None:
-    unknown = [null for null in nulls if null not in SUBSET_NULLS]
-    if unknown:
-        raise InputError(f"subsets are compared against {', '.join(SUBSET_NULLS)}, not {unknown[0]}")
-    if "random_pairs" in nulls and pool is None:
+def is_for_subsets(null: Null) -> bool:
+    """Say whether subsets can be compared against a null: a control dictionary is none of what they have."""
+    return null.source != "control"
+
+
+def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
+    if unknown := [null.name for null in nulls if not is_for_subsets(null)]:
+        known = ", ".join(name for name, null in NULLS.items() if is_for_subsets(null))
+        raise InputError(f"subsets are compared against {known}, not {unknown[0]}")
+    if pool is None and (lacking := [null.name for null in nulls if null.source == "pool"]):
         raise InputError(
-            "the null random_pairs needs pool=(features of A, features of B), the pairs of the whole space"
+            f"the null {lacking[0]} needs pool=(features of A, features of B), the pairs of the whole space"
         )
 
 
@@ -210,12 +176,12 @@ def _check_memory(
     memory: str | int,
 ) -> None:
     """Refuse subsets that do not fit a worker whose threads each have one of the largest."""
-    shapes = [_all_rows(path).shape for path in stores]
+    shapes = [DecoderRows.of(path).shape for path in stores]
     largest = max(ids, key=lambda name: len(ids[name][0]), default="")
     n = len(ids[largest][0]) if ids else 0
     rows = sum(4 * count * width for count, width in shapes)
     each = max(family.memory(n, shapes[0][1], shapes[1][1]) for family in groups) + STACK_BYTES
-    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    allowed = allowed_memory(memory)
     if (needed := rows + threads * each) > allowed:
         raise BudgetError(
             f"{largest} with {n} pairs needs {format_bytes(needed)} in each worker of {threads} threads (of this "
@@ -233,26 +199,16 @@ def _checked(name: str, ids: tuple[ArrayLike, ArrayLike], a: str | Path, b: str 
             f"{name} has ids of shapes {sides[0].shape} and {sides[1].shape}; give one a pair on either side"
         )
     for side, path in zip(sides, (a, b), strict=True):
-        n = _all_rows(path).shape[0]
+        n = DecoderRows.of(path).shape[0]
         if len(side) and not 0 <= side.min() <= side.max() < n:
             raise InputError(f"{name} holds features {side.min()} to {side.max()}, but {path} has {n}")
     return sides[0], sides[1]
 
 
-def _all_rows(path: str | Path) -> DecoderRows:
-    """Return the recipe of all decoder rows of a store."""
-    with open_activations(path) as store:
-        if "decoder" not in store:
-            raise InputError(f"{path} has no decoder rows, which the metrics compare; harvest it with a dictionary")
-        return DecoderRows(str(path), np.arange(store.sizes["feature"], dtype=np.int32), store.sizes["d_model"])
-
-
-def _banks(a: str | Path, b: str | Path, pool: tuple[ArrayLike, ArrayLike] | None) -> dict[Null, Ids]:
-    """Return the features that each null draws from: those that ever fire, and the pairs of the pool."""
-    banks: dict[Null, Ids] = {"random_features": (_live(a), _live(b))}
-    if pool is not None:
-        banks["random_pairs"] = _checked("the pool", pool, a, b)
-    return banks
+def _banks(a: str | Path, b: str | Path, pool: tuple[ArrayLike, ArrayLike] | None) -> dict[str, Ids]:
+    """Return the features that nulls draw from, by source: those that ever fire, and the pairs of the pool."""
+    banks = {"features": (_live(a), _live(b))}
+    return banks if pool is None else banks | {"pool": _checked("the pool", pool, a, b)}
 
 
 def _live(path: str | Path) -> NDArray[np.int64]:
@@ -260,105 +216,63 @@ def _live(path: str | Path) -> NDArray[np.int64]:
         return np.flatnonzero(store["n_active"].values > 0)
 
 
-def _jobs(ids: Mapping[str, Ids], settings: Settings, task: _Task, least: int) -> Iterator[_Job]:
+def _jobs(scored: Mapping[str, Ids], shared: _Shared, d_a: int, d_b: int) -> Iterator[_Job]:
     """Yield all tasks, the largest first: what ends last is then short."""
-    scored = {name: own for name, own in ids.items() if len(own[0]) >= least}
     for name in sorted(scored, key=lambda name: -len(scored[name][0])):
-        yield _Job("shuffled", len(ids[name][0]), name, ids[name], range(settings.null_runs))
+        yield _Job(name, scored[name])
     for n in sorted({len(own[0]) for own in scored.values()}, reverse=True):
-        for null in settings.nulls:
-            if null != "shuffled" and not too_few(task.draws(null, n)):
-                for runs in blocks(settings.null_runs, DRAWS_PER_TASK):
-                    yield _Job(null, n, "", None, runs)
+        for null in shared.settings.nulls:
+            if null.source != "rows" and not (draws := shared.draws(null, n)).too_few():
+                for runs in split_runs(draws.runs, draws_per_task(n, d_a, d_b)):
+                    yield _Job(null.name, draws=draws, runs=runs)
 
 
-def _run(job: _Job, rows_a: Any, rows_b: Any, task: _Task) -> _Found:
-    """Score a subset and its shuffled pairings, or draws."""
-    if job.ids is not None:
-        return task.shuffles(rows_a[job.ids[0]], rows_b[job.ids[1]])
-    draws = task.draws(job.null, job.n)
-    banks = [rows[ids] for rows, ids in zip((rows_a, rows_b), task.banks[job.null], strict=True)]
-    at_once = runs_at_once(job.n, banks[0].shape[1], banks[1].shape[1])
-    scores = []
-    for start in range(job.runs.start, job.runs.stop, at_once):
-        places = [draws.places(run) for run in range(start, min(start + at_once, job.runs.stop))]
-        stacks = [
-            np.stack([bank[own] for own in side]).astype(np.float64)
-            for bank, side in zip(banks, zip(*places, strict=True), strict=True)
-        ]
-        scores += scores_of_stack(task.groups, stacks[0], stacks[1])
-    return _Found(np.array(scores).T)
+def _run(job: _Job, rows_a: Any, rows_b: Any, shared: _Shared) -> dict[Metric, Outcome] | Floats:
+    """Task: score a subset and the pairings of its rows, or some draws, shape (metric, run)."""
+    if job.draws is not None:
+        ids = shared.banks[job.draws.null.source]
+        return score_draws(job.runs, rows_a[ids[0]], rows_b[ids[1]], shared.groups, job.draws)
+    a, b = job.ids or ((), ())
+    return score_rows((rows_a[a], rows_b[b]), len(a), shared.groups, shared.settings)
 
 
-@dataclass
-class _Results:
-    """What the tasks found, put in order.
-
-    Attributes
-    ----------
-    settings
-        Of the comparison.
-    order
-        The metrics as tasks return them.
-    subsets
-        By subset, what its task found.
-    draws
-        By null and number of pairs, then by the first run, the scores of draws.
-    """
-
-    settings: Settings
-    order: list[Metric]
-    subsets: dict[str, _Found] = field(default_factory=dict)
-    drawn: dict[tuple[Null, int], dict[int, NDArray[np.float64]]] = field(default_factory=dict)
-
-    def add(self, job: _Job, found: _Found) -> None:
-        """Keep what a task found, after checking that no run failed."""
-        if job.ids is not None:
-            self.subsets[job.name] = found
-        else:
-            self.drawn.setdefault((job.null, job.n), {})[job.runs.start] = found.null
-
-    def null(self, name: str, n: int, null: Null) -> NDArray[np.float64] | None:
-        """Return the scores of one null for a subset, shape (metric, run), in the order of the settings; or None."""
-        if name not in self.subsets:
-            return None
-        if null == "shuffled":
-            return self.subsets[name].null[self.places]
-        parts = self.drawn.get((null, n), {})
-        return np.concatenate([parts[start] for start in sorted(parts)], axis=1)[self.places] if parts else None
-
-    @property
-    def places(self) -> list[int]:
-        """Where the metrics of the settings are among those of the tasks."""
-        return [self.order.index(metric) for metric in self.settings.metrics.values()]
+def _outcomes(
+    scored: Mapping[str, Ids], shared: _Shared, done: Sequence[tuple[_Job, Any]]
+) -> dict[str, dict[str, Outcome]]:
+    """Return the outcome of every metric by subset, with the draws for its number of pairs."""
+    outcomes: dict[str, dict[Metric, Outcome]] = {job.name: result for job, result in done if job.draws is None}
+    drawn: dict[tuple[str, int], dict[int, Floats]] = {}
+    for job, result in done:
+        if job.draws is not None:
+            drawn.setdefault((job.name, job.draws.n), {})[job.runs.start] = result
+    nulls = {key: np.concatenate([parts[start] for start in sorted(parts)], axis=1) for key, parts in drawn.items()}
+    for (null, n), scores in nulls.items():
+        for name in (name for name in scored if len(scored[name][0]) == n):
+            keep(outcomes[name], shared.groups, null, scores)
+    metrics = shared.settings.metrics
+    return {name: {text: of[metric] for text, metric in metrics.items()} for name, of in outcomes.items()}
 
 
-def _dataset(ids: Mapping[str, Ids], settings: Settings, results: _Results, min_pairs: int) -> xr.Dataset:
-    names, metrics, nulls = list(ids), list(settings.metrics), settings.nulls
-    score = np.full((len(names), len(metrics)), np.nan)
-    note = np.full(score.shape, f"undefined: fewer than {min_pairs} pairs", object)
-    columns = {name: np.full((*score.shape, len(nulls)), np.nan) for name in SUMMARY}
-    for i, name in enumerate(names):
-        n, found = len(ids[name][0]), results.subsets.get(name)
-        if found is not None:
-            score[i], note[i] = found.scores[results.places], np.array(found.notes, object)[results.places]
-        for k, null in enumerate(nulls):
-            runs = results.null(name, n, null)
-            if runs is None:
-                continue
-            # what is undefined on the rows themselves has no null
-            for j in np.flatnonzero(np.isfinite(score[i])).tolist():
-                check_finite(runs[j], metrics[j], null)
-                for column, value in summary(score[i, j], runs[j]).items():
-                    columns[column][i, j, k] = value
-    dims = ("subset", "metric", "null")
+def _dataset(ids: Mapping[str, Ids], outcomes: Mapping[str, Mapping[str, Outcome]], settings: Settings) -> xr.Dataset:
+    nulls = [null.name for null in settings.nulls]
+    sizes = {"metric": len(settings.metrics), "null": len(nulls)}
+    tables = [to_dataset(outcomes[name], nulls, settings.null_runs) for name in ids]
+
+    def column(name: str, *dims: str) -> tuple[tuple[str, ...], NDArray[Any]]:
+        values = [table[name].transpose(*dims).values for table in tables]
+        return ("subset", *dims), np.array(values).reshape(len(ids), *(sizes[dim] for dim in dims))
+
     return xr.Dataset(
         {
-            "score": (dims[:2], score),
-            **{name: (dims, values) for name, values in columns.items()},
-            "note": (dims[:2], note),
-            "n_pairs": ("subset", np.array([len(ids[name][0]) for name in names], np.int64)),
+            "score": column("score", "metric"),
+            **{name: column(name, "metric", "null") for name in SUMMARY},
+            "note": column("note", "metric"),
+            "n_pairs": ("subset", np.array([len(own[0]) for own in ids.values()], np.int64)),
         },
-        coords={name: np.array(values, object) for name, values in zip(dims, (names, metrics, nulls), strict=True)},
-        attrs={**settings.record(), "min_pairs": min_pairs},
+        coords={
+            "subset": np.array(list(ids), object),
+            "metric": np.array(list(settings.metrics), object),
+            "null": np.array(nulls, object),
+        },
+        attrs=settings.record(),
     )

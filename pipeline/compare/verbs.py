@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.compare.activations import DEFAULT_METRICS, NULL, compare_activations
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, StoreA, StoreB, open_client, show
+from pipeline.compare.activations import DEFAULT_METRICS, NULL, compare_activations, linear_metrics
+from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, Overwrite, StoreA, StoreB, open_client, show
 
 
 def activations_command(
@@ -20,7 +20,7 @@ def activations_command(
     pairs: Annotated[Path | None, typer.Option(help="Result of `match`: only the features of the pairs.")] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="svcca, cca, pwcca, svcca_pc1, cka, cka_debiased, procrustes; may be given several times."),
+        typer.Option(metavar="NAME[:KEY=VALUE,…]", help=f"{', '.join(linear_metrics())}; can be repeated."),
     ] = None,
     null_runs: Annotated[int, typer.Option(min=0, help="Random orders of blocks of text.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, help="Blocks of the null; its memory grows with their square.")] = 16,
@@ -31,6 +31,7 @@ def activations_command(
     memory: Memory = "auto",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score how alike activations are over the same tokens: two stores, or the features of matched pairs."""
@@ -38,11 +39,11 @@ def activations_command(
     with open_client(context, cluster, cluster_file) as client:
         scores = compare_activations(
             a, b, pairs=pairs, metrics=metrics, null_runs=null_runs, blocks=blocks, intervals=intervals, level=level,
-            groups=groups, seed=seed, out=out, client=client, memory=memory,
+            groups=groups, seed=seed, out=out, overwrite=overwrite, client=client, memory=memory,
         )  # fmt: skip
     summary: dict[str, Any] = {"result": str(out), "tokens": int(scores["n_tokens"])}
     for text in metrics:
-        one = scores.sel(metric=text, null=NULL)
+        one = scores.sel(metric=text, null=NULL.name)
         summary[text] = {key: float(one[key]) for key in ("score", "low", "high", "null_mean", "null_std", "p")}
         if note := str(one["note"].item()):
             summary[text]["note"] = note

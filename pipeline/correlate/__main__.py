@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+import pipeline
 from pipeline.config import Measure
-from pipeline.correlate.run import correlate
 from pipeline.script import (
     AsJson,
     Cluster,
@@ -57,7 +57,7 @@ def command(
 ) -> None:
     """Correlate every feature of A with every feature of B, exactly and in bounded memory."""
     with open_client(context, cluster, cluster_file) as client:
-        result = correlate(
+        result = pipeline.correlate(
             a,
             b,
             top_k=top_k,

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from distributed import Client
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.config import Measure
@@ -31,6 +30,7 @@ from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result, read_manifest
+from storage.jit import cached_njit
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def _read(store: Store, slab: slice, ids: NDArray[np.int32], measure: Measure) -
     return Rows(start, np.tile(used.astype(np.uint32), len(block)), block.ravel())
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def add_sums(
     a: Rows,
     b: Rows,

@@ -107,7 +107,9 @@ def correlate_panel(i: int, job: Job) -> Summary:
 def announce_compilation() -> None:
     """Say, once in a process, that the kernels are to be compiled, unless an earlier run left them in the cache."""
     if not is_compiled():
-        logger.info("Compiling the kernels for this machine; later runs find them in %s", compiled_kernels())
+        folder = compiled_kernels()
+        later = f"; later runs find them in {folder}" if folder is not None else ""
+        logger.info("Compiling the kernels for this machine%s", later)
 
 
 def measure_panel(i: int, job: Job) -> int:

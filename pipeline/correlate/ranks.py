@@ -28,7 +28,6 @@ import numpy as np
 import scipy.sparse
 import zarr
 from distributed import Client
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.config import Measure
@@ -39,6 +38,7 @@ from pipeline.correlate.resources import Resources
 from pipeline.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
 from storage.files import remove_folder
+from storage.jit import cached_njit
 
 Array = NDArray[Any]
 
@@ -208,7 +208,7 @@ def _rank_dense(i: int, job: RankJob, half: Array, n: Array) -> None:
         array[slab, features] = ranks[slab]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def shifted_ranks(values: Array, n: int, out: Array) -> None:
     """Set `out` to the average ranks of values, less the rank of zero.
 
@@ -241,7 +241,7 @@ def shifted_ranks(values: Array, n: int, out: Array) -> None:
         first = last + 1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def rank_entries(
     start: Array, feature: Array, value: Array, half: Array, n: Array, n_features: int, out: Array
 ) -> None:
@@ -282,7 +282,7 @@ def rank_entries(
         out[mine] = ranks
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def rank_columns(values: Array, half: Array, n: Array, out: Array) -> Array:
     """Set `out` to the shifted ranks of the columns of a dense block within each half, and return it."""
     for h in range(n.size):

@@ -30,7 +30,7 @@ from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
 from pipeline.correlate.topk import empty_best
 from storage import read_csr, read_dense, write_activations
-from storage.files import write_atomically
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def load_rates(folder: Path) -> Rates | None:
 
 def save_rates(rates: Rates, folder: Path) -> Path:
     """Keep rates in a folder; return the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RATES_FILE, [json.dumps(dataclasses.asdict(rates), indent=1).encode()])
+    write_text(folder / RATES_FILE, json.dumps(dataclasses.asdict(rates), indent=1))
     return folder / RATES_FILE
 
 

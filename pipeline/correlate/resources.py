@@ -148,14 +148,16 @@ def _allowance(workers: list[_Worker], processes_on_host: int) -> int:
     return min([free, *limits])
 
 
-def compiled_kernels() -> Path:
-    """Return the folder in which Numba keeps the compiled kernels."""
-    return Path(correlate_resident.stats.cache_path)
+def compiled_kernels() -> Path | None:
+    """Return the folder in which compiled kernels are kept; None if none can be written to (:mod:`storage.jit`)."""
+    folder = correlate_resident.stats.cache_path
+    return None if folder is None else Path(folder)
 
 
 def is_compiled() -> bool:
     """Say whether an earlier run has left compiled kernels."""
-    return any(compiled_kernels().glob(f"*{correlate_resident.__name__}*.nbi"))
+    folder = compiled_kernels()
+    return folder is not None and any(folder.glob(f"*{correlate_resident.__name__}*.nbi"))
 
 
 def _describe(dask_worker: Any, device: DeviceName) -> _Worker:

@@ -7,11 +7,10 @@
 ``models``          models found, described, loaded, or drawn at random
 ``reader``          activations by hooks, in a pass that stops at the deepest site
 ``gguf``            GGUF files dequantised once into a cache
-``dictionary``      what a dictionary is to the rest; raw units
+``dictionary``      what a dictionary, and its format, is to the rest
 ``dictionaries``    dictionaries found by one string: a folder, a release, a repository of the hub
-``saelens``         SAELens's formats and Gemma Scope's
-``sparsify``        EleutherAI's format
-``topk``            linear encoder, ReLU, top-k; the random control
+``formats``         SAELens's and Gemma Scope's, EleutherAI's, raw units and the random control
+``topk``            linear encoder, ReLU, top-k
 ``site_check``      does this dictionary belong to this site?
 ``align``           two tokenisations → shared rows; pure functions over offsets
 ``pool``            activations of tokens → activations of rows
@@ -22,8 +21,8 @@
 ``contexts``        stores → the top activating rows of every feature
 ==================  ==============================================================================
 
-To add a dictionary format: write a module with a loader that returns a
-:class:`~pipeline.harvest.dictionary.Dictionary`, and name its files in ``dictionaries``. To add an architecture:
+To add a dictionary format: register a function that returns a
+:class:`~pipeline.harvest.dictionary.Dictionary` (``docs/extending.md``). To add an architecture:
 nothing, as long as transformers loads it with ``AutoModel`` and its tokenizer gives offsets; names of its blocks' parts
 that are new go into ``sites``.
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.run import run
+import pipeline
 from pipeline.script import (
     AllowBadSite,
     AsJson,
@@ -32,7 +32,7 @@ def command(
     """Read the text with both models and write one activation store a site."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     with open_client(context, cluster, cluster_file) as client:
-        result = run(config, run_dir=run_dir, until="harvest", client=client)
+        result = pipeline.run(config, run_dir=run_dir, until="harvest", client=client)
     directory, models = result.directory, result.experiment
     stores = {f"a {site}": str(directory.activations("a", site)) for site in models.a.sites}
     stores |= {f"b {site}": str(directory.activations("b", site)) for site in models.b.sites}

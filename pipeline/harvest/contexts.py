@@ -6,8 +6,8 @@ what is kept of its features, whatever the length of the store::
     panel of features ─▶  slab 0 ─▶ slab 1 ─▶ … ─▶ slab n      (read as CSR; never dense for sparse stores)
                               └── what is kept of each feature ──▶ row, value, quantile_row, histogram, token_count, …
 
-No text is kept: a context is the number of a row, whose text :func:`pipeline.passages.read_contexts` looks up. Rows
-marked as attention sinks, and rows where the activation is zero, are passed over.
+No text is kept: a context is the number of a row, whose text :func:`pipeline.text.feature_contexts.read_contexts`
+looks up. Rows marked as attention sinks, and rows where the activation is zero, are passed over.
 """
 
 from __future__ import annotations

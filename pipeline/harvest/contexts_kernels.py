@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from storage.jit import cached_njit
 
 
 class Kept(NamedTuple):
@@ -81,7 +82,7 @@ class Rows(NamedTuple):
     tokens: np.ndarray
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _offer(kept: Kept, feature: int, value: float, row: int, document: int) -> None:
     """Insert `row` into one feature's descending list, if `value` beats its last entry or its document's."""
     values, rows, documents = kept.values[feature], kept.rows[feature], kept.documents[feature]
@@ -105,7 +106,7 @@ def _offer(kept: Kept, feature: int, value: float, row: int, document: int) -> N
     documents[place] = document
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _hash(seed: np.uint64, feature: int, row: int) -> np.uint64:
     """Mix three numbers to 64 bits (the finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
     x = seed + np.uint64(feature) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(row) * np.uint64(0xD1B54A32D192ED03)
@@ -114,7 +115,7 @@ def _hash(seed: np.uint64, feature: int, row: int) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _draw(kept: Kept, feature: int, key: np.uint64, value: float, row: int) -> None:
     """Insert a row into one feature's sample, if its hash is among the smallest."""
     hashes, rows, values = kept.sample_hash[feature], kept.sample_rows[feature], kept.sample_values[feature]
@@ -131,7 +132,7 @@ def _draw(kept: Kept, feature: int, key: np.uint64, value: float, row: int) -> N
     values[place] = value
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _count_token(kept: Kept, feature: int, token: int, row: int) -> None:
     """Count one token of one feature."""
     tokens, counts = kept.tokens[feature], kept.token_counts[feature]
@@ -151,7 +152,7 @@ def _count_token(kept: Kept, feature: int, token: int, row: int) -> None:
         kept.missed[feature] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _take(kept: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
     """Take one entry that is not zero into all that is kept."""
     row = rows.first + i
@@ -167,7 +168,7 @@ def _take(kept: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
             _count_token(kept, feature, rows.tokens[i], row)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: Kept) -> None:
     """Take the stored entries of a CSR slab into all that is kept.
 
@@ -188,7 +189,7 @@ def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: 
                     _take(kept, rows, i, indices[j], data[j])
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def take_dense(slab: np.ndarray, rows: Rows, kept: Kept) -> None:
     """Take the entries of a dense slab that are not zero; parameters as in :func:`take_csr`."""
     for i in range(slab.shape[0]):

@@ -10,7 +10,8 @@ a folder of folders             one dictionary for each site, in subfolders name
 ==============================  ====================================================================
 
 A folder is known by its files: ``sae_weights.safetensors`` is SAELens's, ``sae.safetensors`` EleutherAI's sparsify,
-``params.npz`` Gemma Scope's. A subfolder may have any of the site's names: ``layers.3`` is found as
+``params.npz`` Gemma Scope's; others can be registered. A subfolder may have any of the site's names: ``layers.3`` is
+found as
 ``blocks.3.hook_resid_post`` too, but never as ``layers.3.mlp``.
 
 The *kind* of activation is explicit: ``post`` is what the dictionary's own nonlinearity gives, ``pre_topk`` the ReLU of
@@ -21,22 +22,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ActivationKind
-from pipeline.harvest import saelens, sparsify
-from pipeline.harvest.dictionary import IDENTITY, Dictionary, Encoded, Identity
-from pipeline.harvest.topk import RANDOM, random_dictionary
+from pipeline.harvest.dictionary import CONFIG, IDENTITY, Asked, Dictionary, Encoded, Format, read_config
+from pipeline.harvest.formats import saelens
+from pipeline.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
 
 __all__ = ["IDENTITY", "Dictionary", "Encoded", "dictionary_folder", "load_dictionary"]
-
-CONFIG = "cfg.json"
-
-_WEIGHTS = (saelens.WEIGHTS, sparsify.WEIGHTS, saelens.GEMMA_SCOPE)
 
 
 def load_dictionary(
@@ -88,18 +85,18 @@ def load_dictionary(
     >>> load_dictionary("random:64:8", 4).id
     'random:64:8:0'
     """
-    if spec == IDENTITY:
-        return Identity(d_model, neurons=neurons)
-    if spec.split(":", maxsplit=1)[0] == RANDOM:
-        return random_dictionary(spec, d_model, kind, device)
+    asked = Asked(spec, d_model, kind, neurons=neurons, device=device)
+    name = spec.partition(":")[0]
+    if name in DICTIONARIES and DICTIONARIES[name].weights is None:
+        return DICTIONARIES[name].function(asked)
     spellings = tuple(dict.fromkeys((site, *names)))
     folder = dictionary_folder(spec, *spellings)
     if folder is None:
-        loaded = _load_remote(spec, spellings, kind, device)
+        loaded = _load_remote(asked, spellings)
     else:
         if (folder / CONFIG).is_file():  # before the weights are read
-            _check_width(_read_config(folder).get("d_in"), d_model, str(folder))
-        loaded = _load_folder(folder, _signature(folder), folder.name, kind, device)
+            _check_width(read_config(folder).get("d_in"), d_model, str(folder))
+        loaded = _load_folder(replace(asked, spec=str(folder), id=folder.name), _signature(folder))
     _check_width(loaded.d_model, d_model, loaded.id)
     return loaded
 
@@ -127,8 +124,8 @@ def dictionary_folder(spec: str, *sites: str) -> Path | None:
         inside = sorted(child.name for child in root.iterdir() if _holds_dictionary(child))
         wanted = sites[0] if sites else ""
         raise MissingInputError(
-            f"The dictionary folder {root} has neither a {CONFIG} (or {saelens.GEMMA_SCOPE}) nor a subfolder "
-            f"{wanted!r} with one" + (f"; it has dictionaries for {', '.join(inside)}" if inside else "")
+            f"The dictionary folder {root} has none of {', '.join(_files())}, nor a subfolder {wanted!r} "
+            "with one" + (f"; it has dictionaries for {', '.join(inside)}" if inside else "")
         )
     if root.is_absolute() or spec.startswith("."):
         raise MissingInputError(f"No dictionary folder at {spec}: check 'dictionary' in the experiment file")
@@ -136,7 +133,17 @@ def dictionary_folder(spec: str, *sites: str) -> Path | None:
 
 
 def _holds_dictionary(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or (folder / saelens.GEMMA_SCOPE).is_file()
+    return any((folder / file).is_file() for file in _files())
+
+
+def _folder_formats() -> dict[str, Format]:
+    """Return the formats that are known by their files, by that of the weights."""
+    return {form.weights: form for form in DICTIONARIES.values() if form.weights is not None}
+
+
+def _files() -> list[str]:
+    """Return the names of all files that a dictionary may have."""
+    return [CONFIG, *_folder_formats()]
 
 
 def _check_width(width: int | None, d_model: int, name: str) -> None:
@@ -150,33 +157,18 @@ def _check_width(width: int | None, d_model: int, name: str) -> None:
 
 def _signature(folder: Path) -> tuple[Any, ...]:
     """Return what changes when a folder's files do, so that a dictionary that was trained again is loaded again."""
-    files = [folder / name for name in (CONFIG, *_WEIGHTS)]
+    files = [folder / name for name in _files()]
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
 @functools.lru_cache(maxsize=16)
-def _load_folder(folder: Path, _content: tuple[Any, ...], name: str, kind: ActivationKind, device: str) -> Dictionary:
+def _load_folder(asked: Asked, _content: tuple[Any, ...]) -> Dictionary:
     """Load the dictionary in a folder, once a process for the same content."""
-    files = [name for name in _WEIGHTS if (folder / name).is_file()]
-    if not files:
-        raise MissingInputError(f"The dictionary folder {folder} lacks {' or '.join(_WEIGHTS)}")
-    own_id = f"{name}@{_folder_hash(folder, files[0])[:16]}"
-    if files[0] == saelens.GEMMA_SCOPE:
-        return saelens.load_gemma_scope(folder, own_id, kind, device)
-    config = _read_config(folder)
-    if files[0] == sparsify.WEIGHTS:
-        return sparsify.load_sparsify(folder, config, own_id, kind, device)
-    return saelens.load_folder(folder, own_id, kind, device)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / CONFIG} must hold a mapping")
-    return content
+    formats = _folder_formats()
+    weights = next((file for file in formats if (asked.folder / file).is_file()), None)
+    if weights is None:
+        raise MissingInputError(f"The dictionary folder {asked.folder} lacks {' or '.join(formats)}")
+    return formats[weights].function(replace(asked, id=f"{asked.id}@{_folder_hash(asked.folder, weights)[:16]}"))
 
 
 def _folder_hash(folder: Path, weights: str) -> str:
@@ -190,21 +182,22 @@ def _folder_hash(folder: Path, weights: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _load_remote(spec: str, sites: tuple[str, ...], kind: ActivationKind, device: str) -> Dictionary:
+def _load_remote(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
     """Load a dictionary of SAELens's list or of the hub, once a process."""
-    if "/" not in spec.strip("/"):
+    if "/" not in asked.spec.strip("/"):
+        named = ", ".join(repr(name) for name, form in DICTIONARIES.items() if form.weights is None)
         raise MissingInputError(
-            f"No dictionary {spec!r}: give 'identity', a folder, 'release/sae_id' of SAELens's list, or 'owner/name' "
-            "of the hub"
+            f"No dictionary {asked.spec!r}: give one of {named}, a folder, 'release/sae_id' of SAELens's list, or "
+            "'owner/name' of the hub"
         )
-    release, _, sae_id = spec.partition("/")
+    release, _, sae_id = asked.spec.partition("/")
     repository = _repository_of(release)
     if repository is None:
-        return _load_from_hub(*_split(spec), spec, sites, kind, device)
+        return _load_from_hub(asked, sites)
     try:
-        return saelens.load_release(release, sae_id, kind, device)
+        return saelens.load_release(release, sae_id, asked.kind, asked.device)
     except OSError as error:
-        raise MissingInputError(_why_missing(spec, repository, error)) from error
+        raise MissingInputError(_why_missing(asked.spec, repository, error)) from error
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -226,24 +219,23 @@ def _repository_of(release: str) -> str | None:
     return None if found is None else str(found.repo_id)
 
 
-def _load_from_hub(  # noqa: PLR0917
-    repository: str, folder: str, spec: str, sites: tuple[str, ...], kind: ActivationKind, device: str
-) -> Dictionary:
+def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
     """Download the part of a repository that holds the site's dictionary, and load it like a local folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    files = (CONFIG, *_WEIGHTS)
+    repository, folder = _split(asked.spec)
     places = [folder, *(f"{folder}/{site}".lstrip("/") for site in sites if site)]
-    patterns = [f"{place}/{file}".lstrip("/") for place in places for file in files]
+    patterns = [f"{place}/{file}".lstrip("/") for place in places for file in _files()]
     try:
         root = Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
-        raise MissingInputError(_why_missing(spec, repository, error)) from error
+        raise MissingInputError(_why_missing(asked.spec, repository, error)) from error
     found = dictionary_folder(str(root / folder) if folder else str(root), *sites)
-    if found is None or not any((found / file).is_file() for file in _WEIGHTS):
+    if found is None or not any((found / file).is_file() for file in _folder_formats()):
         raise MissingInputError(f"The repository {repository} holds no dictionary for site {sites[0]!r}")
-    return _load_folder(found, _signature(found), f"{repository}/{found.relative_to(root)}", kind, device)
+    own = replace(asked, spec=str(found), id=f"{repository}/{found.relative_to(root)}")
+    return _load_folder(own, _signature(found))
 
 
 def _why_missing(spec: str, repository: str, error: Exception) -> str:

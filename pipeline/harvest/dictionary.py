@@ -1,9 +1,12 @@
-"""What every dictionary is to the rest of the harvest, and the two that hold no weights of their own."""
+"""What every dictionary is to the rest of the harvest, and how its format is registered."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +14,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pipeline.config import ActivationKind
+from pipeline.registries import DICTIONARIES
 from storage.errors import InputError
 
 IDENTITY = "identity"
+CONFIG = "cfg.json"
 
 #: Bytes that the dense activations of one block of rows may take while they are encoded.
 _BLOCK_BYTES = 64 << 20
@@ -67,39 +72,85 @@ class Dictionary(ABC):
         """Return what the dictionary makes of float32 rows (rows, d_model), whatever `kind` is given out."""
 
 
-class Identity(Dictionary):
-    """The raw units themselves.
+@dataclass(frozen=True)
+class Asked:
+    """Which dictionary is asked for.
 
-    Parameters
+    Attributes
     ----------
+    spec
+        What the experiment names; of a format that is known by its files, the local folder.
     d_model
-        Number of units.
+        Width of the rows at the site.
+    kind
+        Which activation to give.
+    id
+        What to record as its origin.
     neurons
-        Whether they are hidden neurons of an MLP: their decoder is the model's own down projection.
-
-    Examples
-    --------
-    >>> Identity(3).encode(np.ones((2, 3), np.float32)).shape
-    (2, 3)
+        Whether the site is the hidden neurons of an MLP.
+    device
+        The torch device that it computes on.
     """
 
-    reconstructs = False
+    spec: str
+    d_model: int
+    kind: ActivationKind
+    id: str = ""
+    neurons: bool = False
+    device: str = "cpu"
 
-    def __init__(self, d_model: int, *, neurons: bool = False) -> None:
-        self.id = IDENTITY
-        self.kind = "raw"
-        self.n_features = self.d_model = d_model
-        self.layout = "dense"
-        self.decoder = None if neurons else np.eye(d_model, dtype=np.float32)
-        self.config = {"format": IDENTITY}
+    @property
+    def folder(self) -> Path:
+        """The folder of its files."""
+        return Path(self.spec)
 
-    def encode(self, rows: Rows) -> Rows:
-        """Return the rows."""
-        return rows
 
-    def reconstruct(self, rows: Rows) -> Rows:
-        """Return the rows."""
-        return rows
+@dataclass(frozen=True)
+class Format:
+    """One form in which dictionaries come.
+
+    Attributes
+    ----------
+    name
+        What it is called; without `weights`, what users write: ``NAME`` or ``NAME:OPTIONS``.
+    function
+        Loads the dictionary that is asked for.
+    weights
+        The file by which a folder of this format is known.
+    """
+
+    name: str
+    function: Callable[[Asked], Dictionary]
+    weights: str | None = None
+
+
+def dictionary_format(
+    name: str, weights: str | None = None
+) -> Callable[[Callable[[Asked], Dictionary]], Callable[[Asked], Dictionary]]:
+    """Register a function that loads a dictionary; see :class:`Format`."""
+
+    def register(function: Callable[[Asked], Dictionary]) -> Callable[[Asked], Dictionary]:
+        DICTIONARIES.register(Format(name, function, weights))
+        return function
+
+    return register
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what is in a folder's ``cfg.json``.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON mapping.
+    """
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / CONFIG} must hold a mapping")
+    return content
 
 
 def in_blocks(rows: Rows, n_features: int) -> Iterator[slice]:

@@ -1,11 +1,10 @@
-"""Dictionaries that are a linear encoder, a ReLU and a top-k; and the random one, the control for them all.
+"""Dictionaries that are a linear encoder, a ReLU and a top-k.
 
 ``encode(x) = topk(ReLU((x − b_dec) W_encᵀ + b_enc))``, ``decode(z) = z W_dec + b_dec`` (Gao et al., arXiv 2406.04093).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,11 +13,6 @@ import scipy.sparse as sp
 
 from pipeline.config import ActivationKind
 from pipeline.harvest.dictionary import Dictionary, Encoded, Rows, check_kind, csr_of, in_blocks, stack
-from storage.errors import InputError
-
-RANDOM = "random"
-
-_RANDOM = re.compile(r"random:(\d+):(\d+)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ class TopKDictionary(Dictionary):
 
     Examples
     --------
-    >>> random = random_dictionary("random:64:4", 8)
-    >>> encoded = random.encode(np.ones((2, 8), np.float32))
+    >>> from pipeline.harvest.dictionaries import load_dictionary
+    >>> encoded = load_dictionary("random:64:4", 8).encode(np.ones((2, 8), np.float32))
     >>> encoded.shape, encoded.nnz
     ((2, 64), 8)
     """
@@ -148,41 +142,3 @@ class TopKDictionary(Dictionary):
                 )
                 out[part] = (decoded + self._weights.b_dec).cpu().numpy()
         return out
-
-
-class RandomDictionary(TopKDictionary):
-    """Directions drawn uniformly from the sphere, as encoder and as decoder: a dictionary without training."""
-
-    reconstructs = False
-
-
-def random_dictionary(spec: str, d_model: int, kind: ActivationKind = "post", device: str = "cpu") -> RandomDictionary:
-    """Draw the control dictionary.
-
-    Parameters
-    ----------
-    spec
-        ``random:FEATURES:K`` or ``random:FEATURES:K:SEED``; give K the L0 of the dictionary that it is a control for.
-    d_model
-        Width of the rows.
-    kind, device
-        As for :class:`TopKDictionary`.
-
-    Raises
-    ------
-    InputError
-        If `spec` is not of that form, or K is no number from 1 to FEATURES.
-    """
-    import torch
-
-    match = _RANDOM.fullmatch(spec)
-    if not match:
-        raise InputError(f"A random dictionary is 'random:FEATURES:K' or 'random:FEATURES:K:SEED', not {spec!r}")
-    n_features, k, seed = int(match[1]), int(match[2]), int(match[3] or 0)
-    if not 1 <= k <= n_features:
-        raise InputError(f"{spec!r}: K must be from 1 to {n_features}, the number of features")
-    drawn = np.random.default_rng(seed).standard_normal((n_features, d_model), dtype=np.float32)
-    directions = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
-    weights = TopKWeights(directions, directions, torch.zeros(n_features), torch.zeros(d_model), k)
-    config = {"format": RANDOM, "k": k, "seed": seed}
-    return RandomDictionary(weights, f"{RANDOM}:{n_features}:{k}:{seed}", kind, config, device)

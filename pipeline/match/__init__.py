@@ -1,5 +1,1 @@
 """Matching: which feature of A is which feature of B, from the kept pairs of a correlation result."""
-
-from pipeline.match.run import match
-
-__all__ = ["match"]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
-import xarray as xr
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import MatchMethod
-from pipeline.match.diagnostics import compare_methods, diagnose
-from pipeline.match.run import match
-from pipeline.match.words import TopTokens, read_top_tokens
+import pipeline
 from pipeline.outputs import claim_outputs
+from pipeline.registries import FILTERS, METHODS
 from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
 from storage.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from pipeline.text.top_tokens import TopTokens
 
 #: Hubs in the JSON, where --hubs does not say how many.
 DEFAULT_HUBS = 10
@@ -44,13 +46,17 @@ def command(
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; not needed with --all.")
     ] = None,
     method: Annotated[
-        MatchMethod, typer.Option(help="best, best_of_b: many to one; the others one to one: greedy is best-first.")
+        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. best, best_of_b are many to one.")
     ] = "greedy",
     min_correlation: Annotated[float, typer.Option(help="Pairs below this r are not matched.")] = 0.1,
     max_uses: Annotated[int, typer.Option(min=1, help="Method unique: how many A features may share a B.")] = 1,
     filter_: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="Can be repeated; the order counts."),
+        typer.Option(
+            "--filter",
+            metavar="NAME[:before|after][:KEY=VALUE]",
+            help=f"{', '.join(FILTERS)}; can be repeated, the order counts.",
+        ),
     ] = None,
     contexts: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")
@@ -70,15 +76,19 @@ def command(
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
     text: dict[str, Any] = {"contexts": contexts, "stores": stores, "corpus": corpus, "non_concept": non_concept}
-    options = {"max_uses": max_uses, **text}
+    options: dict[str, Any] = {"max_uses": max_uses, **text}
     filters = [parse_filter(text) for text in filter_ or ()]
     if all_:
+        from pipeline.match.diagnostics import compare_methods
+
         show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
-        pairs = match(correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options)
+        pairs = pipeline.match(
+            correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options
+        )
         if csv is not None:
             outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
@@ -111,10 +121,14 @@ def _tops(
 ) -> dict[str, TopTokens] | None:
     if contexts is None or stores is None or corpus is None:
         return None
-    return dict(zip("ab", read_top_tokens(contexts, stores[0], corpus), strict=True))
+    from pipeline.text.top_tokens import top_tokens
+
+    return dict(zip("ab", top_tokens(contexts, stores[0], corpus), strict=True))
 
 
 def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None, n_hubs: int, *, as_json: bool) -> None:
+    from pipeline.match.diagnostics import diagnose
+
     found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
     summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
     summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, mean_or_none
-from pipeline.match.greedy import best, best_of_b
-from pipeline.match.run import METHODS, check_choice, make_pairs
-from pipeline.match.words import TopTokens
+from pipeline.match.methods.greedy import best, best_of_b
+from pipeline.match.run import check_choice, make_pairs
+from pipeline.registries import METHODS, takes_max_uses
+from pipeline.text.top_tokens import TopTokens
 from storage import open_result
 
 
@@ -26,7 +27,7 @@ def compare_methods(
     cor: str | Path,
     min_correlation: float = 0.1,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     max_uses: int = 1,
     filters: Sequence[Any] = (),
     contexts: tuple[str | Path, str | Path] | None = None,
@@ -43,7 +44,7 @@ def compare_methods(
     min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
         As in :func:`pipeline.match`; `max_uses` is for ``unique``.
     methods
-        Which methods.
+        Which methods; all by default.
 
     Returns
     -------
@@ -56,27 +57,28 @@ def compare_methods(
         As :func:`pipeline.match`.
     """
     correlation = open_result(cor, "correlate")
+    compared = list(methods or METHODS)
     choices = [
         check_choice(
             str(cor),
             correlation,
-            method,
-            min_correlation,
-            max_uses if method == "unique" else 1,
-            filters,
-            contexts,
-            stores,
-            corpus,
-            non_concept,
+            method=method,
+            minimum=min_correlation,
+            max_uses=max_uses if takes_max_uses(method) else 1,
+            filters=filters,
+            contexts=contexts,
+            stores=stores,
+            corpus=corpus,
+            non_concept=non_concept,
         )
-        for method in methods
+        for method in compared
     ]
     edges = read_edges(cor, correlation, min_correlation)
     data = Candidates(str(cor), correlation, edges, choices[0][1])
     rows = [summarise(make_pairs(data, choice)) for choice, _ in choices]
     columns = {name: ("matching", np.array([_number(row[name]) for row in rows])) for name in rows[0]}
     before = {f"mean_best_r_{side}": value for side, value in mean_best_r(data).items()}
-    return xr.Dataset(columns, coords={"matching": list(methods)}, attrs={"min_correlation": min_correlation, **before})
+    return xr.Dataset(columns, coords={"matching": compared}, attrs={"min_correlation": min_correlation, **before})
 
 
 def _number(value: float | None) -> float | int:
@@ -174,7 +176,7 @@ def hubs(pairs: xr.Dataset, side: str, n: int = 10, top: TopTokens | None = None
     ]
     if top is not None:
         for each in found:
-            each["tokens"] = top.words(each["feature"])
+            each["tokens"] = top.texts(each["feature"])
     return found
 
 

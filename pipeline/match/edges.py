@@ -7,12 +7,11 @@ feature × feature matrix is never made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +19,7 @@ from scipy import sparse
 
 from storage import read_csr
 from storage.errors import InputError
+from storage.jit import cached_njit
 
 #: Rows of the correlation result that are read at a time; with the densest real data about 0.3 GB.
 SLAB_ROWS = 8192
@@ -59,6 +59,10 @@ class Edges:
         One stable sort by −r is enough, because the edges already are in the order of their ids.
         """
         return np.argsort(-self.r, kind="stable")
+
+
+#: What chooses pairs: edges in, positions of the chosen ones out, highest r first; ``max_uses`` where it takes that.
+Method = Callable[..., NDArray[np.int64]]
 
 
 def make_edges(ids_a: ArrayLike, ids_b: ArrayLike, r: ArrayLike, n_a: int, n_b: int) -> Edges:
@@ -205,7 +209,7 @@ def _values_at(slab: sparse.csr_array, rows: NDArray[np.int32], columns: NDArray
     return np.where(stored[place] == wanted, slab.data[place], 0.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def _count_up(order: NDArray[np.int64], ids: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     seen = np.zeros(n, np.int32)
     place = np.empty(len(order), np.int32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,38 +12,45 @@ from numpy.typing import NDArray
 from pipeline.match.edges import Edges
 
 
-class Fate(IntEnum):
-    """Why a feature is, or is not, in a pair."""
+class Fate(NamedTuple):
+    """Why a feature is, or is not, in a pair.
 
-    matched = 0
-    dead = 1
-    below_min_r = 2
-    taken = 3
-    low_heldout_r = 4
-    outside_fraction = 5
-    overused = 6
-    rarely_fires = 7
-    not_reproducible = 8
-    non_concept = 9
-    no_shared_token = 10
-    easy_kind = 11
+    Attributes
+    ----------
+    name
+        What results call it.
+    meaning
+        What it means, for the attributes of the result. Of a filter: the filter took the last of its pairs.
+    code
+        Number in a result. A fate of a filter from outside has none, and gets the next free one in each result.
+    """
+
+    name: str
+    meaning: str
+    code: int = -1
 
 
-#: What each fate means, for the attributes of the result. Those of filters: the filter took the last of its pairs.
-FATE_MEANINGS = {
-    Fate.matched: "in at least one pair",
-    Fate.dead: "never varies on the rows that choose candidates, so that its correlations are undefined",
-    Fate.below_min_r: "varies, but reaches the minimum r with no feature of the other side",
-    Fate.taken: "reaches the minimum r, but the method gave its partners to other features",
-    Fate.low_heldout_r: "r on the held-out rows is below the minimum, or undefined",
-    Fate.outside_fraction: "not in the top or bottom fraction that was asked for",
-    Fate.overused: "it or its partners are used by more features than allowed",
-    Fate.rarely_fires: "it or its partners are active on fewer rows than asked for",
-    Fate.not_reproducible: "r differs between the two halves by more than allowed",
-    Fate.non_concept: "it or its partners fire mostly on tokens of the list",
-    Fate.no_shared_token: "its top tokens are none of its partners' top tokens",
-    Fate.easy_kind: "it or its partners fire on one token, one position or punctuation only",
-}
+MATCHED = Fate("matched", "in at least one pair", 0)
+DEAD = Fate("dead", "never varies on the rows that choose candidates, so that its correlations are undefined", 1)
+BELOW_MIN_R = Fate("below_min_r", "varies, but reaches the minimum r with no feature of the other side", 2)
+TAKEN = Fate("taken", "reaches the minimum r, but the method gave its partners to other features", 3)
+#: What may become of a feature without any filter; results always count these.
+FATES = (MATCHED, DEAD, BELOW_MIN_R, TAKEN)
+#: Codes below this belong to the filters of this package.
+FIRST_FREE = 12
+
+
+def numbered(fates: Iterable[Fate]) -> dict[str, Fate]:
+    """Return fates by name, those without a code numbered in their order, after :data:`FATES`.
+
+    Examples
+    --------
+    >>> [fate.code for fate in numbered([Fate("a", "…"), Fate("b", "…", 5)]).values()]
+    [0, 1, 2, 3, 12, 5]
+    """
+    free = itertools.count(FIRST_FREE)
+    different = {fate.name: fate for fate in (*FATES, *fates)}
+    return {name: fate if fate.code >= 0 else fate._replace(code=next(free)) for name, fate in different.items()}
 
 
 class Fates:
@@ -60,15 +69,15 @@ class Fates:
     >>> edges = make_edges([0, 1], [0, 0], [0.9, 0.5], n_a=4, n_b=1)
     >>> alive = np.array([True, True, False, True])
     >>> fates = Fates(edges, alive, np.array([True]))
-    >>> fates.step(np.array([0, 1]), np.array([0]), Fate.taken)
-    >>> [Fate(fate).name for fate in fates.finish(np.array([0]))["a"]]
+    >>> fates.step(np.array([0, 1]), np.array([0]), TAKEN)
+    >>> [FATES[code].name for code in fates.finish(np.array([0]))["a"]]
     ['matched', 'taken', 'dead', 'below_min_r']
     """
 
     def __init__(self, edges: Edges, defined_a: NDArray[np.bool_], defined_b: NDArray[np.bool_]) -> None:
         self.ids = {"a": edges.ids_a, "b": edges.ids_b}
         self.of = {
-            side: np.where(defined, Fate.below_min_r, Fate.dead).astype(np.int8)
+            side: np.where(defined, BELOW_MIN_R.code, DEAD.code).astype(np.int8)
             for side, defined in (("a", defined_a), ("b", defined_b))
         }
 
@@ -78,22 +87,22 @@ class Fates:
             lost = np.zeros(len(self.of[side]), bool)
             lost[ids[before]] = True
             lost[ids[after]] = False
-            self.of[side][lost] = fate
+            self.of[side][lost] = fate.code
 
     def finish(self, pairs: NDArray[np.int64]) -> dict[str, NDArray[np.int8]]:
         """Return the fate of every feature by side, given the positions of the edges that are pairs in the end."""
         for side, ids in self.ids.items():
-            self.of[side][ids[pairs]] = Fate.matched
+            self.of[side][ids[pairs]] = MATCHED.code
         return self.of
 
 
-def count_fates(fate: NDArray[np.int8]) -> dict[str, int]:
-    """Return how many features met each fate, of those that any feature met, ``matched`` always among them.
+def count_fates(codes: NDArray[np.int8], fates: Iterable[Fate] = FATES) -> dict[str, int]:
+    """Return how many features met each fate: all of :data:`FATES`, and others that any feature met.
 
     Examples
     --------
     >>> count_fates(np.array([0, 0, 3], np.int8))
     {'matched': 2, 'dead': 0, 'below_min_r': 0, 'taken': 1}
     """
-    counts = {each: int(np.count_nonzero(fate == each)) for each in Fate}
-    return {each.name: n for each, n in counts.items() if n or each <= Fate.taken}
+    counts = {fate: int(np.count_nonzero(codes == fate.code)) for fate in sorted(fates, key=lambda fate: fate.code)}
+    return {fate.name: n for fate, n in counts.items() if n or fate in FATES}

@@ -4,30 +4,30 @@ The order flips results: dropping the features that fire on full stops *before* 
 others; dropping them *after* leaves those partners without. So every filter acts when and in the order that it is told,
 and reports what it dropped.
 
-A filter is a function from a setting, the candidates and the positions of those still in the race to a boolean array
-over these positions. To add one, write the function, name it in :data:`FILTERS`, give it a class in
-``pipeline/config.py`` and a fate.
+A filter is a class: its fields are its settings, and :meth:`Filter.select` says which candidates stay. See
+``docs/extending.md`` for how to add one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
-from pipeline.config import NEED_CONTEXTS, PairFilter
+from pipeline.config import PairFilter, Section
 from pipeline.match.edges import Edges, lookup
-from pipeline.match.fates import Fate
-from pipeline.match.greedy import best, best_of_b
-from pipeline.match.words import TopTokens, read_top_tokens, share_of_commonest
+from pipeline.match.fates import BELOW_MIN_R, Fate
+from pipeline.match.methods.greedy import best, best_of_b
+from pipeline.registries import FILTERS
+from pipeline.text.top_tokens import NONE, TopTokens, top_tokens
 from storage import open_result
 from storage.errors import FormatError, InputError
 from storage.yaml_files import read_yaml
@@ -37,6 +37,8 @@ NON_CONCEPT_FILE = Path(__file__).with_name("non_concept.yaml")
 BLOCK_EDGES = 65_536
 
 Mask = NDArray[np.bool_]
+Need = Literal["heldout", "contexts", "non_concept"]
+FilterType = TypeVar("FilterType", bound="Filter")
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class Candidates:
         return lookup(self.path, "r_heldout", self.edges.ids_a, self.edges.ids_b, self.edges.n_a)
 
     @cached_property
-    def tops(self) -> tuple[TopTokens, TopTokens]:
+    def tops(self) -> Sequence[TopTokens]:
         """The top tokens of both sides."""
         if self.text is None:
             raise InputError("The top tokens of features were asked for, but match was given no contexts")
-        return read_top_tokens(self.text.contexts, self.text.store, self.text.corpus)
+        return top_tokens(self.text.contexts, self.text.store, self.text.corpus)
 
     @cached_property
     def concept_features(self) -> tuple[Mask, Mask]:
@@ -97,7 +99,63 @@ class Candidates:
         return good_a[self.edges.ids_a[at]] & good_b[self.edges.ids_b[at]]
 
 
-def parse_filters(filters: Sequence[Any], text: TextInputs | None, *, heldout: bool = True) -> list[PairFilter]:
+class Filter(Section):
+    """What all filters of pairs have in common; the order in which they are given is the order in which they act.
+
+    Attributes
+    ----------
+    name
+        What users write; a field with its one value.
+    when
+        See there.
+    fate
+        What becomes of a feature that loses its last pair to the filter.
+    reads
+        What it reads besides the correlation result.
+    paths
+        Names of settings that are paths; in an experiment file they start at the file's folder.
+    """
+
+    fate: ClassVar[Fate]
+    reads: ClassVar[tuple[Need, ...]] = ()
+    paths: ClassVar[tuple[str, ...]] = ()
+    when: Literal["before", "after"] = Field(
+        "before", description="act on candidates, or on the pairs that were chosen"
+    )
+    name: str
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What it reads with these settings."""
+        return self.reads
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the result of the filter depends on."""
+        return self.model_dump()
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which of the candidates at positions `at` stay, bool, of the same shape."""
+        raise NotImplementedError(type(self).__name__)
+
+
+def register(kind: type[FilterType]) -> type[FilterType]:
+    """Add a filter by the one value of its field ``name``; to be used as a decorator."""
+    FILTERS.add(kind.__pydantic_fields__["name"].default, kind)
+    return kind
+
+
+#: What is missing where a filter needs something that match was not given.
+MISSING: Mapping[Need, str] = {
+    "contexts": "The filter {} looks at the tokens of top contexts: give match the contexts of both sides, their "
+    "stores, and the corpus (subspace match --contexts A B --stores A B --corpus CORPUS); `subspace run` does",
+    "non_concept": "The filter {} with by: data needs to know which features were recognised: make them with "
+    "`subspace non-concept` for both sides and give match both (--non-concept A B); `subspace run` does",
+    "heldout": "The filter {} needs r on held-out rows, and all rows chose candidates; correlate again with "
+    "select='half'",
+}
+
+
+def parse_filters(filters: Sequence[Any], text: TextInputs | None, *, heldout: bool = True) -> list[Filter]:
     """Validate filters given as mappings or as settings, and that what they need is there.
 
     Raises
@@ -114,25 +172,19 @@ def parse_filters(filters: Sequence[Any], text: TextInputs | None, *, heldout: b
     try:
         parsed = TypeAdapter(list[PairFilter]).validate_python(plain)
     except ValidationError as error:
-        lines = [f"filter {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        lines = [
+            f"filter {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
         raise InputError("\n".join(lines)) from error
+    has = {
+        "contexts": text is not None,
+        "non_concept": text is not None and text.non_concept is not None,
+        "heldout": heldout,
+    }
     for each in parsed:
-        if each.name in NEED_CONTEXTS and text is None:
-            raise InputError(
-                f"The filter {each.name} looks at the tokens of top contexts: give match the contexts of both sides, "
-                "their stores, and the corpus (subspace match --contexts A B --stores A B --corpus CORPUS); "
-                "`subspace run` does"
-            )
-        if each.name == "non_concept" and each.by == "data" and (text is None or text.non_concept is None):
-            raise InputError(
-                "The filter non_concept with by: data needs to know which features were recognised: make them with "
-                "`subspace non-concept` for both sides and give match both (--non-concept A B); `subspace run` does"
-            )
-        if each.name in ("min_heldout_r", "reproducible") and not heldout:
-            raise InputError(
-                f"The filter {each.name} needs r on held-out rows, and all rows chose candidates; correlate again with "
-                "select='half'"
-            )
+        if missing := next((need for need in each.needs if not has[need]), None):
+            raise InputError(MISSING[missing].format(each.name))
     return parsed
 
 
@@ -147,62 +199,6 @@ def read_token_list(path: str | Path | None) -> list[str]:
     if not isinstance(content, list) or not all(isinstance(token, str) for token in content):
         raise FormatError(f"{file} must be a YAML list of strings; put numbers and true or false in quotes")
     return sorted({token.strip().casefold() for token in content})
-
-
-def _minimum(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    values = data.edges.r if setting.name == "min_r" else data.r_heldout
-    return values[at] >= setting.value  # an undefined r is no evidence, and compares false
-
-
-def _fraction(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    n = math.ceil(setting.fraction * len(at))
-    order = np.argsort(-data.edges.r[at], kind="stable")
-    kept = np.zeros(len(at), bool)
-    kept[order[:n] if setting.keep == "top" else order[len(at) - n :]] = True
-    return kept
-
-
-def _max_uses(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    edges, kept = data.edges.take(at), np.ones(len(at), bool)
-    for side, ids, n, of_best in (("a", edges.ids_a, edges.n_a, best_of_b), ("b", edges.ids_b, edges.n_b, best)):
-        if setting.side in (side, "both"):
-            used = ids[of_best(edges)] if setting.when == "before" else ids
-            kept &= (np.bincount(used, minlength=n) <= setting.n)[ids]
-    return kept
-
-
-def _min_firing(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    active = [data.correlation[f"n_active_{side}"].values >= setting.n for side in "ab"]
-    return data.of_features(active[0], active[1], at)
-
-
-def _reproducible(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    return np.abs(data.edges.r[at] - data.r_heldout[at]) <= setting.tolerance
-
-
-def _non_concept(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    if setting.by == "data":
-        good_a, good_b = data.concept_features
-        return data.of_features(good_a, good_b, at)
-    listed = set(read_token_list(setting.tokens))
-    wanted = np.array([word in listed for word in data.tops[0].vocabulary] or [False])
-    good = [~(top.share_in(wanted) > setting.share) for top in data.tops]
-    return data.of_features(good[0], good[1], at)
-
-
-def _shared_token(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:  # noqa: ARG001
-    kept = np.zeros(len(at), bool)
-    top_a, top_b = (top.tokens for top in data.tops)
-    for start in range(0, len(at), BLOCK_EDGES):
-        block = at[start : start + BLOCK_EDGES]
-        a, b = top_a[data.edges.ids_a[block]], top_b[data.edges.ids_b[block]]
-        kept[start : start + BLOCK_EDGES] = ((a[:, :, None] == b[:, None, :]) & (a >= 0)[:, :, None]).any(axis=(1, 2))
-    return kept
-
-
-def _easy_kind(setting: Any, data: Candidates, at: NDArray[np.int64]) -> Mask:
-    good = [~easy_features(top, setting.kinds, setting.share) for top in data.tops]
-    return data.of_features(good[0], good[1], at)
 
 
 def easy_features(top: TopTokens, kinds: Sequence[str], share: float) -> Mask:
@@ -226,35 +222,204 @@ def easy_features(top: TopTokens, kinds: Sequence[str], share: float) -> Mask:
     """
     punctuation = np.array([not any(map(str.isalnum, word)) for word in top.vocabulary] or [False])
     shares = {
-        "single_token": lambda: share_of_commonest(top.tokens),
+        "single_token": lambda: share_of_commonest(top.ids),
         "position": lambda: share_of_commonest(top.positions),
         "punctuation": lambda: top.share_in(punctuation),
     }
     return np.any([(top.n > 1) & (shares[kind]() >= share) for kind in kinds], axis=0)
 
 
-Keep = Callable[[Any, Candidates, NDArray[np.int64]], Mask]
+def share_of_commonest(values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return, of each row of (feature, rank), the share of its commonest value; −1 does not count, NaN if all are.
 
-FILTERS: Mapping[str, tuple[Keep, Fate]] = {
-    "min_r": (_minimum, Fate.below_min_r),
-    "min_heldout_r": (_minimum, Fate.low_heldout_r),
-    "fraction": (_fraction, Fate.outside_fraction),
-    "max_uses": (_max_uses, Fate.overused),
-    "min_firing": (_min_firing, Fate.rarely_fires),
-    "reproducible": (_reproducible, Fate.not_reproducible),
-    "non_concept": (_non_concept, Fate.non_concept),
-    "shared_token": (_shared_token, Fate.no_shared_token),
-    "easy_kind": (_easy_kind, Fate.easy_kind),
-}
+    Examples
+    --------
+    >>> share_of_commonest(np.array([[5, 5, 7, -1], [-1, -1, -1, -1]])).round(2)
+    array([0.67,  nan])
+    """
+    same = (values[:, :, None] == values[:, None, :]) & (values != NONE)[:, :, None]
+    n = np.count_nonzero(values != NONE, axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(n > 0, same.sum(axis=1).max(axis=1, initial=0) / n, np.nan)
 
 
-def apply_filter(setting: Any, data: Candidates, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[str, Any]]:
+@register
+class MinR(Filter):
+    """Drop pairs below a minimum r on the rows that chose."""
+
+    fate: ClassVar[Fate] = BELOW_MIN_R
+    name: Literal["min_r"] = "min_r"
+    value: Annotated[float, Field(ge=-1, le=1)]
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs reach the minimum; an undefined r is no evidence, and compares false."""
+        return data.edges.r[at] >= self.value
+
+
+@register
+class MinHeldoutR(Filter):
+    """Drop pairs below a minimum r on the rows that did not choose."""
+
+    fate: ClassVar[Fate] = Fate("low_heldout_r", "r on the held-out rows is below the minimum, or undefined", 4)
+    reads: ClassVar[tuple[Need, ...]] = ("heldout",)
+    name: Literal["min_heldout_r"] = "min_heldout_r"
+    value: Annotated[float, Field(ge=-1, le=1)]
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs reach the minimum; an undefined r compares false."""
+        return data.r_heldout[at] >= self.value
+
+
+@register
+class Fraction(Filter):
+    """Keep the fraction of pairs with the highest (or lowest) r."""
+
+    fate: ClassVar[Fate] = Fate("outside_fraction", "not in the top or bottom fraction that was asked for", 5)
+    name: Literal["fraction"] = "fraction"
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    keep: Literal["top", "bottom"] = "top"
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs are in the fraction."""
+        n = math.ceil(self.fraction * len(at))
+        order = np.argsort(-data.edges.r[at], kind="stable")
+        inside = np.zeros(len(at), bool)
+        inside[order[:n] if self.keep == "top" else order[len(at) - n :]] = True
+        return inside
+
+
+@register
+class MaxUses(Filter):
+    """Drop features that more than `n` features of the other side use: as their best (before), in pairs (after)."""
+
+    fate: ClassVar[Fate] = Fate("overused", "it or its partners are used by more features than allowed", 6)
+    name: Literal["max_uses"] = "max_uses"
+    n: PositiveInt
+    side: Literal["a", "b", "both"] = "both"
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs have features that are not used too often."""
+        edges, inside = data.edges.take(at), np.ones(len(at), bool)
+        for side, ids, n, of_best in (("a", edges.ids_a, edges.n_a, best_of_b), ("b", edges.ids_b, edges.n_b, best)):
+            if self.side in (side, "both"):
+                used = ids[of_best(edges)] if self.when == "before" else ids
+                inside &= (np.bincount(used, minlength=n) <= self.n)[ids]
+        return inside
+
+
+@register
+class MinFiring(Filter):
+    """Drop features that are active on fewer than `n` rows."""
+
+    fate: ClassVar[Fate] = Fate("rarely_fires", "it or its partners are active on fewer rows than asked for", 7)
+    name: Literal["min_firing"] = "min_firing"
+    n: PositiveInt
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs have two features that are active often enough."""
+        active = [data.correlation[f"n_active_{side}"].values >= self.n for side in "ab"]
+        return data.of_features(active[0], active[1], at)
+
+
+@register
+class Reproducible(Filter):
+    """Drop pairs whose r on the two halves of the documents differ by more than `tolerance`."""
+
+    fate: ClassVar[Fate] = Fate("not_reproducible", "r differs between the two halves by more than allowed", 8)
+    reads: ClassVar[tuple[Need, ...]] = ("heldout",)
+    name: Literal["reproducible"] = "reproducible"
+    tolerance: Annotated[float, Field(ge=0, le=2)] = 0.1
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs have about the same r on both halves."""
+        return np.abs(data.edges.r[at] - data.r_heldout[at]) <= self.tolerance
+
+
+@register
+class NonConcept(Filter):
+    """Drop features that stand for no concept: by a list of tokens in their top contexts, or by what they do."""
+
+    fate: ClassVar[Fate] = Fate("non_concept", "it or its partners fire mostly on tokens of the list", 9)
+    reads: ClassVar[tuple[Need, ...]] = ("contexts",)
+    paths: ClassVar[tuple[str, ...]] = ("tokens",)
+    name: Literal["non_concept"] = "non_concept"
+    by: Literal["tokens", "data"] = Field(
+        "tokens", description="tokens: of a list, in the top contexts; data: what `subspace non-concept` recognised"
+    )
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    tokens: str | None = Field(None, description="YAML list of tokens; the one that comes with the package if absent")
+
+    @model_validator(mode="after")
+    def _tokens_belong_to_the_list(self) -> NonConcept:
+        if self.by == "data" and self.tokens is not None:
+            raise ValueError("a list of tokens belongs to by: tokens; leave one of them out")
+        return self
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Contexts, and by data what was recognised too."""
+        return (*self.reads, "non_concept") if self.by == "data" else self.reads
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings, with the list of tokens by what it holds."""
+        return super().settings() | {"tokens": None if self.by == "data" else read_token_list(self.tokens)}
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs have two features that stand for a concept."""
+        if self.by == "data":
+            good_a, good_b = data.concept_features
+            return data.of_features(good_a, good_b, at)
+        listed = set(read_token_list(self.tokens))
+        wanted = np.array([word in listed for word in data.tops[0].vocabulary] or [False])
+        good = [~(top.share_in(wanted) > self.share) for top in data.tops]
+        return data.of_features(good[0], good[1], at)
+
+
+@register
+class SharedToken(Filter):
+    """Drop pairs that have no token in common among those of their top contexts; needs contexts."""
+
+    fate: ClassVar[Fate] = Fate("no_shared_token", "its top tokens are none of its partners' top tokens", 10)
+    reads: ClassVar[tuple[Need, ...]] = ("contexts",)
+    name: Literal["shared_token"] = "shared_token"
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs share a token; a block of edges at a time."""
+        shared = np.zeros(len(at), bool)
+        top_a, top_b = (top.ids for top in data.tops)
+        for start in range(0, len(at), BLOCK_EDGES):
+            block = at[start : start + BLOCK_EDGES]
+            a, b = top_a[data.edges.ids_a[block]], top_b[data.edges.ids_b[block]]
+            equal = (a[:, :, None] == b[:, None, :]) & (a >= 0)[:, :, None]
+            shared[start : start + BLOCK_EDGES] = equal.any(axis=(1, 2))
+        return shared
+
+
+@register
+class EasyKind(Filter):
+    """Drop features that fire on one token, at one position, or on punctuation in `share` of contexts; needs them."""
+
+    fate: ClassVar[Fate] = Fate(
+        "easy_kind", "it or its partners fire on one token, one position or punctuation only", 11
+    )
+    reads: ClassVar[tuple[Need, ...]] = ("contexts",)
+    name: Literal["easy_kind"] = "easy_kind"
+    kinds: list[Literal["single_token", "position", "punctuation"]] = Field(["single_token", "position", "punctuation"])
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def select(self, data: Candidates, at: NDArray[np.int64]) -> Mask:
+        """Return which pairs have two features that are not easy to match."""
+        good = [~easy_features(top, self.kinds, self.share) for top in data.tops]
+        return data.of_features(good[0], good[1], at)
+
+
+def apply_filter(setting: Filter, data: Candidates, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Apply one filter.
 
     Parameters
     ----------
     setting
-        One of the filters of ``pipeline.config``.
+        The filter with its settings.
     data
         The candidates.
     at
@@ -266,7 +431,7 @@ def apply_filter(setting: Any, data: Candidates, at: NDArray[np.int64]) -> tuple
         The positions that stay, and a report: the filter's settings, ``pairs_before``, ``pairs_dropped``,
         ``features_dropped_a`` and ``_b`` (features that lost their last pair), ``mean_r_before`` and ``_after``.
     """
-    kept = at[FILTERS[setting.name][0](setting, data, at)]
+    kept = at[setting.select(data, at)]
     report = {
         **setting.model_dump(exclude_none=True),
         "pairs_before": len(at),

@@ -20,7 +20,7 @@ import scipy.sparse
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.match.words import check_stores
+from pipeline.match.run import check_stores
 from storage import (
     fingerprint,
     is_sparse,

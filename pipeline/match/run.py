@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +13,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES, NEED_CONTEXTS, PairFilter
-from pipeline.match.assignment import optimal
+from pipeline.config import MEASURE_NAMES
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
-from pipeline.match.fates import FATE_MEANINGS, Fate, Fates, count_fates
-from pipeline.match.filters import (
-    FILTERS,
-    Candidates,
-    TextInputs,
-    apply_filter,
-    mean_or_none,
-    parse_filters,
-    read_token_list,
-)
-from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
-from pipeline.match.words import check_contexts, check_stores
+from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates, numbered
+from pipeline.match.filters import Candidates, Filter, TextInputs, apply_filter, mean_or_none, parse_filters
+from pipeline.registries import METHODS, takes_max_uses
 from storage import check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 STAGE = "match"
-
-#: What chooses pairs: edges in, positions of the chosen ones out, highest r first.
-Method = Callable[[Edges], NDArray[np.int64]]
-
-METHODS: Mapping[str, Method] = {
-    "best": best,
-    "best_of_b": best_of_b,
-    "mutual": mutual,
-    "unique": unique,
-    "greedy": greedy,
-    "optimal": optimal,
-    "rematch": rematch,
-}
 
 #: Attributes of the correlation result that its pairs keep.
 INHERITED = (
@@ -140,7 +118,16 @@ def match(
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
     choice, text = check_choice(
-        path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
+        path,
+        correlation,
+        method=method,
+        minimum=min_correlation,
+        max_uses=max_uses,
+        filters=filters,
+        contexts=contexts,
+        stores=stores,
+        corpus=corpus,
+        non_concept=non_concept,
     )
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
@@ -161,39 +148,45 @@ class Choice:
     method: str
     minimum: float
     max_uses: int = 1
-    filters: tuple[PairFilter, ...] = ()
+    filters: tuple[Filter, ...] = ()
+
+    @cached_property
+    def fates(self) -> dict[str, Fate]:
+        """By name, all that may become of a feature."""
+        return numbered(each.fate for each in self.filters)
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the result depends on besides its inputs; lists of tokens by what they hold."""
-        filters = [each.model_dump() for each in self.filters]
-        for each in filters:
-            if each["name"] == "non_concept":
-                each["tokens"] = None if each["by"] == "data" else read_token_list(each["tokens"])
+        """Return all that the result depends on besides its inputs."""
+        filters = [each.settings() for each in self.filters]
         plain = {"method": self.method, "min_correlation": self.minimum, "filters": filters}
-        return plain | ({"max_uses": self.max_uses} if self.method == "unique" else {})
+        return plain | self._options()
 
     def run(self, edges: Edges) -> NDArray[np.int64]:
         """Return the positions of the chosen edges."""
-        return unique(edges, self.max_uses) if self.method == "unique" else METHODS[self.method](edges)
+        return METHODS[self.method](edges, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"max_uses": self.max_uses} if takes_max_uses(self.method) else {}
 
 
-def check_choice(  # noqa: PLR0917 - the arguments of match, handed on
+def check_choice(
     path: str,
     correlation: xr.Dataset,
+    *,
     method: str,
     minimum: float,
     max_uses: int,
     filters: Sequence[Any],
-    contexts: tuple[str | Path, str | Path] | None,
-    stores: tuple[str | Path, str | Path] | None,
-    corpus: str | Path | None,
+    contexts: tuple[str | Path, str | Path] | None = None,
+    stores: tuple[str | Path, str | Path] | None = None,
+    corpus: str | Path | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
 ) -> tuple[Choice, TextInputs | None]:
     """Check the arguments of :func:`match`; return what they ask for, and the text inputs if a filter needs them."""
     _check(method, minimum, max_uses, correlation)
     text = _text_inputs(path, contexts, stores, corpus, non_concept)
     chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
-    if not any(each.name in NEED_CONTEXTS for each in chosen):
+    if not any("contexts" in each.needs for each in chosen):
         text = None  # what is not read is no input
     return Choice(method, float(minimum), max_uses, tuple(chosen)), text
 
@@ -210,11 +203,29 @@ def _text_inputs(
     manifest = read_manifest(path)
     correlated = {} if manifest is None else manifest.inputs
     check_stores(stores, correlated)
-    check_contexts(contexts, correlated)
+    _check_contexts(contexts, correlated)
     if non_concept is not None:
-        check_contexts(non_concept, correlated, "non-concept features")
+        _check_contexts(non_concept, correlated, "non-concept features")
     recognised = None if non_concept is None else (str(non_concept[0]), str(non_concept[1]))
     return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus), recognised)
+
+
+def _check_contexts(contexts: tuple[str | Path, str | Path], stores: dict[str, str], what: str = "contexts") -> None:
+    """Raise unless the contexts are those of the correlated stores, whose fingerprints are given by side."""
+    for side, path in zip("ab", contexts, strict=True):
+        manifest = read_manifest(path)
+        if manifest is None or manifest.inputs.get("activations") != stores.get(side):
+            raise InputError(
+                f"The {what} at {path} are not of the store of side {side.upper()} that was correlated; "
+                "make them from that store"
+            )
+
+
+def check_stores(stores: tuple[str | Path, str | Path], expected: dict[str, str]) -> None:
+    """Raise unless the stores are the correlated ones, whose fingerprints are given by side."""
+    for side, path in zip("ab", stores, strict=True):
+        if fingerprint(path) != expected.get(side):
+            raise InputError(f"{path} is not the store of side {side.upper()} that was correlated; give that one")
 
 
 def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
@@ -246,9 +257,8 @@ def _path_of(cor: xr.Dataset | str | Path) -> str:
 
 
 def _check(method: str, minimum: float, max_uses: int, correlation: xr.Dataset) -> None:
-    if method not in METHODS:
-        raise InputError(f"No matching method {method!r}; there are {', '.join(METHODS)}")
-    if max_uses < 1 or (max_uses > 1 and method != "unique"):
+    shared = takes_max_uses(method)
+    if max_uses < 1 or (max_uses > 1 and not shared):
         raise InputError(
             f"max_uses is {max_uses} with the method {method!r}; it is at least 1, and belongs to the method 'unique'. "
             "To drop features that are used often, give the filter max_uses"
@@ -269,14 +279,14 @@ def make_pairs(data: Candidates, choice: Choice) -> xr.Dataset:
     chosen, reports = choose(data, choice, fates)
     chosen = chosen[np.argsort(-data.edges.r[chosen], kind="stable")]
     of_side = fates.finish(chosen)
-    flags = _flag_attrs(np.concatenate(list(of_side.values())))
+    flags = _flag_attrs(np.concatenate(list(of_side.values())), choice.fates)
     variables = _columns(data, chosen) | {
         f"fate_{side}": xr.Variable(f"id_{side}", fate, flags) for side, fate in of_side.items()
     }
     pairs = xr.Dataset(variables)
     settings = {"method": choice.method, "min_correlation": choice.minimum, "n_candidates": len(data.edges)}
     return pairs.assign_attrs(
-        {**_inherited(data.path, data.correlation), **settings, "filters": reports, **_summary(pairs)}
+        {**_inherited(data.path, data.correlation), **settings, "filters": reports, **_summary(pairs, choice.fates)}
     )
 
 
@@ -302,14 +312,14 @@ def choose(data: Candidates, choice: Choice, fates: Fates) -> tuple[NDArray[np.i
     def apply(when: str, at: NDArray[np.int64]) -> NDArray[np.int64]:
         for each in (each for each in choice.filters if each.when == when):
             kept, report = apply_filter(each, data, at)
-            fates.step(at, kept, FILTERS[each.name][1])
+            fates.step(at, kept, choice.fates[each.fate.name])
             reports.append(report)
             at = kept
         return at
 
     at = apply("before", at)
     chosen = at[np.sort(choice.run(data.edges.take(at)))]
-    fates.step(at, chosen, Fate.taken)
+    fates.step(at, chosen, TAKEN)
     return apply("after", chosen), reports
 
 
@@ -358,21 +368,23 @@ LONG_NAMES = {
 }
 
 
-def _flag_attrs(met: NDArray[np.int8]) -> dict[str, Any]:
+def _flag_attrs(met: NDArray[np.int8], fates: Mapping[str, Fate]) -> dict[str, Any]:
     """Return the attributes of a flag variable after the CF conventions: the usual fates, and others that were met."""
-    fates = [fate for fate in Fate if fate <= Fate.taken or np.any(met == fate)]
+    listed = [
+        fate for fate in sorted(fates.values(), key=lambda fate: fate.code) if fate in FATES or np.any(met == fate.code)
+    ]
     return {
         "long_name": "what became of the feature",
-        "flag_values": [int(fate) for fate in fates],
-        "flag_meanings": " ".join(fate.name for fate in fates),
-        "flag_descriptions": "; ".join(f"{fate.name}: {FATE_MEANINGS[fate]}" for fate in fates),
+        "flag_values": [fate.code for fate in listed],
+        "flag_meanings": " ".join(fate.name for fate in listed),
+        "flag_descriptions": "; ".join(f"{fate.name}: {fate.meaning}" for fate in listed),
     }
 
 
-def _summary(pairs: xr.Dataset) -> dict[str, Any]:
+def _summary(pairs: xr.Dataset, fates: Mapping[str, Fate]) -> dict[str, Any]:
     return {
         "n_pairs": pairs.sizes["pair"],
         "mean_r": mean_or_none(pairs["r"].values),
         "mean_r_heldout": mean_or_none(pairs["r_heldout"].values),
-        **{f"fates_{side}": count_fates(pairs[f"fate_{side}"].values) for side in "ab"},
+        **{f"fates_{side}": count_fates(pairs[f"fate_{side}"].values, fates.values()) for side in "ab"},
     }

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.report.run import report
-from pipeline.script import AsJson, run_script, show
+import pipeline
+from pipeline.script import AsJson, Overwrite, run_script, show
 
 
 def command(
@@ -21,6 +21,7 @@ def command(
         list[str] | None,
         typer.Option("--format", help="pdf, svg or png; repeatable.  [default: pdf]", show_default=False),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write report.html, pairs.csv and scores.csv from stored results; nothing is computed again.
@@ -30,11 +31,11 @@ def command(
     subspace report RUN --figures paper/ --format pdf --format png
     """
     if figures is None:
-        show({"report": str(report(run_dir))}, as_json=as_json)
+        show({"report": str(pipeline.report(run_dir))}, as_json=as_json)
         return
-    from pipeline.report.export import export_figures  # noqa: PLC0415 - Matplotlib
+    from pipeline.report.export import export_figures
 
-    files = export_figures(run_dir, figures, formats or ["pdf"])
+    files = export_figures(run_dir, figures, formats or ["pdf"], overwrite=overwrite)
     show({"figures": str(figures), "files": len(files)}, as_json=as_json)
 
 

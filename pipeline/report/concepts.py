@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.report.explorer import PairView, feature_views
-from pipeline.report.results import SIDES, Run, Site
-from pipeline.report.snippets import cut_passages
+from pipeline.report.explorer import PairView, feature_views, lower_r
+from pipeline.report.results import SIDES, Run
+from pipeline.text.passages import gather_passages
 from storage import open_result
 
 #: Pairs shown of each concept, and of each cluster.
@@ -236,11 +236,11 @@ def _clearest_at(
     with open_result(run.directory.semantics(*site_pair), "semantics") as found:
         members = [_members(found, view).head(n_pairs) for view in views]
     pairs = pd.concat(members)
-    sites = [_site(run, side, name) for side, name in zip(SIDES, site_pair, strict=True)]
+    sites = [run.site(side, name) for side, name in zip(SIDES, site_pair, strict=True)]
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
-    passages = cut_passages(run.corpus, run.rows, np.unique(np.concatenate([rows.ravel() for rows in top])))
+    passages = gather_passages(run.corpus, run.rows, np.concatenate(top))
     sides = [
-        feature_views(site, run.rows, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
+        feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
         for site, own, other in zip(sites, top, top[::-1], strict=True)
     ]
     each = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
@@ -256,11 +256,4 @@ def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
     own = np.flatnonzero(found["subspace_of"].values == place)
     columns = ("feature_a", "feature_b", "r", "r_heldout")
     pairs = pd.DataFrame({name: found[name].values[own] for name in columns})
-    r, heldout = pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()
-    lower = r if np.isnan(heldout).all() else np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
-    return pairs.iloc[np.argsort(-lower, kind="stable")]
-
-
-def _site(run: Run, side: str, name: str) -> Site:
-    sites = {(own, site.name): site for own in SIDES for site in run.sites[own]}
-    return next(site for (own, known), site in sites.items() if own == side and known == name)
+    return pairs.iloc[np.argsort(-lower_r(pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()), kind="stable")]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.report.snippets import (
-    Passage,
-    Segment,
-    cut_passages,
-    distinct_tokens,
-    feature_texts,
-    shade_passages,
-)
+from pipeline.text.feature_contexts import read_activity
+from pipeline.text.passages import Passage, Passages, gather_passages
+from pipeline.text.spans import readable
 from storage import open_result
 from storage.rundir import RunDirectory
 
@@ -24,6 +21,16 @@ from storage.rundir import RunDirectory
 MAX_SHOWN = 600
 #: Tokens that stand for a feature in the list of pairs, and in the tables.
 N_TOKENS = 5
+#: Steps of shading: 0 is inactive, LEVELS is the feature's largest activation.
+LEVELS = 5
+
+
+class Segment(NamedTuple):
+    """A stretch of a passage with one shade; `peak` marks the token that the context is listed for."""
+
+    text: str
+    level: int
+    peak: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class PairView:
 
 
 class Explorer:
-    """Looks up the text of a run's features, each passage once.
+    """Looks up the text of a run's features, all of it at once.
 
     Parameters
     ----------
@@ -80,18 +87,15 @@ class Explorer:
 
     Notes
     -----
-    Passages of all matched features stay in memory: about 0.3 kB each.
+    The passages of all matched features stay in memory, each stretch of text once.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._shown = min(run.experiment.report.pairs, max(1, MAX_SHOWN // len(run.site_pairs)))
         self._matched = {(site.side, site.name): _matched(run, site) for side in SIDES for site in run.sites[side]}
-        self._rows = {key: _top_rows(self._site(*key), features) for key, features in self._matched.items()}
-        self._passages: dict[int, Passage] = cut_passages(run.corpus, run.rows, self._wanted())
-
-    def _site(self, side: Side, name: str) -> Site:
-        return next(site for site in self.run.sites[side] if site.name == name)
+        self._rows = {key: run.site(*key).contexts["row"].values[ids] for key, ids in self._matched.items()}
+        self._passages = gather_passages(run.corpus, run.rows, self._wanted())
 
     def _wanted(self) -> np.ndarray:
         """Return every row that is looked up: all top rows of features shown, the first few of the others."""
@@ -110,7 +114,8 @@ class Explorer:
 
     def _order(self, pair: SitePair) -> np.ndarray:
         """Return the positions of the pairs that are shown: those that do best on both halves come first."""
-        return np.argsort(-lower_r(pair), kind="stable")[: self._shown]
+        lower = lower_r(pair.pairs["r"].values, pair.pairs["r_heldout"].values)
+        return np.argsort(-lower, kind="stable")[: self._shown]
 
     def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
         key = (site.side, site.name)
@@ -118,7 +123,7 @@ class Explorer:
         return found
 
     def texts(self) -> dict[tuple[Side, str], pd.DataFrame]:
-        """Return, by side and site, the tokens and first context of every matched feature."""
+        """Return, by side and site, what every matched feature fires on, as :func:`feature_texts` says it."""
         return {
             key: feature_texts(features, self._rows[key][:, :N_TOKENS], self._passages)
             for key, features in self._matched.items()
@@ -149,15 +154,48 @@ class Explorer:
         site, other = pair.site(side), pair.site("b" if side == "a" else "a")
         features = self.shown(pair, side)
         rows, partners = self._rows_of(site, features), self._rows_of(other, self.shown(pair, other.side))
-        return feature_views(site, self.run.rows, features, (rows, partners), self._passages)
+        return feature_views(site, features, (rows, partners), self._passages)
+
+
+def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages) -> pd.DataFrame:
+    """Return short strings that say what features fire on, for tables.
+
+    Parameters
+    ----------
+    features
+        Feature ids, shape (n,).
+    top_rows
+        Their top activating rows, shape (n, top_n), −1 where none.
+    passages
+        The passages of those rows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by feature: ``tokens``, the distinct top tokens as a JSON list; ``context``, the first passage in
+        quotation marks with its token in ⟦brackets⟧. Neither begins with a character that a spreadsheet would take
+        for a formula.
+    """
+    # many features fire on the same rows: each is cut once
+    tokens = {row: passages.token(row) for row in np.unique(top_rows).tolist() if row >= 0}
+    quoted = {row: passages.passage(row).quoted for row in np.unique(top_rows[:, :1]).tolist() if row >= 0}
+    found = [[row for row in rows if row >= 0] for rows in top_rows.tolist()]
+    return pd.DataFrame(
+        {
+            "tokens": [json.dumps(distinct(tokens[row] for row in rows), ensure_ascii=False) for rows in found],
+            "context": [quoted[rows[0]] if rows else "" for rows in found],
+        },
+        index=pd.Index(features, name="feature"),
+    )
+
+
+def distinct(tokens: Iterable[str]) -> list[str]:
+    """Return each of some tokens once, in order."""
+    return list(dict.fromkeys(tokens))
 
 
 def feature_views(
-    site: Site,
-    token_rows: xr.Dataset,
-    features: np.ndarray,
-    top_rows: tuple[np.ndarray, np.ndarray],
-    passages: dict[int, Passage],
+    site: Site, features: np.ndarray, top_rows: tuple[np.ndarray, np.ndarray], passages: Passages
 ) -> list[FeatureView]:
     """Return features with their contexts, ready to be shown.
 
@@ -165,8 +203,6 @@ def feature_views(
     ----------
     site
         Whose features they are.
-    token_rows
-        Where the rows are in the text.
     features
         Feature ids, shape (n,).
     top_rows
@@ -176,18 +212,43 @@ def feature_views(
     """
     rows, partners = top_rows
     values = site.contexts["value"].values[features]
-    shaded = shade_passages(site, token_rows, features, rows, passages)
+    activity = read_activity(site.path, features, rows)
+    largest = site.store["max"].values[features].tolist()
     labels = read_labels(site)
     views = []
-    for feature, own, value, others in zip(features.tolist(), rows, values, partners, strict=True):
+    for i, feature in enumerate(features.tolist()):
         found = [
-            ContextView(row, passages[row].document, activation, shaded[feature, row], row in others)
-            for row, activation in zip(own.tolist(), value.tolist(), strict=True)
+            _context_view(passages.passage(row, around), value, largest[i], shared=row in partners[i])
+            for row, value, around in zip(rows[i].tolist(), values[i].tolist(), activity[i], strict=True)
             if row >= 0
         ]
-        tokens = distinct_tokens([passages[context.row] for context in found])
+        tokens = distinct(passages.token(context.row) for context in found)
         views.append(FeatureView(site.side, feature, tokens, found, labels.get(feature, "")))
     return views
+
+
+def _context_view(passage: Passage, activation: float, largest: float, *, shared: bool) -> ContextView:
+    return ContextView(passage.row, passage.document, activation, list(shade(passage, largest)), shared)
+
+
+def shade(passage: Passage, largest: float) -> Iterator[Segment]:
+    """Yield a passage as it is shown, each token shaded by its activation relative to the feature's largest."""
+    yield Segment(passage.before, 0, peak=False)
+    levels = shade_levels(np.array([piece.activation for piece in passage.pieces]), largest)
+    for piece, level in zip(passage.pieces, levels.tolist(), strict=True):
+        yield Segment(readable(piece.text), level, piece.peak)
+    yield Segment(passage.after, 0, peak=False)
+
+
+def shade_levels(activation: np.ndarray, largest: float | np.ndarray) -> np.ndarray:
+    """Return the shade of each activation, 0 to :data:`LEVELS`, where `largest` is the feature's largest one.
+
+    >>> shade_levels(np.array([-1, 0, 0.1, 4]), 4)
+    array([0, 0, 1, 5], dtype=uint8)
+    """
+    share = activation / np.where(largest > 0, largest, 1)
+    levels: np.ndarray = np.clip(np.ceil(share * LEVELS), 0, LEVELS).astype(np.uint8)
+    return levels
 
 
 def read_labels(site: Site) -> dict[int, str]:
@@ -199,13 +260,12 @@ def read_labels(site: Site) -> dict[int, str]:
     return dict(zip(found["feature"].values.tolist(), found["label"].values.tolist(), strict=True))
 
 
-def lower_r(pair: SitePair) -> np.ndarray:
+def lower_r(r: np.ndarray, heldout: np.ndarray) -> np.ndarray:
     """Return the lower of each pair's r where it was chosen and on held-out documents.
 
     A pair that holds by accident on one half does not on the other. Where a pair has no held-out r it is −1, unless no
     pair has one; then all keep the r that chose them.
     """
-    r, heldout = pair.pairs["r"].values, pair.pairs["r_heldout"].values
     if np.isnan(heldout).all():
         return r
     return np.minimum(r, np.where(np.isnan(heldout), -1.0, heldout))
@@ -217,8 +277,3 @@ def _matched(run: Run, site: Site) -> np.ndarray:
         pair.pairs[f"feature_{site.side}"].values for pair in run.site_pairs if pair.site(site.side).name == site.name
     ]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
-
-
-def _top_rows(site: Site, features: np.ndarray) -> np.ndarray:
-    rows: np.ndarray = site.contexts["row"].values[features]
-    return rows

@@ -1,7 +1,7 @@
 """What the explorer in the page searches and shows, packed: text, features, pairs, neighbours and maps.
 
 ==================  ================================================================================================
-``text``            one pool of text that all contexts are cut from
+``text``            the text of all contexts, every row of it once, and the words that their tokens are part of
 ``site-SIDE-I``     one for each site: its features with their top contexts, shading and activation histogram
 ``pair-I``          one for each pair of sites: the pairs, both r, the neighbours, the map, the concepts
 ==================  ================================================================================================
@@ -11,31 +11,30 @@ A browser takes a pack apart when it is first looked at, so that a page opens qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
+from pipeline.report.explorer import LEVELS, shade_levels
 from pipeline.report.maps import map_pairs
 from pipeline.report.neuronpedia import feature_page
 from pipeline.report.pack import fixed_point, pack, short_floats
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.report.snippets import LEVELS
 from pipeline.report.tables import short_name
-from pipeline.report.textpool import REACH, TextPool, Windows, find_windows, make_pool
-from storage import is_sparse, open_result, read_csr, read_dense
+from pipeline.text.feature_contexts import read_activity
+from pipeline.text.passages import REACH, Passages, gather_passages
+from pipeline.text.spans import Spans, iter_documents, readable
+from pipeline.text.words import word_around
+from storage import open_result
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
 NEIGHBOURS = 6
 #: Contexts kept for each feature.
 CONTEXTS = 8
-#: Bars of an activation histogram, from 0 to the feature's largest activation.
-BARS = 24
-#: Values are searched for this many at once, which bounds what a lookup holds beside the rows of a chunk.
-LOOKED_UP = 1 << 22
+#: Flags of a row of text: the document begins with it, ends with it.
+STARTS, ENDS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -81,44 +80,37 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
 
     Notes
     -----
-    Reads every chunk of each site's activations once. Holds, beside what it returns, of the features shown their
-    contexts, shades and histograms (about 450 bytes a feature), the text around their contexts, the decoder rows of one
-    pair of sites, and the active values of one chunk (about 80 bytes each): with the usual 4,096 rows × 4,096 features
-    at 32 active of 32,768, a megabyte, and never more than 1.4 GB, were every value of it active.
+    Reads each chunk of the sites' activations once, if a context stands in it. Holds, beside what it returns, of the
+    features shown their contexts with shades and histograms (about 1.5 kB a feature, for one site 1 kB more), the text
+    around their contexts, the decoder rows of one pair of sites, and what :func:`read_activity` holds of a chunk.
     """
     views = {(side, name): _view(site, site_pairs) for side in SIDES for name, site in _sites(site_pairs, side).items()}
-    wanted = [view.rows.ravel() for view in views.values()]
-    every = np.concatenate(wanted)
-    windows = find_windows(run.rows, every)
-    pool = make_pool(run.corpus, run.rows, every, windows)
-    packs = {"text": _pack_text(pool)}
+    wanted = np.concatenate([view.rows.ravel() for view in views.values()])
+    passages = gather_passages(run.corpus, run.rows, wanted)
+    packs = {"text": _pack_text(run, passages, passages.places(np.unique(wanted[wanted >= 0])))}
     names: dict[tuple[Side, str], str] = {}
-    starts = np.cumsum([0, *map(len, wanted)])
     for i, (key, view) in enumerate(views.items()):
-        part = slice(starts[i], starts[i + 1])
         names[key] = f"site-{key[0]}-{i}"
-        packs[names[key]] = _pack_site(view, pool, Windows(windows.before[part], windows.after[part]))
+        packs[names[key]] = _pack_site(view, passages)
     entries = []
     for i, pair in enumerate(site_pairs):
         sides = views["a", pair.a.name], views["b", pair.b.name]
         packs[f"pair-{i}"] = _pack_pair(pair, *sides, read_concepts(run, pair))
         entries.append(_entry(pair, f"pair-{i}", names))
-    return ExplorerData(_index(run, entries, pool), packs)
+    return ExplorerData(_index(run, entries), packs)
 
 
 def _sites(site_pairs: Sequence[SitePair], side: Side) -> dict[str, Site]:
     return {pair.site(side).name: pair.site(side) for pair in site_pairs}
 
 
-def _index(run: Run, entries: list[dict[str, Any]], pool: TextPool) -> dict[str, Any]:
+def _index(run: Run, entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": {side: short_name(run.model(side)) for side in SIDES},
         "site_pairs": entries,
         "reach": REACH,
         "levels": LEVELS,
         "contexts": CONTEXTS,
-        "bars": BARS,
-        "pooled_rows": len(pool.rows),
     }
 
 
@@ -164,152 +156,59 @@ def _neighbours(pair: SitePair, side: Side) -> tuple[np.ndarray, np.ndarray, np.
     return ids, r, np.broadcast_to(heldout, r.shape)
 
 
-def _pack_text(pool: TextPool) -> str:
-    utf8 = np.frombuffer(pool.text.encode("utf-8", errors="replace"), dtype=np.uint8)
-    arrays = {"gap": pool.gap, "length": pool.length, "flags": pool.flags, "document": pool.document, "text": utf8}
-    return pack(arrays)
+def _pack_text(run: Run, passages: Passages, peaks: np.ndarray) -> str:
+    """Pack the rows of all passages, and for those at `peaks` the words that they are part of.
+
+    ``gap`` and ``length`` are the UTF-16 units before each row's token and of the token; ``flags`` are of
+    :data:`STARTS` and :data:`ENDS`; ``word`` is a place among ``words``, from 1 on, 0 where there is none.
+    """
+    starts, ends = passages.document_ends()
+    texts = [(readable(gap), readable(token)) for gap, token in passages.cut_rows()]
+    word, words = np.zeros(len(passages.rows), np.uint32), dict[str, int]()
+    peak_spans = Spans(*(bound[peaks] for bound in passages.spans))
+    for place, text, start, end in iter_documents(run.corpus, peak_spans):
+        if found := word_around(text, start, end):
+            word[peaks[place]] = words.setdefault(found, len(words) + 1)
+    arrays: dict[str, np.ndarray] = {
+        "gap": np.array([_units(gap) for gap, _ in texts], np.uint16),
+        "length": np.array([_units(token) for _, token in texts], np.uint16),
+        "flags": (STARTS * starts + ENDS * ends).astype(np.uint8),
+        "document": passages.spans.document.astype(np.uint32),
+        "text": np.frombuffer("".join(gap + token for gap, token in texts).encode(), np.uint8),
+        "word": word,
+    }
+    return pack(arrays, words=list(words))
 
 
-def _pack_site(view: _SiteView, pool: TextPool, windows: Windows) -> str:
-    features = view.features
-    largest = view.site.store["max"].values[features]
-    levels, bars = _read_activations(view, largest)
+def _units(text: str) -> int:
+    """Return the length as JavaScript counts it."""
+    return len(text.encode("utf-16-le")) // 2
+
+
+def _pack_site(view: _SiteView, passages: Passages) -> str:
+    features, row = view.features, passages.places(view.rows)
+    largest, bars = view.site.store["max"].values[features], _histograms(view)
+    activity = read_activity(view.site.path, features, view.rows)
     arrays = {
         "feature": features.astype(np.uint32),
-        "row": pool.index(view.rows),
+        "row": row,
         "value": np.nan_to_num(view.values).astype(np.float32),
-        "before": windows.before,
-        "after": windows.after,
-        "level": levels,
+        "before": np.append(passages.before, np.uint8(0))[row],
+        "after": np.append(passages.after, np.uint8(0))[row],
+        "level": shade_levels(activity, largest[:, None, None]),
         "bars": bars,
         "n_active": view.site.store["n_active"].values[features].astype(np.uint32),
         "largest": largest.astype(np.float32),
     }
-    return pack(arrays, rows=int(view.site.store.sizes["token"]), width=view.rows.shape[1])
+    return pack(arrays, rows=int(view.site.store.sizes["token"]), width=view.rows.shape[1], n_bars=bars.shape[1])
 
 
-def _read_activations(view: _SiteView, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the shade of every token of every context, and every feature's histogram of activations.
-
-    Every chunk of the store is read once. Beside the result, the active values of one chunk are held at a time.
-
-    Returns
-    -------
-    levels
-        0 to :data:`LEVELS`, uint8, shape (features, contexts, 2 · REACH + 1).
-    bars
-        Rows with an activation in each bar, uint32, shape (features, :data:`BARS`).
-    """
-    levels = np.zeros((*view.rows.shape, 2 * REACH + 1), dtype=np.uint8)
-    bars = np.zeros((len(view.features), BARS), dtype=np.uint32)
-    # attention sinks count in none of a store's statistics
-    counted = ~view.site.store["sink"].values
-    for own, columns in _panels(view):
-        rows, scale = view.rows[own].ravel(), np.where(largest[own] > 0, largest[own], 1)
-        shown = np.flatnonzero(rows >= 0)
-        shown = shown[np.argsort(rows[shown], kind="stable")]
-        shades = levels[own].reshape(-1, 2 * REACH + 1)
-        for slab in _slabs(view.site.path, view.features[own] - columns.start, columns):
-            slab.count(bars[own], scale, counted)
-            for part in _parts(*np.searchsorted(rows[shown], [slab.first, slab.last])):
-                place = shown[part]
-                column = place // max(1, view.rows.shape[1])
-                share = slab.around(rows[place], column) / scale[column][:, None]
-                shades[place] = np.clip(np.ceil(share * LEVELS), 0, LEVELS)
-    return levels, bars
-
-
-def _parts(first: int, last: int) -> Iterator[slice]:
-    step = LOOKED_UP // (2 * REACH + 1)
-    for start in range(first, last, step):
-        yield slice(start, min(start + step, last))
-
-
-def _panels(view: _SiteView) -> Iterator[tuple[slice, slice]]:
-    """Yield the features shown that a column of chunks holds, as places among them, and the store's columns in it."""
-    array = zarr.open_array(f"{view.site.path}/activation", mode="r")
-    for left in range(0, array.shape[1], array.chunks[1]):
-        columns = slice(left, min(left + array.chunks[1], array.shape[1]))
-        first, last = np.searchsorted(view.features, [columns.start, columns.stop])
-        if first < last:
-            yield slice(first, last), columns
-
-
-def _slabs(path: Path, features: np.ndarray, columns: slice) -> Iterator[_Slab]:
-    """Yield the active values of some columns chunk by chunk, each with the last rows of the one before.
-
-    So a context is looked up when all of its rows are there, and no chunk is read for its neighbour's sake.
-
-    Parameters
-    ----------
-    path
-        The store.
-    features
-        The features wanted, counted from the first of the columns.
-    columns
-        The columns of one chunk.
-    """
-    array = zarr.open_array(f"{path}/activation", mode="r")
-    n_rows, step, sparse = array.shape[0], array.chunks[0], is_sparse(path)
-    place = np.full(columns.stop - columns.start, -1, dtype=np.int64)
-    place[features] = np.arange(len(features))
-    carried: list[np.ndarray] = [
-        np.zeros(0, dtype=np.int64),
-        np.zeros(0, dtype=np.int64),
-        np.zeros(0, dtype=np.float32),
-    ]
-    for start in range(0, n_rows, step):
-        stop = min(start + step, n_rows)
-        row, stored, value = _entries(path, slice(start, stop), columns, sparse=sparse)
-        column = place[stored]
-        ours = column >= 0
-        fresh = [row[ours].astype(np.int64) + start, column[ours], value[ours]]
-        entries = [np.concatenate([before, new]) for before, new in zip(carried, fresh, strict=True)]
-        yield _Slab((start, stop), n_rows, entries, len(features))
-        near = entries[0] >= stop - 2 * REACH
-        carried = [entry[near] for entry in entries]
-
-
-def _entries(path: Path, rows: slice, columns: slice, *, sparse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the (row, feature, value) of what is not 0 in a part of a store; both count from the first of it."""
-    if sparse:
-        block = read_csr(path, rows, columns).tocoo()
-        return block.row, block.col, block.data
-    dense = read_dense(path, rows, columns)
-    row, column = np.nonzero(dense)
-    return row, column, dense[row, column]
-
-
-class _Slab:
-    """The active values of some features on the rows of a chunk and some before, found by (row, column).
-
-    Contexts of the rows from `first` up to `last` can be looked up.
-    """
-
-    def __init__(self, rows: tuple[int, int], n_rows: int, entries: Sequence[np.ndarray], n_columns: int) -> None:
-        (self._start, stop), (row, column, value) = rows, entries
-        self.first, self.last = self._start - REACH if self._start else 0, stop if stop == n_rows else stop - REACH
-        key = row * n_columns + column
-        order = np.argsort(key, kind="stable")
-        self._key, self._value, self._row, self._column = key[order], value[order], row[order], column[order]
-        self._n_columns = n_columns
-
-    def around(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """Return the activation of one column on the rows around each row, shape (n, 2 · REACH + 1), 0 if none."""
-        wanted = (row[:, None] + np.arange(-REACH, REACH + 1)) * self._n_columns + column[:, None]
-        if not len(self._key):
-            return np.zeros(wanted.shape)
-        place = np.searchsorted(self._key, wanted).clip(max=len(self._key) - 1)
-        found: np.ndarray = np.where(self._key[place] == wanted, self._value[place], 0.0)
-        return found
-
-    def count(self, bars: np.ndarray, scale: np.ndarray, counted: np.ndarray) -> None:
-        """Add the chunk's rows that are `counted`, a flag a row of the store, to the histograms of what is above 0."""
-        own = (self._row >= self._start) & counted[self._row] & (self._value > 0)
-        column = self._column[own]
-        bar = np.clip((self._value[own] / scale[column] * BARS).astype(np.int64), 0, BARS - 1)
-        counts = np.bincount(column * BARS + bar, minlength=bars.size)
-        bars += counts.reshape(bars.shape).astype(np.uint32)
+def _histograms(view: _SiteView) -> np.ndarray:
+    """Return the rows with an activation in each bin, uint32, shape (features, bin); no bins where none were kept."""
+    if "histogram" not in view.site.contexts:
+        return np.zeros((len(view.features), 0), np.uint32)
+    counts: np.ndarray = view.site.contexts["histogram"].isel({"feature": view.features}).values
+    return counts.astype(np.uint32)
 
 
 @dataclass(frozen=True)

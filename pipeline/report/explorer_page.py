@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 from pipeline.report.explorer_data import ExplorerData, explorer_data
 from pipeline.report.results import Run, SitePair
 from pipeline.report.templating import content_policy, environment, explorer_scripts
+from storage.errors import InputError
+from storage.files import remove_folder, temporary_path, write_text
 
 #: Bytes of data up to which the explorer stands in the report itself, so that it can still be sent by mail.
 MOST_INLINE = 20_000_000
@@ -50,7 +51,7 @@ def write_explorer(run: Run) -> ExplorerView:
     data = explorer_data(run, run.site_pairs)
     folder = run.directory.explorer
     if data.size <= MOST_INLINE:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         return ExplorerView(data, [])
     del data
     return ExplorerView(None, list(_write_folder(run, folder)))
@@ -58,18 +59,25 @@ def write_explorer(run: Run) -> ExplorerView:
 
 def _write_folder(run: Run, folder: Path) -> Iterator[ExplorerLink]:
     """Write all pages beside the old ones, then put them in their place."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    temporary.mkdir()
+    new = temporary_path(folder, "new")
+    new.mkdir()
     try:
         for i, pair in enumerate(run.site_pairs):
             name = f"{i + 1}.html"
-            text = render_explorer(run, pair)
-            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
+            write_text(new / name, render_explorer(run, pair))
             yield ExplorerLink(f"{folder.name}/{name}", _title(pair), int(pair.pairs.sizes["pair"]))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        _remove(folder)
+        new.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folder(new)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the pages of an earlier report; other files are not ours to remove."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in names if not re.fullmatch(r"[0-9]+\.html", name)]:
+        raise InputError(f"{folder} holds {others[0]}, which no report wrote, and the report's pages go there: move it")
+    remove_folder(folder)
 
 
 def _title(pair: SitePair) -> str:

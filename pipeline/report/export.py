@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.outputs import FIGURE_SUFFIXES
 from pipeline.report import plots, tables
 from pipeline.report.page import report_figures
 from pipeline.report.results import Run, open_run
 from storage.errors import InputError
+from storage.targets import claim_file, names_program, starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,9 @@ FORMATS = ("pdf", "svg", "png")
 DIGITS = 3
 
 
-def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[str] = ("pdf",)) -> list[Path]:
+def export_figures(
+    run_dir: str | Path, folder: str | Path, formats: Sequence[str] = ("pdf",), *, overwrite: bool = False
+) -> list[Path]:
     """Write every figure of the report, and its tables as LaTeX (booktabs) and CSV; nothing is computed again.
 
     Parameters
@@ -28,9 +32,11 @@ def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[st
     run_dir
         The directory that ``subspace run`` filled.
     folder
-        Where the files go; made if missing, files of the same names are replaced.
+        Where the files go; made if missing.
     formats
         One or more of ``pdf``, ``svg``, ``png``.
+    overwrite
+        Whether figures and tables of an earlier call with other content may be replaced; other files never are.
 
     Returns
     -------
@@ -40,7 +46,7 @@ def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[st
     Raises
     ------
     InputError
-        If a format is none of these.
+        If a format is none of these, or another file has one of the names.
     MissingInputError
         If there is no such run, or it lacks a result that the report needs.
 
@@ -51,21 +57,24 @@ def export_figures(run_dir: str | Path, folder: str | Path, formats: Sequence[st
     for unknown in [one for one in formats if one not in FORMATS]:
         raise InputError(f"Format {unknown!r} of figures is not known; one of {', '.join(FORMATS)}")
     run, where = open_run(run_dir), Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    files = [*_figures(run, where, formats), *_tables(run, where)]
+    files = [*_figures(run, where, formats, overwrite=overwrite), *_tables(run, where, overwrite=overwrite)]
     logger.info("%d files in %s", len(files), where)
     return files
 
 
-def _figures(run: Run, folder: Path, formats: Sequence[str]) -> Iterator[Path]:
+def _figures(run: Run, folder: Path, formats: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
     for name, view in report_figures(run):
         for ending in dict.fromkeys(formats):
             path = folder / f"{name}.{ending}"
-            plots.save(view.figure, path)
+            with (
+                claim_file(path, names_program, suffixes=FIGURE_SUFFIXES, overwrite=overwrite) as target,
+                target.writing() as new,
+            ):
+                plots.save(view.figure, new)
             yield path
 
 
-def _tables(run: Run, folder: Path) -> Iterator[Path]:
+def _tables(run: Run, folder: Path, *, overwrite: bool) -> Iterator[Path]:
     made = {
         "scores": tables.scores_table(run),
         "matching": tables.matching_table(run),
@@ -75,10 +84,12 @@ def _tables(run: Run, folder: Path) -> Iterator[Path]:
     usage = tables.usage_table(run)
     made |= {"usage": usage} if len(usage) else {}
     for name, table in made.items():
-        csv, tex = folder / f"{name}.csv", folder / f"{name}.tex"
-        csv.write_text(table.to_csv(index=False), encoding="utf-8", newline="\n")
-        tex.write_text(to_latex(table), encoding="utf-8", newline="\n")
-        yield from (csv, tex)
+        texts = {".csv": table.to_csv(index=False), ".tex": to_latex(table)}
+        for ending, text in texts.items():
+            path, is_ours = folder / f"{name}{ending}", starts_with(text.split("\n", 1)[0])
+            with claim_file(path, is_ours, suffixes=[ending], overwrite=overwrite) as target:
+                target.write_text(text)
+            yield path
 
 
 def to_latex(table: pd.DataFrame) -> str:

@@ -14,14 +14,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.config import MEASURE_NAMES
-from pipeline.report import plots, tables, words
+from pipeline.report import plots, tables, verdict
 from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
 from pipeline.report.templating import content_policy, environment, explorer_scripts
-from pipeline.report.words import metric_name, number, p_number
+from pipeline.report.verdict import metric_name, number, p_number
 from storage import read_manifest
 
 #: Heights above chance below this never get the full shade of a heat map.
@@ -80,7 +80,7 @@ def render_page(
     explorer
         Its texts.
     scores
-        From :func:`pipeline.grid.scores_table`.
+        From :func:`pipeline.compare.score_grid.scores_table`.
     found
         The explorer's data, or links to its pages.
     meanings
@@ -92,9 +92,9 @@ def render_page(
         HTML whose content policy forbids every connection, and every script but the explorer's own.
     """
     matching, sites = tables.matching_table(run), tables.sites_table(run)
-    judged = words.judged_null(scores)
+    judged = verdict.judged_null(scores)
     views = list(_site_pair_views(run, explorer, judged, matching))
-    easy = words.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
+    easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
     return (
@@ -108,9 +108,9 @@ def render_page(
             scripts=scripts,
             policy=content_policy(scripts),
             experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            verdict=words.judge(judged, matching, sites, easy, run.unfinished),
-            criterion=words.CORRECTIONS[words.criterion(scores)],
-            scores=scores.assign(beats=words.beats_chance(scores)),
+            verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
+            criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
+            scores=scores.assign(beats=verdict.beats_chance(scores)),
             matching=matching,
             sites=sites,
             overview=list(_overview(run, judged, matching)),
@@ -151,7 +151,7 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
             first=(views or clusters)[0],
             tested=[view for view in views if view.tested] or views or clusters,
             legend=_legend(meanings),
-            corrections=words.CORRECTIONS,
+            corrections=verdict.CORRECTIONS,
             fewest=FEWEST_SHOWN,
         )
     )
@@ -195,10 +195,10 @@ def _heat_width(run: Run) -> int:
 def report_figures(run: Run) -> Iterator[tuple[str, FigureView]]:
     """Yield every figure of the report with a name for its file, from stored results alone."""
     scores, matching = tables.scores_table(run), tables.matching_table(run)
-    for figure in _overview(run, words.judged_null(scores), matching):
+    for figure in _overview(run, verdict.judged_null(scores), matching):
         yield _file_name(figure.title), figure
     for pair in run.site_pairs:
-        rows = _of(words.judged_null(scores), {"site_a": pair.a.name, "site_b": pair.b.name})
+        rows = _of(verdict.judged_null(scores), {"site_a": pair.a.name, "site_b": pair.b.name})
         for figure in _site_pair_figures(pair, rows):
             yield _file_name(f"{pair.a.name} {pair.b.name} {figure.title}"), figure
 
@@ -220,7 +220,7 @@ def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterato
 
 
 def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
-    column, beats = words.criterion(scores), words.beats_chance(scores)
+    column, beats = verdict.criterion(scores), verdict.beats_chance(scores)
     rows = scores[scores["metric"] == metric]
     above = (rows["score"] - rows["null_mean"]).clip(lower=0)
     strength = above / max(above.max(), FULL_SHADE)
@@ -236,8 +236,8 @@ def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
         for row in tables.observations(rows)
     }
     caption = (
-        f"Chance: mean over {words.null_name(rows['null'].iloc[0])}. p: {words.CORRECTIONS[column]}-corrected over the "
-        f"grid; ✓ below {words.LEVEL:g}. Shade: height above chance."
+        f"Chance: mean over {verdict.null_name(rows['null'].iloc[0])}. p: {verdict.CORRECTIONS[column]}-corrected over "
+        f"the grid; ✓ below {verdict.LEVEL:g}. Shade: height above chance."
     )
     return _map(run, cells, metric_name(metric), caption)
 
@@ -288,7 +288,7 @@ def _site_pair_views(
     fates = tables.fate_table(run)
     for i, pair in enumerate(run.site_pairs):
         own = {"site_a": pair.a.name, "site_b": pair.b.name}
-        rows = _of(scores, own).assign(beats=words.beats_chance(scores))
+        rows = _of(scores, own).assign(beats=verdict.beats_chance(scores))
         yield SitePairView(
             anchor=f"pair-{i + 1}",
             pair=pair,
@@ -308,9 +308,9 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
     where = f"{pair.a.name} and {pair.b.name}"
     for row in tables.observations(scores[scores["score"].notna()]):
         null = pair.scores["null_score"].sel(metric=row.metric, null=row.null).values
-        figure = plots.null_histogram(null, row.score, metric_name(row.metric), words.null_name(row.null))
+        figure = plots.null_histogram(null, row.score, metric_name(row.metric), verdict.null_name(row.null))
         caption = (
-            f"Observed {number(row.score, 3)}; {row.null_runs:,} × {words.null_name(row.null)}: mean "
+            f"Observed {number(row.score, 3)}; {row.null_runs:,} × {verdict.null_name(row.null)}: mean "
             f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
             f"p = {p_number(row.p)}."
         )

@@ -27,6 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.outputs import FIGURE_METADATA
+
 Parameters = ParamSpec("Parameters")
 
 #: Stand-in colours and the CSS variables that take their place.
@@ -312,8 +314,7 @@ def save(figure: Figure, path: Path) -> None:
         for name in ("color", "facecolor", "edgecolor"):
             _recolour(artist, name)
     settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": path.name, "pdf.fonttype": 42}
-    # what a format calls its date, so that the same figure gives the same file
-    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix, {})
+    metadata = FIGURE_METADATA[path.suffix]
     with mpl.rc_context(settings):
         figure.savefig(path, dpi=300, facecolor="white", bbox_inches="tight", pad_inches=0.04, metadata=metadata)
 

@@ -67,6 +67,10 @@ class Run:
         configured = self.experiment.a if side == "a" else self.experiment.b
         return configured.label or str(self.sites[side][0].store.attrs.get("model") or configured.model)
 
+    def site(self, side: Side, name: str) -> Site:
+        """Return one site of a side by its name."""
+        return next(site for site in self.sites[side] if site.name == name)
+
     def result_paths(self) -> Iterator[Path]:
         """Yield the path of every result that the report draws on, in the order of the stages."""
         yield self.directory.corpus

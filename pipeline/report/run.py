@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pipeline.grid import save_scores, scores_table, write_text
+from pipeline.compare.score_grid import save_scores, scores_table
 from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
 from pipeline.report.results import open_run
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
 

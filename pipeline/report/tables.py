@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import grid
+from pipeline.compare.score_grid import score_grid
+from pipeline.compare.score_grid import scores_table as table_of_grid
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
 from pipeline.usage import StageUsage, read_usage, worth_showing
 
@@ -36,11 +37,9 @@ def scores_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns :data:`pipeline.grid.SCORE_COLUMNS`.
+        Columns :data:`pipeline.compare.score_grid.SCORE_COLUMNS`.
     """
-    return grid.scores_table(
-        grid.score_grid({(pair.a.name, pair.b.name): pair.paths["scores"] for pair in run.site_pairs})
-    )
+    return table_of_grid(score_grid({(pair.a.name, pair.b.name): pair.paths["scores"] for pair in run.site_pairs}))
 
 
 def n_matched(pair: SitePair) -> int:
@@ -256,7 +255,7 @@ def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.Dat
         An open run.
     texts
         For each (side, site) a frame indexed by feature with columns ``tokens`` and ``context``, as
-        :func:`pipeline.report.snippets.feature_texts` makes them.
+        :meth:`pipeline.report.explorer.Explorer.texts` makes them.
 
     Returns
     -------

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.report.tables import short_name
-from pipeline.report.words import gigabytes, metric_name, null_name, number, p_number
+from pipeline.report.verdict import gigabytes, metric_name, null_name, number, p_number
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "templates"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import xarray as xr
 from rich.table import Table
 
 from pipeline.config import Experiment, SemanticsConfig
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
-from pipeline.semantics.tables import study_frame
-from pipeline.semantics_stage import run_semantics
 from storage.errors import InputError
 from storage.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def command(
@@ -62,6 +62,8 @@ def command(
         "clusters": clusters,
         "seed": seed,
     }
+    from pipeline.semantics_stage import run_semantics
+
     directory = RunDirectory(run)
     config = with_semantics(Experiment.model_validate(directory.read_experiment()), given)
     settings: SemanticsConfig = config.semantics or SemanticsConfig()
@@ -102,7 +104,9 @@ def with_semantics(config: Experiment, given: dict[str, Any]) -> Experiment:
 
 
 def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all: bool) -> None:
-    summary: dict[str, Any] = {"result": str(directory.semantics_table), **_counts(table)}
+    from pipeline.semantics.tables import study_frame
+
+    summary: dict[str, Any] = {"result": str(directory.semantics_table), **_counts(study_frame(table))}
     if as_json:
         lines = study_frame(table, table["metric"].values.tolist()).astype(object)
         show({**summary, "lines": lines.where(lines.notna(), None).to_dict("records")}, as_json=True)
@@ -116,8 +120,8 @@ def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all
     show(summary, as_json=False)
 
 
-def _counts(table: xr.Dataset) -> dict[str, int]:
-    verdicts = study_frame(table)["Verdict"].value_counts()
+def _counts(study: Any) -> dict[str, int]:
+    verdicts = study["Verdict"].value_counts()
     return {str(name).replace(" ", "_").lower(): int(count) for name, count in verdicts.items()}
 
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +23,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.semantics.concepts import Concept
+from pipeline.text.spans import read_spans
+from pipeline.text.words import word_pattern
 from storage import Corpus
 
 #: Documents that are read and searched at a time.
@@ -55,21 +55,6 @@ class _Entry(NamedTuple):
 
     concepts: tuple[int, ...]
     phrases: tuple[_Phrase, ...]
-
-
-@cache
-def word_pattern() -> re.Pattern[str]:
-    r"""Return the pattern of a word: letters, digits and underscores with the marks that combine with them.
-
-    ``\w`` alone ends a word at a combining accent, and at the vowel signs of Indic scripts.
-
-    >>> [len(word) for word in word_pattern().findall("The cafe\u0301's in-laws, 1990s")]
-    [3, 5, 1, 2, 4, 5]
-    """
-    marks = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
-    runs = itertools.groupby(enumerate(marks), key=lambda pair: pair[1] - pair[0])
-    bounds = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
-    return re.compile(rf"\w[\w{''.join(f'{chr(first)}-{chr(last)}' for first, last in bounds)}]*")
 
 
 class Matcher:
@@ -187,10 +172,7 @@ def keyword_rows(
         (row, concept) bool, in the order of `rows` and `concepts`. Memory: the coordinates of the rows, the texts of
         :data:`BLOCK_DOCUMENTS` documents, and an entry for each distinct word of the texts.
     """
-    at = slice(None) if rows is None else rows
-    document, start, end = (
-        np.asarray(coordinates[name].values)[at].astype(np.int64) for name in ("document", "char_start", "char_end")
-    )
+    document, start, end = read_spans(coordinates, rows)
     order = np.lexsort((start, document))
     matcher = Matcher(list(concepts.values()))
     blocks = _blocks(corpus, matcher, document[order], start[order], end[order])

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import xarray as xr
 
-from pipeline.passages import FeatureContexts, read_contexts
 from pipeline.semantics.labels import STAGE, Label, clean, write_labels
+from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.workers import progress
 from storage import claim, fingerprint, new_manifest
 from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
@@ -110,7 +110,7 @@ def prompts(
     Parameters
     ----------
     contexts, store, corpus
-        As for :func:`pipeline.passages.read_contexts`.
+        As for :func:`pipeline.text.feature_contexts.read_contexts`.
     features
         Feature ids.
     texts

@@ -32,9 +32,9 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import CountRule, PmiRule, ProbeRule, Rule, ShareRule
-from pipeline.passages import check_same_text
 from pipeline.semantics.concepts import Concept, concepts_hash
 from pipeline.semantics.keywords import keyword_rows
+from pipeline.text.spans import check_same_text
 from pipeline.workers import ensure_client, run_tasks
 from storage import (
     Corpus,

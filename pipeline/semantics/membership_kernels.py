@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from storage.jit import cached_njit
 
-@numba.njit(nogil=True, cache=True)
+
+@cached_njit
 def count_csr(
     slab: tuple[np.ndarray, np.ndarray, np.ndarray], keywords: tuple[np.ndarray, np.ndarray], counts: np.ndarray
 ) -> None:
@@ -30,7 +31,7 @@ def count_csr(
                     counts[indices[k], concept_indices[j]] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit
 def count_dense(slab: np.ndarray, keywords: tuple[np.ndarray, np.ndarray], counts: np.ndarray) -> None:
     """Count as :func:`count_csr` does, on a dense slab."""
     concept_indptr, concept_indices = keywords

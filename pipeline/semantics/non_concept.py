@@ -18,7 +18,7 @@ among the default kinds: a feature that fires on "Monday" alone is easy to match
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.config import NON_CONCEPT_LIMITS, NonConceptKind
-from pipeline.passages import check_same_text
 from pipeline.semantics.membership import CARRIED, count_rows
+from pipeline.text.spans import check_same_text, first_in_window, iter_documents, read_spans
 from storage import Corpus, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
 from storage.errors import InputError
 
@@ -162,29 +162,14 @@ def row_kinds(corpus: Corpus, rows: xr.Dataset) -> scipy.sparse.csr_array:
 
     Memory: the coordinates of all rows, and the texts of a block of documents.
     """
-    document, start, end = (rows[name].values.astype(np.int64) for name in ("document", "char_start", "char_end"))
-    found = np.zeros((len(document), len(OF_ROWS)), bool)
-    for row, piece in _pieces(corpus, document, start, end):
-        if not any(map(str.isalnum, piece)):
-            found[row, :2] = True, piece.isspace()
-    # the first row of a document, or of a window, which begins where positions start again
-    begins = np.ones(len(document), bool)
-    begins[1:] = document[1:] != document[:-1]
-    if "position" in rows.variables:
-        begins[1:] |= np.diff(rows["position"].values.astype(np.int64)) < 0
-    found[:, 2] = begins
+    found = np.zeros((rows.sizes["token"], len(OF_ROWS)), bool)
+    for row, text, start, end in iter_documents(corpus, read_spans(rows)):
+        token = text[start:end]
+        if not any(map(str.isalnum, token)):
+            found[row, :2] = True, token.isspace()
+    found[:, 2] = first_in_window(rows)
     found[rows["sink"].values] = False
     return scipy.sparse.csr_array(found)
-
-
-def _pieces(
-    corpus: Corpus, document: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> Iterator[tuple[int, str]]:
-    """Yield every row with its text, whatever their order; a block of documents is read at a time."""
-    order = np.argsort(document, kind="stable")
-    texts = corpus.iter_texts(document[order].tolist())
-    for row, text, left, right in zip(order.tolist(), texts, start[order], end[order], strict=True):
-        yield row, text[left:right]
 
 
 def _same_position(tops: xr.Dataset, rows: xr.Dataset) -> NDArray[np.float64]:

@@ -15,12 +15,12 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.compare.subsets import compare_subsets
-from pipeline.match.subsets import match_subsets
+from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
-from pipeline.semantics.top_words import NONE, TopWords, top_words
+from pipeline.text.top_tokens import NONE, TopTokens, top_words
 from pipeline.workers import Planned, tell
 from storage import fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
@@ -148,7 +148,7 @@ def embed_words(
     )
 
     def make() -> xr.Dataset:
-        words = sorted({word for site in sites for word in top_words(site.contexts, site.store, corpus).vocabulary})
+        words = sorted(top_words([site.contexts for site in sites], sites[0].store, corpus)[0].vocabulary)
         return xr.Dataset(
             {"vector": (("word", "dimension"), word_vectors(words, locate()))},
             coords={"word": np.array(words, object)},
@@ -256,8 +256,8 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         min_pairs=settings.min_pairs,
         client=client,
     )
-    top = [top_words(site.contexts, site.store, inputs.corpus) for site in inputs.sites]
-    table = _scores(scores).assign(_described(found, (top[0], top[1]), pool))
+    top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
+    table = _scores(scores).assign(_described(found, top, pool))
     table = table.assign(_coherence_columns(_coherences(found, top, inputs.words, settings)))
     return table.merge(_members(found)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
 
@@ -271,7 +271,7 @@ def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
     sets = {name: (np.flatnonzero(of_a[name]), np.flatnonzero(of_b[name])) for name in of_a}
     within = {}
     if "within" in settings.approaches:
-        within = match_subsets(inputs.correlation, sets, settings.within, settings.min_correlation)
+        within = match_within(inputs.correlation, sets, settings.within, settings.min_correlation)
     for name in of_a:
         for approach in settings.approaches:
             subspace = (
@@ -310,7 +310,7 @@ def _scores(scores: xr.Dataset) -> xr.Dataset:
 
 
 def _described(
-    found: Sequence[Tested], top: tuple[TopWords, TopWords], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+    found: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
 ) -> dict[str, Any]:
     """Return what the subspaces are called, how many pairs they have, and what words set them apart."""
     by_key = {(one.subspace.name, one.subspace.approach): one.subspace for one in found}
@@ -340,45 +340,38 @@ def _overlap(one: Tested, by_key: Mapping[tuple[str, str], Subspace]) -> float:
 
 
 def _words(
-    found: Sequence[Tested], top: tuple[TopWords, TopWords], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+    found: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
 ) -> list[list[str]]:
     """Return, for each subspace, the words that set its features apart from those of all matched pairs."""
-    vocabulary: dict[str, int] = {}
-    numbers = [side.renumbered(vocabulary) for side in top]
-    everything = _counts(numbers, pool, len(vocabulary))
-    names = list(vocabulary)
+    everything = _count_words(top, pool)
     words = []
     for one in found:
-        own = _counts(numbers, (one.subspace.feature_a, one.subspace.feature_b), len(vocabulary))
-        rest = np.maximum(everything - own, 0)
-        words.append([word for word, _ in distinctive_words(np.stack([own, rest]), names, SHOWN_WORDS)[0]])
+        own = _count_words(top, (one.subspace.feature_a, one.subspace.feature_b))
+        counts = np.stack([own, np.maximum(everything - own, 0)])
+        words.append([word for word, _ in distinctive_words(counts, top[0].vocabulary, SHOWN_WORDS)[0]])
     return words
 
 
-def _counts(
-    numbers: Sequence[NDArray[np.int64]], features: Sequence[NDArray[np.int32]], n_words: int
-) -> NDArray[np.int64]:
+def _count_words(top: Sequence[TopTokens], features: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     """Count the top words of some features of both sides, each feature once."""
-    found = [side[np.unique(ids)].ravel() for side, ids in zip(numbers, features, strict=True)]
-    words = np.concatenate(found)
-    return np.bincount(words[words != NONE], minlength=n_words)
+    words = np.concatenate([side.ids[np.unique(ids)].ravel() for side, ids in zip(top, features, strict=True)])
+    return np.bincount(words[words != NONE], minlength=len(top[0].vocabulary))
 
 
 def _coherences(
-    found: Sequence[Tested], top: Sequence[TopWords], words: str | Path | None, settings: SubspaceSettings
+    found: Sequence[Tested], top: Sequence[TopTokens], words: str | Path | None, settings: SubspaceSettings
 ) -> list[Coherence]:
     if words is None:
         nothing = Coherence(float("nan"), np.full(1, np.nan))
         return [nothing for _ in found]
     with open_result(words, WORDS_STAGE) as opened:
         n_words, dimension = opened["vector"].shape
-        n_features = sum(len(side.words) for side in top)
+        n_features = sum(len(side.ids) for side in top)
         tell(Planned("Coherence of subspaces", coherence_bytes(n_words, dimension, n_features)))
         place = {str(word): i for i, word in enumerate(opened["word"].values)}
         unit = centred_unit(opened["vector"].values)
     vectors = [
-        feature_vectors([[place[side.vocabulary[word]] for word in side.of(i)] for i in range(len(side.words))], unit)
-        for side in top
+        feature_vectors([[place[word] for word in side.texts(i)] for i in range(len(side.ids))], unit) for side in top
     ]
     return [
         coherence(vectors, (one.subspace.feature_a, one.subspace.feature_b), settings.null_runs, settings.seed)

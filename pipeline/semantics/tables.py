@@ -12,7 +12,6 @@ pairing scores 1, and no p can be small. Four is the most that leaves ten pairs 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.statistics import benjamini_hochberg, holm
 from storage import fingerprint, make_result, new_manifest, open_result
+from storage.files import write_text
 
 STAGE = "semantics-table"
 #: Level below which a corrected p counts.
@@ -275,20 +275,13 @@ def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
         ".html": study.to_html(index=False, escape=True, float_format="{:.3f}".format, na_rep="–", border=0),
         ".tex": _latex(study),
     }
-    return [_write(Path(f"{stem}{suffix}"), text) for suffix, text in texts.items()]
+    paths = [Path(f"{stem}{suffix}") for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths
 
 
 def _latex(study: pd.DataFrame) -> str:
     """Return the table with booktabs' rules."""
     text = study.to_latex(index=False, escape=True, float_format="{:.3f}".format, na_rep="--")
     return f"% needs \\usepackage{{booktabs}}\n{text}"
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -8,7 +8,9 @@ from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
 from pipeline.compare.base import Family
-from pipeline.compare.cca import Svcca, SvccaPc1, principal_scores, svcca, svcca_pc1
+from pipeline.compare.linear import decompose
+from pipeline.compare.metrics import parse_metric
+from pipeline.compare.metrics.cca import Svcca, SvccaPc1
 from storage.errors import InputError
 
 
@@ -22,6 +24,10 @@ def related(seed: int, n: int, d_a: int, d_b: int) -> tuple[np.ndarray, np.ndarr
     rng = np.random.default_rng(seed)
     x = rows(seed, n, d_a, decay=0.3)
     return x, x @ rng.normal(size=(d_a, d_b)) + 2 * rng.normal(size=(n, d_b))
+
+
+def kept(side: np.ndarray, variance: float = 0.99) -> int:
+    return Svcca(variance=variance).kept(decompose(side).s)
 
 
 def svcca_by_qr(x: np.ndarray, y: np.ndarray, variance: float) -> tuple[float, int, int]:
@@ -45,9 +51,8 @@ def svcca_by_qr(x: np.ndarray, y: np.ndarray, variance: float) -> tuple[float, i
 def test_svcca_equals_plain_pca_then_cca_by_qr(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
     expected, k_a, k_b = svcca_by_qr(x, y, 0.99)
-    found = svcca(x, y)
-    assert (found.k_a, found.k_b) == (k_a, k_b)
-    assert found.score == pytest.approx(expected, abs=1e-6)
+    assert [kept(x), kept(y)] == [k_a, k_b]
+    assert Svcca()(x, y) == pytest.approx(expected, abs=1e-6)
 
 
 def test_svcca_equals_scikit_learn():
@@ -56,7 +61,7 @@ def test_svcca_equals_scikit_learn():
     pcs = [PCA(0.9, svd_solver="full").fit_transform(side) for side in (x, y)]
     u, v = CCA(n_components=k, max_iter=5000, tol=1e-12).fit_transform(*pcs)
     expected = np.mean([np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(k)])
-    assert svcca(x, y, 0.9).score == pytest.approx(expected, abs=1e-6)
+    assert Svcca(variance=0.9)(x, y) == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.integers(0, 10_000))
@@ -65,20 +70,20 @@ def test_svcca_does_not_see_rotation_scale_shift_or_the_order_of_pairs(seed):
     x, y = related(seed, 60, 5, 4)
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     order = rng.permutation(60)
-    for metric in (lambda x, y: svcca(x, y).score, svcca_pc1):
+    for metric in (Svcca(), SvccaPc1()):
         assert metric(x[order], 7 * (y @ rotation)[order] + 3) == pytest.approx(metric(x, y), abs=1e-9)
 
 
 def test_a_space_equals_itself():
     x = rows(0, 50, 6)
-    assert svcca(x, x).score == pytest.approx(1, abs=1e-12)
-    assert svcca_pc1(x, x) == pytest.approx(1, abs=1e-12)
+    assert Svcca()(x, x) == pytest.approx(1, abs=1e-12)
+    assert SvccaPc1()(x, x) == pytest.approx(1, abs=1e-12)
 
 
 def test_pc1_is_pearson_of_the_first_principal_scores():
     x, y = related(3, 80, 7, 5)
     first = [PCA(1).fit_transform(side)[:, 0] for side in (x, y)]
-    assert svcca_pc1(x, y) == pytest.approx(abs(np.corrcoef(*first)[0, 1]), abs=1e-9)
+    assert SvccaPc1()(x, y) == pytest.approx(abs(np.corrcoef(*first)[0, 1]), abs=1e-9)
 
 
 @given(st.integers(0, 10_000), st.integers(4, 90), st.integers(2, 20), st.integers(2, 20))
@@ -87,22 +92,22 @@ def test_single_precision_and_shuffled_pairings_agree_with_shuffled_rows(seed, n
     pairing = np.random.default_rng(seed).permutation(n)
     family = Family((Svcca(), SvccaPc1()))
     found = family.scores(family.compact(family.prepare(x, y)), pairing)
-    assert found == pytest.approx([svcca(x, y[pairing]).score, svcca_pc1(x, y[pairing])], abs=1e-6)
+    assert found == pytest.approx([Svcca()(x, y[pairing]), SvccaPc1()(x, y[pairing])], abs=1e-6)
 
 
 def test_trap_1_svcca_keeps_the_components_that_hold_the_variance_not_one():
     # the variance kept as a share of 1 was compared with 0.99 × the total variance, so that one component was kept
     x = np.random.default_rng(0).normal(size=(500, 20))
-    assert principal_scores(x, 0.99).shape == (500, 20)
-    assert svcca(1000 * x, x).k_a == svcca(0.001 * x, x).k_a == 20
+    assert kept(x) == 20
+    assert kept(1000 * x) == kept(0.001 * x) == 20
     dominated = x * np.r_[100, np.ones(19)]
-    assert principal_scores(dominated, 0.99).shape[1] == 1
+    assert kept(dominated) == 1
 
 
 def test_trap_1_the_null_of_pc1_is_that_of_a_correlation():
     rng = np.random.default_rng(0)
     n = 200
-    null = [svcca_pc1(*rng.normal(size=(2, n, 4))) for _ in range(400)]
+    null = [SvccaPc1()(*rng.normal(size=(2, n, 4))) for _ in range(400)]
     assert np.mean(null) == pytest.approx(np.sqrt(2 / (np.pi * n)), rel=0.1)
 
 
@@ -114,7 +119,7 @@ def test_trap_2_chance_is_high_with_few_pairs(n, chance, draws):
             side / np.linalg.norm(side, axis=1, keepdims=True)
             for side in map(rng.normal, (0, 0), (1, 1), ((n, 512), (n, 768)))
         ]
-        assert svcca(*sides).score == pytest.approx(chance, abs=0.006)
+        assert Svcca()(*sides) == pytest.approx(chance, abs=0.006)
 
 
 def test_trap_2_saturation_is_said():
@@ -132,21 +137,21 @@ def test_trap_2_saturation_is_said():
 
 def test_rounding_makes_no_components():
     flat = np.full((30, 4), 0.1)
-    assert principal_scores(flat).shape == (30, 0)
-    assert np.isnan(svcca(flat, rows(0, 30, 3)).score)
-    assert np.isnan(svcca_pc1(flat, rows(0, 30, 3)))
+    assert kept(flat) == 0
+    assert np.isnan(Svcca()(flat, rows(0, 30, 3)))
+    assert np.isnan(SvccaPc1()(flat, rows(0, 30, 3)))
     line = np.outer(np.arange(30.0), [1.0, 2.0, 3.0]) + 100
-    assert principal_scores(line, 1.0).shape == (30, 1)
+    assert kept(line, 1.0) == 1
 
 
 def test_bad_rows_are_refused():
     x = np.ones((5, 2))
     with pytest.raises(InputError, match=r"shapes \(5, 2\) and \(4, 2\)"):
-        svcca(x, x[:4])
+        Svcca()(x, x[:4])
     with pytest.raises(InputError, match="2 pairs cannot be compared"):
-        svcca_pc1(x[:2], x[:2])
+        SvccaPc1()(x[:2], x[:2])
     with pytest.raises(InputError, match="row 3 of y is not finite"):
-        svcca(x, np.where(np.arange(5)[:, None] == 3, np.inf, x))
+        Svcca()(x, np.where(np.arange(5)[:, None] == 3, np.inf, x))
     for variance in (0.0, 1.1):
         with pytest.raises(InputError, match="variance"):
-            svcca(x, x, variance)
+            parse_metric(f"svcca:variance={variance}")

@@ -60,7 +60,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 def test_pairs_are_drawn_with_replacement_and_copies_are_told():
     x, y = related(0, n=500)
-    drawn = draw_scores(x, y, {"distinct": distinct}, range(50), seed=0)
+    drawn = draw_scores(range(50), x, y, {"distinct": distinct}, seed=0)
     assert abs(drawn.mean() / 500 - (1 - np.exp(-1))) < 0.01
     assert leave_out_scores(x, y, {"distinct": distinct}).tolist() == [[475.0] * 20]
 

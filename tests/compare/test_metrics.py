@@ -18,12 +18,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.compare.base import Family, families
-from pipeline.compare.cca import Cca, Pwcca, Svcca, cca, pwcca, svcca
-from pipeline.compare.cka import Cka, cka, cka_debiased
-from pipeline.compare.metrics import METRICS, parse_metric, parse_metrics
-from pipeline.compare.neighbours import MutualKnn, jaccard_knn, mutual_knn
-from pipeline.compare.procrustes import Procrustes, procrustes
-from pipeline.compare.transfer import TransferLinear, TransferRotation, transfer_linear, transfer_rotation
+from pipeline.compare.linear import decompose
+from pipeline.compare.metrics import parse_metric, parse_metrics
+from pipeline.compare.metrics.cca import Cca, Pwcca, Svcca
+from pipeline.compare.metrics.cka import Cka, CkaDebiased
+from pipeline.compare.metrics.neighbours import JaccardKnn, MutualKnn
+from pipeline.compare.metrics.procrustes import Procrustes
+from pipeline.compare.metrics.transfer import TransferLinear, TransferRotation
+from pipeline.registries import METRICS
 from storage.errors import InputError
 
 LINEAR = ["svcca", "svcca:k=3", "pwcca", "cca", "svcca_pc1", "cka", "cka_debiased", "procrustes"]
@@ -56,14 +58,14 @@ def centred(x: np.ndarray) -> np.ndarray:
 def test_cca_equals_the_angles_between_the_column_spaces(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
     angles = subspace_angles(centred(x), centred(y))
-    assert cca(x, y) == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+    assert Cca()(x, y) == pytest.approx(np.cos(angles).mean(), abs=1e-6)
 
 
 def test_cca_equals_cca_zoo():
     x, y = related(0, 120, 6, 4)
     found = ZooCCA(n_components=4).fit([x, y]).transform([x, y])
     correlations = [abs(np.corrcoef(found[0][:, i], found[1][:, i])[0, 1]) for i in range(4)]
-    assert cca(x, y) == pytest.approx(np.mean(correlations), abs=1e-6)
+    assert Cca()(x, y) == pytest.approx(np.mean(correlations), abs=1e-6)
 
 
 def pwcca_step_by_step(x: np.ndarray, y: np.ndarray) -> float:
@@ -84,7 +86,7 @@ def pwcca_step_by_step(x: np.ndarray, y: np.ndarray) -> float:
 @given(st.integers(0, 10_000), st.integers(40, 80), st.integers(2, 7), st.integers(2, 7))
 def test_pwcca_equals_the_paper_step_by_step(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
-    assert pwcca(x, y) == pytest.approx(pwcca_step_by_step(x, y), abs=1e-6)
+    assert Pwcca()(x, y) == pytest.approx(pwcca_step_by_step(x, y), abs=1e-6)
 
 
 def hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
@@ -104,10 +106,10 @@ def hsic_unbiased(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
 def test_cka_equals_the_formulas_over_kernels(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
     k, l = x @ x.T, y @ y.T  # noqa: E741
-    assert cka(x, y) == pytest.approx(hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l)), abs=1e-6)
+    assert Cka()(x, y) == pytest.approx(hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l)), abs=1e-6)
     own = hsic_unbiased(k, k), hsic_unbiased(l, l)
     if min(own) > 1e-3 * max(hsic(k, k), hsic(l, l)):
-        assert cka_debiased(x, y) == pytest.approx(hsic_unbiased(k, l) / np.sqrt(own[0] * own[1]), abs=1e-6)
+        assert CkaDebiased()(x, y) == pytest.approx(hsic_unbiased(k, l) / np.sqrt(own[0] * own[1]), abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.integers(5, 60), st.integers(1, 9), st.integers(1, 9))
@@ -115,9 +117,9 @@ def test_procrustes_equals_scipy(seed, n, d_a, d_b):
     x, y = related(seed, n, d_a, d_b)
     d = max(d_a, d_b)
     padded = [np.pad(side, ((0, 0), (0, d - side.shape[1]))) for side in (x, y)]
-    assert procrustes(x, y) ** 2 == pytest.approx(1 - scipy_procrustes(*padded)[2], abs=1e-6)
+    assert Procrustes()(x, y) ** 2 == pytest.approx(1 - scipy_procrustes(*padded)[2], abs=1e-6)
     unit = [centred(side) / np.linalg.norm(centred(side)) for side in padded]
-    assert procrustes(x, y) == pytest.approx(orthogonal_procrustes(*unit)[1], abs=1e-6)
+    assert Procrustes()(x, y) == pytest.approx(orthogonal_procrustes(*unit)[1], abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.integers(5, 40), st.integers(1, 12))
@@ -130,8 +132,8 @@ def test_neighbours_equal_scikit_learn(seed, n, k):
         found.append([set(row) for row in search.kneighbors(return_distance=False)])
     common = [len(one & other) for one, other in zip(*found, strict=True)]
     every = [len(one | other) for one, other in zip(*found, strict=True)]
-    assert mutual_knn(x, y, k) == pytest.approx(np.mean(common) / k, abs=1e-9)
-    assert jaccard_knn(x, y, k) == pytest.approx(np.mean(np.divide(common, every)), abs=1e-9)
+    assert MutualKnn(k=k)(x, y) == pytest.approx(np.mean(common) / k, abs=1e-9)
+    assert JaccardKnn(k=k)(x, y) == pytest.approx(np.mean(np.divide(common, every)), abs=1e-9)
 
 
 def retrieval(images: np.ndarray, partners: np.ndarray) -> tuple[float, float]:
@@ -150,12 +152,12 @@ def test_transfer_equals_scikit_learn_and_scipy(n, d_a, d_b):
     d = max(d_a, d_b)
     padded = [np.pad(side, ((0, 0), (0, d - side.shape[1]))) for side in (x - x_mean, y - y_mean)]
     rotation = orthogonal_procrustes(padded[0][fit], padded[1][fit])[0]
-    for function, images in ((transfer_linear, linear), (transfer_rotation, padded[0][held] @ rotation)):
-        if function is transfer_rotation and d_a != d_b and n < 20:
+    for kind, images in ((TransferLinear, linear), (TransferRotation, padded[0][held] @ rotation)):
+        if kind is TransferRotation and d_a != d_b and n < 20:
             continue  # with fewer pairs than dimensions, padding leaves SciPy's rotation undetermined
         expected = retrieval(images[:, :d_b], (y - y_mean)[held])
-        assert function(x, y, seed=5) == pytest.approx(expected[0], abs=1e-9)
-        assert function(x, y, "mrr", seed=5) == pytest.approx(expected[1], abs=1e-9)
+        assert kind(seed=5)(x, y) == pytest.approx(expected[0], abs=1e-9)
+        assert kind("mrr", seed=5)(x, y) == pytest.approx(expected[1], abs=1e-9)
 
 
 # --- what all metrics promise
@@ -289,7 +291,7 @@ def test_ties_and_hubs_of_neighbours_are_said(monkeypatch):
     x, y = related(0, 60, 4, 4)
     copies = np.repeat(x[:20], 3, axis=0)
     assert "undecided at 60 rows of A and 0 of B, whose last neighbour ties" in warning(MutualKnn(k=1), copies, y)
-    monkeypatch.setattr(importlib.import_module("pipeline.compare.neighbours"), "HUB", 3)
+    monkeypatch.setattr(importlib.import_module("pipeline.compare.metrics.neighbours"), "HUB", 3)
     hub = np.vstack([np.eye(40), np.ones(40)])
     assert "shaped by hubs: one row is a neighbour of 40 rows of A" in warning(
         MutualKnn(k=1), hub, related(0, 41, 3, 3)[0]
@@ -299,14 +301,14 @@ def test_ties_and_hubs_of_neighbours_are_said(monkeypatch):
 def test_copies_win_nothing_in_a_transfer():
     x = np.repeat(np.eye(4), 10, axis=0)
     halves = 4 / 20  # four kinds of partner: each image ties with those of its kind
-    assert transfer_linear(x, x) == pytest.approx(halves, abs=0.1)
+    assert TransferLinear()(x, x) == pytest.approx(halves, abs=0.1)
 
 
 def test_blocks_of_unrelated_directions():
     rng = np.random.default_rng(0)
     x = block_diag(rng.normal(size=(30, 3)), rng.normal(size=(30, 3)))
     y = block_diag(x[:30, :3], rng.normal(size=(30, 3)))
-    assert 0.45 < mutual_knn(x, y, 3) < 0.75, "half of the rows agree"
+    assert 0.45 < MutualKnn(k=3)(x, y) < 0.75, "half of the rows agree"
 
 
 # --- names and options
@@ -316,7 +318,7 @@ def test_options_are_parsed_and_checked():
     assert parse_metric("svcca:k=20") == Svcca(k=20)
     assert parse_metric("rsa:inside=euclidean,outside=kendall") == METRICS["rsa"]("euclidean", "kendall")
     assert parse_metric("mutual_knn:k=3") == MutualKnn(k=3)
-    with pytest.raises(InputError, match=r"no metric 'ckaa'; did you mean 'cka'\? There are svcca, pwcca, .*_rotation"):
+    with pytest.raises(InputError, match=r"no metric 'ckaa'; did you mean 'cka'\? There are cca, svcca, .*_rotation"):
         parse_metric("ckaa")
     with pytest.raises(InputError, match=r"rsa has no option 'k' .*; its options are inside=cosine, outside=spearman"):
         parse_metric("rsa:k=3")
@@ -342,6 +344,5 @@ def test_every_metric_says_what_it_is():
 
 def test_fixed_k_keeps_as_many_components():
     x, y = related(0, 60, 6, 7)
-    assert svcca(x, y, k=3)[1:] == (3, 3)
-    assert svcca(x, y, k=9)[1:] == (6, 7)
-    assert svcca(x, y, k=1).score == pytest.approx(of("svcca_pc1", x, y), abs=1e-9)
+    assert [[Svcca(k=k).kept(decompose(side).s) for side in (x, y)] for k in (3, 9)] == [[3, 3], [6, 7]]
+    assert Svcca(k=1)(x, y) == pytest.approx(of("svcca_pc1", x, y), abs=1e-9)

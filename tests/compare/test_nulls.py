@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.compare import nulls
 from pipeline.compare.base import Family, Metric
-from pipeline.compare.nulls import Draws, Shuffles, check_finite, drawn_scores, shuffled_scores
+from pipeline.compare.engine import check_settings, score_draws, score_rows
+from pipeline.compare.nulls import Draws, check_finite, run_blocks
+from pipeline.registries import NULLS
 from pipeline.workers import local_client
 from storage.errors import InputError
 
@@ -44,50 +45,53 @@ def column(n: int) -> np.ndarray:
     return np.arange(float(n))[:, None]
 
 
+def draws_of(null: str, n: int, sizes: tuple[int | None, int | None], runs: int, seed: int) -> Draws:
+    return Draws(NULLS[null], n, sizes, runs, seed)
+
+
 def test_shuffles_are_permutations_and_all_runs_differ():
-    shuffles = Shuffles(50, 30, seed=4)
-    drawn = [shuffles.pairing(run) for run in range(30)]
-    assert all(np.array_equal(np.sort(pairing), np.arange(50)) for pairing in drawn)
-    assert len({pairing.tobytes() for pairing in drawn}) == 30
-    assert not np.array_equal(drawn[0], Shuffles(50, 30, seed=5).pairing(0))
+    shuffles = draws_of("shuffled", 50, (50, 50), 30, seed=4)
+    drawn = [shuffles.places(run) for run in range(30)]
+    assert all(np.array_equal(a, np.arange(50)) for a, _ in drawn), "A keeps its order"
+    assert all(np.array_equal(np.sort(b), np.arange(50)) for _, b in drawn)
+    assert len({b.tobytes() for _, b in drawn}) == 30
+    assert not np.array_equal(drawn[0][1], draws_of("shuffled", 50, (50, 50), 30, seed=5).places(0)[1])
 
 
 @pytest.mark.parametrize("per_task", [1, 7, 1000])
-def test_scores_come_in_the_order_of_the_runs_whatever_the_blocks(client, monkeypatch, per_task):
-    monkeypatch.setattr(nulls, "RUNS_PER_TASK", per_task)
-    shuffles = Shuffles(9, 25, seed=1)
-    state = BOTH.prepare(column(9), column(9))
-    found = shuffled_scores(client, BOTH, client.submit(BOTH.prepare, column(9), column(9)), shuffles)
-    expected = np.array([BOTH.scores(state, shuffles.pairing(run)) for run in range(25)]).T
-    np.testing.assert_array_equal(found, expected)
+def test_scores_come_in_the_order_of_the_runs_whatever_the_blocks(client, per_task):
+    draws = draws_of("random_features", 5, (30, 40), 25, seed=1)
+    args = column(30), column(40), [BOTH], draws
+    found = run_blocks(client, score_draws, 25, *args, per_task=per_task, label="draws")
+    expected = [BOTH.scores_of(column(30)[a], column(40)[b]) for a, b in map(draws.places, range(25))]
+    np.testing.assert_array_equal(found, np.array(expected).T)
+    np.testing.assert_array_equal(found, run_blocks(None, score_draws, 25, *args, per_task=per_task, label="draws"))
 
 
-def test_scores_do_not_depend_on_the_number_of_workers(client):
-    shuffles, draws = Shuffles(9, 45, seed=1), Draws("random_features", 5, (30, 40), 11, seed=1)
+def test_pairings_of_the_same_rows_are_those_of_the_null(client):
+    settings = check_settings(["rsa"], ["shuffled"], 45, seed=1)
+    shuffles, state = draws_of("shuffled", 9, (9, 9), 45, seed=1), BOTH.prepare(column(9), column(9))
+    expected = np.array([BOTH.scores(state, shuffles.places(run)[1]) for run in range(45)]).T
     with local_client(n_workers=3, threads_per_worker=1) as other:
-        for each in (client, other):
-            state = each.submit(BOTH.prepare, column(9), column(9))
-            banks = each.scatter(column(30)), each.scatter(column(40))
-            found = shuffled_scores(each, BOTH, state, shuffles), drawn_scores(each, [BOTH], banks, draws, "draws")
-            if each is client:
-                first = found
-    for one, again in zip(first, found, strict=True):
-        np.testing.assert_array_equal(one, again)
+        for used in (None, client, other):
+            rows = [side if used is None else used.submit(column, 9, pure=False) for side in (column(9), column(9))]
+            found = score_rows(rows, 9, [BOTH], settings, used)
+            np.testing.assert_array_equal([outcome.null["shuffled"] for outcome in found.values()], expected)
 
 
 def test_draws_are_without_replacement_and_paired_only_where_pairs_are_drawn():
-    runs = [Draws("random_features", 20, (25, 40), 9, seed=3).places(run) for run in range(9)]
+    runs = [draws_of("random_features", 20, (25, 40), 9, seed=3).places(run) for run in range(9)]
     assert all(len(set(a.tolist())) == len(set(b.tolist())) == 20 for a, b in runs)
     assert max(b.max() for _, b in runs) > 25
     assert len({a.tobytes() for a, _ in runs}) == 9
-    a, b = Draws("random_pairs", 20, (25, 25), 9, seed=3).places(0)
+    a, b = draws_of("random_pairs", 20, (25, 25), 9, seed=3).places(0)
     assert a is b
     assert not np.array_equal(a, runs[0][0]), "each null has draws of its own"
-    assert Draws("random_dictionary", 20, (None, 40), 9, seed=3).places(0)[0].tolist() == list(range(20))
+    assert draws_of("random_dictionary", 20, (None, 40), 9, seed=3).places(0)[0].tolist() == list(range(20))
 
 
 def test_every_row_is_drawn_equally_often():
-    draws = Draws("random_pairs", 10, (20, 20), 2000, seed=0)
+    draws = draws_of("random_pairs", 10, (20, 20), 2000, seed=0)
     counts = np.bincount(np.concatenate([draws.places(run)[0] for run in range(2000)]), minlength=20)
     np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(2000 * 0.25))
 

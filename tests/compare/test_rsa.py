@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.base import Family
-from pipeline.compare.rsa import Rsa, SampledRsa, memory_needed, rsa
+from pipeline.compare.metrics.rsa import Rsa, SampledRsa, memory_needed
 from pipeline.compare.rsa_kernels import centred_ranks
 from pipeline.compare.similarities import upper_triangle
 from storage.errors import BudgetError
@@ -26,7 +26,7 @@ def test_rsa_equals_scipy(seed, n, d_a, d_b):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, d_a))
     y = x @ rng.normal(size=(d_a, d_b)) + rng.normal(size=(n, d_b))
-    assert rsa(x, y) == pytest.approx(by_scipy(x, y), abs=1e-6)
+    assert Rsa()(x, y) == pytest.approx(by_scipy(x, y), abs=1e-6)
 
 
 @given(st.integers(0, 10_000))
@@ -44,7 +44,7 @@ def test_features_that_are_used_many_times_tie_in_spite_of_rounding():
     exact = [np.round((u := side / np.linalg.norm(side, axis=1, keepdims=True)) @ u.T, 9) for side in (x, y[:, ::-1])]
     upper = np.triu_indices(300, 1)
     expected = spearmanr(*(matrix[np.ix_(used, used)][upper] for matrix in exact)).statistic
-    assert rsa(x[used], y[used]) == pytest.approx(expected, abs=1e-9)
+    assert Rsa()(x[used], y[used]) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 256])
@@ -74,7 +74,7 @@ def test_every_form_equals_scipy_under_any_pairing(inside, outside, copies):
     family = Family((metric,))
     state = family.compact(family.prepare(x, y))
     exact = [np.round(pdist(side, INSIDE[inside]), 11) for side in (x, y)]
-    assert rsa(x, y, inside, outside) == pytest.approx(OUTSIDE[outside](*exact).statistic, abs=1e-6)
+    assert Rsa(inside, outside)(x, y) == pytest.approx(OUTSIDE[outside](*exact).statistic, abs=1e-6)
     for pairing in (np.arange(40), rng.permutation(40), rng.permutation(40)):
         shuffled = np.round(pdist(y[pairing], INSIDE[inside]), 11)
         expected = OUTSIDE[outside](exact[0], shuffled).statistic
@@ -96,13 +96,13 @@ def test_rsa_equals_rsatoolbox(outside, method):
     x = rng.normal(size=(25, 5))
     y = x @ rng.normal(size=(5, 7)) + rng.normal(size=(25, 7))
     rdms = [calc_rdm(Dataset(side), method="correlation") for side in (x, y)]
-    assert rsa(x, y, "pearson", outside) == pytest.approx(compare(*rdms, method=method).item(), abs=1e-6)
+    assert Rsa("pearson", outside)(x, y) == pytest.approx(compare(*rdms, method=method).item(), abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.integers(3, 30))
 def test_kendall_with_many_ties_equals_scipy(seed, n):
     a, b = np.random.default_rng(seed).integers(0, 4, size=(2, n)) / 2
-    found = importlib.import_module("pipeline.compare.rsa").correlate_lists("kendall", a, b)
+    found = importlib.import_module("pipeline.compare.metrics.rsa").correlate_lists("kendall", a, b)
     assert found == pytest.approx(kendalltau(a, b).statistic, abs=1e-12, nan_ok=True)
 
 
@@ -118,7 +118,7 @@ def test_copies_are_left_out_of_a_bootstrap_draw():
 
 @pytest.mark.parametrize("outside", OUTSIDE)
 def test_a_sample_is_within_its_standard_error(monkeypatch, outside):
-    module = importlib.import_module("pipeline.compare.rsa")
+    module = importlib.import_module("pipeline.compare.metrics.rsa")
     monkeypatch.setattr(module, "GROUP_ROWS", 12)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 5))
@@ -127,7 +127,7 @@ def test_a_sample_is_within_its_standard_error(monkeypatch, outside):
     family = Family((metric,))
     state = family.prepare(x, y)
     score, error = metric.arrange(state, np.arange(500))
-    exact = rsa(x, y, "cosine", outside)
+    exact = Rsa("cosine", outside)(x, y)
     assert 0 < error < 0.05
     assert abs(score - exact) < 4 * error
     assert metric.warning(state) == (
@@ -158,16 +158,16 @@ def test_a_space_equals_itself_rotated():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 6))
     rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    assert rsa(x, x) == 1
-    assert rsa(x, 2 * x @ rotation) == pytest.approx(1, abs=1e-9)
-    assert rsa(x, -x) == 1
+    assert Rsa()(x, x) == 1
+    assert Rsa()(x, 2 * x @ rotation) == pytest.approx(1, abs=1e-9)
+    assert Rsa()(x, -x) == 1
 
 
 def test_what_cannot_be_ranked_is_nan():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(10, 4))
-    assert np.isnan(rsa(np.where(np.arange(10)[:, None] == 4, 0, x), x))
-    assert np.isnan(rsa(np.ones((10, 3)), x))
+    assert np.isnan(Rsa()(np.where(np.arange(10)[:, None] == 4, 0, x), x))
+    assert np.isnan(Rsa()(np.ones((10, 3)), x))
 
 
 def test_memory_is_bounded_by_the_stated_number():

@@ -72,7 +72,7 @@ def test_written_beside_its_tables_and_left_alone_when_current(grid, tmp_path):
     before = out.stat().st_mtime_ns
     xr.testing.assert_identical(best_layer(grid, out).load(), ds.load())
     assert out.stat().st_mtime_ns == before
-    assert best_layer(dict(list(grid.items())[:1]), out).sizes == {"unit_a": 6, "unit_b": 7}
+    assert best_layer(dict(list(grid.items())[:1]), out, overwrite=True).sizes == {"unit_a": 6, "unit_b": 7}
 
 
 def test_one_site_has_no_runner_up(grid):

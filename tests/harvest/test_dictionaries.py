@@ -145,7 +145,7 @@ def test_wrong_width_names_both(make_sae):
 def test_missing_and_broken(make_sae, tmp_path):
     with pytest.raises(MissingInputError, match="No dictionary folder at"):
         load_dictionary(str(tmp_path / "none"), D)
-    with pytest.raises(MissingInputError, match="give 'identity', a folder"):
+    with pytest.raises(MissingInputError, match="give one of 'identity', 'random', a folder"):
         load_dictionary("nothing", D)
     folder = make_sae("topk")
     (folder / "sae_weights.safetensors").unlink()

@@ -12,7 +12,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from jobs.cli import PANELS, app
+from jobs.cli import app
+from jobs.verbs import VERBS as TABLE
+from jobs.verbs import Verb
 
 
 def verbs(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -49,9 +51,11 @@ def test_every_example_would_be_accepted(name: tuple[str, ...]) -> None:
         VERBS[verb].make_context(" ".join(verb), words[len(verb) :])
 
 
-def test_every_verb_stands_in_a_panel() -> None:
-    listed = {verb for panel in PANELS.values() for verb in panel}
-    assert {name[0] for name in VERBS if len(name) == 1} == listed
+@pytest.mark.parametrize("verb", TABLE, ids=lambda verb: verb.name)
+def test_the_list_of_verbs_says_what_the_help_of_the_verb_says(verb: Verb) -> None:
+    command = VERBS[tuple(verb.name.split())]
+    assert " ".join(command.help.split("\n\n")[0].split()) == verb.summary
+    assert command.rich_help_panel == verb.panel
 
 
 def test_the_script_of_a_job_as_json() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.match.assignment import optimal
 from pipeline.match.edges import Edges, make_edges
-from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
+from pipeline.match.methods.assignment import optimal
+from pipeline.match.methods.greedy import best, best_of_b, greedy, mutual, rematch, unique
 
 METHODS = (best, best_of_b, mutual, unique, greedy, optimal, rematch)
 

@@ -7,8 +7,9 @@ import pytest
 
 import storage
 from pipeline.correlate.run import correlate
-from pipeline.match.fates import Fate
-from pipeline.match.run import METHODS, match
+from pipeline.match.fates import DEAD
+from pipeline.match.run import match
+from pipeline.registries import METHODS
 
 N, FEATURES = 1500, 48
 DEAD_A, DEAD_B = [0, 7, 20], [0, 11]
@@ -68,8 +69,8 @@ def test_trap_6_dead_features_never_appear_and_are_counted(world, method, filter
         pairs = match(folder / name, method, 0.01, filters=filters)
         assert not set(pairs.feature_a.values) & set(DEAD_A)
         assert not set(pairs.feature_b.values) & set(DEAD_B)
-        assert np.flatnonzero(pairs.fate_a.values == Fate.dead).tolist() == DEAD_A
-        assert np.flatnonzero(pairs.fate_b.values == Fate.dead).tolist() == DEAD_B
+        assert np.flatnonzero(pairs.fate_a.values == DEAD.code).tolist() == DEAD_A
+        assert np.flatnonzero(pairs.fate_b.values == DEAD.code).tolist() == DEAD_B
         assert sum(pairs.fates_a.values()) == sum(pairs.fates_b.values()) == FEATURES
 
 

@@ -19,12 +19,14 @@ from sklearn.decomposition import PCA
 
 import storage
 from pipeline.report import neuronpedia
-from pipeline.report.explorer_data import BARS, CONTEXTS, NEIGHBOURS, explorer_data
+from pipeline.report.explorer import LEVELS
+from pipeline.report.explorer_data import CONTEXTS, ENDS, NEIGHBOURS, STARTS, explorer_data
 from pipeline.report.maps import map_pairs
 from pipeline.report.pack import UNDEFINED, fixed_point, pack
 from pipeline.report.results import open_run
-from pipeline.report.snippets import LEVELS
-from pipeline.report.textpool import FIRST, LAST, REACH
+from pipeline.text.passages import REACH
+from pipeline.text.spans import readable
+from pipeline.text.words import word_around
 
 VENDOR = importlib.resources.files("pipeline.report") / "vendor"
 
@@ -125,20 +127,25 @@ def test_contexts_are_the_text_shaded_by_activation(run, data, packs) -> None:
             shown = units[2 * starts[peak - before] : 2 * starts[peak + after + 1]].decode("utf-16-le")
             document = storage.open_corpus(run.directory.corpus).text(int(rows["document"][row]))
             said = document[rows["char_start"][row - before] : rows["char_end"][row + after]]
-            # the gap before the first row may hold a blank; control characters are shown by their pictures
-            assert re.sub(r"\s|[↵␀]", "", shown) == re.sub(r"[\s\x00]", "", said)
-            first = rows["document"][row - before - 1] != rows["document"][row] if row > before else True
-            assert bool(text["flags"][peak - before] & FIRST) == first
+            # the text before the first row's token is not shown, and stands before it here
+            assert shown[int(text["gap"][peak - before]) :] == readable(said)
+            assert bool(text["flags"][peak - before] & STARTS) == (rows["char_start"][row - before] == 0)
+            assert bool(text["flags"][peak + after] & ENDS) == (rows["char_end"][row + after] == len(document))
+            whole = word_around(document, int(rows["char_start"][row]), int(rows["char_end"][row]))
+            assert whole == (text["words"][text["word"][peak] - 1] if text["word"][peak] else None)
             checked += 1
     assert checked > 200
-    assert (text["flags"] & LAST).any()
+    assert (text["flags"] & ENDS).any()
+    assert (text["word"] == 0).any()
 
 
 def test_histograms_count_every_activation(run, data, packs) -> None:
     entry, pair = data.index["site_pairs"][0], run.site_pairs[0]
     site = packs[entry["packs"]["a"]]
     dense = storage.read_dense(pair.a.path).astype(np.float64)
-    bars = site["bars"].reshape(-1, BARS)
+    n_bars = pair.a.contexts.sizes["bin"]
+    bars = site["bars"].reshape(-1, n_bars)
+    assert site["n_bars"] == n_bars > 10
     sink = pair.a.store["sink"].values
     assert sink.any(), "attention sinks count nowhere"
     for i, feature in enumerate(site["feature"].tolist()):
@@ -146,7 +153,7 @@ def test_histograms_count_every_activation(run, data, packs) -> None:
         positive = own[own > 0]
         assert bars[i].sum() == len(positive) == site["n_active"][i]
         if len(positive):
-            expected = np.histogram(positive, BARS, (0, positive.max()))[0]
+            expected = np.histogram(positive, n_bars, (0, positive.max()))[0]
             assert np.abs(np.cumsum(bars[i].astype(int)) - np.cumsum(expected)).max() <= 1, (
                 "but for rounding at an edge"
             )
@@ -159,7 +166,7 @@ def test_every_chunk_is_read_once_and_one_at_a_time(run, data, monkeypatch) -> N
         asked.setdefault(str(path), []).append((rows, columns))
         return storage.read_csr(path, rows, columns)
 
-    monkeypatch.setattr(importlib.import_module("pipeline.report.explorer_data"), "read_csr", read)
+    monkeypatch.setattr(importlib.import_module("pipeline.text.feature_contexts"), "read_csr", read)
     assert explorer_data(run, run.site_pairs) == data
     assert set(asked) == {str(site.path) for sites in run.sites.values() for site in sites}
     for path, parts in asked.items():

@@ -57,7 +57,7 @@ def test_a_folder_of_neuronpedias_batches(tmp_path) -> None:
     assert found.attrs["source"] == "gpt2-small/6-res-jb"
     assert found["feature"].values.tolist() == [0, 1, 2]
     assert found["method"].values.tolist() == ["gpt-4o-mini", "gpt-4o-mini", "o3"]
-    import_labels(folder, tmp_path / "out.zarr", method="o3")
+    import_labels(folder, tmp_path / "out.zarr", method="o3", overwrite=True)
     assert read_labels(tmp_path / "out.zarr") == {2: "two"}
 
 

@@ -225,7 +225,7 @@ def bad_files(folder):
         ("cut.npy", FormatError, "is it complete"),
         ("cut.npz", FormatError, "is it complete"),
         ("wide.npz", FormatError, r"column ids outside of 0\.\.1"),
-        ("x.csv", InputError, r"none of the formats that can be imported: \.npy"),
+        ("x.csv", InputError, r"none of the formats that can be imported: sae-lens .*\.npy"),
         ("folder", InputError, "none of the formats"),
         ("other.zarr", InputError, "not an AnnData file"),
         ("columns.h5ad", InputError, r"stored by columns .*tocsr"),

@@ -372,11 +372,34 @@ class TestLeftovers:
         whole = tree(tmp_path)
         for ending in ("new", "old", "trash"):
             write_result(files.temporary_path(tmp_path / "x.zarr", ending))
+        names = []
+
+        def dying(path, **_):
+            names.append(path)
+            raise KeyboardInterrupt
+
+        for old in tmp_path.glob("*.old"):  # what a process leaves that dies while it deletes the old one
+            with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(files.shutil, "rmtree", dying)
+                files.remove_folder(old)
+        assert len(names) == 1
         (tmp_path / f"x.zarr.{'0' * 32}.partial").touch()
         (tmp_path / "x.zarr.mine.old").mkdir()
         storage.write_result(result(1, 2), tmp_path / "x.zarr", manifest())
         assert tree(tmp_path).keys() == whole.keys()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zarr", "x.zarr.mine.old"]
+
+    def test_a_store_of_data_whose_writer_died_before_its_last_rename_is_written_again(self, tmp_path, monkeypatch):
+        def dying(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(targets.Target, "replace", dying)
+        monkeypatch.setattr(storage.ActivationWriter, "discard", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            write_store(tmp_path / "x.zarr")
+        monkeypatch.undo()
+        write_store(tmp_path / "x.zarr")
+        assert [path.name for path in tmp_path.iterdir()] == ["x.zarr"]
 
     def test_a_death_between_two_renames_brings_the_old_one_back(self, tmp_path):
         write_result(tmp_path / "x.zarr")

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from storage.jit import cached_njit
 
 Array = NDArray[Any]
 
@@ -71,7 +72,7 @@ def cut(rows: Rows, part: slice) -> Rows:
     return Rows(start - start[0], rows.feature[entries], rows.value[entries])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def extremes(rows: Rows, half: Array, stored: Array, active: Array, low: Array, high: Array) -> None:
     """Update counts of stored and of non-zero entries, minimum and maximum; each (halves, feature)."""
     for row in range(half.size):
@@ -87,7 +88,7 @@ def extremes(rows: Rows, half: Array, stored: Array, active: Array, low: Array, 
             high[h, f] = max(high[h, f], value)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def shift(rows: Rows, half: Array, pivot: Array, position: Array, total: Array, square: Array) -> int:
     """Subtract pivots, add up values and squares, and move features to their positions: in place.
 
@@ -132,7 +133,7 @@ def shift(rows: Rows, half: Array, pivot: Array, position: Array, total: Array, 
     return to
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def by_feature(rows: Rows, half: Array, n_features: int, n_halves: int) -> Columns:
     """Return the same entries by half and feature (a counting sort, so rows stay in order)."""
     start = np.zeros(n_halves * n_features + 1, np.int64)

@@ -24,7 +24,8 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-from numba import njit
+
+from storage.jit import cached_njit
 
 #: A features of one matrix product.
 FEATURES = 512
@@ -70,7 +71,7 @@ def standardise(xp: ModuleType, values: Any, rows: Any, scaling: tuple[Any, Any]
         out[:, :] = xp.astype(xp.take(values, rows, axis=0) * scaling[0] - scaling[1], xp.float32)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def _standardise(values: Any, rows: Any, scale: Any, offset: Any, out: Any) -> None:
     """Do in one pass over memory what takes NumPy four."""
     for t in range(rows.size):
@@ -120,7 +121,7 @@ def add_products(xp: ModuleType, tile: Any, a: Any, b: Any, double: Sequence[boo
             tile[block, :] += product
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def _add(tile: Any, product: Any) -> None:
     """Add in place; NumPy takes 2.5 times as long for two types."""
     for i in range(tile.shape[0]):

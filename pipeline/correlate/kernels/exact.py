@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from storage.jit import cached_njit
 
 Array = NDArray[Any]
 
@@ -18,7 +19,7 @@ Array = NDArray[Any]
 TILE_ROWS, TILE_COLUMNS = 8, 32
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def dense_moments(block: Array, rows: Array, active: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """Return means, and sums of squares about them, of some rows of a block.
 
@@ -55,7 +56,7 @@ def dense_moments(block: Array, rows: Array, active: Array, low: Array, high: Ar
 
 
 # The order of additions may be changed here, so that several run at once: it is the same for all pairs.
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@cached_njit(fastmath={"reassoc", "contract"})
 def dot(x: Array, y: Array) -> float:
     """Return the sum of products of two rows of equal length."""
     total = 0.0
@@ -64,7 +65,7 @@ def dot(x: Array, y: Array) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def add_pairs(sums: Array, x: Array, y: Array, at_x: Array, at_y: Array) -> None:
     """Add the sums of products of chosen pairs over a piece of rows.
 
@@ -81,7 +82,7 @@ def add_pairs(sums: Array, x: Array, y: Array, at_x: Array, at_y: Array) -> None
         sums[i] += dot(x[at_x[i]], y[at_y[i]])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def add_all(sums: Array, x: Array, y: Array) -> None:
     """Add the sums of products of all pairs, over a piece of rows, as :func:`add_pairs` would.
 
@@ -97,7 +98,7 @@ def add_all(sums: Array, x: Array, y: Array) -> None:
             sums[i, j] += dot(x[i], y[j])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def centre_columns(block: Array, rows: Array, columns: Array, mean: Array, out: Array) -> None:
     """Set `out`, (column, row) float64, to some rows and columns of a block, less the means of the columns."""
     for first in range(0, rows.size, TILE_ROWS):

@@ -20,10 +20,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.prefetch import prefetch
+from storage.jit import cached_njit
 
 Array = NDArray[Any]
 
@@ -162,14 +162,14 @@ def scratch(n_features_b: int, top_k: int) -> Scratch:
     )
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def jaccard(both: float, each: float) -> float:
     """Return rows where both fire ÷ rows where either does, from counts; `each` is the sum of both features' rows."""
     counted = np.rint(both)
     return counted / (each - counted)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def correlation(product: float, half: Half, a: int, b: int) -> float:
     """Return r of features `a` and `b` from their sum of products; NaN if it is not defined."""
     if half.a.scale[a] == 0.0 or half.b.scale[b] == 0.0:
@@ -183,28 +183,28 @@ def correlation(product: float, half: Half, a: int, b: int) -> float:
     return r
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def correlate_pairs(products: Array, half: Half, a: Array, b: Array, out: Array) -> None:
     """Set `out` to r of chosen pairs, (pair,) each, from their sums of products."""
     for i in range(products.size):
         out[i] = correlation(products[i], half, a[i], b[i])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def approximate(sums: Array, total: Array, scale: Array, a: tuple[float, float, float], out: Array) -> None:
     """Set `out` to the approximate r of a block of sums; `a` is (total, scale, 1 / n) of the A feature."""
     for i in range(out.size):
         out[i] = (sums[i] - (a[0] * total[i]) * a[2]) * scale[i] * a[1]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def overlaps(sums: Array, total: Array, a: tuple[float, float, float], out: Array) -> None:
     """Set `out` to Jaccard's index of a block of sums; `a` as in :func:`approximate`."""
     for i in range(out.size):
         out[i] = jaccard(sums[i] - (a[0] * total[i]) * a[2], a[0] + total[i])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def any_above(block: Array, bar: Array, row_bar: float) -> bool:
     """Say whether a value reaches its own bar or that of the row."""
     hits = 0
@@ -213,7 +213,7 @@ def any_above(block: Array, bar: Array, row_bar: float) -> bool:
     return hits > 0
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def count(block: Array, histogram: Array) -> None:
     """Add a block of values to the histogram; they are in [-1, 1] but for rounding."""
     half_bins = (histogram.shape[1] - 1) / 2.0
@@ -221,7 +221,7 @@ def count(block: Array, histogram: Array) -> None:
         histogram[i & (COPIES - 1), int((block[i] + 1.0) * half_bins)] += 1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def push(top: Array, value: float) -> float:
     """Put a value among the ascending best ones if it is better than the worst; return the new worst."""
     if value > top[0]:
@@ -233,7 +233,7 @@ def push(top: Array, value: float) -> float:
     return top[0]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def fetch_list(best: Best, feature: int) -> None:
     """Fetch the end of a feature's list, where most partners enter; it will be needed soon."""
     prefetch(best.id[:, best.id.shape[1] - 1 :], feature)
@@ -241,14 +241,14 @@ def fetch_list(best: Best, feature: int) -> None:
     prefetch(best.held_out[:, best.r.shape[1] - 1 :], feature)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def is_full(output: Output, start: int, a: int, written: int) -> bool:
     """Say whether row `a` has no room: among the kept pairs, or in the matrix, if there is one."""
     rows, columns = output.matrix.shape
     return output.kept.feature.size - written < columns or (rows > 0 and a - start >= rows)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def find_candidates(sums: Array, a: int, start: int, half: Half, output: Output, work: Scratch) -> int:
     """Count all r of a row into the histogram; collect the B features that may enter a list, and their exact r."""
     found = 0
@@ -276,7 +276,7 @@ def find_candidates(sums: Array, a: int, start: int, half: Half, output: Output,
     return found
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def correlate_candidates(sums: Array, a: int, half: Half, found: int, work: Scratch) -> None:
     """Set the held-out r of the candidates from the sums over the held-out rows."""
     for i in range(found):
@@ -284,7 +284,7 @@ def correlate_candidates(sums: Array, a: int, half: Half, found: int, work: Scra
         work.held_out[i] = correlation(sums[b], half, a, b)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def insert(best: Best, feature: int, partner: int, r: float, held_out: float) -> None:
     """Put a partner in a feature's list, if its r is greater than the last one's."""
     ids, values, others = best.id[feature], best.r[feature], best.held_out[feature]
@@ -297,7 +297,7 @@ def insert(best: Best, feature: int, partner: int, r: float, held_out: float) ->
     ids[i], values[i], others[i] = partner, r, held_out
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def record(a: int, first_a: int, found: int, written: int, output: Output, work: Scratch) -> int:
     """Enter the candidates of a row in all lists; return how many pairs have been kept since the last flush."""
     last = output.column.r.shape[1] - 1
@@ -317,7 +317,7 @@ def record(a: int, first_a: int, found: int, written: int, output: Output, work:
     return written
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def reduce_tile(
     tile: Array,
     held_out_tile: Array,
@@ -360,7 +360,7 @@ def reduce_tile(
     return tile.shape[0]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def merge(best: Best, feature: Array, start: Array, partner: Array, r: Array, held_out: Array) -> None:
     """Merge the lists of a panel, those of ``feature[i]`` at ``start[i]:start[i + 1]``, into the lists of all.
 

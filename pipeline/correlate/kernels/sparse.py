@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import Columns, Rows
@@ -34,6 +33,7 @@ from pipeline.correlate.kernels.reduce import (
     is_full,
     record,
 )
+from storage.jit import cached_njit
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ PLACE_AHEAD, ENTRIES_AHEAD, ENTRIES_FETCHED = 16, 6, 64
 VALUES_A_LINE, IDS_A_LINE = 16, 32
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def fetch_entries(b: Rows, row: int) -> None:
     """Fetch the first entries of a row of B."""
     first = b.start[row]
@@ -55,7 +55,7 @@ def fetch_entries(b: Rows, row: int) -> None:
         prefetch(b.feature, at)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def scatter(sums: Array, columns: Columns, column: int, b: Rows) -> None:
     """Add the products of one column of A with all B features to `sums`."""
     end = columns.start[column + 1]
@@ -70,14 +70,14 @@ def scatter(sums: Array, columns: Columns, column: int, b: Rows) -> None:
             sums[b.feature[at]] += value * b.value[at]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def add_products(tile: Array, half: int, columns: Columns, b: Rows) -> None:
     """Streaming: add the products of one slab of rows to a (panel, feature_b) tile."""
     for a in range(tile.shape[0]):
         scatter(tile[a], columns, half * tile.shape[0] + a, b)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit
 def correlate_resident(
     columns: Columns,
     b: Rows,

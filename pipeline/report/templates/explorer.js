@@ -7,8 +7,8 @@
   const ROW_HEIGHT = 44;
   const UNDEFINED = -32768;
   const FIXED_STEP = 1e-4;
-  const FIRST = 1;
-  const LAST = 2;
+  const STARTS = 1;
+  const ENDS = 2;
   const SHORTEST_PREFIX = 2;
   const byId = (id) => document.getElementById(id);
   const index = JSON.parse(byId("x-index").textContent);
@@ -47,7 +47,7 @@
 
   // ---- text -------------------------------------------------------------------------------------------------------
 
-  class Pool {
+  class Passages {
     constructor(pack) {
       Object.assign(this, pack);
       this.text = new TextDecoder().decode(pack.text);
@@ -68,22 +68,17 @@
       return this.own(i).trim() || "␣";
     }
 
-    word(i) {
-      let [first, last] = [i, i];
-      const letter = /^[\p{L}\p{N}]+$/u;
-      if (!letter.test(this.own(i))) return this.token(i);
-      while (i - first < 6 && !this.gap[first] && !(this.flags[first] & FIRST) && letter.test(this.own(first - 1))) first--;
-      while (last - i < 6 && !(this.flags[last] & LAST) && !this.gap[last + 1] && letter.test(this.own(last + 1))) last++;
-      return this.text.slice(this.start[first] + this.gap[first], this.start[last + 1]);
+    wordOf(i) {
+      return this.word[i] ? this.words[this.word[i] - 1] : this.token(i);
     }
   }
 
   // ---- one pair of sites ------------------------------------------------------------------------------------------
 
   class Site {
-    constructor(pack, pool, side, name, page) {
+    constructor(pack, text, side, name, page) {
       Object.assign(this, pack);
-      Object.assign(this, { pool, side, name, page });
+      Object.assign(this, { text, side, name, page });
       this.listed = new Map();
     }
 
@@ -94,13 +89,13 @@
 
     tokens(feature) {
       if (!this.listed.has(feature)) {
-        this.listed.set(feature, [...new Set(this.contexts(feature).map((at) => this.pool.token(this.row[at])))]);
+        this.listed.set(feature, [...new Set(this.contexts(feature).map((at) => this.text.token(this.row[at])))]);
       }
       return this.listed.get(feature);
     }
 
     words(feature) {
-      return this.contexts(feature).map((at) => this.pool.word(this.row[at]));
+      return this.contexts(feature).map((at) => this.text.wordOf(this.row[at]));
     }
 
     label(feature) {
@@ -219,9 +214,9 @@
   async function openPairSet(entry) {
     const names = ["text", entry.packs.a, entry.packs.b, entry.pack];
     const [text, a, b, pairs] = await Promise.all(names.map(unpack));
-    openPairSet.pool ??= new Pool(text);
+    openPairSet.text ??= new Passages(text);
     const sites = Object.fromEntries([["a", a], ["b", b]].map(([side, pack]) =>
-      [side, new Site(pack, openPairSet.pool, side, entry.sites[side], entry.pages[side])]));
+      [side, new Site(pack, openPairSet.text, side, entry.sites[side], entry.pages[side])]));
     return new PairSet(entry, pairs, sites.a, sites.b);
   }
 
@@ -382,24 +377,25 @@
   }
 
   function contextView(site, at, shared) {
-    const { pool } = site;
     const peak = site.row[at];
     const [first, last] = [peak - site.before[at], peak + site.after[at]];
-    const text = el("span", { class: "text", dir: "auto" });
-    if (!(pool.flags[first] & FIRST)) text.append("… ");
+    const { text } = site;
+    const shown = el("span", { class: "text", dir: "auto" });
+    if (!(text.flags[first] & STARTS)) shown.append("… ");
     for (let row = first; row <= last; row++) {
       const level = site.level[at * (2 * index.reach + 1) + index.reach + row - peak];
-      if (row > first) text.append(pool.before(row));
-      text.append(level || row === peak ? el("mark", { class: `l${level}${row === peak ? " p" : ""}` }, pool.own(row)) : pool.own(row));
+      if (row > first) shown.append(text.before(row));
+      shown.append(level || row === peak ? el("mark", { class: `l${level}${row === peak ? " p" : ""}` }, text.own(row)) : text.own(row));
     }
-    if (!(pool.flags[last] & LAST)) text.append(" …");
-    if (shared.has(peak)) text.append(" ", el("span", { class: "also", role: "img", "aria-label": "also among the partner’s top contexts" }, "⇄"));
-    const value = el("span", { class: "value num", title: `document ${pool.document[peak]}` }, number(site.value[at]));
-    return el("li", {}, value, text);
+    if (!(text.flags[last] & ENDS)) shown.append(" …");
+    if (shared.has(peak)) shown.append(" ", el("span", { class: "also", role: "img", "aria-label": "also among the partner’s top contexts" }, "⇄"));
+    const value = el("span", { class: "value num", title: `document ${text.document[peak]}` }, number(site.value[at]));
+    return el("li", {}, value, shown);
   }
 
   function histogram(site, feature) {
-    const bars = Array.from(site.bars.subarray(feature * index.bars, (feature + 1) * index.bars));
+    if (!site.n_bars) return null;
+    const bars = Array.from(site.bars.subarray(feature * site.n_bars, (feature + 1) * site.n_bars));
     const highest = Math.log1p(Math.max(...bars, 1));
     const width = 100 / bars.length;
     const label = `Histogram of ${count(bars.reduce((sum, bar) => sum + bar, 0))} activations above 0, up to ${number(site.largest[feature])}, on a logarithmic scale`;

@@ -1,0 +1,409 @@
+"""The engine of every comparison: scores of the real rows, of each null, and what they mean together.
+
+A comparison says what is scored: paired rows (:func:`score_pairs`), many small sets of them
+(:mod:`pipeline.compare.subsets`), or the second moments of activations (:mod:`pipeline.compare.activations`). How
+paired rows and draws of them are scored, in which blocks runs are made, which nulls are refused, and what a result says
+of a score beside its nulls, is the same for all and stands here and in :mod:`pipeline.compare.nulls`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import xarray as xr
+from dask.utils import format_bytes, parse_bytes
+from distributed import Client, Future
+from distributed.system import MEMORY_LIMIT
+
+from pipeline.compare.base import Family, Metric, families
+from pipeline.compare.batched import runs_at_once, scores_of_stack
+from pipeline.compare.intervals import bootstrap_interval
+from pipeline.compare.metrics import parse_metrics, settings_of
+from pipeline.compare.nulls import Draws, Floats, Null, Sizes, check_finite, run_blocks
+from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
+from pipeline.registries import NULLS
+from pipeline.statistics import Interval, difference, effect_size, p_value
+from pipeline.workers import Planned, ensure_client, tell
+from storage.errors import BudgetError, InputError
+
+logger = logging.getLogger(__name__)
+
+QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
+#: What is said of a score beside one null; see :func:`summary`.
+SUMMARY = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
+DEFAULT_METRICS = ("svcca", "rsa", "svcca_pc1")
+#: Pairings of the same rows in one task: some tenths of a second for 2,000 pairs.
+RUNS_PER_TASK = 20
+NO_INTERVAL = Interval(float("nan"), float("nan"))
+UNDEFINED = "undefined: the rows of a side do not vary, or one is zero"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What the rows of a null are drawn from; a side without rows of its own keeps those that are compared."""
+
+    a: RowSource | None
+    b: RowSource | None
+
+    def sizes(self) -> Sizes:
+        """Return the number of rows of either side."""
+        a, b = (None if side is None else side.shape[0] for side in (self.a, self.b))
+        return a, b
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the rows are compared, checked."""
+
+    metrics: Mapping[str, Metric]
+    nulls: tuple[Null, ...]
+    null_runs: int
+    seed: int
+    intervals: int
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as results keep them."""
+        return {
+            "metrics": {text: settings_of(metric) for text, metric in self.metrics.items()},
+            "nulls": [null.name for null in self.nulls],
+            "null_runs": self.null_runs,
+            "seed": self.seed,
+            "intervals": self.intervals,
+        }
+
+    def draws(self, null: Null, n: int, sizes: Sizes) -> Draws:
+        """Return the runs of a null for n rows."""
+        return Draws(null, n, sizes, self.null_runs, self.seed)
+
+
+@dataclass
+class Outcome:
+    """One metric's score, its interval, the scores of its nulls by their names, and what to know about them."""
+
+    score: float = float("nan")
+    interval: Interval = NO_INTERVAL
+    null: dict[str, Floats] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a score, and so a null to hold it against."""
+        return bool(np.isfinite(self.score))
+
+
+def check_settings(
+    metrics: Sequence[str], nulls: Sequence[str], null_runs: int, seed: int, intervals: int = 0
+) -> Settings:
+    """Return the settings of a comparison.
+
+    Raises
+    ------
+    InputError
+        If a metric or null is unknown or given twice, there is none, or a number is out of range.
+
+    Examples
+    --------
+    >>> check_settings(["rsa"], ["shuffled"], 10, seed=0).record()["nulls"]
+    ['shuffled']
+    """
+    chosen = tuple(NULLS[null] for null in nulls)
+    if not chosen or len(set(nulls)) < len(nulls):
+        raise InputError(f"nulls are some of {', '.join(NULLS)}, each once; not {list(nulls)}")
+    if null_runs < 1:
+        raise InputError(f"null_runs is {null_runs}: a score means nothing without at least one run of a null")
+    for name, value in {"seed": seed, "intervals": intervals}.items():
+        if value < 0:
+            raise InputError(f"{name} is {value}: give 0 or a positive whole number")
+    return Settings(parse_metrics(metrics), chosen, null_runs, seed, intervals)
+
+
+def score_pairs(
+    sides: tuple[RowSource, RowSource],
+    banks: Mapping[str, Bank],
+    settings: Settings,
+    *,
+    client: Client | None = None,
+    memory: str | int = "auto",
+) -> xr.Dataset:
+    """Score paired rows, each score beside its nulls.
+
+    Parameters
+    ----------
+    sides
+        The rows of A and of B, paired in their order.
+    banks
+        What the rows of each null are drawn from, by its name; of nulls that pair the same rows, none.
+    settings
+        From :func:`check_settings`.
+    client
+        Where the tasks run; threads of this process by default.
+    memory
+        What one worker may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``.
+
+    Returns
+    -------
+    xarray.Dataset
+        As :func:`pipeline.compare` describes it.
+
+    Raises
+    ------
+    InputError
+        If a metric is undefined in some runs of a null.
+    BudgetError
+        If the rows do not fit the memory; before anything is computed.
+    """
+    n = sides[0].shape[0]
+    if n < MIN_PAIRS:
+        logger.warning("%d pairs are too few to compare; the scores are undefined", n)
+        note = f"undefined: {n} pairs, at least {MIN_PAIRS} are needed"
+        outcomes = {text: Outcome(notes=[note]) for text in settings.metrics}
+    else:
+        groups = families(settings.metrics.values())
+        fitted = _fit_memory(groups, sides, banks, memory)
+        with ensure_client(client) as used:
+            found = _score(used, sides, banks, settings, fitted)
+        of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), found.values(), strict=True))
+        outcomes = {text: of_metric[metric] for text, metric in settings.metrics.items()}
+    scores = to_dataset(outcomes, [null.name for null in settings.nulls], settings.null_runs)
+    return scores.assign(n_pairs=((), np.int64(n))).assign_attrs(n_pairs=n, **settings.record())
+
+
+def _score(
+    client: Client,
+    sides: tuple[RowSource, RowSource],
+    banks: Mapping[str, Bank],
+    settings: Settings,
+    groups: Sequence[Family],
+) -> dict[Metric, Outcome]:
+    """Return the outcome of every metric, in the order of the families."""
+    rows = [side.on(client) for side in sides]
+    n, d_a, d_b = sides[0].shape[0], sides[0].shape[1], sides[1].shape[1]
+    outcomes = score_rows(rows, n, groups, settings, client)
+    defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
+    for metric in outcomes.keys() - defined.keys():
+        logger.warning("%s is %s", metric.name, UNDEFINED)
+    if settings.intervals:
+        _bootstrap(client, rows, settings, defined)
+    left = [family.only(defined) for family in groups]
+    for null in settings.nulls:
+        if null.name in banks and defined:
+            bank = banks[null.name]
+            draws = settings.draws(null, n, bank.sizes())
+            if reason := draws.too_few():
+                logger.warning("There is no null %s: %s", null.name, reason)
+                for outcome in defined.values():
+                    outcome.notes.append(f"without the null {null.name}: {reason}")
+                continue
+            sides_drawn = zip((bank.a, bank.b), rows, strict=True)
+            drawn_from = [own if side is None else side.on(client) for side, own in sides_drawn]
+            scores = run_blocks(
+                client, score_draws, draws.runs, *drawn_from, [family for family in left if family.metrics], draws,
+                per_task=draws_per_task(n, d_a, d_b), label=f"the null {null.name.replace('_', ' ')}",
+            )  # fmt: skip
+            keep(defined, left, null.name, scores)
+    return outcomes
+
+
+def score_rows(
+    rows: Sequence[Any], n: int, groups: Sequence[Family], settings: Settings, client: Client | None = None
+) -> dict[Metric, Outcome]:
+    """Score paired rows, and all nulls that pair the same rows otherwise: what was prepared serves every pairing.
+
+    Parameters
+    ----------
+    rows
+        Paired rows of A and of B, shapes (n, d_a) and (n, d_b); futures where there is a client.
+    n
+        Number of pairs.
+    groups
+        The metrics by family.
+    settings
+        Which nulls, how many runs, and the seed.
+    client
+        Where the tasks run; here, one after the other, if absent.
+
+    Returns
+    -------
+    dict
+        The outcome of every metric, in the order of the families. One that is undefined on these rows has no nulls.
+
+    Raises
+    ------
+    InputError
+        If a metric is undefined in some runs of a null.
+    """
+    # all are submitted before the first is waited for: what one family computes in one thread, others overlap
+    states = [_call(client, "prepare", _prepare, *rows, family) for family in groups]
+    outcomes: dict[Metric, Outcome] = {}
+    for family, state in zip(groups, states, strict=True):
+        observed = _call(client, "score", _observe, state, family, n)
+        observed = observed.result() if isinstance(observed, Future) else observed
+        outcomes |= observed
+        defined = family.only(metric for metric in observed if observed[metric].defined)
+        nulls = [null for null in settings.nulls if null.source == "rows"] if defined.metrics else []
+        compact = _call(client, "compact", defined.compact, state) if nulls else None
+        for null in nulls:
+            names = " and ".join(metric.name for metric in defined.metrics)
+            scores = run_blocks(
+                client, _score_pairings, settings.null_runs, compact, defined, settings.draws(null, n, (n, n)),
+                per_task=RUNS_PER_TASK, label=f"{names} of {null.name} pairs",
+            )  # fmt: skip
+            keep(outcomes, [defined], null.name, scores)
+    return outcomes
+
+
+def _call(client: Client | None, step: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function makes of its arguments, or its future."""
+    if client is None:
+        return function(*args)
+    return client.submit(function, *args, pure=False, key=f"compare-{step}-{uuid.uuid4().hex}")
+
+
+def _prepare(x: Any, y: Any, family: Family) -> Any:
+    return family.prepare(*paired_rows(x, y))
+
+
+def _observe(state: Any, family: Family, n: int) -> dict[Metric, Outcome]:
+    scores = zip(family.metrics, family.scores(state, np.arange(n)), strict=True)
+    outcomes = {metric: Outcome(score) for metric, score in scores}
+    for metric, outcome in outcomes.items():
+        note = metric.warning(state) if outcome.defined else UNDEFINED
+        outcome.notes.extend([note] if note else [])
+    return outcomes
+
+
+def _score_pairings(runs: range, state: Any, family: Family, draws: Draws) -> Floats:
+    """Task: score pairings of the same rows, shape (metric, run)."""
+    return np.array([family.scores(state, draws.places(run)[1]) for run in runs]).T
+
+
+def score_draws(runs: range, bank_a: Any, bank_b: Any, groups: Sequence[Family], draws: Draws) -> Floats:
+    """Task: score rows drawn from two banks, shape (metric, run); as many draws are prepared at once as fit a stack."""
+    at_once = runs_at_once(draws.n, bank_a.shape[1], bank_b.shape[1])
+    scores: list[list[float]] = []
+    for start in range(runs.start, runs.stop, at_once):
+        places = map(draws.places, range(start, min(start + at_once, runs.stop)))
+        sides = zip(*(paired_rows(bank_a[a], bank_b[b]) for a, b in places), strict=True)
+        scores += scores_of_stack(groups, *map(np.stack, sides))
+    return np.array(scores).T
+
+
+def draws_per_task(n: int, d_a: int, d_b: int) -> int:
+    """Return how many draws make a task of about a second, from how many fit a stack.
+
+    Examples
+    --------
+    >>> draws_per_task(4793, 512, 768), draws_per_task(100, 576, 384)
+    (4, 225)
+    """
+    return min(250, max(4, 25 * (runs_at_once(n, d_a, d_b) - 1)))
+
+
+def keep(outcomes: Mapping[Metric, Outcome], groups: Sequence[Family], null: str, scores: Floats) -> None:
+    """Put the scores of a null, shape (metric, run), to the outcomes; of metrics without a score they do not count.
+
+    Raises
+    ------
+    InputError
+        If a metric is undefined in some runs.
+    """
+    for metric, values in zip(itertools.chain(*(family.metrics for family in groups)), scores, strict=True):
+        if outcomes[metric].defined:
+            check_finite(values, metric.name, null)
+            outcomes[metric].null[null] = values
+
+
+def _bootstrap(client: Client, rows: Sequence[Future], settings: Settings, outcomes: Mapping[Metric, Outcome]) -> None:
+    scores = {str(i): metric.score_drawn for i, metric in enumerate(outcomes)}
+    x, y = (side.result() for side in rows)
+    intervals = bootstrap_interval(x, y, scores, runs=settings.intervals, seed=settings.seed, client=client)
+    for outcome, interval in zip(outcomes.values(), intervals.values(), strict=True):
+        outcome.interval = interval
+        outcome.notes.extend([interval.note] if interval.note else [])
+
+
+def allowed_memory(memory: str | int) -> int:
+    """Return the bytes that may be used: as given, or half of what is free with ``"auto"``.
+
+    Examples
+    --------
+    >>> allowed_memory("4GB")
+    4000000000
+    """
+    if memory == "auto":
+        return int(min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2)
+    return int(parse_bytes(memory))
+
+
+def _fit_memory(
+    groups: Sequence[Family], sides: tuple[RowSource, RowSource], banks: Mapping[str, Bank], memory: str | int
+) -> list[Family]:
+    """Return the families in the forms that fit the memory together, or refuse."""
+    n, (d_a, d_b) = sides[0].shape[0], (side.shape[1] for side in sides)
+    fitted, allowed = list(groups), allowed_memory(memory)
+    drawn_from = [side.shape for bank in banks.values() for side in (bank.a, bank.b) if side is not None]
+    banked = sum(8 * rows * d for rows, d in drawn_from)
+    for i, family in enumerate(fitted):
+        others = banked + sum(other.memory(n, d_a, d_b) for other in fitted if other is not family)
+        fitted[i] = family.within(allowed - others, n, d_a, d_b)
+    needed = {"/".join(metric.name for metric in family.metrics): family.memory(n, d_a, d_b) for family in fitted}
+    needed |= {"rows to draw from": banked} if banked else {}
+    if (total := sum(needed.values())) > allowed:
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in needed.items())
+        raise BudgetError(
+            f"{n} pairs need {format_bytes(total)} ({parts}), allowed are {format_bytes(allowed)}; match fewer pairs "
+            "(a higher min_correlation), leave a metric out, or allow more memory"
+        )
+    tell(Planned("Comparing", total))
+    return fitted
+
+
+def to_dataset(outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int) -> xr.Dataset:
+    """Return outcomes as a dataset over ``metric``, ``null`` and ``run``; NaN where a null could not be drawn."""
+    none = np.full(runs, np.nan)
+    null_scores = np.array([[outcome.null.get(null, none) for outcome in outcomes.values()] for null in nulls])
+    summaries = [
+        [summary(outcome.score, values) for outcome, values in zip(outcomes.values(), of_null, strict=True)]
+        for of_null in null_scores
+    ]
+    each = outcomes.values()
+    variables: dict[str, Any] = {
+        "score": ("metric", np.array([outcome.score for outcome in each])),
+        "null_score": (("null", "metric", "run"), null_scores),
+        **{
+            name: (("null", "metric"), np.array([[one[name] for one in of_null] for of_null in summaries]))
+            for name in SUMMARY
+        },
+        "low": ("metric", np.array([outcome.interval.low for outcome in each])),
+        "high": ("metric", np.array([outcome.interval.high for outcome in each])),
+        "note": ("metric", np.array(["; ".join(outcome.notes) for outcome in each], object)),
+    }
+    return xr.Dataset(variables, {"metric": np.array(list(outcomes), object), "null": np.array(nulls, object)})
+
+
+def summary(score: float, null: Floats) -> dict[str, float]:
+    """Return what a score means beside one null; NaN where there is none.
+
+    Examples
+    --------
+    >>> said = summary(0.9, np.array([0.1, 0.2, 0.3]))
+    >>> round(said["difference"], 3), said["p"]
+    (0.7, 0.25)
+    """
+    if not len(null) or not np.isfinite(null).all():
+        return dict.fromkeys(SUMMARY, float("nan"))
+    return {
+        "null_mean": float(null.mean()),
+        "null_std": float(null.std()),
+        **{name: float(np.quantile(null, level)) for name, level in QUANTILES.items()},
+        "z": effect_size(score, null),
+        "difference": difference(score, null),
+        "p": p_value(score, null),
+    }

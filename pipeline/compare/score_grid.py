@@ -1,0 +1,255 @@
+"""All scores of an experiment as one labelled dataset, corrected for their number: as data, CSV and LaTeX.
+
+Every pair of sites has a result of its own (:func:`pipeline.compare`). Here they are stacked over (site_a, site_b,
+metric, null). A grid is many tests: with 55 pairs of layers and three metrics, eight of 165 p-values lie below 0.05 by
+chance alone. So p is corrected over the whole grid, apart for each null, since each null asks a question of its own.
+
+>>> values = {"score": ("metric", [0.7]), "p": (("null", "metric"), [[0.01]]), "n_pairs": 50}
+>>> one = xr.Dataset(values, {"metric": ["rsa"], "null": ["shuffled"]})
+>>> grid = score_grid({("layers.1", "layers.1"): one, ("layers.1", "layers.2"): one.assign(p=one.p * 4)})
+>>> grid.p_holm.sel(metric="rsa", null="shuffled").values.tolist()
+[[0.02, 0.04]]
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
+from storage import fingerprint, make_result, new_manifest, open_result
+from storage.errors import FormatError, MissingInputError
+from storage.files import write_text
+from storage.rundir import RunDirectory
+
+STAGE = "scores"
+Sites = tuple[str, str]
+
+#: Variables of a comparison over metric, and over null and metric.
+OF_METRIC = ("score", "low", "high")
+OF_NULL = ("null_mean", "null_std", "null_q05", "null_q95", "difference", "z", "p")
+#: Columns of :func:`scores_table`, the content of ``scores.csv``.
+SCORE_COLUMNS = (
+    "site_a", "site_b", "metric", "null", *OF_METRIC, *OF_NULL, "p_holm", "p_bh", "tests", "n_pairs", "null_runs",
+    "note",
+)  # fmt: skip
+#: Beyond so many rows a LaTeX table is set over several pages.
+LONG_TABLE = 40
+
+
+def score_grid(
+    results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path | None = None, *, overwrite: bool = False
+) -> xr.Dataset:
+    """Stack the scores of many pairs of sites, and correct their p-values.
+
+    Parameters
+    ----------
+    results
+        Results of :func:`pipeline.compare`, or their paths, by the sites of A and B. Pairs of sites that are missing
+        from the grid, and metrics or nulls that a result lacks, are NaN.
+    out
+        Where the grid is written; a current one is left as it is. In memory only if absent; needs paths.
+    overwrite
+        Whether a result at `out` that came from other inputs may be replaced.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over (site_a, site_b, metric): ``score``, ``low``, ``high`` float64 and ``note``, text. Over (site_a, site_b,
+        metric, null): ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``difference``, ``z``, ``p``,
+        ``p_holm``, ``p_bh`` float64 and ``null_runs`` int64, the runs that were asked for. Over (site_a, site_b):
+        ``n_pairs`` int64. Over null: ``tests`` int64, the p-values that were corrected together, and ``power``, text:
+        says so where no score could have become significant.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no result, or a path leads nowhere.
+    FormatError
+        If a result is of an older release.
+    """
+    if not results:
+        raise MissingInputError("There are no scores yet: no pair of sites has been compared")
+    inputs = {f"{a}--{b}": fingerprint(one) for (a, b), one in results.items() if not isinstance(one, xr.Dataset)}
+    manifest = new_manifest(STAGE, inputs, {"level": LEVEL})
+
+    def make() -> xr.Dataset:
+        opened = {sites: _load(one) for sites, one in results.items()}
+        return _corrected(_stack(opened)).assign_attrs(manifest.to_attrs())
+
+    return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
+    ds = one if isinstance(one, xr.Dataset) else open_result(one, "compare")
+    if "null" not in ds.dims:
+        raise FormatError(
+            f"{one} is a comparison of an older release, without named nulls: make it again (`subspace run`)"
+        )
+    runs = xr.full_like(ds["p"], ds.sizes.get("run", 0), np.int64)
+    return ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs).load()
+
+
+def _stack(opened: Mapping[Sites, xr.Dataset]) -> xr.Dataset:
+    labels: dict[str, list[str]] = {
+        "site_a": _union([a] for a, _ in opened),
+        "site_b": _union([b] for _, b in opened),
+        "metric": _union(ds["metric"].values.tolist() for ds in opened.values()),
+        "null": _union(ds["null"].values.tolist() for ds in opened.values()),
+    }
+    dims = {
+        **dict.fromkeys(OF_METRIC, ("site_a", "site_b", "metric")),
+        **dict.fromkeys((*OF_NULL, "null_runs"), ("site_a", "site_b", "metric", "null")),
+        "n_pairs": ("site_a", "site_b"),
+    }
+    coords = {name: np.array(values, object) for name, values in labels.items()}
+    shapes = {name: [len(labels[dim]) for dim in each] for name, each in dims.items()}
+    grid = xr.Dataset({name: (dims[name], np.full(shapes[name], np.nan)) for name in dims}, coords)
+    grid["note"] = (dims["score"], np.full(shapes["score"], "not compared", object))
+    for (a, b), ds in opened.items():
+        here: dict[str, Any] = {"site_a": a, "site_b": b, "metric": ds["metric"].values}
+        grid["n_pairs"].loc[{"site_a": a, "site_b": b}] = int(ds["n_pairs"])
+        grid["note"].loc[here] = ds["note"].values if "note" in ds else ""
+        for name in (*OF_METRIC, *OF_NULL, "null_runs"):
+            if name in ds:
+                place = here | ({"null": ds["null"].values} if "null" in dims[name] else {})
+                grid[name].loc[place] = ds[name].transpose(*dims[name][2:]).values
+    counts = {name: grid[name].fillna(0).astype(np.int64) for name in ("n_pairs", "null_runs")}
+    return grid.assign(counts)
+
+
+def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+    """Return all labels once, in the order in which they first occur."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+
+
+def _corrected(grid: xr.Dataset) -> xr.Dataset:
+    """Add p corrected over the grid, apart for each null, and whether there were runs enough for that."""
+    p = grid["p"].values
+    adjusted = {"p_holm": np.empty_like(p), "p_bh": np.empty_like(p)}
+    tests, power = [], []
+    for i in range(p.shape[-1]):
+        adjusted["p_holm"][..., i], adjusted["p_bh"][..., i] = holm(p[..., i]), benjamini_hochberg(p[..., i])
+        defined = np.isfinite(p[..., i])
+        tests.append(int(defined.sum()))
+        runs = grid["null_runs"].values[..., i][defined]
+        power.append(power_note(tests[-1], int(runs.min(initial=2**62))))
+    columns = {name: (grid["p"].dims, values) for name, values in adjusted.items()}
+    return grid.assign(columns).assign(
+        tests=("null", np.array(tests, np.int64)), power=("null", np.array(power, object))
+    )
+
+
+def scores_table(grid: xr.Dataset) -> pd.DataFrame:
+    """Return a grid as a tidy table: a row for each pair of sites that was compared, metric and null.
+
+    Parameters
+    ----------
+    grid
+        From :func:`score_grid`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns :data:`SCORE_COLUMNS`.
+    """
+    flat = grid.drop_vars("power").load()
+    wide = xr.broadcast(flat)[0].to_dataframe(dim_order=["site_a", "site_b", "metric", "null"]).reset_index()
+    compared = wide["note"] != "not compared"
+    return wide.loc[compared, list(SCORE_COLUMNS)].reset_index(drop=True)
+
+
+def power_notes(grid: xr.Dataset) -> dict[str, str]:
+    """Return, for each null with too few runs, what to do."""
+    notes = zip(grid["null"].values.tolist(), grid["power"].values.tolist(), strict=True)
+    return {null: note for null, note in notes if note}
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    r"""Return the table of scores as LaTeX, for ``\usepackage{booktabs,longtable}``; bold where Holm's p is below 0.05.
+
+    Parameters
+    ----------
+    table
+        From :func:`scores_table`.
+    """
+    table = table.reset_index(drop=True)
+    shown = pd.DataFrame(
+        {
+            "A": table["site_a"],
+            "B": table["site_b"],
+            "metric": table["metric"],
+            "null": table["null"],
+            "pairs": [f"{n:,}" for n in table["n_pairs"]],
+            "score": [_number(x) for x in table["score"]],
+            "interval": [_interval(*ends) for ends in zip(table["low"], table["high"], strict=True)],
+            "chance": [
+                "" if np.isnan(mean) else f"{mean:.3f} ± {std:.3f}"
+                for mean, std in zip(table["null_mean"], table["null_std"], strict=True)
+            ],
+            "p": [_number(x) for x in table["p"]],
+            "p (Holm)": [_number(x) for x in table["p_holm"]],
+        }
+    )
+    if (shown["interval"] == "").all():
+        shown = shown.drop(columns="interval")
+    significant = (table["p_holm"] < LEVEL).to_numpy()
+    style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    bold = np.where(significant, "font-weight: bold", "").tolist()
+    style = style.apply(lambda _: pd.Series(bold), subset=["score"], axis=0)
+    text: str = style.to_latex(
+        hrules=True,
+        convert_css=True,
+        column_format="llll" + "r" * (len(shown.columns) - 4),
+        environment="longtable" if len(shown) > LONG_TABLE else None,
+    )
+    return text.replace("±", r"$\pm$").replace("–", "--")
+
+
+def _number(x: float) -> str:
+    """Write a score or a p.
+
+    >>> _number(0.12345), _number(0.000999), _number(float("nan"))
+    ('0.123', '0.001', '')
+    """
+    return "" if np.isnan(x) else f"{x:.3f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f"{low:.3f} – {high:.3f}"
+
+
+def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Dataset:
+    """Write ``scores.zarr``, ``scores.csv`` and ``scores.tex`` of a run, from the pairs of sites that are compared.
+
+    Parameters
+    ----------
+    directory
+        The run.
+    site_pairs
+        The pairs of sites; those without a result are left out.
+
+    Returns
+    -------
+    xarray.Dataset
+        The grid; see :func:`score_grid`.
+
+    Raises
+    ------
+    MissingInputError
+        If none has a result.
+    """
+    paths = {sites: directory.scores(*sites) for sites in site_pairs}
+    grid = score_grid(
+        {sites: path for sites, path in paths.items() if path.exists()}, directory.score_grid, overwrite=True
+    )
+    table = scores_table(grid)
+    write_text(directory.root / "scores.csv", table.to_csv(index=False))
+    write_text(directory.root / "scores.tex", to_latex(table))
+    return grid

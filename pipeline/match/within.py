@@ -1,0 +1,100 @@
+"""Matching inside sets of features: only pairs with both features in their side's set compete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.match.edges import Edges, Method, lookup, read_edges
+from pipeline.registries import METHODS
+from storage import open_result
+from storage.errors import InputError
+
+
+def match_within(
+    cor: str | Path,
+    sets: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    method: str = "greedy",
+    min_correlation: float = 0.1,
+) -> dict[str, xr.Dataset]:
+    """Pair features within sets, each set on its own; the kept pairs are read once for all.
+
+    Exact, like :func:`pipeline.match`: r of kept pairs is that of the correlation result, and pairs below the minimum
+    may not be matched.
+
+    Parameters
+    ----------
+    cor
+        The correlation result on disk.
+    sets
+        By name, the ids of A's and of B's features that may be paired.
+    method
+        A matching method; see :func:`pipeline.match`.
+    min_correlation
+        Lowest r of a pair; not below the ``keep_above`` of the correlation.
+
+    Returns
+    -------
+    dict of xarray.Dataset
+        By name, over ``pair`` from the highest r down: ``feature_a``, ``feature_b`` int32; ``r``, ``r_heldout``
+        float64, the latter NaN where all rows chose.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, the minimum is below what was kept, or an id is no feature.
+    MissingInputError
+        If there is no correlation result.
+    """
+    choose = METHODS[method]
+    with open_result(cor, "correlate") as correlation:
+        kept = float(correlation.attrs["keep_above"])
+        if not kept <= min_correlation <= 1:
+            raise InputError(
+                f"min_correlation is {min_correlation}; {cor} keeps pairs with r ≥ {kept}: give {kept} to 1"
+            )
+        edges = read_edges(cor, correlation, min_correlation)
+        chosen = {name: _pair(edges, *own, choose) for name, own in sets.items()}
+        heldout = _heldout(cor, edges, chosen) if "r_heldout" in correlation else {}
+    return {name: _dataset(edges.take(np.sort(at)), heldout) for name, at in chosen.items()}
+
+
+def _pair(edges: Edges, ids_a: ArrayLike, ids_b: ArrayLike, choose: Method) -> NDArray[np.int64]:
+    """Return the positions of the edges that are chosen within one set."""
+    inside = _mask(ids_a, edges.n_a)[edges.ids_a] & _mask(ids_b, edges.n_b)[edges.ids_b]
+    at = np.flatnonzero(inside)
+    return at[choose(edges.take(at))]
+
+
+def _mask(ids: ArrayLike, n: int) -> NDArray[np.bool_]:
+    numbers = np.asarray(ids, np.int64)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < n:
+        raise InputError(f"a set holds ids from {numbers.min()} to {numbers.max()}, but there are {n} features")
+    mask = np.zeros(n, bool)
+    mask[numbers] = True
+    return mask
+
+
+def _heldout(cor: str | Path, edges: Edges, chosen: Mapping[str, NDArray[np.int64]]) -> dict[tuple[int, int], float]:
+    """Return r on the held-out rows of every pair that any set chose, read in one pass."""
+    at = np.unique(np.concatenate([np.zeros(0, np.int64), *chosen.values()]))
+    values = lookup(cor, "r_heldout", edges.ids_a[at], edges.ids_b[at], edges.n_a)
+    return dict(zip(zip(edges.ids_a[at].tolist(), edges.ids_b[at].tolist(), strict=True), values.tolist(), strict=True))
+
+
+def _dataset(pairs: Edges, heldout: Mapping[tuple[int, int], float]) -> xr.Dataset:
+    order = pairs.order
+    ids_a, ids_b = pairs.ids_a[order], pairs.ids_b[order]
+    found = [heldout.get(ids, np.nan) for ids in zip(ids_a.tolist(), ids_b.tolist(), strict=True)]
+    return xr.Dataset(
+        {
+            "feature_a": ("pair", ids_a),
+            "feature_b": ("pair", ids_b),
+            "r": ("pair", pairs.r[order]),
+            "r_heldout": ("pair", np.array(found, np.float64)),
+        }
+    )

@@ -1,0 +1,124 @@
+"""The verdict follows the corrected p-values and nothing else."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from pipeline.report.verdict import EasyPairs, criterion, judge
+from pipeline.statistics import benjamini_hochberg, holm
+
+NO_EASY = EasyPairs(10, 0)
+
+
+def scores(p: dict[tuple[str, str], float], null_runs: int = 1000, note: str = "", **columns: float) -> pd.DataFrame:
+    """Make a table of scores from p by (site of B, metric)."""
+    table = pd.DataFrame(
+        [
+            {
+                "site_a": "a1", "site_b": site, "metric": metric, "null": "shuffled", "score": 0.5,
+                "null_mean": 0.2, "null_q95": 0.3, "p": one, "null_runs": null_runs, "note": note, **columns,
+            }
+            for (site, metric), one in p.items()
+        ]
+    )  # fmt: skip
+    table["tests"] = table["p"].notna().sum()
+    return table.assign(p_holm=holm(table["p"].to_numpy()), p_bh=benjamini_hochberg(table["p"].to_numpy()))
+
+
+def matching(**columns: float) -> pd.DataFrame:
+    """Make a table of one pair of sites."""
+    usual = {
+        "n_pairs": 80, "possible": 100, "r_mean": 0.62, "r_heldout_mean": 0.55, "replicated": 0.9, "r_random": 0.001,
+        "rows_heldout": 500,
+    }  # fmt: skip
+    return pd.DataFrame([{**usual, **columns}])
+
+
+SITES = pd.DataFrame({"side": ["A"], "site": ["a1"], "fvu": [0.2]})
+LOW, HIGH = 0.001, 0.4
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ({("b1", "svcca"): LOW, ("b1", "rsa"): LOW}, "At the one pair of sites, matched"),
+        ({("b1", "svcca"): LOW, ("b2", "svcca"): LOW}, "At all 2 pairs of sites, matched"),
+        ({("b1", "svcca"): HIGH, ("b1", "rsa"): HIGH}, "No evidence"),
+        ({("b1", "svcca"): LOW, ("b1", "rsa"): HIGH}, "At 1 of 1 pairs"),
+        ({("b1", "svcca"): LOW, ("b1", "rsa"): LOW, ("b2", "svcca"): HIGH, ("b2", "rsa"): HIGH}, "At 1 of 2 pairs"),
+        ({("b1", "svcca"): float("nan"), ("b1", "rsa"): float("nan")}, "No evidence"),
+    ],
+)
+def test_headline(p: dict[tuple[str, str], float], expected: str) -> None:
+    assert judge(scores(p), matching(), SITES, NO_EASY, []).headline.startswith(expected)
+
+
+def test_a_partial_win_says_by_which_share() -> None:
+    headline = judge(scores({("b1", "svcca"): LOW, ("b1", "rsa"): HIGH}), matching(), SITES, NO_EASY, []).headline
+    assert headline.endswith("but at none by all of these metrics.")
+    p = {(site, metric): LOW for site in ("b1", "b2") for metric in ("svcca", "rsa")} | {("b2", "rsa"): HIGH}
+    headline = judge(scores(p), matching(), SITES, NO_EASY, []).headline
+    assert headline.startswith("At 1 of 2 pairs")
+    assert headline.endswith("at 1 more by some of these metrics only.")
+
+
+def test_a_metric_that_is_nowhere_defined_does_not_enter() -> None:
+    table = scores({("b1", "svcca"): LOW, ("b1", "rsa"): float("nan")})
+    table.loc[table["metric"] == "rsa", "score"] = float("nan")
+    verdict = judge(table, matching(), SITES, NO_EASY, [])
+    assert verdict.headline.startswith("At the one pair of sites")
+    assert "RSA" not in verdict.headline
+    assert "RSA is undefined at every pair of sites." in verdict.findings
+
+
+def test_the_first_component_alone_proves_nothing() -> None:
+    table = scores({("b1", "svcca"): HIGH, ("b1", "svcca_pc1"): LOW})
+    assert judge(table, matching(), SITES, NO_EASY, []).headline.startswith("No evidence")
+
+
+def test_a_significant_score_below_chance_does_not_count() -> None:
+    assert judge(scores({("b1", "svcca"): LOW}, score=0.1), matching(), SITES, NO_EASY, []).headline.startswith("No ev")
+
+
+def test_uncorrected_significance_is_not_enough() -> None:
+    table = scores({(f"b{i}", "svcca"): 0.03 if i == 0 else HIGH for i in range(10)})
+    assert judge(table, matching(), SITES, NO_EASY, []).headline.startswith("No evidence")
+
+
+def test_too_few_runs_for_holm_fall_back_to_false_discoveries_and_say_so() -> None:
+    table = scores({(f"b{i}", "svcca"): 1 / 101 for i in range(10)}, null_runs=100)
+    assert criterion(table) == "p_bh"
+    verdict = judge(table, matching(), SITES, NO_EASY, [])
+    assert "Benjamini–Hochberg" in verdict.headline
+    assert any("too few for Holm" in limit for limit in verdict.limits)
+
+
+def test_findings_state_chance_and_the_fall_of_r() -> None:
+    findings = " ".join(judge(scores({("b1", "svcca"): LOW}), matching(), SITES, NO_EASY, []).findings)
+    for part in (
+        "0.500, where shuffled pairings give 0.200",
+        "80 % of",
+        "0.62",
+        "0.55",
+        "a change of −0.07",
+        "90 % of them",
+        "0.001",
+        "38 % of the way",
+    ):
+        assert part in findings
+
+
+def test_limits_are_named() -> None:
+    poor = SITES.assign(fvu=0.6)
+    table = scores({("b1", "svcca"): LOW, ("b2", "svcca"): LOW}, note="saturated: few pairs")
+    limits = " ".join(judge(table, matching(rows_heldout=0), poor, EasyPairs(10, 4), ["a1 – b9"]).limits)
+    for part in ("a1 – b9", "inflated by the choice", "4 are of the easy kind", "saturated: few pairs", "0.60 of the"):
+        assert part in limits
+
+
+def test_no_pairs() -> None:
+    nan = float("nan")
+    empty = matching(n_pairs=0, r_mean=nan, r_heldout_mean=nan, replicated=nan)
+    verdict = judge(scores({("b1", "svcca"): nan}, score=nan), empty, SITES, EasyPairs(0, 0), [])
+    assert "No pair of features reached" in " ".join(verdict.findings)
