@@ -61,6 +61,24 @@ static int path_of_fd(int fd, char *path) {
     return n > 0;
 }
 
+/* Take "." and ".." and double slashes out of an absolute path. */
+static void straighten(char *path) {
+    char *to = path;
+    for (const char *from = path; *from;) {
+        while (*from == '/') from++;
+        size_t n = strcspn(from, "/");
+        if (n == 2 && from[0] == '.' && from[1] == '.') {
+            while (to > path && *--to != '/');
+        } else if (n && !(n == 1 && from[0] == '.')) {
+            *to++ = '/';
+            memmove(to, from, n);
+            to += n;
+        }
+        from += n;
+    }
+    *to = '\0';
+}
+
 /* Write the absolute path of `name`, relative to the folder `fd`, to `path`; say whether it is below the root. */
 static int path_at(int fd, const char *name, char *path) {
     int error = errno;
@@ -70,6 +88,7 @@ static int path_at(int fd, const char *name, char *path) {
         size_t n = strlen(path);
         snprintf(path + n, PATH_MAX - n, "/%s", name);
     }
+    straighten(path);
     errno = error;
     return below(path);
 }
