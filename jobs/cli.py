@@ -26,10 +26,11 @@ from pipeline.compare.__main__ import command as compare_command
 from pipeline.compare.verbs import activations_command
 from pipeline.correlate.__main__ import command as correlate_command
 from pipeline.correlate.verbs import bootstrap_command, convergence_command
+from pipeline.experiment.run import RunResult, check_inputs, run
+from pipeline.experiment.stages import StageName
 from pipeline.harvest.__main__ import command as harvest_command
 from pipeline.match.__main__ import command as match_command
 from pipeline.report.__main__ import command as report_command
-from pipeline.run import RunResult, Stage, check_inputs, run
 from pipeline.script import (
     AllowBadSite,
     AsJson,
@@ -99,7 +100,7 @@ def run_command(
     context: typer.Context,
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
-    until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = "report",
     share: Annotated[
         str | None,
         typer.Option(
@@ -140,7 +141,7 @@ def demo_command(
     _show_run(result, "report", as_json=as_json)
 
 
-def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
+def _show_run(result: RunResult, until: StageName, *, as_json: bool) -> None:
     """Print where everything is and, once there are scores, a table with one line for each pair of sites."""
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
     if until == "report":

@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 
 from pipeline.config import MatchMethod
+from pipeline.experiment.sweep import save_sweep, steps, sweep
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
 from pipeline.script import AsJson, Cluster, ClusterFile, Out, StoreA, StoreB, open_client, show, wide_console
-from pipeline.sweep import save_sweep, steps, sweep
 from storage import new_manifest, write_result
 from storage.manifest import fingerprint
 from storage.rundir import RunDirectory, Side

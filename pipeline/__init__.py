@@ -8,9 +8,9 @@ from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
+from pipeline.experiment.run import run
 from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.report.run import report
-from pipeline.run import run
 
 __all__ = ["compare", "compare_activations", "compare_rows", "contexts", "correlate", "match", "report", "run"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pandas as pd
 import xarray as xr
 
 from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
-from storage import fingerprint, make_result, new_manifest, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 
@@ -72,14 +72,18 @@ def score_grid(results: Mapping[Sites, str | Path | xr.Dataset], out: str | Path
     """
     if not results:
         raise MissingInputError("There are no scores yet: no pair of sites has been compared")
-    inputs = {f"{a}--{b}": fingerprint(one) for (a, b), one in results.items() if not isinstance(one, xr.Dataset)}
-    manifest = new_manifest(STAGE, inputs, {"level": LEVEL})
+    manifest = grid_manifest({sites: one for sites, one in results.items() if not isinstance(one, xr.Dataset)})
 
     def make() -> xr.Dataset:
         opened = {sites: _load(one) for sites, one in results.items()}
         return _corrected(_stack(opened)).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make)
+
+
+def grid_manifest(results: Mapping[Sites, str | Path], identify: Callable[[str | Path], str] = fingerprint) -> Manifest:
+    """Return what a grid depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    return new_manifest(STAGE, {f"{a}--{b}": identify(path) for (a, b), path in results.items()}, {"level": LEVEL})
 
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from pipeline import workers
 from pipeline.config import load_experiment
-from pipeline.run import RunResult, run
+from pipeline.experiment.run import RunResult, run
 from pipeline.workers import local_client
 from storage.rundir import RunDirectory
 

@@ -8,7 +8,7 @@ partner from the result of each site of the other, and keeps the best of these b
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES
-from storage import InputError, fingerprint, is_current, new_manifest, open_result, write_result
+from storage import InputError, Manifest, fingerprint, is_current, new_manifest, open_result, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ def best_layer(correlations: Mapping[SitePair, str | Path], out: str | Path | No
     """
     if not correlations:
         raise InputError("There are no correlation results to find best sites in; give at least one pair of sites")
-    hashes = {f"{a}--{b}": fingerprint(path) for (a, b), path in correlations.items()}
-    manifest = new_manifest(STAGE, hashes, {"sites": [list(sites) for sites in correlations]})
+    manifest = best_layer_manifest(correlations)
     if out is not None and is_current(out, manifest):
         logger.info("%s is up to date", out)
         return open_result(out, STAGE)
@@ -94,6 +93,14 @@ def best_layer(correlations: Mapping[SitePair, str | Path], out: str | Path | No
     for side in "ab":
         _write_csv(ds, side, Path(out).with_name(f"{Path(out).stem}_{side}.csv"))
     return open_result(out, STAGE)
+
+
+def best_layer_manifest(
+    correlations: Mapping[SitePair, str | Path], identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the best layers depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    hashes = {f"{a}--{b}": identify(path) for (a, b), path in correlations.items()}
+    return new_manifest(STAGE, hashes, {"sites": [list(sites) for sites in correlations]})
 
 
 def _best_layer(results: Mapping[SitePair, xr.Dataset]) -> xr.Dataset:

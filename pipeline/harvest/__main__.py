@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.run import run
+from pipeline.experiment.run import run
 from pipeline.script import (
     AllowBadSite,
     AsJson,

@@ -27,7 +27,7 @@ from pipeline.match.filters import (
 )
 from pipeline.match.greedy import best, best_of_b, greedy, mutual, rematch, unique
 from pipeline.match.words import check_contexts, check_stores
-from storage import check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
+from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def match(
         path, correlation, method, min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
     )
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
-    manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
+    manifest = match_manifest(path, choice, text)
 
     def make() -> xr.Dataset:
         data = Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text)
@@ -214,14 +214,20 @@ def _text_inputs(
     return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus), recognised)
 
 
-def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
-    inputs = {"correlation": fingerprint(path)}
+def match_manifest(
+    path: str, choice: Choice, text: TextInputs | None, identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the pairs of the correlation at `path` depend on; `text` only where a filter reads it.
+
+    `identify` returns the fingerprint of what is, or will be, at a path.
+    """
+    inputs = {"correlation": identify(path)}
     if text is not None:
-        inputs |= {f"contexts_{side}": fingerprint(each) for side, each in zip("ab", text.contexts, strict=True)}
-        inputs["corpus"] = fingerprint(text.corpus)
+        inputs |= {f"contexts_{side}": identify(each) for side, each in zip("ab", text.contexts, strict=True)}
+        inputs["corpus"] = identify(text.corpus)
         recognised = zip("ab", text.non_concept or (), strict=False)
-        inputs |= {f"non_concept_{side}": fingerprint(each) for side, each in recognised}
-    return inputs
+        inputs |= {f"non_concept_{side}": identify(each) for side, each in recognised}
+    return new_manifest(STAGE, inputs, choice.settings())
 
 
 def _log(pairs: xr.Dataset, choice: Choice) -> None:

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from pipeline.config import Experiment, SemanticsConfig
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
+from pipeline.semantics.stage import run_semantics
 from pipeline.semantics.tables import study_frame
-from pipeline.semantics_stage import run_semantics
 from storage.errors import InputError
 from storage.rundir import RunDirectory
 
@@ -64,9 +64,8 @@ def command(
     }
     directory = RunDirectory(run)
     config = with_semantics(Experiment.model_validate(directory.read_experiment()), given)
-    settings: SemanticsConfig = config.semantics or SemanticsConfig()
     with open_client(context, cluster, cluster_file) as client:
-        table = run_semantics(config, settings, directory, client)
+        table = run_semantics(config, directory, client)
     # the report and a later run read the settings from there
     directory.write_experiment(config.model_dump(mode="json"))
     _show(table, directory, as_json=as_json, show_all=show_all)

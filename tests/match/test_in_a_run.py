@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline.experiment.run import run
 from pipeline.match.fates import Fate
-from pipeline.run import run
 from storage.rundir import RunDirectory
 
 pytest.importorskip("torch")
