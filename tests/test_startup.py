@@ -125,7 +125,7 @@ def test_the_help_lists_every_verb_with_its_summary() -> None:
 def test_functions_of_the_package_hide_the_modules_of_the_same_name() -> None:
     """Importing a submodule sets an attribute of its package: it must not take the place of the stage."""
     code = (
-        "import pipeline.compare.run, pipeline.correlate.run, pipeline.match.run, pipeline.report.run, pipeline.run;"
+        "import pipeline.compare.run, pipeline.correlate.run, pipeline.match.run, pipeline.report.run, pipeline.experiment.run;"
         "print(*[callable(getattr(pipeline, name)) for name in sorted(pipeline.__all__)])"
     )
     assert set(python("-c", code).stdout.split()) == {"True"}
