@@ -1,3 +1,19 @@
+from . import (
+    config,
+    grid,
+    harvest,
+    passages,
+    plan,
+    script,
+    semantics,
+    semantics_stage,
+    share,
+    statistics,
+    status,
+    sweep,
+    usage,
+    workers,
+)
 from .compare.activations import compare_activations
 from .compare.arrays import compare_rows
 from .compare.run import compare
@@ -7,4 +23,27 @@ from .match.run import match
 from .report.run import report
 from .run import run
 
-__all__ = ["compare", "compare_activations", "compare_rows", "contexts", "correlate", "match", "report", "run"]
+__all__ = [
+    "compare",
+    "compare_activations",
+    "compare_rows",
+    "config",
+    "contexts",
+    "correlate",
+    "grid",
+    "harvest",
+    "match",
+    "passages",
+    "plan",
+    "report",
+    "run",
+    "script",
+    "semantics",
+    "semantics_stage",
+    "share",
+    "statistics",
+    "status",
+    "sweep",
+    "usage",
+    "workers",
+]
