@@ -29,7 +29,7 @@ from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes, store
 from pipeline.correlate.plan import PAIR_BYTES, RESERVED, StoreSize
 from pipeline.correlate.rates import Rates, load_rates
 from pipeline.correlate.resources import Resources
-from pipeline.plan import MATCH_BYTES, MATCH_SECONDS
+from pipeline.match.stage import MATCH_BYTES, MATCH_SECONDS
 from storage.errors import BudgetError
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"

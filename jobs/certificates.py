@@ -16,20 +16,6 @@ from storage.errors import InputError, MissingInputError
 FILES = {"ca_file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 
 
-def private_folder(path: Path) -> Path:
-    """Make a new folder that only the user may enter, whatever the umask, and return it.
-
-    Raises
-    ------
-    FileExistsError
-        If it is there already.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700)
-    path.chmod(0o700)
-    return path
-
-
 def make_certificates(folder: Path) -> Security:
     """Make a certificate and write it to a folder, 0600; return what a Dask cluster takes.
 

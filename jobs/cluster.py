@@ -21,7 +21,6 @@ from distributed.security import Security
 from jobs.certificates import (
     has_certificates,
     make_certificates,
-    private_folder,
     read_certificates,
     write_private,
 )
@@ -39,12 +38,12 @@ from jobs.profiles import (
     profile_names,
 )
 from jobs.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
-from jobs.state import find_cluster, known_names, state_root
+from jobs.state import find_cluster, known_names, state_folder
 from jobs.watcher import keep_jobs
 from pipeline.usage import CLUSTER_KEY
 from pipeline.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
-from storage.files import remove_folder
+from storage.files import private_folder, remove_folder
 
 logger = logging.getLogger(__name__)
 
@@ -240,9 +239,9 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
 @contextlib.contextmanager
 def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
     root = find_job(name, settings).shared_temp_directory
-    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_root() / "runs"
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
     label = uuid.uuid4().hex[:8]
-    folder = private_folder(parent / f"{name}-{label}").absolute()
+    folder = private_folder(parent / f"{name}-{label}", exist_ok=False).absolute()
     try:
         with (
             slurm_cluster(name, settings, folder, label, logs) as cluster,

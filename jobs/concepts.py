@@ -28,6 +28,7 @@ from pipeline.text.passages import Passage
 from pipeline.text.spans import readable, readable_token
 from storage import open_result
 from storage.errors import InputError, MissingInputError
+from storage.rundir import RunDirectory
 
 Store = Annotated[Path, typer.Argument(help="Activation store.", show_default=False)]
 Contexts = Annotated[
@@ -69,9 +70,10 @@ def contexts_command(
         raise InputError("Contexts from distinct documents must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
-    found_contexts = out or contexts_path or _beside(store, "contexts")
+    found_contexts = out or contexts_path or _contexts_of(store)
     found = list(read_contexts(found_contexts, store, corpus or _corpus_of(store), feature, top_n=top_n))
-    known = labels or _in_run(store, "labels")
+    run, side, site = RunDirectory.around(store)
+    known = labels or run.labels(side, site)
     names = read_labels(known) if known.exists() else {}
     if as_json:
         show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
@@ -81,21 +83,17 @@ def contexts_command(
         console.print(shaded(each, names.get(each.feature)))
 
 
-def _in_run(store: Path, kind: str) -> Path:
-    """Return where a run directory keeps a result about one of its stores."""
-    return store.parent.parent.parent / kind / store.parent.name / store.name
-
-
-def _beside(store: Path, kind: str) -> Path:
-    """Return the path of a result about a store of a run directory, which must be there."""
-    path = _in_run(store, kind)
+def _contexts_of(store: Path) -> Path:
+    """Return the path of the contexts of a store of a run directory, which must be there."""
+    run, side, site = RunDirectory.around(store)
+    path = run.contexts(side, site)
     if not path.exists():
-        raise MissingInputError(f"There are no {kind} at {path}; make them with `subspace {kind} STORE --out PATH`")
+        raise MissingInputError(f"There are no contexts at {path}; make them with `subspace contexts STORE --out PATH`")
     return path
 
 
 def _corpus_of(store: Path) -> Path:
-    path = store.parent.parent.parent / "corpus.zarr"
+    path = RunDirectory.around(store)[0].corpus
     if not path.exists():
         raise MissingInputError(f"There is no corpus at {path}; say where the text is, with --corpus PATH")
     return path
@@ -159,7 +157,7 @@ def concepts_command(
     as_json: AsJson = False,
 ) -> None:
     """Find the features that fire on the words of each concept."""
-    paths = (contexts_path or _beside(store, "contexts"), store, corpus or _corpus_of(store))
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
     chosen = load_concepts(concepts or "default", only=only)
     with open_client(context, cluster, cluster_file) as client:
         found = concept_features(*paths, chosen, parse_rule(rule), out=out, overwrite=overwrite, client=client)
@@ -222,7 +220,7 @@ def non_concept_command(
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
-    paths = (contexts_path or _beside(store, "contexts"), store, corpus or _corpus_of(store))
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
     kinds: Any = kind or KINDS
     with open_client(context, cluster, cluster_file) as client:
         chosen = {"kinds": kinds, "limits": _limits(limit or ())}
@@ -286,7 +284,7 @@ def label_command(
     target = Endpoint(endpoint, model, key_variable)
     target.headers()  # what is wrong with it is said before contexts are read
     wanted = _wanted(feature, pairs, side)
-    paths = (contexts_path or _beside(store, "contexts"), store, corpus or _corpus_of(store))
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
     asked = prompts(*paths, wanted, batch=batch)
     cost = estimate(asked)
     Console(stderr=True).print(

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from pipeline.experiment.sweep import plot_sweep, steps, sweep
 from pipeline.match.__main__ import parse_filter
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
@@ -26,7 +27,6 @@ from pipeline.script import (
     show,
     wide_console,
 )
-from pipeline.sweep import plot_sweep, steps, sweep
 from storage import make_result, new_manifest
 from storage.identity import fingerprint
 from storage.rundir import RunDirectory, Side

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pipeline.config import load_experiment
-from pipeline.plan import Step, plan
+from pipeline.experiment.forecast import Step, plan
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, show, wide_console
 
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")

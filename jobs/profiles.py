@@ -8,6 +8,7 @@ given as ``--cluster-file``. :func:`render_keys` makes the tables of ``docs/clus
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -224,6 +225,52 @@ class SlurmJob(Gpu):
         return self.worker_command in (CUDA_WORKER, "dask_cuda.cli")
 
 
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+#: Of Unicode: control characters, and those that separate lines and paragraphs.
+CONTROL = ("Cc", "Zl", "Zp")
+#: Characters of a wrong value that are shown before and behind the place.
+SHOWN = 20
+
+
+def refuse_control_characters(value: Any, place: str) -> None:
+    """Refuse a setting in which a text has a line break, or another control character.
+
+    In a job script, what follows a line break would be a line of its own; in a log, it would look like one.
+
+    Parameters
+    ----------
+    value
+        A text, or a mapping or list of values; others pass.
+    place
+        What the setting is called; of what is in a mapping or list, the message adds the key or number.
+
+    Raises
+    ------
+    InputError
+        With the name of the setting, and the value near the character.
+
+    Examples
+    --------
+    >>> refuse_control_characters({"qos": "short", "gpus": 2}, "jobqueue.mine")
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_control_characters(str(key), f"a key of {place}")
+            refuse_control_characters(inner, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            refuse_control_characters(inner, f"{place}.{number}")
+    elif isinstance(value, str):
+        at = next((i for i, letter in enumerate(value) if unicodedata.category(letter) in CONTROL), None)
+        if at is not None:
+            shown = value[max(0, at - SHOWN) : at + SHOWN]
+            raise InputError(
+                f"{place} is {shown!r}, with the control character {value[at]!r}: it would be a line of a job script "
+                "or of a log. Remove it; of a list, write each line as an item"
+            )
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +335,7 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
     InputError
         If there is no such profile (the message lists those there are) or a key of it is wrong.
     """
+    refuse_control_characters(name, "the name of a cluster profile")
     if name not in profile_names(settings):
         near = _hint(name, profile_names(settings))
         raise InputError(f"No cluster profile {name!r}{near}; cluster.yaml has: {', '.join(profile_names(settings))}")
@@ -338,6 +386,7 @@ def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", 
         layers.append({_dashed(key): value for key, value in (found or {}).items() if key != "like"})
         current = profiles[current].get("like")
     merged: dict[str, Any] = dask.config.merge(*reversed(layers))
+    refuse_control_characters(merged, f"subspace.profiles.{name}" if part == "profiles" else f"jobqueue.{name}")
     return merged
 
 

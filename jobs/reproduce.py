@@ -19,8 +19,8 @@ import yaml
 from rich.table import Table
 
 from pipeline.config import Experiment, load_experiment
+from pipeline.experiment.run import run
 from pipeline.report.tables import observations
-from pipeline.run import run
 from pipeline.script import AllowBadSite, AsJson, Cluster, ClusterFile, open_client, read_experiment, show, wide_console
 from storage import open_result
 from storage.rundir import RunDirectory

@@ -17,12 +17,13 @@ from jobs.cluster_verbs import job_table
 from jobs.slurm import FAILED, UNKNOWN, Job, failures
 from jobs.submission import submitted_jobs
 from pipeline.config import Experiment, load_experiment
+from pipeline.experiment.status import status
 from pipeline.script import AsJson, show, wide_console
-from pipeline.status import Item, status
+from pipeline.work.task import Item
 from storage.errors import FormatError
 from storage.rundir import RunDirectory
 
-STYLES = {"done": "green", "to do": "", "begun": "yellow", "out of date": "red"}
+STYLES = {"current": "green", "missing": "", "unfinished": "yellow", "waiting": "yellow", "outdated": "red"}
 
 
 def command(
@@ -55,7 +56,7 @@ def command(
     console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     if jobs:
         console.print(job_table(jobs))
-        for line in _why_it_stopped(jobs, directory.root / "logs", finished=set(counts) == {"done"}):
+        for line in _why_it_stopped(jobs, directory.root / "logs", finished=set(counts) == {"current"}):
             typer.echo(line)
 
 

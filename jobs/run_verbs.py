@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from jobs.watching import recorded
-from pipeline.run import RunResult, Stage, check_inputs, run
+from pipeline.experiment.run import RunResult, check_inputs, run
+from pipeline.experiment.stages import StageName
 from pipeline.script import (
     AllowBadSite,
     AsJson,
@@ -28,7 +29,7 @@ def run_command(
     context: typer.Context,
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
-    until: Annotated[Stage, typer.Option(help="The last stage to run.")] = "report",
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = "report",
     share: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +70,7 @@ def demo_command(
     _show_run(result, "report", as_json=as_json)
 
 
-def _show_run(result: RunResult, until: Stage, *, as_json: bool) -> None:
+def _show_run(result: RunResult, until: StageName, *, as_json: bool) -> None:
     """Print where everything is and, once there are scores, a table with one line for each pair of sites."""
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
     if until == "report":

@@ -27,7 +27,7 @@ import psutil
 import yaml
 from distributed import Client
 
-from jobs.certificates import make_certificates, private_folder, read_certificates, write_private
+from jobs.certificates import make_certificates, read_certificates, write_private
 from jobs.cluster import slurm_cluster, started, told, tunnel
 from jobs.profiles import (
     LocalCudaProfile,
@@ -43,7 +43,7 @@ from jobs.slurm import SETTINGS, Job, cancel, import_jobqueue, jobs_named
 from jobs.state import TOKEN_VARIABLE, ClusterState, Service, cluster_of
 from jobs.watcher import keep_jobs, tail
 from storage.errors import InputError, SubspaceError
-from storage.files import remove_folder
+from storage.files import private_folder, remove_folder
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _cluster(state: ClusterState, profile: Any, settings: dict[str, Any]) -> Ite
     name, folder = state.about["profile"], state.folder
     if isinstance(profile, SlurmProfile):
         with (
-            slurm_cluster(name, settings, folder, _label(state), folder / "logs") as cluster,
+            slurm_cluster(name, settings, folder, _label(state), private_folder(folder / "logs")) as cluster,
             keep_jobs(cluster, profile.jobs),
         ):
             yield cluster
@@ -156,7 +156,7 @@ def up(name: str, profile_name: str, cluster_file: Path | None = None) -> Cluste
 
 def _make_place(state: ClusterState) -> None:
     try:
-        private_folder(state.folder)
+        private_folder(state.folder, exist_ok=False)
     except FileExistsError:
         gone = state.gone() if (state.folder / "cluster.json").is_file() else None
         if gone is None:
@@ -170,7 +170,7 @@ def _make_place(state: ClusterState) -> None:
 def _launch(state: ClusterState) -> subprocess.Popen[bytes]:
     """Start the process, free of this one's terminal and session."""
     environment = {**os.environ, TOKEN_VARIABLE: state.about["token"], "DASK_CONFIG": str(state.folder / SETTINGS)}
-    with (state.folder / LOG).open("wb") as log:
+    with os.fdopen(os.open(state.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as log:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "jobs.service", str(state.folder)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,

@@ -19,7 +19,7 @@ from typing import Any
 import dask
 import yaml
 
-from jobs.profiles import SlurmJob
+from jobs.profiles import SlurmJob, refuse_control_characters
 from jobs.watcher import careful
 from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
 
@@ -68,7 +68,9 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
         "job-script-prologue": [*prologue(job, folder)], "worker-extra-args": [*worker_arguments(job)],
     }  # fmt: skip
     given = {key: value for key, value in own.items() if value is not None}
-    options: dict[str, Any] = dask.config.merge(_defaults(), dask.config.get("jobqueue.slurm", {}), given)
+    site = dask.config.get("jobqueue.slurm", {})
+    refuse_control_characters(site, "jobqueue.slurm")
+    options: dict[str, Any] = dask.config.merge(_defaults(), site, given)
     for key in ("cores", "memory"):
         if options[key] is None:
             raise InputError(f"jobqueue.{name} says nothing of {key}; set it in your cluster file")

@@ -24,12 +24,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from storage.errors import FormatError, InputError, MissingInputError
-from storage.files import write_atomically
+from storage.files import require_private, write_atomically
 
 #: The environment variable by which the processes of a cluster are known.
 TOKEN_VARIABLE = "SUBSPACE_CLUSTER"  # noqa: S105 - a name, no password
@@ -44,6 +44,21 @@ def state_root() -> Path:
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "subspace"
+
+
+def state_folder(part: Literal["clusters", "runs"]) -> Path:
+    """Return a folder of the state, whether it is there or not.
+
+    Raises
+    ------
+    InputError
+        If others may write to it, or to the one above it.
+    """
+    folder = state_root() / part
+    for place in (folder.parent, folder):
+        if place.exists():
+            require_private(place)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -141,11 +156,12 @@ class ClusterState:
                     yield process
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_atomically(self.folder / name, [json.dumps(content, indent=2).encode()])
+        write_atomically(self.folder / name, [json.dumps(content, indent=2).encode()], mode=0o600)
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.folder / name
         try:
+            require_private(self.folder)
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise MissingInputError(f"{self.folder} is no cluster's folder: {name} is missing; remove it") from error
@@ -172,16 +188,15 @@ def cluster_of(name: str) -> ClusterState:
     """
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(f"A cluster's name is letters, digits, '_', '.' and '-', not {name!r}")
-    return ClusterState(state_root() / "clusters" / name)
+    return ClusterState(state_folder("clusters") / name)
 
 
 def find_cluster(name: str) -> ClusterState | None:
     """Return the cluster of that name, running or not; None if none was started."""
-    folder = state_root() / "clusters" / name
+    folder = state_folder("clusters") / name
     return ClusterState(folder) if name and "/" not in name and (folder / "cluster.json").is_file() else None
 
 
 def known_names() -> list[str]:
     """Return the names of the clusters that were started and not taken down."""
-    root = state_root() / "clusters"
-    return sorted(file.parent.name for file in root.glob("*/cluster.json"))
+    return sorted(file.parent.name for file in state_folder("clusters").glob("*/cluster.json"))

@@ -22,7 +22,15 @@ from typing import Literal
 
 from dask.utils import parse_bytes
 
-from jobs.profiles import Driver, SlurmJob, SlurmProfile, find_job, find_profile, load_settings
+from jobs.profiles import (
+    Driver,
+    SlurmJob,
+    SlurmProfile,
+    find_job,
+    find_profile,
+    load_settings,
+    refuse_control_characters,
+)
 from jobs.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import InputError, SubspaceError
 from storage.files import write_atomically
@@ -112,6 +120,7 @@ def submit_run(
     InputError
         If the profile is of another kind, or `array` is below 1.
     """
+    refuse_control_characters(str(run_dir), "the run directory")
     settings = load_settings(cluster_file)
     chosen = find_profile(profile, settings)
     if not isinstance(chosen, SlurmProfile):

@@ -3,8 +3,8 @@
 It comes as functions over stores and results on disk. Each of the names below is a stage; they take paths or
 opened datasets and, where they need workers, a Dask client.
 
-A stage is imported, with what it needs, when it is first looked up: those of ``__init__.pyi``. Where a module has the
-name of its stage, as :mod:`pipeline.run`, the attribute of this package is the function.
+What ``__init__.pyi`` lists, functions and modules, is imported when it is first looked up. Where a module has the name
+of its stage, as :mod:`pipeline.run`, the attribute of this package is the function.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Everything is Zarr v3 and opens with plain ``xarray.open_zarr`` where this package is installed; the format is
 written down in ``docs/store-format.md``.
 
-A name is imported, with what it needs, when it is first looked up: those of ``__init__.pyi``.
+What ``__init__.pyi`` lists, functions and modules, is imported when it is first looked up.
 """
 
 from __future__ import annotations

@@ -83,13 +83,15 @@ def temporary_path(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{ending}")
 
 
-def private_folder(path: Path) -> Path:
-    """Return a folder that only the user may write to; it and missing folders above it are made, whatever the umask.
+def private_folder(path: Path, *, exist_ok: bool = True) -> Path:
+    """Make a folder that only the user may enter, and missing ones above it, whatever the umask; return it.
 
     Parameters
     ----------
     path
         Where keys, state, or code that is run will be.
+    exist_ok
+        Whether it may be there already.
 
     Returns
     -------
@@ -99,7 +101,9 @@ def private_folder(path: Path) -> Path:
     Raises
     ------
     InputError
-        If it belongs to somebody else, or others may write to it.
+        If it is there and not private, see :func:`require_private`.
+    FileExistsError
+        If it is there, and `exist_ok` is false.
 
     Examples
     --------
@@ -108,22 +112,38 @@ def private_folder(path: Path) -> Path:
     ...     oct(private_folder(Path(folder) / "new" / "state").stat().st_mode)
     '0o40700'
     """
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = [folder for folder in path.parents if not folder.exists()]
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another process made it since
-            folder.mkdir(mode=0o700)
-    # a link of one's own may lead to another file system; one of somebody else's leads where they like
-    for state in (path.lstat(), path.stat()):
-        if state.st_uid != os.getuid():
-            raise InputError(f"{path} belongs to user {state.st_uid}, not to you ({os.getuid()}): remove or rename it")
-    if not stat.S_ISDIR(state.st_mode):
-        raise InputError(f"{path} is no folder: remove or rename it")
-    if state.st_mode & 0o022:
-        raise InputError(f"Others may write to {path}, and could put anything there: chmod go-w it, or remove it")
+        private_folder(folder)
+    try:
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+        require_private(path)
     return path
 
 
-def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
+def require_private(folder: Path) -> None:
+    """Refuse a folder that others than the user may write to.
+
+    Raises
+    ------
+    InputError
+        If it belongs to somebody else, or its group or all may write to it, or it is no folder.
+    """
+    # a link of one's own may lead to another file system; one of somebody else's leads where they like
+    for found in (folder.lstat(), folder.stat()):
+        if found.st_uid != os.getuid():
+            raise InputError(f"{folder} belongs to user {found.st_uid}, not to you ({os.getuid()}): use another folder")
+    if not stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{folder} is not a folder: rename it")
+    if found.st_mode & 0o022:
+        raise InputError(f"Others may write to {folder}, and so change what is run as you: chmod go-w {folder}")
+
+
+def write_atomically(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -> None:
     """Write a file under a temporary name beside `path`, bring it to disk, and rename it.
 
     A process that dies on the way leaves `path` as it was, and at worst a stray file
@@ -132,7 +152,7 @@ def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path, "partial")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@
 ``semantics/words.zarr``                embeddings of the words that features fire on
 ``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
 ``report.html``, ``concepts.html``, ``*.csv``  the report
+``report.json``                         what it was made from
 ``explorer/``                           its explorer, where that is too large for the report
 ``usage/*.json``                        what each stage took, time and memory, session by session
 ======================================  ===============================================================
@@ -37,6 +38,7 @@ from storage.files import LOCK_SUFFIX, PARTIAL_SUFFIX, is_stray_file, leftover_o
 from storage.locks import lock
 
 Side = Literal["a", "b"]
+SIDES: tuple[Side, Side] = ("a", "b")
 
 EXPERIMENT = "experiment.json"
 
@@ -59,6 +61,18 @@ class RunDirectory:
         """Return the directory of an experiment: `root`, or ``runs/NAME`` where none is given."""
         return cls(Path(root) if root is not None else Path("runs") / name)
 
+    @classmethod
+    def around(cls, store: Path) -> tuple[RunDirectory, Side, str]:
+        """Return the run directory that an activation store stands in, the store's side and its site.
+
+        Examples
+        --------
+        >>> run, side, site = RunDirectory.around(Path("runs/toy/activations/b/layers.1.zarr"))
+        >>> run.root.as_posix(), side, site
+        ('runs/toy', 'b', 'layers.1')
+        """
+        return cls(store.parent.parent.parent), "a" if store.parent.name == "a" else "b", store.stem
+
     @property
     def corpus(self) -> Path:
         """The text."""
@@ -69,9 +83,13 @@ class RunDirectory:
         """The token rows."""
         return self.root / "rows.zarr"
 
+    def activations_folder(self, side: Side) -> Path:
+        """Return the folder of all activation stores of one model."""
+        return self.root / "activations" / side
+
     def activations(self, side: Side, site: str) -> Path:
         """Return the path of one site's activation store."""
-        return self.root / "activations" / side / f"{site}.zarr"
+        return self.activations_folder(side) / f"{site}.zarr"
 
     def contexts(self, side: Side, site: str) -> Path:
         """Return the path of the top activating rows of one site's features."""
@@ -129,6 +147,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report."""
         return self.root / "report.html"
+
+    @property
+    def report_manifest(self) -> Path:
+        """What the report was made from."""
+        return self.root / "report.json"
 
     @property
     def concepts_page(self) -> Path:

@@ -26,7 +26,7 @@ import storage
 from benchmarks.toy import make_inputs
 from pipeline import workers
 from pipeline.config import load_experiment
-from pipeline.run import RunResult, run
+from pipeline.experiment.run import RunResult, run
 from pipeline.workers import local_client
 from storage.rundir import RunDirectory
 

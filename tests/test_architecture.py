@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,12 @@ def test_no_chunk_by_keyword(path: Path) -> None:
 def test_no_pickle(path: Path) -> None:
     assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve"} & set(imported(path))
     assert "allow_pickle=True" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_not_cached_by_numba_itself(path: Path) -> None:
+    """See :mod:`storage.jit`."""
+    assert path.name == "jit.py" or not re.search(r"\bn?jit\(|cache=True", path.read_text())
 
 
 def test_no_verb_imports_what_only_few_need() -> None:

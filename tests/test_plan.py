@@ -14,9 +14,9 @@ import storage
 from jobs.cli import app
 from pipeline.config import load_experiment
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
-from pipeline.run import run
+from pipeline.experiment.run import run
 
-plan_module = importlib.import_module("pipeline.plan")
+plan_module = importlib.import_module("pipeline.experiment.forecast")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from distributed import Client
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.run import RunResult, run
+from pipeline.experiment.run import RunResult, run
 from storage import open_result, read_csr
 from storage.errors import InputError
 

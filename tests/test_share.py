@@ -13,12 +13,12 @@ from distributed import Client
 
 import storage
 from pipeline.config import CorrelateConfig
-from pipeline.run import RunResult
+from pipeline.experiment.run import RunResult
 from pipeline.share import Share
 from storage.errors import InputError, MissingInputError
 
 correlation = importlib.import_module("pipeline.correlate.run")
-running = importlib.import_module("pipeline.run")
+running = importlib.import_module("pipeline.experiment.run")
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "begin", "-1/3", "1/0", "a/2"])

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.config import Experiment, load_experiment
-from pipeline.run import RunResult, run
-from pipeline.status import Item, status
+from pipeline.experiment.run import RunResult, run
+from pipeline.experiment.status import status
+from pipeline.work.task import Item
 from storage.files import partial_path
 from storage.rundir import RunDirectory
 

@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 from distributed import Client
 
-from pipeline.compare.engine import DEFAULT_METRICS, Bank, check_settings, score_pairs
+from pipeline.compare.engine import DEFAULT_METRICS, Bank, Settings, check_settings, score_pairs
 from pipeline.compare.nulls import Null
 from pipeline.compare.rows import DecoderRows
-from storage import fingerprint, make_result, new_manifest, open_activations, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -113,16 +113,26 @@ def compare(
     settings = check_settings(metrics, nulls, null_runs, seed, intervals)
     matched = _opened(pairs)
     sides = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
-    inputs = _inputs(sides)
-    _check_stores(matched, inputs)
+    _check_stores(matched, _inputs(sides))
     banks = _banks(settings.nulls, sides, pool, control)
-    manifest = new_manifest(STAGE, inputs | _bank_inputs(banks), settings.record())
+    manifest = _manifest(sides, banks, settings)
 
     def make() -> xr.Dataset:
         scores = score_pairs(sides, banks, settings, client=client, memory=memory)
         return scores.assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def _manifest(sides: tuple[DecoderRows, DecoderRows], banks: Mapping[str, Bank], settings: Settings) -> Manifest:
+    return new_manifest(STAGE, _inputs(sides) | _bank_inputs(banks), settings.record())
+
+
+def compare_manifest(pairs: Path, a: Path, b: Path, settings: Settings) -> Manifest:
+    """Return what the scores of matched pairs depend on: which features are paired, both stores, and the settings."""
+    matched = _opened(pairs)
+    sides = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
+    return _manifest(sides, _banks(settings.nulls, sides, None, None), settings)
 
 
 def _opened(pairs: Store) -> xr.Dataset:

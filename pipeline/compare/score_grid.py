@@ -14,7 +14,7 @@ chance alone. So p is corrected over the whole grid, apart for each null, since 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 
 from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
-from storage import fingerprint, make_result, new_manifest, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.files import write_text
 from storage.rundir import RunDirectory
@@ -76,14 +76,18 @@ def score_grid(
     """
     if not results:
         raise MissingInputError("There are no scores yet: no pair of sites has been compared")
-    inputs = {f"{a}--{b}": fingerprint(one) for (a, b), one in results.items() if not isinstance(one, xr.Dataset)}
-    manifest = new_manifest(STAGE, inputs, {"level": LEVEL})
+    manifest = grid_manifest({sites: one for sites, one in results.items() if not isinstance(one, xr.Dataset)})
 
     def make() -> xr.Dataset:
         opened = {sites: _load(one) for sites, one in results.items()}
         return _corrected(_stack(opened)).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def grid_manifest(results: Mapping[Sites, str | Path], identify: Callable[[str | Path], str] = fingerprint) -> Manifest:
+    """Return what a grid depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    return new_manifest(STAGE, {f"{a}--{b}": identify(path) for (a, b), path in results.items()}, {"level": LEVEL})
 
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
@@ -246,10 +250,9 @@ def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Data
         If none has a result.
     """
     paths = {sites: directory.scores(*sites) for sites in site_pairs}
-    grid = score_grid(
-        {sites: path for sites, path in paths.items() if path.exists()}, directory.score_grid, overwrite=True
-    )
-    table = scores_table(grid)
+    results = {sites: path for sites, path in paths.items() if path.exists()}
+    # The tables come before the result, since that says that all of it is there
+    table = scores_table(score_grid(results))
     write_text(directory.root / "scores.csv", table.to_csv(index=False))
     write_text(directory.root / "scores.tex", to_latex(table))
-    return grid
+    return score_grid(results, directory.score_grid, overwrite=True)

@@ -8,7 +8,7 @@ partner from the result of each site of the other, and keeps the best of these b
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.config import MEASURE_NAMES
-from storage import InputError, fingerprint, make_result, new_manifest, open_result
-from storage.inventory import GROUP_FILE
+from storage import InputError, Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.targets import claim_file, starts_with
 
 logger = logging.getLogger(__name__)
@@ -88,17 +87,24 @@ def best_layer(
     """
     if not correlations:
         raise InputError("There are no correlation results to find best sites in; give at least one pair of sites")
-    hashes = {f"{a}--{b}": fingerprint(path) for (a, b), path in correlations.items()}
-    manifest = new_manifest(STAGE, hashes, {"sites": [list(sites) for sites in correlations]})
+    manifest = best_layer_manifest(correlations)
 
     def make() -> xr.Dataset:
-        return _best_layer({sites: open_result(path, "correlate") for sites, path in correlations.items()})
+        ds = _best_layer({sites: open_result(path, "correlate") for sites, path in correlations.items()})
+        if out is not None:  # before the result, since that says that all of it is there
+            for side in "ab":
+                _write_csv(ds, side, Path(out))
+        return ds
 
-    ds = make_result(out, manifest, make, overwrite=overwrite)
-    if out is not None:
-        for side in "ab":
-            _write_csv(ds, side, Path(out))
-    return ds
+    return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def best_layer_manifest(
+    correlations: Mapping[SitePair, str | Path], identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the best layers depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    hashes = {f"{a}--{b}": identify(path) for (a, b), path in correlations.items()}
+    return new_manifest(STAGE, hashes, {"sites": [list(sites) for sites in correlations]})
 
 
 def _best_layer(results: Mapping[SitePair, xr.Dataset]) -> xr.Dataset:
@@ -167,10 +173,8 @@ def _first_partners(ds: xr.Dataset, other: str) -> tuple[NDArray[Any], NDArray[A
 
 
 def _write_csv(ds: xr.Dataset, side: str, result: Path) -> None:
-    """Write one side's table beside the result, unless it is there already."""
+    """Write one side's table beside the result."""
     file = result.with_name(f"{result.stem}_{side}.csv")
-    if file.is_file() and file.stat().st_mtime >= (result / GROUP_FILE).stat().st_mtime:
-        return
     names = [str(name) for name in ds.variables if ds[name].dims == (f"unit_{side}",)]
     with claim_file(file, starts_with(",".join(names)), suffixes=[".csv"], overwrite=True) as target:
         target.write_text(pd.DataFrame({name: ds[name].values for name in names}).to_csv(index=False))

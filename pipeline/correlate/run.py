@@ -291,6 +291,11 @@ def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
     return inputs, _manifest(inputs, settings, kernel)
 
 
+def correlation_manifest(a: Path, b: Path, settings: Settings) -> Manifest:
+    """Return what the correlation of two finished stores depends on; the kernel is the one that suits them."""
+    return _checked(a, b, settings)[1]
+
+
 def _path(store: str | Path | xr.Dataset) -> Path:
     """Return where a store is; a dataset knows it by the encoding that ``open_activations`` gave it."""
     if not isinstance(store, xr.Dataset):

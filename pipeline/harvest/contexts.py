@@ -13,7 +13,7 @@ looks up. Rows marked as attention sinks, and rows where the activation is zero,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.workers import ensure_client, run_tasks
 from storage import (
+    Manifest,
     fingerprint,
     is_sparse,
     make_result,
@@ -55,7 +56,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """What is kept of each feature; the arguments of :func:`contexts` that a result depends on."""
 
     top_n: int
@@ -136,9 +137,9 @@ def contexts(
            [0, 2]])
     """
     store = open_activations(store_path)
-    wanted = _Wanted(top_n, distinct_documents, tuple(map(float, quantiles)), bins, tokens, seed)
+    wanted = Wanted(top_n, distinct_documents, tuple(map(float, quantiles)), bins, tokens, seed)
     _check(wanted, store, store_path)
-    manifest = new_manifest(STAGE, {"activations": fingerprint(store_path)}, asdict(wanted))
+    manifest = contexts_manifest(store_path, wanted)
 
     def make() -> xr.Dataset:
         return _dataset(_gather(str(store_path), dict(store.sizes), wanted, client), store, wanted)
@@ -146,7 +147,14 @@ def contexts(
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def _check(wanted: _Wanted, store: xr.Dataset, path: str | Path) -> None:
+def contexts_manifest(
+    store_path: str | Path, wanted: Wanted, identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what contexts depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    return new_manifest(STAGE, {"activations": identify(store_path)}, asdict(wanted))
+
+
+def _check(wanted: Wanted, store: xr.Dataset, path: str | Path) -> None:
     if wanted.top_n < 1:
         raise InputError(f"top_n is {wanted.top_n}; at least one row must be kept for each feature")
     if not all(0 <= q <= 1 for q in wanted.quantiles):
@@ -162,7 +170,7 @@ def _check(wanted: _Wanted, store: xr.Dataset, path: str | Path) -> None:
         )
 
 
-def _gather(path: str, sizes: dict[Any, int], wanted: _Wanted, client: Client | None) -> Arrays:
+def _gather(path: str, sizes: dict[Any, int], wanted: Wanted, client: Client | None) -> Arrays:
     """Return what is kept of all features, from one task for each panel of them."""
     n_features = sizes["feature"]
     chunk_features = zarr.open_array(f"{path}/activation", mode="r").chunks[1]
@@ -179,7 +187,7 @@ def _gather(path: str, sizes: dict[Any, int], wanted: _Wanted, client: Client | 
     return whole
 
 
-def _panel_task(panel: Panel, path: str, wanted: _Wanted) -> Arrays:
+def _panel_task(panel: Panel, path: str, wanted: Wanted) -> Arrays:
     """Return what is kept of one panel's features."""
     from pipeline.harvest import contexts_kernels as kernels
 
@@ -198,7 +206,7 @@ def _panel_task(panel: Panel, path: str, wanted: _Wanted) -> Arrays:
     return _finished(kept, wanted, tokens="token_id" in store.variables)
 
 
-def _nothing_kept(store: xr.Dataset, panel: Panel, wanted: _Wanted) -> Any:
+def _nothing_kept(store: xr.Dataset, panel: Panel, wanted: Wanted) -> Any:
     from pipeline.harvest.contexts_kernels import Kept
 
     n = panel[1] - panel[0]
@@ -223,7 +231,7 @@ def _nothing_kept(store: xr.Dataset, panel: Panel, wanted: _Wanted) -> Any:
     )
 
 
-def _slabs(path: str, store: xr.Dataset, panel: Panel, wanted: _Wanted) -> Iterator[tuple[int, Any]]:
+def _slabs(path: str, store: xr.Dataset, panel: Panel, wanted: Wanted) -> Iterator[tuple[int, Any]]:
     """Yield slabs of whole chunks that stay below :data:`SLAB_BYTES` even if all of it is active: first row, rows."""
     from pipeline.harvest.contexts_kernels import Rows
 
@@ -249,7 +257,7 @@ def _column(store: xr.Dataset, name: str | None, rows: slice) -> NDArray[np.int6
     return np.zeros(0, np.int64) if name is None else store[name][rows].values.astype(np.int64)
 
 
-def _finished(kept: Any, wanted: _Wanted, *, tokens: bool) -> Arrays:
+def _finished(kept: Any, wanted: Wanted, *, tokens: bool) -> Arrays:
     """Return what is kept in the form of the result."""
     kept.values[kept.rows < 0] = np.nan
     found: Arrays = {"row": kept.rows, "value": kept.values}
@@ -296,7 +304,7 @@ _VARIABLES = {
 }
 
 
-def _dataset(found: Arrays, store: xr.Dataset, wanted: _Wanted) -> xr.Dataset:
+def _dataset(found: Arrays, store: xr.Dataset, wanted: Wanted) -> xr.Dataset:
     variables: dict[str, Any] = {}
     for name, values in found.items():
         dim, long_name = _VARIABLES[name]

@@ -18,13 +18,14 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.config import CorpusConfig, ModelConfig
+from pipeline.harvest.manifests import corpus_manifest
 from pipeline.harvest.models import describe
 from pipeline.harvest.rows import count_tokens
 from pipeline.harvest.sources import Document, open_source
-from storage import Corpus, claim, new_manifest, open_corpus, write_corpus
+from storage import Corpus, claim, open_corpus, write_corpus
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -57,17 +58,12 @@ def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | Non
     -----
     Memory: one document at a time; with ``seed``, the sampled documents.
     """
-    documents, source = open_source(config)
-    settings: dict[str, Any] = {"documents": config.documents, "seed": config.seed, "column": config.column}
-    count: Callable[[str], int] | None = None
-    if config.tokens is not None:
-        count, tokenizer = _counter(model)
-        settings |= {"tokens": config.tokens, "tokenizer": tokenizer}
-    manifest = new_manifest("corpus", {"source": source}, settings)
+    manifest = corpus_manifest(config, model)
     with claim(out, manifest, overwrite=True) as target:
         if target.is_current():
             return open_corpus(out)
-        kept = _Counted(documents)
+        count = None if config.tokens is None or model is None else _counter(model)
+        kept = _Counted(open_source(config))
         chosen = _choose(kept, config, count)
         first = next(chosen, None)
         if first is None:
@@ -79,12 +75,10 @@ def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | Non
         return corpus
 
 
-def _counter(model: ModelConfig | None) -> tuple[Callable[[str], int], str]:
-    """Return the function that counts a text's tokens, and what identifies the tokenizer."""
-    if model is None:
-        raise InputError("'corpus: tokens' needs a model whose tokenizer counts them")
-    info = describe(model)
-    return lambda text: count_tokens(info.tokenizer, text), info.fingerprint
+def _counter(model: ModelConfig) -> Callable[[str], int]:
+    """Return the function that counts a text's tokens."""
+    tokenizer = describe(model).tokenizer
+    return lambda text: count_tokens(tokenizer, text)
 
 
 class _Counted:

@@ -31,10 +31,10 @@ from pipeline.harvest.align import (
     segment_starts,
     shared_boundaries,
 )
-from pipeline.harvest.models import ModelInfo, tokenizer_of
-from pipeline.harvest.site_check import check_model, dictionary_at
+from pipeline.harvest.manifests import ModelIdentity, Template, identify_model, rows_manifest
+from pipeline.harvest.models import tokenizer_of
 from pipeline.workers import ensure_client, in_order, run_tasks
-from storage import Corpus, claim, new_manifest, open_corpus
+from storage import Corpus, claim, open_corpus
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -46,18 +46,6 @@ _BLOCK_DOCUMENTS = 64
 
 #: Special tokens that mark structure; the unknown token is not among them: it stands for text.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-
-
-@dataclass(frozen=True)
-class Template:
-    """The special tokens around a window's text."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Return how many tokens of a window they take."""
-        return len(self.prefix) + len(self.suffix)
 
 
 @dataclass(frozen=True)
@@ -124,17 +112,12 @@ def make_rows(
     """
     out = Path(out)
     corpus = open_corpus(corpus_path)
-    infos = {"a": check_model(a), "b": check_model(b)}
-    sides = {side: _side(model, infos[side], max_length) for side, model in (("a", a), ("b", b))}
-    manifest = new_manifest(
-        "rows",
-        {"corpus": corpus.hash, **{side: info.fingerprint for side, info in infos.items()}},
-        {
-            side: {"prefix": s.template.prefix, "suffix": s.template.suffix, "capacity": s.capacity}
-            for side, s in sides.items()
-        }
-        | {"pool": pool},
-    )
+    known: dict[Side, ModelIdentity] = {"a": identify_model(a), "b": identify_model(b)}
+    sides: dict[str, _Side] = {
+        "a": _side(a, known["a"], max_length),
+        "b": _side(b, known["b"], max_length),
+    }
+    manifest = rows_manifest(corpus.hash, known, max_length, pool)
     with claim(out, manifest, overwrite=True) as target:
         if not target.is_current():
             table = _align(corpus, sides, pool, client)
@@ -160,56 +143,13 @@ def _align(corpus: Corpus, sides: Mapping[str, _Side], pool: Pool, client: Clien
     return table
 
 
-def _side(model: ModelConfig, info: ModelInfo, max_length: int) -> _Side:
-    template = special_tokens(model, info)
-    longest = min(max_length, info.context or max_length)
+def _side(model: ModelConfig, known: ModelIdentity, max_length: int) -> _Side:
+    longest = known.longest_window(max_length)
     if longest < max_length:
         logger.info("Windows for %s are %d tokens (its context), not %d", model.model, longest, max_length)
-    if longest <= len(template):
-        raise InputError(f"max_length {longest} leaves no room for text beside {len(template)} special tokens")
-    return _Side(model, template, longest - len(template))
-
-
-def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
-    """Return the special tokens around every window: the tokenizer's own, and BOS as the dictionary was trained.
-
-    A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a
-    norm hundreds of times the others'; BOS in front takes that part. Dictionaries may say that they were trained
-    without it, and ``prepend_bos`` in the experiment overrides both.
-
-    Raises
-    ------
-    InputError
-        If BOS is asked for and the tokenizer has none.
-    """
-    encoding = info.tokenizer.backend_tokenizer.encode("a")
-    special = np.asarray(encoding.special_tokens_mask, bool)
-    text = np.flatnonzero(~special)
-    ids = list(encoding.ids)
-    prefix, suffix = (ids[: text[0]], ids[text[-1] + 1 :]) if len(text) else (ids, [])
-    bos = info.tokenizer.bos_token_id
-    if model.prepend_bos and bos is None:
-        raise InputError(f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token")
-    wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
-    if wanted is None:
-        wanted = not prefix
-    if wanted and bos is not None and bos not in prefix:
-        prefix = [int(bos), *prefix]
-    elif not wanted and not suffix and prefix[:1] == [bos]:
-        # An encoder's first token is part of a pair with its last (RoBERTa calls it BOS): it stays.
-        prefix = prefix[1:]
-    return Template(tuple(prefix), tuple(suffix))
-
-
-def _trained_with_bos(model: ModelConfig, info: ModelInfo) -> bool | None:
-    """Return what the dictionaries say about BOS; None if nothing, or if they contradict each other."""
-    said = {dictionary_at(model, site).prepend_bos for site in info.sites.values()} - {None}
-    if len(said) > 1:
-        raise InputError(
-            f"The dictionaries of {model.model!r} disagree whether text starts with BOS: set 'prepend_bos', or "
-            "harvest the sites in two experiments"
-        )
-    return said.pop() if said else None
+    if longest <= len(known.template):
+        raise InputError(f"max_length {longest} leaves no room for text beside {len(known.template)} special tokens")
+    return _Side(model, known.template, longest - len(known.template))
 
 
 _tokenizers: dict[str, Any] = {}

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from pipeline.config import ModelConfig, Pool, StoreConfig
 from pipeline.harvest.dictionaries import Dictionary, Encoded
 from pipeline.harvest.finite import Origin, require_finite, require_storable
+from pipeline.harvest.manifests import identify_model, store_manifest
 from pipeline.harvest.models import LoadedModel, shared
 from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes, task_bytes
 from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
@@ -56,7 +57,7 @@ from pipeline.harvest.site_check import (
 from pipeline.harvest.sites import Site
 from pipeline.share import Share
 from pipeline.workers import Planned, ensure_client, in_order, run_tasks, tell
-from storage import ActivationWriter, Manifest, fingerprint, is_current, new_manifest, open_corpus
+from storage import ActivationWriter, Manifest, fingerprint, is_current, open_corpus
 from storage.errors import MissingInputError
 from storage.files import partial_path
 from storage.manifest import read_attrs
@@ -196,8 +197,9 @@ def begin(  # noqa: PLR0917 - as harvest
     info = check_model(model)
     stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
     job = Job(str(rows_path), side, model, info.sites, {}, stores)
-    inputs = {"corpus": open_corpus(corpus_path).hash, "rows": fingerprint(rows_path), "model": info.fingerprint}
-    manifests = {site: _manifest(job, site, inputs, store) for site in model.sites}
+    known = identify_model(model)
+    corpus, rows = open_corpus(corpus_path).hash, fingerprint(rows_path)
+    manifests = {site: store_manifest(corpus, rows, known, site, side, model, store) for site in model.sites}
     todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
     around = {
         site: tuple(info.names.neighbours(info.sites[site])) for site in todo if job.dictionary(site).reconstructs
@@ -267,25 +269,6 @@ def predict(
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
-
-
-def _manifest(job: Job, site: str, inputs: dict[str, str], store: StoreConfig) -> Manifest:
-    """Return what a site's store depends on."""
-    dictionary = job.dictionary(site)
-    return new_manifest(
-        "harvest",
-        {**inputs, "dictionary": dictionary.id},
-        {
-            "side": job.side,
-            "module": job.sites[site].path,
-            "tensor": job.sites[site].tensor,
-            "kind": dictionary.kind,
-            "model_dtype": job.model.dtype,
-            "batch_size": job.model.batch_size,
-            "sink_multiple": SINK_MULTIPLE,
-            **store.model_dump(),
-        },
-    )
 
 
 def _create(  # noqa: PLR0917

@@ -30,11 +30,28 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
-def open_source(config: CorpusConfig) -> tuple[Iterator[Document], str]:
-    """Return the documents, lazily, and what identifies the source's content.
+def source_identity(config: CorpusConfig) -> str:
+    """Return what identifies the source's content.
 
     Local sources are identified by the hash of their files; a hub dataset by its name, revision, subset and split,
     so that a finished corpus is known without a network. Pin ``revision`` to be sure which text it is.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file or folder.
+    InputError
+        If the folder holds no file of a known kind.
+    """
+    if config.dataset is not None:
+        return _dataset_identity(config)
+    path = Path(str(config.path))
+    files = local_files(path)
+    return _hash_of(files, path) if path.is_dir() else file_sha256(path)
+
+
+def open_source(config: CorpusConfig) -> Iterator[Document]:
+    """Return the documents, lazily.
 
     Raises
     ------
@@ -46,12 +63,10 @@ def open_source(config: CorpusConfig) -> tuple[Iterator[Document], str]:
         If the package that reads it is not installed.
     """
     if config.dataset is not None:
-        return _read_dataset(config), _dataset_identity(config)
+        return _read_dataset(config)
     path = Path(str(config.path))
     files = local_files(path)
-    if path.is_dir():
-        return _read_folder(files, path, config.column), _hash_of(files, path)
-    return _reader(path)(path, config.column), file_sha256(path)
+    return _read_folder(files, path, config.column) if path.is_dir() else _reader(path)(path, config.column)
 
 
 def local_files(path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipeline.match.edges import Edges, lookup, ranks, read_edges
 from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates, numbered
 from pipeline.match.filters import Candidates, Filter, TextInputs, apply_filter, mean_or_none, parse_filters
 from pipeline.registries import METHODS, takes_max_uses
-from storage import check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
+from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def match(
         non_concept=non_concept,
     )
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
-    manifest = new_manifest(STAGE, _inputs(path, text), choice.settings())
+    manifest = match_manifest(path, choice, text)
 
     def make() -> xr.Dataset:
         data = Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text)
@@ -228,14 +228,20 @@ def check_stores(stores: tuple[str | Path, str | Path], expected: dict[str, str]
             raise InputError(f"{path} is not the store of side {side.upper()} that was correlated; give that one")
 
 
-def _inputs(path: str, text: TextInputs | None) -> dict[str, str]:
-    inputs = {"correlation": fingerprint(path)}
+def match_manifest(
+    path: str, choice: Choice, text: TextInputs | None, identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the pairs of the correlation at `path` depend on; `text` only where a filter reads it.
+
+    `identify` returns the fingerprint of what is, or will be, at a path.
+    """
+    inputs = {"correlation": identify(path)}
     if text is not None:
-        inputs |= {f"contexts_{side}": fingerprint(each) for side, each in zip("ab", text.contexts, strict=True)}
-        inputs["corpus"] = fingerprint(text.corpus)
+        inputs |= {f"contexts_{side}": identify(each) for side, each in zip("ab", text.contexts, strict=True)}
+        inputs["corpus"] = identify(text.corpus)
         recognised = zip("ab", text.non_concept or (), strict=False)
-        inputs |= {f"non_concept_{side}": fingerprint(each) for side, each in recognised}
-    return inputs
+        inputs |= {f"non_concept_{side}": identify(each) for side, each in recognised}
+    return new_manifest(STAGE, inputs, choice.settings())
 
 
 def _log(pairs: xr.Dataset, choice: Choice) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.compare.score_grid import save_scores, scores_table
+from pipeline.config import Experiment
 from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
-from pipeline.report.results import open_run
+from pipeline.report.results import Run, open_run
+from storage import Manifest, fingerprint, new_manifest
+from storage.errors import FormatError, MissingInputError
 from storage.files import write_text
+from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+STAGE = "report"
 
 
 def report(run_dir: str | Path) -> Path:
@@ -45,6 +53,11 @@ def report(run_dir: str | Path) -> Path:
     from pipeline.report.page import render_concepts, render_page  # noqa: PLC0415 - Matplotlib
 
     run = open_run(run_dir)
+    with run.directory.claim():
+        return _write(run, render_page, render_concepts)
+
+
+def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[..., str]) -> Path:
     explorer = Explorer(run)
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
@@ -53,5 +66,51 @@ def report(run_dir: str | Path) -> Path:
     if meanings is not None:
         write_text(run.directory.concepts_page, render_concepts(run, meanings))
     write_text(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings))
+    manifest = report_manifest(run.experiment, run.directory)
+    write_text(run.directory.report_manifest, json.dumps(manifest.to_attrs(), indent=2) + "\n")
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
+
+
+def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
+    """Yield the path of every result that the report of a whole run is made from."""
+    yield from (run.corpus, run.rows, run.best_layer, run.score_grid)
+    for side, model in config.sides:
+        for site in model.sites:
+            yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
+            if config.semantics is not None:
+                yield run.concepts(side, site)
+    for pair in config.site_pairs:
+        yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        if config.semantics is not None:
+            yield run.semantics(*pair)
+    if config.semantics is not None:
+        yield run.semantics_table
+
+
+def report_manifest(
+    config: Experiment, run: RunDirectory, identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the report depends on: the results that there are, and the experiment, all of which it shows.
+
+    `identify` returns the fingerprint of what is, or will be, at a path.
+    """
+    inputs = {}
+    for path in result_paths(config, run):
+        try:
+            inputs[path.relative_to(run.root).as_posix()] = identify(path)
+        except MissingInputError:
+            continue  # labels, which only users make; or what is unfinished, of which the report says so
+    return new_manifest(STAGE, inputs, {"experiment": config.model_dump(mode="json")})
+
+
+def read_report_manifest(report_path: Path) -> Manifest | None:
+    """Return what the report at a path was made from; None if there is no report, or no record of it."""
+    file = RunDirectory(report_path.parent).report_manifest
+    if not (report_path.is_file() and file.is_file()):
+        return None
+    try:
+        return Manifest.from_attrs(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, FormatError) as error:
+        logger.warning("%s is damaged, and the report is made again: %s", file, error)
+        return None

@@ -62,13 +62,12 @@ def command(
         "clusters": clusters,
         "seed": seed,
     }
-    from pipeline.semantics_stage import run_semantics
+    from pipeline.semantics.stage import run_semantics
 
     directory = RunDirectory(run)
     config = with_semantics(Experiment.model_validate(directory.read_experiment()), given)
-    settings: SemanticsConfig = config.semantics or SemanticsConfig()
     with open_client(context, cluster, cluster_file) as client:
-        table = run_semantics(config, settings, directory, client)
+        table = run_semantics(config, directory, client)
     # the report and a later run read the settings from there
     directory.write_experiment(config.model_dump(mode="json"))
     _show(table, directory, as_json=as_json, show_all=show_all)

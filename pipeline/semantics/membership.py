@@ -20,7 +20,7 @@ Four rules, of which one decides; the figures of all but the last are in the res
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipeline.text.spans import check_same_text
 from pipeline.workers import ensure_client, run_tasks
 from storage import (
     Corpus,
+    Manifest,
     fingerprint,
     is_sparse,
     make_result,
@@ -133,9 +134,7 @@ def concept_features(
     tops, text = open_result(contexts, "contexts"), open_corpus(corpus)
     rows = open_activations(store)
     _check(concepts, rule, tops, rows, text)
-    inputs = {"contexts": contexts, "activations": store, "corpus": corpus}
-    settings = {"rule": rule.model_dump(), "concepts": concepts_hash(concepts)}
-    manifest = new_manifest(STAGE, {name: fingerprint(path) for name, path in inputs.items()}, settings)
+    manifest = concepts_manifest(contexts, store, corpus, concepts, rule)
 
     def make() -> xr.Dataset:
         keywords = _without_sinks(keyword_rows(text, rows, concepts), rows["sink"].values)
@@ -150,6 +149,19 @@ def concept_features(
     result = make_result(out, manifest, make, overwrite=overwrite)
     logger.info("%d of %d features belong to a concept", int(result["member"].any("concept").sum()), len(result.hits))
     return result
+
+
+def concepts_manifest(  # noqa: PLR0917 - as concept_features
+    contexts: str | Path,
+    store: str | Path,
+    corpus: str | Path,
+    concepts: Mapping[str, Concept],
+    rule: Rule,
+    identify: Callable[[str | Path], str] = fingerprint,
+) -> Manifest:
+    """Return what the members of concepts depend on; `identify` returns the fingerprint of what is at a path."""
+    inputs = {"contexts": identify(contexts), "activations": identify(store), "corpus": identify(corpus)}
+    return new_manifest(STAGE, inputs, {"rule": rule.model_dump(), "concepts": concepts_hash(concepts)})
 
 
 def _check(concepts: Mapping[str, Concept], rule: Rule, tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:

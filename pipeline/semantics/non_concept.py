@@ -18,7 +18,7 @@ among the default kinds: a feature that fires on "Monday" alone is easy to match
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline.config import NON_CONCEPT_LIMITS, NonConceptKind
 from pipeline.semantics.membership import CARRIED, count_rows
 from pipeline.text.spans import check_same_text, first_in_window, iter_documents, read_spans
-from storage import Corpus, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
+from storage import Corpus, Manifest, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,8 @@ def non_concept_features(
     tops, rows, text = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
     used: dict[str, float] = dict(NON_CONCEPT_LIMITS.items()) | dict(limits or {})
     _check(kinds, used, tops, rows, text)
-    inputs = {"contexts": contexts, "activations": store, "corpus": corpus}
     settings = {"kinds": list(kinds), "limits": used}
-    manifest = new_manifest(STAGE, {name: fingerprint(path) for name, path in inputs.items()}, settings)
+    manifest = non_concept_manifest(contexts, store, corpus, settings)
 
     def make() -> xr.Dataset:
         shares = _shares(tops, rows, text, str(store), client)
@@ -131,6 +130,22 @@ def non_concept_features(
     result = make_result(out, manifest, make, overwrite=overwrite)
     logger.info("%d of %d features stand for no concept", int(result["non_concept"].sum()), result.sizes["feature"])
     return result
+
+
+#: The settings by default.
+DEFAULTS: dict[str, Any] = {"kinds": list(KINDS), "limits": dict(NON_CONCEPT_LIMITS.items())}
+
+
+def non_concept_manifest(
+    contexts: str | Path,
+    store: str | Path,
+    corpus: str | Path,
+    settings: Mapping[str, Any],
+    identify: Callable[[str | Path], str] = fingerprint,
+) -> Manifest:
+    """Return what the features without a concept depend on; `identify` returns the fingerprint of what is at a path."""
+    inputs = {"contexts": identify(contexts), "activations": identify(store), "corpus": identify(corpus)}
+    return new_manifest(STAGE, inputs, settings)
 
 
 def _check(kinds: Sequence[str], limits: dict[str, float], tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:

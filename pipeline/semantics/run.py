@@ -22,7 +22,7 @@ from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
 from pipeline.workers import Planned, tell
-from storage import fingerprint, make_result, new_manifest, open_activations, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -142,10 +142,7 @@ def embed_words(
     xarray.Dataset
         ``word(word)`` text; ``vector(word, dimension)`` float32, NaN for words that the source does not know.
     """
-    inputs = {f"contexts_{i}": fingerprint(site.contexts) for i, site in enumerate(sites)}
-    manifest = new_manifest(
-        WORDS_STAGE, {"corpus": fingerprint(corpus), **inputs}, {"source": source, "identity": dict(identity)}
-    )
+    manifest = words_manifest(sites, corpus, source, identity)
 
     def make() -> xr.Dataset:
         words = sorted(top_words([site.contexts for site in sites], sites[0].store, corpus)[0].vocabulary)
@@ -156,6 +153,20 @@ def embed_words(
         )
 
     return make_result(out, manifest, make, overwrite=overwrite)
+
+
+def words_manifest(
+    sites: Sequence[Site],
+    corpus: str | Path,
+    source: str,
+    identity: Mapping[str, Any],
+    identify: Callable[[str | Path], str] = fingerprint,
+) -> Manifest:
+    """Return what the vectors of words depend on; `identify` returns the fingerprint of what is at a path."""
+    inputs = {f"contexts_{i}": identify(site.contexts) for i, site in enumerate(sites)}
+    return new_manifest(
+        WORDS_STAGE, {"corpus": identify(corpus), **inputs}, {"source": source, "identity": dict(identity)}
+    )
 
 
 def semantics(
@@ -210,12 +221,11 @@ def semantics(
         If a result is missing.
     """
     chosen = settings or SubspaceSettings()
-    manifest = new_manifest(STAGE, _inputs(pairs, cor, sites, corpus, words), asdict(chosen))
+    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words)
+    manifest = semantics_manifest(inputs, chosen)
 
     def make() -> xr.Dataset:
-        return _make(Inputs(Path(pairs), Path(cor), sites, Path(corpus), words), chosen, client).assign_attrs(
-            manifest.to_attrs()
-        )
+        return _make(inputs, chosen, client).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
@@ -230,14 +240,19 @@ class Inputs:
     corpus: Path
     words: str | Path | None
 
+    def paths(self) -> dict[str, Path]:
+        """Return all of them, by the names that they have in manifests."""
+        found = {"pairs": self.pairs, "correlation": self.correlation, "corpus": self.corpus}
+        for side, site in zip("ab", self.sites, strict=True):
+            found |= {f"{name}_{side}": path for name, path in asdict(site).items()}
+        return found | ({} if self.words is None else {"words": Path(self.words)})
 
-def _inputs(
-    pairs: str | Path, cor: str | Path, sites: tuple[Site, Site], corpus: str | Path, words: str | Path | None
-) -> dict[str, str]:
-    found = {"pairs": fingerprint(pairs), "correlation": fingerprint(cor), "corpus": fingerprint(corpus)}
-    for side, site in zip("ab", sites, strict=True):
-        found |= {f"{name}_{side}": fingerprint(path) for name, path in asdict(site).items()}
-    return found | ({} if words is None else {"words": fingerprint(words)})
+
+def semantics_manifest(
+    inputs: Inputs, settings: SubspaceSettings, identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what subspaces depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    return new_manifest(STAGE, {name: identify(path) for name, path in inputs.paths().items()}, asdict(settings))
 
 
 def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> xr.Dataset:

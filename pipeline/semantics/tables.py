@@ -12,7 +12,7 @@ pairing scores 1, and no p can be small. Four is the most that leaves ten pairs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.statistics import benjamini_hochberg, holm
-from storage import fingerprint, make_result, new_manifest, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.files import write_text
 
 STAGE = "semantics-table"
@@ -78,9 +78,16 @@ def semantics_table(
     -----
     :func:`unstacked` makes concepts × site pairs of it.
     """
-    inputs = {f"{a}--{b}": fingerprint(path) for (a, b), path in results.items()}
-    manifest = new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
+    manifest = table_manifest(results, judged)
     return make_result(out, manifest, lambda: _gather(results, judged), overwrite=overwrite)
+
+
+def table_manifest(
+    results: Mapping[SitePair, str | Path], judged: Sequence[str], identify: Callable[[str | Path], str] = fingerprint
+) -> Manifest:
+    """Return what the table depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
+    inputs = {f"{a}--{b}": identify(path) for (a, b), path in results.items()}
+    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
 
 
 def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.config import CorpusConfig, ModelConfig, StoreConfig, load_experiment
+from pipeline.experiment.run import run
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.models import describe
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import Calibration, Sample, check_model, judge, refuse_bad_sites
 from pipeline.harvest.sites import Site
-from pipeline.run import run
 from storage import open_activations, read_dense
 from storage.errors import InputError
 

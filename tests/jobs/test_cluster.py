@@ -15,7 +15,7 @@ import dask
 import pytest
 import yaml
 
-from jobs.certificates import make_certificates, private_folder, read_certificates
+from jobs.certificates import make_certificates, read_certificates
 from jobs.cluster import connect, slurm_cluster, tunnel, where_to_look
 from jobs.profiles import (
     LocalCudaProfile,
@@ -29,6 +29,7 @@ from jobs.profiles import (
 )
 from jobs.slurm import Job, failures
 from storage.errors import InputError, MissingInputError
+from storage.files import private_folder
 
 
 def test_every_shipped_profile_is_valid() -> None:

@@ -17,7 +17,7 @@ from jobs import reproduce
 from jobs.cli import app
 from jobs.reproduce import beside_published, published_figures
 from pipeline.config import load_experiment
-from pipeline.run import RunResult, run
+from pipeline.experiment.run import RunResult, run
 from storage import new_manifest, open_result, write_result
 
 SITES = {"a": ["layers.3"], "b": ["layers.5", "layers.4"]}

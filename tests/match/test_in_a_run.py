@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.run import run
+from pipeline.experiment.run import run
 from storage.rundir import RunDirectory
 
 pytest.importorskip("torch")

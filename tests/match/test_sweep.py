@@ -14,9 +14,9 @@ import storage
 from jobs.cli import app
 from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
+from pipeline.experiment.sweep import plot_sweep, steps, sweep
 from pipeline.match.run import match
 from pipeline.outputs import claim_outputs
-from pipeline.sweep import plot_sweep, steps, sweep
 from storage.errors import InputError
 
 

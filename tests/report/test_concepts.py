@@ -18,7 +18,7 @@ from pipeline.config import Experiment, SemanticsConfig
 from pipeline.report.concepts import CLEAREST, CLEAREST_OF_CLUSTER, Meanings, read_meanings
 from pipeline.report.results import open_run
 from pipeline.report.run import report
-from pipeline.semantics_stage import run_semantics
+from pipeline.semantics.stage import run_semantics
 from storage.rundir import RunDirectory
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)> & co"
@@ -64,7 +64,7 @@ def run(write_run: Callable[..., RunDirectory], tmp_path_factory: pytest.TempPat
     )
     config = Experiment.model_validate(directory.read_experiment()).model_copy(update={"semantics": settings})
     directory.write_experiment(config.model_dump(mode="json"))
-    run_semantics(config, settings, directory, client)
+    run_semantics(config, directory, client)
     report(directory.root)
     return directory
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.run import RunResult
+from pipeline.experiment.run import RunResult
 
 SLURM_CONF = """
 ClusterName=subspace-tests

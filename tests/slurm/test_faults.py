@@ -29,7 +29,7 @@ from distributed import Client
 from jobs import watcher
 from jobs.cluster import connect
 from jobs.watching import Record, read_sessions, recorded
-from pipeline.run import run
+from pipeline.experiment.run import run
 from pipeline.workers import n_slots, run_tasks
 from storage.errors import SubspaceError, WorkerLostError
 

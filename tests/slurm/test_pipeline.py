@@ -20,7 +20,7 @@ from distributed import Client
 from jobs.cluster import connect
 from jobs.demo.prepare import prepare
 from pipeline.config import Experiment, load_experiment
-from pipeline.run import run
+from pipeline.experiment.run import run
 from pipeline.workers import local_client, n_slots
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

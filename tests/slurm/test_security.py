@@ -13,10 +13,10 @@ from distributed import Client
 from distributed.security import Security
 
 from jobs import service
-from jobs.certificates import private_folder
 from jobs.cluster import connect, slurm_cluster
 from jobs.profiles import load_settings
 from jobs.state import cluster_of
+from storage.files import private_folder
 
 pytestmark = pytest.mark.slurm
 

@@ -1,0 +1,111 @@
+"""The tasks of the correlation: every pair of sites, and each feature's best site of the other model."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Experiment
+from pipeline.correlate.best_layer import best_layer, best_layer_manifest
+from pipeline.correlate.cost import CHOSEN_SHARE
+from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
+from pipeline.correlate.grid import one_after_the_other
+from pipeline.correlate.plan import CHUNK, StoreSize
+from pipeline.correlate.resources import find_resources, parse_memory
+from pipeline.correlate.run import Settings, correlate, correlate_share, correlation_manifest, measure_store
+from pipeline.work.task import Cost, Outlook, Stage, Task
+from storage import open_activations, open_result
+from storage.rundir import SIDES, RunDirectory
+from storage.sparse_array import DENSE_CHUNK
+
+
+def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
+    """Yield the tasks; all sites of A with one site of B follow each other, see :mod:`pipeline.correlate.grid`."""
+    for site_b, site_a in itertools.product(config.b.sites, config.a.sites):
+        yield _correlation(config, run, site_a, site_b)
+    results = {sites: run.correlation(*sites) for sites in config.site_pairs}
+    yield Task(
+        "best_layer",
+        "",
+        {run.best_layer: functools.partial(best_layer_manifest, results)},
+        tuple(results.values()),
+        lambda _: best_layer(results, run.best_layer, overwrite=True),
+    )
+
+
+def _correlation(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
+    stores = run.activations("a", site_a), run.activations("b", site_b)
+    out, chosen = run.correlation(site_a, site_b), config.correlate.model_dump()
+    settings = Settings(**config.correlate.model_dump(exclude={"memory"}))
+    return Task(
+        "correlate",
+        f"{site_a} × {site_b}",
+        {out: lambda _: correlation_manifest(*stores, settings)},
+        stores,
+        lambda client: correlate(*stores, out=out, overwrite=True, client=client, **chosen),
+        opens_inputs=True,
+        cost=functools.partial(_cost, config, run, (site_a, site_b)),
+        share=lambda share, client: correlate_share(*stores, out=out, share=share, client=client, **chosen),
+        progress=panels_done,
+    )
+
+
+def panels_done(partial: Path) -> str:
+    """Say how many panels of an unfinished correlation are on disk."""
+    panels = partial / "panels"
+    return f"{len(list(panels.glob('panel-*.npz')))} panels are done" if panels.is_dir() else ""
+
+
+def _cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
+    settings, n_rows = config.correlate, open_result(run.rows, "rows").sizes["token"]
+    outlook.resources = outlook.resources or find_resources(
+        outlook.client, parse_memory(settings.memory), settings.device
+    )
+    a, b = (_size_of(run.activations(side, site), n_rows, outlook) for side, site in zip(SIDES, sites, strict=True))
+    found = forecast_sizes(
+        a,
+        b,
+        n_rows=n_rows,
+        n_halves=2 if settings.select == "half" else 1,
+        top_k=settings.top_k,
+        kernel=settings.kernel,
+        device=settings.device,
+        measure=settings.measure,
+        resources=outlook.resources,
+        rates=outlook.rates,
+    )
+    outlook.kept[run.correlation(*sites)] = CHOSEN_SHARE * a.n_features * b.n_features
+    return Cost(
+        seconds=found.seconds,
+        rows=n_rows,
+        tasks=found.plan.n_panels,
+        flops=found.flops,
+        read=found.read,
+        disk=found.disk,
+        memory=float(found.memory),
+        note=_method(found),
+    )
+
+
+def _size_of(path: Path, n_rows: int, outlook: Outlook) -> StoreSize:
+    """Return the size of a store: measured if it is there, else as it is forecast."""
+    known = outlook.stores.get(path)
+    if known is None:
+        return measure_store(path, open_activations(path))[1]
+    active = known.active if known.sparse else known.n_features
+    entries = np.full(known.n_features, int(np.ceil(active * n_rows / known.n_features)))
+    return StoreSize(known.sparse, 4, entries, CHUNK if known.sparse else DENSE_CHUNK[0])
+
+
+def _method(found: CorrelateForecast) -> str:
+    """Return how a correlation is made, and what it takes of a GPU."""
+    ranks = "ranks, " if found.ranking else ""
+    gpu = f", {found.plan.gpu_projected / 1e9:.1f} GB of the GPU" if found.plan.device == "cuda" else ""
+    return f"{ranks}{found.plan.method}{gpu}"
+
+
+STAGE = Stage("correlate", tasks, around=one_after_the_other)

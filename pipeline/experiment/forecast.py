@@ -1,0 +1,144 @@
+"""What an experiment will take, task by task, before it is run: ``subspace plan``.
+
+The text is read and cut into rows, since a run begins with that anyway, and both are kept. A sample of the rows goes
+through the models, which tells how fast they are and how many features are active. Everything behind is arithmetic:
+correlation by its plan and this machine's rates (``--calibrate`` measures them), matching and comparison by rules of
+thumb, as the number of pairs is not known yet; they are upper bounds for ordinary data.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import Client
+
+from pipeline.config import Experiment, load_experiment
+from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
+from pipeline.experiment.stages import all_tasks
+from pipeline.harvest.gguf import cache_folder
+from pipeline.work.task import Assessment, Cost, Outlook
+from pipeline.workers import ensure_client, n_cpus
+from storage import free_space
+from storage.errors import BudgetError
+from storage.rundir import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one part of a stage will take.
+
+    Attributes
+    ----------
+    stage, what
+        The stage, and the model or pair of sites.
+    state
+        ``to do``, or ``there`` if the results are current: nothing is left to be taken.
+    rows, tasks
+        Rows that it reads, and tasks that it is cut into.
+    flops, read, disk, memory
+        Floating-point operations; bytes read, left on disk, and held by each worker process at most.
+    seconds
+        On the workers at hand.
+    """
+
+    stage: str
+    what: str
+    state: str
+    rows: int
+    tasks: int
+    flops: float
+    read: float
+    disk: float
+    memory: float
+    seconds: float
+
+
+def plan(
+    experiment: str | Path | Experiment,
+    *,
+    run_dir: str | Path | None = None,
+    calibrate: bool = False,
+    client: Client | None = None,
+) -> list[Step]:
+    """Return what an experiment will take.
+
+    Parameters
+    ----------
+    experiment
+        The YAML file, or an experiment in memory.
+    run_dir
+        Its run directory, as :func:`pipeline.run` takes it. The corpus and the table of rows are made in it.
+    calibrate
+        Measure this machine's rates first, and keep them.
+    client
+        The workers that the plan is for; threads of this process by default.
+
+    Returns
+    -------
+    list of Step
+        In the order of running.
+
+    Raises
+    ------
+    InputError
+        If a model, dictionary or text does not fit, as ``run`` would say it.
+    BudgetError
+        If memory or disk are too small; with what is projected and what is there.
+    """
+    config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    directory = RunDirectory.of(config.name, run_dir)
+    by_stage = all_tasks(config, directory)
+    tasks = [task for tasks in by_stage.values() for task in tasks]
+    assessment = Assessment(tasks)
+    steps = []
+    with ensure_client(client) as used:
+        outlook = Outlook(used, rates=find_rates(calibrate))
+        assessment.finish([task for task in tasks if task.prepares], used)
+        for task in tasks:
+            if task.cost is not None:
+                current = assessment.is_current(task)
+                cost = Cost(0.0, tasks=0) if current else task.cost(outlook)
+                steps.append(_step(task.name, task.what, cost, current=current))
+    _check_disk(steps, directory)
+    return steps
+
+
+def find_rates(calibrate: bool) -> Rates:
+    """Return this machine's rates: measured now, measured before, or those that come with the package."""
+    if calibrate:
+        logger.info("Measuring this machine's rates: some ten seconds; leave it alone")
+        rates = measure_rates(n_cpus())
+        logger.info("Kept in %s", save_rates(rates, cache_folder()))
+        return rates
+    known = load_rates(cache_folder())
+    if known is None:
+        logger.info("This machine's rates are not known: times are those of another one. --calibrate measures them")
+    return known or Rates()
+
+
+def _step(stage: str, what: str, cost: Cost, *, current: bool) -> Step:
+    return Step(
+        stage=stage,
+        what=", ".join(filter(None, (what, cost.note))),
+        state="there" if current else "to do",
+        rows=cost.rows,
+        tasks=cost.tasks,
+        flops=cost.flops,
+        read=cost.read,
+        disk=cost.disk,
+        memory=cost.memory,
+        seconds=cost.seconds,
+    )
+
+
+def _check_disk(steps: list[Step], directory: RunDirectory) -> None:
+    needed, (free, folder) = sum(step.disk for step in steps if step.state == "to do"), free_space(directory.root)
+    if needed > free:
+        raise BudgetError(
+            f"The run needs {needed / 1e9:.2f} GB of disk (projected), and {free / 1e9:.2f} GB is free at {folder}: "
+            "choose another --run-dir, fewer documents or sites, or 'store: {dtype: float16}'"
+        )

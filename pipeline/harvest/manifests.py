@@ -1,0 +1,177 @@
+"""What the results of a harvest depend on: the text, what identifies a model and its dictionaries, and the settings.
+
+Both the functions that write corpus, rows and stores and those that only ask whether these are current take the
+manifests from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import CorpusConfig, ModelConfig, Pool, StoreConfig
+from pipeline.harvest.models import ModelInfo, describe
+from pipeline.harvest.site_check import SINK_MULTIPLE, check_model, dictionary_at
+from pipeline.harvest.sources import source_identity
+from pipeline.workers import deferred_interrupt
+from storage import Manifest, new_manifest
+from storage.errors import InputError
+from storage.rundir import Side
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens around a window's text."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return how many tokens of a window they take."""
+        return len(self.prefix) + len(self.suffix)
+
+
+@dataclass(frozen=True)
+class SiteIdentity:
+    """What identifies the activations of a site.
+
+    Attributes
+    ----------
+    module, tensor
+        Which tensor of which module is read.
+    dictionary, kind
+        The dictionary's id, with the hash of its weights, and the kind of activation that it gives.
+    """
+
+    module: str
+    tensor: str
+    dictionary: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What identifies a model, as far as its rows and activations depend on it.
+
+    Attributes
+    ----------
+    fingerprint
+        See :class:`pipeline.harvest.models.ModelInfo`.
+    context
+        Longest input of the model or of a dictionary, in tokens; None if there is no limit.
+    template
+        The special tokens around every window.
+    sites
+        By their names.
+    """
+
+    fingerprint: str
+    context: int | None
+    template: Template
+    sites: dict[str, SiteIdentity]
+
+    def longest_window(self, max_length: int) -> int:
+        """Return the longest window in tokens, special tokens included."""
+        return min(max_length, self.context or max_length)
+
+
+def identify_model(model: ModelConfig) -> ModelIdentity:
+    """Describe a model and its dictionaries; errors are those of :func:`pipeline.harvest.site_check.check_model`."""
+    with deferred_interrupt():  # imports torch and transformers
+        info = check_model(model)
+    dictionaries = {name: dictionary_at(model, site) for name, site in info.sites.items()}
+    sites = {
+        name: SiteIdentity(site.path, site.tensor, dictionaries[name].id, dictionaries[name].kind)
+        for name, site in info.sites.items()
+    }
+    return ModelIdentity(info.fingerprint, info.context, special_tokens(model, info), sites)
+
+
+def corpus_manifest(config: CorpusConfig, model: ModelConfig | None) -> Manifest:
+    """Return what a corpus depends on; `model` is the one whose tokenizer counts ``tokens``."""
+    settings: dict[str, Any] = {"documents": config.documents, "seed": config.seed, "column": config.column}
+    if config.tokens is not None:
+        if model is None:
+            raise InputError("'corpus: tokens' needs a model whose tokenizer counts them")
+        settings |= {"tokens": config.tokens, "tokenizer": describe(model).fingerprint}
+    return new_manifest("corpus", {"source": source_identity(config)}, settings)
+
+
+def rows_manifest(corpus: str, models: Mapping[Side, ModelIdentity], max_length: int, pool: Pool) -> Manifest:
+    """Return what the table of rows depends on; `corpus` is the fingerprint of the text."""
+    settings: dict[str, Any] = {
+        side: {
+            "prefix": known.template.prefix,
+            "suffix": known.template.suffix,
+            "capacity": known.longest_window(max_length) - len(known.template),
+        }
+        for side, known in models.items()
+    }
+    fingerprints: dict[str, str] = {side: known.fingerprint for side, known in models.items()}
+    return new_manifest("rows", {"corpus": corpus, **fingerprints}, settings | {"pool": pool})
+
+
+def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text to the settings
+    corpus: str, rows: str, known: ModelIdentity, site: str, side: Side, model: ModelConfig, store: StoreConfig
+) -> Manifest:
+    """Return what the activation store of a site depends on; `corpus` and `rows` are fingerprints."""
+    at = known.sites[site]
+    return new_manifest(
+        "harvest",
+        {"corpus": corpus, "rows": rows, "model": known.fingerprint, "dictionary": at.dictionary},
+        {
+            "side": side,
+            "module": at.module,
+            "tensor": at.tensor,
+            "kind": at.kind,
+            "model_dtype": model.dtype,
+            "batch_size": model.batch_size,
+            "sink_multiple": SINK_MULTIPLE,
+            **store.model_dump(),
+        },
+    )
+
+
+def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
+    """Return the special tokens around every window: the tokenizer's own, and BOS as the dictionary was trained.
+
+    A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a
+    norm hundreds of times the others'; BOS in front takes that part. Dictionaries may say that they were trained
+    without it, and ``prepend_bos`` in the experiment overrides both.
+
+    Raises
+    ------
+    InputError
+        If BOS is asked for and the tokenizer has none.
+    """
+    encoding = info.tokenizer.backend_tokenizer.encode("a")
+    special = np.asarray(encoding.special_tokens_mask, bool)
+    text = np.flatnonzero(~special)
+    ids = list(encoding.ids)
+    prefix, suffix = (ids[: text[0]], ids[text[-1] + 1 :]) if len(text) else (ids, [])
+    bos = info.tokenizer.bos_token_id
+    if model.prepend_bos and bos is None:
+        raise InputError(f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token")
+    wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
+    if wanted is None:
+        wanted = not prefix
+    if wanted and bos is not None and bos not in prefix:
+        prefix = [int(bos), *prefix]
+    elif not wanted and not suffix and prefix[:1] == [bos]:
+        # An encoder's first token is part of a pair with its last (RoBERTa calls it BOS): it stays.
+        prefix = prefix[1:]
+    return Template(tuple(prefix), tuple(suffix))
+
+
+def _trained_with_bos(model: ModelConfig, info: ModelInfo) -> bool | None:
+    """Return what the dictionaries say about BOS; None if nothing, or if they contradict each other."""
+    said = {dictionary_at(model, site).prepend_bos for site in info.sites.values()} - {None}
+    if len(said) > 1:
+        raise InputError(
+            f"The dictionaries of {model.model!r} disagree whether text starts with BOS: set 'prepend_bos', or "
+            "harvest the sites in two experiments"
+        )
+    return said.pop() if said else None

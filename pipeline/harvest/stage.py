@@ -1,0 +1,153 @@
+"""The tasks of the harvest: the text, the table of rows, the stores of each model, and the contexts of each site."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from distributed import Client
+
+from pipeline.config import Experiment, ModelConfig
+from pipeline.harvest.contexts import Wanted, contexts, contexts_manifest
+from pipeline.share import Share
+from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, StoreForecast, Task
+from pipeline.workers import deferred_interrupt
+from storage.errors import FormatError, MissingInputError
+from storage.manifest import Manifest
+from storage.rundir import RunDirectory, Side
+from storage.sparse_array import read_metadata
+
+# What runs models is imported where it is called: torch and transformers take seconds
+
+
+def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
+    """Yield the tasks, each behind those whose results it reads."""
+
+    def make_corpus(_: Client) -> None:
+        from pipeline.harvest.corpus import build_corpus
+
+        build_corpus(config.corpus, run.corpus, config.a)
+
+    def make_rows(client: Client) -> None:
+        from pipeline.harvest import rows
+
+        length, pool = config.corpus.max_length, config.align.pool
+        rows.make_rows(run.corpus, config.a, config.b, length, run.rows, pool=pool, client=client)
+
+    def corpus_manifest(_: Identify) -> Manifest:
+        from pipeline.harvest import manifests
+
+        return manifests.corpus_manifest(config.corpus, config.a)
+
+    def rows_manifest(identify: Identify) -> Manifest:
+        from pipeline.harvest import manifests
+
+        corpus = identify(run.corpus)
+        models = {side: manifests.identify_model(model) for side, model in config.sides}
+        return manifests.rows_manifest(corpus, models, config.corpus.max_length, config.align.pool)
+
+    yield Task("corpus", "", {run.corpus: corpus_manifest}, (), make_corpus, by_content=True, prepares=True)
+    yield Task("rows", "", {run.rows: rows_manifest}, (run.corpus,), make_rows, prepares=True)
+    for side, model in config.sides:
+        yield _harvest(config, run, side, model)
+        for site in model.sites:
+            yield _contexts(config, run, side, site)
+
+
+def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelConfig) -> Task:
+    """Return the task of one model: all its sites in one pass over the text."""
+    stores = {site: run.activations(side, site) for site in model.sites}
+    arguments = (run.corpus, run.rows, model, side, config.store, run.activations_folder(side))
+
+    def expect(site: str) -> Expect:
+        def manifest(identify: Identify) -> Manifest:
+            from pipeline.harvest import manifests
+
+            inputs = identify(run.corpus), identify(run.rows)
+            known = manifests.identify_model(model)
+            return manifests.store_manifest(*inputs, known, site, side, model, config.store)
+
+        return manifest
+
+    def make(client: Client, share: Share | None = None) -> None:
+        from pipeline.harvest.run import harvest
+
+        harvest(*arguments, share=share, client=client)
+
+    def cost(outlook: Outlook) -> Cost:
+        from pipeline.harvest.forecast import forecast_harvest
+
+        forecast = forecast_harvest(*arguments, client=outlook.client)
+        if forecast is None:
+            return Cost(0.0, tasks=0)
+        found = forecast.prediction
+        for site, need in found.needs.items():
+            outlook.stores[stores[site]] = StoreForecast(need.n_features, need.active, need.layout == "csr")
+        return Cost(
+            seconds=forecast.seconds,
+            rows=found.n_rows,
+            tasks=forecast.n_tasks,
+            flops=forecast.flops,
+            disk=float(sum(found.disk.values())),
+            memory=float(found.memory),
+            note=model.label or model.id,
+        )
+
+    return Task(
+        "harvest",
+        side.upper(),
+        {path: expect(site) for site, path in stores.items()},
+        (run.corpus, run.rows),
+        make,
+        by_content=True,
+        of_sites=True,
+        cost=cost,
+        share=lambda share, client: make(client, share),
+        progress=shards_done,
+    )
+
+
+def _contexts(config: Experiment, run: RunDirectory, side: Side, site: str) -> Task:
+    store, out = run.activations(side, site), run.contexts(side, site)
+    chosen = config.contexts.model_dump()
+    wanted = Wanted(config.report.contexts, **chosen | {"quantiles": tuple(config.contexts.quantiles)})
+    return Task(
+        "contexts",
+        f"{side.upper()} {site}",
+        {out: functools.partial(contexts_manifest, store, wanted)},
+        (store,),
+        lambda client: contexts(store, out, config.report.contexts, overwrite=True, client=client, **chosen),
+    )
+
+
+def shards_done(partial: Path) -> str:
+    """Say how many shards of an unfinished store are on disk."""
+    try:
+        metadata = read_metadata(partial / "activation")
+    except (FormatError, MissingInputError):
+        return ""
+    rows, step = metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    n_done = sum(1 for _ in (partial / "activation" / "c").glob("*/0"))
+    return f"{n_done} of {-(-rows // step)} shards are done"
+
+
+def check(config: Experiment) -> None:
+    """Raise if a model, a dictionary or the text is not there or does not fit: no cluster, no file is needed for that.
+
+    Raises
+    ------
+    InputError
+        See :func:`pipeline.harvest.site_check.check_model`; the message names what to change.
+    """
+    from pipeline.harvest.site_check import check_model
+    from pipeline.harvest.sources import local_files
+
+    if config.corpus.path is not None:
+        local_files(Path(config.corpus.path))
+    with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
+        for _, model in config.sides:
+            check_model(model)
+
+
+STAGE = Stage("harvest", tasks, check=check)

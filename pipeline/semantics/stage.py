@@ -1,0 +1,264 @@
+"""The tasks of the meanings: concepts of every site, subspaces of every pair of sites, and the table of all."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from distributed import Client
+
+from pipeline.config import Experiment, ModelConfig, SemanticsConfig
+from pipeline.semantics.concepts import load_concepts
+from pipeline.semantics.membership import concept_features, concepts_manifest
+from pipeline.semantics.non_concept import DEFAULTS, non_concept_features, non_concept_manifest
+from pipeline.semantics.run import (
+    Inputs,
+    Site,
+    SubspaceSettings,
+    embed_words,
+    semantics,
+    semantics_manifest,
+    words_manifest,
+)
+from pipeline.semantics.tables import semantics_table, table_manifest, write_tables
+from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
+from pipeline.workers import deferred_interrupt, ensure_client
+from storage import Manifest, open_activations, open_result
+from storage.errors import MissingInputError
+from storage.rundir import RunDirectory, Side
+
+logger = logging.getLogger(__name__)
+
+#: Subspaces with pairs enough to be tested at two sites, different numbers of pairs among them, and seconds of one
+#: run of a null for one such number, on one core (measured on the demo, 10 to 80 pairs).
+SUBSPACES, SUBSPACE_SIZES, DRAW_SECONDS, SHUFFLE_SECONDS = 40, 30, 2e-3, 4e-4
+
+
+def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
+    """Yield the tasks, each behind those whose results it reads; none where no concepts are asked for."""
+    settings = config.semantics
+    if settings is None:
+        return
+    sites = {
+        (side, name): Site(run.activations(side, name), run.contexts(side, name), run.concepts(side, name))
+        for side, model in config.sides
+        for name in model.sites
+    }
+    for (side, name), site in sites.items():
+        yield _concepts(settings, run, f"{side.upper()} {name}", site)
+    if settings.embedding is not None:
+        yield _words(config, settings.embedding, run, list(sites.values()))
+    for pair in config.site_pairs:
+        yield _subspaces(config, settings, run, pair, (sites["a", pair[0]], sites["b", pair[1]]))
+
+    def gather(_: Client) -> None:
+        # The files come before the result, since that says that all of it is there
+        write_tables(semantics_table(results, judged=settings.judged), run.semantics_table.with_suffix(""))
+        semantics_table(results, run.semantics_table, judged=settings.judged, overwrite=True)
+
+    results = {pair: run.semantics(*pair) for pair in config.site_pairs}
+    manifest = functools.partial(table_manifest, results, settings.judged)
+    yield Task("semantics", "table", {run.semantics_table: manifest}, tuple(results.values()), gather)
+
+
+def non_concept_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
+    """Yield the tasks that find the features without a concept, where the filter that drops them is used."""
+    for side, model in config.sides if config.match.needs_non_concept else ():
+        for site in model.sites:
+            inputs, out = (
+                (run.contexts(side, site), run.activations(side, site), run.corpus),
+                run.non_concept(side, site),
+            )
+            yield Task(
+                "non_concept",
+                f"{side.upper()} {site}",
+                {out: functools.partial(non_concept_manifest, *inputs, DEFAULTS)},
+                inputs,
+                functools.partial(_find_non_concept, inputs, out),
+            )
+
+
+def _find_non_concept(inputs: tuple[Path, Path, Path], out: Path, client: Client) -> None:
+    non_concept_features(*inputs, out=out, overwrite=True, client=client)
+
+
+def _concepts(settings: SemanticsConfig, run: RunDirectory, what: str, site: Site) -> Task:
+    inputs = site.contexts, site.store, run.corpus
+    load = functools.partial(load_concepts, settings.concepts, only=settings.only, inflections=settings.inflections)
+    return Task(
+        "concepts",
+        what,
+        {site.concepts: lambda identify: concepts_manifest(*inputs, load(), settings.rule, identify)},
+        inputs,
+        lambda client: concept_features(
+            *inputs, load(), settings.rule, out=site.concepts, overwrite=True, client=client
+        ),
+    )
+
+
+def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]) -> Task:
+    """Return the task that looks up the embeddings that coherence needs."""
+    own: tuple[Side, ModelConfig] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
+
+    def identity() -> dict[str, Any]:
+        return _files(source) if own is None else _identity(run, *own)
+
+    def locate() -> str:
+        return source if own is None else f"model:{_folder(own[1])}"
+
+    def look_up(_: Client) -> None:
+        with deferred_interrupt():  # imports transformers
+            embed_words(sites, run.corpus, source, locate, identity=identity(), out=run.words, overwrite=True)
+
+    def manifest(identify: Identify) -> Manifest:
+        return words_manifest(sites, run.corpus, source, identity(), identify)
+
+    inputs = (run.corpus, *(path for site in sites for path in (site.contexts, site.store)))
+    return Task("words", "", {run.words: manifest}, inputs, look_up, opens_inputs=True)
+
+
+def _subspaces(
+    config: Experiment, settings: SemanticsConfig, run: RunDirectory, pair: tuple[str, str], sites: tuple[Site, Site]
+) -> Task:
+    words = None if settings.embedding is None else run.words
+    inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words)
+    chosen, out = _subspace_settings(config, settings), run.semantics(*pair)
+
+    def make(client: Client) -> None:
+        semantics(
+            inputs.pairs,
+            inputs.correlation,
+            sites,
+            run.corpus,
+            chosen,
+            words=words,
+            out=out,
+            overwrite=True,
+            client=client,
+        )
+
+    def cost(outlook: Outlook) -> Cost:
+        drawn = sum(null != "shuffled" for null in settings.nulls)
+        sized = SUBSPACE_SIZES + settings.clusters
+        rows = sum(outlook.n_features(site.store) for site in sites)
+        work = settings.null_runs * (drawn * sized * DRAW_SECONDS + SUBSPACES * SHUFFLE_SECONDS)
+        return Cost(
+            seconds=1 + work / outlook.n_slots,
+            rows=rows,
+            tasks=SUBSPACES + drawn * sized,
+            read=rows * 1024 * 4.0,
+            disk=500_000.0,
+            memory=rows * 1024 * 4.0,
+            note="concepts",
+        )
+
+    return Task(
+        "semantics",
+        f"{pair[0]} × {pair[1]}",
+        {out: functools.partial(semantics_manifest, inputs, chosen)},
+        tuple(inputs.paths().values()),
+        make,
+        cost=cost,
+    )
+
+
+def check(config: Experiment) -> None:
+    """Raise if a concept file is missing or wrong, or a setting of the subspaces is; before anything is computed.
+
+    Raises
+    ------
+    InputError
+        The message names what to change.
+    """
+    if config.semantics is None:
+        return
+    chosen = config.semantics
+    load_concepts(chosen.concepts, only=chosen.only, inflections=chosen.inflections)
+    _subspace_settings(config, chosen)
+
+
+def run_semantics(config: Experiment, directory: RunDirectory, client: Client | None = None) -> xr.Dataset:
+    """Make what is missing of the semantics of a run whose pairs are matched.
+
+    Parameters
+    ----------
+    config
+        The experiment, with a section ``semantics``.
+    directory
+        The run.
+    client
+        Where the tasks run; threads of this process by default.
+
+    Returns
+    -------
+    xarray.Dataset
+        The table; see :func:`pipeline.semantics.tables.semantics_table`. It is written to the run directory, as CSV,
+        HTML and LaTeX too.
+
+    Raises
+    ------
+    InputError
+        If a concept file or setting is wrong; before anything is computed.
+    MissingInputError
+        If an earlier stage has not run.
+    """
+    check(config)
+    for pair in config.site_pairs:
+        if not directory.pairs(*pair).exists():
+            raise MissingInputError(
+                f"{directory.root} has no matched pairs of {' and '.join(pair)}; run the experiment until match: "
+                "subspace run EXPERIMENT.yaml --until match"
+            )
+    todo = list(tasks(config, directory))
+    with directory.claim(), ensure_client(client) as used:
+        Assessment(todo).finish(todo, used)
+    return open_result(directory.semantics_table)
+
+
+def _subspace_settings(config: Experiment, settings: SemanticsConfig) -> SubspaceSettings:
+    return SubspaceSettings(
+        approaches=tuple(settings.approaches),
+        sides=settings.sides,
+        within=settings.within,
+        min_correlation=config.match.min_correlation,
+        min_pairs=settings.min_pairs,
+        metrics=tuple(settings.metrics),
+        nulls=tuple(settings.nulls),
+        null_runs=settings.null_runs,
+        seed=settings.seed,
+        clusters=settings.clusters,
+        geometry=settings.geometry,
+    )
+
+
+def _identity(directory: RunDirectory, side: Side, model: ModelConfig) -> dict[str, Any]:
+    """Return what the activations record of the model that they come from."""
+    with open_activations(directory.activations(side, model.sites[0])) as store:
+        return {name: store.attrs.get(name) for name in ("model", "model_revision")}
+
+
+def _files(source: str) -> dict[str, int]:
+    """Return the files that vectors come from, with their sizes."""
+    root = Path(source.partition(":")[2])
+    files = [root] if root.is_file() else sorted(file for file in root.glob("*") if file.is_file())
+    return {file.name: file.stat().st_size for file in files}
+
+
+def _folder(model: ModelConfig) -> str:
+    """Return the folder of a model; of one from the hub, that of its cached copy."""
+    from pipeline.harvest.models import describe  # noqa: PLC0415 - imports torch
+
+    folder = describe(model).folder
+    if Path(folder).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    return str(snapshot_download(folder, revision=model.revision, allow_patterns=wanted))
+
+
+STAGE = Stage("semantics", tasks, check=check)

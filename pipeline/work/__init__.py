@@ -1,0 +1,1 @@
+"""What a run is made of: tasks, and how it is known which of them are done."""
