@@ -6,6 +6,7 @@
     python -m benchmarks.crash --only match compare       these scenarios
     python -m benchmarks.crash --quick                    what the tests run
     python -m benchmarks.crash --kills 200 --only         processes of a whole run, killed at random moments
+    python -m benchmarks.crash --keep …                   keep what is found, scenario by scenario
     python -m benchmarks.crash --markdown                 write the tables of docs/faults.md from what was kept
 
 ``crash.c`` beside this file is compiled (``cc``) and preloaded. It counts the operations below one folder that change
@@ -366,6 +367,18 @@ def render_kills(kills: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def keep(result: dict[str, Any]) -> None:
+    """Put new rows and kills in the place of those that are kept."""
+    from benchmarks.crash_scenarios import SCENARIOS  # noqa: PLC0415
+
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"rows": [], "kills": []}
+    rows = {row["scenario"]: row for row in [*kept["rows"], *result.get("rows", [])]}
+    order = [scenario.name for scenario in SCENARIOS if scenario.name in rows]
+    content = {"rows": [rows[name] for name in order], "kills": result.get("kills", kept["kills"])}
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def write_page() -> None:
     """Write the tables of the page from what was kept."""
     result = json.loads(KEPT.read_text(encoding="utf-8"))
@@ -388,10 +401,11 @@ def run(options: argparse.Namespace, library: ctypes.CDLL, base: Path) -> dict[s
         for scenario in [one for one in SCENARIOS if wanted is None or one.name in wanted]:
             rows.append(examine(workshop, scenario, options))
             print(line_of(rows[-1]), *rows[-1]["problems"], sep="\n    ", file=sys.stderr, flush=True)
-            if options.rows:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            if options.keep:
+                keep({"rows": rows[-1:]})
         killed = kills(workshop, options.kills, options.seed, options.workers)
+        if options.keep and killed:
+            keep({"kills": killed})
     seconds = round(time.perf_counter() - start, 1)
     command = " ".join(["python -m benchmarks.crash", *sys.argv[1:]])
     return {"name": "crash", "command": command, "seconds": seconds, "control": control, "rows": rows, "kills": killed}
@@ -411,7 +425,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--workers", type=int, default=2, help="deaths at a time")
     parser.add_argument("--folder", type=Path, help="where to work; a new folder in memory by default")
-    parser.add_argument("--rows", type=Path, help="append each row to this file as soon as it is known")
+    parser.add_argument("--keep", action="store_true", help=f"keep each row in {KEPT.name} as soon as it is known")
     parser.add_argument("--quick", action="store_true", help="a few scenarios, the larger ones in steps")
     parser.add_argument("--markdown", action="store_true", help="only write the tables of docs/faults.md")
     options = parser.parse_args()

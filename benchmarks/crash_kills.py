@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Client, LocalCluster, Worker
 
+import pipeline
 from benchmarks.crash_disk import differences, faults, tree
 from benchmarks.crash_processes import Child, fork, last_words, spread
 from benchmarks.crash_scenarios import inputs, run_until
-from pipeline.run import Stage, run
 from pipeline.workers import closing
 
 if TYPE_CHECKING:
     from benchmarks.crash import Workshop
 
 #: Up to where the experiment is run: all stages that have tasks for workers.
-UNTIL: Stage = "compare"
+UNTIL = "compare"
 VICTIMS = ("driver", "worker", "all")
 N_WORKERS = 2
 PATIENCE = 100.0
@@ -53,7 +53,7 @@ class Session:
             temporary.write_text(cluster.scheduler_address, encoding="utf-8")
             temporary.replace(self.address)
             client.wait_for_workers(N_WORKERS, timeout=PATIENCE)
-            run(inputs() / "small.yaml", run_dir="run", until=UNTIL, client=client)
+            pipeline.run(inputs() / "small.yaml", run_dir="run", until=UNTIL, client=client)
         return []
 
     def _work(self) -> list[str]:

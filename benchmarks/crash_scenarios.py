@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 import scipy.sparse
 
+import pipeline
 import storage
 from benchmarks.toy import EXPERIMENT, make_inputs
 from jobs.cli import app
@@ -195,9 +196,8 @@ def run_until(stage: str, experiment: str = "small", share: str | None = None) -
     """Return an action that runs an experiment up to a stage, without the record that `subspace run` makes."""
 
     def run(_: bool) -> int:
-        running = importlib.import_module("pipeline.run")
         mine = None if share is None else Share.parse(share)
-        running.run(inputs() / f"{experiment}.yaml", run_dir="run", until=stage, share=mine)
+        pipeline.run(inputs() / f"{experiment}.yaml", run_dir="run", until=stage, share=mine)
         return 0
 
     return run
