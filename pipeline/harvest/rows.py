@@ -113,7 +113,7 @@ def make_rows(
     out = Path(out)
     corpus = open_corpus(corpus_path)
     known: dict[Side, ModelIdentity] = {"a": identify_model(a), "b": identify_model(b)}
-    sides = {side: _side(model, known[side], max_length) for side, model in (("a", a), ("b", b))}
+    sides = {"a": _side(a, known["a"], max_length), "b": _side(b, known["b"], max_length)}
     manifest = rows_manifest(corpus.hash, known, max_length, pool)
     if is_current(out, manifest):
         return out
