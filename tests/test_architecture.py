@@ -14,11 +14,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("storage", "pipeline", "jobs")
 ALLOWED = {"storage": {"storage"}, "pipeline": {"storage", "pipeline"}, "jobs": {"storage", "pipeline", "jobs"}}
 STAGES = {"harvest", "correlate", "match", "compare", "semantics", "report"}
+#: What is above the rest of `pipeline`: stages stand on the work, an experiment on stages.
+FLOORS = {"work": 1, **dict.fromkeys(STAGES, 2), "experiment": 3}
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 #: A later stage may call these functions of an earlier one, each from the module that is named.
-PUBLIC = {("semantics", "pipeline.match.subsets"), ("semantics", "pipeline.compare.subsets")}
+PUBLIC = {
+    ("semantics", "pipeline.match.subsets"),
+    ("semantics", "pipeline.compare.subsets"),
+    ("semantics", "pipeline.harvest.models"),  # where a model's embeddings are
+}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -39,6 +45,8 @@ def test_imports_run_one_way(path: Path) -> None:
         if top not in PACKAGES:
             continue
         assert top in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
+        if top == package == "pipeline" and rest and inner[0] in FLOORS and inner[-1] != "__main__.py":
+            assert FLOORS[inner[0]] >= FLOORS.get(rest[0], 0), f"{path.relative_to(ROOT)} imports {name}"
         other_stage = top == "pipeline" and package == "pipeline" and rest and rest[0] in STAGES
         if other_stage and inner[0] in STAGES and inner[-1] != "__main__.py":
             allowed = rest[0] == inner[0] or (inner[0], name) in PUBLIC

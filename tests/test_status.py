@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,29 @@ def test_a_stage_from_outside(copied: RunDirectory, tiny_run: RunResult, client:
 def test_a_stage_that_is_not_there(tiny_run: RunResult, client: Client) -> None:
     with pytest.raises(InputError, match="no stage 'count'; there are harvest, correlate"):
         run(tiny_run.experiment, run_dir=tiny_run.directory.root, until="count", client=client)
+
+
+def test_no_dictionary_is_loaded(tiny_run: RunResult) -> None:
+    """A login node has no memory for them, and looking must not take long."""
+    code = """
+import json, sys
+from pathlib import Path
+from pipeline.config import Experiment
+from pipeline.experiment.status import status
+from storage.rundir import RunDirectory
+
+run = RunDirectory(Path(sys.argv[1]))
+states = {item.state for item in status(Experiment.model_validate(run.read_experiment()), run)}
+print(json.dumps([sorted(states), "torch" in sys.modules]))
+"""
+    command = [sys.executable, "-c", code, str(tiny_run.directory.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["current"], False]
+
+
+def test_another_dictionary_is_seen(copied: RunDirectory, tiny_inputs: Path, tmp_path: Path) -> None:
+    config = Experiment.model_validate(copied.read_experiment())
+    folder = shutil.copytree(tiny_inputs / "sae-llama", tmp_path / "another")
+    other = config.model_copy(update={"a": config.a.model_copy(update={"dictionary": str(folder)})})
+    reasons = [item.why for item in status(other, copied) if item.state == "outdated" and item.stage == "harvest"]
+    assert reasons == ["dictionary is not the one that it was made from"] * 2
