@@ -4,6 +4,7 @@
 ``corpus.zarr``                         the text
 ``rows.zarr``                           the token rows that both models share
 ``activations/{a,b}/SITE.zarr``         activation stores
+``models.json``                         what identifies both models and their dictionaries
 ``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
 ``non_concept/{a,b}/SITE.zarr``         features that stand for no concept, where a filter asks for them
 ``labels/{a,b}/SITE.zarr``              what features are called, where `subspace labels` has put it
@@ -82,6 +83,11 @@ class RunDirectory:
     def rows(self) -> Path:
         """The token rows."""
         return self.root / "rows.zarr"
+
+    @property
+    def models(self) -> Path:
+        """What identifies both models and their dictionaries."""
+        return self.root / "models.json"
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""
