@@ -22,6 +22,7 @@ from jobs.run_status import command as run_status_command
 from jobs.scores import command as scores_command
 from jobs.stores import export_command, import_command, inspect_command, verify_command
 from jobs.watching import recorded
+from pipeline.boundary import DEBUG, Debug, guarded
 from pipeline.compare.__main__ import command as compare_command
 from pipeline.compare.verbs import activations_command
 from pipeline.correlate.__main__ import command as correlate_command
@@ -36,7 +37,6 @@ from pipeline.script import (
     Cluster,
     ClusterFile,
     Session,
-    guarded,
     open_client,
     read_experiment,
     set_up_logging,
@@ -86,12 +86,14 @@ def start(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the details too.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Set up what all verbs share."""
     if version:
         typer.echo(importlib.metadata.version("semantic-subspace-matching"))
         raise typer.Exit
     set_up_logging(level=10 if verbose else 20)
+    DEBUG.set(debug)
     context.obj = Session(connect=connect)
 
 

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from storage.errors import InputError
+from storage.errors import InputError, shorten, shown
 from storage.rundir import Side
 from storage.yaml_files import read_yaml
 
@@ -551,14 +551,15 @@ def load_experiment(path: str | Path) -> Experiment:
 def _explain(error: ValidationError) -> Iterator[str]:
     """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(shorten(str(part), 80) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = list(_fields_at(item["loc"][:-1]))
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
             yield f"  {where}: unknown key; {hint}"
         else:
-            yield f"  {where or 'experiment'}: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
 
 
 def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:

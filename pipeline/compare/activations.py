@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ from storage import (
     open_activations,
     open_result,
 )
+from storage.bounds import parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ def _entry_bytes(side: Columns) -> int:
 
 
 def _check_memory(work: Work, threads: int, memory: str | int) -> None:
-    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_size(memory)
     needed = work.memory(threads)
     if needed > allowed:
         a, b = work.reading.a.width, work.reading.b.width

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client, Future
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.config import Null
 from pipeline.statistics import effect_size, p_value
 from pipeline.workers import Planned, ensure_client, tell
+from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ def _fit_memory(
     """Return the families in the forms that fit the memory together, or refuse."""
     n, (d_a, d_b) = sides[0].shape[0], (side.shape[1] for side in sides)
     fitted = list(groups)
-    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_size(memory)
     drawn_from = [side.shape for bank in banks.values() for side in (bank.a, bank.b) if side is not None]
     banked = sum(8 * rows * d for rows, d in drawn_from)
     for i, family in enumerate(fitted):

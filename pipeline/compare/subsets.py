@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,7 @@ from pipeline.compare.scoring import DEFAULT_METRICS, SUMMARY, Settings, check_s
 from pipeline.config import Null
 from pipeline.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
+from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def _check_memory(
     n = len(ids[largest][0]) if ids else 0
     rows = sum(4 * count * width for count, width in shapes)
     each = max(family.memory(n, shapes[0][1], shapes[1][1]) for family in groups) + STACK_BYTES
-    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_bytes(memory)
+    allowed = min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2 if memory == "auto" else parse_size(memory)
     if (needed := rows + threads * each) > allowed:
         raise BudgetError(
             f"{largest} with {n} pairs needs {format_bytes(needed)} in each worker of {threads} threads (of this "
