@@ -318,7 +318,7 @@ def _check_sections(path: Path, content: Mapping[Any, Any], known: Mapping[str, 
             raise InputError(
                 f"{path}: {place}{shown(key)} is no name of a setting; names are text, in quotes if need be"
             )
-        section = known.get(dask.config.canonical_name(key, known))  # type: ignore[arg-type]
+        section = known.get(dask.config.canonical_name(key, known))
         if isinstance(value, dict):
             _check_sections(path, value, section if isinstance(section, dict) else {}, f"{place}{key}.")
         elif isinstance(section, dict) and section:

@@ -30,8 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from storage.errors import InputError, shorten, shown
-from storage.rundir import Side
+from storage.errors import FormatError, InputError, shorten, shown
+from storage.rundir import RunDirectory, Side
 from storage.yaml_files import read_yaml
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
@@ -546,6 +546,26 @@ def load_experiment(path: str | Path) -> Experiment:
     except ValidationError as error:
         raise InputError(f"{file}:\n" + "\n".join(_explain(error))) from error
     return _resolve_paths(experiment, file.parent)
+
+
+def stored_experiment(directory: RunDirectory) -> Experiment:
+    """Return the experiment that was last run in a run directory.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder is no run directory.
+    FormatError
+        If the file is damaged, or of another version.
+    """
+    content = directory.read_experiment()
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise FormatError(
+            f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run EXPERIMENT.yaml` "
+            "writes it again:\n" + "\n".join(_explain(error))
+        ) from error
 
 
 def _explain(error: ValidationError) -> Iterator[str]:

@@ -30,7 +30,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
 from storage.codec import canonical
-from storage.errors import BudgetError, InputError
+from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.files import PARTIAL_SUFFIX, remove_folder, replace_folder
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
@@ -106,12 +106,13 @@ def import_activations(
     """
     opened = open_source(source, key=key, drop_tokens=drop_tokens)
     given = dict(attrs or {})
-    if given.get("kind", KINDS[0]) not in KINDS:
-        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {given['kind']!r}")
+    kind = given.get("kind", opened.attrs.get("kind", KINDS[0]))
+    if kind not in KINDS:
+        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {shown(kind)}")
     if decoder is not None:
-        opened.decoder = read_decoder(decoder)
+        opened.decoder = read_decoder(decoder, opened.n_features)
     if tokens is not None:
-        opened.tokens = read_tokens(tokens)
+        opened.tokens = read_tokens(tokens, opened.n_tokens)
     writer = _write(opened, Path(out), given, dtype, shard_rows)
     if opened.tokens is None:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
@@ -129,7 +130,9 @@ def import_activations(
 def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int) -> ActivationWriter:
     kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
-    first = next(slabs)
+    first = next(slabs, None)
+    if first is None:
+        raise CorruptError(f"The source of {out} declares {source.n_tokens} rows, and has none; is it complete?")
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
     _check_sink(source)
     writer = ActivationWriter.create(

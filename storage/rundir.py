@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.errors import FormatError, MissingInputError
+from storage.errors import MissingInputError
+from storage.json_files import read_json_object
 
 Side = Literal["a", "b"]
 
@@ -165,8 +166,4 @@ class RunDirectory:
             raise MissingInputError(
                 f"{self.root} is no run directory (it has no {_EXPERIMENT}); `subspace run` makes one"
             )
-        try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{file} is damaged ({error}); `subspace run EXPERIMENT.yaml` writes it again") from error
-        return content
+        return read_json_object(file, f"There is no {file}", "`subspace run EXPERIMENT.yaml` writes it again")

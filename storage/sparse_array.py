@@ -15,7 +15,6 @@ Chunks are panels of columns: reading one feature of all rows touches only the c
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from storage.codec import (
 )
 from storage.errors import CorruptError, FormatError, InputError, MissingInputError
 from storage.files import write_atomically
+from storage.json_files import read_json_object
 from storage.kernels import count_by_panel, cut_columns, place_panel, scatter_by_panel
 
 ZSTD_LEVEL = 3
@@ -149,13 +149,11 @@ def is_csr_array(path: str | Path, name: str) -> bool:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the content of a Zarr node's ``zarr.json``."""
-    file = folder / "zarr.json"
-    try:
-        return json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingInputError(f"There is no Zarr array or group at {folder}") from None
-    except ValueError as error:
-        raise CorruptError(f"{file} is not valid JSON: {error}") from error
+    missing = f"There is no Zarr array or group at {folder}"
+    content = read_json_object(folder / "zarr.json", missing, "delete it and run what wrote it again")
+    if not isinstance(content.get("attributes", {}), dict):
+        raise CorruptError(f"{folder / 'zarr.json'} has attributes that are no JSON object; it is damaged")
+    return content
 
 
 def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> SparseLayout:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pipeline.harvest import saelens, sparsify
 from pipeline.harvest.dictionary import IDENTITY, Dictionary, Encoded, Identity
 from pipeline.harvest.topk import RANDOM, random_dictionary
 from storage.errors import InputError, MissingInputError
+from storage.json_files import read_json_object
 
 __all__ = ["IDENTITY", "Dictionary", "Encoded", "dictionary_folder", "load_dictionary"]
 
@@ -170,13 +170,7 @@ def _load_folder(folder: Path, _content: tuple[Any, ...], name: str, kind: Activ
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / CONFIG} must hold a mapping")
-    return content
+    return read_json_object(folder / CONFIG, f"There is no {folder / CONFIG}", "download the dictionary again")
 
 
 def _folder_hash(folder: Path, weights: str) -> str:

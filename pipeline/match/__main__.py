@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 import xarray as xr
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,8 @@ from pipeline.match.diagnostics import compare_methods, diagnose
 from pipeline.match.run import match
 from pipeline.match.words import TopTokens, read_top_tokens
 from pipeline.script import AsJson, run_script, show, wide_console
-from storage.errors import InputError
+from storage.errors import InputError, shorten
+from storage.yaml_files import parse_yaml
 
 #: Hubs in the JSON, where --hubs does not say how many.
 DEFAULT_HUBS = 10
@@ -97,7 +97,7 @@ def parse_filter(text: str) -> dict[str, Any]:
     for part in parts:
         key, equals, value = part.partition("=")
         if equals:
-            found[key] = yaml.safe_load(value)
+            found[key] = parse_yaml(value, f"--filter {shorten(text, 200)}")
         else:
             found["when"] = part
     return found

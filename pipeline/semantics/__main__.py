@@ -9,7 +9,7 @@ import typer
 import xarray as xr
 from rich.table import Table
 
-from pipeline.config import Experiment, SemanticsConfig
+from pipeline.config import Experiment, SemanticsConfig, stored_experiment
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from pipeline.semantics.tables import study_frame
 from pipeline.semantics_stage import run_semantics
@@ -63,7 +63,7 @@ def command(
         "seed": seed,
     }
     directory = RunDirectory(run)
-    config = with_semantics(Experiment.model_validate(directory.read_experiment()), given)
+    config = with_semantics(stored_experiment(directory), given)
     settings: SemanticsConfig = config.semantics or SemanticsConfig()
     with open_client(context, cluster, cluster_file) as client:
         table = run_semantics(config, settings, directory, client)
