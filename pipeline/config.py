@@ -563,8 +563,8 @@ def stored_experiment(directory: RunDirectory) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         raise FormatError(
-            f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run EXPERIMENT.yaml` "
-            "writes it again:\n" + "\n".join(_explain(error))
+            f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run` "
+            "EXPERIMENT.yaml writes it again:\n" + "\n".join(_explain(error))
         ) from error
 
 

@@ -134,7 +134,7 @@ def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | 
     if first is None:
         raise CorruptError(f"The source of {out} declares {source.n_tokens} rows, and has none; is it complete?")
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
-    _check_sink(source)
+    _check_rest(source)
     writer = ActivationWriter.create(
         out,
         n_tokens=source.n_tokens,
@@ -142,7 +142,7 @@ def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | 
         tokens=source.tokens,
         decoder=source.decoder,
         attrs={**kept, **attrs},
-        dtype=dtype or source.attrs.get("dtype") or (source.dtype if source.dtype.kind == "f" else "float32"),
+        dtype=dtype or _stored_dtype(source),
         layout="csr" if sparse else "dense",
         shard_rows=rows,
     )
@@ -157,9 +157,23 @@ def _write(source: Source, out: Path, attrs: dict[str, Any], dtype: DTypeLike | 
     return writer
 
 
-def _check_sink(source: Source) -> None:
-    if source.sink is not None and len(source.sink) != source.n_tokens:
-        raise InputError(f"The file marks sinks in {len(source.sink)} rows, but has {source.n_tokens} rows")
+def _stored_dtype(source: Source) -> np.dtype[Any]:
+    """Return the type in the store: that of the store that was exported, or of the source."""
+    told = source.attrs.get("dtype")
+    if told is None:
+        return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
+    if told not in ("float16", "float32", "float64"):
+        raise CorruptError(f"The file says that its store had the type {shown(told)}, which no store has")
+    return np.dtype(told)
+
+
+def _check_rest(source: Source) -> None:
+    """Refuse sinks and decoders that do not fit the matrix."""
+    if source.sink is not None and np.shape(source.sink) != (source.n_tokens,):
+        raise InputError(f"The file marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows")
+    decoder = source.decoder
+    if decoder is not None and (decoder.dtype.kind not in "fiu" or not np.isfinite(decoder).all()):
+        raise InputError(f"The decoder holds {decoder.dtype} values that are no finite numbers; save it as float32")
 
 
 def export_activations(

@@ -144,10 +144,17 @@ def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:
         with reading(path):
             for slab in slabs(rows):
                 if is_sparse_matrix(slab):
-                    slab.check_format(full_check=True)
+                    _check_csr(slab)
                 yield slab
 
     return checked
+
+
+def _check_csr(slab: Any) -> None:
+    """Raise ValueError unless the parts of a csr matrix fit each other: compiled code trusts them."""
+    slab.check_format(full_check=True)
+    if slab.indptr[0] or not slab.indptr[-1] == len(slab.indices) == len(slab.data) or (np.diff(slab.indptr) < 0).any():
+        raise ValueError("its indptr does not fit its ids")
 
 
 def _is_saelens(path: Path) -> bool:
@@ -275,7 +282,7 @@ def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], sha
     if any(part.dtype.kind not in "fiub" for part in parts):
         raise FormatError(f"{path} holds parts of a sparse matrix that are no numbers; save it again")
     matrix = scipy.sparse.csr_array(scipy.sparse.load_npz(path))
-    matrix.check_format(full_check=True)
+    _check_csr(matrix)
     return _from_array(path, matrix, matrix.dtype)
 
 
