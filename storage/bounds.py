@@ -123,7 +123,7 @@ def parse_size(size: str | float, name: str = "memory") -> int:
     from dask.utils import parse_bytes  # noqa: PLC0415 - half of storage does without Dask
 
     try:
-        number = int(parse_bytes(size))
+        number = int(parse_bytes(size)) if str(size).strip() else 0
     except (ValueError, OverflowError, TypeError, AttributeError):  # 1e400 is infinite; Dask does not expect a list
         number = 0
     if not 0 < number < 2**63:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ FAULTS = ("traceback", "silently_wrong", "hang", "memory")
 #: Statuses that the documentation knows, besides those of a bug and of Ctrl-C.
 STATUSES = {0, 1, 2, 3, 4, 5}
 BUG = 70
+#: Status of a case whose files could not be made.
+NOT_PREPARED = 99
 
 Prepare = Callable[[Path], None]
 
@@ -154,7 +157,11 @@ def _in_child(case: Case, folder: Path) -> int:
     work = folder / "work"
     work.mkdir(parents=True)
     os.chdir(work)
-    case.prepare(work)
+    try:
+        case.prepare(work)
+    except Exception:  # noqa: BLE001 - a fault of the benchmark, not of the program
+        traceback.print_exc()
+        return NOT_PREPARED
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
@@ -184,6 +191,8 @@ def outcome(case: Case, folder: Path, status: int, seconds: float, peak: int) ->
     results = digest_of(folder / "work" / "out") if case.group == "damages" else ""
     shutil.rmtree(folder, ignore_errors=True)
     code = os.waitstatus_to_exitcode(status)
+    if code == NOT_PREPARED:
+        raise RuntimeError(f"The files of {case.name} could not be made")
     said = _comparable(case.arguments[0], texts["stdout"])
     digest = hashlib.sha256(f"{said}\n{results}".encode()).hexdigest()
     return Outcome(code, seconds, 1024 * peak, texts["stdout"], texts["stderr"], digest)

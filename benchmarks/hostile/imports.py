@@ -122,9 +122,7 @@ def import_cases(seed: int, count: int, good: Path) -> list[Case]:
     damaged = []
     for i in range(max(0, count - len(hostile))):
         name, draw = names[i % len(names)], rng.randrange(2**32)
-        kind = ("cut", "flip", "flip header", "zeros", "lost", "other", "empty", "garbage", "noise")[
-            i // len(names) % 9
-        ]
+        kind = KINDS[i // len(names) % len(KINDS)]
         prepare = functools.partial(_with_damaged, good, name, kind, draw)
         damaged.append(Case("imports", f"{name}: {kind} {draw}", arguments(name), prepare))
     return hostile + damaged
