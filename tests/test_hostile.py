@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from benchmarks.hostile.__main__ import PAGE, RESULT, render
+from benchmarks.table import insert
+
 SHARES = {"settings": "0.06", "imports": "0.08", "damages": "0.02"}
 
 
@@ -23,3 +26,8 @@ def test_nobody_sees_a_traceback_and_nothing_hangs(group: str) -> None:
     if group == "damages":  # that readers know what should be there is tested where the inventory is
         wrong.pop("silently_wrong", None)
     assert not wrong, found["wrong"]
+
+
+def test_the_page_says_what_the_result_does() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert insert(page, "hostile", render(json.loads(RESULT.read_text(encoding="utf-8")))) == page

@@ -4,6 +4,8 @@
 
     python -m benchmarks.hostile                 # all cases
     python -m benchmarks.hostile --share 0.05    # a sample of every group
+    python -m benchmarks.hostile | tail -n 1 > benchmarks/results/hostile/hostile.json
+    python -m benchmarks.hostile --markdown      # the table of docs/faults.md from that
 
 Three groups of cases, drawn with a seed: *settings* (experiment and cluster files in YAML), *imports* (every format
 that ``subspace import`` reads, decoders, token tables), and *damages* (files of a run's stores and results that are

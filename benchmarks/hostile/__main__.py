@@ -19,6 +19,7 @@ from benchmarks.hostile.cases import FAULTS, GROUPS, Case, Outcome, faults_of, i
 from benchmarks.hostile.damages import damage_cases, make_run, unchanged, with_expected
 from benchmarks.hostile.imports import import_cases, make_imports
 from benchmarks.hostile.settings import setting_cases
+from benchmarks.table import insert
 
 #: Cases of each group; damages are each read by several verbs.
 COUNTS = {"settings": 420, "imports": 320, "damages": 300}
@@ -62,6 +63,30 @@ def all_cases(
 
 def _sample(cases: list[Case], share: float, draw: random.Random) -> list[Case]:
     return cases if share >= 1 else draw.sample(cases, max(1, round(share * len(cases))))
+
+
+ROOT = Path(__file__).parents[2]
+#: The page that shows the counts, and the result from which it is made.
+PAGE = ROOT / "docs" / "faults.md"
+RESULT = ROOT / "benchmarks" / "results" / "hostile" / "hostile.json"
+WHAT = {
+    "settings": "settings: experiment, cluster and concept files",
+    "imports": "imports, decoders, token tables",
+    "damages": "damage to a run's files, by verb that reads them",
+}
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the table of counts in Markdown.
+
+    >>> counts = {"cases": 12, "traceback": 0, "silently_wrong": 1, "hang": 0, "memory": 0}
+    >>> print(render({"groups": {"imports": counts}}).splitlines()[-1])
+    | imports, decoders, token tables | 12 | 0 | 1 | 0 | 0 |
+    """
+    lines = ["| what | cases | traceback | silently wrong | hangs | above 1 GB |", "|---|---|---|---|---|---|"]
+    for group, counts in result["groups"].items():
+        lines.append(f"| {WHAT[group]} | {' | '.join(f'{counts[name]:,}' for name in ('cases', *FAULTS))} |")
+    return "\n".join(lines)
 
 
 Report = Callable[[Case, Outcome, list[str]], None]
@@ -124,8 +149,15 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of each group's cases")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--processes", type=int, default=2, help="cases at a time")
+    parser.add_argument(
+        "--markdown", action="store_true", help="only make the table of the page from the stored result"
+    )
     parser.add_argument("--all", action="store_true", help="print every outcome, not only those that are wrong")
     given = parser.parse_args()
+    if given.markdown:
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
+        PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "hostile", render(result)), encoding="utf-8")
+        return 0
 
     def report(case: Case, found: Outcome, faults: list[str]) -> None:
         if faults or given.all:
