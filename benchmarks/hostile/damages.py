@@ -174,14 +174,20 @@ def _prepare(good: Path, file: str, kind: str, draw: int, folder: Path) -> None:
 
 def damage(path: Path, kind: str, rng: random.Random) -> None:
     """Damage a file of a group, or the group."""
-    others = [file for file in path.parent.rglob("*") if file.is_file() and file != path and file.stat().st_size]
     if kind in OTHER_KINDS:
         _damage_group(path, kind, rng)
     elif path.name == "zarr.json" and kind not in KINDS:
         _edit(path, kind, rng)
     else:
-        same = [file for file in others if file.name != "zarr.json"] or others or [path]
-        damage_file(path, kind, rng, same)
+        top = next((folder for folder in path.parents if folder.suffix == ".zarr"), path.parent)
+        metadata = path.name == "zarr.json"
+        alike = [
+            file
+            for file in top.rglob("*")
+            if file.is_file() and file != path and (file.name == "zarr.json") == metadata
+        ]
+        content = path.read_bytes()
+        damage_file(path, kind, rng, [file for file in alike if file.read_bytes() != content] or [top / "zarr.json"])
 
 
 def _edit(path: Path, kind: str, rng: random.Random) -> None:
@@ -205,7 +211,7 @@ def _edit(path: Path, kind: str, rng: random.Random) -> None:
         attributes.setdefault("x", 1)
     else:
         name, values = _edits(shape)[kind]
-        content[name] = rng.choice(values)
+        content[name] = rng.choice([value for value in values if value != content.get(name)])
     path.unlink()
     path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -270,7 +276,9 @@ def damage_cases(seed: int, count: int, good: Path, verbs_each: int = 2) -> list
         for name in ("verify", *reading[:verbs_each]):
             turn[name] += 1
             case = Case("damages", f"{name}: {kind} of {file} ({draw})", VERBS[name][0], prepare)
-            cases.append(replace(case, refuse=name == "verify" and kind not in HARMLESS))
+            # without its experiment, a run is a folder of stores, which is as good
+            harmless = kind in HARMLESS or (kind == "lost" and file == EXPERIMENT)
+            cases.append(replace(case, refuse=name == "verify" and not harmless))
     return cases
 
 
