@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 from storage.errors import FormatError, InputError, MissingInputError
 from storage.files import LOCK_SUFFIX, PARTIAL_SUFFIX, is_stray_file, leftover_of, write_text
+from storage.json_files import read_json_object
 from storage.locks import lock
 
 Side = Literal["a", "b"]
@@ -265,13 +266,7 @@ class RunDirectory:
             raise MissingInputError(
                 f"{self.root} is no run directory (it has no {EXPERIMENT}); `subspace run` makes one"
             )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{file} is damaged ({error}); {_WRITTEN_AGAIN}") from error
-        if not isinstance(content, dict):
-            raise FormatError(f"{file} is damaged (it holds no experiment); {_WRITTEN_AGAIN}")
-        return content
+        return read_json_object(file, f"There is no {file}", _WRITTEN_AGAIN)
 
 
 _WRITTEN_AGAIN = "`subspace run EXPERIMENT.yaml` writes it again"

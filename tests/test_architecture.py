@@ -60,7 +60,9 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_the_rule_looks_at_something() -> None:
     assert len(MODULES) > 30
     assert any(name.startswith("storage.") for path in MODULES for name in imported(path))
-    assert any(path.relative_to(ROOT / "pipeline").parts[0] in ("work", "text") for path in MODULES if "pipeline" in path.parts)
+    assert any(
+        path.relative_to(ROOT / "pipeline").parts[0] in ("work", "text") for path in MODULES if "pipeline" in path.parts
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from storage.errors import FormatError, InputError
+from storage.errors import FormatError, InputError, shown
 from storage.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _line(name: Any, item: Any) -> str:
     where = ".".join(map(str, (name, *item["loc"])))
     message = item["msg"].removeprefix("Value error, ")
     hint = "; put it in quotes" if item["type"] == "string_type" else ""
-    return f"  {where}: {message}{hint} (given: {item['input']!r})"
+    return f"  {where}: {message}{hint} (given: {shown(item['input'])})"
 
 
 def _concept(name: str, group: _Group, inflections: bool | None) -> Concept:
