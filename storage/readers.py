@@ -43,7 +43,7 @@ from storage.errors import (
     shown,
 )
 from storage.json_files import read_json_object
-from storage.registry import Registry
+from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 
 #: Bytes of one slab, were it dense.
@@ -124,9 +124,6 @@ class Importer:
     def folder(self) -> str:
         """What a folder of the format is known by."""
         return f"a folder with {' and '.join(self.files)}"
-
-
-IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.readers")
 
 
 def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collection[int] = ()) -> Source:
