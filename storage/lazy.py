@@ -58,5 +58,7 @@ def name_errors(ds: xr.Dataset, path: str | Path) -> xr.Dataset:
     for name, variable in ds.variables.items():
         if not variable._in_memory:
             named: Any = _Named(variable._data, f"{path}/{name}")
-            variable._data = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(named))
+            lazy: Any = indexing.LazilyIndexedArray(named)
+            guarded: Any = indexing.CopyOnWriteArray(lazy)
+            variable._data = guarded
     return ds
