@@ -223,6 +223,9 @@ class RunDirectory:
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
                     if is_stray_file(stray.name):
                         stray.unlink(missing_ok=True)
+            from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
+
+            sweep_below(self.root)
             yield
 
     def expected(self) -> list[list[Path]]:
