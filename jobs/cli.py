@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from jobs.verbs import EXPERIMENT, VERBS, Verb
-from pipeline.script import Session, guarded, set_up_logging
+from pipeline.boundary import DEBUG, Debug, guarded
+from pipeline.script import Session, set_up_logging
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -102,9 +103,11 @@ def start(
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    debug: Debug = False,
 ) -> None:
     """Set up what all verbs share."""
     set_up_logging(level=10 if verbose else 20)
+    DEBUG.set(debug)
     context.obj = Session(connect=connect)
 
 

@@ -8,18 +8,29 @@ given as ``--cluster-file``. :func:`render_keys` makes the tables of ``docs/clus
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import dask
 import yaml
-from dask.utils import parse_bytes
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from dask.utils import parse_timedelta
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from jobs.watcher import walltime_seconds
-from storage.errors import InputError
+from storage.bounds import parse_size
+from storage.errors import InputError, shorten, shown
 from storage.yaml_files import read_yaml
 
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
@@ -29,6 +40,37 @@ CUDA_WORKER = "dask cuda worker"
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _known_size(size: str) -> str:
+    parse_size(size, "it")
+    return size
+
+
+def _known_limit(limit: str) -> str:
+    """Accept what Dask does: a size, a share of the memory, or 0 for no limit."""
+    if not (limit in ("auto", "0") or re.fullmatch(r"0?\.\d+|1(\.0)?", limit)):
+        parse_size(limit, "it")
+    return limit
+
+
+def _known_walltime(walltime: str) -> str:
+    walltime_seconds(walltime)
+    return walltime
+
+
+def _known_duration(duration: str) -> str:
+    try:
+        parse_timedelta(duration)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise ValueError("it must be a time, as '50m' or '1h'") from error
+    return duration
+
+
+Size = Annotated[str, AfterValidator(_known_size)]
+MemoryLimit = Annotated[str, AfterValidator(_known_limit)]
+Walltime = Annotated[str, AfterValidator(_known_walltime)]
+Duration = Annotated[str, AfterValidator(_known_duration)]
 
 
 class _Keys(BaseModel):
@@ -79,7 +121,9 @@ class ProcessesProfile(_Keys):
     kind: Literal["processes"]
     workers: PositiveInt = Field(2, description="worker processes")
     threads: PositiveInt = Field(1, description="threads of each")
-    memory: str | None = Field("auto", description="memory limit of each; a worker beyond it is restarted, not the run")
+    memory: MemoryLimit | None = Field(
+        "auto", description="memory limit of each; a worker beyond it is restarted, not the run"
+    )
 
 
 class LocalCudaProfile(Gpu):
@@ -88,7 +132,7 @@ class LocalCudaProfile(Gpu):
     kind: Literal["local-cuda"]
     devices: list[int] | None = Field(None, description="which GPUs; all that are visible by default")
     threads: PositiveInt = Field(1, description="threads of each worker")
-    memory: str | None = Field("auto", description="host memory limit of each worker")
+    memory: MemoryLimit | None = Field("auto", description="host memory limit of each worker")
 
 
 class Driver(_Keys):
@@ -98,9 +142,9 @@ class Driver(_Keys):
     account: str | None = Field(None, description="account that the driver is charged to")
     qos: str | None = Field(None, description="quality of service of the driver")
     constraint: str | None = Field(None, description="features that the driver's node must have")
-    walltime: str = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
+    walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
     cores: PositiveInt = Field(2, description="CPUs of the driver, and of each task of `subspace submit --array`")
-    memory: str = Field("8GB", description="memory of the same")
+    memory: Size = Field("8GB", description="memory of the same")
 
 
 class SlurmProfile(_Keys):
@@ -143,14 +187,14 @@ class SlurmJob(Gpu):
     constraint: str | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
     reservation: str | None = Field(None, description="reservation")
     exclusive: bool = Field(False, description="whole nodes")
-    walltime: str | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
+    walltime: Walltime | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
     cores: PositiveInt | None = Field(None, description="threads of all workers of a job together")
     processes: PositiveInt = Field(
         1, description="workers of a job. With 1, lost jobs are replaced by Dask itself; for whole GPU nodes, the GPUs"
     )
-    memory: str | None = Field(None, description="memory of a job, divided among its workers")
+    memory: Size | None = Field(None, description="memory of a job, divided among its workers")
     job_cpu: PositiveInt | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
-    job_mem: str | None = Field(None, description="memory to ask of Slurm, if not `memory`")
+    job_mem: Size | None = Field(None, description="memory to ask of Slurm, if not `memory`")
     gpus: PositiveInt | None = Field(None, description="GPUs of a job")
     gpu_type: str | None = Field(None, description="their type, as `a100`")
     gpu_request: Literal["gpus-per-node", "gres"] = Field(
@@ -163,10 +207,10 @@ class SlurmJob(Gpu):
     interface: str | None = Field(
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
-    lifetime: str | None = Field(
+    lifetime: Duration | None = Field(
         None, description="a worker retires after so long and hands on its data; by default before the walltime ends"
     )
-    lifetime_stagger: str | None = Field(
+    lifetime_stagger: Duration | None = Field(
         None, description="up to so much earlier or later, so that not all retire at once"
     )
     death_timeout: PositiveInt | None = Field(None, description="seconds without scheduler after which a worker ends")
@@ -196,13 +240,6 @@ class SlurmJob(Gpu):
             raise ValueError(message)  # noqa: TRY004 - pydantic wants this one
         return walltime
 
-    @field_validator("memory")
-    @classmethod
-    def _size(cls, memory: str | None) -> str | None:
-        if memory is not None:
-            parse_bytes(memory)
-        return memory
-
     @model_validator(mode="after")
     def _consistent(self) -> SlurmJob:
         if self.is_cuda and self.gpus != self.processes:
@@ -215,8 +252,6 @@ class SlurmJob(Gpu):
         of_gpus = [_dashed(key) for key in Gpu.model_fields if getattr(self, key)]
         if of_gpus and not self.is_cuda:
             raise ValueError(f"{', '.join(of_gpus)} are of workers with a GPU: set worker-command to {CUDA_WORKER!r}")
-        if self.walltime is not None:
-            walltime_seconds(self.walltime)
         return self
 
     @property
@@ -319,12 +354,39 @@ def read_cluster_file(path: Path) -> dict[str, Any]:
     content = read_yaml(path, f"No cluster file at {path}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping, as a Dask configuration file does")
+    _check_sections(path, content, dask.config.config)
     return content
+
+
+def _check_sections(path: Path, content: Mapping[Any, Any], known: Mapping[str, Any], place: str = "") -> None:
+    """Refuse keys that are no text, and values where Dask and its libraries have a section."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise InputError(
+                f"{path}: {place}{shown(key)} is no name of a setting; names are text, in quotes if need be"
+            )
+        section = known.get(dask.config.canonical_name(key, known))
+        if isinstance(value, dict):
+            _check_sections(path, value, section if isinstance(section, dict) else {}, f"{place}{key}.")
+        elif isinstance(section, dict) and section:
+            raise InputError(f"{path}: {place}{key} is a section with keys of its own, not {shown(value)}")
 
 
 def profile_names(settings: dict[str, Any]) -> list[str]:
     """Return the names of all profiles."""
-    return sorted(settings.get("subspace", {}).get("profiles", {}))
+    return sorted(_section(settings, "subspace", "profiles"))
+
+
+def _section(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a part of the settings, which may be absent or null, but nothing else than a mapping."""
+    part: Any = settings
+    for i, name in enumerate(names):
+        part = part.get(name)
+        if part is None:
+            return {}
+        if not isinstance(part, dict):
+            raise InputError(f"{'.'.join(names[: i + 1])} in the cluster file must be a mapping, not {shown(part)}")
+    return dict(part)
 
 
 def find_profile(name: str, settings: dict[str, Any]) -> Profile:
@@ -338,12 +400,15 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
     refuse_control_characters(name, "the name of a cluster profile")
     if name not in profile_names(settings):
         near = _hint(name, profile_names(settings))
-        raise InputError(f"No cluster profile {name!r}{near}; cluster.yaml has: {', '.join(profile_names(settings))}")
+        raise InputError(
+            f"No cluster profile {shown(name)}{near}; cluster.yaml has: {', '.join(profile_names(settings))}"
+        )
     keys = _with_models(name, settings, "profiles")
-    model = KINDS.get(keys.get("kind", ""))
+    kind = keys.get("kind")
+    model = KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         raise InputError(
-            f"Cluster profile {name!r} is of kind {keys.get('kind')!r}; it must be one of: {', '.join(sorted(KINDS))}"
+            f"Cluster profile {name!r} is of kind {shown(kind)}; it must be one of: {', '.join(sorted(KINDS))}"
         )
     return _validate(model, keys, f"Cluster profile {name!r}")
 
@@ -372,19 +437,20 @@ def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
 
 def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", "jobqueue"]) -> dict[str, Any]:
     """Return the keys of a profile, or of its job, laid over those of the profile that it is `like`."""
-    profiles = settings.get("subspace", {}).get("profiles", {})
+    profiles = _section(settings, "subspace", "profiles")
     layers: list[dict[str, Any]] = []
     chain: list[str] = []
     current: str | None = name
     while current is not None:
         if current in chain:
             raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, current])}")
-        if current not in profiles:
-            raise InputError(f"Cluster profile {chain[-1]!r} is like {current!r}, which is not there")
+        if not isinstance(current, str) or current not in profiles:
+            raise InputError(f"Cluster profile {shown(chain[-1])} is like {shown(current)}, which is not there")
         chain.append(current)
-        found = profiles[current] if part == "profiles" else settings.get("jobqueue", {}).get(current, {})
-        layers.append({_dashed(key): value for key, value in (found or {}).items() if key != "like"})
-        current = profiles[current].get("like")
+        profile = _section(settings, "subspace", "profiles", current)
+        keys = profile if part == "profiles" else _section(settings, "jobqueue", current)
+        layers.append({_dashed(key): value for key, value in keys.items() if key != "like"})
+        current = profile.get("like")
     merged: dict[str, Any] = dask.config.merge(*reversed(layers))
     refuse_control_characters(merged, f"subspace.profiles.{name}" if part == "profiles" else f"jobqueue.{name}")
     return merged
@@ -401,14 +467,14 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """Yield what is wrong with each key, with the nearest valid one where a key is unknown."""
     for item in error.errors():
         *outer, key = item["loc"] or ("",)
-        place = ".".join(str(part) for part in item["loc"])
+        place = ".".join(shorten(str(part), 80) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             section = model.model_fields[str(outer[0])].annotation if outer else model
             valid = [_dashed(name) for name in getattr(section, "model_fields", {})]
             yield f"{place}: unknown key{_hint(str(key), valid)}; valid keys: {', '.join(valid)}"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            yield f"{place}: {message}" if place else message
+            yield f"{place}: {message} (given: {shown(item['input'])})" if place else message
 
 
 def _hint(name: str, valid: list[str]) -> str:

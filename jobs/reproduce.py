@@ -18,7 +18,7 @@ import xarray as xr
 import yaml
 from rich.table import Table
 
-from pipeline.config import Experiment, load_experiment
+from pipeline.config import load_experiment, stored_experiment
 from pipeline.experiment.run import run
 from pipeline.report.tables import observations
 from pipeline.script import AllowBadSite, AsJson, Cluster, ClusterFile, open_client, read_experiment, show, wide_console
@@ -106,7 +106,7 @@ def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
 
 
 def _sites(directory: RunDirectory, side: str) -> list[str]:
-    return list(Experiment.model_validate(directory.read_experiment()).model_dump()[side]["sites"])
+    return list(stored_experiment(directory).model_dump()[side]["sites"])
 
 
 def _ours(figure: Figure, found: dict[str, float] | None) -> tuple[float, str]:

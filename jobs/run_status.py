@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster_verbs import job_table
 from jobs.slurm import FAILED, UNKNOWN, Job, failures
 from jobs.submission import submitted_jobs
-from pipeline.config import Experiment, load_experiment
+from pipeline.config import Experiment, load_experiment, stored_experiment
 from pipeline.experiment.status import status
 from pipeline.script import AsJson, show, wide_console
 from pipeline.work.task import Item
-from storage.errors import FormatError
 from storage.rundir import RunDirectory
 
 STYLES = {"current": "green", "missing": "", "unfinished": "yellow", "waiting": "yellow", "outdated": "red"}
@@ -71,12 +69,7 @@ def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
         config = load_experiment(what)
         return config, RunDirectory.of(config.name, run_dir)
     directory = RunDirectory(what)
-    try:
-        return Experiment.model_validate(directory.read_experiment()), directory
-    except ValidationError as error:
-        raise FormatError(
-            f"The experiment kept in {what} is not one of this version; give its YAML file: {error}"
-        ) from error
+    return stored_experiment(directory), directory
 
 
 def table_of(items: list[Item]) -> Table:

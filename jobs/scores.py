@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from pipeline.compare.score_grid import power_notes, save_scores, scores_table, to_latex
-from pipeline.config import Experiment
+from pipeline.config import stored_experiment
 from pipeline.report.tables import observations
 from pipeline.script import AsJson, show, wide_console
 from pipeline.statistics import LEVEL
@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Print all scores of a run, each beside its chance, with p corrected for their number."""
     directory = RunDirectory(run)
-    site_pairs = Experiment.model_validate(directory.read_experiment()).site_pairs
+    site_pairs = stored_experiment(directory).site_pairs
     grid = save_scores(directory, site_pairs)
     table = scores_table(grid)
     if csv:

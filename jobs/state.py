@@ -28,8 +28,9 @@ from typing import Any, Literal
 
 import psutil
 
-from storage.errors import FormatError, InputError, MissingInputError
+from storage.errors import CorruptError, InputError
 from storage.files import require_private, write_atomically
+from storage.json_files import read_json_object
 
 #: The environment variable by which the processes of a cluster are known.
 TOKEN_VARIABLE = "SUBSPACE_CLUSTER"  # noqa: S105 - a name, no password
@@ -116,7 +117,12 @@ class ClusterState:
     def service(self) -> Service | None:
         """The process that runs the scheduler, or None while it starts."""
         file = self.folder / "service.json"
-        return Service(**self._read("service.json")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return Service(**self._read("service.json"))
+        except TypeError as error:
+            raise CorruptError(f"{file} does not describe a cluster's process; remove {self.folder}") from error
 
     def address(self) -> str:
         """Return the scheduler's address.
@@ -160,14 +166,10 @@ class ClusterState:
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.folder / name
-        try:
+        missing = f"{self.folder} is no cluster's folder: {name} is missing; remove it"
+        if self.folder.is_dir():
             require_private(self.folder)
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise MissingInputError(f"{self.folder} is no cluster's folder: {name} is missing; remove it") from error
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{file} is damaged ({error}); remove {self.folder}") from error
-        return content
+        return read_json_object(file, missing, f"remove {self.folder}")
 
 
 def _is_running(pid: int, created: float) -> bool:

@@ -13,7 +13,7 @@ from pipeline.config import ActivationKind
 from pipeline.script import AsJson, Out, Overwrite, show, wide_console
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
-from storage.readers import IMPORTERS
+from storage.registry import IMPORTERS
 from storage.verify import verify
 
 #: Entries of `inspect` that a table does not show: they are long, and in the JSON.

@@ -32,8 +32,9 @@ from jobs.profiles import (
     refuse_control_characters,
 )
 from jobs.slurm import UNKNOWN, Job, jobs_named, submit
-from storage.errors import InputError, SubspaceError
+from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
+from storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,11 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
     record = run_dir / "jobs" / RECORD
     if not record.is_file():
         return []
-    numbers = [one["job"] for one in json.loads(record.read_text(encoding="utf-8"))]
+    remedy = "delete it; Slurm's own squeue still shows the jobs"
+    steps = read_json(record, f"There is no {record}", remedy)
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "job" in step for step in steps):
+        raise CorruptError(f"{record} is no list of jobs; {remedy}")
+    numbers = [str(step["job"]) for step in steps]
     try:
         listed = [job for job in jobs_named(JOB_NAMES) if job.id.split("_")[0] in numbers]
         reason = "Slurm does not know it any more"

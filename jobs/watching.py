@@ -33,7 +33,9 @@ from distributed import Client
 from jobs.watch_page import Sample, short, watch_page
 from jobs.watcher import keeper_of
 from pipeline.workers import Advanced, Planned, listening
+from storage.errors import InputError
 from storage.files import write_text
+from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -294,8 +296,8 @@ def read_sessions(folder: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        sessions: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["sessions"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        sessions: list[dict[str, Any]] = read_json_object(file, "", "")["sessions"]
+    except (InputError, KeyError, TypeError) as error:
         logger.warning("%s is damaged, and is begun anew: %s", file, error)
         return []
     return sessions

@@ -1,4 +1,5 @@
 from . import (
+    boundary,
     config,
     experiment,
     harvest,
@@ -39,6 +40,7 @@ from .report.run import (
 )
 
 __all__ = [
+    "boundary",
     "compare",
     "compare_activations",
     "compare_rows",

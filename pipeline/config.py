@@ -34,8 +34,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pipeline.registries import FILTERS, METHODS, NULLS, takes_max_uses
-from storage.errors import InputError
-from storage.rundir import Side
+from storage.errors import FormatError, InputError, shorten, shown
+from storage.rundir import RunDirectory, Side
 from storage.yaml_files import read_yaml
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
@@ -494,17 +494,38 @@ def load_experiment(path: str | Path) -> Experiment:
     return _resolve_paths(experiment, file.parent)
 
 
+def stored_experiment(directory: RunDirectory) -> Experiment:
+    """Return the experiment that was last run in a run directory.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder is no run directory.
+    FormatError
+        If the file is damaged, or of another version.
+    """
+    content = directory.read_experiment()
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise FormatError(
+            f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run` "
+            "EXPERIMENT.yaml writes it again:\n" + "\n".join(_explain(error))
+        ) from error
+
+
 def _explain(error: ValidationError) -> Iterator[str]:
     """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(shorten(str(part), 80) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = list(_fields_at(item["loc"][:-1]))
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
             yield f"  {where}: unknown key; {hint}"
         else:
-            yield f"  {where or 'experiment'}: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
 
 
 def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from storage.readers import IMPORTERS
-from storage.registry import Registry
+from storage.registry import IMPORTERS, Registry
 
 if TYPE_CHECKING:
     from pipeline.compare.base import Metric

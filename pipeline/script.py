@@ -10,10 +10,10 @@ This module is imported to show any help: what only a verb at work needs is impo
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from storage.errors import InputError, SubspaceError
+from pipeline.boundary import end_at_once, forgiving_output, guarded
+from storage.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
 
     from pipeline.config import Experiment
-
-#: Exit status after Ctrl-C, as shells expect it.
-INTERRUPTED = 130
 
 Cluster = Annotated[
     str | None,
@@ -142,6 +140,7 @@ def wide_console(width: int = 140) -> Console:
 
 def set_up_logging(level: int = logging.INFO) -> None:
     """Send the package's log to standard error; of the libraries, only what concerns the user."""
+    forgiving_output()
     console = Console(stderr=True)
     if console.is_terminal:
         handler: logging.Handler = RichHandler(
@@ -156,29 +155,13 @@ def set_up_logging(level: int = logging.INFO) -> None:
     logging.getLogger("distributed").setLevel(logging.ERROR)
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command: errors on purpose print their message alone; Ctrl-C says how to go on."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        try:
-            command(*args, **kwargs)
-        except SubspaceError as error:
-            errors.print(f"Error: {error}", style="red", markup=False)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            errors.print("Interrupted. Finished parts are kept: the same command goes on from there.")
-            raise typer.Exit(INTERRUPTED) from None
-
-    return run
-
-
 def run_script(command: Callable[..., None]) -> None:
     """Run one stage's command as a script."""
     set_up_logging()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded(command))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else somebody ignores it, as `nohup` does
+        signal.signal(signal.SIGINT, end_at_once)
     app()
 
 

@@ -30,7 +30,9 @@ import psutil
 from distributed import Client
 
 from pipeline.workers import Advanced, Planned, listening
+from storage.errors import InputError
 from storage.files import write_text
+from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -250,8 +252,8 @@ def read_usage(folder: Path) -> list[StageUsage]:
     found: list[StageUsage] = []
     for file in sorted(folder.glob("*.json")):
         try:
-            found += [StageUsage(**one) for one in json.loads(file.read_text(encoding="utf-8"))["stages"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            found += [StageUsage(**one) for one in read_json_object(file, "", "")["stages"]]
+        except (InputError, KeyError, TypeError) as error:
             logger.warning("%s is damaged, and is left out: %s", file, error)
     return sorted(found, key=lambda one: one.begun)
 

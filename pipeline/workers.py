@@ -33,7 +33,7 @@ from rich.progress import (
 )
 from threadpoolctl import threadpool_limits
 
-from storage.errors import WorkerLostError
+from storage.errors import WorkerLostError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,6 @@ LOG_INTERVAL = 15.0
 
 #: Seconds between two changes of a bar in a notebook.
 NOTEBOOK_INTERVAL = 0.25
-
-#: Characters of a task's item that an error shows.
-ITEM_CHARACTERS = 100
 
 #: Seconds that a cluster may take to close.
 CLOSING_SECONDS = 30.0
@@ -298,7 +295,7 @@ def _poisoned(error: KilledWorker, label: str, suspects: dict[str, Item]) -> Wor
     """
     group = error.task[0] if isinstance(error.task, tuple) else error.task
     name = str(group).rpartition("-")[0] or str(group)
-    named = " or ".join(f"{name} {_shortened(item)!r}" for item in suspects.values())
+    named = " or ".join(f"{name} {shown(str(item))}" for item in suspects.values())
     return WorkerLostError(
         f"{label}: {named} took its worker with it {error.allowed_failures + 1} times, the last one being "
         f"{error.last_worker.name} at {error.last_worker.address}, and is not tried again. Most often a worker "
@@ -307,11 +304,6 @@ def _poisoned(error: KilledWorker, label: str, suspects: dict[str, Item]) -> Wor
         "is finished is kept",
         worker=str(error.last_worker.name),
     )
-
-
-def _shortened(item: object) -> str:
-    text = str(item)
-    return text if len(text) <= ITEM_CHARACTERS else f"{text[:ITEM_CHARACTERS]}…"
 
 
 @contextlib.contextmanager

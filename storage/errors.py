@@ -1,16 +1,82 @@
 """Errors that a user can act on.
 
 Every message says what was given, what was expected, and the remedy. The command line prints the message of a
-:class:`SubspaceError` alone and exits with its ``exit_code``; anything else is a bug and keeps its traceback.
+:class:`SubspaceError` alone and exits with its ``exit_code``; see :mod:`pipeline.boundary` for what else may happen.
+
+::
+
+    SubspaceError                    1
+    ├── InputError                   2  also a ValueError
+    │   ├── MissingInputError           also a FileNotFoundError
+    │   ├── RowMismatchError
+    │   └── FormatError
+    │       └── CorruptError
+    ├── BudgetError                  3  also a MemoryError
+    ├── MissingDependencyError       4  also an ImportError
+    └── WorkerLostError              1
 """
 
 from __future__ import annotations
+
+import reprlib
+
+#: Characters of a value that a message repeats.
+VALUE_CHARACTERS = 120
+#: Characters of a line of a message.
+LINE_CHARACTERS = 2000
+#: Lines of a message.
+MOST_LINES = 60
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = VALUE_CHARACTERS
+_REPR.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """Return a value as a message repeats it: its ``repr``, shortened where it is long or deeply nested.
+
+    >>> shown("layers.3"), len(shown("x" * 100_000)), shown([[[[[1]]]]])
+    ("'layers.3'", 120, '[[[...]]]')
+    """
+    text = _REPR.repr(value)
+    return text if len(text) <= 2 * VALUE_CHARACTERS else shorten(text, 2 * VALUE_CHARACTERS)
+
+
+def shorten(text: str, length: int = LINE_CHARACTERS) -> str:
+    """Return a text with its middle left out where it is longer than `length`.
+
+    >>> shorten("abcdefghij", 7), shorten("abc", 7)
+    ('abc…hij', 'abc')
+    """
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+def readable_message(text: str) -> str:
+    r"""Return a message that a terminal can show: no control characters, no endless lines, not too many of them.
+
+    >>> print(readable_message("a" + chr(27) + "[31m"), readable_message("x" * 9999).count("x"))
+    a\x1b[31m 1998
+    """
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], f"… and {len(lines) - MOST_LINES} more lines"]
+    return "\n".join(shorten("".join(map(_printable, line))) for line in lines)
+
+
+def _printable(character: str) -> str:
+    safe = character.isprintable() or character == "\t"
+    return character if safe else character.encode("unicode_escape").decode()
 
 
 class SubspaceError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message as it was given (``OSError`` would quote it), shortened where a value made it endless."""
+        return readable_message(str(self.args[0])) if self.args else ""
 
 
 class InputError(SubspaceError, ValueError):
@@ -21,10 +87,6 @@ class InputError(SubspaceError, ValueError):
 
 class MissingInputError(InputError, FileNotFoundError):
     """A file, folder, model or dictionary that the user named is not there."""
-
-    def __str__(self) -> str:
-        """Return the message as it was given (``OSError`` would quote it)."""
-        return str(self.args[0]) if self.args else ""
 
 
 class RowMismatchError(InputError):
@@ -66,6 +128,6 @@ class WorkerLostError(SubspaceError):
         Name of the last worker that it ran on.
     """
 
-    def __init__(self, message: str, *, worker: str) -> None:
+    def __init__(self, message: str, *, worker: str = "") -> None:
         super().__init__(message)
         self.worker = worker

@@ -29,7 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
 from storage.codec import canonical
-from storage.errors import BudgetError, InputError
+from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
@@ -112,12 +112,13 @@ def import_activations(
     with claim(out, kind=STORE, overwrite=overwrite) as target:
         opened = open_source(source, key=key, drop_tokens=drop_tokens)
         given = dict(attrs or {})
-        if given.get("kind", KINDS[0]) not in KINDS:
-            raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {given['kind']!r}")
+        kind = given.get("kind", opened.attrs.get("kind", KINDS[0]))
+        if kind not in KINDS:
+            raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {shown(kind)}")
         if decoder is not None:
-            opened.decoder = read_decoder(decoder)
+            opened.decoder = read_decoder(decoder, opened.n_features)
         if tokens is not None:
-            opened.tokens = read_tokens(tokens)
+            opened.tokens = read_tokens(tokens, opened.n_tokens)
         writer = _write(opened, target, given, dtype, shard_rows)
     if opened.tokens is None:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
@@ -137,9 +138,13 @@ def _write(
 ) -> ActivationWriter:
     kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
-    first = next(slabs)
+    first = next(slabs, None)
+    if first is None:
+        raise CorruptError(
+            f"The source of {target.path} declares {source.n_tokens} rows, and has none; is it complete?"
+        )
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
-    _check_sink(source)
+    _check_rest(source)
     writer = ActivationWriter.create(
         target.path,
         n_tokens=source.n_tokens,
@@ -147,7 +152,7 @@ def _write(
         tokens=source.tokens,
         decoder=source.decoder,
         attrs={**kept, **attrs},
-        dtype=dtype or source.attrs.get("dtype") or (source.dtype if source.dtype.kind == "f" else "float32"),
+        dtype=dtype or _stored_dtype(source),
         layout="csr" if sparse else "dense",
         shard_rows=rows,
         overwrite=target.overwrite,
@@ -163,9 +168,23 @@ def _write(
     return writer
 
 
-def _check_sink(source: Source) -> None:
-    if source.sink is not None and len(source.sink) != source.n_tokens:
-        raise InputError(f"The file marks sinks in {len(source.sink)} rows, but has {source.n_tokens} rows")
+def _stored_dtype(source: Source) -> np.dtype[Any]:
+    """Return the type in the store: that of the store that was exported, or of the source."""
+    told = source.attrs.get("dtype")
+    if told is None:
+        return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
+    if told not in ("float16", "float32", "float64"):
+        raise CorruptError(f"The file says that its store had the type {shown(told)}, which no store has")
+    return np.dtype(told)
+
+
+def _check_rest(source: Source) -> None:
+    """Refuse sinks and decoders that do not fit the matrix."""
+    if source.sink is not None and np.shape(source.sink) != (source.n_tokens,):
+        raise InputError(f"The file marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows")
+    decoder = source.decoder
+    if decoder is not None and (decoder.dtype.kind not in "fiu" or not np.isfinite(decoder).all()):
+        raise InputError(f"The decoder holds {decoder.dtype} values that are no finite numbers; save it as float32")
 
 
 def export_activations(

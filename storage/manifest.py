@@ -15,7 +15,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -125,8 +125,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is not one")
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that results may depend on."""
+@cache
+def _library_versions() -> Mapping[str, str]:
     versions = {"python": platform.python_version()}
     for package in VERSIONED_PACKAGES:
         try:
@@ -134,6 +134,11 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results may depend on."""
+    return dict(_library_versions())
 
 
 def read_attrs(path: str | Path) -> dict[str, Any]:

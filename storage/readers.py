@@ -15,7 +15,9 @@ To read another format, register a function from a path to a :class:`Source`; se
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -28,9 +30,20 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
+from storage.bounds import check_expansion, check_file, check_memory, n_bytes
 from storage.codec import is_sparse_matrix
-from storage.errors import FormatError, InputError, MissingDependencyError, MissingInputError
-from storage.registry import Registry
+from storage.damage import cause_of, reading
+from storage.errors import (
+    CorruptError,
+    FormatError,
+    InputError,
+    MissingDependencyError,
+    MissingInputError,
+    shorten,
+    shown,
+)
+from storage.json_files import read_json_object
+from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 
 #: Bytes of one slab, were it dense.
@@ -113,9 +126,6 @@ class Importer:
         return f"a folder with {' and '.join(self.files)}"
 
 
-IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.readers")
-
-
 def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collection[int] = ()) -> Source:
     """Open activations in any format that is known.
 
@@ -146,7 +156,40 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
         raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
     if drop_tokens and not importer.drops_tokens:
         raise InputError(f"{path} holds no token ids, so no tokens can be dropped; leave --drop-token out")
-    return importer.function(path, key, drop_tokens)
+    if not path.is_dir():
+        check_file(path, f"There is nothing to import at {path}; check the path")
+    with reading(path):
+        source = importer.function(path, key, drop_tokens)
+    # counts of rows and statistics of features are kept in memory, also of a sparse matrix with next to nothing in it
+    shape = (source.n_tokens, source.n_features)
+    check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), _stored(path))
+    source.slabs = _checked_slabs(path, source.slabs)
+    return source
+
+
+def _stored(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:
+    """Return the same slabs, with errors that name the file, and sparse ones only if all their ids are inside."""
+
+    def checked(rows: int) -> Iterator[Any]:
+        with reading(path):
+            for slab in slabs(rows):
+                if is_sparse_matrix(slab):
+                    _check_csr(slab)
+                yield slab
+
+    return checked
+
+
+def _check_csr(slab: Any) -> None:
+    """Raise ValueError unless the parts of a csr matrix fit each other: compiled code trusts them."""
+    slab.check_format(full_check=True)
+    if slab.indptr[0] or not slab.indptr[-1] == len(slab.indices) == len(slab.data) or (np.diff(slab.indptr) < 0).any():
+        raise ValueError("its indptr does not fit its ids")
 
 
 def importers_listed() -> str:
@@ -163,7 +206,7 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     if dtype.kind not in "fiub":
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"{path} holds an array of shape {tuple(shape)}; activations are (token, feature)")
+        raise InputError(f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature)")
 
 
 def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
@@ -181,8 +224,8 @@ def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
     if key is not None:
         raise InputError(f"{path} holds one array without a name; leave --key out")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
         raise _unreadable(path, error) from error
     return _from_array(path, array, array.dtype)
 
@@ -192,34 +235,59 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         return InputError(
             f"{path} holds Python objects, which are never unpickled here (that could run code); save a numeric array"
         )
-    return FormatError(f"{path} cannot be read ({error}); is it complete?")
+    return CorruptError(f"{path} cannot be read ({cause_of(error)}); is it complete?")
 
 
 def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
-    try:
-        # Opened here, since NumPy leaves the file open where it is no archive
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            names = set(members.files)
-            extras = _extras(members, names)
-            if {"format", "shape", "data"} <= names:
-                source = _sparse_npz(path, members)
-            else:
-                source = _dense_npz(path, names, key)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _unreadable(path, error) from error
+    with _open_archive(path) as archive:
+        names = _names(archive)
+        extras = _extras(path, archive, names)
+        if {"format", "shape", "data"} <= names:
+            source = _sparse_npz(path, archive, names)
+        else:
+            source = _dense_npz(path, names, key)
     return _with(source, extras)
 
 
-def _extras(members: Any, names: set[str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    with path.open("rb") as file, reading(path), zipfile.ZipFile(file) as archive:
+        packed = sum(member.compress_size for member in archive.infolist())
+        if packed > path.stat().st_size:
+            raise CorruptError(f"{path} names members that share their bytes; it is damaged, or made to do harm")
+        yield archive
+
+
+def _names(archive: zipfile.ZipFile) -> set[str]:
+    return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _extras(path: Path, archive: zipfile.ZipFile, names: set[str]) -> dict[str, Any]:
     """Return what :mod:`storage.exchange` writes beside the matrix."""
-    tokens = {name: members[TOKEN_PREFIX + name] for name in TOKEN_COORDINATES if TOKEN_PREFIX + name in names}
+    tokens = {name: _whole(archive, TOKEN_PREFIX + name) for name in TOKEN_COORDINATES if TOKEN_PREFIX + name in names}
     extras: dict[str, Any] = {"tokens": tokens or None}
-    extras |= {name: members[name] for name in ("sink", "decoder") if name in names}
+    extras |= {name: _whole(archive, name) for name in ("sink", "decoder") if name in names}
     if ATTRS_KEY in names:
-        extras["attrs"] = json.loads(str(members[ATTRS_KEY]))
+        extras["attrs"] = _attributes(path, _whole(archive, ATTRS_KEY))
     return extras
+
+
+def _whole(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Return an array of an archive, if it fits the memory."""
+    member = _Member(archive, name)
+    check_memory(f"{name} in {archive.filename or 'the archive'}", n_bytes(member.shape, member.dtype.itemsize))
+    flat = member.take(math.prod(member.shape))
+    return flat.reshape(member.shape, order="F" if member.fortran else "C")
+
+
+def _attributes(path: Path, text: Any) -> dict[str, Any]:
+    """Return the attributes that a file carries as JSON."""
+    attrs: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        attrs = json.loads(str(text))
+    if not isinstance(attrs, dict):
+        raise CorruptError(f"{path} holds attributes ({ATTRS_KEY}) that are no JSON object: {shown(str(text))}")
+    return attrs
 
 
 def _with(source: Source, extras: Mapping[str, Any]) -> Source:
@@ -228,17 +296,34 @@ def _with(source: Source, extras: Mapping[str, Any]) -> Source:
     return source
 
 
-def _sparse_npz(path: Path, members: Any) -> Source:
-    kind = members["format"].item()
+def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source:
+    kind = _whole(archive, "format").item()
+    shape = [int(length) for length in _whole(archive, "shape")]
+    if len(shape) != 2 or min(shape) < 0:
+        raise FormatError(f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature)")
     if (kind.decode() if isinstance(kind, bytes) else kind) != "csr":
-        matrix = scipy.sparse.csr_array(scipy.sparse.load_npz(path))
-        return _from_array(path, matrix, matrix.dtype)
-    n_tokens, n_features = (int(length) for length in members["shape"])
-    indptr = members["indptr"].astype(np.int64)
-    with zipfile.ZipFile(path) as archive:
-        dtype = _Member(archive, "data").dtype
-    check_matrix(path, (n_tokens, n_features), dtype)
-    return Source(n_tokens, n_features, dtype, lambda rows: _csr_slabs(path, indptr, n_features, rows), sparse=True)
+        return _other_sparse_npz(path, archive, names, shape)
+    indptr = _whole(archive, "indptr").astype(np.int64)
+    ids, values = _Member(archive, "indices"), _Member(archive, "data")
+    check_matrix(path, (shape[0], shape[1]), values.dtype)
+    steps = np.diff(indptr)
+    if indptr.shape != (shape[0] + 1,) or indptr[0] or (steps < 0).any():
+        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit")
+    if not ids.shape == values.shape == (indptr[-1],) or ids.dtype.kind not in "iu":
+        raise FormatError(f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}")
+    return Source(shape[0], shape[1], values.dtype, lambda rows: _csr_slabs(path, indptr, shape[1], rows), sparse=True)
+
+
+def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], shape: list[int]) -> Source:
+    """Read a matrix of another kind than csr whole, and turn it round."""
+    parts = [_Member(archive, name) for name in sorted(names) if name not in ("format", "shape")]
+    check_memory(str(path), sum(n_bytes(part.shape, part.dtype.itemsize) for part in parts))
+    check_expansion(f"{path}, whose shape is {tuple(shape)},", 8 * sum(shape), path.stat().st_size)
+    if any(part.dtype.kind not in "fiub" for part in parts):
+        raise FormatError(f"{path} holds parts of a sparse matrix that are no numbers; save it again")
+    matrix = scipy.sparse.csr_array(scipy.sparse.load_npz(path))
+    _check_csr(matrix)
+    return _from_array(path, matrix, matrix.dtype)
 
 
 def _csr_slabs(path: Path, indptr: NDArray[np.int64], n_features: int, rows: int) -> Iterator[scipy.sparse.csr_array]:
@@ -259,10 +344,9 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
     name = _choose(path, sorted(names - others), key)
     with zipfile.ZipFile(path) as archive:
         member = _Member(archive, name)
-    if member.fortran:
-        with np.load(path, allow_pickle=False) as members:
-            return _from_array(path, members[name], member.dtype)
-    check_matrix(path, member.shape, member.dtype)
+        check_matrix(path, member.shape, member.dtype)
+        if member.fortran:
+            return _from_array(path, _whole(archive, name), member.dtype)
 
     def slabs(rows: int) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
@@ -276,41 +360,57 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
 
 def _choose(path: Path, names: list[str], key: str | None) -> str:
     if key is not None and key not in names:
-        raise InputError(f"{path} has no {key!r}; it has {', '.join(names) or 'nothing'}")
+        raise InputError(f"{path} has no {shown(key)}; it has {_listed(names)}")
     if key is None and len(names) != 1:
-        raise InputError(f"{path} has {len(names)} arrays ({', '.join(names)}); name one with --key")
+        raise InputError(f"{path} has {len(names)} arrays ({_listed(names)}); name one with --key")
     return key or names[0]
+
+
+def _listed(names: list[str]) -> str:
+    return shorten(", ".join(names), 300) or "nothing"
 
 
 class _Member:
     """One array inside a ``.npz``, read from its beginning on."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        self.stream = archive.open(f"{name}.npy")
+        where = f"{name} in {archive.filename or 'the archive'}"
+        entry = archive.getinfo(f"{name}.npy")
+        check_expansion(where, entry.file_size, entry.compress_size)
+        self.stream = archive.open(entry)
         version = np.lib.format.read_magic(self.stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, self.fortran, self.dtype = read(self.stream)
         if self.dtype.hasobject:
-            raise ValueError("Object arrays are pickled")
+            raise InputError(
+                f"{where} is an array of Python objects, which are never unpickled here (that could run code); save a "
+                "numeric array"
+            )
+        there = entry.file_size - self.stream.tell()
+        if not self.dtype.itemsize or min(self.shape, default=0) < 0 or self._size() != there:
+            raise CorruptError(
+                f"{where} declares {self.dtype} values of shape {shown(self.shape)}, but has {there} bytes"
+            )
+
+    def _size(self) -> int:
+        return n_bytes(self.shape, self.dtype.itemsize)
 
     def take(self, n: int) -> NDArray[Any]:
         data = self.stream.read(n * self.dtype.itemsize)
         if len(data) < n * self.dtype.itemsize:
-            raise FormatError(f"{self.stream.name} ends too early; is the file complete?")
+            raise CorruptError(f"{self.stream.name} ends too early; is the file complete?")
         return np.frombuffer(data, self.dtype)
 
 
 def _read_safetensors(path: Path, key: str | None, _: Collection[int]) -> Source:
     safetensors = need("safetensors", "models")
     stack = ExitStack()
-    try:
-        file = stack.enter_context(safetensors.safe_open(str(path), framework="numpy"))
-        part = file.get_slice(_choose(path, sorted(file.keys()), key))
-        dtype = np.dtype(_SAFETENSORS_TYPES[part.get_dtype()])
-    except KeyError as error:
-        raise InputError(f"{path} holds {error} values; save them as float32 or float16") from error
-    except safetensors.SafetensorError as error:
-        raise FormatError(f"{path} cannot be read ({error}); is it complete?") from error
+    file = stack.enter_context(safetensors.safe_open(str(path), framework="numpy"))
+    part = file.get_slice(_choose(path, sorted(file.keys()), key))
+    kind = part.get_dtype()
+    if kind not in _SAFETENSORS_TYPES:
+        raise InputError(f"{path} holds {kind!r} values; save them as float32 or float16")
+    dtype = np.dtype(_SAFETENSORS_TYPES[kind])
     shape = tuple(part.get_shape())
     check_matrix(path, shape, dtype)
 
@@ -327,12 +427,12 @@ _SAFETENSORS_TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32":
 
 def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
     io = need("anndata.io", "exchange")
-    group = need("h5py", "exchange").File(path, "r") if path.suffix == ".h5ad" else zarr.open_group(str(path), mode="r")
+    group = _open_h5ad(path) if path.suffix == ".h5ad" else _open_zarr(path)
     if group.attrs.get("encoding-type") != "anndata":
         raise InputError(f"{path} is not an AnnData file (no encoding-type 'anndata'); a store needs no import")
     name = f"layers/{key}" if key else "X"
     if name not in group:
-        raise InputError(f"{path} has no {name}; layers: {', '.join(group.get('layers', {})) or 'none'}")
+        raise InputError(f"{path} has no {shown(name)}; layers: {_listed(list(group.get('layers', {})))}")
     element = group[name]
     encoding = element.attrs.get("encoding-type")
     if encoding == "csc_matrix":
@@ -341,25 +441,72 @@ def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
     array = io.sparse_dataset(element) if sparse else element
     source = _from_array(path, array, np.dtype(element["data"].dtype if sparse else element.dtype))
     source.sparse = sparse
-    return _with(source, _anndata_extras(group, io))
+    return _with(source, _anndata_extras(path, group, io))
 
 
-def _anndata_extras(group: Any, io: Any) -> dict[str, Any]:
-    obs = io.read_elem(group["obs"])
-    tokens = {name: obs[name].to_numpy() for name in TOKEN_COORDINATES if name in obs}
+def _open_h5ad(path: Path) -> Any:
+    """Open an HDF5 file, unless anything in it is elsewhere or larger than what is stored of it."""
+    h5py = need("h5py", "exchange")
+    file = h5py.File(path, "r")
+    groups = [file]
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{path}, {group.name.rstrip('/')}/{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise InputError(f"{where} is a link; copy what it stands for into the file")
+            member = group[name]
+            if isinstance(member, h5py.Group):
+                if len(groups) + member.name.count("/") > _MOST_GROUPS:
+                    raise FormatError(f"{where}: groups inside of groups without end; it is damaged")
+                groups.append(member)
+            elif isinstance(member, h5py.Dataset):
+                _check_dataset(where, member)
+    return file
+
+
+#: Groups of an HDF5 file that wait to be looked at: a group can be linked into itself.
+_MOST_GROUPS = 1000
+
+
+def _check_dataset(where: str, dataset: Any) -> None:
+    if dataset.external or dataset.is_virtual:
+        raise InputError(f"{where} is stored in another file; copy it into this one (h5repack does)")
+    check_expansion(where, n_bytes(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size())
+
+
+def _open_zarr(path: Path) -> Any:
+    """Open a Zarr group, unless an array in it is larger than what is stored of it."""
+    group = zarr.open_group(str(path), mode="r")
+    for name, member in group.members(max_depth=None):
+        if isinstance(member, zarr.Array):
+            check_expansion(
+                f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), _stored(path.joinpath(*name.split("/")))
+            )
+    return group
+
+
+def _anndata_extras(path: Path, group: Any, io: Any) -> dict[str, Any]:
+    obs = group["obs"]
+    tokens = {name: _column(io, obs, name) for name in TOKEN_COORDINATES if name in obs}
     extras: dict[str, Any] = {"tokens": tokens if {"document", "char_start", "char_end"} <= set(tokens) else None}
     if "sink" in obs:
-        extras["sink"] = obs["sink"].to_numpy().astype(bool)
+        extras["sink"] = _column(io, obs, "sink").astype(bool)
     if "decoder" in group.get("varm", {}):
         extras["decoder"] = np.asarray(io.read_elem(group["varm"]["decoder"]))
     if ATTRS_KEY in group.get("uns", {}):
-        extras["attrs"] = json.loads(str(io.read_elem(group["uns"][ATTRS_KEY])))
+        extras["attrs"] = _attributes(path, io.read_elem(group["uns"][ATTRS_KEY]))
     return extras
+
+
+def _column(io: Any, obs: Any, name: str) -> NDArray[Any]:
+    return np.asarray(io.read_elem(obs[name]))
 
 
 def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> Source:
     """Open what sae-lens' ``CacheActivationsRunner`` wrote: one context a row, (position, d_in), and its token ids."""
     datasets = need("datasets", "models")
+    _check_saelens(path)
     rows = datasets.load_from_disk(str(path)).with_format("numpy")
     hooks = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Array2D)]
     hook = _choose(path, hooks, key)
@@ -376,6 +523,18 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
 
     attrs = {"site": hook, "kind": "raw", "context_size": context, "dropped_tokens": sorted(drop_tokens)}
     return Source(int(kept.sum()), width, dtype, slabs, attrs=attrs)
+
+
+def _check_saelens(path: Path) -> None:
+    """Refuse a folder whose data are elsewhere, or are no regular files."""
+    missing = f"{path} is not complete: a file of its data is missing; cache the activations again"
+    state = read_json_object(path / "state.json", missing, "cache the activations again")
+    for file in state.get("_data_files") or ():
+        name = str(file.get("filename"))
+        if Path(name).name != name:
+            raise InputError(f"{path} names the data file {shown(name)}, which is not in the folder; copy it there")
+        check_file(path / name, missing)
+    check_file(path / "dataset_info.json", missing)
 
 
 def _kept_positions(path: Path, rows: Any, context: int, drop_tokens: Collection[int]) -> NDArray[np.bool_]:
@@ -416,42 +575,112 @@ for _importer in (
     IMPORTERS.register(_importer)
 
 
-def read_decoder(path: str | Path) -> NDArray[Any]:
+def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
     """Return decoder rows, (feature, d_model), from a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Where there are several arrays, it is the one named ``decoder``, ``W_dec`` or ``decoder.weight``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    n_features
+        How many rows it must have.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no file.
+    InputError
+        If it is no decoder of so many features.
+    BudgetError
+        If it does not fit the memory.
     """
     path = Path(path)
-    names: list[str] = []
-    if path.suffix == ".safetensors" and path.exists():
-        with need("safetensors", "models").safe_open(str(path), framework="numpy") as file:
-            names = list(file.keys())
-    elif path.suffix == ".npz" and path.exists():
-        with np.load(path, allow_pickle=False) as members:
-            names = list(members.files)
-    elif path.suffix not in (".npy", ".npz", ".safetensors"):
+    if path.suffix not in (".npy", ".npz", ".safetensors"):
         raise InputError(f"A decoder is read from .npy, .npz or .safetensors, not {path}")
+    check_file(path, f"There is no decoder at {path}; check the path")
+    names: list[str] = []
+    with reading(path):
+        if path.suffix == ".safetensors":
+            with need("safetensors", "models").safe_open(str(path), framework="numpy") as file:
+                names = list(file.keys())
+        elif path.suffix == ".npz":
+            with _open_archive(path) as archive:
+                names = sorted(_names(archive))
     key = next((name for name in DECODER_KEYS if name in names), None)
     source = open_source(path, key=key)
+    if source.n_tokens != n_features:
+        raise InputError(
+            f"The decoder in {path} has the shape {(source.n_tokens, source.n_features)}; it must have a row for each "
+            f"of {n_features} features. If they are its columns, transpose it"
+        )
+    check_memory(f"The decoder in {path}", n_bytes((source.n_tokens, source.n_features), source.dtype.itemsize))
     return np.concatenate(list(source.slabs(source.slab_rows)))
 
 
-def read_tokens(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Return token coordinates from a ``.npz``, ``.csv`` or ``.parquet`` file with one array or column each."""
+def read_tokens(path: str | Path, n_tokens: int) -> dict[str, NDArray[Any]]:
+    """Return token coordinates from a ``.npz``, ``.csv`` or ``.parquet`` file with one array or column each.
+
+    Parameters
+    ----------
+    path
+        The file.
+    n_tokens
+        How many rows it must have.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no file.
+    InputError
+        If it has other columns or another number of rows, or cannot be read.
+    MissingDependencyError
+        If the library that reads it is not installed.
+    """
+    path = Path(path)
+    readers = {".npz": _tokens_of_npz, ".csv": _tokens_of_csv, ".parquet": _tokens_of_parquet}
+    if path.suffix not in readers:
+        raise InputError(f"Token coordinates are read from .npz, .csv or .parquet, not {path}")
+    check_file(path, f"There are no token coordinates at {path}; check the path")
+    with reading(path):
+        columns = readers[path.suffix](path, n_tokens)
+    lengths = {name: len(values) for name, values in columns.items()}
+    if set(lengths.values()) != {n_tokens}:
+        raise InputError(f"{path} has the coordinates of {shown(lengths)} rows; there are {n_tokens} activations")
+    return columns
+
+
+def _check_columns(path: Path, names: Collection[str]) -> None:
+    if unknown := sorted(set(names) - set(TOKEN_COORDINATES)):
+        raise InputError(
+            f"{path} has {_listed(unknown)}; what it may have is {', '.join(TOKEN_COORDINATES)}. Leave the rest out"
+        )
+
+
+def _tokens_of_npz(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
+    with _open_archive(path) as archive:
+        names = _names(archive)
+        _check_columns(path, names)
+        for name in names:
+            if (shape := _Member(archive, name).shape) != (n_tokens,):
+                raise InputError(f"{name} in {path} has the shape {shown(shape)}; there are {n_tokens} activations")
+        return {name: _whole(archive, name) for name in sorted(names)}
+
+
+def _tokens_of_csv(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
     import pandas as pd  # noqa: PLC0415 - half a second, for one option
 
-    path = Path(path)
-    if not path.exists():
-        raise MissingInputError(f"There are no token coordinates at {path}; check the path")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as members:
-            return {name: members[name] for name in members.files}
-    if path.suffix not in (".csv", ".parquet"):
-        raise InputError(f"Token coordinates are read from .npz, .csv or .parquet, not {path}")
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Parquet needs pyarrow, which is not installed: pip install 'semantic-subspace-matching[models]'"
-        ) from error
+    _check_columns(path, [str(name) for name in pd.read_csv(path, nrows=0)])
+    table = pd.read_csv(path, nrows=n_tokens + 1)
     return {str(name): table[name].to_numpy() for name in table}
+
+
+def _tokens_of_parquet(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
+    parquet = need("pyarrow.parquet", "models")
+    with parquet.ParquetFile(path) as file:
+        _check_columns(path, file.schema_arrow.names)
+        if file.metadata.num_rows != n_tokens:
+            raise InputError(f"{path} has {file.metadata.num_rows} rows; there are {n_tokens} activations")
+        table = file.read()
+    return {name: table[name].to_numpy() for name in table.column_names}

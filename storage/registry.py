@@ -21,9 +21,12 @@ import importlib.metadata
 import pkgutil
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from storage.readers import Importer
 
 Item = TypeVar("Item")
 Registered = TypeVar("Registered", bound=Any)
@@ -132,3 +135,7 @@ def _origin(item: Any) -> tuple[str, str]:
     """Return where an item is defined; of a record around a function, where that is."""
     definition = getattr(item, "function", item)
     return getattr(definition, "__module__", ""), getattr(definition, "__qualname__", repr(definition))
+
+
+#: Formats that `subspace import` reads; here, since to list their names takes none of the libraries that read them.
+IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.readers")

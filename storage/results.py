@@ -17,6 +17,7 @@ import xarray as xr
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, local_path, partial_path
 from storage.inventory import GROUP_FILE, check_whole
+from storage.lazy import name_errors
 from storage.manifest import MANIFEST, Manifest
 from storage.sparse_array import read_metadata
 from storage.targets import claim
@@ -173,4 +174,4 @@ def open_group(path: str | Path) -> xr.Dataset:
     consolidated = read_metadata(path).get("consolidated_metadata") is not None
     ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
     ds.encoding["source"] = str(path)
-    return ds
+    return name_errors(ds, path)

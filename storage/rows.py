@@ -58,7 +58,20 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     expected = n_tokens if n_tokens is not None else lengths[IDENTITY[0]]
     if set(lengths.values()) != {expected}:
         raise InputError(f"Every coordinate in tokens must have {expected} rows; they have {lengths}")
+    _check_order(columns)
     return columns
+
+
+def _check_order(columns: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse places that cannot be: before the first document or character, or that end before they begin."""
+    for name in (*IDENTITY, *(("position",) if "position" in columns else ())):
+        if len(negative := np.flatnonzero(columns[name] < 0)):
+            row = negative[0]
+            raise InputError(f"tokens[{name!r}] is {columns[name][row]} in row {row}; it must not be negative")
+    if len(backward := np.flatnonzero(columns["char_end"] < columns["char_start"])):
+        row = backward[0]
+        place = f"char_start {columns['char_start'][row]}, char_end {columns['char_end'][row]}"
+        raise InputError(f"tokens end before they begin in row {row}: {place}")
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[Any]:

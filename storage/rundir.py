@@ -4,6 +4,7 @@
 ``corpus.zarr``                         the text
 ``rows.zarr``                           the token rows that both models share
 ``activations/{a,b}/SITE.zarr``         activation stores
+``models.json``                         what identifies both models and their dictionaries
 ``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
 ``non_concept/{a,b}/SITE.zarr``         features that stand for no concept, where a filter asks for them
 ``labels/{a,b}/SITE.zarr``              what features are called, where `subspace labels` has put it
@@ -35,6 +36,7 @@ from typing import Any, Literal
 
 from storage.errors import FormatError, InputError, MissingInputError
 from storage.files import LOCK_SUFFIX, PARTIAL_SUFFIX, is_stray_file, leftover_of, write_text
+from storage.json_files import read_json_object
 from storage.locks import lock
 
 Side = Literal["a", "b"]
@@ -82,6 +84,11 @@ class RunDirectory:
     def rows(self) -> Path:
         """The token rows."""
         return self.root / "rows.zarr"
+
+    @property
+    def models(self) -> Path:
+        """What identifies both models and their dictionaries."""
+        return self.root / "models.json"
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""
@@ -216,6 +223,9 @@ class RunDirectory:
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
                     if is_stray_file(stray.name):
                         stray.unlink(missing_ok=True)
+            from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
+
+            sweep_below(self.root)
             yield
 
     def expected(self) -> list[list[Path]]:
@@ -259,13 +269,7 @@ class RunDirectory:
             raise MissingInputError(
                 f"{self.root} is no run directory (it has no {EXPERIMENT}); `subspace run` makes one"
             )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{file} is damaged ({error}); {_WRITTEN_AGAIN}") from error
-        if not isinstance(content, dict):
-            raise FormatError(f"{file} is damaged (it holds no experiment); {_WRITTEN_AGAIN}")
-        return content
+        return read_json_object(file, f"There is no {file}", _WRITTEN_AGAIN)
 
 
 _WRITTEN_AGAIN = "`subspace run EXPERIMENT.yaml` writes it again"

@@ -15,13 +15,12 @@ Chunks are panels of columns: reading one feature of all rows touches only the c
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import google_crc32c
 import numcodecs.zstd
@@ -44,8 +43,9 @@ from storage.codec import (
     scipy_dtype,
     unpack,
 )
-from storage.errors import CorruptError, FormatError, InputError, MissingInputError
+from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shown
 from storage.files import write_atomically
+from storage.json_files import read_json_object
 from storage.kernels import count_by_panel, cut_columns, place_panel, scatter_by_panel
 
 ZSTD_LEVEL = 3
@@ -150,13 +150,32 @@ def is_csr_array(path: str | Path, name: str) -> bool:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the content of a Zarr node's ``zarr.json``."""
-    file = folder / "zarr.json"
-    try:
-        return json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingInputError(f"There is no Zarr array or group at {folder}") from None
-    except ValueError as error:
-        raise CorruptError(f"{file} is not valid JSON: {error}") from error
+    missing = f"There is no Zarr array or group at {folder}"
+    content = read_json_object(folder / "zarr.json", missing, "delete it and run what wrote it again")
+    if problem := _problem_of(content):
+        raise CorruptError(f"{folder / 'zarr.json'} {problem}: it is damaged; delete it and run what wrote it again")
+    return content
+
+
+def _problem_of(metadata: dict[str, Any]) -> str:
+    """Say what is wrong with a node's metadata, of what is read without Zarr."""
+    if not isinstance(metadata.get("attributes", {}), dict):
+        return "has attributes that are no JSON object"
+    if not isinstance(metadata.get("consolidated_metadata") or {}, dict):
+        return "has a copy of its arrays' metadata that is no JSON object"
+    if metadata.get("node_type") != "array":
+        return "" if metadata.get("node_type") == "group" else "describes neither an array nor a group"
+    shape, grid = metadata.get("shape"), metadata.get("chunk_grid")
+    if not _is_shape(shape):
+        return f"has the shape {shown(shape)}"
+    chunk = (grid.get("configuration") or {}).get("chunk_shape") if isinstance(grid, dict) else None
+    if not _is_shape(chunk) or len(chunk) != len(shape) or 0 in chunk:
+        return f"has chunks of the shape {shown(chunk)} in an array of the shape {shown(shape)}"
+    return "" if "data_type" in metadata else "names no type of values"
+
+
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(isinstance(length, int) and length >= 0 for length in value)
 
 
 def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> SparseLayout:

@@ -34,8 +34,17 @@ from typing import Any
 import xarray as xr
 import zarr
 
-from storage.errors import FormatError, InputError, MissingInputError
-from storage.files import leftovers, local_path, partial_path, remove_folder, temporary_path
+from storage.errors import BusyError, FormatError, InputError, MissingInputError
+from storage.files import (
+    LOCK_SUFFIX,
+    is_stray_file,
+    leftover_of,
+    leftovers,
+    local_path,
+    partial_path,
+    remove_folder,
+    temporary_path,
+)
 from storage.identity import is_current
 from storage.inventory import GROUP_FILE, array_names, close_group, is_closed, strangers
 from storage.locks import check_lock, lock
@@ -89,9 +98,6 @@ class Target:
 
     def check(self) -> None:
         """Raise :class:`InputError` if something stands at the path, or at that of its unfinished work, that stays."""
-        for parent in self.path.absolute().parents:
-            if (parent / GROUP_FILE).is_file():
-                raise InputError(f"{self.path} is inside of the store or result {parent}: give a path beside it")
         self._check_place(self.path)
         self._check_place(self.partial)
 
@@ -270,7 +276,6 @@ def claim(
     # Of a link, what it leads to is replaced, not the link
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     target = Target(place, kind or (manifest.stage if manifest is not None else STORE), manifest, overwrite)
-    target.check()
     with _parent_of(target.path), lock(target.path, part):
         if part is None:
             target.recover()
@@ -281,6 +286,9 @@ def claim(
 @contextlib.contextmanager
 def _parent_of(path: Path) -> Iterator[None]:
     """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
+    for parent in path.absolute().parents:
+        if (parent / GROUP_FILE).is_file():
+            raise InputError(f"{path} is inside of the store or result {parent}: give a path beside it")
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -368,9 +376,6 @@ class FileTarget:
 
     def check(self) -> None:
         """Raise :class:`InputError` if something stands at the path that stays."""
-        for parent in self.path.absolute().parents:
-            if (parent / GROUP_FILE).is_file():
-                raise InputError(f"{self.path} is inside of the store or result {parent}: give a path beside it")
         if os.path.lexists(self.path) and not self.is_ours(self.path):
             raise InputError(f"{self.path} is there and was not written by this command: {ELSEWHERE}")
 
@@ -446,7 +451,6 @@ def claim_file(
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{path} must be a name that ends in {' or '.join(suffixes)}")
     target = FileTarget(Path(os.path.realpath(path)) if path.is_symlink() else path, is_ours, overwrite)
-    target.check()
     with _parent_of(target.path), lock(target.path):
         _sweep(target.path)
         target.check()
@@ -469,6 +473,22 @@ def starts_with(*beginnings: str) -> Callable[[Path], bool]:
 def names_program(path: Path) -> bool:
     """Say whether a figure names this package as its program (see :data:`FIGURE_PROGRAM`)."""
     return path.is_file() and FIGURE_PROGRAM.encode() in path.read_bytes()
+
+
+def sweep_below(folder: Path) -> None:
+    """Remove what dead processes left beside any target below a folder, and their locks.
+
+    Targets are not looked into; those that another process holds are left alone.
+    """
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not (Path(parent, name) / GROUP_FILE).exists()]
+        listed = [entry.name for entry in Path(parent).iterdir()] if folders or names else []
+        targets = {leftover_of(name) for name in listed if not is_stray_file(name)}
+        targets |= {name.removesuffix(LOCK_SUFFIX) for name in listed if name.endswith(LOCK_SUFFIX)}
+        folders[:] = [name for name in folders if leftover_of(name) is None]
+        for name in targets - {None}:
+            with contextlib.suppress(BusyError), lock(Path(parent, str(name))):
+                _sweep(Path(parent, str(name)))
 
 
 def _sweep(path: Path) -> None:

@@ -15,6 +15,7 @@ from jobs.cli import app
 from pipeline.config import load_experiment
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.experiment.run import run
+from pipeline.report.stage import REPORT_SECONDS
 
 plan_module = importlib.import_module("pipeline.experiment.forecast")
 
@@ -42,7 +43,10 @@ def test_what_was_planned_is_what_a_run_takes(tiny_inputs, tmp_path, client, cac
         assert 0.3 < step.disk / real < 3  # tiny stores are mostly metadata
     again = plan_module.plan(experiment, run_dir=tmp_path / "run", client=client)
     assert [step.state for step in again] == ["there"] * (len(steps) - 1) + ["to do"]
-    assert sum(step.seconds for step in again) == plan_module.REPORT_SECONDS
+    assert sum(step.seconds for step in again) == REPORT_SECONDS
+    other = experiment.model_copy(update={"compare": experiment.compare.model_copy(update={"seed": 1})})
+    outdated = plan_module.plan(other, run_dir=tmp_path / "run", client=client)
+    assert {step.stage for step in outdated if step.state == "to do"} == {"compare", "report"}
 
 
 def test_the_command_prints_a_table_and_json(tiny_inputs, tmp_path, cache):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from distributed import Client, Future
 from distributed.system import MEMORY_LIMIT
 
@@ -31,6 +31,7 @@ from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.registries import NULLS
 from pipeline.statistics import Interval, difference, effect_size, p_value
 from pipeline.workers import Planned, ensure_client, tell
+from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
@@ -339,7 +340,7 @@ def allowed_memory(memory: str | int) -> int:
     """
     if memory == "auto":
         return int(min(psutil.virtual_memory().available, MEMORY_LIMIT) // 2)
-    return int(parse_bytes(memory))
+    return int(parse_size(memory))
 
 
 def _fit_memory(

@@ -66,7 +66,7 @@ def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> 
         {out: lambda _: compare_manifest(pairs, *stores, settings)},
         (pairs, *stores),
         lambda client: compare(pairs, *stores, out=out, overwrite=True, client=client, **chosen),
-        opens_inputs=True,
+        opens=(pairs, *stores),
         cost=cost,
     )
 

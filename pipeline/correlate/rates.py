@@ -30,7 +30,9 @@ from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
 from pipeline.correlate.topk import empty_best
 from storage import read_csr, read_dense, write_activations
+from storage.errors import CorruptError
 from storage.files import write_text
+from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,10 @@ def load_rates(folder: Path) -> Rates | None:
     if not file.is_file():
         return None
     known = {field.name for field in dataclasses.fields(Rates)}
-    stored = json.loads(file.read_text())
+    remedy = "`subspace plan --calibrate` writes it again"
+    stored = read_json_object(file, f"There is no {file}", remedy)
+    if not all(isinstance(value, int | float) and value > 0 for name, value in stored.items() if name in known):
+        raise CorruptError(f"{file} holds rates that are no positive numbers; {remedy}")
     return Rates(**{name: float(value) for name, value in stored.items() if name in known})
 
 

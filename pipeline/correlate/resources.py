@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dask.utils import parse_bytes
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
@@ -19,7 +18,7 @@ from pipeline.config import DeviceName
 from pipeline.correlate.kernels.device import Gpu, find_device
 from pipeline.correlate.kernels.sparse import correlate_resident
 from pipeline.correlate.plan import COMPILING, CUDA, RESERVED
-from storage.errors import InputError
+from storage.bounds import parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +83,7 @@ def parse_memory(memory: str | int) -> int | None:
     >>> parse_memory("4GB")
     4000000000
     """
-    if memory == "auto":
-        return None
-    try:
-        n_bytes = int(parse_bytes(memory))
-    except ValueError:
-        n_bytes = 0
-    if n_bytes <= 0:
-        raise InputError(f"memory must be a number of bytes, as '4GB', or 'auto', not {memory!r}")
-    return n_bytes
+    return None if memory == "auto" else parse_size(memory)
 
 
 def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu") -> Resources:

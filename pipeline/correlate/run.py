@@ -59,8 +59,9 @@ from storage import (
     open_activations,
     open_result,
 )
-from storage.errors import MissingInputError
+from storage.errors import CorruptError, MissingInputError
 from storage.files import remove_folder, write_text
+from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -514,7 +515,13 @@ def _announce(plan: Plan, inputs: Inputs, settings: Settings, resources: Resourc
 def _begun_width(folder: Path) -> int | None:
     """Return the width of the panels of unfinished work, or None if there is none."""
     file = folder / "panels" / PLAN_FILE
-    return int(json.loads(file.read_text())["panel"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    remedy = f"delete {folder} and correlate again"
+    width = read_json_object(file, f"There is no {file}", remedy).get("panel")
+    if not isinstance(width, int) or width < 1:
+        raise CorruptError(f"{file} names no width of panels; {remedy}")
+    return width
 
 
 def _log_plan(plan: Plan, inputs: Inputs) -> None:

@@ -47,7 +47,7 @@ def _correlation(config: Experiment, run: RunDirectory, site_a: str, site_b: str
         {out: lambda _: correlation_manifest(*stores, settings)},
         stores,
         lambda client: correlate(*stores, out=out, overwrite=True, client=client, **chosen),
-        opens_inputs=True,
+        opens=stores,
         cost=functools.partial(_cost, config, run, (site_a, site_b)),
         share=lambda share, client: correlate_share(*stores, out=out, share=share, client=client, **chosen),
         progress=panels_done,

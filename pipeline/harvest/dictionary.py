@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.config import ActivationKind
 from pipeline.registries import DICTIONARIES
 from storage.errors import InputError
+from storage.json_files import read_json_object
 
 IDENTITY = "identity"
 CONFIG = "cfg.json"
@@ -144,13 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     InputError
         If it is no JSON mapping.
     """
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / CONFIG} must hold a mapping")
-    return content
+    return read_json_object(folder / CONFIG, f"There is no {folder / CONFIG}", "download the dictionary again")
 
 
 def in_blocks(rows: Rows, n_features: int) -> Iterator[slice]:

@@ -6,20 +6,25 @@ manifests from here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import CorpusConfig, ModelConfig, Pool, StoreConfig
 from pipeline.harvest.models import ModelInfo, describe
-from pipeline.harvest.site_check import SINK_MULTIPLE, check_model, dictionary_at
+from pipeline.harvest.site_check import SINK_MULTIPLE, check_model, dictionary_at, is_checked, model_key
 from pipeline.harvest.sources import source_identity
 from pipeline.workers import deferred_interrupt
 from storage import Manifest, new_manifest
 from storage.errors import InputError
 from storage.rundir import Side
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,44 @@ class ModelIdentity:
     def longest_window(self, max_length: int) -> int:
         """Return the longest window in tokens, special tokens included."""
         return min(max_length, self.context or max_length)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What identifies a model, and the key under which it was found."""
+
+    key: str
+    identity: ModelIdentity
+
+
+_KEPT: TypeAdapter[dict[Side, _Kept]] = TypeAdapter(dict[Side, _Kept])
+
+
+def keep_identity(file: Path, side: Side, model: ModelConfig) -> None:
+    """Keep what identifies a model, so that :func:`known_identity` finds it without loading dictionaries."""
+    kept = _read_kept(file) | {side: _Kept(model_key(model), identify_model(model))}
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(_KEPT.dump_json(kept, indent=2))
+    partial.replace(file)
+
+
+def known_identity(file: Path, side: Side, model: ModelConfig) -> ModelIdentity:
+    """Return what identifies a model: as it was kept, while its settings and local files are the same.
+
+    That a branch on a hub has moved is seen where the model has been described by this process, as a run does.
+    """
+    kept = None if is_checked(model) else _read_kept(file).get(side)
+    return kept.identity if kept is not None and kept.key == model_key(model) else identify_model(model)
+
+
+def _read_kept(file: Path) -> dict[Side, _Kept]:
+    if not file.is_file():
+        return {}
+    try:
+        return _KEPT.validate_json(file.read_bytes())
+    except ValidationError as error:
+        logger.warning("%s is damaged, and is made again: %s", file, error)
+        return {}
 
 
 def identify_model(model: ModelConfig) -> ModelIdentity:

@@ -91,13 +91,24 @@ def check_model(model: ModelConfig) -> ModelInfo:
         If a dictionary says that it was trained at another site, and ``allow_bad_site`` is not set. See also
         :func:`pipeline.harvest.models.describe` and :func:`pipeline.harvest.dictionaries.load_dictionary`.
     """
-    key = f"{model.model_dump_json()}|{_files(model)}"
+    key = model_key(model)
     with _checked_lock:
         if key not in _checked:
             if len(_checked) > 1:  # both sides of one experiment are kept
                 _checked.clear()
             _checked[key] = _check_model(model)
         return _checked[key]
+
+
+def model_key(model: ModelConfig) -> str:
+    """Return what changes when another model, other dictionaries or other files are described."""
+    described = model.model_dump_json(exclude={"label", "batch_size", "device", "dtype"})
+    return f"{described}|{_files(model)}"
+
+
+def is_checked(model: ModelConfig) -> bool:
+    """Say whether this process has described the model as it is on disk."""
+    return model_key(model) in _checked
 
 
 def _files(model: ModelConfig) -> list[tuple[str, int, int]]:

@@ -44,7 +44,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
         from pipeline.harvest import manifests
 
         corpus = identify(run.corpus)
-        models = {side: manifests.identify_model(model) for side, model in config.sides}
+        models = {side: manifests.known_identity(run.models, side, model) for side, model in config.sides}
         return manifests.rows_manifest(corpus, models, config.corpus.max_length, config.align.pool)
 
     yield Task("corpus", "", {run.corpus: corpus_manifest}, (), make_corpus, by_content=True, prepares=True)
@@ -65,15 +65,18 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelConf
             from pipeline.harvest import manifests
 
             inputs = identify(run.corpus), identify(run.rows)
-            known = manifests.identify_model(model)
+            known = manifests.known_identity(run.models, side, model)
             return manifests.store_manifest(*inputs, known, site, side, model, config.store)
 
         return manifest
 
     def make(client: Client, share: Share | None = None) -> None:
+        from pipeline.harvest.manifests import keep_identity
         from pipeline.harvest.run import harvest
 
         harvest(*arguments, share=share, client=client)
+        if share is None:
+            keep_identity(run.models, side, model)
 
     def cost(outlook: Outlook) -> Cost:
         from pipeline.harvest.forecast import forecast_harvest

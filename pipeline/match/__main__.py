@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +13,8 @@ import pipeline
 from pipeline.outputs import claim_outputs
 from pipeline.registries import FILTERS, METHODS
 from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
-from storage.errors import InputError
+from storage.errors import InputError, shorten
+from storage.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def parse_filter(text: str) -> dict[str, Any]:
     for part in parts:
         key, equals, value = part.partition("=")
         if equals:
-            found[key] = yaml.safe_load(value)
+            found[key] = parse_yaml(value, f"--filter {shorten(text, 200)}")
         else:
             found["when"] = part
     return found

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.config import stored_experiment
 from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side
@@ -31,9 +32,7 @@ def read_grid(run: str | Path) -> dict[tuple[str, str], xr.Dataset]:
         If it is no run directory, or not all pairs are matched yet.
     """
     directory = RunDirectory(Path(run))
-    experiment = directory.read_experiment()
-    sites = [(a, b) for a in experiment["a"]["sites"] for b in experiment["b"]["sites"]]
-    return {pair: open_result(directory.pairs(*pair), "match") for pair in sites}
+    return {pair: open_result(directory.pairs(*pair), "match") for pair in stored_experiment(directory).site_pairs}
 
 
 def layer_consistency(grid: Grid, side: Side = "a") -> xr.Dataset:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import xarray as xr
-from pydantic import ValidationError
 
-from pipeline.config import Experiment
+from pipeline.config import Experiment, stored_experiment
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
@@ -132,13 +131,7 @@ def open_run(run_dir: str | Path) -> Run:
 def _read_experiment(directory: RunDirectory) -> Experiment:
     if not directory.root.is_dir():
         raise MissingInputError(f"No run directory at {directory.root}; make one with: subspace run EXPERIMENT.yaml")
-    try:
-        return Experiment.model_validate(directory.read_experiment())
-    except ValidationError as error:
-        raise FormatError(
-            f"The experiment kept in {directory.root} does not fit this version ({error}); write it again with: "
-            "subspace run EXPERIMENT.yaml"
-        ) from error
+    return stored_experiment(directory)
 
 
 def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:

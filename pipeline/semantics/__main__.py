@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from pipeline.config import Experiment, SemanticsConfig
+from pipeline.config import Experiment, SemanticsConfig, stored_experiment
 from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
@@ -65,7 +65,7 @@ def command(
     from pipeline.semantics.stage import run_semantics
 
     directory = RunDirectory(run)
-    config = with_semantics(Experiment.model_validate(directory.read_experiment()), given)
+    config = with_semantics(stored_experiment(directory), given)
     with open_client(context, cluster, cluster_file) as client:
         table = run_semantics(config, directory, client)
     # the report and a later run read the settings from there

@@ -12,13 +12,13 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from storage.errors import FormatError, InputError
+from storage.errors import FormatError, InputError, shown
 from storage.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -129,16 +129,18 @@ def load_concepts(
     ['months', 'kinship']
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
-    found: dict[str, Concept] = {}
+    groups: dict[str, list[_Group]] = {}
     for one in sources:
         for name, group in _read(DEFAULT_FILE if str(one) == DEFAULT else Path(one)).items():
-            concept = _concept(name, group, inflections)
-            found[name] = _joined(found[name], concept) if group.extend and name in found else concept
+            groups[name] = [*groups.get(name, []), group] if group.extend else [group]
     if only is not None:
-        found = _chosen(found, list(only))
-    if not found:
+        groups = _chosen(groups, list(only))  # before keywords are inflected, which takes a second for all
+    if not groups:
         raise InputError(f"There is no concept in {sources}; name at least one group of keywords")
-    return found
+    return {
+        name: reduce(_joined, (_concept(name, group, inflections) for group in several))
+        for name, several in groups.items()
+    }
 
 
 def _read(file: Path) -> dict[str, _Group]:
@@ -160,7 +162,7 @@ def _line(name: Any, item: Any) -> str:
     where = ".".join(map(str, (name, *item["loc"])))
     message = item["msg"].removeprefix("Value error, ")
     hint = "; put it in quotes" if item["type"] == "string_type" else ""
-    return f"  {where}: {message}{hint} (given: {item['input']!r})"
+    return f"  {where}: {message}{hint} (given: {shown(item['input'])})"
 
 
 def _concept(name: str, group: _Group, inflections: bool | None) -> Concept:
@@ -184,7 +186,7 @@ def _distinct(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _chosen(found: Mapping[str, Concept], names: list[str]) -> dict[str, Concept]:
+def _chosen(found: Mapping[str, list[_Group]], names: list[str]) -> dict[str, list[_Group]]:
     unknown = [name for name in names if name not in found]
     if unknown:
         raise InputError(f"There are no concepts {unknown}; those that were read: {', '.join(found)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 from distributed import Client
 
 from pipeline.config import Experiment, ModelConfig, SemanticsConfig
-from pipeline.semantics.concepts import load_concepts
+from pipeline.semantics.concepts import Concept, load_concepts
 from pipeline.semantics.membership import concept_features, concepts_manifest
 from pipeline.semantics.non_concept import DEFAULTS, non_concept_features, non_concept_manifest
 from pipeline.semantics.run import (
@@ -48,8 +48,9 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
         for side, model in config.sides
         for name in model.sites
     }
+    load = functools.cache(lambda: _load(settings))
     for (side, name), site in sites.items():
-        yield _concepts(settings, run, f"{side.upper()} {name}", site)
+        yield _concepts(settings, run, f"{side.upper()} {name}", site, load)
     if settings.embedding is not None:
         yield _words(config, settings.embedding, run, list(sites.values()))
     for pair in config.site_pairs:
@@ -86,9 +87,14 @@ def _find_non_concept(inputs: tuple[Path, Path, Path], out: Path, client: Client
     non_concept_features(*inputs, out=out, overwrite=True, client=client)
 
 
-def _concepts(settings: SemanticsConfig, run: RunDirectory, what: str, site: Site) -> Task:
+def _load(settings: SemanticsConfig) -> dict[str, Concept]:
+    return load_concepts(settings.concepts, only=settings.only, inflections=settings.inflections)
+
+
+def _concepts(
+    settings: SemanticsConfig, run: RunDirectory, what: str, site: Site, load: Callable[[], dict[str, Concept]]
+) -> Task:
     inputs = site.contexts, site.store, run.corpus
-    load = functools.partial(load_concepts, settings.concepts, only=settings.only, inflections=settings.inflections)
     return Task(
         "concepts",
         what,
@@ -118,7 +124,8 @@ def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]
         return words_manifest(sites, run.corpus, source, identity(), identify)
 
     inputs = (run.corpus, *(path for site in sites for path in (site.contexts, site.store)))
-    return Task("words", "", {run.words: manifest}, inputs, look_up, opens_inputs=True)
+    opens = () if own is None else (run.activations(own[0], own[1].sites[0]),)
+    return Task("words", "", {run.words: manifest}, inputs, look_up, opens=opens)
 
 
 def _subspaces(
@@ -176,9 +183,8 @@ def check(config: Experiment) -> None:
     """
     if config.semantics is None:
         return
-    chosen = config.semantics
-    load_concepts(chosen.concepts, only=chosen.only, inflections=chosen.inflections)
-    _subspace_settings(config, chosen)
+    _load(config.semantics)
+    _subspace_settings(config, config.semantics)
 
 
 def run_semantics(config: Experiment, directory: RunDirectory, client: Client | None = None) -> xr.Dataset:

@@ -148,8 +148,8 @@ class Task:
         Paths of the results that it is made from.
     run
         Makes all targets that are not current; a half-finished one goes on at its first missing part.
-    opens_inputs
-        Whether the expected manifest depends on what the inputs hold, which must then be current.
+    opens
+        Those of the inputs on whose content the expected manifest depends, so that they must be current.
     by_content
         Whether the targets' fingerprints are hashes of their content, unknown before they are made.
     prepares
@@ -171,7 +171,7 @@ class Task:
     targets: Mapping[Path, Expect]
     inputs: tuple[Path, ...]
     run: Callable[[Client], object]
-    opens_inputs: bool = False
+    opens: tuple[Path, ...] = ()
     by_content: bool = False
     prepares: bool = False
     of_sites: bool = False
@@ -179,10 +179,6 @@ class Task:
     share: Callable[[Share, Client], object] | None = None
     progress: Callable[[Path], str] = no_progress
     recorded: Callable[[Path], Manifest | None] = read_manifest
-
-    def label(self, path: Path) -> str:
-        """Return the name of a target for people."""
-        return " ".join(filter(None, (self.name, self.what_of(path))))
 
     def what_of(self, path: Path) -> str:
         """Return the model, site or pair of sites of a target."""
@@ -234,6 +230,11 @@ class Item:
     state: State
     why: str = ""
 
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return f"{self.stage} {self.what}".rstrip()
+
 
 class Assessment:
     """Knows which of some tasks are done, what a run would make, and why.
@@ -271,7 +272,7 @@ class Assessment:
         for task in tasks:
             todo = [item for item in map(self.item, task.targets) if item.state != "current"]
             for item in todo:
-                logger.info("%s is %s%s", task.label(item.path), item.state, f": {item.why}" if item.why else "")
+                logger.info("%s is %s%s", item.label, item.state, f": {item.why}" if item.why else "")
             if todo:
                 task.run(client)
                 # nothing behind it has been looked at yet
@@ -296,7 +297,7 @@ class Assessment:
         if recorded is not None and recorded.fingerprint == expected.fingerprint:
             return fingerprint(path)
         if task.by_content:
-            raise NotMadeError(f"waits for {task.label(path)}")
+            raise NotMadeError(f"waits for {task.name} {task.what_of(path)}".rstrip())
         return expected.fingerprint
 
     def _expect(self, path: Path) -> Manifest:
@@ -304,8 +305,7 @@ class Assessment:
         if path not in self._expected:
             task = self._makers[path]
             try:
-                if task.opens_inputs:
-                    self._require_current(task)
+                self._require_current(task.opens)
                 self._expected[path] = task.targets[path](self.identify)
             except SubspaceError as error:
                 self._expected[path] = error
@@ -314,15 +314,15 @@ class Assessment:
             raise known
         return known
 
-    def _require_current(self, task: Task) -> None:
-        for item in self._not_current(task):
+    def _require_current(self, paths: Iterable[Path]) -> None:
+        for item in self._not_current(paths):
             if item.state == "waiting":
                 self._expect(item.path)  # raises what it waits for itself
-            raise NotMadeError(f"waits for {self._makers[item.path].label(item.path)}")
+            raise NotMadeError(f"waits for {item.label}")
 
-    def _not_current(self, task: Task) -> Iterator[Item]:
-        """Yield the state of all inputs that a run has to make first."""
-        items = (self.item(path) for path in task.inputs if path in self._makers)
+    def _not_current(self, paths: Iterable[Path]) -> Iterator[Item]:
+        """Yield the state of those of some results that a run has to make first."""
+        items = (self.item(path) for path in paths if path in self._makers)
         return (item for item in items if item.state != "current")
 
     def _state(self, task: Task, path: Path) -> tuple[State, str]:
@@ -341,8 +341,8 @@ class Assessment:
 
     def _unfinished(self, task: Task, path: Path) -> tuple[State, str]:
         """Return the state of a result that is not there: unfinished if a run goes on with what is."""
-        first = next(self._not_current(task), None)
-        why = "not there yet" if first is None else f"waits for {self._makers[first.path].label(first.path)}"
+        first = next(self._not_current(task.inputs), None)
+        why = "not there yet" if first is None else f"waits for {first.label}"
         partial = partial_path(path)
         begun = read_manifest(partial)
         if begun is None:
@@ -362,7 +362,7 @@ class Assessment:
         yield from differences(recorded.settings, expected.settings)
         names = {*recorded.inputs, *expected.inputs}
         changed = sorted(name for name in names if recorded.inputs.get(name) != expected.inputs.get(name))
-        before = [f"{self._makers[item.path].label(item.path)} is {item.state}" for item in self._not_current(task)]
+        before = [f"{item.label} is {item.state}" for item in self._not_current(task.inputs)]
         if changed:
             yield from before or (f"{name} is not the one that it was made from" for name in changed)
 

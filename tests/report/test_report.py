@@ -405,7 +405,7 @@ def test_no_run_directory(tmp_path) -> None:
     with pytest.raises(MissingInputError, match="no run directory"):
         report(tmp_path)
     (tmp_path / "experiment.json").write_text('{"name": "x"}')
-    with pytest.raises(FormatError, match="does not fit this version"):
+    with pytest.raises(FormatError, match="is damaged, or of another version"):
         report(tmp_path)
 
 

@@ -244,10 +244,10 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
     bad_files(tmp_path)
     good, out = tmp_path / "good.npy", tmp_path / "out.zarr"
     np.save(tmp_path / "decoder.npy", np.ones((4, 3)))
-    with pytest.raises(InputError, match=r"decoder must have shape \(5, d_model\), not \(4, 3\)"):
+    with pytest.raises(InputError, match=r"has the shape \(4, 3\); it must have a row for each of 5 features"):
         import_activations(good, out, decoder=tmp_path / "decoder.npy")
     np.savez(tmp_path / "tokens.npz", **tokens(8))
-    with pytest.raises(InputError, match="must have 9 rows"):
+    with pytest.raises(InputError, match=r"has the shape .*; there are 9 activations"):
         import_activations(good, out, tokens=tmp_path / "tokens.npz")
     with pytest.raises(InputError, match="kind of activations is one of"):
         import_activations(good, out, attrs={"kind": "sparse"})

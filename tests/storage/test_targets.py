@@ -215,6 +215,19 @@ class TestFiles:
 
 
 class TestRunDirectory:
+    def test_what_dead_processes_left_anywhere_is_swept(self, tmp_path):
+        run = RunDirectory(tmp_path / "run")
+        write_store(run.activations("a", "x"))
+        kept = tree(run.root)
+        for ending in ("new", "trash", "old"):
+            write_store(files.temporary_path(run.activations("a", "x"), ending))
+        (run.root / "correlation").mkdir()
+        (run.root / "correlation/x--y.zarr.lock").touch()
+        (run.root / "correlation/notes").touch()
+        with run.claim():
+            pass
+        assert tree(run.root).keys() == {*kept, "correlation/notes"}
+
     def test_a_folder_with_other_files_is_no_run_directory(self, precious):
         with pytest.raises(InputError, match=r"thesis\.txt"), RunDirectory(precious).claim():
             pass

@@ -1,0 +1,244 @@
+"""What a file may ask for: refused before memory is asked for or anything is waited for, with the file's name."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+import storage
+from pipeline.config import load_experiment, stored_experiment
+from storage import readers
+from storage.bounds import check_file
+from storage.errors import CorruptError, FormatError, InputError, shown
+from storage.exchange import import_activations
+from storage.json_files import read_json_object
+from storage.rundir import RunDirectory
+from storage.yaml_files import read_yaml
+
+SUFFIXES = [".npy", ".npz", ".safetensors", ".h5ad"]
+ROWS, FEATURES = 30, 8
+
+
+@pytest.fixture
+def matrix():
+    return np.random.default_rng(0).random((ROWS, FEATURES)).astype("f4")
+
+
+def laughs(levels):
+    return "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, levels))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (laughs(12), "stands for more than 500,000 values"),
+        ("a: &a [*a]", "inside of what it stands for"),
+        ("[" * 100_000, "nests deeper than 50 levels"),
+        ("{a: " * 3000, "nests deeper than 50 levels"),
+        ("a: " + "9" * 6000, "a value cannot be read"),
+        ("a: 2024-99-99", "a value cannot be read"),
+        ("a: !!bool 7", "a value cannot be read"),
+        ("a: !!python/object/apply:os.system [id]", "is not valid YAML"),
+        ("a: \x07", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_asks_for_too_much(tmp_path, text, said):
+    file = tmp_path / "x.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError, match=said) as caught:
+        read_yaml(file, "nothing there")
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value)) < 3000
+
+
+def test_aliases_within_reason_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a [1, 2]\nb: *a\nc: {<<: {d: 3}}")
+    assert read_yaml(tmp_path / "x.yaml", "") == {"a": [1, 2], "b": [1, 2], "c": {"d": 3}}
+
+
+def test_yaml_of_another_encoding_or_size(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"a: caf\xe9")
+    with pytest.raises(FormatError, match=r"x.yaml is not text in UTF-8 \(.* at byte 6\)"):
+        read_yaml(tmp_path / "x.yaml", "")
+    (tmp_path / "x.yaml").write_bytes(b"#" * 5_000_000)
+    with pytest.raises(InputError, match=r"x.yaml has 5.0 MB; .* at most 4 MB"):
+        read_yaml(tmp_path / "x.yaml", "")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_only_regular_files_are_opened(tmp_path, make):
+    make(path := tmp_path / "x.yaml")
+    with pytest.raises(InputError, match=r"x.yaml is a (named pipe|device|folder); give a regular file"):
+        check_file(path, "nothing there")
+    with pytest.raises(InputError, match=r"regular file"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    os.mkfifo(path := tmp_path / f"x{suffix}")
+    with pytest.raises(InputError, match=r"is a named pipe"):
+        import_activations(path, tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[1]", "7", '{"name": 5}', '{"a": null}', "\xff"])
+def test_a_damaged_experiment_of_a_run(tmp_path, text):
+    (tmp_path / "experiment.json").write_text(text, encoding="latin-1")
+    with pytest.raises(FormatError, match=r"experiment.json|experiment kept in"):
+        stored_experiment(RunDirectory(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["empty", "deep", "list", "no shape", "negative", "no chunks", "attributes"])
+def test_damaged_metadata_of_an_array(tmp_path, matrix, kind):
+    storage.write_activations(tmp_path / "a.zarr", matrix)
+    file = tmp_path / "a.zarr" / "activation" / "zarr.json"
+    content = json.loads(file.read_bytes())
+    changes = {
+        "no shape": {"shape": None},
+        "negative": {"shape": [-1, 8]},
+        "no chunks": {"chunk_grid": 7},
+        "attributes": {"attributes": []},
+    }
+    texts = {"empty": "", "deep": "[" * 100_000, "list": "[]"}
+    file.write_text(texts[kind] if kind in texts else json.dumps({**content, **changes[kind]}))
+    with pytest.raises(CorruptError, match=r"activation/zarr.json"):
+        storage.read_dense(tmp_path / "a.zarr")
+
+
+def bomb(path, member, shape):
+    """Write an archive of half a megabyte that unpacks to half a gigabyte."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{member}.npy", "w") as file:
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+        for _ in range(32):
+            file.write(bytes(2**24))
+
+
+@pytest.mark.parametrize("member", ["acts", "decoder"])
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path, member):
+    bomb(tmp_path / "x.npz", member, "(16384, 8192)")
+    with pytest.raises(FormatError, match=r"declares 0.5369 GB, and .* bytes of it are stored"):
+        import_activations(tmp_path / "x.npz", tmp_path / "a.zarr")
+
+
+def test_a_member_that_is_not_as_large_as_it_says(tmp_path, matrix):
+    np.savez(tmp_path / "good.npz", acts=matrix)
+    with zipfile.ZipFile(tmp_path / "good.npz") as good, zipfile.ZipFile(tmp_path / "x.npz", "w") as bad:
+        bad.writestr("acts.npy", good.read("acts.npy").replace(b"(30, 8)", b"(1099511627776, 8)")[:-11])
+    with pytest.raises(CorruptError, match=r"acts in .*x.npz"):
+        import_activations(tmp_path / "x.npz", tmp_path / "a.zarr")
+
+
+PARTS = {
+    "indptr": lambda indptr: indptr[::-1].copy(),
+    "indices": lambda ids: ids[:-3],
+    "shape": lambda _: np.array([2**40, FEATURES]),
+    "data": lambda values: values[:-2],
+    "format": lambda _: np.array([b"csr", b"coo"]),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_sparse_matrix_that_do_not_fit(tmp_path, matrix, part):
+    csr = scipy.sparse.csr_array(matrix)
+    parts = {"format": np.array(b"csr"), "shape": np.array(csr.shape), "indptr": csr.indptr}
+    parts |= {"indices": csr.indices, "data": csr.data}
+    np.savez(tmp_path / "x.npz", **{**parts, part: PARTS[part](parts[part])})
+    with pytest.raises(InputError, match=r"x.npz"):
+        import_activations(tmp_path / "x.npz", tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]
+
+
+def h5ad(path, make):
+    with h5py.File(path, "w") as file:
+        file.attrs["encoding-type"] = "anndata"
+        file.create_group("obs")
+        make(file)
+        file["X"].attrs["encoding-type"] = "array"
+
+
+def test_values_that_are_in_another_file_are_not_read(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret" * 200)
+    h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", (30, 8), "f4", external=[("secret", 0, 960)]))
+    with pytest.raises(InputError, match=r"x.h5ad, /X is stored in another file"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
+def test_a_link_to_another_file_is_not_followed(tmp_path, matrix):
+    h5ad(tmp_path / "other.h5ad", lambda file: file.create_dataset("X", data=matrix))
+    with h5py.File(tmp_path / "x.h5ad", "w") as file:
+        file.attrs["encoding-type"] = "anndata"
+        file["X"] = h5py.ExternalLink("other.h5ad", "/X")
+    with pytest.raises(InputError, match=r"x.h5ad, /X is a link"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
+def test_an_hdf5_array_that_nothing_is_stored_of(tmp_path):
+    h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", (2**40, 2**10), "f4", chunks=(1024, 1024)))
+    with pytest.raises(FormatError, match=r"x.h5ad, /X declares .* GB, and 0 bytes of it are stored"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".zarr"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(1000)])
+def test_what_is_no_file_of_its_format(tmp_path, suffix, content):
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match=f"x{suffix}"):
+        import_activations(tmp_path / f"x{suffix}", tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_a_decoder_that_is_none(tmp_path, suffix):
+    (tmp_path / f"d{suffix}").write_bytes(b"hello")
+    with pytest.raises(InputError, match=f"d{suffix}"):
+        readers.read_decoder(tmp_path / f"d{suffix}", FEATURES)
+
+
+TOKENS = {"document": np.zeros(ROWS, int), "char_start": np.arange(ROWS), "char_end": np.arange(ROWS) + 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"document": np.full(ROWS, -1)}, r"tokens\['document'\] is -1 in row 0"),
+        ({"char_start": np.full(ROWS, -3)}, r"tokens\['char_start'\] is -3 in row 0"),
+        ({"char_end": np.arange(ROWS) - 1 + 2 * (np.arange(ROWS) < 5)}, "end before they begin in row 5"),
+    ],
+)
+def test_tokens_that_cannot_be(tmp_path, matrix, changed, said):
+    np.save(tmp_path / "x.npy", matrix)
+    pd.DataFrame({**TOKENS, **changed}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=said):
+        import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", tokens=tmp_path / "t.csv")
+    with pytest.raises(InputError, match=said):
+        storage.write_activations(tmp_path / "a.zarr", matrix, tokens={**TOKENS, **changed})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 9])
+def test_a_table_of_tokens_that_is_none(tmp_path, suffix, content):
+    (tmp_path / f"t{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match=f"t{suffix}"):
+        readers.read_tokens(tmp_path / f"t{suffix}", ROWS)
+
+
+def test_values_in_messages_are_short():
+    assert len(shown({"a": ["x" * 100_000] * 100_000})) < 300
+    deep = value = []
+    for _ in range(100_000):
+        value.append(value := [])
+    assert len(shown(deep)) < 300
+
+
+def test_a_json_file_that_is_no_object(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(CorruptError, match=r"x.json must hold a JSON object, not \[1\]; make it again"):
+        read_json_object(tmp_path / "x.json", "nothing", "make it again")
