@@ -46,7 +46,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.crash_processes import Child, Ended, arm, fork, last_words, load, preload, spread
+from benchmarks.crash_processes import LIBRARY, Child, Ended, arm, fork, last_words, load, preload, spread
 from benchmarks.table import RESULTS, insert
 
 if TYPE_CHECKING:
@@ -439,6 +439,7 @@ def main() -> None:
         print(json.dumps(run(options, library, base)))
     finally:
         shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(Path(os.environ[LIBRARY]).parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
