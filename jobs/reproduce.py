@@ -186,6 +186,7 @@ def command(
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
         return
     config = read_experiment(file, allow_bad_site=allow_bad_site)
+    RunDirectory.of(config.name, run_dir).check()
     root = RunDirectory.of(config.name, run_dir).root
     if not table:
         with open_client(context, cluster, cluster_file) as client:

@@ -44,7 +44,9 @@ def run_command(
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     part = Share.parse(share) if share is not None else None
-    folder = RunDirectory.of(config.name, run_dir).root
+    directory = RunDirectory.of(config.name, run_dir)
+    directory.check()
+    folder = directory.root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
     if cluster is not None:
@@ -64,6 +66,7 @@ def demo_command(
     """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
 
+    RunDirectory(run_dir).check()
     experiment = prepare(run_dir / "input")
     with open_client(context, cluster, cluster_file, run_dir / "logs") as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)

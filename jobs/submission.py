@@ -35,6 +35,7 @@ from jobs.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
 from storage.json_files import read_json
+from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def submit_run(
         If the profile is of another kind, or `array` is below 1.
     """
     refuse_control_characters(str(run_dir), "the run directory")
+    RunDirectory(run_dir).check()
     settings = load_settings(cluster_file)
     chosen = find_profile(profile, settings)
     if not isinstance(chosen, SlurmProfile):

@@ -76,8 +76,10 @@ class Manifest:
         """
         try:
             stored = attrs[MANIFEST]
+            if stored.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+                raise FormatError(f"It is of format version {stored['format_version']}, and this is {FORMAT_VERSION}")
             return cls(**{key: stored[key] for key in ("stage", "inputs", "settings", "versions", "created")})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"The attributes hold no complete manifest ({error!r})") from error
 
 

@@ -274,7 +274,10 @@ class RunDirectory:
 
 _WRITTEN_AGAIN = "`subspace run EXPERIMENT.yaml` writes it again"
 #: What commands leave in a run directory before a run has begun: logs, the demo's text and weights, records.
-_BEFORE_A_RUN = ("logs", "input", "watch", "watch.html", "watch.json", "usage", "corpus.zarr", "rows.zarr", EXPERIMENT)
+_BEFORE_A_RUN = (
+    *("logs", "jobs", "input", "watch", "watch.html", "watch.json", "usage", "models.json", "corpus.zarr", "rows.zarr"),
+    EXPERIMENT,
+)
 
 
 def _belongs_to_a_run(name: str) -> bool:

@@ -15,6 +15,7 @@ Chunks are panels of columns: reading one feature of all rows touches only the c
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ from storage.json_files import read_json_object
 from storage.kernels import count_by_panel, cut_columns, place_panel, scatter_by_panel
 
 ZSTD_LEVEL = 3
+#: Chunks, or shards where there are any, that no array has: each is a file.
+MOST_CHUNKS = 10**7
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 NO_CHUNK = 2**64 - 1
@@ -152,6 +155,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the content of a Zarr node's ``zarr.json``."""
     missing = f"There is no Zarr array or group at {folder}"
     content = read_json_object(folder / "zarr.json", missing, "delete it and run what wrote it again")
+    content.setdefault("attributes", {})
     if problem := _problem_of(content):
         raise CorruptError(f"{folder / 'zarr.json'} {problem}: it is damaged; delete it and run what wrote it again")
     return content
@@ -165,12 +169,19 @@ def _problem_of(metadata: dict[str, Any]) -> str:
         return "has a copy of its arrays' metadata that is no JSON object"
     if metadata.get("node_type") != "array":
         return "" if metadata.get("node_type") == "group" else "describes neither an array nor a group"
+    return _problem_of_array(metadata)
+
+
+def _problem_of_array(metadata: dict[str, Any]) -> str:
     shape, grid = metadata.get("shape"), metadata.get("chunk_grid")
     if not _is_shape(shape):
         return f"has the shape {shown(shape)}"
     chunk = (grid.get("configuration") or {}).get("chunk_shape") if isinstance(grid, dict) else None
     if not _is_shape(chunk) or len(chunk) != len(shape) or 0 in chunk:
         return f"has chunks of the shape {shown(chunk)} in an array of the shape {shown(shape)}"
+    chunks = math.prod(-(-length // step) for length, step in zip(shape, chunk, strict=True))
+    if chunks > MOST_CHUNKS:
+        return f"has the shape {shown(shape)}, which are {chunks:,} chunks"
     return "" if "data_type" in metadata else "names no type of values"
 
 
@@ -525,7 +536,7 @@ class Shard:
 
     def __enter__(self) -> Shard:
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
+            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would be waited for
         except FileNotFoundError:
             if self.layout.all_shards and not _was_rewritten(self.layout.folder.parent):
                 raise CorruptError(

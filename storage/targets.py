@@ -481,8 +481,8 @@ def sweep_below(folder: Path) -> None:
     Targets are not looked into; those that another process holds are left alone.
     """
     for parent, folders, names in os.walk(folder):
+        listed = [*folders, *names]
         folders[:] = [name for name in folders if not (Path(parent, name) / GROUP_FILE).exists()]
-        listed = [entry.name for entry in Path(parent).iterdir()] if folders or names else []
         targets = {leftover_of(name) for name in listed if not is_stray_file(name)}
         targets |= {name.removesuffix(LOCK_SUFFIX) for name in listed if name.endswith(LOCK_SUFFIX)}
         folders[:] = [name for name in folders if leftover_of(name) is None]

@@ -105,7 +105,7 @@ def test_workers_that_are_gone_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_gone_costs_the_figures_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         own = Client(cluster)
         log = UsageLog(tmp_path, own)
         with caplog.at_level(logging.WARNING, logger="pipeline.usage"), log.stage("harvest"):

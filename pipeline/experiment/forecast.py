@@ -91,6 +91,7 @@ def plan(
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory.of(config.name, run_dir)
+    directory.check()
     by_stage = all_tasks(config, directory)
     tasks = [task for tasks in by_stage.values() for task in tasks]
     assessment = Assessment(tasks)

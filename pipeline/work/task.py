@@ -373,7 +373,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
     Examples
     --------
     >>> list(differences({"top_k": 4, "rule": {"of": 5}}, {"top_k": 4, "rule": {"of": 6}, "full": "float16"}))
-    ['rule.of is 6, and was 5', "full is float16, and was not set"]
+    ['rule.of is 6, and was 5', 'full is float16, and was not set']
     """
     for name in dict.fromkeys(itertools.chain(then, now)):
         before, after = then.get(name), now.get(name)

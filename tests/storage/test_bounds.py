@@ -96,7 +96,16 @@ def test_a_damaged_experiment_of_a_run(tmp_path, text):
         stored_experiment(RunDirectory(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["empty", "deep", "list", "no shape", "negative", "no chunks", "attributes"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_shard_that_is_no_file(tmp_path, matrix, make):
+    storage.write_activations(tmp_path / "a.zarr", scipy.sparse.csr_array(matrix))
+    (shard := tmp_path / "a.zarr" / "activation" / "c" / "0" / "0").unlink()
+    make(shard)
+    with pytest.raises(CorruptError, match="activation/c/0/0 is no regular file"):
+        storage.read_csr(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("kind", ["huge", "empty", "deep", "list", "no shape", "negative", "no chunks", "attributes"])
 def test_damaged_metadata_of_an_array(tmp_path, matrix, kind):
     storage.write_activations(tmp_path / "a.zarr", matrix)
     file = tmp_path / "a.zarr" / "activation" / "zarr.json"
@@ -104,6 +113,7 @@ def test_damaged_metadata_of_an_array(tmp_path, matrix, kind):
     changes = {
         "no shape": {"shape": None},
         "negative": {"shape": [-1, 8]},
+        "huge": {"shape": [2**40, 2**40]},
         "no chunks": {"chunk_grid": 7},
         "attributes": {"attributes": []},
     }

@@ -171,6 +171,14 @@ class TestManifest:
             with pytest.raises(FormatError):
                 storage.Manifest.from_attrs(attrs)
 
+    def test_a_result_of_another_format_is_not_current(self, tmp_path, result, manifest, monkeypatch):
+        storage.write_result(result, tmp_path / "m.zarr", manifest)
+        monkeypatch.setattr("storage.manifest.FORMAT_VERSION", 2)
+        newer = storage.new_manifest(manifest.stage, manifest.inputs, manifest.settings)
+        assert not storage.is_current(tmp_path / "m.zarr", newer)
+        storage.write_result(result, tmp_path / "m.zarr", newer)
+        assert storage.is_current(tmp_path / "m.zarr", newer)
+
     def test_settings_must_be_json(self):
         with pytest.raises(InputError, match="JSON"):
             storage.new_manifest("x", {}, {"f": print})

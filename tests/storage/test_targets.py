@@ -217,6 +217,7 @@ class TestFiles:
 class TestRunDirectory:
     def test_what_dead_processes_left_anywhere_is_swept(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
+        run.write_experiment({"name": "x"})
         write_store(run.activations("a", "x"))
         kept = tree(run.root)
         for ending in ("new", "trash", "old"):
