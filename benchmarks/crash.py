@@ -58,7 +58,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 #: The mark of the tables in the page.
 MARK = "crash"
 #: Scenarios and steps of ``--quick``.
-QUICK = {"export, npz": 3, "labels": 2, "ActivationWriter": 20, "correlate": 150}
+QUICK = {"export, npy": 1, "export, npz": 6, "labels": 2, "ActivationWriter": 20, "correlate": 150}
 
 
 @dataclass
