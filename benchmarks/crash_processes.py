@@ -169,20 +169,32 @@ def spread(jobs: list[Any], work: Callable[[Any, int], dict[str, Any]], workers:
         child = os.fork()
         if child == 0:
             os.close(reader)
-            while True:
-                with following.get_lock():
-                    i = following.value
-                    following.value += 1
-                if i >= len(jobs):
-                    os._exit(0)
-                os.write(writer, _line(work(jobs[i], worker)))
+            _work_off(jobs, work, worker, following, writer)
         children.append(child)
     os.close(writer)
     with os.fdopen(reader, encoding="utf-8") as pipe:
         for line in pipe:
             yield json.loads(line)
     for child in children:
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, "a process that lets others die has died itself; see above"
+
+
+def _work_off(
+    jobs: list[Any], work: Callable[[Any, int], dict[str, Any]], worker: int, following: Any, writer: int
+) -> None:
+    """Do one job after the other until none is left, and end this process."""
+    try:
+        while True:
+            with following.get_lock():
+                i = following.value
+                following.value += 1
+            if i >= len(jobs):
+                os._exit(0)
+            os.write(writer, _line(work(jobs[i], worker)))
+    except BaseException:  # noqa: BLE001 - it must not unwind the stack of the process that it was forked from
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _line(result: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,7 +297,12 @@ def labelling() -> Iterator[None]:
     """Answer requests for labels in a process of its own, for as long as the block lasts."""
     child = os.fork()
     if child == 0:
-        _SERVER.serve_forever()
+        try:
+            _SERVER.serve_forever()
+        except BaseException:  # noqa: BLE001 - this process must not go on where it was forked
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     try:
         yield
     finally:
