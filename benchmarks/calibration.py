@@ -91,7 +91,7 @@ def activation_experiment(
     tokens = {"document": place // DOCUMENT, "char_start": place, "char_end": place + 1}
     paths = [folder / f"{name}.zarr" for name in "ab"]
     for path, values in zip(paths, sides, strict=True):
-        storage.write_activations(path, values, tokens=tokens)
+        storage.write_activations(path, values, tokens=tokens, overwrite=True)
     found = compare_activations(*paths, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
     shuffled = compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
     return found, list(_scores_of(shuffled)["shuffled", ACTIVATION_METRICS[0]])

@@ -67,7 +67,7 @@ def write_related_stores(folder: Path, rows: int, d_a: int, d_b: int, seed: int 
     maps = [rng.normal(size=(64, d)).astype(np.float32) for d in (d_a, d_b)]
     for side, (name, d) in enumerate((("a", d_a), ("b", d_b))):
         storage.write_activations(
-            folder / f"{name}.zarr", _slabs(rows, d, maps[side], seed, side), attrs={"kind": "raw"}
+            folder / f"{name}.zarr", _slabs(rows, d, maps[side], seed, side), attrs={"kind": "raw"}, overwrite=True
         )
 
 

@@ -84,7 +84,9 @@ def write_store(path: Path, rows: int, features: int, active: int) -> None:
     ids = np.minimum(rng.zipf(1.3, rows), VOCABULARY)
     tokens = {"document": row // DOCUMENT_ROWS, "position": place, "char_start": 5 * place, "char_end": 5 * place + 4}
     slabs = random_slabs(rows, features, active, seed=1)
-    storage.write_activations(path, slabs, layout="csr", shard_rows=SHARD_ROWS, tokens={**tokens, "token_id": ids})
+    storage.write_activations(
+        path, slabs, layout="csr", shard_rows=SHARD_ROWS, tokens={**tokens, "token_id": ids}, overwrite=True
+    )
 
 
 def _ours(store: Path, folder: Path, kept: dict[str, Any]) -> dict[str, Any]:

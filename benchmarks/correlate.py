@@ -84,7 +84,9 @@ def random_slabs(rows: int, features: int, active: int | None, seed: int) -> Ite
 def write_random_store(path: str | Path, rows: int, features: int, active: int | None, seed: int) -> None:
     """Write a random store without token coordinates; the same seed gives the same store."""
     layout: Any = "dense" if active is None else "csr"
-    storage.write_activations(path, random_slabs(rows, features, active, seed), layout=layout, shard_rows=SHARD_ROWS)
+    storage.write_activations(
+        path, random_slabs(rows, features, active, seed), layout=layout, shard_rows=SHARD_ROWS, overwrite=True
+    )
 
 
 def read_features(path: Path, features: NDArray[np.integer]) -> NDArray[np.float64]:

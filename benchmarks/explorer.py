@@ -90,7 +90,7 @@ def _write_text(run: RunDirectory, rng: np.random.Generator, n_rows: int) -> tup
     n_documents = -(-n_rows // WORDS_A_DOCUMENT)
     numbers = rng.integers(0, 4096, (n_documents, WORDS_A_DOCUMENT))
     words = [[word(number) for number in document] for document in numbers.tolist()]
-    storage.write_corpus(run.corpus, [" ".join(document) for document in words])
+    storage.write_corpus(run.corpus, [" ".join(document) for document in words], overwrite=True)
     lengths = np.array([[len(one) for one in document] for document in words])
     ends = (lengths + 1).cumsum(1) - 1
     rows = {
@@ -99,7 +99,7 @@ def _write_text(run: RunDirectory, rng: np.random.Generator, n_rows: int) -> tup
         "char_end": ends.ravel().astype(np.int64),
     }
     variables = {name: ("token", values) for name, values in rows.items()}
-    storage.write_result(xr.Dataset(variables), run.rows, storage.new_manifest("rows", {}, {}))
+    storage.write_result(xr.Dataset(variables), run.rows, storage.new_manifest("rows", {}, {}), overwrite=True)
     return rows, numbers.ravel()
 
 
@@ -125,9 +125,9 @@ def _write_site(
     store = run.activations(side, site)
     decoder = rng.standard_normal((n, 32)).astype(np.float32)
     attrs = {"model": "toy/model", "site": site, "dictionary": "toy", "kind": "post"}
-    storage.write_activations(store, active.tocsr(), tokens=rows, decoder=decoder, attrs=attrs)
+    storage.write_activations(store, active.tocsr(), tokens=rows, decoder=decoder, attrs=attrs, overwrite=True)
     found = xr.Dataset({"row": (("feature", "rank"), features), "value": (("feature", "rank"), values)})
-    storage.write_result(found, run.contexts(side, site), storage.new_manifest("contexts", {}, {}))
+    storage.write_result(found, run.contexts(side, site), storage.new_manifest("contexts", {}, {}), overwrite=True)
 
 
 def _write_pair(run: RunDirectory, n: int, rng: np.random.Generator) -> None:
@@ -149,10 +149,10 @@ def _write_pair(run: RunDirectory, n: int, rng: np.random.Generator) -> None:
     rows = {"n_rows_select": 1, "n_rows_heldout": 1, "keep_above": 0.1, "n_kept": n, "measure": "pearson"}
     where = SITES["a"], SITES["b"]
     kept = xr.Dataset(correlation, attrs=rows)
-    storage.write_result(kept, run.correlation(*where), storage.new_manifest("correlate", {}, {}))
+    storage.write_result(kept, run.correlation(*where), storage.new_manifest("correlate", {}, {}), overwrite=True)
     matched = xr.Dataset(pairs, attrs={"min_correlation": 0.1})
-    storage.write_result(matched, run.pairs(*where), storage.new_manifest("match", {}, {}))
-    storage.write_result(_scores(rng, n), run.scores(*where), storage.new_manifest("compare", {}, {}))
+    storage.write_result(matched, run.pairs(*where), storage.new_manifest("match", {}, {}), overwrite=True)
+    storage.write_result(_scores(rng, n), run.scores(*where), storage.new_manifest("compare", {}, {}), overwrite=True)
 
 
 def _scores(rng: np.random.Generator, n: int) -> xr.Dataset:

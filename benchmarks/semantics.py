@@ -90,7 +90,7 @@ def write_stores(folder: Path, n_features: int) -> dict[str, str]:
     y = x @ rng.normal(size=(D_A, D_B)) / np.sqrt(2 * D_A) + rng.normal(size=(n_features, D_B))
     paths = {}
     for name, rows in {"a": x, "b": y}.items():
-        storage.write_activations(folder / f"{name}.zarr", np.ones((2, n_features)), decoder=rows)
+        storage.write_activations(folder / f"{name}.zarr", np.ones((2, n_features)), decoder=rows, overwrite=True)
         paths[name] = str(folder / f"{name}.zarr")
     return paths
 

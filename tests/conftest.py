@@ -155,7 +155,7 @@ class Text:
         path = self.folder / f"{name}.zarr"
         data = active if options.get("layout") == "dense" else sp.csr_array(active)
         attrs = {"corpus_hash": storage.open_corpus(self.corpus).hash, "model": "toy", "site": "layers.0"}
-        storage.write_activations(path, data, tokens=self.tokens, attrs=attrs, **options)
+        storage.write_activations(path, data, tokens=self.tokens, attrs=attrs, **options, overwrite=True)
         return path
 
     def rows_of(self, *pieces: str) -> np.ndarray:
@@ -165,7 +165,7 @@ class Text:
 
 def make_text(folder: Path, documents: Sequence[str], pattern: str = r"\s?\w+|\s?[^\w\s]|\s") -> Text:
     """Write a corpus whose rows are what `pattern` matches, one after the other."""
-    storage.write_corpus(folder / "corpus.zarr", documents)
+    storage.write_corpus(folder / "corpus.zarr", documents, overwrite=True)
     found = [
         (i, *match.span(), match.group()) for i, text in enumerate(documents) for match in re.finditer(pattern, text)
     ]

@@ -33,8 +33,8 @@ def test_what_a_process_takes_is_measured() -> None:
 def test_match(tmp_path: Path, bench: Bench) -> None:
     rng = np.random.default_rng(0)
     base = rng.exponential(size=(400, 60)) * (rng.random((400, 60)) < 0.2)
-    storage.write_activations(tmp_path / "a.zarr", base)
-    storage.write_activations(tmp_path / "b.zarr", base @ (rng.random((60, 50)) < 0.1))
+    storage.write_activations(tmp_path / "a.zarr", base, overwrite=True)
+    storage.write_activations(tmp_path / "b.zarr", base @ (rng.random((60, 50)) < 0.1), overwrite=True)
     correlate(tmp_path / "a.zarr", tmp_path / "b.zarr", out=tmp_path / "cor.zarr")
     sizes = ("--features", "130", "--peer-features", "70")
     result = bench("match", *sizes, "--correlation", str(tmp_path / "cor.zarr"))

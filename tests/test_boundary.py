@@ -39,7 +39,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     base = rng.random((120, 20)) * (rng.random((120, 20)) < 0.3)
     for name in "ab":
-        storage.write_activations(folder / f"{name}.zarr", scipy.sparse.csr_array(base), shard_rows=40, chunk=(20, 8))
+        storage.write_activations(
+            folder / f"{name}.zarr", scipy.sparse.csr_array(base), shard_rows=40, chunk=(20, 8), overwrite=True
+        )
     correlate(folder / "a.zarr", folder / "b.zarr", top_k=3, out=folder / "c.zarr", memory="2GB")
     return folder
 

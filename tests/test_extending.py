@@ -65,10 +65,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.exponential(size=(400, 12)) * (rng.random((400, 12)) < 0.4)
     decoder = rng.normal(size=(12, 5))
     for name in "ab":
-        storage.write_activations(folder / f"{name}.zarr", x, decoder=decoder)
+        storage.write_activations(folder / f"{name}.zarr", x, decoder=decoder, overwrite=True)
     correlate(folder / "a.zarr", folder / "b.zarr", keep_above=0.01, out=folder / "c.zarr")
     pairs = xr.Dataset({f"feature_{side}": ("pair", np.arange(12, dtype=np.int32)) for side in "ab"})
-    storage.write_result(pairs, folder / "pairs.zarr", storage.new_manifest("match", {}, {}))
+    storage.write_result(pairs, folder / "pairs.zarr", storage.new_manifest("match", {}, {}), overwrite=True)
     return folder
 
 

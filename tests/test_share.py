@@ -44,7 +44,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
             values = draw.normal(size=(700, n)).astype("f4")
             if layout == "sparse":
                 values = sp.csr_array(np.maximum(values - 1.2, 0))
-            storage.write_activations(folder / f"{layout}-{side}.zarr", values)
+            storage.write_activations(folder / f"{layout}-{side}.zarr", values, overwrite=True)
         made[layout] = (folder / f"{layout}-a.zarr", folder / f"{layout}-b.zarr")
     return made
 

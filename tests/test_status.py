@@ -185,7 +185,7 @@ def test_a_stage_from_outside(copied: RunDirectory, tiny_run: RunResult, client:
 
     def count(_: Client) -> None:
         result = xr.Dataset({"n": open_result(pairs).sizes["pair"]})
-        write_result(result, target, count_manifest(fingerprint))
+        write_result(result, target, count_manifest(fingerprint), overwrite=True)
 
     def tasks(_: Experiment, run: RunDirectory) -> list[Task]:
         return [Task("count", "layers.0", {target: count_manifest}, (pairs,), count, cost=lambda _: Cost(7.0))]

@@ -38,7 +38,9 @@ def related(n=900, d_a=7, d_b=10, seed=0, shift=0.0):
 def stores(tmp_path):
     def write(x, y, **options):
         for name, values in (("a", x), ("b", y)):
-            storage.write_activations(tmp_path / f"{name}.zarr", values, tokens=tokens(values.shape[0]), **options)
+            storage.write_activations(
+                tmp_path / f"{name}.zarr", values, tokens=tokens(values.shape[0]), **options, overwrite=True
+            )
         return tmp_path / "a.zarr", tmp_path / "b.zarr"
 
     return write
@@ -112,7 +114,7 @@ def test_sparse_stores_are_compared_over_the_features_of_the_pairs(tmp_path, cli
     dense = [np.where(rng.random((700, d)) < 0.2, rng.exponential(size=(700, d)), 0).astype("f4") for d in (30, 40)]
     dense[1][:, :30] += 2 * dense[0]
     for name, values in zip("ab", dense, strict=True):
-        storage.write_activations(tmp_path / name, sp.csr_array(values), tokens=tokens(700))
+        storage.write_activations(tmp_path / name, sp.csr_array(values), tokens=tokens(700), overwrite=True)
     ids = rng.permutation(30)[:12], rng.permutation(40)[:12]
     pairs = xr.Dataset({f"feature_{side}": ("pair", each) for side, each in zip("ab", ids, strict=True)})
     found = compare_activations(tmp_path / "a", tmp_path / "b", pairs=pairs, metrics=LINEAR, null_runs=0, client=client)
@@ -222,8 +224,10 @@ def test_the_interval_is_over_documents_not_tokens(tmp_path, client):
     """The same token many times in a document is one piece of evidence."""
     x, y = related(100, 3, 3, seed=2)
     for name, values in (("a", x), ("b", y)):
-        storage.write_activations(tmp_path / name, np.repeat(values, 30, axis=0), tokens=tokens(3000, 30))
-        storage.write_activations(tmp_path / f"once-{name}", values, tokens=tokens(100, 1))
+        storage.write_activations(
+            tmp_path / name, np.repeat(values, 30, axis=0), tokens=tokens(3000, 30), overwrite=True
+        )
+        storage.write_activations(tmp_path / f"once-{name}", values, tokens=tokens(100, 1), overwrite=True)
     options = {"metrics": ["cka"], "null_runs": 0, "intervals": 300, "groups": 100, "client": client}
     many = compare_activations(tmp_path / "a", tmp_path / "b", **options)
     once = compare_activations(tmp_path / "once-a", tmp_path / "once-b", **options)
@@ -234,7 +238,7 @@ def test_notes_say_what_is_missing(tmp_path, client):
     x, y = related(200)
     x[:] = 1.0
     for name, values in (("a", x), ("b", y)):
-        storage.write_activations(tmp_path / name, values, tokens=tokens(200, 100))
+        storage.write_activations(tmp_path / name, values, tokens=tokens(200, 100), overwrite=True)
     found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=["svcca"], null_runs=5, client=client)
     note = str(found.note.item())
     assert "does not vary" in note
@@ -263,8 +267,8 @@ def test_settings_that_cannot_be(stores, options, message):
 
 def test_other_rows_are_refused(tmp_path):
     x, y = related(300)
-    storage.write_activations(tmp_path / "a", x, tokens=tokens(300))
-    storage.write_activations(tmp_path / "b", y, tokens=tokens(300, 7))
+    storage.write_activations(tmp_path / "a", x, tokens=tokens(300), overwrite=True)
+    storage.write_activations(tmp_path / "b", y, tokens=tokens(300, 7), overwrite=True)
     with pytest.raises(RowMismatchError):
         compare_activations(tmp_path / "a", tmp_path / "b")
 

@@ -93,7 +93,7 @@ def test_rows(client: Client) -> None:
 
 def test_subsets(tmp_path: Path, client: Client) -> None:
     for name, side in zip("ab", rows(), strict=True):
-        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(90), decoder=side)
+        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(90), decoder=side, overwrite=True)
     subsets = {"x": (np.arange(20), np.arange(20)), "y": (np.arange(40), np.arange(40))}
     found = compare_subsets(
         subsets, tmp_path / "a.zarr", tmp_path / "b.zarr", pool=(np.arange(80), np.arange(80)),
@@ -108,7 +108,7 @@ def test_activations(tmp_path: Path, client: Client) -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3000, 6))
     for name, side in {"a": x, "b": x @ rng.normal(size=(6, 5)) + 2 * rng.normal(size=(3000, 5))}.items():
-        storage.write_activations(tmp_path / f"{name}.zarr", side)
+        storage.write_activations(tmp_path / f"{name}.zarr", side, overwrite=True)
     found = compare_activations(
         tmp_path / "a.zarr", tmp_path / "b.zarr", metrics=["svcca", "cka_debiased"], null_runs=30, intervals=40,
         seed=4, client=client,

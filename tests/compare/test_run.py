@@ -43,7 +43,7 @@ def stores(tmp_path: Path) -> tuple[Path, Path]:
     b = rng.normal(size=(N_B, 8)).astype(np.float32)
     b[:40] = a[:40] @ rng.normal(size=(6, 8)) + 0.3 * rng.normal(size=(40, 8))
     for name, decoder in {"a": a, "b": b}.items():
-        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(5, len(decoder)), decoder=decoder)
+        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(5, len(decoder)), decoder=decoder, overwrite=True)
     return tmp_path / "a.zarr", tmp_path / "b.zarr"
 
 
@@ -104,7 +104,9 @@ def test_p_is_uniform_when_nothing_is_shared(tmp_path, client):
     n, experiments = 25, 40
     paths = tmp_path / "a.zarr", tmp_path / "b.zarr"
     for path in paths:
-        storage.write_activations(path, np.eye(2, n * experiments), decoder=rng.normal(size=(n * experiments, 5)))
+        storage.write_activations(
+            path, np.eye(2, n * experiments), decoder=rng.normal(size=(n * experiments, 5)), overwrite=True
+        )
     p = []
     for i in range(experiments):
         ids = np.arange(i * n, (i + 1) * n)
@@ -139,7 +141,7 @@ def test_a_metric_that_is_undefined_on_these_rows_does_not_stop_the_others(tmp_p
     rows = rng.normal(size=(20, 4))
     rows[3] = 0
     for name in "ab":
-        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(2, 20), decoder=rows)
+        storage.write_activations(tmp_path / f"{name}.zarr", np.eye(2, 20), decoder=rows, overwrite=True)
     pairs = pairs_of(range(20), range(20)).drop_vars(["fate_a", "fate_b"])
     scores = compare(pairs, tmp_path / "a.zarr", tmp_path / "b.zarr", null_runs=9, client=client)
     assert np.isnan(scores.score.sel(metric="rsa"))
@@ -170,7 +172,7 @@ def test_trap_2_no_score_comes_without_its_null(stores, matched):
 
 def test_from_disk_to_disk_and_back_with_plain_xarray(stores, matched, tmp_path, client):
     manifest = storage.new_manifest("match", {}, {})
-    storage.write_result(matched, tmp_path / "pairs.zarr", manifest)
+    storage.write_result(matched, tmp_path / "pairs.zarr", manifest, overwrite=True)
     out = tmp_path / "scores.zarr"
     opened = [storage.open_activations(store) for store in stores]
     written = compare(tmp_path / "pairs.zarr", *opened, null_runs=5, out=out, client=client)
@@ -214,7 +216,7 @@ def test_rows_without_stores_give_the_same(stores, matched, client):
 def test_nulls_that_draw_other_rows_equal_plain_code(stores, matched, tmp_path, client):
     x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
     control = np.random.default_rng(5).normal(size=(70, 6)).astype(np.float32)
-    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=control)
+    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=control, overwrite=True)
     pool = pairs_of(np.arange(50), np.arange(50))
     kinds = ["random_features", "random_pairs", "random_dictionary", "shuffled"]
     given = {"metrics": ["rsa"], "nulls": kinds, "null_runs": 9, "seed": 2, "client": client}
@@ -246,7 +248,7 @@ def test_live_features_are_drawn(stores, tmp_path, client):
         decoder = xr.open_zarr(store).decoder.values
         active = np.zeros((2, len(decoder)))
         active[:, 10:] = 1
-        storage.write_activations(tmp_path / f"live-{name}.zarr", active, decoder=decoder)
+        storage.write_activations(tmp_path / f"live-{name}.zarr", active, decoder=decoder, overwrite=True)
     paths = [tmp_path / f"live-{name}.zarr" for name in "ab"]
     a, b = decoders(paths)
     scores = compare(
@@ -268,7 +270,7 @@ def test_a_pool_that_is_no_larger_is_said(stores, matched, client):
 
 
 def test_a_control_of_another_model_is_refused(stores, matched, tmp_path):
-    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=np.ones((70, 7)))
+    storage.write_activations(tmp_path / "control.zarr", np.ones((2, 70)), decoder=np.ones((70, 7)), overwrite=True)
     with pytest.raises(InputError, match=r"control .* has rows of 7 dimensions, side A of 6"):
         compare(matched, *stores, nulls=["random_dictionary"], control=(tmp_path / "control.zarr", None))
 
@@ -296,7 +298,7 @@ def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
         compare(matched, *stores, metrics=["rsa", "rsa"])
     with pytest.raises(InputError, match="A of the pairs has 50: give the stores that were correlated, A first"):
         compare(matched, *reversed(stores))
-    storage.write_activations(tmp_path / "none.zarr", np.eye(2, N_A))
+    storage.write_activations(tmp_path / "none.zarr", np.eye(2, N_A), overwrite=True)
     with pytest.raises(InputError, match=r"none\.zarr has no decoder rows"):
         compare(matched, tmp_path / "none.zarr", stores[1])
     with pytest.raises(MissingInputError, match=r"nowhere\.zarr"):

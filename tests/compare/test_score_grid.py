@@ -109,7 +109,7 @@ def test_the_run_writes_one_grid_and_leaves_a_current_one(results, tmp_path):
         save_scores(directory, list(results))
     for i, (sites, one) in enumerate(results.items()):
         manifest = storage.new_manifest("compare", {}, {"number": i})
-        storage.write_result(one.assign_attrs(manifest.to_attrs()), directory.scores(*sites), manifest)
+        storage.write_result(one.assign_attrs(manifest.to_attrs()), directory.scores(*sites), manifest, overwrite=True)
     wanted = [*results, ("layers.3", "layers.10")]
     grid = save_scores(directory, wanted)
     assert {path.name for path in tmp_path.iterdir()} == {"scores", "scores.zarr", "scores.csv", "scores.tex"}

@@ -37,7 +37,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     active = np.eye(N)
     active[-5:] = 0
     for name, rows in {"a": a, "b": b}.items():
-        storage.write_activations(folder / f"{name}.zarr", active, decoder=rows)
+        storage.write_activations(folder / f"{name}.zarr", active, decoder=rows, overwrite=True)
     return folder / "a.zarr", folder / "b.zarr"
 
 
@@ -175,7 +175,7 @@ def test_a_metric_that_fails_on_draws_is_refused(tmp_path: Path, client: Client)
     decoder[30:] = 0  # cosines of these are undefined
     make: Callable[[str], Path] = lambda name: tmp_path / f"{name}.zarr"  # noqa: E731
     for name in "ab":
-        storage.write_activations(make(name), np.eye(40), decoder=decoder)
+        storage.write_activations(make(name), np.eye(40), decoder=decoder, overwrite=True)
     with pytest.raises(InputError, match=r"rsa is undefined in \d+ of 30 random_features"):
         compare_subsets(
             {"one": subset(12)},

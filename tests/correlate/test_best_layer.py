@@ -27,7 +27,7 @@ def grid(client, tmp_path_factory):
     stores["b2"][:, 1] = stores["a2"][:, 4]
     stores["b3"] = stores["b1"].copy()
     for name, values in stores.items():
-        storage.write_activations(folder / f"{name}.zarr", values, layout="csr")
+        storage.write_activations(folder / f"{name}.zarr", values, layout="csr", overwrite=True)
     paths = {(a, b): folder / f"{a}--{b}.zarr" for a in ("a1", "a2") for b in ("b1", "b2", "b3")}
     for (a, b), path in paths.items():
         correlate(folder / f"{a}.zarr", folder / f"{b}.zarr", top_k=2, out=path, client=client)

@@ -74,7 +74,7 @@ def test_the_whole_kernel_runs_on_another_library(client, tmp_path, monkeypatch)
     x[:, 7], y[:, 3] = 2.5, 0  # features that do not vary are left out
     y[:, 10:20] += x[:, 10:20]
     for name, values in (("a", x), ("b", y)):
-        storage.write_activations(tmp_path / name, values, layout="dense")
+        storage.write_activations(tmp_path / name, values, layout="dense", overwrite=True)
     results = []
     for name in ("numpy", "torch"):
         monkeypatch.setattr(importlib.import_module("pipeline.correlate.moments"), "FEWEST_ROWS", 0)

@@ -37,7 +37,7 @@ def stores(tmp_path):
     y[:, :60] += 2 * x[:, 100:160]
     x[:, 5], y[:, 7] = 1.5, 0
     for name, values in (("a", x), ("b", y)):
-        storage.write_activations(tmp_path / name, values, layout="dense")
+        storage.write_activations(tmp_path / name, values, layout="dense", overwrite=True)
     return tmp_path
 
 
@@ -147,7 +147,7 @@ def test_sparse_sums_by_the_gpu_code_are_those_of_the_cpu(
     sides = [values(rng, 300, n, 0.2).astype(dtype) for n, dtype in zip((60, 40), dtypes, strict=True)]
     sides[0][:, 7], sides[0][:, 9], sides[1][:, 4], sides[1][:, 6] = sides[1][:, 2], 2, sides[0][:, 3], 0
     for name, side, dtype in zip("ab", sides, dtypes, strict=True):
-        storage.write_activations(tmp_path / name, side, layout="csr", dtype=dtype)
+        storage.write_activations(tmp_path / name, side, layout="csr", dtype=dtype, overwrite=True)
     given = {"top_k": 4, "keep_above": 0.05, "kernel": "sparse", "client": client, "full": "float32"}
     cpu, cuda = (
         correlate(tmp_path / "a", tmp_path / "b", device=device, out=tmp_path / device, **given)
@@ -207,7 +207,7 @@ class TestOnGpu:
         monkeypatch.setattr(importlib.import_module("pipeline.correlate.plan"), "_methods", lambda _: [method])
         rng = np.random.default_rng(3)
         for name, n in (("a", 700), ("b", 600)):
-            storage.write_activations(tmp_path / name, values(rng, 20_000, n, 0.02), layout="csr")
+            storage.write_activations(tmp_path / name, values(rng, 20_000, n, 0.02), layout="csr", overwrite=True)
         paths = tmp_path / "a", tmp_path / "b"
         cpu, cuda = (
             correlate(*paths, kernel="sparse", device=device, out=tmp_path / device, client=client)
@@ -224,7 +224,7 @@ class TestOnGpu:
 
         rng, run = np.random.default_rng(4), importlib.import_module("pipeline.correlate.run")
         for name in "ab":
-            storage.write_activations(tmp_path / name, values(rng, 20_000, 3000, 0.02), layout="csr")
+            storage.write_activations(tmp_path / name, values(rng, 20_000, 3000, 0.02), layout="csr", overwrite=True)
         plans, make = [], run.make_plan
         monkeypatch.setattr(run, "make_plan", lambda *a, **given: plans.append(make(*a, **given)) or plans[-1])
         pool, announce = cupy.get_default_memory_pool(), run._announce
@@ -256,7 +256,7 @@ class TestOnGpu:
             ds = correlate(stores / "a", stores / "b", kernel="dense", out=stores / "cor", client=client)
             for name in "ab":
                 dense = storage.read_dense(stores / name) * (np.random.default_rng(5).random((20_000, 1)) < 0.1)
-                storage.write_activations(stores / f"{name}-csr", dense, layout="csr")
+                storage.write_activations(stores / f"{name}-csr", dense, layout="csr", overwrite=True)
             arguments = {"kernel": "sparse", "device": "cuda", "out": stores / "cor-csr", "client": client}
             sparse = correlate(stores / "a-csr", stores / "b-csr", **arguments)
         assert sparse["r_b"].values[100:160, 0].min() > 0.5

@@ -20,7 +20,7 @@ run_module = importlib.import_module("pipeline.correlate.run")
 def stores(tmp_path, values):
     rng = np.random.default_rng(0)
     for name in ("a1", "a2", "b1", "b2"):
-        storage.write_activations(tmp_path / name, values(rng, 300, 40, 0.2), layout="csr")
+        storage.write_activations(tmp_path / name, values(rng, 300, 40, 0.2), layout="csr", overwrite=True)
     return tmp_path
 
 

@@ -147,7 +147,7 @@ def awkward(tmp_path_factory):
     sides[1] = sides[0] * (1 - mixture) + sides[1] * mixture
     x, y = (side.astype(np.float32) for side in sides)
     for name, side in (("a", x), ("b", y)):
-        storage.write_activations(folder / name, side, layout="dense")
+        storage.write_activations(folder / name, side, layout="dense", overwrite=True)
     return folder, x.astype(np.float64), y.astype(np.float64)
 
 

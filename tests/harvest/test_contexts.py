@@ -89,7 +89,9 @@ def test_negative_activations_of_raw_units_are_listed_after_positive_ones(client
 
 
 def test_float16_stores(client, tmp_path) -> None:
-    storage.write_activations(tmp_path / "s.zarr", sp.csr_array(np.eye(4, dtype=np.float32)), dtype="float16")
+    storage.write_activations(
+        tmp_path / "s.zarr", sp.csr_array(np.eye(4, dtype=np.float32)), dtype="float16", overwrite=True
+    )
     assert contexts(tmp_path / "s.zarr", top_n=1, client=client)["row"].values.ravel().tolist() == [0, 1, 2, 3]
 
 
@@ -180,7 +182,9 @@ def test_counts_of_tokens_are_bounded_where_there_are_too_many(client, tmp_path)
     data = (rng.random((5000, 3)) < [0.3, 0.9, 0.01]).astype(np.float32)
     tokens = {name: np.zeros(5000, int) for name in ("document", "char_start", "char_end")}
     path = tmp_path / "s.zarr"
-    storage.write_activations(path, data, tokens={**tokens, "token_id": ids}, chunk=(1000, 2), layout="csr")
+    storage.write_activations(
+        path, data, tokens={**tokens, "token_id": ids}, chunk=(1000, 2), layout="csr", overwrite=True
+    )
     found = contexts(path, tokens=8, client=client)
     for feature in range(3):
         fires = np.flatnonzero(data[:, feature])
@@ -212,7 +216,7 @@ def test_samples_are_seeded_and_fair(client, tmp_path) -> None:
     rng = np.random.default_rng(3)
     data = rng.random((4000, 40)).astype(np.float32)
     path = tmp_path / "s.zarr"
-    storage.write_activations(path, data, layout="dense", chunk=(1000, 16))
+    storage.write_activations(path, data, layout="dense", chunk=(1000, 16), overwrite=True)
     one, same, other = (contexts(path, quantiles=(0.5,), seed=seed, client=client) for seed in (0, 0, 1))
     assert one.equals(same)
     assert (one["quantile_row"] != other["quantile_row"]).mean() > 0.9

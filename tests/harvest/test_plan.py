@@ -107,7 +107,9 @@ def test_predicted_size_of_a_store_is_near_the_real_one(tmp_path, layout, dtype)
     data = np.where(rng.random((6000, 1500)) < chance, np.abs(rng.standard_normal((6000, 1500))), 0).astype("f4")
     decoder = rng.standard_normal((1500, 64)).astype("f4")
     tokens = {name: np.arange(6000) for name in ("document", "char_start", "char_end")}
-    write_activations(tmp_path / "s.zarr", data, tokens=tokens, decoder=decoder, layout=layout, dtype=dtype)
+    write_activations(
+        tmp_path / "s.zarr", data, tokens=tokens, decoder=decoder, layout=layout, dtype=dtype, overwrite=True
+    )
     real = bytes_below(tmp_path / "s.zarr")
     need = SiteNeed(1500, float((data != 0).sum(axis=1).mean()), layout, dtype, decoder)
     coordinates = sum(bytes_below(tmp_path / "s.zarr" / name) for name in tokens)

@@ -95,7 +95,7 @@ def test_concepts_stand_beside_those_of_the_study(finished: RunResult, tmp_path:
         },
         {"metric": ["rsa"]},
     )
-    write_result(table, tmp_path / "run" / "semantics.zarr", new_manifest("semantics-table", {}, {}))
+    write_result(table, tmp_path / "run" / "semantics.zarr", new_manifest("semantics-table", {}, {}), overwrite=True)
     found = {(row.concept, row.quantity): row for row in beside_published("pythia", tmp_path / "run").itertuples()}
     assert found["time", "rsa"].ours == 0.25
     assert found["time", "rsa"].published == 0.097

@@ -22,7 +22,9 @@ def call(*arguments):
 @pytest.fixture
 def store(tmp_path):
     path = tmp_path / "a.zarr"
-    storage.write_activations(path, scipy.sparse.random_array((60, 20), density=0.2, rng=0), shard_rows=20)
+    storage.write_activations(
+        path, scipy.sparse.random_array((60, 20), density=0.2, rng=0), shard_rows=20, overwrite=True
+    )
     return path
 
 
@@ -53,7 +55,7 @@ def test_inspect_for_people(store, tmp_path):
     manifest = storage.new_manifest("match", {}, {"method": "greedy"})
     import xarray as xr
 
-    storage.write_result(xr.Dataset({"r": ("pair", [0.5])}), tmp_path / "p.zarr", manifest)
+    storage.write_result(xr.Dataset({"r": ("pair", [0.5])}), tmp_path / "p.zarr", manifest, overwrite=True)
     assert "setting method" in call("inspect", tmp_path / "p.zarr").stdout
 
 

@@ -298,7 +298,7 @@ def experiment(tmp_path_factory):
     from pipeline.correlate.run import correlate
 
     folder = tmp_path_factory.mktemp("words")
-    storage.write_corpus(folder / "corpus.zarr", DOCUMENTS * 20)
+    storage.write_corpus(folder / "corpus.zarr", DOCUMENTS * 20, overwrite=True)
     pieces = []
     for document, text in enumerate(DOCUMENTS * 20):
         start = 0
@@ -316,7 +316,9 @@ def experiment(tmp_path_factory):
     a = np.stack([(words == word) * (1 + 0.1 * rng.random(len(words))) for word in wanted], axis=1)
     b = np.stack([(words == word) * (1 + 0.1 * rng.random(len(words))) for word in ["cat", ".", "the", "ran"]], axis=1)
     for name, x in {"a": a, "b": b}.items():
-        storage.write_activations(folder / f"{name}.zarr", x, tokens=tokens, layout="csr", shard_rows=64, chunk=(64, 2))
+        storage.write_activations(
+            folder / f"{name}.zarr", x, tokens=tokens, layout="csr", shard_rows=64, chunk=(64, 2), overwrite=True
+        )
         contexts(folder / f"{name}.zarr", out=folder / f"contexts-{name}.zarr", top_n=5)
     correlate(folder / "a.zarr", folder / "b.zarr", keep_above=0.01, out=folder / "cor.zarr")
     return folder

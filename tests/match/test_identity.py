@@ -94,6 +94,6 @@ def test_wrong_stores(case, tmp_path):
     folder, pairs, *_ = case
     with pytest.raises(InputError, match="not the store of side A"):
         token_identity(pairs.assign_attrs(stores={"a": "x", "b": "y"}), folder / "a.zarr", folder / "b.zarr")
-    storage.write_activations(tmp_path / "bare.zarr", np.eye(5))
+    storage.write_activations(tmp_path / "bare.zarr", np.eye(5), overwrite=True)
     with pytest.raises(InputError, match="no token ids"):
         token_identity(pairs, tmp_path / "bare.zarr", folder / "b.zarr")

@@ -157,7 +157,9 @@ def test_best_of_either_side_is_what_correlation_ranked_first(tmp_path, client):
     base[:, 7] = 0
     other = base @ (rng.random((45, 38)) < 0.05) * (rng.random((600, 38)) < 0.7)
     for name, activations in {"a": base, "b": other}.items():
-        storage.write_activations(tmp_path / f"{name}.zarr", activations, layout="csr", shard_rows=128, chunk=(128, 16))
+        storage.write_activations(
+            tmp_path / f"{name}.zarr", activations, layout="csr", shard_rows=128, chunk=(128, 16), overwrite=True
+        )
     cor = correlate(tmp_path / "a.zarr", tmp_path / "b.zarr", out=tmp_path / "cor.zarr", client=client)
     for method, own, partner, best, r in (
         ("best", "feature_a", "feature_b", "best_b", "r_b"),

@@ -28,7 +28,7 @@ def experiment(tmp_path_factory):
     noisy = x[:, rng.permutation(40)] * (rng.random((500, 40)) < 0.8)
     noisy[:, :5] += x[:, [0]]  # the same feature of A is the best of several
     for name, values in {"a": x, "b": noisy}.items():
-        storage.write_activations(folder / f"{name}.zarr", values, decoder=rng.normal(size=(40, 6)))
+        storage.write_activations(folder / f"{name}.zarr", values, decoder=rng.normal(size=(40, 6)), overwrite=True)
     correlate(folder / "a.zarr", folder / "b.zarr", out=folder / "cor.zarr")
     return folder
 

@@ -27,10 +27,14 @@ def world(tmp_path_factory):
     documents = np.arange(N) // 15
     tokens = {"document": documents, "char_start": np.arange(N), "char_end": np.arange(N) + 1}
     for name, values in {"a": a, "b": b}.items():
-        storage.write_activations(folder / f"{name}.zarr", values, tokens=tokens, layout="csr", shard_rows=256)
+        storage.write_activations(
+            folder / f"{name}.zarr", values, tokens=tokens, layout="csr", shard_rows=256, overwrite=True
+        )
     for i in range(6):
         shuffled = b[rng.permutation(N)]
-        storage.write_activations(folder / f"rows{i}.zarr", shuffled, tokens=tokens, layout="csr", shard_rows=256)
+        storage.write_activations(
+            folder / f"rows{i}.zarr", shuffled, tokens=tokens, layout="csr", shard_rows=256, overwrite=True
+        )
         correlate(folder / "a.zarr", folder / f"rows{i}.zarr", keep_above=0.01, out=folder / f"rows{i}-cor.zarr")
     correlate(folder / "a.zarr", folder / "b.zarr", keep_above=0.01, out=folder / "cor.zarr")
     expected = {(int(one), i) for i, one in enumerate(order) if one not in DEAD_A and i not in DEAD_B}

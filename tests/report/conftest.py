@@ -121,12 +121,13 @@ class SyntheticRun:
         rng = np.random.default_rng(self.seed)
         texts = write_texts(rng, self.n_documents)
         run.write_experiment(self._experiment())
-        storage.write_corpus(run.corpus, texts)
+        storage.write_corpus(run.corpus, texts, overwrite=True)
         rows = tokenize(texts)
         storage.write_result(
             xr.Dataset({name: ("token", values) for name, values in rows.items()}),
             run.rows,
             storage.new_manifest("rows", {}, {"max_length": 64}),
+            overwrite=True,
         )
         words = [texts[d][s:e] for d, s, e in zip(*rows.values(), strict=True)]
         for side, sites in self.sites.items():
@@ -180,7 +181,9 @@ class SyntheticRun:
             compare(pairs, *stores, null_runs=self.null_runs, out=run.scores(a, b), client=client)
         else:
             scores = self._scores(pairs.sizes["pair"], rng)
-            storage.write_result(scores, run.scores(a, b), storage.new_manifest("compare", {}, {"seed": self.seed}))
+            storage.write_result(
+                scores, run.scores(a, b), storage.new_manifest("compare", {}, {"seed": self.seed}), overwrite=True
+            )
 
     def _scores(self, n_pairs: int, rng: np.random.Generator) -> xr.Dataset:
         null = rng.normal([[0.21], [0.0], [0.1]], [[0.02], [0.03], [0.05]], (3, self.null_runs))

@@ -179,7 +179,7 @@ def test_both_sides_of_a_pair_are_shown_with_what_was_measured(opened, file, run
         near = page.locator("#x-detail .side-a .x-near tbody th").all_inner_texts()
         assert near == [f"B {int(one)}" for one in correlation["best_b"].sel(feature_a=a).values]
         assert f"B {b}" in near
-        assert page.locator("#x-detail .x-bars rect").count() == 2 * 24
+        assert page.locator("#x-detail .x-bars rect").count() == 2 * 20
 
 
 def test_keyboard_alone(opened, file) -> None:

@@ -31,9 +31,11 @@ def test_every_token_is_shaded_by_its_activation(text: str, layout: str, data: s
     top = np.where(np.take_along_axis(active.T, top, 1) > 0, top, -1)
     tokens = {"document": np.zeros(n_rows, int), "char_start": start, "char_end": end}
     with tempfile.TemporaryDirectory() as folder:
-        corpus = storage.write_corpus(f"{folder}/corpus.zarr", [text])
+        corpus = storage.write_corpus(f"{folder}/corpus.zarr", [text], overwrite=True)
         written = sp.csr_array(active) if layout == "csr" else active
-        storage.write_activations(f"{folder}/a.zarr", written, tokens=tokens, layout=layout, shard_rows=8, chunk=(4, 2))
+        storage.write_activations(
+            f"{folder}/a.zarr", written, tokens=tokens, layout=layout, shard_rows=8, chunk=(4, 2), overwrite=True
+        )
         passages = gather_passages(corpus, storage.open_activations(f"{folder}/a.zarr"), top)
         activity = read_activity(f"{folder}/a.zarr", features, top)
     assert not activity[top < 0].any()
@@ -59,7 +61,7 @@ def test_short_texts_for_tables(tmp_path) -> None:
             "char_end": ("token", [end for _, end in spans]),
         }
     )
-    corpus = storage.write_corpus(tmp_path / "corpus.zarr", [text])
+    corpus = storage.write_corpus(tmp_path / "corpus.zarr", [text], overwrite=True)
     top = np.array([[0, 1, 1], [5, -1, -1], [-1, -1, -1]])
     table = feature_texts(np.array([3, 4, 9]), top, gather_passages(corpus, rows, top))
     assert table.loc[3, "tokens"] == '["=1+1", "is"]'

@@ -187,7 +187,9 @@ def test_concepts_are_those_of_both_features(write_run, tmp_path) -> None:
             rng.random((width, 3)) < 0.5, dims=("feature", "concept"), coords={"concept": names[side]}
         )
         path = directory.root / "concepts" / side / f"{'x' if side == 'a' else 'y'}.1.zarr"
-        storage.write_result(xr.Dataset({"member": member[side]}), path, storage.new_manifest("concepts", {}, {}))
+        storage.write_result(
+            xr.Dataset({"member": member[side]}), path, storage.new_manifest("concepts", {}, {}), overwrite=True
+        )
     run = open_run(directory.root)
     (pair,) = run.site_pairs
     found = take_apart(explorer_data(run, [pair]).packs["pair-0"])

@@ -349,7 +349,7 @@ def test_labels_stand_beside_features(write_run, tmp_path) -> None:
     site = ONE_PAIR["a"][0]
     feature = int(storage.open_result(run.pairs(site, ONE_PAIR["b"][0]))["feature_a"][0])
     named = xr.Dataset({"label": ("feature", ["<b>storms</b>"])}, {"feature": [feature]})
-    storage.write_result(named, run.labels("a", site), storage.new_manifest("labels", {}, {}))
+    storage.write_result(named, run.labels("a", site), storage.new_manifest("labels", {}, {}), overwrite=True)
     html = report(run.root).read_text(encoding="utf-8")
     found = {e.text for e in Page(html).root.all("span", class_="label")}
     assert found == {"<b>storms</b>"}

@@ -44,7 +44,7 @@ def neuronpedia(index: int, text: str, layer: str = "6-res-jb", method: str = "g
 )
 def test_files(tmp_path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    import_labels(tmp_path / name, tmp_path / "out.zarr")
+    import_labels(tmp_path / name, tmp_path / "out.zarr", overwrite=True)
     assert read_labels(tmp_path / "out.zarr") == {3: "cats", 17: "days"}
 
 
@@ -53,7 +53,7 @@ def test_a_folder_of_neuronpedias_batches(tmp_path) -> None:
     folder.mkdir()
     for i, lines in enumerate([[neuronpedia(1, "one"), neuronpedia(0, "zero")], [neuronpedia(2, "two", method="o3")]]):
         (folder / f"batch-{i}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    found = import_labels(folder, tmp_path / "out.zarr")
+    found = import_labels(folder, tmp_path / "out.zarr", overwrite=True)
     assert found.attrs["source"] == "gpt2-small/6-res-jb"
     assert found["feature"].values.tolist() == [0, 1, 2]
     assert found["method"].values.tolist() == ["gpt-4o-mini", "gpt-4o-mini", "o3"]
@@ -65,11 +65,11 @@ def test_several_sources_and_several_labels(tmp_path) -> None:
     file = tmp_path / "l.jsonl"
     file.write_text("\n".join([neuronpedia(1, "a"), neuronpedia(1, "b"), neuronpedia(1, "c", layer="7-res-jb")]))
     with pytest.raises(InputError, match="gpt2-small/6-res-jb', 'gpt2-small/7-res-jb'; choose one"):
-        import_labels(file, tmp_path / "out.zarr")
-    import_labels(file, tmp_path / "out.zarr", source="gpt2-small/6-res-jb")
+        import_labels(file, tmp_path / "out.zarr", overwrite=True)
+    import_labels(file, tmp_path / "out.zarr", source="gpt2-small/6-res-jb", overwrite=True)
     assert read_labels(tmp_path / "out.zarr") == {1: "a"}
     with pytest.raises(InputError, match="has no labels of 'x'"):
-        import_labels(file, tmp_path / "out.zarr", source="x")
+        import_labels(file, tmp_path / "out.zarr", source="x", overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,17 @@ def test_several_sources_and_several_labels(tmp_path) -> None:
 def test_wrong_files(tmp_path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
-        import_labels(tmp_path / name, tmp_path / "out.zarr")
+        import_labels(tmp_path / name, tmp_path / "out.zarr", overwrite=True)
     assert not (tmp_path / "out.zarr").exists()
 
 
 def test_missing_files_and_features_of_another_dictionary(tmp_path, text_of) -> None:
     with pytest.raises(MissingInputError, match="no labels at"):
-        import_labels(tmp_path / "none.csv", tmp_path / "out.zarr")
+        import_labels(tmp_path / "none.csv", tmp_path / "out.zarr", overwrite=True)
     store = text_of("one two").store(np.eye(2, 5, dtype=np.float32))
     (tmp_path / "l.json").write_text('{"4": "a", "5": "b"}')
     with pytest.raises(InputError, match="has 5 features, and there are labels for 1 more, such as 5"):
-        import_labels(tmp_path / "l.json", tmp_path / "out.zarr", store=store)
+        import_labels(tmp_path / "l.json", tmp_path / "out.zarr", store=store, overwrite=True)
 
 
 class Server(ThreadingHTTPServer):

@@ -167,9 +167,9 @@ def test_bad_input(text, client, tmp_path) -> None:
         concept_features(*paths, CONCEPTS, client=client)
     with pytest.raises(InputError, match="no concept to look for"):
         concept_features(*paths, {}, client=client)
-    storage.write_corpus(tmp_path / "other.zarr", ["other"])
+    storage.write_corpus(tmp_path / "other.zarr", ["other"], overwrite=True)
     with pytest.raises(RowMismatchError, match="was not harvested from the corpus"):
         concept_features(*paths[:2], tmp_path / "other.zarr", CONCEPTS, CountRule(at_least=1, of=1), client=client)
-    storage.write_activations(tmp_path / "plain.zarr", np.eye(3, dtype=np.float32))
+    storage.write_activations(tmp_path / "plain.zarr", np.eye(3, dtype=np.float32), overwrite=True)
     with pytest.raises(InputError, match="no token coordinates"):
         concept_features(tmp_path / "c.zarr", tmp_path / "plain.zarr", text.corpus, CONCEPTS, client=client)

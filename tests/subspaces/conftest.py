@@ -73,7 +73,7 @@ def write_planted(folder: Path, client: object, seed: int = 0) -> Planted:
     run = RunDirectory(folder)
     (folder / "concepts.yaml").write_text(YAML)
     tokens, rows, texts = _text(rng)
-    storage.write_corpus(run.corpus, texts)
+    storage.write_corpus(run.corpus, texts, overwrite=True)
     words_a = [*GROUPS["weather"], *GROUPS["law"], *GROUPS["sport"], *FILLER]
     words_b = [*GROUPS["weather"], *GROUPS["sport"], *FILLER]
     decoder_a = rng.normal(size=(len(words_a), D_A))

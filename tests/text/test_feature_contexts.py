@@ -86,7 +86,7 @@ def test_bad_input(case, tmp_path) -> None:
     text, _, store, path = case
     with pytest.raises(InputError, match="has features 0 to 6, not 7"):
         list(read_contexts(path, store, text.corpus, [7]))
-    storage.write_corpus(tmp_path / "other.zarr", ["other"])
+    storage.write_corpus(tmp_path / "other.zarr", ["other"], overwrite=True)
     with pytest.raises(RowMismatchError, match="was not harvested from the corpus"):
         list(read_contexts(path, store, tmp_path / "other.zarr"))
 

@@ -38,7 +38,9 @@ def documents(draw) -> tuple[list[str], xr.Dataset]:
 
 def gather(texts: list[str], rows: xr.Dataset, wanted: np.ndarray, **limits: int) -> Passages:
     with tempfile.TemporaryDirectory() as folder:
-        return gather_passages(storage.write_corpus(f"{folder}/corpus.zarr", texts), rows, wanted, **limits)
+        return gather_passages(
+            storage.write_corpus(f"{folder}/corpus.zarr", texts, overwrite=True), rows, wanted, **limits
+        )
 
 
 def window_of(passages: Passages, row: int) -> slice:

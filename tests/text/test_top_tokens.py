@@ -62,10 +62,10 @@ def test_stores_without_positions_have_none(text_of, client) -> None:
 
 def test_contexts_of_other_rows_or_text_are_refused(case, tmp_path) -> None:
     text, store, results = case
-    storage.write_activations(tmp_path / "x.zarr", np.eye(9))
+    storage.write_activations(tmp_path / "x.zarr", np.eye(9), overwrite=True)
     tokens = {name: np.arange(9) for name in ("document", "char_start", "char_end")}
-    storage.write_activations(tmp_path / "y.zarr", np.eye(9), tokens=tokens)
-    storage.write_corpus(tmp_path / "other.zarr", ["other"])
+    storage.write_activations(tmp_path / "y.zarr", np.eye(9), tokens=tokens, overwrite=True)
+    storage.write_corpus(tmp_path / "other.zarr", ["other"], overwrite=True)
     for read in (top_tokens, top_words):
         with pytest.raises(InputError, match="no token coordinates"):
             read(results, tmp_path / "x.zarr", text.corpus)
