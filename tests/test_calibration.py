@@ -8,7 +8,7 @@ from scipy.stats import kstest
 
 from benchmarks import calibration, compare_activations
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
-from pipeline.compare import nulls
+from pipeline.compare import engine
 from pipeline.compare.arrays import compare_rows
 from pipeline.statistics import holm
 
@@ -19,8 +19,8 @@ METRICS = ["svcca", "rsa", "svcca_pc1"]
 def scores(client):
     found = {}
     patch = pytest.MonkeyPatch()
-    for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
-        patch.setattr(nulls, name, 39)
+    for name in ("RUNS_PER_TASK",):
+        patch.setattr(engine, name, 39)
     for seed in range(30):
         for one in calibration.experiment(seed, METRICS, 39, client):
             calibration._extend(found, calibration._scores_of(one))
@@ -59,8 +59,8 @@ def test_trap_2_svcca_of_independent_rows(client, n):
 
 
 def test_calibration_runs(bench, monkeypatch):
-    for name in ("RUNS_PER_TASK", "DRAWS_PER_TASK"):
-        monkeypatch.setattr(nulls, name, 19)  # set back afterwards: the benchmark sets them too
+    for name in ("RUNS_PER_TASK",):
+        monkeypatch.setattr(engine, name, 19)  # set back afterwards: the benchmark sets them too
     sizes = ("--experiments", "4", "--activations", "2", "--null-runs", "19", "--metrics", "svcca", "rsa")
     result = bench("calibration", *sizes)
     assert {line["null"] for line in result["lines"]} == {

@@ -75,11 +75,10 @@ def make_imports(folder: Path) -> None:
     for kind in ("csr", "csc", "coo"):
         scipy.sparse.save_npz(folder / f"{kind}.npz", sparse.asformat(kind))
     safetensors.numpy.save_file({"acts": x}, folder / "x.safetensors")
-    _anndata(folder / "dense.h5ad", x)
-    _anndata(folder / "sparse.h5ad", scipy.sparse.csr_matrix(x))
-    _anndata(folder / "dense.zarr", x)
-    _anndata(folder / "sparse.zarr", scipy.sparse.csr_matrix(x))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for suffix in ("h5ad", "zarr"):
+            _anndata(folder / f"dense.{suffix}", x)
+            _anndata(folder / f"sparse.{suffix}", scipy.sparse.csr_matrix(x))
         _saelens(folder / "cached")
     decoder = np.random.default_rng(1).standard_normal((N_FEATURES, 5)).astype(np.float32)
     np.save(folder / "decoder.npy", decoder)
