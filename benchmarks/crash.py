@@ -396,7 +396,9 @@ def run(options: argparse.Namespace, library: ctypes.CDLL, base: Path) -> dict[s
     workshop, start, rows = Workshop(library, base), time.perf_counter(), []
     wanted = QUICK if options.quick else options.only
     with labelling():
-        control = examine(workshop, CONTROL, argparse.Namespace(**vars(options) | {"step": 1, "pairs": 0}))
+        control = examine(
+            workshop, CONTROL, argparse.Namespace(**vars(options) | {"modes": ["death", "torn"], "step": 1, "pairs": 0})
+        )
         assert control["problems"], "deaths are not noticed"
         for scenario in [one for one in SCENARIOS if wanted is None or one.name in wanted]:
             rows.append(examine(workshop, scenario, options))

@@ -24,6 +24,10 @@ VOLATILE_FILES = re.compile(r"(^|/)(usage|watch|logs)/|(^|/)watch\.(html|json)$"
 VOLATILE_KEYS = ("created", "attributes", "stamp")
 #: moments on pages:
 VOLATILE_TEXT = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?([.]\d+)?([+]\d\d:\d\d)?")
+#: what the report says of each session's time and memory:
+VOLATILE_TABLE = re.compile(
+    rb'<table id="usage">.*?</table>|<p class="note">Stages beyond their plan:.*?</p>', re.DOTALL
+)
 #: and the moments that a zip archive keeps of its members: of a ``.npz`` the members are compared.
 
 #: Names that unfinished or doomed work has.
@@ -54,7 +58,7 @@ def plain(path: Path) -> bytes:
         with contextlib.suppress(ValueError):
             data = json.dumps(blanked(json.loads(data))).encode()
     elif path.suffix in (".html", ".json", ".svg", ".csv", ".tex"):
-        data = VOLATILE_TEXT.sub(b"MOMENT", data)
+        data = VOLATILE_TEXT.sub(b"MOMENT", VOLATILE_TABLE.sub(b"", data))
     elif path.suffix == ".npz":
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = json.dumps([(one.filename, one.CRC, one.file_size) for one in archive.infolist()]).encode()
