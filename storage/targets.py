@@ -125,7 +125,7 @@ class Target:
 
     def recover(self) -> None:
         """Put right what a process left that died: finish what is whole, put back the old one, sweep the rest."""
-        _sweep(self.path)
+        sweep(self.path)
         if self.resumes() and is_closed(self.partial):
             logger.info("%s was whole when its process died: it takes its place", self.partial)
             self.finish()
@@ -452,7 +452,7 @@ def claim_file(
         raise InputError(f"{path} must be a name that ends in {' or '.join(suffixes)}")
     target = FileTarget(Path(os.path.realpath(path)) if path.is_symlink() else path, is_ours, overwrite)
     with _parent_of(target.path), lock(target.path):
-        _sweep(target.path)
+        sweep(target.path)
         target.check()
         yield target
 
@@ -488,10 +488,10 @@ def sweep_below(folder: Path) -> None:
         folders[:] = [name for name in folders if leftover_of(name) is None]
         for name in targets - {None}:
             with contextlib.suppress(BusyError), lock(Path(parent, str(name))):
-                _sweep(Path(parent, str(name)))
+                sweep(Path(parent, str(name)))
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Put back what stood at a path if its process died between two renames; remove what dead processes left."""
     remains = leftovers(path)
     if not os.path.lexists(path) and remains["old"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 FREE_SHARE, LIMIT_SHARE = 0.5, 0.6
 #: Share of the free memory of a GPU that is taken: allocators need some for the pieces between.
 GPU_SHARE = 0.8
+#: How often workers are asked again where one is lost meanwhile, and seconds before that: it has to be noticed.
+ASK_AGAIN, SECONDS_BETWEEN = 5, 1.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,7 @@ def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu
     MissingDependencyError
         If ``cuda`` is asked for and a worker has no GPU, or no CuPy.
     """
-    if not client.nthreads():
-        client.submit(os.getpid, pure=False).result()
-    workers: list[_Worker] = list(client.run(_describe, device=device).values())
+    workers = _ask(client, device)
     processes: dict[tuple[str, int], list[_Worker]] = {}
     for worker in workers:
         processes.setdefault((worker.host, worker.process), []).append(worker)
@@ -118,6 +119,24 @@ def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu
     gpu = _gpu_allowance(list(processes.values()))
     reserved += CUDA if gpu is not None else 0
     return Resources(total, len(processes), threads, reserved, set(on_host), gpu)
+
+
+def _ask(client: Client, device: DeviceName) -> list[_Worker]:
+    """Return what all workers say; they are asked again where one is lost while it answers."""
+    attempts_left = ASK_AGAIN
+    while True:
+        if not client.nthreads():
+            client.submit(os.getpid, pure=False).result()
+        answers = list(client.run(_describe, device=device, on_error="return").values())
+        errors = [answer for answer in answers if isinstance(answer, Exception)]
+        if not errors:
+            return answers
+        # A lost connection is an OSError; anything else is the worker's own answer
+        if not attempts_left or not all(isinstance(error, OSError) for error in errors):
+            raise next((error for error in errors if not isinstance(error, OSError)), errors[0])
+        attempts_left -= 1
+        logger.warning("A worker was lost while it was asked what it has (%s): asking again", errors[0])
+        time.sleep(SECONDS_BETWEEN)
 
 
 def _gpu_allowance(processes: list[list[_Worker]]) -> int | None:

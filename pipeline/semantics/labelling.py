@@ -24,6 +24,7 @@ from pipeline.workers import progress
 from storage import claim, fingerprint, new_manifest
 from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
 from storage.files import write_text
+from storage.targets import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ def label_features(
     inputs = {"activations": fingerprint(store)}
     manifest = new_manifest(STAGE, inputs, {"endpoint": endpoint.url, "model": endpoint.model})
     with claim(out, manifest, overwrite=overwrite):
+        sweep(answers)
         identity = {"model": endpoint.model, **inputs}
         done = _earlier(answers, identity)
         _begin(answers, identity, done)

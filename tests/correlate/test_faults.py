@@ -195,6 +195,21 @@ def test_a_finished_result_is_not_made_again(case, client, monkeypatch):
             case.correlate(client=client, **{"kernel": "sparse", **changed})
 
 
+def test_a_worker_that_is_lost_while_it_is_asked_is_asked_again(client, monkeypatch):
+    resources = importlib.import_module("pipeline.correlate.resources")
+    monkeypatch.setattr(resources, "SECONDS_BETWEEN", 0)
+    run_everywhere, answers = client.run, [OSError("reset by peer"), storage.InputError("no GPU")]
+
+    def losing(*arguments, **settings):
+        return {"tcp://lost": answers.pop(0)} if answers else run_everywhere(*arguments, **settings)
+
+    monkeypatch.setattr(client, "run", losing)
+    with pytest.raises(storage.InputError, match="no GPU"):
+        resources.find_resources(client, None)
+    answers.append(OSError("reset by peer"))
+    assert resources.find_resources(client, None).processes == 1
+
+
 def test_workers_elsewhere_need_a_shared_place_for_the_result(case, client, monkeypatch):
     elsewhere = run.Resources(memory=10**9, processes=1, threads=1, reserved=0, hosts={"another-host"})
     monkeypatch.setattr(run, "find_resources", lambda *_: elsewhere)
