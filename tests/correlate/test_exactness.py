@@ -49,9 +49,9 @@ def pairs_of_stores(draw):
     rng = np.random.default_rng(n)
     sink = rng.random(n) < 0.1 if draw(st.booleans()) else np.zeros(n, bool)
     sink[:5], sink[-5:] = False, False
-    documents = np.sort(rng.integers(0, 6, n)) if draw(st.booleans()) else None
+    documents = np.sort(rng.integers(1, 7, n)) if draw(st.booleans()) else None
     if documents is not None:
-        documents[0], documents[-1] = -1, 7
+        documents[0], documents[-1] = 0, 8
     return *sides, sink, documents
 
 

@@ -101,7 +101,7 @@ def test_a_shard_that_is_no_file(tmp_path, matrix, make):
     storage.write_activations(tmp_path / "a.zarr", scipy.sparse.csr_array(matrix))
     (shard := tmp_path / "a.zarr" / "activation" / "c" / "0" / "0").unlink()
     make(shard)
-    with pytest.raises(CorruptError, match="activation/c/0/0 is no regular file"):
+    with pytest.raises(CorruptError, match="activation/c/0/0 is not a file"):
         storage.read_csr(tmp_path / "a.zarr")
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 import storage
 from storage.errors import CorruptError
 from storage.lazy import name_errors
+from storage.results import open_group
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_every_kind_of_index(path):
 def test_damage_is_named(path):
     (chunk,) = (path / "r" / "c").rglob("0/0")
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
-    lazy = name_errors(storage.open_result(path), path)
+    lazy = open_group(path)  # `open_result` reads a file that was touched at once
     assert lazy["name"].values[3] == "3"
     with pytest.raises(CorruptError, match=r"x.zarr/r cannot be read .*`subspace verify`"):
         lazy["r"].mean()
