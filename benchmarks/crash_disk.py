@@ -21,7 +21,7 @@ from storage.verify import verify
 VOLATILE_FILES = re.compile(r"(^|/)(usage|watch|logs)/|(^|/)watch\.(html|json)$")
 #: text in ``zarr.json`` that holds a moment, the hash of all attributes, which has it among them, and that of all times
 #: of modification:
-VOLATILE_KEYS = ("created", "attributes", "stamp")
+VOLATILE_KEYS = ("created", "attributes_sha256", "stamp")
 #: moments on pages:
 VOLATILE_TEXT = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?([.]\d+)?([+]\d\d:\d\d)?")
 #: what the report says of each session's time and memory:

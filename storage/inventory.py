@@ -69,7 +69,7 @@ class Inventory:
             return None
         try:
             files = {str(name): (int(size), int(crc)) for name, (size, crc) in stored["files"].items()}
-            return cls(files, str(stored["attributes"]), str(stored["stamp"]))
+            return cls(files, str(stored["attributes_sha256"]), str(stored["stamp"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(f"The inventory in {where / GROUP_FILE} cannot be read ({error!r}); {REMEDY}") from error
 
@@ -98,7 +98,7 @@ def close_group(folder: Path, attrs: Mapping[str, Any] | None = None, *, drop: C
     arrays = {name: array for name in array_names(folder) if (array := read_metadata(folder / name))}
     inventory = {
         "files": listed_checksums(folder, list(arrays)),
-        "attributes": attributes_hash(attributes),
+        "attributes_sha256": attributes_hash(attributes),
         "stamp": stamp(folder, list(arrays)),
     }
     closed = {

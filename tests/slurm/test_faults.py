@@ -85,7 +85,7 @@ class Work:
             try:
                 wait_until(lambda: n_shards(out) >= MOMENT)
                 fault(client)
-                assert len(list(out.glob("activations/*/*"))) < 4, "the fault came too late"
+                assert len(list(out.glob("activations/*/*.zarr"))) < 4, "the fault came too late"
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
                 failed.append(error)
 

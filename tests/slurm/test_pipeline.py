@@ -25,9 +25,9 @@ from pipeline.workers import local_client, n_slots
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-#: What metadata says of when and with which libraries it was made, and the hash of all attributes, these included.
+#: What metadata says of when and with which libraries it was made, and the hashes that these are part of.
 #: Nothing else may differ; ``storage.manifest.Manifest`` leaves the first two out of what identifies a result, too.
-NOT_COMPARED = {"created", "versions", "attributes_sha256"}
+NOT_COMPARED = {"created", "versions", "attributes_sha256", "stamp"}
 #: What stages took; no result.
 USAGE = "usage"
 #: One document of so many is taken.
