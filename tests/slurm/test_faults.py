@@ -56,7 +56,10 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def n_shards(folder: Path) -> int:
-    return sum(1 for _ in (folder / "activations").rglob("activation/c/*"))
+    # os.walk passes over a folder that is renamed while it looks; Path.rglob of Python 3.11 raises
+    return sum(
+        len(folders) for path, folders, _ in os.walk(folder / "activations") if path.endswith(f"activation{os.sep}c")
+    )
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
