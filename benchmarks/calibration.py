@@ -43,9 +43,9 @@ import storage
 from pipeline.compare import engine
 from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
-from pipeline.registries import METRICS
-from pipeline.statistics import LEVEL, TIE, holm
-from pipeline.workers import ensure_client
+from pipeline.compare.statistics import LEVEL, TIE, holm
+from pipeline.settings.registries import METRICS
+from pipeline.work.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
 FAMILY = 2

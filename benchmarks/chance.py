@@ -34,7 +34,7 @@ import time
 import numpy as np
 from benchmarks.chance import unit_rows
 from pipeline.compare.arrays import compare_rows
-from pipeline.workers import ensure_client
+from pipeline.work.workers import ensure_client
 figures["lines"] = []
 with ensure_client(None) as client:
     for n in arguments["sizes"]:

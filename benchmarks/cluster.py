@@ -33,7 +33,7 @@ from distributed import Client, LocalCluster
 
 from benchmarks.correlate import write_random_store
 from pipeline.correlate.run import correlate
-from pipeline.workers import closing, local_client, n_cpus, run_tasks
+from pipeline.work.workers import closing, local_client, n_cpus, run_tasks
 
 #: The module, where the package holds a function of that name.
 STAGE: Any = importlib.import_module("pipeline.correlate.run")

@@ -30,7 +30,7 @@ import storage
 from benchmarks.measure import run_measured, sgemm_rate
 from pipeline.correlate.rates import measure_rates
 from pipeline.correlate.rows import split_rows
-from pipeline.workers import n_cpus
+from pipeline.work.workers import n_cpus
 
 SHARD_ROWS = 16_384
 CHECKED_PAIRS = 200
@@ -40,7 +40,7 @@ import time
 from pipeline.correlate.forecast import forecast
 from pipeline.correlate.rates import Rates
 from pipeline.correlate.run import correlate
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 rates = Rates(**arguments.pop("rates"))
 with local_client() as client:
     sizes = {name: arguments[name] for name in ("a", "b", "top_k", "memory", "device", "select")}

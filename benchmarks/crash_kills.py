@@ -17,7 +17,7 @@ import pipeline
 from benchmarks.crash_disk import differences, faults, tree
 from benchmarks.crash_processes import Child, fork, last_words, spread
 from benchmarks.crash_scenarios import inputs, run_until
-from pipeline.workers import closing
+from pipeline.work.workers import closing
 
 if TYPE_CHECKING:
     from benchmarks.crash import Workshop

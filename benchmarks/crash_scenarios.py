@@ -24,7 +24,7 @@ import pipeline
 import storage
 from benchmarks.toy import EXPERIMENT, make_inputs
 from jobs.cli import app
-from pipeline.share import Share
+from pipeline.work.share import Share
 
 #: Runs something in the current folder, and returns the exit status. Its argument says whether a finished result that
 #: came from other inputs or settings may be replaced.

@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 
 import storage
 from benchmarks.measure import run_measured
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
-from pipeline.workers import n_cpus
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.work.workers import n_cpus
 
 WAYS = ("harvest", "bare_loop", "full_model")
 WARM_UP_DOCUMENTS = 4
@@ -65,7 +65,7 @@ def demo_inputs(folder: Path) -> tuple[ModelConfig, Path, int]:
     """Return SmolLM2 at one site with the demo's dictionary, all of the demo's text, and the longest window."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - imports torch
     from jobs.demo.text import documents  # noqa: PLC0415
-    from pipeline.config import load_experiment  # noqa: PLC0415
+    from pipeline.settings.experiment import load_experiment  # noqa: PLC0415
 
     experiment = load_experiment(prepare(folder))
     model = experiment.a.model_copy(update={"sites": ["layers.5"]})

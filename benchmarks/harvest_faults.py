@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
-from pipeline.workers import closing, local_client
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.work.workers import closing, local_client
 
 WORDS = 400
 STORE = StoreConfig(shard_rows=1024)

@@ -35,7 +35,7 @@ OURS = """
 import time
 import numpy as np
 from pipeline.compare.subsets import compare_subsets
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 subsets = {name: (np.array(ids), np.array(ids)) for name, ids in arguments["subsets"].items()}
 pool = np.arange(arguments["features"])
 some = {"warm": (pool[:12], pool[:12])}

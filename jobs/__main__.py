@@ -9,7 +9,7 @@ import os
 import signal
 from types import FrameType
 
-#: As :data:`pipeline.boundary.INTERRUPTED`; that module's imports are among those that take a second.
+#: As :data:`pipeline.work.boundary.INTERRUPTED`; that module's imports are among those that take a second.
 INTERRUPTED = 130
 
 

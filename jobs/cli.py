@@ -1,4 +1,4 @@
-"""The ``subspace`` command: its options, and the verbs of :mod:`jobs.verbs`, each imported when it is used."""
+"""The ``subspace`` command: its options, and the verbs of :mod:`jobs.verbs.index`, each imported when it is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from jobs.verbs import EXPERIMENT, VERBS, Verb
-from pipeline.boundary import DEBUG, Debug, guarded
-from pipeline.script import Session, set_up_logging
+from jobs.verbs.index import EXPERIMENT, VERBS, Verb
+from pipeline.work.boundary import DEBUG, Debug, guarded
+from pipeline.work.script import Session, set_up_logging
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,8 +83,8 @@ app.add_typer(
 def connect(
     profile: str, cluster_file: Path | None = None, logs: Path | None = None
 ) -> contextlib.AbstractContextManager[Client]:
-    """Open a cluster: :func:`jobs.cluster.connect`, imported when a verb first needs one."""
-    from jobs.cluster import connect as connect_now
+    """Open a cluster: :func:`jobs.cluster.client.connect`, imported when a verb first needs one."""
+    from jobs.cluster.client import connect as connect_now
 
     return connect_now(profile, cluster_file, logs)
 

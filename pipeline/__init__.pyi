@@ -1,18 +1,10 @@
 from . import (
-    boundary,
-    config,
     experiment,
     harvest,
-    outputs,
-    registries,
-    script,
     semantics,
-    share,
-    statistics,
+    settings,
     text,
-    usage,
     work,
-    workers,
 )
 from .compare.activations import (
     compare_activations,
@@ -40,26 +32,18 @@ from .report.run import (
 )
 
 __all__ = [
-    "boundary",
     "compare",
     "compare_activations",
     "compare_rows",
-    "config",
     "contexts",
     "correlate",
     "experiment",
     "harvest",
     "match",
-    "outputs",
-    "registries",
     "report",
     "run",
-    "script",
     "semantics",
-    "share",
-    "statistics",
+    "settings",
     "text",
-    "usage",
     "work",
-    "workers",
 ]

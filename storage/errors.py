@@ -1,7 +1,8 @@
 """Errors that a user can act on.
 
 Every message says what was given, what was expected, and the remedy. The command line prints the message of a
-:class:`SubspaceError` alone and exits with its ``exit_code``; see :mod:`pipeline.boundary` for what else may happen.
+:class:`SubspaceError` alone and exits with its ``exit_code``; see :mod:`pipeline.work.boundary` for what else may
+happen.
 
 ::
 

@@ -7,8 +7,8 @@ the file system does not pass locks on. A lock is taken over
 * at once, if its holder was on this host and is dead (the operating system's lock is free);
 * after :data:`STALE_AFTER` seconds without a heartbeat, by the clock of the file system, if it was on another host.
 
-Processes that share one target's work (:mod:`pipeline.share`) hold a lock for their part, ``PATH.PART.lock``. Parts
-do not exclude one another; they and the lock of the whole exclude each other.
+Processes that share one target's work (:mod:`pipeline.work.share`) hold a lock for their part, ``PATH.PART.lock``.
+Parts do not exclude one another; they and the lock of the whole exclude each other.
 """
 
 from __future__ import annotations

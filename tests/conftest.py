@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, settings
 
 import storage
 from benchmarks.toy import make_inputs
-from pipeline import workers
-from pipeline.config import load_experiment
 from pipeline.experiment.run import RunResult, run
-from pipeline.workers import local_client
+from pipeline.settings.experiment import load_experiment
+from pipeline.work import workers
+from pipeline.work.workers import local_client
 from storage.rundir import RunDirectory
 
 settings.register_profile("default", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])

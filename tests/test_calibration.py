@@ -10,7 +10,7 @@ from benchmarks import calibration, compare_activations
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
 from pipeline.compare import engine
 from pipeline.compare.arrays import compare_rows
-from pipeline.statistics import holm
+from pipeline.compare.statistics import holm
 
 METRICS = ["svcca", "rsa", "svcca_pc1"]
 

@@ -18,7 +18,7 @@ import yaml
 
 import storage
 from pipeline.correlate.run import correlate
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 from storage.errors import InputError
 from storage.registry import Registry
 

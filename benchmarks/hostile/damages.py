@@ -120,7 +120,7 @@ OTHER_KINDS = ("extra file", "extra array", "swapped arrays", "lost array", "no 
 def make_run(folder: Path) -> None:
     """Write a small run directory with results of all stages, by the stages themselves."""
     from pipeline import compare, contexts, correlate, match  # noqa: PLC0415
-    from pipeline.workers import local_client  # noqa: PLC0415
+    from pipeline.work.workers import local_client  # noqa: PLC0415
     from storage import new_manifest, write_activations, write_corpus, write_result  # noqa: PLC0415
     from storage.rundir import RunDirectory  # noqa: PLC0415
 

@@ -13,8 +13,8 @@ from string import Template
 from jobs.demo.models import MINILM, SMOLLM2
 from jobs.demo.text import documents, held_out
 from jobs.demo.train_dictionaries import MAX_LENGTH
-from pipeline.config import load_experiment
 from pipeline.harvest.gguf import converted
+from pipeline.settings.experiment import load_experiment
 from storage.errors import MissingInputError
 from storage.files import write_text
 

@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 
 from jobs.demo.models import MINILM, SMOLLM2, PackagedModel
 from jobs.demo.text import documents, held_out
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import variance_unexplained
-from pipeline.workers import local_client
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.work.workers import local_client
 from storage import iter_shards, open_activations
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import xarray as xr
 from rich.table import Table
 
 from pipeline.compare.run import compare
-from pipeline.config import CompareConfig
-from pipeline.registries import METRICS, NULLS
-from pipeline.script import (
+from pipeline.settings.compare import CompareConfig
+from pipeline.settings.registries import METRICS, NULLS
+from pipeline.work.script import (
     AsJson,
     Cluster,
     ClusterFile,

@@ -52,9 +52,9 @@ from pipeline.compare.moments import (
     weighted_sum,
 )
 from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled
-from pipeline.registries import METRICS
-from pipeline.statistics import Interval, bca_interval
-from pipeline.workers import Planned, ensure_client, n_slots, tell
+from pipeline.compare.statistics import Interval, bca_interval
+from pipeline.settings.registries import METRICS
+from pipeline.work.workers import Planned, ensure_client, n_slots, tell
 from storage import (
     BudgetError,
     InputError,

@@ -28,9 +28,9 @@ from pipeline.compare.intervals import bootstrap_interval
 from pipeline.compare.metrics import parse_metrics, settings_of
 from pipeline.compare.nulls import Draws, Floats, Null, Sizes, check_finite, run_blocks
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
-from pipeline.registries import NULLS
-from pipeline.statistics import Interval, difference, effect_size, p_value
-from pipeline.workers import Planned, ensure_client, tell
+from pipeline.compare.statistics import Interval, difference, effect_size, p_value
+from pipeline.settings.registries import NULLS
+from pipeline.work.workers import Planned, ensure_client, tell
 from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 

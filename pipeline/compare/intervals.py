@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.compare.nulls import Floats, run_blocks
 from pipeline.compare.rows import paired_rows
-from pipeline.statistics import Interval, bca_interval
+from pipeline.compare.statistics import Interval, bca_interval
 from storage.errors import InputError
 
 #: A metric of drawn rows: x (n, d_x), y (n, d_y), and the number (n,) of the pair that each row is; copies share it.
@@ -67,7 +67,7 @@ def bootstrap_interval(
     Returns
     -------
     dict of Interval
-        See :func:`pipeline.statistics.bca_interval`.
+        See :func:`pipeline.compare.statistics.bca_interval`.
 
     Raises
     ------

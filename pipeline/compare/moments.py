@@ -31,7 +31,7 @@ import scipy.sparse
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.workers import n_slots, progress
+from pipeline.work.workers import n_slots, progress
 from storage import open_activations, read_csr, read_dense
 from storage.codec import is_sparse_matrix
 
@@ -314,9 +314,9 @@ def ordered_results(
 ) -> Iterator[Result]:  # fmt: skip
     """Run ``function(item, *args)`` for every item and yield the results in order.
 
-    Unlike :func:`pipeline.workers.run_tasks` it starts no task while an earlier result is waited for, beyond one more
-    than there are threads: so many results, each as large as all sums, are in memory at most. Items are made as they
-    are needed.
+    Unlike :func:`pipeline.work.workers.run_tasks` it starts no task while an earlier result is waited for, beyond one
+    more than there are threads: so many results, each as large as all sums, are in memory at most. Items are made as
+    they are needed.
     """
     waiting, pending = iter(items), deque[Any]()
     shared = client.scatter(list(args), broadcast=False, hash=False) if args else []

@@ -19,8 +19,8 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.compare.base import Pairing
-from pipeline.registries import NULLS
-from pipeline.workers import run_tasks
+from pipeline.settings.registries import NULLS
+from pipeline.work.workers import run_tasks
 from storage.errors import InputError
 
 Floats = NDArray[np.float64]

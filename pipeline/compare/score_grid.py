@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.statistics import LEVEL, benjamini_hochberg, holm, power_note
+from pipeline.compare.statistics import LEVEL, benjamini_hochberg, holm, power_note
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.files import write_text

@@ -11,7 +11,7 @@ from distributed import Client
 from pipeline.compare.engine import check_settings
 from pipeline.compare.run import compare, compare_manifest
 from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores
-from pipeline.config import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.rundir import RunDirectory
 

@@ -35,8 +35,8 @@ from pipeline.compare.engine import (
 )
 from pipeline.compare.nulls import Draws, Floats, Null, split_runs
 from pipeline.compare.rows import DecoderRows
-from pipeline.registries import NULLS
-from pipeline.workers import Planned, ensure_client, run_tasks, tell
+from pipeline.settings.registries import NULLS
+from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
 from storage.errors import BudgetError, InputError
 

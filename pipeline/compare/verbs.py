@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.compare.activations import DEFAULT_METRICS, NULL, compare_activations, linear_metrics
-from pipeline.script import AsJson, Cluster, ClusterFile, Memory, Out, Overwrite, StoreA, StoreB, open_client, show
+from pipeline.work.script import AsJson, Cluster, ClusterFile, Memory, Out, Overwrite, StoreA, StoreB, open_client, show
 
 
 def activations_command(

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 import pipeline
-from pipeline.config import Measure
-from pipeline.script import (
+from pipeline.settings.correlate import Measure
+from pipeline.work.script import (
     AsJson,
     Cluster,
     ClusterFile,

@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES
+from pipeline.settings.correlate import MEASURE_NAMES
 from storage import InputError, Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.targets import claim_file, starts_with
 

@@ -16,7 +16,6 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES, Measure
 from pipeline.correlate.documents import (
     PAIRS,
     SUMS,
@@ -31,7 +30,8 @@ from pipeline.correlate.documents import (
     sum_documents,
 )
 from pipeline.correlate.rows import splitmix64
-from pipeline.workers import ensure_client
+from pipeline.settings.correlate import MEASURE_NAMES, Measure
+from pipeline.work.workers import ensure_client
 from storage import InputError, fingerprint, make_result, new_manifest
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from distributed import Client
 
-from pipeline.config import DeviceName, Kernel, Measure
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import Plan, StoreSize, make_plan
@@ -16,6 +15,7 @@ from pipeline.correlate.rates import Rates, predict_seconds
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select
 from pipeline.correlate.run import Inputs
+from pipeline.settings.correlate import DeviceName, Kernel, Measure
 
 #: Bytes of a kept pair on disk, both r.
 KEPT_BYTES = 14

@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import Measure
 from pipeline.correlate.kernels.csr import NOWHERE, Rows
 from pipeline.correlate.kernels.dense import ERROR
 from pipeline.correlate.measures import RULES, Scaling, scaling_of
@@ -29,6 +28,7 @@ from pipeline.correlate.moments import (
     working_type,
 )
 from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan
+from pipeline.settings.correlate import Measure
 from storage import iter_dense, read_csr, read_dense
 from storage.activations import reads_by_chunk
 

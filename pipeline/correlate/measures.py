@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Measure
 from pipeline.correlate.kernels.reduce import Half, Side
 from pipeline.correlate.moments import Moments
+from pipeline.settings.correlate import Measure
 
 #: Steps of an offset between 0 and 1: few digits, so that sums of products of equal offsets stay exact.
 OFFSET_STEPS = 256

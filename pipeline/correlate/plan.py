@@ -33,9 +33,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DeviceName, Kernel
 from pipeline.correlate.cost import Rates
 from pipeline.correlate.kernels.dense import FEATURES
+from pipeline.settings.correlate import DeviceName, Kernel
 from storage.errors import BudgetError, InputError
 
 Method = Literal["resident", "streaming", "dense"]

@@ -30,12 +30,12 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import Measure
 from pipeline.correlate.job import Store
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, StoreSize
 from pipeline.correlate.resources import Resources
-from pipeline.workers import run_tasks
+from pipeline.settings.correlate import Measure
+from pipeline.work.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
 from storage.files import remove_folder
 from storage.jit import cached_njit

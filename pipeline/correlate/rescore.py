@@ -42,7 +42,7 @@ from pipeline.correlate.panel import R_HELD_OUT, R, b_panels, halves_of
 from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.rows import HELD_OUT, SELECTING
 from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
-from pipeline.workers import run_tasks
+from pipeline.work.workers import run_tasks
 from storage import read_csr, write_sparse_shard
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ import psutil
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.config import DeviceName
 from pipeline.correlate.kernels.device import Gpu, find_device
 from pipeline.correlate.kernels.sparse import correlate_resident
 from pipeline.correlate.plan import COMPILING, CUDA, RESERVED
+from pipeline.settings.correlate import DeviceName
 from storage.bounds import parse_size
 
 logger = logging.getLogger(__name__)

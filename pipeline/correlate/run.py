@@ -29,7 +29,6 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES, DeviceName, Kernel, Measure
 from pipeline.correlate.grid import bring_statistics, is_kept, keep_statistics
 from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
 from pipeline.correlate.kernels.reduce import Best
@@ -42,8 +41,9 @@ from pipeline.correlate.rescore import rescore
 from pipeline.correlate.resources import Resources, find_resources, parse_memory
 from pipeline.correlate.rows import Select, read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
-from pipeline.share import Share
-from pipeline.workers import Planned, ensure_client, run_tasks, tell
+from pipeline.settings.correlate import MEASURE_NAMES, DeviceName, Kernel, Measure
+from pipeline.work.share import Share
+from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Experiment
 from pipeline.correlate.best_layer import best_layer, best_layer_manifest
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
@@ -17,6 +16,7 @@ from pipeline.correlate.grid import one_after_the_other
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.run import Settings, correlate, correlate_share, correlation_manifest, measure_store
+from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage import open_activations, open_result
 from storage.rundir import SIDES, RunDirectory

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from pipeline.config import Measure
 from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence, plot_convergence
-from pipeline.outputs import claim_outputs
-from pipeline.script import (
+from pipeline.settings.correlate import Measure
+from pipeline.work.outputs import claim_outputs
+from pipeline.work.script import (
     AsJson,
     Cluster,
     ClusterFile,

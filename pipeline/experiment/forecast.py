@@ -14,12 +14,12 @@ from pathlib import Path
 
 from distributed import Client
 
-from pipeline.config import Experiment, load_experiment
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.experiment.stages import all_tasks
 from pipeline.harvest.gguf import cache_folder
+from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.task import Assessment, Cost, Outlook
-from pipeline.workers import ensure_client, n_cpus
+from pipeline.work.workers import ensure_client, n_cpus
 from storage import free_space
 from storage.errors import BudgetError
 from storage.rundir import RunDirectory

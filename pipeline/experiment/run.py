@@ -10,12 +10,12 @@ from pathlib import Path
 import xarray as xr
 from distributed import Client
 
-from pipeline.config import Experiment, load_experiment
 from pipeline.experiment.stages import STAGES, all_tasks, position
-from pipeline.share import Share
-from pipeline.usage import UsageLog
+from pipeline.settings.experiment import Experiment, load_experiment
+from pipeline.work.share import Share
 from pipeline.work.task import Assessment, Task
-from pipeline.workers import ensure_client
+from pipeline.work.usage import UsageLog
+from pipeline.work.workers import ensure_client
 from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory
@@ -67,7 +67,7 @@ def run(
         The last stage to run.
     share
         For job arrays without a scheduler: begin the stage `until`, or do this share of it, and leave it unfinished;
-        `harvest` or `correlate`. See :mod:`pipeline.share`.
+        `harvest` or `correlate`. See :mod:`pipeline.work.share`.
     client
         Where the tasks run; threads of this process by default.
 

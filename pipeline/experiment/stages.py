@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pipeline.compare.stage import STAGE as COMPARE
-from pipeline.config import Experiment
 from pipeline.correlate.stage import STAGE as CORRELATE
 from pipeline.harvest.stage import STAGE as HARVEST
 from pipeline.match.stage import tasks as match_tasks
 from pipeline.report.stage import STAGE as REPORT
 from pipeline.semantics.stage import STAGE as SEMANTICS
 from pipeline.semantics.stage import non_concept_tasks
+from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Stage, Task
 from storage.errors import InputError
 from storage.rundir import RunDirectory

@@ -6,8 +6,8 @@ run. What a run would make is what :func:`pipeline.run` makes, since both ask th
 
 from __future__ import annotations
 
-from pipeline.config import Experiment
 from pipeline.experiment.stages import all_tasks
+from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Assessment, Item
 from storage.rundir import RunDirectory
 

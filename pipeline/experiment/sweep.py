@@ -20,8 +20,8 @@ from pipeline.match.diagnostics import summarise
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs
 from pipeline.match.run import Choice, check_choice, make_pairs
-from pipeline.registries import takes_max_uses
-from pipeline.workers import ensure_client
+from pipeline.settings.registries import takes_max_uses
+from pipeline.work.workers import ensure_client
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
 

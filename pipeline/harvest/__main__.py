@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import pipeline
-from pipeline.script import (
+from pipeline.work.script import (
     AllowBadSite,
     AsJson,
     Cluster,

@@ -24,7 +24,7 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.work.workers import ensure_client, run_tasks
 from storage import (
     Manifest,
     fingerprint,

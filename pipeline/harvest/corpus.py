@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import CorpusConfig, ModelConfig
 from pipeline.harvest.manifests import corpus_manifest
 from pipeline.harvest.models import describe
 from pipeline.harvest.rows import count_tokens
 from pipeline.harvest.sources import Document, open_source
+from pipeline.settings.harvest import CorpusConfig, ModelConfig
 from storage import Corpus, claim, open_corpus, write_corpus
 from storage.errors import InputError
 

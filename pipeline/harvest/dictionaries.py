@@ -27,10 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ActivationKind
 from pipeline.harvest.dictionary import CONFIG, IDENTITY, Asked, Dictionary, Encoded, Format, read_config
 from pipeline.harvest.formats import saelens
-from pipeline.registries import DICTIONARIES
+from pipeline.settings.harvest import ActivationKind
+from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
 
 __all__ = ["IDENTITY", "Dictionary", "Encoded", "dictionary_folder", "load_dictionary"]

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from pipeline.config import ActivationKind
-from pipeline.registries import DICTIONARIES
+from pipeline.settings.harvest import ActivationKind
+from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError
 from storage.json_files import read_json_object
 

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig
+from pipeline.settings.harvest import ModelConfig
 from storage.codec import is_sparse_matrix
 from storage.errors import InputError
 from storage.rundir import Side

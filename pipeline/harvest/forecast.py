@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 from distributed import Client
 
-from pipeline.config import ModelConfig, StoreConfig
 from pipeline.harvest.run import Job, Prediction, begin, measure, predict, run_rows
-from pipeline.workers import n_slots, run_tasks
+from pipeline.settings.harvest import ModelConfig, StoreConfig
+from pipeline.work.workers import n_slots, run_tasks
 from storage.rundir import Side
 
 #: Rows that are timed on each worker thread, after as many to warm up.

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import CorpusConfig, ModelConfig, Pool, StoreConfig
 from pipeline.harvest.models import ModelInfo, describe
 from pipeline.harvest.site_check import SINK_MULTIPLE, check_model, dictionary_at, is_checked, model_key
 from pipeline.harvest.sources import source_identity
-from pipeline.workers import deferred_interrupt
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, Pool, StoreConfig
+from pipeline.work.workers import deferred_interrupt
 from storage import Manifest, new_manifest
 from storage.errors import InputError
 from storage.rundir import Side

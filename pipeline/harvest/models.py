@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ModelConfig
 from pipeline.harvest.gguf import converted
 from pipeline.harvest.reader import SiteReader, with_widths
 from pipeline.harvest.sites import Site, Sites
+from pipeline.settings.harvest import ModelConfig
 from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from pipeline.config import Pool
+from pipeline.settings.harvest import Pool
 from storage.codec import is_sparse_matrix
 
 Ints = NDArray[np.int64]

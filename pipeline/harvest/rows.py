@@ -22,7 +22,6 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig, Pool
 from pipeline.harvest.align import (
     Tokens,
     Windows,
@@ -33,7 +32,8 @@ from pipeline.harvest.align import (
 )
 from pipeline.harvest.manifests import ModelIdentity, Template, identify_model, rows_manifest
 from pipeline.harvest.models import tokenizer_of
-from pipeline.workers import ensure_client, in_order, run_tasks
+from pipeline.settings.harvest import ModelConfig, Pool
+from pipeline.work.workers import ensure_client, in_order, run_tasks
 from storage import Corpus, claim, open_corpus
 from storage.errors import InputError
 

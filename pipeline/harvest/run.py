@@ -36,7 +36,6 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig, Pool, StoreConfig
 from pipeline.harvest.dictionaries import Dictionary, Encoded
 from pipeline.harvest.finite import Origin, require_finite, require_storable
 from pipeline.harvest.manifests import identify_model, store_manifest
@@ -55,8 +54,9 @@ from pipeline.harvest.site_check import (
     refuse_bad_sites,
 )
 from pipeline.harvest.sites import Site
-from pipeline.share import Share
-from pipeline.workers import Planned, ensure_client, in_order, run_tasks, tell
+from pipeline.settings.harvest import ModelConfig, Pool, StoreConfig
+from pipeline.work.share import Share
+from pipeline.work.workers import Planned, ensure_client, in_order, run_tasks, tell
 from storage import ActivationWriter, Manifest, fingerprint, is_current, open_corpus
 from storage.errors import MissingInputError
 from storage.files import partial_path
@@ -131,7 +131,8 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     out_dir
         Folder of the stores, ``SITE.zarr`` each.
     share
-        Begin the stores, or write this share of their shards, and leave them unfinished; see :mod:`pipeline.share`.
+        Begin the stores, or write this share of their shards, and leave them unfinished; see
+        :mod:`pipeline.work.share`.
     client
         Where the tasks run; threads of this process by default.
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ModelConfig
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.dictionary import Dictionary, Rows
 from pipeline.harvest.models import ModelInfo, describe, torch_device
 from pipeline.harvest.sites import Site
+from pipeline.settings.harvest import ModelConfig
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)

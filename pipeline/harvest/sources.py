@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import CorpusConfig
 from pipeline.harvest.gguf import file_sha256
+from pipeline.settings.harvest import CorpusConfig
 from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 Document = tuple[str, str]

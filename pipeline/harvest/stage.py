@@ -8,11 +8,12 @@ from pathlib import Path
 
 from distributed import Client
 
-from pipeline.config import Experiment, ModelConfig
 from pipeline.harvest.contexts import Wanted, contexts, contexts_manifest
-from pipeline.share import Share
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.harvest import ModelConfig
+from pipeline.work.share import Share
 from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, StoreForecast, Task
-from pipeline.workers import deferred_interrupt
+from pipeline.work.workers import deferred_interrupt
 from storage.errors import FormatError, MissingInputError
 from storage.manifest import Manifest
 from storage.rundir import RunDirectory, Side

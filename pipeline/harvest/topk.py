@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.config import ActivationKind
 from pipeline.harvest.dictionary import Dictionary, Encoded, Rows, check_kind, csr_of, in_blocks, stack
+from pipeline.settings.harvest import ActivationKind
 
 
 @dataclass(frozen=True)

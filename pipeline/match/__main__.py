@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pipeline
-from pipeline.outputs import claim_outputs
-from pipeline.registries import FILTERS, METHODS
-from pipeline.script import AsJson, Overwrite, run_script, show, wide_console
+from pipeline.settings.registries import FILTERS, METHODS
+from pipeline.work.outputs import claim_outputs
+from pipeline.work.script import AsJson, Overwrite, run_script, show, wide_console
 from storage.errors import InputError, shorten
 from storage.yaml_files import parse_yaml
 

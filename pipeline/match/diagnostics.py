@@ -18,7 +18,7 @@ from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, mean_or_none
 from pipeline.match.methods.greedy import best, best_of_b
 from pipeline.match.run import check_choice, make_pairs
-from pipeline.registries import METHODS, takes_max_uses
+from pipeline.settings.registries import METHODS, takes_max_uses
 from pipeline.text.top_tokens import TopTokens
 from storage import open_result
 

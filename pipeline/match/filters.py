@@ -22,11 +22,12 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
-from pipeline.config import PairFilter, Section
 from pipeline.match.edges import Edges, lookup
 from pipeline.match.fates import BELOW_MIN_R, Fate
 from pipeline.match.methods.greedy import best, best_of_b
-from pipeline.registries import FILTERS
+from pipeline.settings.base import Section
+from pipeline.settings.match import PairFilter
+from pipeline.settings.registries import FILTERS
 from pipeline.text.top_tokens import NONE, TopTokens, top_tokens
 from storage import open_result
 from storage.errors import FormatError, InputError

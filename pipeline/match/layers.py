@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import stored_experiment
+from pipeline.settings.experiment import stored_experiment
 from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side

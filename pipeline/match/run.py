@@ -13,11 +13,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.config import MEASURE_NAMES
 from pipeline.match.edges import Edges, lookup, ranks, read_edges
 from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates, numbered
 from pipeline.match.filters import Candidates, Filter, TextInputs, apply_filter, mean_or_none, parse_filters
-from pipeline.registries import METHODS, takes_max_uses
+from pipeline.settings.correlate import MEASURE_NAMES
+from pipeline.settings.registries import METHODS, takes_max_uses
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from pipeline.config import Experiment
 from pipeline.match.filters import TextInputs
 from pipeline.match.run import Choice, match, match_manifest
+from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.manifest import read_attrs
 from storage.rundir import RunDirectory

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.match.edges import Edges, Method, lookup, read_edges
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 from storage import open_result
 from storage.errors import InputError
 

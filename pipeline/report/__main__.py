@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import pipeline
-from pipeline.script import AsJson, Overwrite, run_script, show
+from pipeline.work.script import AsJson, Overwrite, run_script, show
 
 
 def command(

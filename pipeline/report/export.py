@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.outputs import FIGURE_SUFFIXES
 from pipeline.report import plots, tables
 from pipeline.report.page import report_figures
 from pipeline.report.results import Run, open_run
+from pipeline.work.outputs import FIGURE_SUFFIXES
 from storage.errors import InputError
 from storage.targets import claim_file, names_program, starts_with
 

@@ -13,7 +13,6 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.config import MEASURE_NAMES
 from pipeline.report import plots, tables, verdict
 from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
@@ -22,6 +21,7 @@ from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
+from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
 #: Heights above chance below this never get the full shade of a heat map.

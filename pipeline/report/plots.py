@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.outputs import FIGURE_METADATA
+from pipeline.work.outputs import FIGURE_METADATA
 
 Parameters = ParamSpec("Parameters")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import xarray as xr
 
-from pipeline.config import Experiment, stored_experiment
+from pipeline.settings.experiment import Experiment, stored_experiment
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory

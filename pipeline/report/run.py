@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.compare.score_grid import save_scores, scores_table
-from pipeline.config import Experiment
 from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
 from pipeline.report.results import Run, open_run
+from pipeline.settings.experiment import Experiment
 from storage import Manifest, fingerprint, new_manifest
 from storage.errors import FormatError, MissingInputError
 from storage.files import write_text

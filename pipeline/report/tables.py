@@ -18,7 +18,7 @@ import xarray as xr
 from pipeline.compare.score_grid import score_grid
 from pipeline.compare.score_grid import scores_table as table_of_grid
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.usage import StageUsage, read_usage, worth_showing
+from pipeline.work.usage import StageUsage, read_usage, worth_showing
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
@@ -211,8 +211,9 @@ def usage_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a stage and session that worked on it, with the fields of :class:`pipeline.usage.StageUsage`; bytes.
-        NaN where there was no plan or no measurement. Empty where the run directory keeps no record.
+        One row a stage and session that worked on it, with the fields of
+        :class:`pipeline.work.usage.StageUsage`; bytes. NaN where there was no plan or no measurement. Empty where the
+        run directory keeps no record.
     """
     shown = worth_showing(read_usage(run.directory.usage))
     table = pd.DataFrame.from_records([dataclasses.asdict(one) for one in shown], columns=USAGE_COLUMNS)

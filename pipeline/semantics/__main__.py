@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from pipeline.config import Experiment, SemanticsConfig, stored_experiment
-from pipeline.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
+from pipeline.settings.experiment import Experiment, stored_experiment
+from pipeline.settings.semantics import SemanticsConfig
+from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
 

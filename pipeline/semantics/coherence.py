@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.statistics import effect_size, p_value
+from pipeline.compare.statistics import effect_size, p_value
 from storage.errors import InputError
 
 #: Fewer features than this have no pair to compare.

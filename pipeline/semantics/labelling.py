@@ -20,7 +20,7 @@ import xarray as xr
 
 from pipeline.semantics.labels import STAGE, Label, clean, write_labels
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
-from pipeline.workers import progress
+from pipeline.work.workers import progress
 from storage import claim, fingerprint, new_manifest
 from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
 from storage.files import write_text

@@ -31,11 +31,11 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import CountRule, PmiRule, ProbeRule, Rule, ShareRule
 from pipeline.semantics.concepts import Concept, concepts_hash
 from pipeline.semantics.keywords import keyword_rows
+from pipeline.settings.semantics import CountRule, PmiRule, ProbeRule, Rule, ShareRule
 from pipeline.text.spans import check_same_text
-from pipeline.workers import ensure_client, run_tasks
+from pipeline.work.workers import ensure_client, run_tasks
 from storage import (
     Corpus,
     Manifest,
@@ -88,7 +88,7 @@ def concept_features(
         What :func:`pipeline.semantics.concepts.load_concepts` returns.
     rule
         Which rule decides, as in the experiment file: one of ``CountRule``, ``ShareRule``, ``PmiRule``, ``ProbeRule``
-        of :mod:`pipeline.config`; ``CountRule()`` by default.
+        of :mod:`pipeline.settings.semantics`; ``CountRule()`` by default.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite

@@ -28,8 +28,8 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.config import NON_CONCEPT_LIMITS, NonConceptKind
 from pipeline.semantics.membership import CARRIED, count_rows
+from pipeline.settings.semantics import NON_CONCEPT_LIMITS, NonConceptKind
 from pipeline.text.spans import check_same_text, first_in_window, iter_documents, read_spans
 from storage import Corpus, Manifest, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
 from storage.errors import InputError
@@ -70,7 +70,8 @@ def non_concept_features(
     kinds
         Which kinds make a feature non-concept; the first that does is its reason.
     limits
-        Share from which on each kind counts, where it is not the default of ``pipeline.config``.
+        Share from which on each kind counts, where it is not that of
+        :data:`pipeline.settings.semantics.NON_CONCEPT_LIMITS`.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from pipeline.config import ProbeRule
+from pipeline.settings.semantics import ProbeRule
 from storage import is_sparse, open_activations, read_csr, read_dense
 from storage.errors import MissingDependencyError
 

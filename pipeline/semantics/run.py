@@ -21,7 +21,7 @@ from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_wo
 from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
-from pipeline.workers import Planned, tell
+from pipeline.work.workers import Planned, tell
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 

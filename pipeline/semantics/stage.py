@@ -11,7 +11,6 @@ from typing import Any
 import xarray as xr
 from distributed import Client
 
-from pipeline.config import Experiment, ModelConfig, SemanticsConfig
 from pipeline.semantics.concepts import Concept, load_concepts
 from pipeline.semantics.membership import concept_features, concepts_manifest
 from pipeline.semantics.non_concept import DEFAULTS, non_concept_features, non_concept_manifest
@@ -25,8 +24,11 @@ from pipeline.semantics.run import (
     words_manifest,
 )
 from pipeline.semantics.tables import semantics_table, table_manifest, write_tables
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.semantics import SemanticsConfig
 from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
-from pipeline.workers import deferred_interrupt, ensure_client
+from pipeline.work.workers import deferred_interrupt, ensure_client
 from storage import Manifest, open_activations, open_result
 from storage.errors import MissingInputError
 from storage.rundir import RunDirectory, Side

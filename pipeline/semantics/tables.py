@@ -21,7 +21,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.statistics import benjamini_hochberg, holm
+from pipeline.compare.statistics import benjamini_hochberg, holm
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.files import write_text
 

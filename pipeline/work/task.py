@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from distributed import Client
 
-from pipeline.config import Experiment
-from pipeline.share import Share
-from pipeline.workers import n_slots
+from pipeline.settings.experiment import Experiment
+from pipeline.work.share import Share
+from pipeline.work.workers import n_slots
 from storage import fingerprint, open_activations, read_manifest
 from storage.errors import SubspaceError
 from storage.files import partial_path
@@ -159,7 +159,7 @@ class Task:
     cost
         What it will take; None where that is next to nothing.
     share
-        Begins the task, or does a share of it; see :mod:`pipeline.share`.
+        Begins the task, or does a share of it; see :mod:`pipeline.work.share`.
     progress
         Says how many parts of the unfinished work in a folder are done.
     recorded

@@ -16,7 +16,7 @@ from benchmarks.measure import run_measured
 from pipeline.compare import moments as moments_module
 from pipeline.compare.activations import compare_activations
 from pipeline.compare.moments import Columns, Pass, TokenRows, cut_groups, sum_group, weighted_sum
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 from storage.errors import BudgetError, InputError, RowMismatchError
 
 LINEAR = ["svcca", "svcca:k=3", "cca", "pwcca", "svcca_pc1", "cka", "procrustes"]
@@ -291,7 +291,7 @@ def test_a_current_result_is_left_as_it_is(stores, client, tmp_path):
 MEMORY = """
 import dataclasses, importlib, psutil
 import numpy as np
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 activations = importlib.import_module("pipeline.compare.activations")
 works = []
 compare = activations._compare

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap, pearsonr
 
 from pipeline.compare.intervals import bootstrap_interval, draw_scores, leave_out_scores
-from pipeline.statistics import bca_interval, power_note, runs_needed
+from pipeline.compare.statistics import bca_interval, power_note, runs_needed
 from storage.errors import InputError
 
 

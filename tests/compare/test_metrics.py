@@ -25,7 +25,7 @@ from pipeline.compare.metrics.cka import Cka, CkaDebiased
 from pipeline.compare.metrics.neighbours import JaccardKnn, MutualKnn
 from pipeline.compare.metrics.procrustes import Procrustes
 from pipeline.compare.metrics.transfer import TransferLinear, TransferRotation
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 from storage.errors import InputError
 
 LINEAR = ["svcca", "svcca:k=3", "pwcca", "cca", "svcca_pc1", "cka", "cka_debiased", "procrustes"]

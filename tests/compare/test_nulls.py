@@ -8,8 +8,8 @@ import pytest
 from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import check_settings, score_draws, score_rows
 from pipeline.compare.nulls import Draws, check_finite, run_blocks
-from pipeline.registries import NULLS
-from pipeline.workers import local_client
+from pipeline.settings.registries import NULLS
+from pipeline.work.workers import local_client
 from storage.errors import InputError
 
 

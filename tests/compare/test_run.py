@@ -17,8 +17,8 @@ import storage
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.nulls import Draws
 from pipeline.compare.run import compare
-from pipeline.registries import NULLS
-from pipeline.workers import local_client
+from pipeline.settings.registries import NULLS
+from pipeline.work.workers import local_client
 from storage.errors import BudgetError, FormatError, InputError, MissingInputError
 
 N_A, N_B = 50, 60

@@ -19,7 +19,7 @@ from pipeline.compare.base import families
 from pipeline.compare.batched import scores_of_stack
 from pipeline.compare.metrics import parse_metrics
 from pipeline.compare.subsets import compare_subsets
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 from storage.errors import InputError
 
 compare = importlib.import_module("pipeline.compare.run").compare

@@ -19,8 +19,8 @@ from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import FRACTIONS, convergence, plot_convergence
 from pipeline.correlate.rows import splitmix64
 from pipeline.match.run import match
-from pipeline.outputs import claim_outputs
-from pipeline.workers import local_client
+from pipeline.work.outputs import claim_outputs
+from pipeline.work.workers import local_client
 
 LAYOUTS = (("csr", "csr"), ("dense", "dense"), ("csr", "dense"))
 

@@ -21,7 +21,7 @@ from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
 from pipeline.correlate.kernels.device import Device, Gpu, find_device
 from pipeline.correlate.resources import GPU_SHARE
 from pipeline.correlate.run import correlate
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 from storage import MissingDependencyError
 
 

@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 import storage
 from pipeline.correlate.run import correlate
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 
 SPARSE_METHODS = ("resident", "streaming")
 

@@ -120,8 +120,8 @@ UNICODE = st.text(
 
 @pytest.fixture(scope="module")
 def tokenizers(make_model):
-    from pipeline.config import ModelConfig
     from pipeline.harvest.models import describe
+    from pipeline.settings.harvest import ModelConfig
 
     sites = {"llama": "layers.0", "bert": "encoder.layer.0"}
     return [

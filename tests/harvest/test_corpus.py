@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pipeline.config import CorpusConfig
 from pipeline.harvest.corpus import build_corpus
+from pipeline.settings.harvest import CorpusConfig
 from storage.errors import InputError, MissingInputError
 
 
@@ -119,7 +119,7 @@ def counted(make_model):
     """A model, and the number of tokens that its tokenizer makes of a text."""
     from transformers import AutoTokenizer
 
-    from pipeline.config import ModelConfig
+    from pipeline.settings.harvest import ModelConfig
 
     folder = str(make_model("llama"))
     tokenizer = AutoTokenizer.from_pretrained(folder)

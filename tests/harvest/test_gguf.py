@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.config import ModelConfig
 from pipeline.harvest.gguf import cache_folder, converted
 from pipeline.harvest.models import describe, load
+from pipeline.settings.harvest import ModelConfig
 from storage.errors import InputError, MissingInputError
 
 gguf = pytest.importorskip("gguf")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.models import load, torch_device
 from pipeline.harvest.run import harvest, make_rows
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
 from storage import open_activations, read_csr
 
 pytestmark = [

@@ -12,11 +12,11 @@ import torch
 import xarray as xr
 from transformers import AutoModel, AutoTokenizer
 
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows
 from pipeline.harvest.site_check import variance_unexplained
-from pipeline.workers import local_client
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.work.workers import local_client
 from storage import check_same_rows, open_activations, open_corpus, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.measure import run_measured
-from pipeline.config import CorpusConfig, ModelConfig
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.plan import SiteNeed, task_bytes
 from pipeline.harvest.rows import make_rows
+from pipeline.settings.harvest import CorpusConfig, ModelConfig
 
 WIDTH = 512
 THREADS = 2
@@ -21,8 +21,8 @@ SLACK = 24 << 20
 
 PROGRAM = f"""
 import importlib
-from pipeline.config import ModelConfig, StoreConfig
-from pipeline.workers import local_client
+from pipeline.settings.harvest import ModelConfig, StoreConfig
+from pipeline.work.workers import local_client
 harvest = importlib.import_module("pipeline.harvest.run").harvest
 model, store = ModelConfig(**arguments.pop("model")), StoreConfig(shard_rows=arguments.pop("shard_rows"))
 with local_client(threads_per_worker={THREADS}) as client:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from pipeline.config import ModelConfig
 from pipeline.harvest.models import describe, load, torch_device
+from pipeline.settings.harvest import ModelConfig
 from storage.errors import InputError, MissingInputError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])

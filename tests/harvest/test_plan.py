@@ -12,10 +12,11 @@ import torch
 import zarr
 from transformers import AutoModel
 
-from pipeline.config import StoreConfig, load_experiment
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes
+from pipeline.settings.experiment import load_experiment
+from pipeline.settings.harvest import StoreConfig
 from storage import BudgetError, InputError, check_same_rows, open_activations, read_csr, read_dense, write_activations
 
 run = importlib.import_module("pipeline.harvest.run")

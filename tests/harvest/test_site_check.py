@@ -14,7 +14,6 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.config import CorpusConfig, ModelConfig, StoreConfig, load_experiment
 from pipeline.experiment.run import run
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
@@ -22,6 +21,8 @@ from pipeline.harvest.models import describe
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import Calibration, Sample, check_model, judge, refuse_bad_sites
 from pipeline.harvest.sites import Site
+from pipeline.settings.experiment import load_experiment
+from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
 from storage import open_activations, read_dense
 from storage.errors import InputError
 

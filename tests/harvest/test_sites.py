@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from pipeline.config import ModelConfig
 from pipeline.harvest.models import describe, load
+from pipeline.settings.harvest import ModelConfig
 from storage.errors import InputError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])

@@ -13,8 +13,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.verbs import VERBS as TABLE
-from jobs.verbs import Verb
+from jobs.verbs.index import VERBS as TABLE
+from jobs.verbs.index import Verb
 
 
 def verbs(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

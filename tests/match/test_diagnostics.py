@@ -16,7 +16,7 @@ from pipeline.match.__main__ import parse_filter
 from pipeline.match.diagnostics import compare_methods, diagnose, hubs, r_by_rank, summarise, uses_histogram
 from pipeline.match.filters import parse_filters
 from pipeline.match.run import match
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage import open_result
 from storage.errors import InputError

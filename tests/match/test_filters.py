@@ -25,7 +25,7 @@ from pipeline.match.filters import (
     share_of_commonest,
 )
 from pipeline.match.run import Choice, choose, match
-from pipeline.registries import FILTERS, METHODS
+from pipeline.settings.registries import FILTERS, METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage.errors import FormatError, InputError, MissingInputError
 

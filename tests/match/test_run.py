@@ -11,7 +11,7 @@ import xarray as xr
 import storage
 from pipeline.match.fates import FATES
 from pipeline.match.run import match
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 from storage import open_result
 from storage.errors import FormatError, InputError, MissingInputError
 

@@ -16,7 +16,7 @@ from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
 from pipeline.experiment.sweep import plot_sweep, steps, sweep
 from pipeline.match.run import match
-from pipeline.outputs import claim_outputs
+from pipeline.work.outputs import claim_outputs
 from storage.errors import InputError
 
 

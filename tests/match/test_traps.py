@@ -9,7 +9,7 @@ import storage
 from pipeline.correlate.run import correlate
 from pipeline.match.fates import DEAD
 from pipeline.match.run import match
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 
 N, FEATURES = 1500, 48
 DEAD_A, DEAD_B = [0, 7, 20], [0, 11]

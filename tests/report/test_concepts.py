@@ -14,11 +14,12 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.config import Experiment, SemanticsConfig
 from pipeline.report.concepts import CLEAREST, CLEAREST_OF_CLUSTER, Meanings, read_meanings
 from pipeline.report.results import open_run
 from pipeline.report.run import report
 from pipeline.semantics.stage import run_semantics
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.semantics import SemanticsConfig
 from storage.rundir import RunDirectory
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)> & co"

@@ -24,7 +24,7 @@ import storage
 from pipeline.report.explorer import MAX_SHOWN
 from pipeline.report.export import export_figures
 from pipeline.report.run import report
-from pipeline.usage import StageUsage
+from pipeline.work.usage import StageUsage
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 

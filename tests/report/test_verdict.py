@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from pipeline.compare.statistics import benjamini_hochberg, holm
 from pipeline.report.verdict import EasyPairs, criterion, judge
-from pipeline.statistics import benjamini_hochberg, holm
 
 NO_EASY = EasyPairs(10, 0)
 

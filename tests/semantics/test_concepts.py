@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import load_experiment
 from pipeline.semantics.concepts import concepts_hash, inflect, load_concepts, verb_forms
+from pipeline.settings.experiment import load_experiment
 from storage.errors import FormatError, InputError, MissingInputError
 
 # what the issue asks for

@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from sklearn.metrics import mutual_info_score
 
 import storage
-from pipeline.config import CountRule, PmiRule, ProbeRule, ShareRule
 from pipeline.harvest.contexts import contexts
 from pipeline.semantics import membership
 from pipeline.semantics.concepts import Concept
 from pipeline.semantics.membership import concept_features, pointwise_mutual_information
+from pipeline.settings.semantics import CountRule, PmiRule, ProbeRule, ShareRule
 from storage.errors import InputError, RowMismatchError
 
 CONCEPTS = {"pets": Concept("pets", ("cat", "dog")), "cities": Concept("cities", ("New York",))}

@@ -26,11 +26,11 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from jobs import watcher
-from jobs.cluster import connect
-from jobs.watching import Record, read_sessions, recorded
+from jobs.cluster import keeper as watcher
+from jobs.cluster.client import connect
+from jobs.watch.recorder import Record, read_sessions, recorded
 from pipeline.experiment.run import run
-from pipeline.workers import n_slots, run_tasks
+from pipeline.work.workers import n_slots, run_tasks
 from storage.errors import SubspaceError, WorkerLostError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]

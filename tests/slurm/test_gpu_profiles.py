@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import watcher
-from jobs.cluster import connect
-from jobs.cluster_verbs import job_script
-from jobs.slurm import submit
+from jobs.cluster import keeper as watcher
+from jobs.cluster.client import connect
+from jobs.cluster.slurm import submit
+from jobs.verbs.cluster import job_script
 from storage.errors import SubspaceError
 
 PROFILES = {"slurm-gpu": 1, "slurm-gpu-node": 2}

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from jobs.cluster import connect
+from jobs.cluster.client import connect
 from jobs.demo.prepare import prepare
-from pipeline.config import Experiment, load_experiment
 from pipeline.experiment.run import run
-from pipeline.workers import local_client, n_slots
+from pipeline.settings.experiment import Experiment, load_experiment
+from pipeline.work.workers import local_client, n_slots
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 

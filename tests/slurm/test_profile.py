@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 from distributed.security import Security
 
-from jobs.cluster import connect
+from jobs.cluster.client import connect
 
 pytestmark = pytest.mark.slurm
 

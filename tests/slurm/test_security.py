@@ -12,10 +12,10 @@ import yaml
 from distributed import Client
 from distributed.security import Security
 
-from jobs import service
-from jobs.cluster import connect, slurm_cluster
-from jobs.profiles import load_settings
-from jobs.state import cluster_of
+from jobs.cluster import service
+from jobs.cluster.client import connect, slurm_cluster
+from jobs.cluster.profiles import load_settings
+from jobs.cluster.running import cluster_of
 from storage.files import private_folder
 
 pytestmark = pytest.mark.slurm

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import service
-from jobs.slurm import jobs_named
-from jobs.state import cluster_of
+from jobs.cluster import service
+from jobs.cluster.running import cluster_of
+from jobs.cluster.slurm import jobs_named
 from storage.errors import InputError
 
 pytestmark = pytest.mark.slurm

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.slurm import say
+from jobs.cluster.slurm import say
 
 pytestmark = pytest.mark.slurm
 

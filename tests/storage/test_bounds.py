@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse
 
 import storage
-from pipeline.config import load_experiment, stored_experiment
+from pipeline.settings.experiment import load_experiment, stored_experiment
 from storage import readers
 from storage.bounds import check_file
 from storage.errors import CorruptError, FormatError, InputError, shown

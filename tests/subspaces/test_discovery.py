@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from pipeline.compare.statistics import p_value
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
-from pipeline.statistics import p_value
 from storage.errors import InputError
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from pipeline.semantics.run import SubspaceSettings, semantics
 from pipeline.semantics.tables import VERDICTS, frame, semantics_table, study_frame, unstacked, write_tables
-from pipeline.workers import local_client
+from pipeline.work.workers import local_client
 from storage import open_activations, open_result
 from storage.errors import InputError, MissingInputError
 

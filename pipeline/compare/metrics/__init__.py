@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.compare.base import Metric
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 from storage.errors import InputError
 
 

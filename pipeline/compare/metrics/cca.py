@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.compare.linear import LinearMetric, LinearState, Product, saturation, singular_values
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 
 #: Share of the variance that the kept components hold, as in the paper.
 VARIANCE = 0.99

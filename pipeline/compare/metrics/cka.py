@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
 from pipeline.compare.moment_scores import debiased_cka
 from pipeline.compare.moments import Moments
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 
 #: The unbiased estimator divides by n - 3.
 MIN_DEBIASED = 4

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 from storage.jit import cached_njit
 
 #: A row that is among the neighbours of so many times as many rows as the mean is a hub.

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from pipeline.compare.linear import LinearMetric, LinearState, Product, saturation, singular_values
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 
 
 @METRICS.register

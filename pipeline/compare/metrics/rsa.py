@@ -39,7 +39,7 @@ from pipeline.compare.similarities import (
     scaled,
     upper_triangle,
 )
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 
 Outside = Literal["spearman", "pearson", "kendall"]
 

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.compare.base import Metric, Pairing, Rows, of_rows
 from pipeline.compare.linear import decompose
 from pipeline.compare.similarities import scaled
-from pipeline.registries import METRICS
+from pipeline.settings.registries import METRICS
 
 #: Cosines are told apart to this, so that copies tie in spite of rounding.
 TOLERANCE = 1e-6

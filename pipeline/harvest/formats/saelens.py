@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import ActivationKind
 from pipeline.harvest.dictionary import (
     Asked,
     Dictionary,
@@ -30,6 +29,7 @@ from pipeline.harvest.dictionary import (
     stack,
     to_csr,
 )
+from pipeline.settings.harvest import ActivationKind
 from storage.errors import InputError, MissingDependencyError
 
 WEIGHTS = "sae_weights.safetensors"

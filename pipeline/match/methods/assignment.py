@@ -8,7 +8,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from pipeline.match.edges import Edges
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 
 
 @METHODS.register

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.match.edges import Edges
-from pipeline.registries import METHODS
+from pipeline.settings.registries import METHODS
 from storage.jit import cached_njit
 
 

@@ -1,0 +1,360 @@
+"""From a named profile of ``cluster.yaml``, or the name of a running cluster, to a Dask client."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import yaml
+from distributed import Client, LocalCluster
+from distributed.security import Security
+
+from jobs.cluster.certificates import (
+    has_certificates,
+    make_certificates,
+    read_certificates,
+    write_private,
+)
+from jobs.cluster.keeper import keep_jobs
+from jobs.cluster.profiles import (
+    Gpu,
+    LocalCudaProfile,
+    LocalProfile,
+    ProcessesProfile,
+    Profile,
+    SchedulerProfile,
+    SlurmProfile,
+    find_job,
+    find_profile,
+    load_settings,
+    profile_names,
+)
+from jobs.cluster.running import find_cluster, known_names, state_folder
+from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from pipeline.work.usage import CLUSTER_KEY
+from pipeline.work.workers import closing, dashboard_url, local_client
+from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from storage.files import private_folder, remove_folder
+
+logger = logging.getLogger(__name__)
+
+#: Parts of Dask's configuration that a cluster's workers are told.
+TOLD = ("distributed", "jobqueue", "subspace")
+
+
+@contextlib.contextmanager
+def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path | None = None) -> Iterator[Client]:
+    """Start or join the cluster that `profile` describes, and leave it when the block ends.
+
+    Parameters
+    ----------
+    profile
+        A name under ``subspace.profiles``, the name of a cluster that ``subspace cluster up`` started, or the address
+        of a running scheduler (``tcp://…``, ``tls://…``).
+    cluster_file
+        See :func:`jobs.cluster.profiles.load_settings`.
+    logs
+        Folder for the logs of Slurm jobs, where the profile names none.
+
+    Yields
+    ------
+    distributed.Client
+        With at least one worker.
+
+    Examples
+    --------
+    >>> with connect("local") as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    settings = load_settings(cluster_file)
+    chosen = _choose(profile, settings)
+    if isinstance(chosen, SlurmProfile):
+        import_jobqueue()  # first imported within the block, it would lose its defaults with the block's settings
+    with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
+        log_effective(profile, chosen, settings)
+        with _start(profile, chosen, settings, logs) as client:
+            yield client
+
+
+def _choose(name: str, settings: dict[str, Any]) -> Profile:
+    """Return the profile of that name, or one that joins the scheduler of that name or address."""
+    if "://" in name:
+        return SchedulerProfile(kind="scheduler", address=name)
+    if name not in profile_names(settings) and (running := find_cluster(name)) is not None:
+        return SchedulerProfile(kind="scheduler", address=running.address(), certificates=str(running.folder))
+    try:
+        return find_profile(name, settings)
+    except InputError as error:
+        if name not in profile_names(settings) and (names := known_names()):
+            raise InputError(f"{error}. Clusters that were started: {', '.join(names)}") from error
+        raise
+
+
+def log_effective(name: str, profile: Profile, settings: dict[str, Any]) -> None:
+    """Log what a profile comes to, from all the files that have a say."""
+    values = dict(profile.given())
+    if isinstance(profile, SlurmProfile):
+        values |= {"job": find_job(name, settings).given()}
+    level = logging.DEBUG if isinstance(profile, LocalProfile) else logging.INFO
+    logger.log(
+        level, "Cluster profile %s: %s", name, yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()
+    )
+
+
+@contextlib.contextmanager
+def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+    match profile:
+        case LocalProfile():
+            with local_client(profile.workers, profile.threads) as client:
+                yield client
+            return
+        case SchedulerProfile():
+            start = _scheduler(profile)
+        case SlurmProfile():
+            start = _slurm(name, profile, settings, logs)
+        case _:
+            start = _on_this_host(name, profile)
+    with start as client:
+        logger.info("Dashboard: %s", where_to_look(dashboard_url(client), socket.gethostname()))
+        yield client
+
+
+@contextlib.contextmanager
+def _on_this_host(name: str, profile: ProcessesProfile | LocalCudaProfile) -> Iterator[Client]:
+    # TLS on one host too: login nodes are shared, and any user of the host could connect otherwise.
+    with started(name, profile, Security.temporary()) as cluster, Client(cluster) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def started(name: str, profile: Profile, security: Security) -> Iterator[Any]:
+    """Run the scheduler and workers of a profile for as long as the block lasts.
+
+    Parameters
+    ----------
+    name
+        The profile's name.
+    profile
+        One that starts processes of its own.
+    security
+        The cluster's certificate.
+
+    Yields
+    ------
+    distributed.deploy.Cluster
+
+    Raises
+    ------
+    InputError
+        If the profile starts no cluster.
+    """
+    common = {"security": security, "protocol": "tls://", "dashboard_address": "127.0.0.1:0"}
+    match profile:
+        case ProcessesProfile():
+            cluster = LocalCluster(
+                n_workers=profile.workers, threads_per_worker=profile.threads, memory_limit=profile.memory, **common
+            )
+        case LocalCudaProfile():
+            cluster = _cuda_cluster(profile, common)
+        case _:
+            raise InputError(f"Profile {name!r} is of kind {profile.kind!r}, which starts no cluster of its own")
+    with closing(cluster):
+        yield cluster
+
+
+def _cuda_cluster(profile: LocalCudaProfile, common: dict[str, Any]) -> Any:
+    """Start one worker for each GPU of this machine."""
+    try:
+        cluster_class = importlib.import_module("dask_cuda").LocalCUDACluster
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Workers on GPUs need dask-cuda: pip install 'semantic-subspace-matching[gpu]' ({error})"
+        ) from error
+    try:
+        return cluster_class(
+            CUDA_VISIBLE_DEVICES=profile.devices,
+            threads_per_worker=profile.threads,
+            memory_limit=profile.memory,
+            **cuda_arguments(profile),
+            **common,
+        )
+    except Exception as error:
+        # what NVML raises where there is no driver is of no public class of dask-cuda's
+        if type(error).__name__.startswith("NVMLError"):
+            raise InputError(
+                f"This machine has no GPU that NVIDIA's driver knows ({error}); use the profile local or processes"
+            ) from error
+        raise
+
+
+def cuda_arguments(gpu: Gpu) -> dict[str, Any]:
+    """Return the memory settings of a GPU as ``LocalCUDACluster`` names them."""
+    named = {
+        "device_memory_limit": gpu.device_memory_limit,
+        "rmm_pool_size": gpu.rmm_pool_size,
+        "rmm_maximum_pool_size": gpu.rmm_maximum_pool_size,
+        "rmm_allocator_external_lib_list": list(gpu.rmm_libraries) or None,
+    }
+    return {name: value for name, value in named.items() if value is not None} | {"rmm_async": gpu.rmm_async}
+
+
+@contextlib.contextmanager
+def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
+    if profile.scheduler_file is not None:
+        file = Path(profile.scheduler_file)
+        if not file.is_file():
+            raise MissingInputError(f"No scheduler file at {file}; is `dask scheduler --scheduler-file` running?")
+        target: dict[str, Any] = {"scheduler_file": str(file)}
+    elif profile.address is not None:
+        target = {"address": profile.address}
+    else:
+        raise InputError("The profile 'scheduler' needs an address or a scheduler-file; set one in your cluster file")
+    security = read_certificates(Path(profile.certificates)) if profile.certificates is not None else None
+    try:
+        client = Client(**target, security=security)
+    except (OSError, TimeoutError) as error:
+        raise InputError(f"No Dask scheduler answers at {next(iter(target.values()))}: {error}") from error
+    with client:
+        if client.scheduler.address.startswith("tcp://") and "127.0.0.1" not in client.scheduler.address:
+            logger.warning(
+                "%s is not encrypted: whoever reaches that port can run code as you. Start the scheduler with --tls-…",
+                client.scheduler.address,
+            )
+        yield client
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+    root = find_job(name, settings).shared_temp_directory
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
+    label = uuid.uuid4().hex[:8]
+    folder = private_folder(parent / f"{name}-{label}", exist_ok=False).absolute()
+    try:
+        with (
+            slurm_cluster(name, settings, folder, label, logs) as cluster,
+            Client(cluster) as client,
+            keep_jobs(cluster, profile.jobs) as keeper,
+        ):
+            logger.debug("Job script:\n%s", cluster.job_script())
+            logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
+            keeper.first_worker(client, profile.wait)
+            yield client
+    finally:
+        remove_folder(folder)
+
+
+@contextlib.contextmanager
+def slurm_cluster(
+    name: str, settings: dict[str, Any], folder: Path, label: str, logs: Path | None = None
+) -> Iterator[Any]:
+    """Run the scheduler of profile `name`, with no job submitted yet; its jobs end with the block.
+
+    Parameters
+    ----------
+    name
+        The profile; the job stands under ``jobqueue.NAME``.
+    settings
+        The whole Dask configuration, from :func:`jobs.cluster.profiles.load_settings` and in force.
+    folder
+        A private folder that all nodes see: certificate and settings of the cluster are written to it, where they are
+        not there yet.
+    label
+        Ends the name of the jobs; no other cluster has it.
+    logs
+        Folder for the jobs' logs, where the profile names none.
+
+    Yields
+    ------
+    dask_jobqueue.SLURMCluster
+    """
+    cluster_class = import_jobqueue().SLURMCluster
+    if any(letter.isspace() for letter in str(folder)):
+        raise InputError(f"dask-jobqueue cannot use folders with spaces in their names: {folder}")
+    options = job_options(name, find_job(name, settings), folder)
+    if options["log-directory"] is None and logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+        options["log-directory"] = str(logs.absolute())
+    if not (folder / SETTINGS).is_file():
+        write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
+    security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
+    own = uuid.uuid4().hex
+    with dask.config.set({f"jobqueue.{own}": options}):
+        cluster = cluster_class(
+            config_name=own,
+            job_cls=_job_class(own, options),
+            # without it, dask-jobqueue does not know the names of the workers of a job
+            processes=options["processes"],
+            job_name=f"{options['name']}-{label}",
+            security=security,
+            protocol="tls://",
+        )
+    try:
+        with closing(cluster):
+            yield cluster
+    finally:
+        _cancel_left(cluster.job_name)
+
+
+def _job_class(own: str, options: dict[str, Any]) -> Any:
+    """Return a class of jobs that have these options for good.
+
+    dask-jobqueue reads Dask's configuration again whenever a job is replaced; that is one for the whole process, and
+    another cluster, of the same profile perhaps, may have changed it since.
+    """
+
+    class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            with dask.config.set({f"jobqueue.{own}": options}):
+                super().__init__(*arguments, **keywords)
+
+    return OwnJob
+
+
+def _cancel_left(job_name: str) -> None:
+    """Cancel the jobs of that name: Dask may have forgotten one, or its `scancel` may have failed."""
+    try:
+        cancel(jobs_named(job_name))
+    except SubspaceError as error:
+        logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
+
+
+def told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a Dask configuration that the workers of a cluster are told."""
+    plain: dict[str, Any] = {key: settings[key] for key in TOLD if key in settings}
+    return plain
+
+
+# --- the dashboard ----------------------------------------------------------------------------------------------------
+
+
+def where_to_look(url: str, host: str) -> str:
+    """Return the address of a dashboard on `host`'s own port, with the tunnel that leads to it from elsewhere.
+
+    >>> where_to_look("http://127.0.0.1:8787/status", "node7").split(" (")[0]
+    'http://127.0.0.1:8787/status'
+    """
+    return f"{url} (from your own machine, first: {tunnel(url, host)})"
+
+
+def tunnel(url: str, host: str) -> str:
+    """Return the ``ssh`` command that brings a dashboard on `host` to one's own machine.
+
+    Inside a Slurm job, the way leads over the host that the job was submitted from.
+    """
+    port = url.rsplit("://", maxsplit=1)[-1].partition("/")[0].rpartition(":")[2]
+    user, login = getpass.getuser(), os.environ.get("SLURM_SUBMIT_HOST")
+    over = f"-J {user}@{login} " if login and login.split(".")[0] != host.split(".", maxsplit=1)[0] else ""
+    return f"ssh -N -L {port}:127.0.0.1:{port} {over}{user}@{host}"

@@ -1,0 +1,526 @@
+"""What ``cluster.yaml`` may say: the profiles, the Slurm job of each, and how both are read and checked.
+
+``cluster.yaml`` is an ordinary Dask configuration file. Three places are read, later ones winning: the file shipped
+with the package, what Dask itself has read (``DASK_CONFIG``, ``~/.config/dask``, ``DASK_…`` variables), and the file
+given as ``--cluster-file``. :func:`render_keys` makes the tables of ``docs/cluster.md`` from the models.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import dask
+import yaml
+from dask.utils import parse_timedelta
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from jobs.cluster.keeper import walltime_seconds
+from storage.bounds import parse_size
+from storage.errors import InputError, shorten, shown
+from storage.yaml_files import read_yaml
+
+#: dask-jobqueue's names of keys → ours; both may stand in a file.
+SYNONYMS = {"queue": "partition", "local-directory": "scratch"}
+CUDA_WORKER = "dask cuda worker"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _known_size(size: str) -> str:
+    parse_size(size, "it")
+    return size
+
+
+def _known_limit(limit: str) -> str:
+    """Accept what Dask does: a size, a share of the memory, or 0 for no limit."""
+    if not (limit in ("auto", "0") or re.fullmatch(r"0?\.\d+|1(\.0)?", limit)):
+        parse_size(limit, "it")
+    return limit
+
+
+def _known_walltime(walltime: str) -> str:
+    walltime_seconds(walltime)
+    return walltime
+
+
+def _known_duration(duration: str) -> str:
+    try:
+        parse_timedelta(duration)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise ValueError("it must be a time, as '50m' or '1h'") from error
+    return duration
+
+
+Size = Annotated[str, AfterValidator(_known_size)]
+MemoryLimit = Annotated[str, AfterValidator(_known_limit)]
+Walltime = Annotated[str, AfterValidator(_known_walltime)]
+Duration = Annotated[str, AfterValidator(_known_duration)]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=_dashed, populate_by_name=True, protected_namespaces=()
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys that have a value, by the names of the file."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class Gpu(_Keys):
+    """How a worker uses the memory of its GPU."""
+
+    device_memory_limit: str | float | None = Field(
+        None, description="task outputs on the GPU beyond this are moved to host memory; a size, or a share of the GPU"
+    )
+    rmm_pool_size: str | float | None = Field(
+        None, description="GPU memory that RMM takes at the start; a size, or a share of the GPU"
+    )
+    rmm_maximum_pool_size: str | float | None = Field(None, description="most that the pool may grow to")
+    rmm_async: bool = Field(False, description="CUDA's own asynchronous pool in place of RMM's")
+    rmm_libraries: list[Literal["cupy", "torch"]] = Field(
+        [], description="libraries that allocate from the same pool, so that one does not starve the other"
+    )
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> Gpu:
+        if self.rmm_async and self.rmm_pool_size is not None:
+            raise ValueError("rmm-async and rmm-pool-size exclude each other; set rmm-pool-size to null")
+        return self
+
+
+class LocalProfile(_Keys):
+    """Threads of the calling process: starts in 0.1 s, works from any script, shares memory. The default."""
+
+    kind: Literal["local"]
+    workers: PositiveInt = Field(1, description="workers in this process")
+    threads: PositiveInt | None = Field(
+        None, description="threads a worker; by default the CPUs that this process may use, divided among the workers"
+    )
+
+
+class ProcessesProfile(_Keys):
+    """Processes of this machine: for code that does not release the interpreter lock."""
+
+    kind: Literal["processes"]
+    workers: PositiveInt = Field(2, description="worker processes")
+    threads: PositiveInt = Field(1, description="threads of each")
+    memory: MemoryLimit | None = Field(
+        "auto", description="memory limit of each; a worker beyond it is restarted, not the run"
+    )
+
+
+class LocalCudaProfile(Gpu):
+    """One worker process for each GPU of this machine."""
+
+    kind: Literal["local-cuda"]
+    devices: list[int] | None = Field(None, description="which GPUs; all that are visible by default")
+    threads: PositiveInt = Field(1, description="threads of each worker")
+    memory: MemoryLimit | None = Field("auto", description="host memory limit of each worker")
+
+
+class Driver(_Keys):
+    """The job that ``subspace submit`` makes for the driver; what is null is as for the workers."""
+
+    partition: str | None = Field(None, description="partition of the driver: many sites have one for long, small jobs")
+    account: str | None = Field(None, description="account that the driver is charged to")
+    qos: str | None = Field(None, description="quality of service of the driver")
+    constraint: str | None = Field(None, description="features that the driver's node must have")
+    walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
+    cores: PositiveInt = Field(2, description="CPUs of the driver, and of each task of `subspace submit --array`")
+    memory: Size = Field("8GB", description="memory of the same")
+
+
+class SlurmProfile(_Keys):
+    """Workers that are Slurm jobs; a job is described under ``jobqueue.PROFILE``."""
+
+    kind: Literal["slurm"]
+    jobs: PositiveInt = Field(
+        2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
+    )
+    wait: PositiveInt = Field(
+        600, description="seconds to wait for the first worker before giving up with Slurm's reason"
+    )
+    driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
+
+
+class SchedulerProfile(_Keys):
+    """A scheduler that somebody else started."""
+
+    kind: Literal["scheduler"]
+    address: str | None = Field(None, description="tls://HOST:PORT, or tcp://HOST:PORT for one without encryption")
+    scheduler_file: str | None = Field(None, description="the file that `dask scheduler --scheduler-file` writes")
+    certificates: str | None = Field(
+        None, description="folder with ca.pem, cert.pem and key.pem; by default Dask's own `distributed.comm.tls`"
+    )
+
+
+Profile = LocalProfile | ProcessesProfile | LocalCudaProfile | SlurmProfile | SchedulerProfile
+KINDS: dict[str, type[Profile]] = {
+    get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(Profile)
+}
+
+
+class SlurmJob(Gpu):
+    """One worker job. Other options of ``dask_jobqueue.SLURMCluster`` that these do not cover do not exist here."""
+
+    name: str = Field("subspace", description="what the jobs' names begin with")
+    partition: str | None = Field(None, description="partition; `queue` is the same")
+    account: str | None = Field(None, description="account that the jobs are charged to")
+    qos: str | None = Field(None, description="quality of service")
+    constraint: str | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
+    reservation: str | None = Field(None, description="reservation")
+    exclusive: bool = Field(False, description="whole nodes")
+    walltime: Walltime | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
+    cores: PositiveInt | None = Field(None, description="threads of all workers of a job together")
+    processes: PositiveInt = Field(
+        1, description="workers of a job. With 1, lost jobs are replaced by Dask itself; for whole GPU nodes, the GPUs"
+    )
+    memory: Size | None = Field(None, description="memory of a job, divided among its workers")
+    job_cpu: PositiveInt | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
+    job_mem: Size | None = Field(None, description="memory to ask of Slurm, if not `memory`")
+    gpus: PositiveInt | None = Field(None, description="GPUs of a job")
+    gpu_type: str | None = Field(None, description="their type, as `a100`")
+    gpu_request: Literal["gpus-per-node", "gres"] = Field(
+        "gpus-per-node", description="how the site wants GPUs asked for: --gpus-per-node=N or --gres=gpu:N"
+    )
+    modules: list[str] = Field([], description="modules to load before the worker starts")
+    scratch: str | None = Field(
+        None, description="node-local folder for spilling, as /tmp or $TMPDIR; `local-directory` is the same"
+    )
+    interface: str | None = Field(
+        None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
+    )
+    lifetime: Duration | None = Field(
+        None, description="a worker retires after so long and hands on its data; by default before the walltime ends"
+    )
+    lifetime_stagger: Duration | None = Field(
+        None, description="up to so much earlier or later, so that not all retire at once"
+    )
+    death_timeout: PositiveInt | None = Field(None, description="seconds without scheduler after which a worker ends")
+    log_directory: str | None = Field(
+        None, description="an existing folder for the jobs' logs; by default RUN/logs, where all nodes see it"
+    )
+    shared_temp_directory: str | None = Field(
+        None, description="where the folder with keys and settings goes; all nodes see it; default ~/.local/state"
+    )
+    python: str | None = Field(None, description="interpreter on the nodes; by default the one that submits")
+    shebang: str | None = Field(None, description="first line of the script, as `#!/bin/bash -l` for a login shell")
+    worker_command: str | None = Field(None, description=f"module that is a worker: `{CUDA_WORKER}` on GPUs")
+    worker_extra_args: list[str] = Field([], description="further arguments of it")
+    job_extra_directives: list[str] = Field([], description="further #SBATCH lines, as `--mail-type=FAIL`")
+    job_directives_skip: list[str] = Field([], description="#SBATCH lines with these in them are left out, as `--mem`")
+    job_script_prologue: list[str] = Field([], description="further commands before the worker starts")
+    scheduler_options: dict[str, Any] = Field(
+        {"dashboard_address": "127.0.0.1:8787"}, description="of the scheduler, as {interface: eth0}"
+    )
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _minutes(cls, walltime: Any) -> Any:
+        # YAML reads 01:00:00 without quotes as seconds in base 60
+        if isinstance(walltime, int):
+            message = f"write it in quotes, as '01:00:00'; YAML reads it as the number {walltime}"
+            raise ValueError(message)  # noqa: TRY004 - pydantic wants this one
+        return walltime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SlurmJob:
+        if self.is_cuda and self.gpus != self.processes:
+            raise ValueError(
+                f"`{CUDA_WORKER}` starts one worker for each GPU of a job: set processes ({self.processes}) to gpus "
+                f"({self.gpus})"
+            )
+        if self.cores is not None and self.cores % self.processes:
+            raise ValueError(f"cores ({self.cores}) must be a multiple of processes ({self.processes})")
+        of_gpus = [_dashed(key) for key in Gpu.model_fields if getattr(self, key)]
+        if of_gpus and not self.is_cuda:
+            raise ValueError(f"{', '.join(of_gpus)} are of workers with a GPU: set worker-command to {CUDA_WORKER!r}")
+        return self
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the workers are Dask-CUDA's."""
+        return self.worker_command in (CUDA_WORKER, "dask_cuda.cli")
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+#: Of Unicode: control characters, and those that separate lines and paragraphs.
+CONTROL = ("Cc", "Zl", "Zp")
+#: Characters of a wrong value that are shown before and behind the place.
+SHOWN = 20
+
+
+def refuse_control_characters(value: Any, place: str) -> None:
+    """Refuse a setting in which a text has a line break, or another control character.
+
+    In a job script, what follows a line break would be a line of its own; in a log, it would look like one.
+
+    Parameters
+    ----------
+    value
+        A text, or a mapping or list of values; others pass.
+    place
+        What the setting is called; of what is in a mapping or list, the message adds the key or number.
+
+    Raises
+    ------
+    InputError
+        With the name of the setting, and the value near the character.
+
+    Examples
+    --------
+    >>> refuse_control_characters({"qos": "short", "gpus": 2}, "jobqueue.mine")
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_control_characters(str(key), f"a key of {place}")
+            refuse_control_characters(inner, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            refuse_control_characters(inner, f"{place}.{number}")
+    elif isinstance(value, str):
+        at = next((i for i, letter in enumerate(value) if unicodedata.category(letter) in CONTROL), None)
+        if at is not None:
+            shown = value[max(0, at - SHOWN) : at + SHOWN]
+            raise InputError(
+                f"{place} is {shown!r}, with the control character {value[at]!r}: it would be a line of a job script "
+                "or of a log. Remove it; of a list, write each line as an item"
+            )
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def shipped_cluster_file() -> Path:
+    """Return the ``cluster.yaml`` that came with this installation."""
+    here = Path(__file__).parent.parent  # jobs
+    # a wheel carries the file inside the package; a checkout has it at the top
+    return next(path for path in (here / "cluster.yaml", here.parent / "cluster.yaml") if path.is_file())
+
+
+def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
+    """Merge the shipped file, Dask's own configuration and `cluster_file` into one Dask configuration.
+
+    Parameters
+    ----------
+    cluster_file
+        A YAML file like the shipped ``cluster.yaml``; only what differs needs to stand in it.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    MissingInputError
+        If `cluster_file` does not exist.
+    InputError
+        If it is no YAML mapping.
+
+    Examples
+    --------
+    >>> sorted(load_settings()["subspace"]["profiles"])
+    ['local', 'local-cuda', 'processes', 'scheduler', 'slurm-cpu', 'slurm-gpu', 'slurm-gpu-node']
+    """
+    # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
+    # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
+    shipped = read_cluster_file(shipped_cluster_file())
+    layers = [shipped, dask.config.config, shipped, dask.config.collect()]
+    if cluster_file is not None:
+        layers.append(read_cluster_file(cluster_file))
+    return dask.config.merge(*layers)
+
+
+def read_cluster_file(path: Path) -> dict[str, Any]:
+    """Return the mapping in a Dask configuration file."""
+    content = read_yaml(path, f"No cluster file at {path}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping, as a Dask configuration file does")
+    _check_sections(path, content, dask.config.config)
+    return content
+
+
+def _check_sections(path: Path, content: Mapping[Any, Any], known: Mapping[str, Any], place: str = "") -> None:
+    """Refuse keys that are no text, and values where Dask and its libraries have a section."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise InputError(
+                f"{path}: {place}{shown(key)} is no name of a setting; names are text, in quotes if need be"
+            )
+        section = known.get(dask.config.canonical_name(key, known))
+        if isinstance(value, dict):
+            _check_sections(path, value, section if isinstance(section, dict) else {}, f"{place}{key}.")
+        elif isinstance(section, dict) and section:
+            raise InputError(f"{path}: {place}{key} is a section with keys of its own, not {shown(value)}")
+
+
+def profile_names(settings: dict[str, Any]) -> list[str]:
+    """Return the names of all profiles."""
+    return sorted(_section(settings, "subspace", "profiles"))
+
+
+def _section(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a part of the settings, which may be absent or null, but nothing else than a mapping."""
+    part: Any = settings
+    for i, name in enumerate(names):
+        part = part.get(name)
+        if part is None:
+            return {}
+        if not isinstance(part, dict):
+            raise InputError(f"{'.'.join(names[: i + 1])} in the cluster file must be a mapping, not {shown(part)}")
+    return dict(part)
+
+
+def find_profile(name: str, settings: dict[str, Any]) -> Profile:
+    """Return the validated profile `name`.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile (the message lists those there are) or a key of it is wrong.
+    """
+    refuse_control_characters(name, "the name of a cluster profile")
+    if name not in profile_names(settings):
+        near = _hint(name, profile_names(settings))
+        raise InputError(
+            f"No cluster profile {shown(name)}{near}; cluster.yaml has: {', '.join(profile_names(settings))}"
+        )
+    keys = _with_models(name, settings, "profiles")
+    kind = keys.get("kind")
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise InputError(
+            f"Cluster profile {name!r} is of kind {shown(kind)}; it must be one of: {', '.join(sorted(KINDS))}"
+        )
+    return _validate(model, keys, f"Cluster profile {name!r}")
+
+
+def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
+    """Return the validated Slurm job of profile `name`, which stands under ``jobqueue.NAME``.
+
+    Raises
+    ------
+    InputError
+        If a key of it is wrong.
+    """
+    keys = _with_models(name, settings, "jobqueue")
+    for theirs, ours in SYNONYMS.items():
+        value = keys.pop(theirs, None)
+        if value is None:
+            continue
+        if keys.get(ours) not in (None, value):
+            raise InputError(
+                f"jobqueue.{name} has {ours}: {keys[ours]!r} and {theirs}: {value!r}, which is the same; keep one"
+            )
+        keys[ours] = value
+    # null stands for "as jobqueue.slurm has it", which is where a site's administrators put theirs
+    return _validate(SlurmJob, {key: value for key, value in keys.items() if value is not None}, f"jobqueue.{name}")
+
+
+def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", "jobqueue"]) -> dict[str, Any]:
+    """Return the keys of a profile, or of its job, laid over those of the profile that it is `like`."""
+    profiles = _section(settings, "subspace", "profiles")
+    layers: list[dict[str, Any]] = []
+    chain: list[str] = []
+    current: str | None = name
+    while current is not None:
+        if current in chain:
+            raise InputError(f"Cluster profiles are like each other in a circle: {' → '.join([*chain, current])}")
+        if not isinstance(current, str) or current not in profiles:
+            raise InputError(f"Cluster profile {shown(chain[-1])} is like {shown(current)}, which is not there")
+        chain.append(current)
+        profile = _section(settings, "subspace", "profiles", current)
+        keys = profile if part == "profiles" else _section(settings, "jobqueue", current)
+        layers.append({_dashed(key): value for key, value in keys.items() if key != "like"})
+        current = profile.get("like")
+    merged: dict[str, Any] = dask.config.merge(*reversed(layers))
+    refuse_control_characters(merged, f"subspace.profiles.{name}" if part == "profiles" else f"jobqueue.{name}")
+    return merged
+
+
+def _validate(model: type[Any], keys: dict[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(keys)
+    except ValidationError as error:
+        raise InputError(f"{where} is wrong: " + "; ".join(_explain(error, model))) from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """Yield what is wrong with each key, with the nearest valid one where a key is unknown."""
+    for item in error.errors():
+        *outer, key = item["loc"] or ("",)
+        place = ".".join(shorten(str(part), 80) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            section = model.model_fields[str(outer[0])].annotation if outer else model
+            valid = [_dashed(name) for name in getattr(section, "model_fields", {})]
+            yield f"{place}: unknown key{_hint(str(key), valid)}; valid keys: {', '.join(valid)}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"{place}: {message} (given: {shown(item['input'])})" if place else message
+
+
+def _hint(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+# --- documentation ----------------------------------------------------------------------------------------------------
+
+
+def render_keys() -> str:
+    """Return the tables of ``docs/cluster.md``: every key of every kind of profile, its default, and what it does."""
+    parts = [_table(f"`kind: {kind}`", model) for kind, model in KINDS.items()]
+    parts.insert(4, _table("`driver:` of `kind: slurm`", Driver))
+    parts.insert(5, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
+    return "\n\n".join(parts)
+
+
+def _table(title: str, model: type[_Keys]) -> str:
+    lines = [
+        f"### {title}",
+        "",
+        str(model.__doc__).split("\n\n")[0],
+        "",
+        "| key | default | what it does |",
+        "|---|---|---|",
+    ]
+    for name, field in _own_first(model):
+        if name in ("kind", "driver"):
+            continue
+        lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _own_first(model: type[_Keys]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a model, those that it inherits last."""
+    inherited = [name for name in model.model_fields if name in Gpu.model_fields]
+    for name in [*(name for name in model.model_fields if name not in inherited), *inherited]:
+        yield name, model.model_fields[name]
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return ""
+    return f"`{yaml.safe_dump(default, default_flow_style=True).removesuffix('...' + chr(10)).strip()}`"
+
+
+if __name__ == "__main__":
+    print(render_keys())  # noqa: T201

@@ -1,0 +1,259 @@
+"""``subspace submit``: a run as Slurm jobs, for people who may not keep a process on a login node.
+
+Two ways. *Driver*: one small job runs ``subspace run --cluster PROFILE``, which submits the worker jobs. *Array*: no
+scheduler at all; the harvest's shards and the correlation's panels are done by the tasks of two job arrays, and jobs
+before, between and behind them begin and finish (:mod:`pipeline.work.share`).
+
+The scripts are ``driver.sbatch`` and ``share.sbatch`` beside this file. What is submitted is a copy of them under
+``RUN/jobs``, with the site's settings filled in: it can be read, and submitted again by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dask.utils import parse_bytes
+
+from jobs.cluster.profiles import (
+    Driver,
+    SlurmJob,
+    SlurmProfile,
+    find_job,
+    find_profile,
+    load_settings,
+    refuse_control_characters,
+)
+from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, submit
+from storage.errors import CorruptError, InputError, SubspaceError
+from storage.files import write_atomically
+from storage.json_files import read_json
+from storage.rundir import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+Script = Literal["driver", "share"]
+#: Names of the jobs of the scripts, as their ``--job-name`` has them.
+JOB_NAMES = "subspace-driver,subspace-share"
+#: In ``RUN/jobs``: what was submitted last.
+RECORD = "submitted.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job, or one array of jobs, of a submission.
+
+    Attributes
+    ----------
+    script
+        Which script it runs.
+    arguments
+        Of the script.
+    options
+        Of ``sbatch``.
+    after
+        How it depends on the step before it: ``afterok`` or ``afterany``; None for the first one.
+    """
+
+    script: Script
+    arguments: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    after: Literal["afterok", "afterany"] | None = None
+
+    def sbatch_options(self, before: str | None) -> list[str]:
+        """Return the options of ``sbatch``, given the number of the job before."""
+        if self.after is None or before is None:
+            return list(self.options)
+        # a job whose condition can never come true would wait for good
+        return [*self.options, f"--dependency={self.after}:{before}", "--kill-on-invalid-dep=yes"]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step that Slurm has taken: the number of its job, and the command that submitted it."""
+
+    job: str
+    command: str
+
+
+def submit_run(
+    experiment: Path,
+    run_dir: Path,
+    *,
+    profile: str = "slurm-cpu",
+    cluster_file: Path | None = None,
+    array: int | None = None,
+    arguments: Sequence[str] = (),
+    dry_run: bool = False,
+) -> list[Submitted]:
+    """Write the scripts of a run to ``RUN/jobs`` and submit them.
+
+    Parameters
+    ----------
+    experiment
+        The experiment's YAML file.
+    run_dir
+        The run directory; compute nodes see it.
+    profile
+        A profile of kind ``slurm``: its workers, and how the driver is submitted.
+    cluster_file
+        See :func:`jobs.cluster.profiles.load_settings`.
+    array
+        Do without workers and scheduler: so many tasks share the harvest, and the correlation.
+    arguments
+        Further arguments of ``subspace run``.
+    dry_run
+        Write the scripts, submit nothing; the commands are then lines for a shell, the numbers of jobs its variables.
+
+    Returns
+    -------
+    list of Submitted
+        In the order in which they run.
+
+    Raises
+    ------
+    InputError
+        If the profile is of another kind, or `array` is below 1.
+    """
+    refuse_control_characters(str(run_dir), "the run directory")
+    RunDirectory(run_dir).check()
+    settings = load_settings(cluster_file)
+    chosen = find_profile(profile, settings)
+    if not isinstance(chosen, SlurmProfile):
+        raise InputError(f"Profile {profile!r} is of kind {chosen.kind!r}; a run is submitted to one of kind 'slurm'")
+    if array is not None and array < 1:
+        raise InputError(f"An array has at least one task, not {array}")
+    job = find_job(profile, settings)
+    folder = run_dir.absolute() / "jobs"
+    common = [str(experiment.absolute()), "--run-dir", str(run_dir.absolute()), *arguments]
+    if array is None:
+        steps = [Step("driver", (*common, "--cluster", profile, *_file_option(cluster_file)))]
+    else:
+        steps = list(array_steps(common, array))
+    scripts = {name: _write_script(name, folder, chosen.driver, job, run_dir) for name in {s.script for s in steps}}
+    submitted = []
+    for one in _submit(steps, scripts, dry_run=dry_run):
+        submitted.append(one)
+        if not dry_run:  # after each, so that none is unknown to `subspace status` when Slurm refuses the next
+            write_atomically(folder / RECORD, [json.dumps([vars(each) for each in submitted], indent=1).encode()])
+    return submitted
+
+
+def submitted_jobs(run_dir: Path) -> list[Job]:
+    """Return what Slurm says of the jobs that were submitted last for a run; none if none were.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+
+    Returns
+    -------
+    list of Job
+        Of an array, each task. A job that Slurm has forgotten, which it does minutes after the end, or that cannot be
+        asked for on this host, is of state ``UNKNOWN``.
+
+    Examples
+    --------
+    >>> submitted_jobs(Path("runs/never-submitted"))
+    []
+    """
+    record = run_dir / "jobs" / RECORD
+    if not record.is_file():
+        return []
+    remedy = "delete it; Slurm's own squeue still shows the jobs"
+    steps = read_json(record, f"There is no {record}", remedy)
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "job" in step for step in steps):
+        raise CorruptError(f"{record} is no list of jobs; {remedy}")
+    numbers = [str(step["job"]) for step in steps]
+    try:
+        listed = [job for job in jobs_named(JOB_NAMES) if job.id.split("_")[0] in numbers]
+        reason = "Slurm does not know it any more"
+    except SubspaceError as error:
+        logger.warning("What became of the jobs %s is not known: %s", ", ".join(numbers), error)
+        listed, reason = [], "Slurm could not be asked"
+    seen = {job.id.split("_")[0] for job in listed}
+    return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
+
+
+def _file_option(cluster_file: Path | None) -> list[str]:
+    return [] if cluster_file is None else ["--cluster-file", str(cluster_file.absolute())]
+
+
+def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
+    """Yield the jobs that do a run in shares.
+
+    >>> for step in array_steps(["e.yaml"], 4):
+    ...     print(step.after, step.script, *step.arguments)
+    None driver e.yaml --until harvest --share begin/4
+    afterok share 4 e.yaml --until harvest
+    afterany driver e.yaml --until correlate --share begin/4
+    afterok share 4 e.yaml --until correlate
+    afterany driver e.yaml
+    """
+    tasks = (f"--array=0-{count - 1}",)
+    after: Literal["afterany"] | None = None
+    for stage in ("harvest", "correlate"):
+        yield Step("driver", (*common, "--until", stage, "--share", f"begin/{count}"), after=after)
+        yield Step("share", (str(count), *common, "--until", stage), tasks, after="afterok")
+        after = "afterany"
+    yield Step("driver", tuple(common), after="afterany")
+
+
+def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool) -> Iterator[Submitted]:
+    before: str | None = None
+    for i, step in enumerate(steps):
+        options, script = step.sbatch_options(before), scripts[step.script]
+        command = " ".join(["sbatch", "--parsable", *options, shlex.join([str(script), *step.arguments])])
+        if dry_run:
+            before, command = f"$job{i}", f"job{i}=$({command})"
+        else:
+            before = submit(script, options, step.arguments)
+        yield Submitted(before, command)
+
+
+def _write_script(name: Script, folder: Path, driver: Driver, job: SlurmJob, run_dir: Path) -> Path:
+    """Write a script with the site's settings to the run directory, and return where it is."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    log = {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]
+    text = fill(read_script(name), driver, job, run_dir.absolute() / "logs" / log)
+    path = folder / f"{name}.sbatch"
+    write_atomically(path, [text.encode()])
+    return path
+
+
+def read_script(name: Script) -> str:
+    """Return a script as it comes with the package."""
+    return (Path(__file__).parent / f"{name}.sbatch").read_text(encoding="utf-8")
+
+
+def fill(script: str, driver: Driver, job: SlurmJob, log: Path) -> str:
+    """Return a script with a site's ``#SBATCH`` lines, modules, and interpreter.
+
+    Of two lines with the same option, Slurm takes the later one, so what the script says by itself may stay.
+    """
+    lines = script.splitlines()
+    last = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+    commands = lines.index("set -euo pipefail")
+    directives = [f"#SBATCH {directive}" for directive in _directives(driver, job, log)]
+    prologue = [*(f"module load {shlex.quote(module)}" for module in job.modules), *job.job_script_prologue]
+    prologue.append(f"export SUBSPACE_PYTHON={shlex.quote(job.python or sys.executable)}")
+    filled = [*lines[: last + 1], *directives, *lines[last + 1 : commands], *prologue, *lines[commands:]]
+    return "\n".join(filled) + "\n"
+
+
+def _directives(driver: Driver, job: SlurmJob, log: Path) -> Iterator[str]:
+    for key in ("partition", "account", "qos", "constraint"):
+        if (value := getattr(driver, key) or getattr(job, key)) is not None:
+            yield f"--{key}={shlex.quote(value)}"
+    yield f"--cpus-per-task={driver.cores}"
+    yield f"--mem={math.ceil(parse_bytes(driver.memory) / 2**20)}M"
+    yield f"--time={driver.walltime}"
+    yield f"--output={log}"

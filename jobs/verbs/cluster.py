@@ -1,0 +1,168 @@
+"""The verbs ``subspace cluster up|down|status|job-script`` and ``subspace submit``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import dask
+import typer
+from rich.table import Table
+
+from jobs.cluster import service
+from jobs.cluster.certificates import FILES
+from jobs.cluster.profiles import SlurmProfile, find_job, find_profile, load_settings
+from jobs.cluster.running import known_names, state_root
+from jobs.cluster.slurm import Job, failures, import_jobqueue, job_options
+from jobs.cluster.submission import submit_run
+from pipeline.settings.experiment import load_experiment
+from pipeline.work.script import AsJson, ClusterFile, show, wide_console
+from storage.errors import InputError
+from storage.rundir import RunDirectory
+
+Name = Annotated[str, typer.Argument(help="The cluster's name.", show_default=False)]
+
+
+def up_command(
+    name: Name,
+    profile: Annotated[str, typer.Option(help="A profile that starts processes or jobs.")] = "processes",
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a cluster that goes on when this command ends; `--cluster NAME` joins it."""
+    _show(service.status(service.up(name, profile, cluster_file)), as_json=as_json)
+
+
+def down_command(name: Name, as_json: AsJson = False) -> None:
+    """End a cluster: exactly the processes and jobs that it started, also after a crash."""
+    ended = service.down(name)
+    if as_json:
+        show(vars(ended), as_json=True)
+        return
+    typer.echo(f"{name} is down." if ended.gone is None else f"{name} did not run any more: {ended.gone}.")
+    for what, found in (("processes", ended.processes), ("jobs", ended.jobs)):
+        if found:
+            typer.echo(f"Ended {what} that were left: {', '.join(map(str, found))}")
+    if ended.elsewhere is not None:
+        typer.echo(f"Its process on {ended.elsewhere} did not answer: if it still runs there, end it there.")
+
+
+def status_command(
+    name: Annotated[str | None, typer.Argument(help="One cluster; all by default.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show clusters that were started: scheduler, workers, jobs, and the way to the dashboard."""
+    states = [service.known(name)] if name is not None else [service.known(one) for one in known_names()]
+    said = [service.status(state) for state in states]
+    if as_json:
+        show({"clusters": said}, as_json=True)
+        return
+    if not said:
+        typer.echo(f"No cluster was started (in {state_root() / 'clusters'}); `subspace cluster up NAME` starts one.")
+    for one in said:
+        _show(one, as_json=False)
+
+
+def _show(said: dict[str, Any], *, as_json: bool) -> None:
+    """Print what is known of a cluster."""
+    if as_json:
+        show(said, as_json=True)
+        return
+    jobs = [Job(**job) for job in said.pop("jobs")]
+    logs = said.pop("logs", None)
+    if "memory_bytes" in said:
+        said["memory"] = f"{said.pop('memory_bytes') / 1e9:.1f} GB"
+    show({key: value for key, value in said.items() if value is not None}, as_json=False)
+    if jobs:
+        wide_console(120).print(job_table(jobs))
+    for line in failures(jobs, Path(logs) if logs else None):
+        typer.echo(line)
+
+
+def job_table(jobs: list[Job]) -> Table:
+    """Return a table with a line for each job."""
+    table = Table(title="Slurm jobs")
+    for column in ("job", "state", "node", "reason"):
+        table.add_column(column)
+    for job in jobs:
+        table.add_row(job.id, job.state, job.node, "" if job.reason == "None" else job.reason)
+    return table
+
+
+def job_script_command(
+    profile: Annotated[str, typer.Argument(help="A profile of kind slurm.")] = "slurm-cpu",
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the script of a profile's worker jobs, and submit nothing."""
+    script = job_script(profile, cluster_file)
+    if as_json:
+        show({"profile": profile, "script": script}, as_json=True)
+    else:
+        typer.echo(script.rstrip("\n"))
+
+
+def job_script(name: str, cluster_file: Path | None = None) -> str:
+    """Return the script of a profile's worker jobs, with placeholders for what only a running cluster has.
+
+    Parameters
+    ----------
+    name
+        A profile of kind ``slurm``.
+    cluster_file
+        See :func:`jobs.cluster.profiles.load_settings`.
+
+    Raises
+    ------
+    InputError
+        If the profile is of another kind.
+    """
+    settings = load_settings(cluster_file)
+    profile = find_profile(name, settings)
+    if not isinstance(profile, SlurmProfile):
+        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' have a job script")
+    job_class = import_jobqueue().slurm.SLURMJob
+    folder = state_root() / "runs" / f"{name}-XXXXXXXX"
+    with dask.config.set(settings):
+        options = job_options(name, find_job(name, settings), folder)
+        options["worker-extra-args"] += [
+            argument
+            for part, file in FILES.items()
+            for argument in (f"--tls-{part.replace('_', '-')}", f"{folder}/{file}")
+        ]
+        with dask.config.set({f"jobqueue.{name}": options}):
+            job = job_class("tls://SCHEDULER:PORT", name="WORKER", config_name=name, protocol="tls://")
+            return str(job.job_script())
+
+
+def submit_command(
+    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A profile of kind slurm.")] = "slurm-cpu",
+    cluster_file: ClusterFile = None,
+    array: Annotated[
+        int | None, typer.Option(metavar="N", help="No scheduler: job arrays of N tasks share the work.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the scripts and say what would be submitted.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run: its driver as a small job that submits the workers, or as job arrays without a scheduler."""
+    config = load_experiment(experiment)  # a wrong key stops here, not in a job tomorrow
+    directory = RunDirectory.of(config.name, run_dir).root
+    submitted = submit_run(
+        experiment, directory, profile=cluster, cluster_file=cluster_file, array=array, dry_run=dry_run
+    )
+    if as_json:
+        jobs = [] if dry_run else [one.job for one in submitted]
+        show(
+            {"jobs": jobs, "commands": [one.command for one in submitted], "run_directory": str(directory)},
+            as_json=True,
+        )
+        return
+    for one in submitted:
+        typer.echo(one.command if dry_run else f"job {one.job}: {one.command}")
+    if not dry_run:
+        typer.echo(f"Logs: {directory / 'logs'}. Cancel: scancel {shlex.join(one.job for one in submitted)}")

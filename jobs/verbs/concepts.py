@@ -1,0 +1,308 @@
+"""The verbs about what features fire on: contexts, concepts, non-concept, labels, label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+import xarray as xr
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.harvest.contexts import contexts
+from pipeline.semantics.concepts import load_concepts
+from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
+from pipeline.semantics.labels import import_labels, read_labels
+from pipeline.semantics.membership import concept_features
+from pipeline.semantics.non_concept import KINDS, non_concept_features
+from pipeline.settings.semantics import NonConceptKind, Rule
+from pipeline.text.feature_contexts import FeatureContexts, read_contexts
+from pipeline.text.passages import Passage
+from pipeline.text.spans import readable, readable_token
+from pipeline.work.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
+from storage import open_result
+from storage.errors import InputError, MissingInputError
+from storage.rundir import RunDirectory
+
+Store = Annotated[Path, typer.Argument(help="Activation store.", show_default=False)]
+Contexts = Annotated[
+    Path | None, typer.Option("--contexts", help="Its contexts; those of its run directory if absent.")
+]
+CorpusPath = Annotated[Path | None, typer.Option(help="The text; that of its run directory if absent.")]
+Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; can be repeated.")]
+
+
+def contexts_command(
+    context: typer.Context,
+    store: Store,
+    feature: Features = None,
+    corpus: CorpusPath = None,
+    contexts_path: Contexts = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels to show beside the ids; those of its run.")] = None,
+    top_n: Annotated[int, typer.Option(min=1, help="Top rows of each feature.")] = 8,
+    distinct_documents: Annotated[
+        bool, typer.Option("--distinct-documents", help="At most one top row of a document; needs --out.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Make contexts, and keep them.")
+    ] = None,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
+    if out is not None:
+        with open_client(context, cluster, cluster_file) as client:
+            made = contexts(
+                store, out, top_n, distinct_documents=distinct_documents, overwrite=overwrite, client=client
+            )
+        if not feature:
+            show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
+            return
+    elif distinct_documents:
+        raise InputError("Contexts from distinct documents must be made first: say where they go, with --out PATH")
+    if not feature:
+        raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
+    found_contexts = out or contexts_path or _contexts_of(store)
+    found = list(read_contexts(found_contexts, store, corpus or _corpus_of(store), feature, top_n=top_n))
+    run, side, site = RunDirectory.around(store)
+    known = labels or run.labels(side, site)
+    names = read_labels(known) if known.exists() else {}
+    if as_json:
+        show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
+        return
+    console = wide_console()
+    for each in found:
+        console.print(shaded(each, names.get(each.feature)))
+
+
+def _contexts_of(store: Path) -> Path:
+    """Return the path of the contexts of a store of a run directory, which must be there."""
+    run, side, site = RunDirectory.around(store)
+    path = run.contexts(side, site)
+    if not path.exists():
+        raise MissingInputError(f"There are no contexts at {path}; make them with `subspace contexts STORE --out PATH`")
+    return path
+
+
+def _corpus_of(store: Path) -> Path:
+    path = RunDirectory.around(store)[0].corpus
+    if not path.exists():
+        raise MissingInputError(f"There is no corpus at {path}; say where the text is, with --corpus PATH")
+    return path
+
+
+def shaded(found: FeatureContexts, label: str | None = None) -> Group:
+    """Return what a feature fires on, for a terminal: every token on a ground as red as its activation."""
+    missed = f" (at most {found.token_missed} more)" if found.token_missed else ""
+    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in found.tokens[:10])
+    head = Text(f"feature {found.feature}", style="bold")
+    if label:
+        head.append(f"  {label}", style="italic")
+    head.append(f"  fires on {found.firing_rate:.3%} of rows, at most {found.maximum:.3g}", style="not bold")
+    lines = [head, Text(f"  tokens: {tokens}{missed}"), Text(f"  {_bars(found.histogram)}  0 to {found.maximum:.3g}")]
+    return Group(*lines, *(_line(each, found.maximum) for each in (*found.top, *found.sampled)), Text())
+
+
+def _bars(counts: tuple[int, ...]) -> str:
+    """Return a histogram in one line, its bars by the logarithm of the counts.
+
+    >>> _bars((100, 10, 1, 0))
+    '█▄▁ '
+    """
+    heights = np.log1p(np.array(counts, float))
+    tallest = heights.max(initial=0) or 1.0
+    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * height / tallest)] for height in heights.tolist())
+
+
+def _line(passage: Passage, maximum: float) -> Text:
+    name = "  top " if passage.quantile is None else f"  q{passage.quantile:.2f}"[:7]
+    line = Text(f"{name:<8}{passage.activation:>8.3g}  {passage.before}", no_wrap=False)
+    for piece in passage.pieces:
+        strength = piece.activation / maximum if maximum > 0 else 0.0
+        line.append(readable(piece.text), style=_style(strength, peak=piece.peak))
+    return line.append(passage.after)
+
+
+def _style(strength: float, *, peak: bool) -> str:
+    if strength <= 0:
+        return "bold" if peak else ""
+    pale = round(235 - 175 * min(1.0, strength))
+    return f"{'bold ' if peak else ''}black on rgb(255,{pale},{pale})"
+
+
+def concepts_command(
+    context: typer.Context,
+    store: Store,
+    out: Out,
+    corpus: CorpusPath = None,
+    contexts_path: Contexts = None,
+    concepts: Annotated[
+        list[str] | None, typer.Option("--concepts", help="default, or a YAML file; can be repeated, later ones win.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this concept; can be repeated.")] = None,
+    rule: Annotated[
+        str, typer.Option(metavar="NAME[:KEY=VALUE]", help="count:at_least=2:of=5, share, pmi, or probe.")
+    ] = "count",
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the features that fire on the words of each concept."""
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
+    chosen = load_concepts(concepts or "default", only=only)
+    with open_client(context, cluster, cluster_file) as client:
+        found = concept_features(*paths, chosen, parse_rule(rule), out=out, overwrite=overwrite, client=client)
+    lines = list(_concept_lines(found))
+    if as_json:
+        show({"result": str(out), "rule": found.attrs["rule"], "concepts": lines}, as_json=True)
+        return
+    table = Table("concept", "rows", "features", "clearest", title=f"rule {rule}")
+    for line in lines:
+        table.add_row(
+            line["concept"], f"{line['rows']:,}", f"{line['members']:,}", ", ".join(map(str, line["features"][:8]))
+        )
+    wide_console().print(table)
+
+
+def _concept_lines(found: xr.Dataset) -> Iterator[dict[str, Any]]:
+    for i, name in enumerate(found["concept"].values.tolist()):
+        one = found.isel(concept=i)
+        members = np.flatnonzero(one["member"].values)
+        best = members[np.argsort(-one["pmi"].values[members], kind="stable")]
+        yield {
+            "concept": name,
+            "rows": int(one["rows"]),
+            "members": int(one["members"]),
+            "features": best.tolist(),
+        }
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule that an option names.
+
+    >>> parse_rule("count:at_least=3:of=8").of
+    8
+    """
+    name, *pairs = text.split(":")
+    settings = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    try:
+        parsed: Rule = TypeAdapter(Rule).validate_python({"name": name, **settings})
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
+    return parsed
+
+
+def non_concept_command(
+    context: typer.Context,
+    store: Store,
+    out: Out,
+    corpus: CorpusPath = None,
+    contexts_path: Contexts = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(get_args(NonConceptKind))}; can be repeated.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=SHARE", help="From which share on a kind counts.")
+    ] = None,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
+    kinds: Any = kind or KINDS
+    with open_client(context, cluster, cluster_file) as client:
+        chosen = {"kinds": kinds, "limits": _limits(limit or ())}
+        found = non_concept_features(*paths, **chosen, out=out, overwrite=overwrite, client=client)
+    names, reason = found["kind"].values.tolist(), found["reason"].values
+    lines = [
+        {"kind": name, "features": np.flatnonzero(reason == i).tolist(), "counts": name in kinds}
+        for i, name in enumerate(names)
+    ]
+    if as_json:
+        show({"result": str(out), "kinds": [line for line in lines if line["counts"]]}, as_json=True)
+        return
+    table = Table("kind", "features", "such as")
+    for line in lines:
+        if line["counts"]:
+            table.add_row(line["kind"], f"{len(line['features']):,}", ", ".join(map(str, line["features"][:12])))
+    wide_console().print(table)
+
+
+def _limits(pairs: list[str] | tuple[str, ...]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    except ValueError as error:
+        raise InputError(f"Give limits as KIND=SHARE, such as punctuation=0.8, not {list(pairs)}") from error
+
+
+def labels_command(
+    source: Annotated[Path, typer.Argument(help="CSV, JSON, JSONL, or a folder of Neuronpedia's batches.")],
+    out: Out,
+    store: Annotated[Path | None, typer.Option(help="The store whose features they are of, to check the ids.")] = None,
+    of: Annotated[str | None, typer.Option(metavar="MODEL/SOURCE", help="Where the file has several.")] = None,
+    method: Annotated[str | None, typer.Option(help="By whom, where a feature has several labels.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring labels of features in that were made elsewhere."""
+    found = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
+    show({"result": str(out), "labels": found.sizes["feature"], "of": found.attrs["source"]}, as_json=as_json)
+
+
+def label_command(
+    store: Store,
+    out: Out,
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="Base address, such as https://HOST/v1.")],
+    model: Annotated[str, typer.Option(help="Name of the model there.")],
+    feature: Features = None,
+    pairs: Annotated[Path | None, typer.Option(help="Label the features that are matched in this result.")] = None,
+    side: Annotated[str, typer.Option(help="a or b: the store's side in the pairs.")] = "a",
+    corpus: CorpusPath = None,
+    contexts_path: Contexts = None,
+    key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    batch: Annotated[int, typer.Option(min=1, help="Features in one request.")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
+    target = Endpoint(endpoint, model, key_variable)
+    target.headers()  # what is wrong with it is said before contexts are read
+    wanted = _wanted(feature, pairs, side)
+    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
+    asked = prompts(*paths, wanted, batch=batch)
+    cost = estimate(asked)
+    Console(stderr=True).print(
+        f"{cost.features:,} features in {cost.requests:,} requests to {endpoint}: about {cost.tokens_in:,} tokens in, "
+        f"{cost.tokens_out:,} out. The text around their top activations is sent there."
+    )
+    if not yes:
+        typer.confirm("Send?", abort=True, err=True)
+    found = label_features(asked, target, out, store=store, parallel=parallel, overwrite=overwrite)
+    show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
+
+
+def _wanted(features: list[int] | None, pairs: Path | None, side: str) -> list[int]:
+    if side not in ("a", "b"):
+        raise InputError(f"A side is a or b, not {side!r}")
+    if pairs is not None:
+        matched = open_result(pairs, "match")[f"feature_{side}"].values
+        return sorted({*(features or ()), *matched.tolist()})
+    if not features:
+        raise InputError("Say which features to label: --feature 17, or --pairs PAIRS.zarr for all that are matched")
+    return features

@@ -1,0 +1,294 @@
+"""``subspace doctor``: is this computer ready, and what to do where it is not.
+
+Every check looks at one thing and says what it found; nothing is changed, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import dask
+import psutil
+import typer
+from distributed.system import MEMORY_LIMIT
+from packaging.requirements import Requirement
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cluster.profiles import find_profile, load_settings
+from pipeline.correlate.resources import compiled_kernels, is_compiled
+from pipeline.work.script import AsJson, ClusterFile, show, wide_console
+from pipeline.work.workers import n_cpus
+from storage import free_space
+from storage.errors import SubspaceError
+
+State = Literal["ok", "note", "problem"]
+
+DISTRIBUTION = "semantic-subspace-matching"
+#: What each extra is for.
+EXTRAS = {
+    "models": "harvesting activations from models",
+    "cluster": "workers on Slurm",
+    "gpu": "correlating on GPUs",
+    "demo": "`subspace demo`",
+}
+HUB = "https://huggingface.co"
+#: Seconds that the model hub, and Slurm, may take to answer.
+PATIENCE = 5.0
+#: Less free disk or memory than this is worth a word, in bytes.
+LITTLE_DISK, LITTLE_MEMORY = 10 * 10**9, 4 * 10**9
+#: Fewer open files than this are soon used up by a scheduler with many workers.
+FEW_FILES = 4096
+#: File systems where spilled data and lock files make trouble.
+NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "fuse.sshfs", "cephfs")
+MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "problem": ("✗", "red")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes
+    ----------
+    check
+        What was looked at.
+    state
+        ``ok``; ``note``: some things will not work, or not well; ``problem``: nothing will.
+    found
+        What there is.
+    remedy
+        What to do; empty where nothing is to be done.
+    """
+
+    check: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(cluster_file: Path | None = None) -> list[Finding]:
+    """Look at everything.
+
+    Parameters
+    ----------
+    cluster_file
+        Your own ``cluster.yaml``, if there is one.
+
+    Returns
+    -------
+    list of Finding
+    """
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _packages,
+        _extras,
+        _processors,
+        _kernels,
+        _disk,
+        _limits,
+        lambda: _profiles(cluster_file),
+        _slurm,
+        _gpu,
+        _hub,
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare the installed versions with those that this package declares."""
+    wrong = [line for line in (_unmet(Requirement(text)) for text in _requirements()) if line]
+    found = f"Python {platform.python_version()}, {DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+    if wrong:
+        yield Finding("packages", "problem", "; ".join(wrong), f"pip install --upgrade {DISTRIBUTION}")
+    else:
+        yield Finding("packages", "ok", f"{found}; all that it needs is there")
+
+
+def _requirements() -> list[str]:
+    return importlib.metadata.requires(DISTRIBUTION) or []
+
+
+def _unmet(requirement: Requirement, extra: str = "") -> str:
+    """Return what is wrong with a requirement that applies; an empty string where nothing is."""
+    if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+        return ""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed"
+    fits = requirement.specifier.contains(version, prereleases=True)
+    return "" if fits else f"{requirement.name} is {version}, needed is {requirement.specifier}"
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, purpose in EXTRAS.items():
+        required = [Requirement(text) for text in _requirements()]
+        mine = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
+        wrong = [line for line in (_unmet(each, extra) for each in mine) if line]
+        if wrong:
+            remedy = f"for {purpose}: pip install '{DISTRIBUTION}[{extra}]'"
+            yield Finding(f"extra {extra}", "note", "; ".join(wrong), remedy)
+        else:
+            yield Finding(f"extra {extra}", "ok", f"{purpose}: all there")
+
+
+def _processors() -> Iterator[Finding]:
+    allowed, total = n_cpus(), os.cpu_count() or 1
+    free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
+    found = f"{allowed} of {total} processors, {free / 1e9:.1f} of {MEMORY_LIMIT / 1e9:.1f} GB of memory free"
+    if free < LITTLE_MEMORY:
+        remedy = "budgets are half of what is free: end other programs, or ask Slurm for more (--mem)"
+        yield Finding("processors and memory", "note", found, remedy)
+    else:
+        yield Finding("processors and memory", "ok", found)
+
+
+def _kernels() -> Iterator[Finding]:
+    folder = compiled_kernels()
+    if folder is None:
+        remedy = "each process compiles them, in a minute or so; set NUMBA_CACHE_DIR to a folder of yours"
+        yield Finding("compiled kernels", "problem", "cannot be kept: no folder can be written to", remedy)
+    elif is_compiled():
+        yield Finding("compiled kernels", "ok", f"in {folder}")
+    else:
+        yield Finding("compiled kernels", "note", f"none in {folder}", "the first run compiles them, in a minute or so")
+
+
+def _disk() -> Iterator[Finding]:
+    """Look at the current folder, and at where Dask's workers spill."""
+    scratch = dask.config.get("temporary-directory", None) or "."
+    for what, path in {"disk here": Path.cwd(), "scratch of workers": Path(str(scratch)).absolute()}.items():
+        free, folder = free_space(path)
+        kind = _file_system(folder)
+        found = f"{free / 1e9:.1f} GB free in {folder} ({kind})"
+        if what != "disk here" and kind in NETWORK:
+            remedy = "a network disk is slow to spill to: set local-directory in cluster.yaml to the node's own disk"
+            yield Finding(what, "note", found, remedy)
+        elif free < LITTLE_DISK:
+            yield Finding(what, "note", found, "`subspace plan EXPERIMENT.yaml` tells how much a run takes")
+        else:
+            yield Finding(what, "ok", found)
+
+
+def _file_system(folder: Path) -> str:
+    """Return the kind of file system that a folder is on."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    return next((mounts[one] for one in (folder, *folder.parents) if one in mounts), "unknown")
+
+
+def _limits() -> Iterator[Finding]:
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < FEW_FILES:
+        remedy = f"a scheduler with many workers needs more: ulimit -n {most}"
+        yield Finding("open files", "note", f"at most {files:,}", remedy)
+    else:
+        yield Finding("open files", "ok", f"at most {files:,}")
+
+
+def _profiles(cluster_file: Path | None) -> Iterator[Finding]:
+    """Validate every profile of cluster.yaml."""
+    try:
+        settings = load_settings(cluster_file)
+        profiles = settings["subspace"]["profiles"]
+        for name in profiles:
+            find_profile(name, settings)
+    except SubspaceError as error:
+        yield Finding("cluster.yaml", "problem", str(error), "see the comments in the file that comes with the package")
+    else:
+        yield Finding("cluster.yaml", "ok", f"profiles: {', '.join(sorted(profiles))}")
+
+
+def _slurm() -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        remedy = "for the profiles slurm-…: run this on a login node of the cluster"
+        yield Finding("Slurm", "note", "no sbatch on PATH", remedy)
+        return
+    try:
+        answer = _output("sinfo", "--noheader", "--format=%P %a %D nodes")
+    except (subprocess.SubprocessError, OSError) as error:
+        yield Finding(
+            "Slurm", "note", f"sinfo does not answer: {_reason(error)}", "is its controller up? ask your site"
+        )
+        return
+    partitions = "; ".join(line.strip() for line in answer.splitlines() if line.strip())
+    yield Finding("Slurm", "ok", partitions or "no partition is open to you")
+
+
+def _gpu() -> Iterator[Finding]:
+    if shutil.which("nvidia-smi") is None:
+        yield Finding("GPU", "note", "no nvidia-smi on PATH", "none is needed: everything runs on CPUs too")
+        return
+    try:
+        names = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").split("\n")
+    except (subprocess.SubprocessError, OSError) as error:
+        yield Finding("GPU", "note", f"nvidia-smi fails: {_reason(error)}", "is the driver loaded on this node?")
+        return
+    found = "; ".join(filter(None, names))
+    if importlib.util.find_spec("cupy") is None:
+        yield Finding("GPU", "note", found, f"CuPy is missing: pip install '{DISTRIBUTION}[gpu]'")
+    else:
+        yield Finding("GPU", "ok", found)
+
+
+def _reason(error: Exception) -> str:
+    """Return what a program that failed wrote on standard error, or else what Python says of it."""
+    return str(getattr(error, "stderr", None) or error).strip()
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)  # noqa: S603
+    return done.stdout.strip()
+
+
+def _hub() -> Iterator[Finding]:
+    """Ask whether the model hub answers; the token, if there is one, is not sent."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("model hub", "note", "HF_HUB_OFFLINE is set", "models and dictionaries are taken from the cache")
+        return
+    token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN in the environment"
+    address = os.environ.get("HF_ENDPOINT", HUB)
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()  # noqa: S310
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        remedy = "give local folders as models and dictionaries, or download where there is a network and set HF_HOME"
+        yield Finding("model hub", "note", f"{address} does not answer ({error})", remedy)
+    else:
+        yield Finding("model hub", "ok", f"{address} answers; {token}")
+
+
+def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
+    """Check this computer: packages, memory, disk, Slurm, GPU, model hub; and say what to do.
+
+    The exit status is 1 where nothing would run; what is missing for some uses only is a note.
+    """
+    findings = examine(cluster_file)
+    if as_json:
+        show({"findings": [dataclasses.asdict(each) for each in findings]}, as_json=True)
+    else:
+        console = wide_console(150)
+        console.print(table_of(findings))
+    if any(each.state == "problem" for each in findings):
+        raise typer.Exit(1)
+
+
+def table_of(findings: list[Finding]) -> Table:
+    """Return a table with a line for each finding."""
+    table = Table()
+    for name in ("", "check", "found", "what to do"):
+        table.add_column(name)
+    for each in findings:
+        # Text, since what stands in brackets would be taken for markup
+        table.add_row(Text(*MARKS[each.state]), *map(Text, (each.check, each.found, each.remedy)))
+    return table

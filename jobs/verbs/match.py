@@ -1,0 +1,129 @@
+"""The verbs that look closer at matchings: sweep, token-identity, layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from pipeline.experiment.sweep import plot_sweep, steps, sweep
+from pipeline.match.__main__ import parse_filter
+from pipeline.match.identity import token_identity
+from pipeline.match.layers import layer_consistency, layer_table, read_grid
+from pipeline.settings.registries import METHODS
+from pipeline.work.outputs import claim_outputs
+from pipeline.work.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    Out,
+    Overwrite,
+    StoreA,
+    StoreB,
+    open_client,
+    show,
+    wide_console,
+)
+from storage import make_result, new_manifest
+from storage.identity import fingerprint
+from storage.rundir import RunDirectory, Side
+
+
+def sweep_command(
+    context: typer.Context,
+    correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
+    out: Out,
+    min_correlation: Annotated[str, typer.Option(metavar="LIST", help="0.1,0.2 or FIRST:LAST:STEP.")] = "0.1:0.9:0.1",
+    max_uses: Annotated[str, typer.Option(metavar="LIST", help="1,2,5 or FIRST:LAST:STEP.")] = "1",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. unique shares a B feature; others drop it.")
+    ] = "unique",
+    filter_: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="As in `match`.")
+    ] = None,
+    contexts: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts, for filters.")] = None,
+    stores: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Stores, for scores.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="The text, for filters.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Score each matching by this; can be repeated.")] = None,
+    null_runs: Annotated[int, typer.Option(min=1, help="Shuffled pairings.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffles.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Match at every combination of minimum r and maximum uses; count, score, draw."""
+    with (
+        claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs,
+        open_client(context, cluster, cluster_file) as client,
+    ):
+        result = sweep(
+            correlation,
+            min_correlations=steps(min_correlation),
+            max_uses=[int(n) for n in steps(max_uses)],
+            method=method,
+            filters=[parse_filter(text) for text in filter_ or ()],
+            contexts=contexts,
+            stores=stores,
+            corpus=corpus,
+            metrics=metric or (),
+            null_runs=null_runs,
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            client=client,
+        )
+        outputs.write_table(result.to_dataframe().reset_index())
+        if plot is not None:
+            outputs.write_figure(plot_sweep(result))
+    lines = result.to_dataframe().reset_index().to_dict("records")
+    show(
+        {"result": str(out), "lines": lines} if as_json else {"result": str(out), "points": len(lines)}, as_json=as_json
+    )
+
+
+def token_identity_command(
+    pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
+    a: StoreA,
+    b: StoreB,
+    out: Out,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Split each pair's r into what the token's identity explains and the rest."""
+    result = token_identity(pairs, a, b, out, overwrite=overwrite)
+    parts = {name: float(np.nanmean(result[name])) for name in ("r", "token_part", "rest_part", "r_within")}
+    summary = {"result": str(out), "pairs": result.sizes["pair"], **{f"mean_{name}": v for name, v in parts.items()}}
+    mostly = float((result["token_part"] > 0.5 * result["r"]).mean())
+    show({**summary, "share_mostly_token": mostly}, as_json=as_json)
+
+
+def layers_command(
+    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    side: Annotated[Side, typer.Option(help="Whose features are followed.")] = "a",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Keep the whole dataset here.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show at which sites of the other model each feature finds its match, and its best one."""
+    grid = read_grid(run)
+    inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
+    manifest = new_manifest("layers", inputs, {"side": side})
+    with claim_outputs(table=csv, columns="site,other_site,", overwrite=overwrite) as outputs:
+        lines = layer_table(make_result(out, manifest, lambda: layer_consistency(grid, side), overwrite=overwrite))
+        outputs.write_table(lines)
+    if as_json:
+        show({"side": side, "lines": lines.to_dict("records")}, as_json=True)
+        return
+    table = Table(*("site", "other site", "matched", "best here", "share", "mean r"))
+    for line in lines.itertuples(index=False):
+        table.add_row(line[0], line[1], f"{line[2]:,}", f"{line[3]:,}", f"{line[4]:.3f}", f"{line[5]:.3f}")
+    wide_console().print(table)

@@ -1,0 +1,95 @@
+"""``subspace plan``: what an experiment will take, as a table or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline.experiment.forecast import Step, plan
+from pipeline.settings.experiment import load_experiment
+from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, show, wide_console
+
+COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
+
+
+def command(
+    context: typer.Context,
+    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's rates first, and keep them.")
+    ] = False,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an experiment will take: rows, tasks, operations, disk, memory of a worker, and time.
+
+    Text and rows are made (a run starts from them), and a sample of them goes through the models.
+    """
+    load_experiment(experiment)  # a wrong key stops here, before a cluster is started
+    with open_client(context, cluster, cluster_file) as client:
+        steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, client=client)
+    total = {
+        "seconds": sum(step.seconds for step in steps),
+        "disk_bytes": sum(step.disk for step in steps),
+        "peak_memory_of_a_worker_bytes": max(step.memory for step in steps),
+    }
+    if as_json:
+        show({**total, "steps": [dataclasses.asdict(step) for step in steps]}, as_json=True)
+        return
+    console = wide_console(150)
+    console.print(table_of(steps))
+    console.print(
+        f"In all about {duration(total['seconds'])}, {size(total['disk_bytes'])} of disk, and at most "
+        f"{size(total['peak_memory_of_a_worker_bytes'])} in a worker process beside the models."
+    )
+
+
+def table_of(steps: list[Step]) -> Table:
+    """Return a table with a line for each step; what is there already is marked and takes nothing."""
+    table = Table(title="what is to come")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("stage", "what") else "right")
+    for step in steps:
+        there = step.state == "there"
+        figures = (
+            ["", "", "", "", "", "there"]
+            if there
+            else [
+                f"{step.tasks:,}",
+                f"{step.flops:.1e}" if step.flops else "",
+                size(step.read),
+                size(step.disk),
+                size(step.memory),
+                duration(step.seconds),
+            ]
+        )
+        table.add_row(step.stage, step.what, f"{step.rows:,}" if step.rows else "", *figures)
+    return table
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(0), size(52_000), size(3.21e9)
+    ('', '0.05 MB', '3.21 GB')
+    """
+    if not n_bytes:
+        return ""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> duration(4.2), duration(150), duration(9000)
+    ('4 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

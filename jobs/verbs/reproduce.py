@@ -1,0 +1,263 @@
+"""``subspace reproduce``: run the published experiments again, and set our numbers beside the published ones.
+
+The study is Lan et al., arXiv 2410.06981. Its experiments come as files (``jobs/experiments``), its numbers as data
+(``published.yaml``), with what each is called there and which of ours it is to be held against: what was published as
+SVCCA keeps one component of either side, which we call ``svcca_pc1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import typer
+import xarray as xr
+import yaml
+from rich.table import Table
+
+from pipeline.experiment.run import run
+from pipeline.report.tables import observations
+from pipeline.settings.experiment import load_experiment, stored_experiment
+from pipeline.work.script import (
+    AllowBadSite,
+    AsJson,
+    Cluster,
+    ClusterFile,
+    open_client,
+    read_experiment,
+    show,
+    wide_console,
+)
+from storage import open_result
+from storage.rundir import RunDirectory
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+PUBLISHED = FOLDER / "published.yaml"
+Name = Literal["pythia", "gemma"]
+NAMES: tuple[Name, ...] = ("pythia", "gemma")
+COLUMNS = ("site_a", "site_b", "concept", "quantity", "published_as", "published", "ours", "ours_is", "note")
+NOT_RUN = "this run does not have these sites"
+NO_CONCEPT = "this run has no such concept; see `subspace semantics`"
+#: Of the ways in which `semantics` makes a concept's pairs, the study's: features of the concept are matched anew.
+APPROACH = "within"
+
+
+class Figure(NamedTuple):
+    """One published number and what it is."""
+
+    site_a: str
+    site_b: str
+    concept: str
+    quantity: str
+    published_as: str
+    published: float
+    ours_is: str
+
+
+def published_figures(name: Name) -> list[Figure]:
+    """Return every number that the study published of an experiment, in its order.
+
+    Examples
+    --------
+    >>> published_figures("pythia")[3][:6]
+    ('layers.2', 'layers.5', '', 'svcca_pc1', 'SVCCA', 0.678)
+    """
+    data = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    lines = [*data["sites"][name], *data["concepts"][name]]
+    return [
+        Figure(
+            line["a"], line["b"], line.get("concept", ""), quantity, meaning["published"], float(line[quantity]),
+            meaning["ours"],
+        )
+        for line in lines
+        for quantity, meaning in data["quantities"].items()
+        if quantity in line
+    ]  # fmt: skip
+
+
+def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
+    """Set a run's numbers beside the published ones.
+
+    Parameters
+    ----------
+    name
+        The experiment.
+    run_dir
+        A run of it, or of one with sites of the same names.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each published number, columns :data:`COLUMNS`. ``ours`` is NaN, and ``note`` says why, where the run
+        has no such sites, or has not compared them by that metric.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no run directory.
+    """
+    directory = RunDirectory(Path(run_dir))
+    run_sites = {(a, b) for a in _sites(directory, "a") for b in _sites(directory, "b")}
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    records = []
+    for figure in published_figures(name):
+        here = figure.site_a, figure.site_b, figure.concept
+        if here[:2] in run_sites and here not in found:
+            found[here] = dict(
+                _concept_figures(directory, *here) if figure.concept else _our_figures(directory, *here[:2])
+            )
+        ours, note = _ours(figure, found.get(here))
+        records.append({**figure._asdict(), "ours": ours, "note": note})
+    return pd.DataFrame.from_records(records, columns=list(COLUMNS))
+
+
+def _sites(directory: RunDirectory, side: str) -> list[str]:
+    return list(stored_experiment(directory).model_dump()[side]["sites"])
+
+
+def _ours(figure: Figure, found: dict[str, float] | None) -> tuple[float, str]:
+    if found is None:
+        return np.nan, NOT_RUN
+    if figure.concept and not found:
+        return np.nan, NO_CONCEPT
+    if figure.quantity not in found:
+        return np.nan, f"not computed: {'the run was stopped before' if not found else 'the metric was not asked for'}"
+    return found[figure.quantity], ""
+
+
+def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[tuple[str, float]]:
+    """Yield those of our numbers that a pair of sites has so far."""
+    correlation, pairs, scores = (
+        getattr(directory, stage)(site_a, site_b) for stage in ("correlation", "pairs", "scores")
+    )
+    if correlation.exists():
+        yield "best_r", _mean(open_result(correlation, "correlate")["r_a"].isel(rank=0))
+    if pairs.exists():
+        matched = open_result(pairs, "match")
+        yield "mean_r", _mean(matched["r"])
+        yield "pairs", float(matched.sizes["pair"])
+    if scores.exists():
+        compared = open_result(scores, "compare")
+        for metric in ("svcca_pc1", "rsa"):
+            if metric in compared["metric"].values:
+                yield metric, float(compared["score"].sel(metric=metric))
+        if "svcca_pc1" in compared["metric"].values and "shuffled" in compared["null"].values:
+            yield "svcca_pc1_null", float(compared["null_mean"].sel(metric="svcca_pc1", null="shuffled"))
+
+
+def _concept_figures(directory: RunDirectory, site_a: str, site_b: str, concept: str) -> Iterator[tuple[str, float]]:
+    """Yield our numbers of one concept's pairs, where the run has looked for concepts."""
+    table = directory.semantics_table
+    if not table.exists():
+        return
+    rows = open_result(table, "semantics-table")
+    wanted = {"site_a": site_a, "site_b": site_b, "name": concept, "approach": APPROACH}
+    at = np.flatnonzero(np.logical_and.reduce([rows[key].values == value for key, value in wanted.items()]))
+    if len(at):
+        one = rows.isel(row=int(at[0]))
+        yield "pairs", float(one["n_pairs"])
+        for metric in ("svcca_pc1", "rsa"):
+            if metric in one["metric"].values:
+                yield metric, float(one["score"].sel(metric=metric))
+
+
+def _mean(values: xr.DataArray) -> float:
+    defined = values.values[np.isfinite(values.values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def command(
+    context: typer.Context,
+    name: Annotated[Name | None, typer.Argument(help="Which experiment; see --list.", show_default=False)] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    show_file: Annotated[bool, typer.Option("--show", help="Print the experiment's YAML file, to start from.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Run nothing: the table, from what the run directory has.")
+    ] = False,
+    experiment: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Run your own file: local copies, fewer sites.")
+    ] = None,
+    allow_bad_site: AllowBadSite = False,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a published experiment again, and print the published numbers beside ours. Needs the model hub."""
+    if list_ or name is None:
+        _list(as_json=as_json)
+        return
+    file = experiment or FOLDER / f"{name}.yaml"
+    if show_file:
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
+        return
+    config = read_experiment(file, allow_bad_site=allow_bad_site)
+    RunDirectory.of(config.name, run_dir).check()
+    root = RunDirectory.of(config.name, run_dir).root
+    if not table:
+        with open_client(context, cluster, cluster_file) as client:
+            run(config, run_dir=root, client=client)
+    _show(name, root, as_json=as_json)
+
+
+def _list(*, as_json: bool) -> None:
+    lines = []
+    for name in NAMES:
+        config = load_experiment(FOLDER / f"{name}.yaml")
+        lines.append(
+            {
+                "name": name,
+                "a": config.a.model,
+                "b": config.b.model,
+                "pairs_of_sites": len(config.site_pairs),
+                "text": f"{config.corpus.documents} documents of {config.corpus.dataset}",
+                "published_numbers": len(published_figures(name)),
+            }
+        )
+    if as_json:
+        show({"experiments": lines}, as_json=True)
+        return
+    table = Table(*(key.replace("_", " ") for key in lines[0]), title="published experiments; they need the model hub")
+    for line in lines:
+        table.add_row(*map(str, line.values()))
+    wide_console().print(table)
+
+
+def _show(name: Name, root: Path, *, as_json: bool) -> None:
+    found = beside_published(name, root)
+    if as_json:
+        clean = found.astype(object).where(found.notna(), None)
+        show({"run_directory": str(root), "numbers": clean.to_dict("records")}, as_json=True)
+        return
+    shown = Table(title=f"{name}: published (arXiv 2410.06981) and ours, {root}")
+    for column in ("A", "B", "concept", "published as", "published", "ours", "which of ours it is"):
+        shown.add_column(column, justify="right" if column in ("published", "ours") else "left")
+    last = None
+    for line in observations(found):
+        here = (line.site_a, line.site_b, line.concept)
+        if last is not None and here != last:
+            shown.add_section()
+        names = here if here != last else ("", "", "")
+        shown.add_row(*names, line.published_as, _digits(line.published), _digits(line.ours), line.ours_is)
+        last = here
+    console = wide_console()
+    console.print(shown)
+    for note, rows in found[found["note"] != ""].groupby("note", sort=False):
+        sites = ", ".join(
+            dict.fromkeys(f"{line.site_a} – {line.site_b} {line.concept}".strip() for line in observations(rows))
+        )
+        console.print(f"Not there: {note} ({sites})", soft_wrap=True)
+
+
+def _digits(value: Any) -> str:
+    """Write a count whole and a score with three decimals.
+
+    >>> _digits(4055.0), _digits(0.678), _digits(float("nan"))
+    ('4,055', '0.678', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 2 else f"{value:.3f}"

@@ -1,0 +1,120 @@
+"""The verbs ``subspace run`` and ``subspace demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from jobs.watch.recorder import recorded
+from pipeline.experiment.run import RunResult, check_inputs, run
+from pipeline.experiment.stages import StageName
+from pipeline.work.script import (
+    AllowBadSite,
+    AsJson,
+    Cluster,
+    ClusterFile,
+    open_client,
+    read_experiment,
+    show,
+    wide_console,
+)
+from pipeline.work.share import Share
+from storage.rundir import RunDirectory
+
+
+def run_command(
+    context: typer.Context,
+    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = "report",
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only begin the stage --until (begin/N), or do its part I of N; for job arrays."
+        ),
+    ] = None,
+    allow_bad_site: AllowBadSite = False,
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment from text to report, or go on with it where it stopped."""
+    config = read_experiment(experiment, allow_bad_site=allow_bad_site)
+    part = Share.parse(share) if share is not None else None
+    directory = RunDirectory.of(config.name, run_dir)
+    directory.check()
+    folder = directory.root
+    # the tasks of an array run at once: each has a record of its own
+    record = folder if part is None else folder / "watch" / f"{until}-{part}"
+    if cluster is not None:
+        check_inputs(config)  # before workers are waited for, which in a queue takes hours
+    with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
+        result = run(config, run_dir=folder, until=until, share=part, client=client)
+    _show_run(result, until, as_json=as_json)
+
+
+def demo_command(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo writes.")] = Path("demo-run"),
+    cluster: Cluster = None,
+    cluster_file: ClusterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
+    from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
+
+    RunDirectory(run_dir).check()
+    experiment = prepare(run_dir / "input")
+    with open_client(context, cluster, cluster_file, run_dir / "logs") as client, recorded(client, run_dir):
+        result = run(experiment, run_dir=run_dir, client=client)
+    _show_run(result, "report", as_json=as_json)
+
+
+def _show_run(result: RunResult, until: StageName, *, as_json: bool) -> None:
+    """Print where everything is and, once there are scores, a table with one line for each pair of sites."""
+    summary: dict[str, object] = {"run_directory": str(result.directory.root)}
+    if until == "report":
+        summary["report"] = str(result.report)
+    if until not in ("compare", "semantics", "report"):
+        show(summary, as_json=as_json)
+        return
+    lines = [_site_pair(result, site_a, site_b) for site_a, site_b in result.experiment.site_pairs]
+    if as_json:
+        show({**summary, "site_pairs": lines}, as_json=True)
+        return
+    # a log file is read in a wide window
+    console = wide_console()
+    console.print(_table(lines))
+    show(summary, as_json=False)
+
+
+def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
+    pairs, scores = result.pairs(site_a, site_b), result.scores(site_a, site_b)
+    line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
+    line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
+    for metric in scores["metric"].values:
+        one = scores.sel(metric=metric).isel(null=0)
+        line[str(metric)] = {key: float(one[key]) for key in ("score", "null_mean", "p")}
+    return line
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    """Return the scores as a table: each beside the mean of its null, and its p."""
+    metrics = [key for key, value in lines[0].items() if isinstance(value, dict)]
+    table = Table(title="score (mean of its null; p)")
+    for name in ("A", "B", "pairs", "mean r", "held out", *metrics):
+        table.add_column(name, justify="left" if name in ("A", "B") else "right")
+    for line in lines:
+        scores = [line[metric] for metric in metrics]
+        table.add_row(
+            line["a"],
+            line["b"],
+            f"{line['pairs']:,}",
+            f"{line['mean_r']:.3f}",
+            f"{line['mean_r_heldout']:.3f}",
+            *(f"{one['score']:.3f} ({one['null_mean']:.3f}; {one['p']:.3f})" for one in scores),
+        )
+    return table

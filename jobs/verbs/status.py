@@ -1,0 +1,84 @@
+"""``subspace status``: what is done, what would run, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cluster.slurm import FAILED, UNKNOWN, Job, failures
+from jobs.cluster.submission import submitted_jobs
+from jobs.verbs.cluster import job_table
+from pipeline.experiment.status import status
+from pipeline.settings.experiment import Experiment, load_experiment, stored_experiment
+from pipeline.work.script import AsJson, show, wide_console
+from pipeline.work.task import Item
+from storage.rundir import RunDirectory
+
+STYLES = {"current": "green", "missing": "", "unfinished": "yellow", "waiting": "yellow", "outdated": "red"}
+
+
+def command(
+    what: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|EXPERIMENT", help="A run directory, or an experiment's YAML.", show_default=False),
+    ],
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory of an experiment; runs/NAME by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what of an experiment is done, what a run would do next, and why. Nothing is computed.
+
+    Of a run that was submitted to Slurm, it also shows the jobs, and the end of the log of each that failed.
+
+    With a run directory, the experiment is the one that was last run there; with a YAML file, the file as it is now.
+    """
+    config, directory = _open(what, run_dir)
+    items = status(config, directory)
+    counts = Counter(item.state for item in items)
+    jobs = submitted_jobs(directory.root)
+    if as_json:
+        listed = [{**dataclasses.asdict(item), "path": str(item.path)} for item in items]
+        said = {"run_directory": str(directory.root), "counts": counts, "results": listed}
+        show({**said, "jobs": [vars(job) for job in jobs]}, as_json=True)
+        return
+    console = wide_console(150)
+    console.print(table_of(items))
+    console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    if jobs:
+        console.print(job_table(jobs))
+        for line in _why_it_stopped(jobs, directory.root / "logs", finished=set(counts) == {"current"}):
+            typer.echo(line)
+
+
+def _why_it_stopped(jobs: list[Job], logs: Path, *, finished: bool) -> Iterator[str]:
+    """Yield the ends of the logs of failed jobs; of all that are over, if Slurm does not say which of them failed."""
+    stopped = not finished and not any(job.active for job in jobs)
+    yield from failures(jobs, logs, (*FAILED, UNKNOWN) if stopped else FAILED)
+
+
+def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
+    if not what.is_dir():
+        config = load_experiment(what)
+        return config, RunDirectory.of(config.name, run_dir)
+    directory = RunDirectory(what)
+    return stored_experiment(directory), directory
+
+
+def table_of(items: list[Item]) -> Table:
+    """Return a table with a line for each result."""
+    table = Table(title="what is done, and what a run would do")
+    for name in ("stage", "what", "state", "why"):
+        table.add_column(name)
+    for item in items:
+        # Text, since what stands in brackets would be taken for markup
+        state = Text(item.state, STYLES[item.state])
+        table.add_row(item.stage, Text(item.what), state, Text(item.why))
+    return table

@@ -1,0 +1,176 @@
+"""The verbs over what is on disk: inspect, verify, import, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from pipeline.settings.harvest import ActivationKind
+from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console
+from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
+from storage.inspect import inspect
+from storage.registry import IMPORTERS
+from storage.verify import verify
+
+#: Entries of `inspect` that a table does not show: they are long, and in the JSON.
+NOT_SHOWN = {"versions", "inputs", "settings", "fingerprint", "parts", "arrays", "attributes"}
+FAULTY = 5
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A store, a result, unfinished work, or a run directory.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a store, a result or a run holds: size, density, dead features, completeness, origin."""
+    found = inspect(path)
+    if as_json:
+        show(found, as_json=True)
+        return
+    console = wide_console()
+    console.print(_table_of(found))
+    if found["kind_of_data"] == "run":
+        console.print(_table_of_parts(found["parts"]))
+    elif "arrays" in found:
+        console.print(_table_of_arrays(found["arrays"]))
+
+
+def _table_of(found: dict[str, Any]) -> Table:
+    table = Table(show_header=False, title=found["path"])
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in {**found, **found.get("attributes", {})}.items():
+        if name not in NOT_SHOWN and value not in (None, {}, []):
+            table.add_row(name.replace("_", " "), readable(name, value))
+    for name, value in found.get("settings", {}).items():
+        table.add_row(f"setting {name}", readable(name, value))
+    return table
+
+
+def readable(name: str, value: Any) -> str:
+    """Return a value for a person.
+
+    >>> readable("bytes", 12476177), readable("l0", 31.99999), readable("chunk", [4096, 2048])
+    ('12.5 MB', '32', '4,096 × 2,048')
+    """
+    if name == "bytes" or name.startswith("bytes_of"):
+        return _bytes(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if name in ("chunk", "decoder", "shape"):
+        return " × ".join(f"{length:,}" for length in value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _table_of_parts(parts: list[dict[str, Any]]) -> Table:
+    table = Table("part", "what", "size", "complete", "shape", "L0", "dead", "sinks")
+    for part in parts:
+        path = Path(part["path"])
+        numbers = [part.get(name) for name in ("l0", "dead_features", "sinks")]
+        shape = f"{part['tokens']:,} × {part['features']:,}" if "tokens" in part else ""
+        shown = ["" if number is None else readable("", number) for number in numbers]
+        name = "/".join(path.parts[-3:] if part["kind_of_data"] in ("activations", "contexts") else path.parts[-2:])
+        table.add_row(name, part["kind_of_data"], _bytes(part["bytes"]), readable("", part["complete"]), shape, *shown)
+    return table
+
+
+def _table_of_arrays(arrays: dict[str, dict[str, Any]]) -> Table:
+    table = Table("array", "dimensions", "shape", "type")
+    for name, array in arrays.items():
+        table.add_row(name, ", ".join(array["dimensions"]), readable("shape", array["shape"]), array["dtype"])
+    return table
+
+
+def verify_command(
+    paths: Annotated[list[Path], typer.Argument(help="Stores, results, or folders of them.", metavar="PATH…")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Shards at a time; one a core by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every chunk, check its checksum and structure, and compute hashes and statistics again.
+
+    Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk.
+    """
+    found = verify(*paths, threads=threads)
+    if as_json:
+        show(found.as_dict(), as_json=True)
+    else:
+        for line in _lines(found.as_dict(), [str(fault) for fault in found.faults]):
+            typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(FAULTY)
+
+
+def _lines(found: dict[str, Any], faults: list[str]) -> Iterator[str]:
+    yield from (f"unfinished, not checked  {path}" for path in found["unfinished"])
+    yield from (f"not made yet             {path}" for path in found["missing"])
+    yield from (f"FAULT  {fault}" for fault in faults)
+    verdict = f"{len(faults)} faults" if faults else "no faults"
+    yield f"{len(found['checked'])} stores and results, {sum(found['checked'].values()):,} chunks: {verdict}"
+
+
+def import_command(
+    source: Annotated[Path, typer.Argument(help=f"File or folder of another program: {', '.join(IMPORTERS)}.")],
+    out: Out,
+    key: Annotated[str | None, typer.Option(help="Which array, layer or hook, where there are several.")] = None,
+    decoder: Annotated[
+        Path | None, typer.Option(help="Decoder rows, (feature, d_model): .npy or .safetensors.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Columns document, char_start, char_end …: .npz, .csv or .parquet.")
+    ] = None,
+    kind: Annotated[ActivationKind | None, typer.Option(help="post, pre_topk, or raw units.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the activations come from.")] = None,
+    site: Annotated[str | None, typer.Option(help="Such as layers.3.")] = None,
+    dictionary: Annotated[str | None, typer.Option(help="Name of the dictionary.")] = None,
+    dtype: Annotated[
+        Literal["float16", "float32", "float64"] | None, typer.Option(help="Type in the store; the source's if absent.")
+    ] = None,
+    drop_token: Annotated[
+        list[int] | None, typer.Option(help="Leave out rows of this token id (BOS, padding); can be repeated.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an activation store from what other programs wrote, a slab at a time."""
+    given = {"kind": kind, "model": model, "site": site, "dictionary": dictionary}
+    written = import_activations(
+        source,
+        out,
+        key=key,
+        decoder=decoder,
+        tokens=tokens,
+        attrs={name: value for name, value in given.items() if value is not None},
+        dtype=dtype,
+        drop_tokens=drop_token or (),
+        overwrite=overwrite,
+    )
+    show(written, as_json=as_json)
+
+
+def export_command(
+    store: Annotated[Path, typer.Argument(help="An activation store.", show_default=False)],
+    out: Out,
+    format_: Annotated[Format, typer.Option("--format", help="anndata (.h5ad, .zarr), npz (SciPy), npy (dense).")],
+    largest_dense: Annotated[
+        int, typer.Option(metavar="BYTES", help="Refuse a dense array above this.")
+    ] = LARGEST_DENSE,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an activation store for other programs; a sparse store stays sparse."""
+    show(export_activations(store, out, format_, largest_dense=largest_dense, overwrite=overwrite), as_json=as_json)

@@ -1,0 +1,233 @@
+"""The experiment file: one YAML, validated before anything is computed. All defaults live here.
+
+>>> config = Experiment.model_validate({
+...     "name": "toy",
+...     "corpus": {"path": "texts.jsonl"},
+...     "a": {"model": "gpt2", "dictionary": "identity", "sites": ["layers.1"]},
+...     "b": {"model": "gpt2", "dictionary": "identity", "sites": ["layers.2", "layers.3"]},
+... })
+>>> config.correlate.top_k
+16
+>>> config.site_pairs
+[('layers.1', 'layers.2'), ('layers.1', 'layers.3')]
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.settings.base import SITE_PLACEHOLDER, Section
+from pipeline.settings.compare import CompareConfig
+from pipeline.settings.correlate import CorrelateConfig
+from pipeline.settings.harvest import AlignConfig, ContextsConfig, CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.match import MatchConfig
+from pipeline.settings.registries import FILTERS
+from pipeline.settings.report import ReportConfig
+from pipeline.settings.semantics import SemanticsConfig
+from storage.errors import FormatError, InputError, shorten, shown
+from storage.rundir import RunDirectory, Side
+from storage.yaml_files import read_yaml
+
+
+class Experiment(Section):
+    """A whole experiment: two models on the same text, at a grid of sites."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    corpus: CorpusConfig
+    a: ModelConfig
+    b: ModelConfig
+    align: AlignConfig = AlignConfig()
+    store: StoreConfig = StoreConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    match: MatchConfig = MatchConfig()
+    compare: CompareConfig = CompareConfig()
+    contexts: ContextsConfig = ContextsConfig()
+    concepts: str | list[str] | None = Field(
+        None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
+    )
+    semantics: SemanticsConfig | None = Field(
+        None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
+    )
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _concepts_ask_for_semantics(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or content.get("concepts") is None:
+            return content
+        section = content.get("semantics") or {}
+        if "concepts" in section:
+            raise ValueError("'concepts' is given twice, at the top and under 'semantics'; give one of them")
+        # it is kept in one place only, so that the experiment reads the same from the run directory
+        return {**content, "concepts": None, "semantics": {**section, "concepts": content["concepts"]}}
+
+    @model_validator(mode="after")
+    def _kept_pairs_suffice(self) -> Experiment:
+        if self.match.min_correlation < self.correlate.keep_above:
+            raise ValueError(
+                f"match.min_correlation ({self.match.min_correlation}) is below correlate.keep_above "
+                f"({self.correlate.keep_above}): pairs below keep_above are not kept; lower keep_above"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _contexts_suffice(self) -> Experiment:
+        wanted = 0 if self.semantics is None else getattr(self.semantics.rule, "of", 0)
+        if wanted > self.report.contexts:
+            raise ValueError(
+                f"semantics.rule looks at {wanted} top contexts of each feature, and report.contexts keeps "
+                f"{self.report.contexts}; raise report.contexts, or lower `of`"
+            )
+        return self
+
+    def allowing_bad_sites(self) -> Experiment:
+        """Return the same experiment with ``allow_bad_site`` on both sides."""
+        sides = {side: getattr(self, side).model_copy(update={"allow_bad_site": True}) for side in ("a", "b")}
+        return self.model_copy(update=sides)
+
+    @property
+    def sides(self) -> tuple[tuple[Side, ModelConfig], tuple[Side, ModelConfig]]:
+        """Both sides and their models."""
+        return ("a", self.a), ("b", self.b)
+
+    @property
+    def site_pairs(self) -> list[tuple[str, str]]:
+        """The grid A.sites × B.sites, in the order of the file."""
+        return [(a, b) for a in self.a.sites for b in self.b.sites]
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read and validate an experiment file; relative paths in it start at the file's folder.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    InputError
+        If it is no YAML mapping, or a key or value is wrong; the message names each.
+    """
+    file = Path(path)
+    content = read_yaml(file, f"No experiment file at {file}")
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a mapping of settings, not {type(content).__name__}")
+    try:
+        experiment = Experiment.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{file}:\n" + "\n".join(_explain(error))) from error
+    return _resolve_paths(experiment, file.parent)
+
+
+def stored_experiment(directory: RunDirectory) -> Experiment:
+    """Return the experiment that was last run in a run directory.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder is no run directory.
+    FormatError
+        If the file is damaged, or of another version.
+    """
+    content = directory.read_experiment()
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise FormatError(
+            f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run` "
+            "EXPERIMENT.yaml writes it again:\n" + "\n".join(_explain(error))
+        ) from error
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
+    for item in error.errors():
+        where = ".".join(shorten(str(part), 80) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = list(_fields_at(item["loc"][:-1]))
+            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
+            yield f"  {where}: unknown key; {hint}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
+
+
+def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the valid keys of the section at `location`."""
+    section: Any = Experiment
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        # inside a list of filters, the location goes on with a number and the filter's name
+        section = _section_of(field.annotation) if field is not None else _filter_named(part)
+    yield from getattr(section, "model_fields", {})
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section that a field holds; of an optional one, what it is when it is there."""
+    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
+
+
+def _filter_named(part: object) -> Any:
+    return FILTERS[part] if isinstance(part, str) and part in FILTERS else Section
+
+
+def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """Make relative paths absolute, where something exists under `folder`; hub ids stay as they are."""
+    corpus = experiment.corpus.model_copy(
+        update={
+            "path": _resolve(experiment.corpus.path, folder),
+            "dataset": _resolve(experiment.corpus.dataset, folder),
+        }
+    )
+    sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
+    filters = [
+        each.model_copy(update={name: _resolve(getattr(each, name), folder) for name in each.paths})
+        for each in experiment.match.filters
+    ]
+    match = experiment.match.model_copy(update={"filters": filters})
+    semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
+    return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
+
+
+def _resolve_semantics(semantics: SemanticsConfig, folder: Path) -> SemanticsConfig:
+    kind, _, place = (semantics.embedding or "").partition(":")
+    found = {"concepts": _resolve_concepts(semantics.concepts, folder)}
+    if place not in ("", "a", "b"):
+        found["embedding"] = f"{kind}:{_resolve(place, folder)}"
+    return semantics.model_copy(update=found)
+
+
+def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str]:
+    if isinstance(concepts, str):
+        return _resolve(concepts, folder) or concepts
+    return [_resolve(each, folder) or each for each in concepts]
+
+
+def _resolve_model(side: ModelConfig, folder: Path) -> ModelConfig:
+    dictionary = side.dictionary
+    resolved: Any = (
+        {site: _resolve(value, folder) for site, value in dictionary.items()}
+        if isinstance(dictionary, dict)
+        else _resolve(dictionary, folder)
+    )
+    return side.model_copy(update={"model": _resolve(side.model, folder), "dictionary": resolved})
+
+
+def _resolve(value: str | None, folder: Path) -> str | None:
+    if value is None or Path(value).is_absolute():
+        return value
+    stem = value.split(SITE_PLACEHOLDER)[0] or "."
+    return str(folder.resolve() / value) if (folder / stem).exists() and stem != "." else value

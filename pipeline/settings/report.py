@@ -1,0 +1,14 @@
+"""Settings of the report."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from pipeline.settings.base import Section
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    contexts: PositiveInt = Field(8, description="top activating contexts kept for each feature")
+    pairs: PositiveInt = Field(100, description="best pairs shown for each pair of sites")

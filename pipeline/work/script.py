@@ -1,0 +1,170 @@
+"""What the stage scripts (``python -m pipeline.STAGE``) and the ``subspace`` command have in common.
+
+A stage's ``__main__`` module defines one typer function over paths. Run as a script it accepts the address of a
+running Dask scheduler as ``--cluster``; the ``subspace`` command registers the same function and hands in, through
+typer's context, a way to open named cluster profiles too.
+
+This module is imported to show any help: what only a verb at work needs is imported there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from pipeline.work.boundary import end_at_once, forgiving_output, guarded
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+    from pipeline.settings.experiment import Experiment
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        help="Profile of cluster.yaml, name of a cluster that is up, or a scheduler's address. Default: threads here.",
+    ),
+]
+ClusterFile = Annotated[
+    Path | None, typer.Option("--cluster-file", metavar="YAML", help="Your own cluster.yaml; only what differs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+AllowBadSite = Annotated[
+    bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result of this command that came from other inputs.")
+]
+StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
+StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="Budget over all workers, as 4GB; auto: half of the free memory.")
+]
+
+
+def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
+    """Return an experiment, before a cluster is started, as the options of the command line change it."""
+    from pipeline.settings.experiment import load_experiment
+
+    experiment = load_experiment(path)
+    return experiment.allowing_bad_sites() if allow_bad_site else experiment
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the program that runs a command brings: how it connects to clusters."""
+
+    connect: Callable[[str, Path | None, Path | None], contextlib.AbstractContextManager[Client]]
+
+
+@contextlib.contextmanager
+def open_client(
+    context: typer.Context, cluster: str | None, cluster_file: Path | None = None, logs: Path | None = None
+) -> Iterator[Client]:
+    """Yield the client that ``--cluster`` asks for; threads of this process where it is absent.
+
+    `logs` is the folder for the logs of Slurm jobs, where the profile names none.
+
+    Raises
+    ------
+    InputError
+        If a profile is named but the script knows none.
+    """
+    from distributed import Client
+
+    from pipeline.work.workers import ensure_client
+
+    session = context.obj
+    if isinstance(session, Session):
+        with session.connect(cluster or "local", cluster_file, logs) as client:
+            yield client
+    elif cluster is None:
+        with ensure_client(None) as client:
+            yield client
+    elif "://" in cluster:
+        with Client(cluster) as client:
+            yield client
+    else:
+        raise InputError(
+            f"This script takes a scheduler's address (tcp://…) as --cluster, not {cluster!r}; "
+            "the `subspace` command knows the profiles of cluster.yaml"
+        )
+
+
+def show(summary: dict[str, Any], *, as_json: bool) -> None:
+    """Print a summary on standard output: a line for each entry, or one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(summary, default=str))
+        return
+    width = max(map(len, summary))
+    for key, value in summary.items():
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {readable(value)}")
+
+
+def readable(value: object) -> str:
+    """Return a value of a summary for people; of several by name, those that are defined.
+
+    >>> readable(0.123456), readable({"score": 0.5, "low": float("nan"), "null_mean": 0.25}), readable(12)
+    ('0.1235', 'score 0.5, null mean 0.25', '12')
+    """
+    if isinstance(value, dict):
+        defined = {
+            name: one
+            for name, one in value.items()
+            if one is not None and not (isinstance(one, float) and math.isnan(one))
+        }
+        return ", ".join(f"{str(name).replace('_', ' ')} {readable(one)}" for name, one in defined.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def wide_console(width: int = 140) -> Console:
+    """Return a console on standard output; where that is a file, it is read in a window so many characters wide."""
+    return Console() if Console().is_terminal else Console(width=width)
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send the package's log to standard error; of the libraries, only what concerns the user."""
+    forgiving_output()
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        )
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    else:  # a log file: whole lines, each with its date
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+    for name in ("pipeline", "storage", "jobs"):
+        logging.getLogger(name).setLevel(level)
+    # closing a local cluster while its last results are dropped is not news
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+def run_script(command: Callable[..., None]) -> None:
+    """Run one stage's command as a script."""
+    set_up_logging()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded(command))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else somebody ignores it, as `nohup` does
+        signal.signal(signal.SIGINT, end_at_once)
+    app()
+
+
+def describe(result: xr.Dataset, *names: str) -> dict[str, Any]:
+    """Return the named attributes of `result` that are there."""
+    return {name: result.attrs[name] for name in names if name in result.attrs}

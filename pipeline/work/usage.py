@@ -1,0 +1,270 @@
+"""What each stage of a run took: its time, and the memory of its worker processes against what was planned.
+
+The kernel keeps the most that a process ever held (``VmHWM`` in ``/proc/self/status``; writing 5 to
+``/proc/self/clear_refs`` starts it anew, see proc(5)). Every worker is asked before and after a stage, so that no peak
+is missed, however short, and nothing is sampled. Below the run directory, ``usage/`` holds one JSON file for each
+session that ran stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import itertools
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+from distributed import Client
+
+from pipeline.work.workers import Advanced, Planned, listening
+from storage.errors import InputError
+from storage.files import write_text
+from storage.json_files import read_json_object
+
+logger = logging.getLogger(__name__)
+
+#: Under this key, Dask's configuration holds the name of the cluster profile, where there is one.
+CLUSTER_KEY = "subspace.cluster"
+#: Seconds below which a stage is taken to have found its work done, if another session worked longer on it.
+IDLE_SECONDS = 1.0
+#: Seconds that all workers together may take to say what they hold.
+ANSWERING_SECONDS = 20.0
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class StageUsage:
+    """What one stage took in one session.
+
+    Attributes
+    ----------
+    stage, begun, seconds, ended
+        The stage; when it began (UTC) and how long it took; ``finished``, or what stopped it.
+    cluster
+        The profile, or what kind of cluster it was.
+    processes, threads
+        Worker processes, and threads of all of them.
+    gone
+        Of the processes, those that were gone at the end: what they held is not known.
+    planned
+        Bytes that a worker process was to hold at most: what it held already, and what the stage meant to add; None
+        where the stage makes no plan.
+    peak, peak_sum
+        Bytes that the fullest worker process held at most, and the sum of what each held at most; None where they
+        could not be measured.
+    peak_driver
+        The same of the process that ran the stages; None where that is the workers' own.
+    since_start
+        Whether peaks are of the whole life of a process, since its system does not start them anew.
+    """
+
+    stage: str
+    begun: str
+    seconds: float
+    cluster: str
+    ended: str = "finished"
+    processes: int = 0
+    threads: int = 0
+    gone: int = 0
+    planned: float | None = None
+    peak: int | None = None
+    peak_sum: int | None = None
+    peak_driver: int | None = None
+    since_start: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds, and held at most, in bytes; and how many threads of workers it has."""
+
+    host: str
+    process: int
+    now: int
+    peak: int
+    since_start: bool
+    threads: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the process from others."""
+        return self.host, self.process
+
+
+class UsageLog:
+    """Measures the stages of one session and keeps what they took.
+
+    Parameters
+    ----------
+    folder
+        The run directory's ``usage``.
+    client
+        Whose workers are asked.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pipeline.work.workers import local_client
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with local_client() as client, UsageLog(folder, client).stage("match"):
+    ...     pass
+    >>> [(one.stage, one.processes) for one in read_usage(folder)]
+    [('match', 1)]
+    """
+
+    def __init__(self, folder: Path, client: Client) -> None:
+        self.client = client
+        now = dt.datetime.now(dt.UTC)
+        self._file = folder / f"{now:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}.json"
+        self._stages: list[StageUsage] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what is done in the block, and write it down at its end, also where it fails."""
+        begun, start, ended = dt.datetime.now(dt.UTC), time.monotonic(), "finished"
+        limits: list[float] = []
+        before = self._look(reset=True)
+        _held(reset=True)  # this process is none of the workers' where those are processes
+
+        def heard(event: Planned | Advanced) -> None:
+            if isinstance(event, Planned):
+                held = self._look(reset=False)
+                if not limits:  # what a stage takes before it plans is no matter of its plan
+                    limits.append(max((one.peak for one in held), default=0.0))
+                limits.append(event.limit(max((one.now for one in held), default=0)))
+
+        try:
+            with listening(heard):
+                yield
+        except BaseException as error:
+            ended = f"stopped by {type(error).__name__}"
+            raise
+        finally:
+            usage = StageUsage(
+                stage=name,
+                begun=begun.isoformat(timespec="milliseconds"),
+                seconds=round(time.monotonic() - start, 3),
+                cluster=_cluster_name(self.client),
+                ended=ended,
+                planned=max(limits, default=None),
+            )
+            self._write(_with_memory(usage, before, self._look(reset=False)))
+
+    def _look(self, *, reset: bool) -> list[Held]:
+        """Return what each worker process holds, each once, and this one; nothing where workers cannot be asked."""
+        if self.client.status != "running":
+            logger.warning("The memory of the workers was not measured: the client is %s", self.client.status)
+            return []
+        try:
+            # as client.run, which has no limit: a host that does not answer must not hold the run up
+            told = self.client.sync(
+                self.client._run, _held, reset=reset, on_error="ignore", callback_timeout=ANSWERING_SECONDS
+            ).values()
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:  # a scheduler that is closing or gone
+            logger.warning("The memory of the workers was not measured: %s", error or type(error).__name__)
+            return []
+        return _by_process([one for one in told if isinstance(one, Held)])
+
+    def _write(self, usage: StageUsage) -> None:
+        self._stages.append(usage)
+        try:
+            content = {"stages": [dataclasses.asdict(one) for one in self._stages]}
+            write_text(self._file, json.dumps(content, indent=2) + "\n")
+        except OSError as error:  # what the stage itself has done does not depend on it
+            logger.warning("What %s took is not kept: %s", usage.stage, error)
+
+
+def _with_memory(usage: StageUsage, before: list[Held], after: list[Held]) -> StageUsage:
+    """Return the record of a stage with what its processes held."""
+    known, left = ({one.key for one in some} for some in (before, after))
+    own = _held(reset=False)
+    return dataclasses.replace(
+        usage,
+        processes=len(known | left),
+        threads=sum(one.threads for one in after),
+        gone=len(known - left),
+        peak=max((one.peak for one in after), default=None),
+        peak_sum=sum(one.peak for one in after) if after else None,
+        peak_driver=None if own.key in left else own.peak,
+        since_start=any(one.since_start for one in before),
+    )
+
+
+def _cluster_name(client: Client) -> str:
+    """Return the name of the profile, or else what kind of cluster it is."""
+    name = dask.config.get(CLUSTER_KEY, None)
+    return str(name or (type(client.cluster).__name__ if client.cluster else "a running scheduler"))
+
+
+def _by_process(told: list[Held]) -> list[Held]:
+    """Return one record a process; workers that are threads of one process share its memory."""
+    threads: dict[tuple[str, int], int] = defaultdict(int)
+    for one in told:
+        threads[one.key] += one.threads
+    return [dataclasses.replace(one, threads=threads[one.key]) for one in {one.key: one for one in told}.values()]
+
+
+def _held(*, reset: bool, dask_worker: Any = None) -> Held:
+    """Return what this process holds and held at most; on request, begin to count the latter anew."""
+    fresh = not reset or _reset()
+    now, threads = psutil.Process().memory_info().rss, dask_worker.state.nthreads if dask_worker else 0
+    return Held(socket.gethostname(), os.getpid(), now, _peak(), not fresh, threads)
+
+
+def _reset() -> bool:
+    try:
+        CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak() -> int:
+    if STATUS.is_file():
+        fields = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines() if ":" in line)
+        if "VmHWM" in fields:
+            return 1024 * int(fields["VmHWM"].split()[0])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def read_usage(folder: Path) -> list[StageUsage]:
+    """Return what the stages of a run took, session after session; a damaged record is left out, and said.
+
+    Parameters
+    ----------
+    folder
+        The run directory's ``usage``.
+    """
+    found: list[StageUsage] = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found += [StageUsage(**one) for one in read_json_object(file, "", "")["stages"]]
+        except (InputError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged, and is left out: %s", file, error)
+    return sorted(found, key=lambda one: one.begun)
+
+
+def worth_showing(usages: list[StageUsage]) -> list[StageUsage]:
+    """Return the records of stages without those of sessions that found the work of a stage done."""
+    longest = {one.stage: max(other.seconds for other in usages if other.stage == one.stage) for one in usages}
+    shown, seen = [], set()
+    for one in usages:
+        first = one.seconds == longest[one.stage] and one.stage not in seen
+        if first or one.seconds >= IDLE_SECONDS:
+            shown.append(one)
+        seen |= {one.stage} if first else set()
+    return shown

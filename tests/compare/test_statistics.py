@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import false_discovery_control, kstest
+
+from pipeline.compare.statistics import benjamini_hochberg, effect_size, holm, p_value
+
+P_VALUES = arrays(float, st.integers(1, 20), elements=st.floats(0, 1) | st.sampled_from([0.01, 0.5]))
+
+
+def test_trap_8_p_is_never_0():
+    assert p_value(1.0, np.zeros(1000)) == 1 / 1001
+    assert p_value(0.0, np.ones(1000)) == 1.0
+
+
+def test_rounding_makes_no_significance():
+    assert p_value(1.0, np.full(99, 1.0 - 1e-7)) == 1.0
+
+
+def test_an_undefined_score_has_an_undefined_p():
+    assert np.isnan(p_value(np.nan, [0.1]))
+    assert np.isnan(effect_size(0.5, np.full(9, 0.1)))
+
+
+def test_trap_8_p_is_uniform_under_the_null():
+    rng = np.random.default_rng(0)
+    p = [p_value(scores[0], scores[1:]) for scores in rng.normal(size=(500, 100))]
+    assert kstest(p, "uniform").pvalue > 0.05
+
+
+@given(P_VALUES)
+def test_benjamini_hochberg_equals_scipy(p):
+    np.testing.assert_allclose(benjamini_hochberg(p), false_discovery_control(p), rtol=1e-12)
+
+
+@given(P_VALUES)
+def test_holm_rejects_what_stepping_down_rejects(p):
+    adjusted = holm(p)
+    for level in (0.05, 0.3):
+        rejected = np.zeros(len(p), bool)
+        for step, i in enumerate(np.argsort(p)):
+            if p[i] * (len(p) - step) > level:
+                break
+            rejected[i] = True
+        np.testing.assert_array_equal(adjusted <= level, rejected)
+
+
+@pytest.mark.parametrize("correct", [holm, benjamini_hochberg])
+def test_undefined_tests_do_not_count(correct):
+    p = np.array([[0.01, np.nan], [0.02, 0.5]])
+    adjusted = correct(p)
+    assert np.isnan(adjusted[0, 1])
+    np.testing.assert_array_equal(adjusted[~np.isnan(p)], correct(p[~np.isnan(p)]))
+    assert correct([]).shape == (0,)
+
+
+def test_holm_keeps_the_chance_of_any_false_rejection():
+    p = np.random.default_rng(0).uniform(size=(2000, 20))
+    any_rejected = np.mean([(holm(row) < 0.1).any() for row in p])
+    assert any_rejected <= 0.1 + 3 * np.sqrt(0.09 / 2000)

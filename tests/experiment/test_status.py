@@ -1,0 +1,239 @@
+"""What is done, what would run and why: the answer of `status` is what `run` then does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from distributed import Client
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipeline.experiment.forecast import plan
+from pipeline.experiment.run import RunResult, run
+from pipeline.experiment.stages import STAGES, register
+from pipeline.experiment.status import status
+from pipeline.settings.experiment import Experiment, load_experiment
+from pipeline.settings.semantics import CountRule
+from pipeline.work.task import Cost, Identify, Item, Stage, Task
+from storage import Manifest, fingerprint, new_manifest, open_result, write_result
+from storage.errors import InputError
+from storage.files import partial_path
+from storage.rundir import RunDirectory
+
+
+@pytest.fixture
+def copied(tiny_run: RunResult, tmp_path: Path) -> RunDirectory:
+    """A finished run that a test may spoil."""
+    return RunDirectory(Path(shutil.copytree(tiny_run.directory.root, tmp_path / "run")))
+
+
+def changed(config: Experiment, section: str, **values: object) -> Experiment:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def not_done(items: list[Item]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for item in items:
+        if item.state != "current":
+            found.setdefault(item.stage, set()).add(item.state)
+    return found
+
+
+def test_nothing_is_there(tiny_inputs: Path, tmp_path: Path) -> None:
+    items = status(load_experiment(tiny_inputs / "experiment.yaml"), RunDirectory(tmp_path / "run"))
+    assert {item.state for item in items} == {"missing"}
+    assert [item.stage for item in items].count("correlate") == 4
+    assert not (tmp_path / "run").exists(), "looking writes nothing"
+
+
+def test_all_is_done(tiny_run: RunResult) -> None:
+    items = status(tiny_run.experiment, tiny_run.directory)
+    assert not_done(items) == {}
+    assert all(item.path.exists() and not item.why for item in items)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "outdated", "waiting", "why"),
+    [
+        ("compare", {"null_runs": 60}, {"compare", "scores"}, set(), "null_runs is 60, and was 50"),
+        (
+            "match",
+            {"method": "mutual"},
+            {"match", "semantics"},
+            {"compare", "scores"},
+            "method is mutual, and was greedy",
+        ),
+        (
+            "correlate",
+            {"full": "float32"},
+            {"correlate", "best_layer", "match", "semantics"},
+            {"compare", "scores"},
+            "full is float32, and was not set",
+        ),
+        (
+            "semantics",
+            {"rule": CountRule(at_least=2, of=4)},
+            {"concepts", "semantics"},
+            set(),
+            "rule.at_least is 2, and was 1",
+        ),
+        (
+            "report",
+            {"contexts": 5},
+            {"contexts", "concepts", "words", "semantics"},
+            set(),
+            "top_n is 5, and was 4",
+        ),
+        (
+            "store",
+            {"dtype": "float16"},
+            {"harvest"},
+            {"contexts", "correlate", "best_layer", "match", "compare", "scores", "concepts", "words", "semantics"},
+            "dtype is float16, and was float32",
+        ),
+    ],
+)
+def test_a_changed_setting_names_what_depends_on_it(
+    tiny_run: RunResult, section: str, values: dict[str, object], outdated: set[str], waiting: set[str], why: str
+) -> None:
+    items = status(changed(tiny_run.experiment, section, **values), tiny_run.directory)
+    report = items.pop()
+    assert (report.stage, report.state) == ("report", "waiting" if waiting else "outdated")
+    assert not_done(items) == {stage: {"outdated"} for stage in outdated} | {stage: {"waiting"} for stage in waiting}
+    assert any(item.why == why for item in items)
+
+
+def test_what_waits_names_what_it_waits_for(tiny_run: RunResult) -> None:
+    items = status(changed(tiny_run.experiment, "match", method="mutual"), tiny_run.directory)
+    waiting = {item.stage: item.why for item in items if item.state == "waiting"}
+    assert waiting["compare"] == "waits for match layers.1 × encoder.layer.1"
+    assert waiting["scores"] == "waits for match layers.0 × encoder.layer.0"
+
+
+def test_a_source_that_is_gone_is_said(copied: RunDirectory, tiny_run: RunResult) -> None:
+    items = status(changed(tiny_run.experiment, "corpus", path="/nowhere/at/all.jsonl"), copied)
+    assert items[0].state == "waiting"
+    assert "No corpus at /nowhere" in items[0].why
+    assert not_done(items)["rows"] == {"waiting"}
+
+
+def test_unfinished_work_of_other_settings_is_no_progress(copied: RunDirectory, tiny_run: RunResult) -> None:
+    out = copied.correlation("layers.0", "encoder.layer.0")
+    out.rename(partial_path(out))
+    config = changed(tiny_run.experiment, "correlate", top_k=5)
+    item = next(one for one in status(config, copied) if one.path == out)
+    assert (item.state, item.why) == ("missing", "unfinished work is there, but top_k is 5, and was 4")
+
+
+def test_a_missing_result_and_all_behind_it(copied: RunDirectory, tiny_run: RunResult) -> None:
+    shutil.rmtree(copied.correlation("layers.0", "encoder.layer.1"))
+    items = status(tiny_run.experiment, copied)
+    # the same inputs and settings give the same result: what was made from it stays
+    assert not_done(items) == {"correlate": {"missing"}}
+    shutil.rmtree(copied.activations("a", "layers.0"))
+    shutil.rmtree(copied.contexts("a", "layers.0"))
+    found = {item.stage: item for item in status(tiny_run.experiment, copied) if item.state != "current"}
+    assert found["harvest"].why == "not there yet"
+    assert (found["contexts"].state, found["contexts"].why) == ("missing", "waits for harvest A layers.0")
+    assert (found["match"].state, found["match"].why) == ("waiting", "waits for harvest A layers.0")
+
+
+def test_a_replaced_input_is_seen(copied: RunDirectory, tiny_run: RunResult) -> None:
+    one, other = (copied.correlation("layers.0", f"encoder.layer.{i}") for i in (0, 1))
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    items = [item for item in status(tiny_run.experiment, copied) if item.state != "current"]
+    # made again from the right stores, it is what its pairs were made from
+    assert [(item.path, item.why) for item in items] == [(one, "b is not the one that it was made from")]
+
+
+def test_unfinished_work_tells_how_far_it_is(copied: RunDirectory, tiny_run: RunResult) -> None:
+    store = copied.activations("a", "layers.0")
+    shard = next((store / "activation" / "c").glob("*/0"))
+    n_shards = len(list((store / "activation" / "c").glob("*/0")))
+    assert n_shards > 2
+    shard.unlink()
+    store.rename(partial_path(store))
+    item = next(one for one in status(tiny_run.experiment, copied) if one.path == store)
+    assert (item.state, item.why) == ("unfinished", f"{n_shards - 1} of {n_shards} shards are done")
+
+
+def test_command(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["status", str(tiny_run.directory.root), "--json"])
+    assert shown.exit_code == 0, shown.output
+    summary = json.loads(shown.stdout)
+    assert set(summary["counts"]) == {"current"}
+    experiment = str(tiny_inputs / "experiment.yaml")
+    shown = CliRunner().invoke(app, ["status", experiment, "--run-dir", str(tmp_path / "new")])
+    assert shown.exit_code == 0, shown.output
+    assert "not there yet" in shown.stdout
+    shown = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert "is no run directory" in shown.output
+
+
+def test_a_stage_from_outside(copied: RunDirectory, tiny_run: RunResult, client: Client) -> None:
+    """One object with the tasks and one registration: it is run, shown and planned like those of the package."""
+
+    def count_manifest(identify: Identify) -> Manifest:
+        return new_manifest("count", {"pairs": identify(pairs)}, {"of": "pairs"})
+
+    def count(_: Client) -> None:
+        result = xr.Dataset({"n": open_result(pairs).sizes["pair"]})
+        write_result(result, target, count_manifest(fingerprint), overwrite=True)
+
+    def tasks(_: Experiment, run: RunDirectory) -> list[Task]:
+        return [Task("count", "layers.0", {target: count_manifest}, (pairs,), count, cost=lambda _: Cost(7.0))]
+
+    pairs, target = copied.pairs("layers.0", "encoder.layer.0"), copied.root / "count.zarr"
+    stages = list(STAGES)
+    register(Stage("count", tasks))
+    try:
+        assert [stage.name for stage in STAGES][-2:] == ["count", "report"]
+        assert not_done(status(tiny_run.experiment, copied)) == {"count": {"missing"}}
+        steps = plan(tiny_run.experiment, run_dir=copied.root, client=client)
+        assert [(step.stage, step.seconds) for step in steps if step.state == "to do"] == [("count", 7.0)]
+        run(tiny_run.experiment, run_dir=copied.root, until="count", client=client)
+        assert int(open_result(target, "count")["n"]) == open_result(pairs).sizes["pair"]
+        assert not_done(status(tiny_run.experiment, copied)) == {}
+        other = changed(tiny_run.experiment, "match", method="mutual")
+        assert not_done(status(other, copied))["count"] == {"outdated"}
+    finally:
+        STAGES[:] = stages
+
+
+def test_a_stage_that_is_not_there(tiny_run: RunResult, client: Client) -> None:
+    with pytest.raises(InputError, match="no stage 'count'; there are harvest, correlate"):
+        run(tiny_run.experiment, run_dir=tiny_run.directory.root, until="count", client=client)
+
+
+def test_no_dictionary_is_loaded(tiny_run: RunResult) -> None:
+    """A login node has no memory for them, and looking must not take long."""
+    code = """
+import json, sys
+from pathlib import Path
+from pipeline.settings.experiment import Experiment
+from pipeline.experiment.status import status
+from storage.rundir import RunDirectory
+
+run = RunDirectory(Path(sys.argv[1]))
+states = {item.state for item in status(Experiment.model_validate(run.read_experiment()), run)}
+print(json.dumps([sorted(states), "torch" in sys.modules]))
+"""
+    command = [sys.executable, "-c", code, str(tiny_run.directory.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["current"], False]
+
+
+def test_another_dictionary_is_seen(copied: RunDirectory, tiny_inputs: Path, tmp_path: Path) -> None:
+    config = Experiment.model_validate(copied.read_experiment())
+    folder = shutil.copytree(tiny_inputs / "sae-llama", tmp_path / "another")
+    other = config.model_copy(update={"a": config.a.model_copy(update={"dictionary": str(folder)})})
+    reasons = [item.why for item in status(other, copied) if item.state == "outdated" and item.stage == "harvest"]
+    assert reasons == ["dictionary is not the one that it was made from"] * 2

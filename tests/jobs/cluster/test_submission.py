@@ -1,0 +1,103 @@
+"""Scripts that are submitted: what stands in them, and that the shipped ones can be submitted by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cluster.slurm import Job
+from jobs.cluster.submission import read_script, submit_run, submitted_jobs
+from storage.errors import InputError
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    path = tmp_path / "site.yaml"
+    driver = {"partition": "long", "walltime": "3-00:00:00", "cores": 1, "memory": "2GiB"}
+    job = {"partition": "short", "account": "lab", "qos": "normal", "modules": ["python/3.11"], "python": "/env/python"}
+    path.write_text(
+        yaml.safe_dump({"subspace": {"profiles": {"slurm-cpu": {"driver": driver}}}, "jobqueue": {"slurm-cpu": job}})
+    )
+    return path
+
+
+def test_the_driver(site: Path, tmp_path: Path) -> None:
+    (one,) = submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, dry_run=True)
+    script = tmp_path / "run" / "jobs" / "driver.sbatch"
+    assert shlex.split(one.command.removeprefix("job0=$(").removesuffix(")")) == [
+        "sbatch", "--parsable", str(script), str(tmp_path / "e.yaml"), "--run-dir", str(tmp_path / "run"),
+        "--cluster", "slurm-cpu", "--cluster-file", str(site),
+    ]  # fmt: skip
+    lines = script.read_text().splitlines()
+    last = {line.partition("=")[0]: line for line in lines if line.startswith("#SBATCH ")}
+    assert last["#SBATCH --partition"] == "#SBATCH --partition=long"
+    assert last["#SBATCH --account"] == "#SBATCH --account=lab"
+    assert last["#SBATCH --qos"] == "#SBATCH --qos=normal"
+    assert last["#SBATCH --time"] == "#SBATCH --time=3-00:00:00"
+    assert last["#SBATCH --cpus-per-task"] == "#SBATCH --cpus-per-task=1"
+    assert last["#SBATCH --mem"] == "#SBATCH --mem=2048M"
+    assert lines.index("module load python/3.11") < lines.index("set -euo pipefail")
+    assert "export SUBSPACE_PYTHON=/env/python" in lines
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(i < first_command for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+
+
+def test_arrays(site: Path, tmp_path: Path) -> None:
+    submitted = submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, array=3, dry_run=True)
+    commands = [one.command for one in submitted]
+    assert len(commands) == 5
+    assert "--array=0-2" in commands[1]
+    assert "--array=0-2" in commands[3]
+    assert [("afterok" in one, "afterany" in one) for one in commands] == [
+        (False, False), (True, False), (False, True), (True, False), (False, True),
+    ]  # fmt: skip
+    assert " --dependency=afterok:$job0 " in commands[1]
+    assert commands[4].startswith("job4=$(sbatch --parsable --dependency=afterany:$job3 ")
+    assert all("--cluster" not in one.split() for one in commands), "no scheduler, no workers"
+
+
+def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    record = [{"job": number, "command": "sbatch …"} for number in ("7", "8", "9")]
+    (tmp_path / "jobs" / "submitted.json").write_text(json.dumps(record))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submitted_jobs(tmp_path) == [Job(n, "UNKNOWN", "", "Slurm could not be asked") for n in "789"]
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '8_1|FAILED|n1|NonZeroExitCode'\necho '6|RUNNING|n1|None'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    listed = submitted_jobs(tmp_path)
+    assert [(job.id, job.state) for job in listed] == [("7", "UNKNOWN"), ("9", "UNKNOWN"), ("8_1", "FAILED")]
+    assert not submitted_jobs(tmp_path / "another-run")
+
+
+@pytest.mark.parametrize("name", ["driver", "share"])
+def test_the_shipped_scripts_do_what_they_say(name: str, tmp_path: Path) -> None:
+    """Run as Slurm runs them, with an interpreter that says what it was given."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s " "$@"\nulimit -m\n')
+    python.chmod(0o755)
+    script = tmp_path / "script"
+    script.write_text(read_script(name))  # type: ignore[arg-type]
+    arguments = ["e.yaml", "--until", "harvest"] if name == "driver" else ["4", "e.yaml", "--until", "harvest"]
+    environment = {
+        "PATH": "/usr/bin:/bin", "SUBSPACE_PYTHON": str(python),
+        "SLURM_ARRAY_TASK_ID": "3", "SLURM_MEM_PER_NODE": "100",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(script), *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    said = done.stdout.split()
+    assert said[:6] == ["-m", "jobs.cli", "run", "e.yaml", "--until", "harvest"]
+    assert said[6:] == ([] if name == "driver" else ["--share", "3/4"]) + ["102400"]
+
+
+def test_what_cannot_be_submitted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="submitted to one of kind 'slurm'"):
+        submit_run(tmp_path / "e.yaml", tmp_path / "run", profile="processes", dry_run=True)
+    with pytest.raises(InputError, match="at least one task, not 0"):
+        submit_run(tmp_path / "e.yaml", tmp_path / "run", array=0, dry_run=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,120 @@
+"""Each check against a computer that is as it should be, and one that is not."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.verbs import doctor
+from jobs.verbs.doctor import Finding, examine
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on this host in the hub's place."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answering)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield address
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def only(check: str, found: list[Finding]) -> Finding:
+    return next(each for each in found if each.check == check)
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def test_this_computer(hub: str) -> None:
+    found = examine()
+    assert only("packages", found).state == "ok", "the tests run where everything needed is installed"
+    assert only("extra models", found).state == "ok"
+    assert only("model hub", found).found.startswith(hub)
+    assert not [each for each in found if each.state == "problem"]
+    assert all(each.remedy for each in found if each.state == "note" and each.check != "disk here")
+
+
+def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    finding = only("model hub", examine())
+    assert finding.state == "note"
+    assert "does not answer" in finding.found
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE is set" in only("model hub", examine()).found
+
+
+def test_the_token_is_not_shown(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    shown = CliRunner().invoke(app, ["doctor", "--json"])
+    assert "a token is set" in shown.stdout
+    assert "hf_secret" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("numpy>=1000", "numpy is "),
+        ("no-such-package", "no-such-package is not installed"),
+        ("numpy>=1", ""),
+        ("no-such-package; python_version < '3'", ""),
+    ],
+)
+def test_requirements(text: str, wrong: str) -> None:
+    assert doctor._unmet(Requirement(text)).startswith(wrong)
+    assert bool(doctor._unmet(Requirement(text))) == bool(wrong)
+
+
+def test_slurm_and_gpus_by_their_own_programs(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = examine()
+    assert (only("Slurm", found).state, only("GPU", found).state) == ("note", "note")
+    program(tmp_path, "sbatch", "")
+    program(tmp_path, "sinfo", "echo 'main* up 2 nodes'")
+    program(tmp_path, "nvidia-smi", "echo 'NVIDIA A100, 40960 MiB'")
+    found = examine()
+    assert (only("Slurm", found).state, only("Slurm", found).found) == ("ok", "main* up 2 nodes")
+    assert only("GPU", found).found == "NVIDIA A100, 40960 MiB"
+    program(tmp_path, "sinfo", "echo 'unable to contact the controller' >&2; exit 1")
+    assert only("Slurm", examine()).found.endswith("unable to contact the controller")
+
+
+def test_a_wrong_cluster_file_is_a_problem(hub: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("subspace: {profiles: {slurm-cpu: {jobs: many}}}\n")
+    shown = CliRunner().invoke(app, ["doctor", "--cluster-file", str(file), "--json"])
+    assert shown.exit_code == 1
+    finding = next(each for each in json.loads(shown.stdout)["findings"] if each["check"] == "cluster.yaml")
+    assert "slurm-cpu" in finding["found"]
+    assert "jobs" in finding["found"]
+
+
+def test_brackets_are_no_markup() -> None:
+    table = doctor.table_of([Finding("extra gpu", "note", "none", "pip install 'x[gpu]'")])
+    assert "x[gpu]" in str(next(iter(table.columns[3].cells)))

@@ -1,0 +1,114 @@
+"""Whatever a verb is told to write to: what is not its own survives, and nothing else is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.verbs.index import VERBS
+from pipeline.experiment.run import RunResult
+
+#: Verbs that write where they are told to, and how the tests call them; `label` needs a server, and has its own.
+WRITERS = {
+    "correlate": ("A", "B"),
+    "bootstrap": ("P", "A", "B"),
+    "convergence": ("P", "A", "B"),
+    "match": ("C",),
+    "sweep": ("C",),
+    "token-identity": ("P", "A", "B"),
+    "layers": ("RUN",),
+    "contexts": ("A",),
+    "concepts": ("A",),
+    "non-concept": ("A",),
+    "compare": ("P", "A", "B"),
+    "compare-activations": ("A", "B"),
+    "import": ("NPY",),
+    "export": ("A", "--format", "npz"),
+    "labels": ("LABELS", "--store", "A"),
+}
+FILES = {"match": ["--csv"], "sweep": ["--csv", "--plot"], "layers": ["--csv"], "convergence": ["--plot"]}
+RUNS = ("run", "plan", "harvest", "demo", "submit", "reproduce")
+
+
+@pytest.fixture
+def arguments(tiny_run: RunResult, tmp_path: Path) -> dict[str, str]:
+    run, (site_a, site_b) = tiny_run.directory, tiny_run.experiment.site_pairs[0]
+    np.save(tmp_path / "x.npy", np.eye(4))
+    (tmp_path / "labels.csv").write_text("feature,label\n1,one\n")
+    paths = {
+        "A": run.activations("a", site_a),
+        "B": run.activations("b", site_b),
+        "C": run.correlation(site_a, site_b),
+        "P": run.pairs(site_a, site_b),
+        "RUN": run.root,
+        "NPY": tmp_path / "x.npy",
+        "LABELS": tmp_path / "labels.csv",
+    }
+    return {name: str(path) for name, path in paths.items()}
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    folder = tmp_path / "precious"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("thesis.txt", "thesis.csv", "thesis.png", "thesis.npz"):
+        (folder / name).write_text("ten years")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def refused(*call: str) -> None:
+    done = CliRunner().invoke(app, list(call), env={"COLUMNS": "500"})
+    assert done.exit_code == 2, (call, done.output)
+    assert "Error" in done.stderr, done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("verb", WRITERS)
+def test_what_is_not_the_verbs_own_survives(
+    verb: str, arguments: dict[str, str], precious: Path, tmp_path: Path
+) -> None:
+    """Also with ``--overwrite``; without it, less is replaced."""
+    given = [arguments.get(name, name) for name in WRITERS[verb]]
+    options = ["--overwrite"]
+    ending = ".npz" if verb == "export" else ".txt"
+    before = content(tmp_path)
+    for target in (precious, precious / f"thesis{ending}", Path(given[0])):
+        refused(verb, *given, "--out", str(target), *options)
+    for option in FILES.get(verb, []):
+        for name in ("thesis.txt", "thesis.csv" if option == "--csv" else "thesis.png"):
+            refused(verb, *given, "--out", str(tmp_path / "out.zarr"), option, str(precious / name), *options)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_no_run_begins_among_other_files(verb: str, tiny_inputs: Path, precious: Path) -> None:
+    given = {"demo": [], "reproduce": ["pythia"]}.get(verb, [str(tiny_inputs / "experiment.yaml")])
+    before = content(precious)
+    refused(verb, *given, "--run-dir", str(precious))
+    assert content(precious) == before
+
+
+def test_figures_for_a_paper_replace_no_other_files(tiny_run: RunResult, precious: Path) -> None:
+    (precious / "scores.csv").write_text("mine")
+    refused("report", str(tiny_run.directory.root), "--figures", str(precious), "--overwrite")
+    assert (precious / "scores.csv").read_text() == "mine"
+    assert (precious / "thesis.txt").read_text() == "ten years"
+
+
+def test_every_verb_that_writes_is_tried() -> None:
+    """A verb with ``--out`` or ``--run-dir`` is in one of the lists above."""
+    writing = set()
+    for verb in VERBS:
+        if " " not in verb.name:
+            text = CliRunner().invoke(app, [verb.name, "--help"], env={"COLUMNS": "300"}).output
+            if "--out" in text or "--run-dir" in text:
+                writing.add(verb.name)
+    assert writing <= {*WRITERS, *RUNS, "label", "status"}  # `status` reads
