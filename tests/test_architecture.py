@@ -1,4 +1,4 @@
-"""Imports run one way: jobs → pipeline → storage, in it experiment → stages → work, text → settings; stages stand alone."""
+"""Imports run one way: jobs → pipeline → storage; experiment → stages → work, text → settings; stages stand alone."""
 
 from __future__ import annotations
 
