@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 import storage
 from benchmarks.measure import run_measured
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from pipeline.work.workers import n_cpus
 
 WAYS = ("harvest", "bare_loop", "full_model")
@@ -61,7 +61,7 @@ figures.update(measure(**arguments))
 # --- the inputs -------------------------------------------------------------------------------------------------------
 
 
-def demo_inputs(folder: Path) -> tuple[ModelConfig, Path, int]:
+def demo_inputs(folder: Path) -> tuple[ModelSettings, Path, int]:
     """Return SmolLM2 at one site with the demo's dictionary, all of the demo's text, and the longest window."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - imports torch
     from jobs.demo.text import documents  # noqa: PLC0415
@@ -74,7 +74,7 @@ def demo_inputs(folder: Path) -> tuple[ModelConfig, Path, int]:
     return model, text, experiment.corpus.max_length
 
 
-def tiny_inputs(folder: Path) -> tuple[ModelConfig, Path, int]:
+def tiny_inputs(folder: Path) -> tuple[ModelSettings, Path, int]:
     """Make a random Llama of three blocks, a TopK dictionary of its units, and text of random words."""
     import torch  # noqa: PLC0415
     from sae_lens import TopKSAE, TopKSAEConfig  # noqa: PLC0415
@@ -96,7 +96,7 @@ def tiny_inputs(folder: Path) -> tuple[ModelConfig, Path, int]:
     rng = np.random.default_rng(0)
     lines = [json.dumps(" ".join(rng.choice(words[1:], int(rng.integers(5, 60))))) for _ in range(60)]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    model = ModelConfig(
+    model = ModelSettings(
         model=str(folder / "model"), dictionary=str(folder / "dictionary"), sites=["layers.1"], batch_size=4
     )
     return model, folder / "text.jsonl", 64
@@ -110,7 +110,7 @@ def make_inputs(folder: Path, *, tiny: bool, documents: int, shard_rows: int) ->
     (folder / "input").mkdir()
     model, text, max_length = (tiny_inputs if tiny else demo_inputs)(folder / "input")
     for name, count in (("warm-up", WARM_UP_DOCUMENTS), ("measured", documents)):
-        build_corpus(CorpusConfig(path=str(text), documents=count, seed=0), folder / name / "corpus.zarr")
+        build_corpus(CorpusSettings(path=str(text), documents=count, seed=0), folder / name / "corpus.zarr")
         make_rows(folder / name / "corpus.zarr", model, model, max_length, folder / name / "rows.zarr")
     return {"folder": str(folder), "model": model.model_dump(mode="json"), "shard_rows": shard_rows}
 
@@ -120,15 +120,15 @@ def make_inputs(folder: Path, *, tiny: bool, documents: int, shard_rows: int) ->
 
 def measure(way: str, folder: str, model: dict[str, Any], shard_rows: int) -> dict[str, Any]:
     """Run one way in this process, after a warm-up; return its seconds and number of rows."""
-    settings = ModelConfig.model_validate(model)
-    run = _ours(settings, StoreConfig(shard_rows=shard_rows)) if way == "harvest" else _loop(settings, way)
+    settings = ModelSettings.model_validate(model)
+    run = _ours(settings, StoreSettings(shard_rows=shard_rows)) if way == "harvest" else _loop(settings, way)
     run(Path(folder) / "warm-up")
     start = time.perf_counter()
     rows = run(Path(folder) / "measured")
     return {"seconds": time.perf_counter() - start, "rows": rows}
 
 
-def _ours(model: ModelConfig, store: StoreConfig) -> Callable[[Path], int]:
+def _ours(model: ModelSettings, store: StoreSettings) -> Callable[[Path], int]:
     # the package names its function like the module
     harvest = importlib.import_module("pipeline.harvest.run").harvest
 
@@ -140,7 +140,7 @@ def _ours(model: ModelConfig, store: StoreConfig) -> Callable[[Path], int]:
     return run
 
 
-def _loop(model: ModelConfig, way: str) -> Callable[[Path], int]:
+def _loop(model: ModelSettings, way: str) -> Callable[[Path], int]:
     """Return the function that runs a plain loop over the windows of a folder."""
     encode = plain_loop(model, full=way == "full_model")
 
@@ -150,7 +150,7 @@ def _loop(model: ModelConfig, way: str) -> Callable[[Path], int]:
     return run
 
 
-def plain_loop(model: ModelConfig, *, full: bool) -> Callable[[Path], Iterator[tuple[NDArray[np.int64], Any]]]:
+def plain_loop(model: ModelSettings, *, full: bool) -> Callable[[Path], Iterator[tuple[NDArray[np.int64], Any]]]:
     """Load model and dictionary; return a function that yields row numbers and their encoded activations (a tensor).
 
     Parameters
@@ -212,7 +212,7 @@ def _batches(folder: Path, size: int) -> Iterator[tuple[NDArray[np.int64], NDArr
         yield numbers, ids, mask, (which, table["position_a"][numbers])
 
 
-def largest_difference(folder: Path, model: ModelConfig) -> float:
+def largest_difference(folder: Path, model: ModelSettings) -> float:
     """Return the largest difference between the harvested store and the bare loop, over the first batches."""
     path = folder / "stores" / f"{model.sites[0]}.zarr"
     worst, checked = 0.0, 0
@@ -308,7 +308,7 @@ def benchmark(*, tiny: bool, documents: int, repeats: int, shard_rows: int) -> d
             for way in WAYS if number == 0 else WAYS[:2]:
                 runs[way].append(run_measured(MEASURED, {"way": way, **told}))
         best = {way: min(figures, key=lambda one: one["seconds"]) for way, figures in runs.items()}
-        model = ModelConfig.model_validate(told["model"])
+        model = ModelSettings.model_validate(told["model"])
         store = folder / "measured" / "stores" / f"{model.sites[0]}.zarr"
         stores = compare_stores(store, folder, repeats)
         ours = best["harvest"]
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny random model instead of SmolLM2")
     parser.add_argument("--documents", type=int, default=240, help="a seeded sample of so many")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--shard-rows", type=int, default=StoreConfig().shard_rows)
+    parser.add_argument("--shard-rows", type=int, default=StoreSettings().shard_rows)
     given = parser.parse_args()
     figures = benchmark(tiny=given.tiny, documents=given.documents, repeats=given.repeats, shard_rows=given.shard_rows)
     print(json.dumps(figures))

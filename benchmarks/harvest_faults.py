@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from pipeline.work.workers import closing, local_client
 
 WORDS = 400
-STORE = StoreConfig(shard_rows=1024)
+STORE = StoreSettings(shard_rows=1024)
 PATIENCE = 300.0
 
 
@@ -59,12 +59,14 @@ def make_inputs(folder: Path, documents: int) -> None:
     rng = np.random.default_rng(0)
     lines = [json.dumps(" ".join(rng.choice(words[1:], int(rng.integers(10, 80))))) for _ in range(documents)]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    build_corpus(CorpusConfig(path=str(folder / "text.jsonl")), folder / "corpus.zarr")
+    build_corpus(CorpusSettings(path=str(folder / "text.jsonl")), folder / "corpus.zarr")
     make_rows(folder / "corpus.zarr", _model(folder), _model(folder), 64, folder / "rows.zarr")
 
 
-def _model(folder: Path) -> ModelConfig:
-    return ModelConfig(model=str(folder / "model"), dictionary="identity", sites=["layers.0", "layers.2"], batch_size=4)
+def _model(folder: Path) -> ModelSettings:
+    return ModelSettings(
+        model=str(folder / "model"), dictionary="identity", sites=["layers.0", "layers.2"], batch_size=4
+    )
 
 
 def harvest(folder: Path, out: str, client: Any) -> None:

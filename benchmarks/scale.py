@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.table import RESULTS, insert
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes, stored_bytes
-from pipeline.correlate.plan import PAIR_BYTES, RESERVED, StoreSize
+from pipeline.correlate.plan import PAIR_BYTES, Resources, StoreSize
 from pipeline.correlate.rates import Rates, load_rates
-from pipeline.correlate.resources import Resources
 from pipeline.match.stage import MATCH_BYTES, MATCH_SECONDS
+from pipeline.settings.correlate import CorrelateSettings
 from storage.errors import BudgetError
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -174,13 +174,10 @@ def _forecast(study: Study, rates: Rates, workers: int) -> CorrelateForecast:
     return forecast_sizes(
         size,
         size,
-        n_rows=study.tokens,
-        n_halves=2,
-        top_k=study.top_k,
-        kernel="auto",
-        measure="pearson",
-        resources=Resources(workers * study.memory, workers, 1, RESERVED, set()),
-        rates=rates,
+        study.tokens,
+        CorrelateSettings(top_k=study.top_k),
+        Resources(workers * study.memory, workers),
+        rates,
     )
 
 

@@ -34,7 +34,7 @@ from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import variance_unexplained
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from pipeline.work.workers import local_client
 from storage import iter_shards, open_activations
 
@@ -84,10 +84,10 @@ class Recipe:
     seed: int = 0
 
 
-def raw_models() -> dict[str, tuple[PackagedModel, ModelConfig]]:
+def raw_models() -> dict[str, tuple[PackagedModel, ModelSettings]]:
     """Return both sides with the identity dictionary."""
     return {
-        side: (packaged, ModelConfig(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites)))
+        side: (packaged, ModelSettings(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites)))
         for side, packaged in (("a", SMOLLM2), ("b", MINILM))
     }
 
@@ -100,14 +100,14 @@ def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
         for part, count in (("train", recipe.documents), ("held-out", None)):
             folder = work / part
             _write_text(folder / "text.jsonl", held=part == "held-out")
-            corpus = CorpusConfig(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
+            corpus = CorpusSettings(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
             build_corpus(corpus, folder / "corpus.zarr")
             make_rows(folder / "corpus.zarr", models["a"], models["b"], MAX_LENGTH, folder / "rows.zarr", client=client)
             stores[part] = {}
             for side in SIDES:
                 stores[part] |= harvest(
                     folder / "corpus.zarr", folder / "rows.zarr", models[side], side,
-                    StoreConfig(dtype="float16"), folder / side, client=client,
+                    StoreSettings(dtype="float16"), folder / side, client=client,
                 )  # fmt: skip
     return stores
 

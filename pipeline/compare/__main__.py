@@ -11,7 +11,7 @@ import xarray as xr
 from rich.table import Table
 
 from pipeline.compare.run import compare
-from pipeline.settings.compare import CompareConfig
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import METRICS, NULLS
 from pipeline.work.script import (
     AsJson,
@@ -70,7 +70,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Score the similarity of the matched spaces, each score beside its nulls."""
-    defaults = CompareConfig()
+    defaults = CompareSettings()
     with open_client(context, cluster, cluster_file) as client:
         scores = compare(
             pairs, a, b, metrics=metric or defaults.metrics, nulls=null or defaults.nulls, pool=pool,

@@ -31,8 +31,7 @@ from pipeline.correlate.documents import (
     run_blocks,
     sum_documents,
 )
-from pipeline.correlate.rows import Select
-from pipeline.settings.correlate import MEASURE_NAMES, Measure
+from pipeline.settings.correlate import MEASURE_NAMES, Measure, Select
 from pipeline.work.workers import ensure_client
 from storage import InputError, fingerprint, make_result, new_manifest
 

@@ -26,8 +26,8 @@ from pipeline.correlate.job import Store
 from pipeline.correlate.kernels.csr import EXCLUDED, Rows
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.rows import Select, read_halves
-from pipeline.settings.correlate import Measure
+from pipeline.correlate.rows import read_halves
+from pipeline.settings.correlate import Measure, Select
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result, read_manifest
 from storage.jit import cached_njit

@@ -9,13 +9,13 @@ from distributed import Client
 
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.plan import Plan, StoreSize, make_plan
+from pipeline.correlate.plan import Plan, Resources, StoreSize, make_plan
 from pipeline.correlate.ranks import measured_size, plan_ranks
 from pipeline.correlate.rates import Rates, predict_seconds
-from pipeline.correlate.resources import Resources, find_resources, parse_memory
-from pipeline.correlate.rows import Select
+from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.run import Inputs
-from pipeline.settings.correlate import DeviceName, Kernel, Measure
+from pipeline.settings.base import keywords
+from pipeline.settings.correlate import CorrelateSettings
 
 #: Bytes of a kept pair on disk, both r.
 KEPT_BYTES = 14
@@ -54,20 +54,22 @@ class CorrelateForecast:
         return max(self.plan.projected, self.ranking)
 
 
+@keywords(CorrelateSettings)
 def forecast(
-    a: str | Path,
-    b: str | Path,
-    *,
-    rates: Rates,
-    client: Client,
-    top_k: int = 16,
-    select: Select = "half",
-    measure: Measure = "pearson",
-    kernel: Kernel = "auto",
-    device: DeviceName = "auto",
-    memory: str | int = "auto",
+    a: str | Path, b: str | Path, settings: CorrelateSettings, *, rates: Rates, client: Client
 ) -> CorrelateForecast:
-    """Return what correlating two stores will take; arguments as in :func:`pipeline.correlate.run.correlate`.
+    """Return what correlating two stores will take.
+
+    Parameters
+    ----------
+    a, b
+        The stores.
+    settings
+        Each setting of :class:`~pipeline.settings.correlate.CorrelateSettings` is a keyword.
+    rates
+        Of the machine.
+    client
+        Whose workers are to do it.
 
     Raises
     ------
@@ -75,33 +77,13 @@ def forecast(
         If it does not fit the memory.
     """
     inputs = Inputs.open(Path(a), Path(b))
-    inputs.measured_by(measure)  # refuses stores that have no such measure
-    resources = find_resources(client, parse_memory(memory), device)
-    return forecast_sizes(
-        *inputs.sizes,
-        n_rows=inputs.n_rows,
-        n_halves=2 if select == "half" else 1,
-        top_k=top_k,
-        kernel=kernel,
-        device=device,
-        measure=measure,
-        resources=resources,
-        rates=rates,
-    )
+    inputs.measured_by(settings.measure)  # refuses stores that have no such measure
+    resources = find_resources(client, parse_memory(settings.memory), settings.device)
+    return forecast_sizes(*inputs.sizes, inputs.n_rows, settings, resources, rates)
 
 
-def forecast_sizes(
-    a: StoreSize,
-    b: StoreSize,
-    *,
-    n_rows: int,
-    n_halves: int,
-    top_k: int,
-    kernel: Kernel,
-    measure: Measure,
-    resources: Resources,
-    rates: Rates,
-    device: DeviceName = "auto",
+def forecast_sizes(  # noqa: PLR0917 - what it depends on
+    a: StoreSize, b: StoreSize, n_rows: int, settings: CorrelateSettings, resources: Resources, rates: Rates
 ) -> CorrelateForecast:
     """Return the same from sizes alone, those of the values; stores that are not there yet have estimated ones.
 
@@ -110,30 +92,18 @@ def forecast_sizes(
     BudgetError
         If it does not fit the memory.
     """
-    measured = measured_size(a, measure, n_rows), measured_size(b, measure, n_rows)
-    plan = make_plan(
-        *measured,
-        n_rows=n_rows,
-        n_halves=n_halves,
-        top_k=top_k,
-        memory=resources.memory,
-        kernel=kernel,
-        processes=resources.processes,
-        threads=resources.threads,
-        reserved=resources.reserved,
-        device=device,
-        gpu=resources.gpu,
-    )
-    slots = resources.processes * resources.threads
+    measured = measured_size(a, settings.measure, n_rows), measured_size(b, settings.measure, n_rows)
+    plan = make_plan(*measured, n_rows, settings, resources)
+    slots, n_halves = resources.slots, settings.n_halves
     seconds = predict_seconds(plan, *measured, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
     bytes_a, bytes_b = (stored_bytes(size, n_rows) for size in (a, b))
     again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": 2 * plan.n_panels + 1}
     ranking, ranks = 0, 0.0
-    if RULES[measure].ranked:  # ranks are written beside the result, and read in place of the stores
+    if RULES[settings.measure].ranked:  # ranks are written beside the result, and read in place of the stores
         seconds += 4 * float(a.entries.sum() + b.entries.sum()) * rates.entry / slots
         ranking = max(plan_ranks(size, n_rows=n_rows, plan=plan, resources=resources).projected for size in (a, b))
         ranks = bytes_a + bytes_b
-    places = (a.n_features + b.n_features) * top_k * PLACE_BYTES
+    places = (a.n_features + b.n_features) * settings.top_k * PLACE_BYTES
     return CorrelateForecast(
         plan=plan,
         seconds=seconds,
@@ -149,7 +119,7 @@ def n_products(a: StoreSize, b: StoreSize, n_rows: int, plan: Plan) -> float:
 
     >>> import numpy as np
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(100, 10))
-    >>> n_products(size, size, 1000, make_plan(size, size, n_rows=1000, n_halves=1, top_k=1, memory=10**9))
+    >>> n_products(size, size, 1000, make_plan(size, size, 1000, CorrelateSettings(), Resources(10**9)))
     1000.0
     """
     if plan.method == "dense":

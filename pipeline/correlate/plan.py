@@ -19,7 +19,7 @@ longer on the CPU than the tiles take to come back. A plan fits both memories.
 Everything here is arithmetic on sizes; :func:`make_plan` is a pure function.
 
 >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
->>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
+>>> plan = make_plan(size, size, 100_000, CorrelateSettings(), Resources(10**9))
 >>> plan.method, plan.panel, plan.n_panels
 ('resident', 2048, 2)
 """
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.cost import Rates
 from pipeline.correlate.kernels.dense import FEATURES
-from pipeline.settings.correlate import DeviceName, Kernel
+from pipeline.settings.correlate import CorrelateSettings, DeviceName, Kernel
 from storage.errors import BudgetError, InputError
 
 Method = Literal["resident", "streaming", "dense"]
@@ -78,6 +78,44 @@ FETCHED, GPU_BUFFERS = 2**23, 64 * 2**20
 
 
 DEFAULT = Rates()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the workers have that may be used.
+
+    Attributes
+    ----------
+    memory
+        Bytes, of all processes together.
+    processes
+        Worker processes.
+    threads
+        Tasks that one of them runs at once, at most.
+    reserved
+        Bytes that one takes before it holds any data.
+    hosts
+        Names of the hosts that they run on.
+    gpu
+        Bytes that each process may take of its GPU's memory; None unless every process has a GPU that may be used.
+    """
+
+    memory: int
+    processes: int = 1
+    threads: int = 1
+    reserved: int = RESERVED
+    hosts: frozenset[str] = frozenset()
+    gpu: int | None = None
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at once."""
+        return self.processes * self.threads
+
+    @property
+    def allowed(self) -> int:
+        """Bytes that each process may take."""
+        return self.memory // self.processes
 
 
 @dataclass(frozen=True)
@@ -235,19 +273,11 @@ def sparse_products(a: StoreSize, b: StoreSize, n_rows: int) -> float:
 def make_plan(
     a: StoreSize,
     b: StoreSize,
-    *,
     n_rows: int,
-    n_halves: int,
-    top_k: int,
-    memory: int,
-    kernel: Kernel = "auto",
-    processes: int = 1,
-    threads: int = 1,
+    settings: CorrelateSettings,
+    resources: Resources,
+    *,
     panel: int | None = None,
-    reserved: int = RESERVED,
-    matrix: bool = False,
-    device: DeviceName = "auto",
-    gpu: int | None = None,
 ) -> Plan:
     """Cut the work to fit the memory.
 
@@ -257,26 +287,12 @@ def make_plan(
         Sizes of the stores.
     n_rows
         Their rows.
-    n_halves
-        2 if half of the rows is held out, else 1.
-    top_k
-        Partners kept for each feature.
-    memory
-        Bytes that all worker processes together may take.
-    kernel
-        ``sparse``, ``dense`` or ``auto``.
-    processes, threads
-        Worker processes, and tasks that each runs at once.
+    settings
+        Of the correlation.
+    resources
+        What there is.
     panel
         Width of a panel, if it is already decided (work that is resumed).
-    reserved
-        Bytes that a process takes before it holds any data.
-    matrix
-        Whether the whole matrix is written.
-    device
-        ``cuda`` if products are to be computed on a GPU whether or not that is faster.
-    gpu
-        Bytes that each process may take of its GPU's memory, or None if there is none to be used.
 
     Returns
     -------
@@ -287,22 +303,19 @@ def make_plan(
     BudgetError
         If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
     """
-    kept = int(memory * MATCHING_SHARE) // MATCHING_BYTES
-    shape = _Shape(a, b, n_rows, n_halves, top_k + SPARE, threads, kept, reserved, matrix)
-    ways = _ways(choose_kernel(a, b, n_rows, kernel, device), device, gpu, shape)
-    plans = [
-        _plan(way, width, shape, (memory // processes, gpu or 0))
-        for way, width in _choices(ways, a.n_features, processes * threads, panel)
-    ]
+    shape = _Shape(a, b, n_rows, settings, resources)
+    ways = _ways(choose_kernel(a, b, n_rows, settings.kernel, settings.device), shape)
+    plans = [_plan(way, width, shape) for way, width in _choices(ways, a.n_features, resources.slots, panel)]
     for plan in plans:
         if plan.fits:
             return plan
-    raise BudgetError(_refusal(plans, processes, reserved))
+    raise BudgetError(_refusal(plans, resources))
 
 
-def _ways(kernel: Literal["sparse", "dense"], device: DeviceName, gpu: int | None, shape: _Shape) -> list[Way]:
+def _ways(kernel: Literal["sparse", "dense"], shape: _Shape) -> list[Way]:
     """Return methods and devices, the best first: a GPU where it is faster, or insisted on."""
     ways: list[Way] = []
+    device, gpu = shape.settings.device, shape.resources.gpu
     for method in _methods(kernel):
         if gpu is not None and (device == "cuda" or gpu_is_faster(method, shape)):
             ways.append((method, "cuda"))
@@ -356,7 +369,7 @@ def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
         width //= 2
 
 
-def _refusal(plans: list[Plan], processes: int, reserved: int) -> str:
+def _refusal(plans: list[Plan], resources: Resources) -> str:
     """Say what the plan that takes least would need, of the host's memory or of the GPU's."""
     on_host = [plan for plan in plans if plan.gpu_projected <= plan.gpu_allowed]
     if not on_host:
@@ -368,11 +381,11 @@ def _refusal(plans: list[Plan], processes: int, reserved: int) -> str:
             "use device='cpu'"
         )
     plan = min(on_host, key=lambda plan: plan.projected)
-    gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, reserved)]
+    gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, resources.reserved)]
     return (
         f"The correlation does not fit: it needs {gb[0]} in each worker process (projected) at the least, and "
         f"{gb[1]} is allowed, of which {gb[2]} is reserved for the interpreter and libraries. Raise memory to at "
-        f"least {plan.projected * processes / 1e9:.2f} GB in all, or lower top_k"
+        f"least {plan.projected * resources.processes / 1e9:.2f} GB in all, or lower top_k"
     )
 
 
@@ -383,15 +396,31 @@ class _Shape:
     a: StoreSize
     b: StoreSize
     n_rows: int
-    n_halves: int
-    top_k: int
-    threads: int
-    kept: int
-    reserved: int
-    matrix: bool
+    settings: CorrelateSettings
+    resources: Resources
+
+    @property
+    def n_halves(self) -> int:
+        """Sums are taken for so many halves of the rows."""
+        return self.settings.n_halves
+
+    @property
+    def threads(self) -> int:
+        """Tasks of a process at once."""
+        return self.resources.threads
+
+    @property
+    def top_k(self) -> int:
+        """Places of a list while r is not final."""
+        return self.settings.top_k + SPARE
+
+    @property
+    def kept(self) -> int:
+        """Kept pairs that can be loaded for matching later on."""
+        return int(self.resources.memory * MATCHING_SHARE) // MATCHING_BYTES
 
 
-def _plan(way: Way, width: int, shape: _Shape, allowed: tuple[int, int]) -> Plan:
+def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     """Project the peak memory of a process, and of its GPU, for one method and width of panels."""
     method, device = way
     width = min(width, shape.a.n_features)
@@ -403,10 +432,12 @@ def _plan(way: Way, width: int, shape: _Shape, allowed: tuple[int, int]) -> Plan
         task = max(task, _rescoring(width, kept, shape))
     gpu = GPU_BUFFERS + shape.threads * _GPU_WORK[method](width, slab_rows, shape) if device == "cuda" else 0
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
-    projected = shape.reserved + max(shared + shape.threads * task, _merge(shape))
+    projected = shape.resources.reserved + max(shared + shape.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
-    cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, allowed[0])
-    return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=allowed[1] if device == "cuda" else 0)
+    cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
+    return replace(
+        cut, device=device, gpu_projected=gpu, gpu_allowed=(shape.resources.gpu or 0) if device == "cuda" else 0
+    )
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:
@@ -425,7 +456,7 @@ def _lists(width: int, kept: int, shape: _Shape) -> int:
     """Return the bytes of top-k lists and their copy, kept pairs (collected, joined, encoded), and working memory."""
     top = (width + 2 * shape.b.n_features) * shape.top_k * PAIR_BYTES
     buffer = kept_buffer(shape.b.n_features) * PAIR_BYTES
-    matrix = 16 * MATRIX_ROWS * shape.b.n_features if shape.matrix else 0
+    matrix = 16 * MATRIX_ROWS * shape.b.n_features if (shape.settings.full is not None) else 0
     return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.b.n_features + matrix
 
 

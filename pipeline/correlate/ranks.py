@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.job import Store
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, StoreSize
-from pipeline.correlate.resources import Resources
+from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, Resources, StoreSize
 from pipeline.settings.correlate import Measure
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
@@ -349,10 +348,11 @@ def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources
 
     Examples
     --------
-    >>> from pipeline.correlate.plan import make_plan
+    >>> from pipeline.correlate.plan import Resources, make_plan
+    >>> from pipeline.settings.correlate import CorrelateSettings
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
-    >>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
-    >>> ranking = plan_ranks(size, n_rows=100_000, plan=plan, resources=Resources(10**9, 1, 1, 4 * 10**8, set()))
+    >>> plan = make_plan(size, size, 100_000, CorrelateSettings(), Resources(10**9))
+    >>> ranking = plan_ranks(size, n_rows=100_000, plan=plan, resources=Resources(10**9, reserved=4 * 10**8))
     >>> ranking.width, ranking.projected < 10**9
     (4096, True)
     """

@@ -80,9 +80,10 @@ def predict_seconds(
 
     Examples
     --------
-    >>> from pipeline.correlate.plan import make_plan
+    >>> from pipeline.correlate.plan import Resources, make_plan
+    >>> from pipeline.settings.correlate import CorrelateSettings
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))
-    >>> plan = make_plan(size, size, n_rows=100_000, n_halves=2, top_k=16, memory=10**9)
+    >>> plan = make_plan(size, size, 100_000, CorrelateSettings(), Resources(10**9))
     >>> predict_seconds(plan, size, size, n_rows=100_000, n_halves=2, slots=1, rates=Rates()) < 60
     True
     """

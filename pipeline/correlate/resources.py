@@ -17,7 +17,7 @@ from distributed.system import MEMORY_LIMIT
 
 from pipeline.correlate.kernels.device import Gpu, find_device
 from pipeline.correlate.kernels.sparse import correlate_resident
-from pipeline.correlate.plan import COMPILING, CUDA, RESERVED
+from pipeline.correlate.plan import COMPILING, CUDA, RESERVED, Resources
 from pipeline.settings.correlate import DeviceName
 from storage.bounds import parse_size
 
@@ -30,34 +30,6 @@ FREE_SHARE, LIMIT_SHARE = 0.5, 0.6
 GPU_SHARE = 0.8
 #: How often workers are asked again where one is lost meanwhile, and seconds before that: it has to be noticed.
 ASK_AGAIN, SECONDS_BETWEEN = 5, 1.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What may be used.
-
-    Attributes
-    ----------
-    memory
-        Bytes, of all processes together.
-    processes
-        Worker processes.
-    threads
-        Tasks that one of them runs at once, at most.
-    reserved
-        Bytes that one takes before it holds any data.
-    hosts
-        Names of the hosts that they run on.
-    gpu
-        Bytes that each process may take of its GPU's memory; None unless every process has a GPU that may be used.
-    """
-
-    memory: int
-    processes: int
-    threads: int
-    reserved: int
-    hosts: set[str]
-    gpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +90,7 @@ def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu
     reserved = RESERVED if all(worker.compiled for worker in workers) else RESERVED + COMPILING
     gpu = _gpu_allowance(list(processes.values()))
     reserved += CUDA if gpu is not None else 0
-    return Resources(total, len(processes), threads, reserved, set(on_host), gpu)
+    return Resources(total, len(processes), threads, reserved, frozenset(on_host), gpu)
 
 
 def _ask(client: Client, device: DeviceName) -> list[_Worker]:

@@ -10,15 +10,13 @@ Where there are no documents, or only one, the first half of the rows chooses.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import EXCLUDED
+from pipeline.settings.correlate import Select
 from storage import InputError, open_activations
-
-Select = Literal["half", "all"]
 
 SELECTING, HELD_OUT = 0, 1
 FEWEST_ROWS = 2

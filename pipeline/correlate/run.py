@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -35,13 +35,14 @@ from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, StoreSize, choose_kernel, make_plan
+from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, StoreSize, choose_kernel, make_plan
 from pipeline.correlate.ranks import RankJob, RankPlan, measured_size, plan_ranks, rank_dtype, rank_store
 from pipeline.correlate.rescore import rescore
-from pipeline.correlate.resources import Resources, find_resources, parse_memory
-from pipeline.correlate.rows import Select, read_halves
+from pipeline.correlate.resources import find_resources, parse_memory
+from pipeline.correlate.rows import read_halves
 from pipeline.correlate.topk import merge_all, nan_where_empty
-from pipeline.settings.correlate import MEASURE_NAMES, DeviceName, Kernel, Measure
+from pipeline.settings.base import keywords
+from pipeline.settings.correlate import MEASURE_NAMES, CorrelateSettings, FullType, Measure
 from pipeline.work.share import Share
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
@@ -66,8 +67,6 @@ from storage.json_files import read_json_object
 logger = logging.getLogger(__name__)
 
 STAGE = "correlate"
-FullType = Literal["float32", "float16"]
-LARGEST_TOP_K = 256
 PLAN_FILE = "plan.json"
 #: Share of the budget that a threshold is to fill which is worked out before all panels are done.
 SAFETY = 0.8
@@ -75,51 +74,12 @@ SAFETY = 0.8
 DESCRIPTION = ("model", "site", "dictionary", "kind")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the result depends on besides the stores."""
-
-    top_k: int
-    keep_above: float
-    select: Select
-    kernel: Kernel
-    device: DeviceName = "auto"
-    measure: Measure = "pearson"
-    full: FullType | None = None
-
-    def check(self) -> None:
-        """Raise :class:`InputError` unless every setting is possible."""
-        if not 1 <= self.top_k <= LARGEST_TOP_K:
-            raise InputError(f"top_k must be 1 to {LARGEST_TOP_K}, not {self.top_k}")
-        if not 0 < self.keep_above <= 1:
-            raise InputError(f"keep_above must be above 0 and at most 1, not {self.keep_above}")
-        if self.select not in get_args(Select):
-            raise InputError(f"select must be 'half' or 'all', not {self.select!r}")
-        if self.device not in get_args(DeviceName):
-            raise InputError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
-        if self.full is not None and self.full not in get_args(FullType):
-            raise InputError(f"full must be 'float32', 'float16' or None, not {self.full!r}")
-        if self.measure not in RULES:
-            raise InputError(f"There is no measure {self.measure!r}; it is one of {', '.join(RULES)}")
-
-    @property
-    def n_halves(self) -> int:
-        """2 if half of the rows is held out, else 1."""
-        return 2 if self.select == "half" else 1
-
-
+@keywords(CorrelateSettings)
 def correlate(
     a: str | Path | xr.Dataset,
     b: str | Path | xr.Dataset,
+    settings: CorrelateSettings,
     *,
-    top_k: int = 16,
-    keep_above: float = 0.1,
-    select: Select = "half",
-    measure: Measure = "pearson",
-    kernel: Kernel = "auto",
-    full: FullType | None = None,
-    device: DeviceName = "auto",
-    memory: str | int = "auto",
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -135,27 +95,8 @@ def correlate(
     ----------
     a, b
         Two activation stores of the same rows: paths, or datasets from :func:`storage.open_activations`.
-    top_k
-        Partners kept for each feature, 1 to 256.
-    keep_above
-        Every pair with at least this r is kept; matching can go no lower.
-    select
-        ``half``: half of the documents chooses (``r``), and the chosen pairs' r on the other half is given beside it
-        (``r_heldout``). ``all``: all rows choose, and there is no held-out r.
-    measure
-        What r is: ``pearson``, ``cosine``, ``spearman``, or, of firing (where values are not 0), ``jaccard`` or
-        ``phi``; see :mod:`pipeline.correlate.measures`. Variables keep their names. Spearman needs space beside the
-        result for ranks of both stores, until it is done.
-    kernel
-        ``sparse``, ``dense``, or ``auto``: the faster one for the densities of the stores.
-    full
-        ``float32`` or ``float16`` to keep the whole matrix as well, ``r_all`` of that type. It is written in the
-        same memory, and takes `n_a` · `n_b` values of disk.
-    device
-        Where products are computed: ``cpu``, ``cuda``, or ``auto``, which takes the workers' GPUs if all have one (and
-        CuPy): for the dense kernel always, for the sparse one where that is faster.
-    memory
-        Peak memory of all worker processes together, in bytes or as ``"4GB"``; ``auto`` is half of what is free.
+    settings
+        Each setting of :class:`~pipeline.settings.correlate.CorrelateSettings` is a keyword; or all of them as one.
     out
         Where the result is to be; workers on other hosts must see it. By default a temporary folder that is deleted
         when Python exits.
@@ -206,18 +147,17 @@ def correlate(
     >>> cor["best_b"].values.ravel(), cor["r_b"].values.ravel()
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
-    settings = Settings(top_k, keep_above, select, kernel, device, measure, full)
-    budget = parse_memory(memory)
+    budget = parse_memory(settings.memory)
     inputs, manifest = _checked(_path(a), _path(b), settings)
     path = Path(out) if out is not None else _temporary_path()
     with claim(path, manifest, overwrite=overwrite) as target:
         if target.is_current():
             logger.info("%s is up to date", path)
             return open_result(path, stage=STAGE)
-        if full is not None:
-            _check_disk(inputs, full, path)
+        if settings.full is not None:
+            _check_disk(inputs, settings.full, path)
         with ensure_client(client) as active:
-            resources = find_resources(active, budget, device)
+            resources = find_resources(active, budget, settings.device)
             if out is None and resources.hosts != {socket.gethostname()}:
                 raise InputError(
                     f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
@@ -231,24 +171,21 @@ def correlate(
 def correlate_share(
     a: str | Path,
     b: str | Path,
+    settings: CorrelateSettings,
     *,
     share: Share,
     out: str | Path,
-    memory: str | int = "auto",
     client: Client | None = None,
-    **settings: Any,
 ) -> None:
     """Begin a correlation, or do a share of its panels, and leave it unfinished: :func:`correlate` finishes it.
 
     Parameters
     ----------
-    a, b, out, memory, client
-        As for :func:`correlate`; `memory` is that of this process.
+    a, b, settings, out, client
+        As for :func:`correlate`; the memory is that of this process.
     share
         Which part. What begins the work cuts it for `share.count` processes like itself, and leaves on disk all that
         they have in common.
-    **settings
-        The other arguments of :func:`correlate`.
 
     Raises
     ------
@@ -257,9 +194,8 @@ def correlate_share(
     BudgetError
         If the panels, as they were cut, do not fit the memory of this process.
     """
-    chosen = Settings(**settings)
-    budget = parse_memory(memory)
-    inputs, manifest = _checked(Path(a), Path(b), chosen)
+    budget = parse_memory(settings.memory)
+    inputs, manifest = _checked(Path(a), Path(b), settings)
     with claim(out, manifest, overwrite=True, part=None if share.begins else str(share)) as target:
         if target.is_current():
             return
@@ -269,14 +205,14 @@ def correlate_share(
                 f"{out} is not begun with these inputs and settings: run --until correlate "
                 f"--share begin/{share.count} first, and let it end"
             )
-        if share.begins and chosen.full is not None:
-            _check_disk(inputs, chosen.full, Path(out))
+        if share.begins and settings.full is not None:
+            _check_disk(inputs, settings.full, Path(out))
         with ensure_client(client) as active:
-            resources = find_resources(active, budget, chosen.device)
+            resources = find_resources(active, budget, settings.device)
             if share.begins:
                 target.begin()
                 resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
-            job, _ = _begin(inputs, chosen, partial, resources, active, begun=not share.begins)
+            job, _ = _begin(inputs, settings, partial, resources, active, begun=not share.begins)
             try:
                 _measure_b(job, active)
                 _correlate_panels(job, active, share)
@@ -284,15 +220,14 @@ def correlate_share(
                 active.run(release, job.key, on_error="ignore")
 
 
-def _checked(a: Path, b: Path, settings: Settings) -> tuple[Inputs, Manifest]:
+def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Manifest]:
     """Return the inputs of a correlation, and what its result depends on."""
-    settings.check()
     inputs = Inputs.open(a, b).measured_by(settings.measure)
     kernel = choose_kernel(*inputs.sizes, inputs.n_rows, settings.kernel, settings.device)
     return inputs, _manifest(inputs, settings, kernel)
 
 
-def correlation_manifest(a: Path, b: Path, settings: Settings) -> Manifest:
+def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
     """Return what the correlation of two finished stores depends on; the kernel is the one that suits them."""
     return _checked(a, b, settings)[1]
 
@@ -368,7 +303,7 @@ def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
     return store, StoreSize(store.sparse, store.value_bytes, entries, store.piece_rows, store.piece_features)
 
 
-def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "dense"]) -> Manifest:
+def _manifest(inputs: Inputs, settings: CorrelateSettings, kernel: Literal["sparse", "dense"]) -> Manifest:
     hashes = {side: fingerprint(store.path) for side, store in zip("ab", inputs.stores, strict=True)}
     return new_manifest(
         STAGE,
@@ -384,7 +319,7 @@ def _manifest(inputs: Inputs, settings: Settings, kernel: Literal["sparse", "den
     )
 
 
-def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources, client: Client) -> None:
+def _run(inputs: Inputs, settings: CorrelateSettings, folder: Path, resources: Resources, client: Client) -> None:
     """Do what is not on disk yet, so that the folder holds the whole result."""
     job, half = _begin(inputs, settings, folder, resources, client)
     try:
@@ -398,7 +333,13 @@ def _run(inputs: Inputs, settings: Settings, folder: Path, resources: Resources,
 
 
 def _begin(
-    inputs: Inputs, settings: Settings, folder: Path, resources: Resources, client: Client, *, begun: bool = False
+    inputs: Inputs,
+    settings: CorrelateSettings,
+    folder: Path,
+    resources: Resources,
+    client: Client,
+    *,
+    begun: bool = False,
 ) -> tuple[Job, NDArray[np.int8]]:
     """Return the job, with what its tasks share on disk, and the half of each row.
 
@@ -426,7 +367,7 @@ def _begin(
     return job, half
 
 
-def _key_of_rows(store: Store, settings: Settings, half: NDArray[np.int8]) -> str:
+def _key_of_rows(store: Store, settings: CorrelateSettings, half: NDArray[np.int8]) -> str:
     """Return a key of the rows of a store as the kernels read them: its content, their halves, and the measure."""
     halves = hashlib.sha256(half.tobytes()).hexdigest()
     return f"{fingerprint(store.path)} {halves} {settings.measure}"
@@ -469,25 +410,11 @@ def _rank_plans(inputs: Inputs, plan: Plan, resources: Resources) -> list[RankPl
     ]
 
 
-def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
+def _plan(inputs: Inputs, settings: CorrelateSettings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
     """Return the plan; unfinished work keeps the width of its panels where that fits, and whether or not if `begun`."""
 
     def make(panel: int | None) -> Plan:
-        return make_plan(
-            *inputs.sizes,
-            n_rows=inputs.n_rows,
-            n_halves=settings.n_halves,
-            top_k=settings.top_k,
-            memory=resources.memory,
-            kernel=settings.kernel,
-            processes=resources.processes,
-            threads=resources.threads,
-            panel=panel,
-            reserved=resources.reserved,
-            matrix=settings.full is not None,
-            device=settings.device,
-            gpu=resources.gpu,
-        )
+        return make_plan(*inputs.sizes, inputs.n_rows, settings, resources, panel=panel)
 
     width = _begun_width(folder)
     plan = make(width if begun else None)
@@ -501,7 +428,7 @@ def _plan(inputs: Inputs, settings: Settings, resources: Resources, folder: Path
     return plan
 
 
-def _announce(plan: Plan, inputs: Inputs, settings: Settings, resources: Resources) -> None:
+def _announce(plan: Plan, inputs: Inputs, settings: CorrelateSettings, resources: Resources) -> None:
     """Say what will be done in which memory; what cannot be ranked is refused here, before anything is on disk."""
     _log_plan(plan, inputs)
     most = plan.projected
@@ -767,7 +694,7 @@ def _statistics(moments: Moments, side: str) -> dict[str, NDArray[Any]]:
     }
 
 
-def _attributes(inputs: Inputs, settings: Settings, plan: Plan, half: NDArray[np.int8]) -> dict[str, Any]:
+def _attributes(inputs: Inputs, settings: CorrelateSettings, plan: Plan, half: NDArray[np.int8]) -> dict[str, Any]:
     attrs = {
         **inputs.attrs,
         "top_k": settings.top_k,

@@ -15,7 +15,7 @@ from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
 from pipeline.correlate.grid import one_after_the_other
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.run import Settings, correlate, correlate_share, correlation_manifest, measure_store
+from pipeline.correlate.run import correlate, correlate_share, correlation_manifest, measure_store
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage import open_activations, open_result
@@ -39,17 +39,16 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
 def _correlation(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
     stores = run.activations("a", site_a), run.activations("b", site_b)
-    out, chosen = run.correlation(site_a, site_b), config.correlate.model_dump()
-    settings = Settings(**config.correlate.model_dump(exclude={"memory"}))
+    out, settings = run.correlation(site_a, site_b), config.correlate
     return Task(
         "correlate",
         f"{site_a} × {site_b}",
         {out: lambda _: correlation_manifest(*stores, settings)},
         stores,
-        lambda client: correlate(*stores, out=out, overwrite=True, client=client, **chosen),
+        lambda client: correlate(*stores, settings, out=out, overwrite=True, client=client),
         opens=stores,
         cost=functools.partial(_cost, config, run, (site_a, site_b)),
-        share=lambda share, client: correlate_share(*stores, out=out, share=share, client=client, **chosen),
+        share=lambda share, client: correlate_share(*stores, settings, out=out, share=share, client=client),
         progress=panels_done,
     )
 
@@ -66,18 +65,7 @@ def _cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook
         outlook.client, parse_memory(settings.memory), settings.device
     )
     a, b = (_size_of(run.activations(side, site), n_rows, outlook) for side, site in zip(SIDES, sites, strict=True))
-    found = forecast_sizes(
-        a,
-        b,
-        n_rows=n_rows,
-        n_halves=2 if settings.select == "half" else 1,
-        top_k=settings.top_k,
-        kernel=settings.kernel,
-        device=settings.device,
-        measure=settings.measure,
-        resources=outlook.resources,
-        rates=outlook.rates,
-    )
+    found = forecast_sizes(a, b, n_rows, settings, outlook.resources, outlook.rates)
     outlook.kept[run.correlation(*sites)] = CHOSEN_SHARE * a.n_features * b.n_features
     return Cost(
         seconds=found.seconds,

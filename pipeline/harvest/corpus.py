@@ -24,14 +24,14 @@ from pipeline.harvest.manifests import corpus_manifest
 from pipeline.harvest.models import describe
 from pipeline.harvest.rows import count_tokens
 from pipeline.harvest.sources import Document, open_source
-from pipeline.settings.harvest import CorpusConfig, ModelConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings
 from storage import Corpus, claim, open_corpus, write_corpus
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | None = None) -> Corpus:
+def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings | None = None) -> Corpus:
     """Write the corpus of an experiment; a finished one from the same source and settings is kept.
 
     Parameters
@@ -75,7 +75,7 @@ def build_corpus(config: CorpusConfig, out: str | Path, model: ModelConfig | Non
         return corpus
 
 
-def _counter(model: ModelConfig) -> Callable[[str], int]:
+def _counter(model: ModelSettings) -> Callable[[str], int]:
     """Return the function that counts a text's tokens."""
     tokenizer = describe(model).tokenizer
     return lambda text: count_tokens(tokenizer, text)
@@ -103,7 +103,7 @@ def _unzip(documents: Iterable[Document]) -> tuple[Iterator[str], Iterator[str]]
 
 
 def _choose(
-    documents: Iterable[Document], config: CorpusConfig, count: Callable[[str], int] | None
+    documents: Iterable[Document], config: CorpusSettings, count: Callable[[str], int] | None
 ) -> Iterator[Document]:
     """Take what `config` asks for, in the order of the source."""
     if count is not None and config.tokens is not None:

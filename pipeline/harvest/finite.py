@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.codec import is_sparse_matrix
 from storage.errors import InputError
 from storage.rundir import Side
@@ -21,7 +21,7 @@ class Origin:
 
     rows_path: str
     side: Side
-    model: ModelConfig
+    model: ModelSettings
 
 
 def require_finite(tokens: NDArray[np.float32], rows: NDArray[np.int64], site: str, origin: Origin) -> None:

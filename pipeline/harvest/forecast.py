@@ -11,7 +11,7 @@ import zarr
 from distributed import Client
 
 from pipeline.harvest.run import Job, Prediction, begin, measure, predict, run_rows
-from pipeline.settings.harvest import ModelConfig, StoreConfig
+from pipeline.settings.harvest import ModelSettings, StoreSettings
 from pipeline.work.workers import n_slots, run_tasks
 from storage.rundir import Side
 
@@ -44,9 +44,9 @@ class HarvestForecast:
 def forecast_harvest(  # noqa: PLR0917 - as harvest
     corpus_path: str | Path,
     rows_path: str | Path,
-    model: ModelConfig,
+    model: ModelSettings,
     side: Side,
-    store: StoreConfig,
+    store: StoreSettings,
     out_dir: str | Path,
     *,
     client: Client,

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.harvest.models import ModelInfo, describe
 from pipeline.harvest.site_check import SINK_MULTIPLE, check_model, dictionary_at, is_checked, model_key
 from pipeline.harvest.sources import source_identity
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, Pool, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, Pool, StoreSettings
 from pipeline.work.workers import deferred_interrupt
 from storage import Manifest, new_manifest
 from storage.errors import InputError
@@ -94,7 +94,7 @@ class _Kept:
 _KEPT: TypeAdapter[dict[Side, _Kept]] = TypeAdapter(dict[Side, _Kept])
 
 
-def keep_identity(file: Path, side: Side, model: ModelConfig) -> None:
+def keep_identity(file: Path, side: Side, model: ModelSettings) -> None:
     """Keep what identifies a model, so that :func:`known_identity` finds it without loading dictionaries."""
     kept = _read_kept(file) | {side: _Kept(model_key(model), identify_model(model))}
     partial = file.with_name(f"{file.name}.partial")
@@ -102,7 +102,7 @@ def keep_identity(file: Path, side: Side, model: ModelConfig) -> None:
     partial.replace(file)
 
 
-def known_identity(file: Path, side: Side, model: ModelConfig) -> ModelIdentity:
+def known_identity(file: Path, side: Side, model: ModelSettings) -> ModelIdentity:
     """Return what identifies a model: as it was kept, while its settings and local files are the same.
 
     That a branch on a hub has moved is seen where the model has been described by this process, as a run does.
@@ -121,7 +121,7 @@ def _read_kept(file: Path) -> dict[Side, _Kept]:
         return {}
 
 
-def identify_model(model: ModelConfig) -> ModelIdentity:
+def identify_model(model: ModelSettings) -> ModelIdentity:
     """Describe a model and its dictionaries; errors are those of :func:`pipeline.harvest.site_check.check_model`."""
     with deferred_interrupt():  # imports torch and transformers
         info = check_model(model)
@@ -133,7 +133,7 @@ def identify_model(model: ModelConfig) -> ModelIdentity:
     return ModelIdentity(info.fingerprint, info.context, special_tokens(model, info), sites)
 
 
-def corpus_manifest(config: CorpusConfig, model: ModelConfig | None) -> Manifest:
+def corpus_manifest(config: CorpusSettings, model: ModelSettings | None) -> Manifest:
     """Return what a corpus depends on; `model` is the one whose tokenizer counts ``tokens``."""
     settings: dict[str, Any] = {"documents": config.documents, "seed": config.seed, "column": config.column}
     if config.tokens is not None:
@@ -158,7 +158,7 @@ def rows_manifest(corpus: str, models: Mapping[Side, ModelIdentity], max_length:
 
 
 def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text to the settings
-    corpus: str, rows: str, known: ModelIdentity, site: str, side: Side, model: ModelConfig, store: StoreConfig
+    corpus: str, rows: str, known: ModelIdentity, site: str, side: Side, model: ModelSettings, store: StoreSettings
 ) -> Manifest:
     """Return what the activation store of a site depends on; `corpus` and `rows` are fingerprints."""
     at = known.sites[site]
@@ -178,7 +178,7 @@ def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text
     )
 
 
-def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
+def special_tokens(model: ModelSettings, info: ModelInfo) -> Template:
     """Return the special tokens around every window: the tokenizer's own, and BOS as the dictionary was trained.
 
     A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a
@@ -209,7 +209,7 @@ def special_tokens(model: ModelConfig, info: ModelInfo) -> Template:
     return Template(tuple(prefix), tuple(suffix))
 
 
-def _trained_with_bos(model: ModelConfig, info: ModelInfo) -> bool | None:
+def _trained_with_bos(model: ModelSettings, info: ModelInfo) -> bool | None:
     """Return what the dictionaries say about BOS; None if nothing, or if they contradict each other."""
     said = {dictionary_at(model, site).prepend_bos for site in info.sites.values()} - {None}
     if len(said) > 1:

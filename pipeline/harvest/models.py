@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.harvest.gguf import converted
 from pipeline.harvest.reader import SiteReader, with_widths
 from pipeline.harvest.sites import Site, Sites
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def require_models() -> None:
     del torch
 
 
-def describe(model: ModelConfig) -> ModelInfo:
+def describe(model: ModelSettings) -> ModelInfo:
     """Find a model, read its configuration and tokenizer, and resolve its sites; no weights are read.
 
     Parameters
@@ -120,7 +120,7 @@ def describe(model: ModelConfig) -> ModelInfo:
     )
 
 
-def tokenizer_of(model: ModelConfig) -> Any:
+def tokenizer_of(model: ModelSettings) -> Any:
     """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
     require_models()
     with _quiet_transformers():
@@ -164,7 +164,7 @@ def _locate(name: str) -> str:
     return name
 
 
-def _from_pretrained(loader: str, folder: str, model: ModelConfig, **options: Any) -> Any:
+def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: Any) -> Any:
     """Call ``transformers.<loader>.from_pretrained`` and turn its failures into our errors."""
     import transformers
 
@@ -212,7 +212,7 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _skeleton(config: Any, model: ModelConfig) -> Any:
+def _skeleton(config: Any, model: ModelSettings) -> Any:
     """Return the base network without memory for its weights, to resolve names in."""
     import torch
     import transformers
@@ -221,7 +221,7 @@ def _skeleton(config: Any, model: ModelConfig) -> Any:
         return transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
-def _tokenizer(folder: str, model: ModelConfig) -> Any:
+def _tokenizer(folder: str, model: ModelSettings) -> Any:
     """Return a model's tokenizer; refuse one without offsets, switch off the truncation and padding saved with it."""
     tokenizer = _from_pretrained("AutoTokenizer", folder, model)
     if not getattr(tokenizer, "is_fast", False):
@@ -243,7 +243,7 @@ def _context(config: Any, tokenizer: Any) -> int | None:
     return min(sensible, default=None)
 
 
-def _fingerprint(folder: str, config: Any, model: ModelConfig) -> str:
+def _fingerprint(folder: str, config: Any, model: ModelSettings) -> str:
     """Return what identifies the model's content."""
     content = (
         _content_hash(Path(folder)) if Path(folder).is_dir() else str(getattr(config, "_commit_hash", "") or folder)
@@ -281,7 +281,7 @@ class LoadedModel:
         return replace(self, reader=self.reader.only(names))
 
 
-def load(model: ModelConfig, sites: Collection[Site] | None = None) -> LoadedModel:
+def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedModel:
     """Load a model's weights and put the hooks in place.
 
     Blocks behind the deepest site are dropped before the network goes to its device.
@@ -318,7 +318,7 @@ def load(model: ModelConfig, sites: Collection[Site] | None = None) -> LoadedMod
     return LoadedModel(reader=reader, device=torch.device(device))
 
 
-def _read(model: ModelConfig) -> tuple[Any, list[str]]:
+def _read(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
@@ -328,7 +328,7 @@ def _read(model: ModelConfig) -> tuple[Any, list[str]]:
     return network, list(report["missing_keys"])
 
 
-def _drawn(model: ModelConfig) -> tuple[Any, list[str]]:
+def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with weights of its own initialisation, the same for the same seed."""
     import torch
     import transformers
@@ -374,7 +374,7 @@ _shared: dict[str, LoadedModel] = {}
 _shared_lock = threading.Lock()
 
 
-def shared(model: ModelConfig, sites: Collection[Site]) -> LoadedModel:
+def shared(model: ModelSettings, sites: Collection[Site]) -> LoadedModel:
     """Return the model that all tasks of this process share, loading it on first use.
 
     One model is kept at a time, so that a process never holds both sides of an experiment.

@@ -32,7 +32,7 @@ from pipeline.harvest.align import (
 )
 from pipeline.harvest.manifests import ModelIdentity, Template, identify_model, rows_manifest
 from pipeline.harvest.models import tokenizer_of
-from pipeline.settings.harvest import ModelConfig, Pool
+from pipeline.settings.harvest import ModelSettings, Pool
 from pipeline.work.workers import ensure_client, in_order, run_tasks
 from storage import Corpus, claim, open_corpus
 from storage.errors import InputError
@@ -52,15 +52,15 @@ _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "
 class _Side:
     """What a task needs to tokenize for one model."""
 
-    model: ModelConfig
+    model: ModelSettings
     template: Template
     capacity: int
 
 
 def make_rows(
     corpus_path: str | Path,
-    a: ModelConfig,
-    b: ModelConfig,
+    a: ModelSettings,
+    b: ModelSettings,
     max_length: int,
     out: str | Path,
     *,
@@ -143,7 +143,7 @@ def _align(corpus: Corpus, sides: Mapping[str, _Side], pool: Pool, client: Clien
     return table
 
 
-def _side(model: ModelConfig, known: ModelIdentity, max_length: int) -> _Side:
+def _side(model: ModelSettings, known: ModelIdentity, max_length: int) -> _Side:
     longest = known.longest_window(max_length)
     if longest < max_length:
         logger.info("Windows for %s are %d tokens (its context), not %d", model.model, longest, max_length)
@@ -156,7 +156,7 @@ _tokenizers: dict[str, Any] = {}
 _tokenizers_lock = threading.Lock()
 
 
-def _tokenizer(model: ModelConfig) -> Any:
+def _tokenizer(model: ModelSettings) -> Any:
     """Return the tokenizer that all tasks of this process share; its encoding is free of state."""
     key = f"{model.model}@{model.revision}"
     with _tokenizers_lock:

@@ -54,7 +54,7 @@ from pipeline.harvest.site_check import (
     refuse_bad_sites,
 )
 from pipeline.harvest.sites import Site
-from pipeline.settings.harvest import ModelConfig, Pool, StoreConfig
+from pipeline.settings.harvest import ModelSettings, Pool, StoreSettings
 from pipeline.work.share import Share
 from pipeline.work.workers import Planned, ensure_client, in_order, run_tasks, tell
 from storage import ActivationWriter, Manifest, fingerprint, is_current, open_corpus
@@ -88,7 +88,7 @@ class Job:
 
     rows_path: str
     side: Side
-    model: ModelConfig
+    model: ModelSettings
     sites: dict[str, Site]
     neighbours: dict[str, tuple[Site, ...]]
     stores: dict[str, Path]
@@ -106,9 +106,9 @@ class Job:
 def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
     corpus_path: str | Path,
     rows_path: str | Path,
-    model: ModelConfig,
+    model: ModelSettings,
     side: Side,
-    store: StoreConfig,
+    store: StoreSettings,
     out_dir: str | Path,
     *,
     share: Share | None = None,
@@ -162,7 +162,7 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
 
 
 def _harvest(
-    job: Job, manifests: dict[str, Manifest], store: StoreConfig, share: Share | None, client: Client | None
+    job: Job, manifests: dict[str, Manifest], store: StoreSettings, share: Share | None, client: Client | None
 ) -> None:
     """Write the stores of a job, or a share of their shards."""
     stores, todo = job.stores, list(job.sites)
@@ -189,9 +189,9 @@ def _harvest(
 def begin(  # noqa: PLR0917 - as harvest
     corpus_path: str | Path,
     rows_path: str | Path,
-    model: ModelConfig,
+    model: ModelSettings,
     side: Side,
-    store: StoreConfig,
+    store: StoreSettings,
     out_dir: str | Path,
 ) -> tuple[Job, dict[str, Manifest]]:
     """Return what tasks are told, with the sites that are still to be harvested, and the manifests of all sites."""
@@ -246,7 +246,7 @@ class Prediction:
 
 
 def predict(
-    job: Job, store: StoreConfig, calibrations: dict[str, Calibration], decoders: dict[str, Rows]
+    job: Job, store: StoreSettings, calibrations: dict[str, Calibration], decoders: dict[str, Rows]
 ) -> Prediction:
     """Predict memory and disk from each site's mean number of active features and its decoder; the memory is logged."""
     table = zarr.open_group(job.rows_path, mode="r")
@@ -276,7 +276,7 @@ def _create(  # noqa: PLR0917
     job: Job,
     site: str,
     manifest: Manifest,
-    store: StoreConfig,
+    store: StoreSettings,
     calibration: Calibration,
     decoder: Rows,
 ) -> ActivationWriter:

@@ -27,7 +27,7 @@ from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.dictionary import Dictionary, Rows
 from pipeline.harvest.models import ModelInfo, describe, torch_device
 from pipeline.harvest.sites import Site
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ _OVERRIDE = "set allow_bad_site: true, or give --allow-bad-site, to harvest it a
 # --- what can be said without running the model -----------------------------------------------------------------------
 
 
-def dictionary_at(model: ModelConfig, site: Site, device: str = "cpu") -> Dictionary:
+def dictionary_at(model: ModelSettings, site: Site, device: str = "cpu") -> Dictionary:
     """Return the dictionary of a site; it is loaded once a process.
 
     Raises
@@ -75,7 +75,7 @@ _checked: dict[str, ModelInfo] = {}
 _checked_lock = threading.Lock()
 
 
-def check_model(model: ModelConfig) -> ModelInfo:
+def check_model(model: ModelSettings) -> ModelInfo:
     """Describe a model and load its dictionaries, so that what does not fit is known before any work.
 
     The answer is kept for as long as the files stay what they are: a harvest asks several times.
@@ -100,25 +100,25 @@ def check_model(model: ModelConfig) -> ModelInfo:
         return _checked[key]
 
 
-def model_key(model: ModelConfig) -> str:
+def model_key(model: ModelSettings) -> str:
     """Return what changes when another model, other dictionaries or other files are described."""
     described = model.model_dump_json(exclude={"label", "batch_size", "device", "dtype"})
     return f"{described}|{_files(model)}"
 
 
-def is_checked(model: ModelConfig) -> bool:
+def is_checked(model: ModelSettings) -> bool:
     """Say whether this process has described the model as it is on disk."""
     return model_key(model) in _checked
 
 
-def _files(model: ModelConfig) -> list[tuple[str, int, int]]:
+def _files(model: ModelSettings) -> list[tuple[str, int, int]]:
     """Return every local file that a side is made from, its size and time."""
     roots = [Path(model.model), *(Path(model.dictionary_of(site)) for site in model.sites)]
     inside = [path for root in dict.fromkeys(roots) for path in (root, *root.glob("*"), *root.glob("*/*"))]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inside if path.is_file()]
 
 
-def _check_model(model: ModelConfig) -> ModelInfo:
+def _check_model(model: ModelSettings) -> ModelInfo:
     info = describe(model)
     contexts = {}
     for site in info.sites.values():
@@ -134,7 +134,7 @@ def _check_model(model: ModelConfig) -> ModelInfo:
     return replace(info, context=contexts[shortest])
 
 
-def _check_own_site(model: ModelConfig, info: ModelInfo, site: Site, dictionary: Dictionary) -> None:
+def _check_own_site(model: ModelSettings, info: ModelInfo, site: Site, dictionary: Dictionary) -> None:
     """Hold the site that a dictionary was trained at against the one that it is to read."""
     if dictionary.site is None or dictionary.site in site.names:
         return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.harvest.gguf import file_sha256
-from pipeline.settings.harvest import CorpusConfig
+from pipeline.settings.harvest import CorpusSettings
 from storage.errors import InputError, MissingDependencyError, MissingInputError
 
 Document = tuple[str, str]
@@ -30,7 +30,7 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
-def source_identity(config: CorpusConfig) -> str:
+def source_identity(config: CorpusSettings) -> str:
     """Return what identifies the source's content.
 
     Local sources are identified by the hash of their files; a hub dataset by its name, revision, subset and split,
@@ -50,7 +50,7 @@ def source_identity(config: CorpusConfig) -> str:
     return _hash_of(files, path) if path.is_dir() else file_sha256(path)
 
 
-def open_source(config: CorpusConfig) -> Iterator[Document]:
+def open_source(config: CorpusSettings) -> Iterator[Document]:
     """Return the documents, lazily.
 
     Raises
@@ -164,7 +164,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
-def _dataset_identity(config: CorpusConfig) -> str:
+def _dataset_identity(config: CorpusSettings) -> str:
     """Return what tells a dataset's content apart; `streaming` does not change it."""
     folder = Path(str(config.dataset))
     version = config.revision
@@ -173,7 +173,7 @@ def _dataset_identity(config: CorpusConfig) -> str:
     return f"{config.dataset}@{version}:{config.subset}:{config.split}"
 
 
-def _read_dataset(config: CorpusConfig) -> Iterator[Document]:
+def _read_dataset(config: CorpusSettings) -> Iterator[Document]:
     """Yield the documents of a dataset; a missing value is an empty document."""
     dataset = _open_dataset(config)
     if getattr(dataset, "column_names", None):
@@ -189,7 +189,7 @@ def _read_dataset(config: CorpusConfig) -> Iterator[Document]:
         yield str(i), text or ""
 
 
-def _check_column(config: CorpusConfig, columns: Iterable[str]) -> None:
+def _check_column(config: CorpusSettings, columns: Iterable[str]) -> None:
     if config.column not in columns:
         raise InputError(
             f"Dataset {config.dataset!r} has no text column {config.column!r} (it has {sorted(columns)}): "
@@ -197,10 +197,10 @@ def _check_column(config: CorpusConfig, columns: Iterable[str]) -> None:
         )
 
 
-def is_streamed(config: CorpusConfig) -> bool:
+def is_streamed(config: CorpusSettings) -> bool:
     """Say whether a hub dataset is read as it comes: as configured, else where only its first documents are taken.
 
-    >>> is_streamed(CorpusConfig(dataset="a/b", tokens=1000)), is_streamed(CorpusConfig(dataset="a/b"))
+    >>> is_streamed(CorpusSettings(dataset="a/b", tokens=1000)), is_streamed(CorpusSettings(dataset="a/b"))
     (True, False)
     """
     if config.streaming is not None:
@@ -208,7 +208,7 @@ def is_streamed(config: CorpusConfig) -> bool:
     return config.seed is None and (config.documents is not None or config.tokens is not None)
 
 
-def _open_dataset(config: CorpusConfig) -> Any:
+def _open_dataset(config: CorpusSettings) -> Any:
     """Open a dataset; nothing local is copied into Hugging Face's cache."""
     datasets = _datasets()
     folder = Path(str(config.dataset))
@@ -225,7 +225,7 @@ def _open_dataset(config: CorpusConfig) -> Any:
         )
 
 
-def _saved_dataset(datasets: Any, config: CorpusConfig, folder: Path) -> Any:
+def _saved_dataset(datasets: Any, config: CorpusSettings, folder: Path) -> Any:
     """Open what ``save_to_disk`` wrote: one split, or a folder of splits."""
     with _Explained(config):
         stored = datasets.load_from_disk(str(folder))
@@ -236,7 +236,7 @@ def _saved_dataset(datasets: Any, config: CorpusConfig, folder: Path) -> Any:
     return stored[config.split]
 
 
-def _guarded(config: CorpusConfig, dataset: Any) -> Iterator[dict[str, Any]]:
+def _guarded(config: CorpusSettings, dataset: Any) -> Iterator[dict[str, Any]]:
     """Yield records; what goes wrong on the way is said in our words."""
     records = iter(dataset)
     while True:
@@ -250,7 +250,7 @@ def _guarded(config: CorpusConfig, dataset: Any) -> Iterator[dict[str, Any]]:
 class _Explained:
     """Turns the errors of ``datasets`` and ``huggingface_hub`` into ours."""
 
-    def __init__(self, config: CorpusConfig) -> None:
+    def __init__(self, config: CorpusSettings) -> None:
         self._config = config
 
     def __enter__(self) -> None:

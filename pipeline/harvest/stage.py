@@ -10,7 +10,7 @@ from distributed import Client
 
 from pipeline.harvest.contexts import Wanted, contexts, contexts_manifest
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from pipeline.work.share import Share
 from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, StoreForecast, Task
 from pipeline.work.workers import deferred_interrupt
@@ -56,7 +56,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
             yield _contexts(config, run, side, site)
 
 
-def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelConfig) -> Task:
+def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSettings) -> Task:
     """Return the task of one model: all its sites in one pass over the text."""
     stores = {site: run.activations(side, site) for site in model.sites}
     arguments = (run.corpus, run.rows, model, side, config.store, run.activations_folder(side))

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline.settings.experiment import Experiment, stored_experiment
-from pipeline.settings.semantics import SemanticsConfig
+from pipeline.settings.semantics import SemanticsSettings
 from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
@@ -76,7 +76,7 @@ def command(
 
 def _judged(metrics: list[str] | None) -> list[str] | None:
     """Return which of the metrics asked for are judged: the first two, the usual ones if they are among them."""
-    usual = SemanticsConfig().judged
+    usual = SemanticsSettings().judged
     if not metrics or set(usual) <= set(metrics):
         return None
     if len(metrics) < len(usual):
@@ -92,12 +92,12 @@ def with_semantics(config: Experiment, given: dict[str, Any]) -> Experiment:
     InputError
         If a value is none of its setting; the message names it.
     """
-    section = config.semantics or SemanticsConfig()
+    section = config.semantics or SemanticsSettings()
     changes = {name: value for name, value in given.items() if value is not None}
     if changes.get("embedding") == "none":
         changes["embedding"] = None
     try:
-        changed = SemanticsConfig.model_validate(section.model_dump() | changes)
+        changed = SemanticsSettings.model_validate(section.model_dump() | changes)
     except ValueError as error:
         raise InputError(f"{error}") from error
     return config.model_copy(update={"semantics": changed})

@@ -25,8 +25,8 @@ from pipeline.semantics.run import (
 )
 from pipeline.semantics.tables import semantics_table, table_manifest, write_tables
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.harvest import ModelConfig
-from pipeline.settings.semantics import SemanticsConfig
+from pipeline.settings.harvest import ModelSettings
+from pipeline.settings.semantics import SemanticsSettings
 from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
 from pipeline.work.workers import deferred_interrupt, ensure_client
 from storage import Manifest, open_activations, open_result
@@ -89,12 +89,12 @@ def _find_non_concept(inputs: tuple[Path, Path, Path], out: Path, client: Client
     non_concept_features(*inputs, out=out, overwrite=True, client=client)
 
 
-def _load(settings: SemanticsConfig) -> dict[str, Concept]:
+def _load(settings: SemanticsSettings) -> dict[str, Concept]:
     return load_concepts(settings.concepts, only=settings.only, inflections=settings.inflections)
 
 
 def _concepts(
-    settings: SemanticsConfig, run: RunDirectory, what: str, site: Site, load: Callable[[], dict[str, Concept]]
+    settings: SemanticsSettings, run: RunDirectory, what: str, site: Site, load: Callable[[], dict[str, Concept]]
 ) -> Task:
     inputs = site.contexts, site.store, run.corpus
     return Task(
@@ -110,7 +110,7 @@ def _concepts(
 
 def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]) -> Task:
     """Return the task that looks up the embeddings that coherence needs."""
-    own: tuple[Side, ModelConfig] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
+    own: tuple[Side, ModelSettings] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
 
     def identity() -> dict[str, Any]:
         return _files(source) if own is None else _identity(run, *own)
@@ -131,7 +131,7 @@ def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]
 
 
 def _subspaces(
-    config: Experiment, settings: SemanticsConfig, run: RunDirectory, pair: tuple[str, str], sites: tuple[Site, Site]
+    config: Experiment, settings: SemanticsSettings, run: RunDirectory, pair: tuple[str, str], sites: tuple[Site, Site]
 ) -> Task:
     words = None if settings.embedding is None else run.words
     inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words)
@@ -227,7 +227,7 @@ def run_semantics(config: Experiment, directory: RunDirectory, client: Client | 
     return open_result(directory.semantics_table)
 
 
-def _subspace_settings(config: Experiment, settings: SemanticsConfig) -> SubspaceSettings:
+def _subspace_settings(config: Experiment, settings: SemanticsSettings) -> SubspaceSettings:
     return SubspaceSettings(
         approaches=tuple(settings.approaches),
         sides=settings.sides,
@@ -243,7 +243,7 @@ def _subspace_settings(config: Experiment, settings: SemanticsConfig) -> Subspac
     )
 
 
-def _identity(directory: RunDirectory, side: Side, model: ModelConfig) -> dict[str, Any]:
+def _identity(directory: RunDirectory, side: Side, model: ModelSettings) -> dict[str, Any]:
     """Return what the activations record of the model that they come from."""
     with open_activations(directory.activations(side, model.sites[0])) as store:
         return {name: store.attrs.get(name) for name in ("model", "model_revision")}
@@ -256,7 +256,7 @@ def _files(source: str) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files}
 
 
-def _folder(model: ModelConfig) -> str:
+def _folder(model: ModelSettings) -> str:
     """Return the folder of a model; of one from the hub, that of its cached copy."""
     from pipeline.harvest.models import describe  # noqa: PLC0415 - imports torch
 

@@ -1,18 +1,75 @@
-"""What all sections of the experiment file share."""
+"""Sections of settings, and functions whose keyword arguments they are.
+
+A section is one class. Its fields are the keys of the experiment file, the keyword arguments of a function
+(:func:`keywords`) and the options of a command (:mod:`pipeline.work.options`), with one default, one bound and one
+description each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
-from storage.errors import InputError
+from pipeline.settings.registries import FILTERS
+from storage.errors import InputError, shorten, shown
+
+SITE_PLACEHOLDER = "{site}"
+#: Characters of a line of a docstring.
+WIDTH = 116
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a setting is given on the command line, where that does not follow from its name and type.
+
+    Attributes
+    ----------
+    name
+        The option, such as ``--metric``; it is given once for each item of a list.
+    metavar
+        What stands for its value in the help.
+    parse
+        Makes the value from a text.
+    choices
+        Returns what the text may be, for the help.
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    choices: Callable[[], Iterable[str]] | None = None
 
 
 class Section(BaseModel):
     """A part of the experiment file: unknown keys are errors, values are not coerced across types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def make(cls, **values: Any) -> Self:
+        """Return the section with some of its settings given, and the others by default.
+
+        Raises
+        ------
+        InputError
+            If a value is none of its setting; the message names each.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("\n".join(explain(error, cls))) from error
 
 
 def known(look_up: Callable[[str], object]) -> AfterValidator:
@@ -28,4 +85,127 @@ def known(look_up: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-SITE_PLACEHOLDER = "{site}"
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+#: What is put in front of the checks of a number, so that one of NumPy's is as good.
+Number = BeforeValidator(_plain)
+
+
+#: A budget: bytes, or a text such as 4GB or auto.
+Memory = Annotated[str | int, Number, Flag(metavar="SIZE")]
+
+
+def keywords(section: type[Section]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Let callers of a function give each setting of a section as a keyword argument.
+
+    The function itself takes the whole section as `settings`, and so may its callers. Signature and docstring, where
+    ``settings`` is described, show every setting.
+
+    Parameters
+    ----------
+    section
+        The section.
+
+    Examples
+    --------
+    >>> class Cut(Section):
+    ...     '''How it is cut.'''
+    ...     width: int = 3
+    >>> @keywords(Cut)
+    ... def cut(text: str, settings: Cut) -> str:
+    ...     return text[: settings.width]
+    >>> cut("abcdef"), cut("abcdef", width=2), cut("abcdef", Cut(width=1))
+    ('abc', 'ab', 'a')
+    >>> inspect.signature(cut).parameters["width"].default
+    3
+    """
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Result:
+            values = {name: given.pop(name) for name in list(given) if name in section.model_fields}
+            bound = signature.bind(*args, **given)
+            whole = bound.arguments.get("settings")
+            if whole is None or values:
+                start = {} if whole is None else {name: getattr(whole, name) for name in whole.model_fields_set}
+                bound.arguments["settings"] = section.make(**start | values)
+            return function(*bound.args, **bound.kwargs)
+
+        own = inspect.signature(function)
+        optional = own.parameters["settings"].replace(default=None)
+        signature = own.replace(
+            parameters=[optional if name == "settings" else one for name, one in own.parameters.items()]
+        )
+        call.__signature__ = with_fields(own, section)  # type: ignore[attr-defined]
+        call.__doc__ = document(function.__doc__ or "", section)
+        return call
+
+    return decorate
+
+
+def with_fields(signature: inspect.Signature, section: type[Section]) -> inspect.Signature:
+    """Return a signature with a keyword for each setting in place of ``settings``."""
+    fields = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=field.annotation)
+        for name, field in section.model_fields.items()
+    ]
+    own = [one for one in signature.parameters.values() if one.name != "settings"]
+    positional = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return signature.replace(parameters=[*positional, *fields, *(one for one in own if one not in positional)])
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return what a setting is if it is not given; :attr:`inspect.Parameter.empty` if it must be."""
+    return inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def document(docstring: str, section: type[Section]) -> str:
+    """Return a numpydoc docstring with an entry for each setting in place of that of ``settings``."""
+
+    def entries(match: re.Match[str]) -> str:
+        indent = match[1]
+        inner = indent + "    "
+        return "".join(
+            f"{indent}{name}\n"
+            + textwrap.fill(field.description or "", WIDTH, initial_indent=inner, subsequent_indent=inner)
+            + "\n"
+            for name, field in section.model_fields.items()
+        )
+
+    return re.sub(r"^( +)settings\n(?:\1 +.*\n)+", entries, docstring, count=1, flags=re.MULTILINE)
+
+
+def explain(error: ValidationError, root: type[Section]) -> Iterator[str]:
+    """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
+    for item in error.errors():
+        where = ".".join(shorten(str(part), 80) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            valid = list(_fields_at(root, item["loc"][:-1]))
+            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), valid, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+            yield f"  {where}: unknown key; {hint}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
+
+
+def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the valid keys of the section at `location`."""
+    section: Any = root
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        # inside a list of filters, the location goes on with a number and the filter's name
+        section = _section_of(field.annotation) if field is not None else _filter_named(part)
+    yield from getattr(section, "model_fields", {})
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section that a field holds; of an optional one, what it is when it is there."""
+    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
+
+
+def _filter_named(part: object) -> Any:
+    return FILTERS[part] if isinstance(part, str) and part in FILTERS else Section

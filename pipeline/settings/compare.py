@@ -21,7 +21,7 @@ Metric = Annotated[str, known(_parse_metric)]
 Null = Annotated[str, known(NULLS.__getitem__)]
 
 
-class CompareConfig(Section):
+class CompareSettings(Section):
     """What the matched spaces are compared by, and against which chance."""
 
     metrics: list[Metric] = Field(

@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings.base import Section
+from pipeline.settings.base import Memory, Number, Section
 
 Kernel = Literal["auto", "sparse", "dense"]
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+#: Rows that choose pairs.
+Select = Literal["half", "all"]
 
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 
@@ -24,18 +27,43 @@ MEASURE_NAMES: dict[Measure, str] = {
 }
 
 
-class CorrelateConfig(Section):
+#: The type of the whole matrix on disk.
+FullType = Literal["float32", "float16"]
+
+
+class CorrelateSettings(Section):
     """How features are correlated."""
 
-    top_k: Annotated[int, Field(ge=1, le=256)] = 16
-    keep_above: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="keep every pair with at least this r")
-    select: Literal["half", "all"] = Field(
-        "half", description="rows that choose candidates: half of the documents (r_heldout is on the others), or all"
+    top_k: Annotated[int, Number, Field(ge=1, le=256)] = Field(
+        16, description="Partners kept for each feature, both ways."
+    )
+    keep_above: Annotated[float, Number, Field(gt=0, le=1)] = Field(
+        0.1, description="Keep every pair with at least this r; matching can go no lower."
+    )
+    select: Select = Field(
+        "half",
+        description="Rows that choose the partners: half of the documents, and the chosen pairs' r on the other half "
+        "is given beside it (r_heldout); or all rows, and there is no held-out r.",
     )
     measure: Measure = Field(
-        "pearson", description="what r is; jaccard and phi are of firing, that is where values are not 0"
+        "pearson",
+        description="What r is. Jaccard and phi are of firing: where values are not 0. Spearman needs space beside the "
+        "result for ranks of both stores, until it is done.",
     )
-    kernel: Kernel = "auto"
-    full: Literal["float32", "float16"] | None = Field(None, description="store the whole matrix too, as this type")
-    device: DeviceName = Field("auto", description="where products are computed; auto: on GPUs if all workers have one")
-    memory: str = Field("auto", description="budget over all workers, as '4GB'; half of what is free if 'auto'")
+    kernel: Kernel = Field("auto", description="How products are computed; auto: by the densities of the stores.")
+    full: FullType | None = Field(
+        None,
+        description="Keep the whole matrix too (r_all), of this type: in the same memory, and n_a · n_b values of "
+        "disk.",
+    )
+    device: DeviceName = Field(
+        "auto",
+        description="Where products are computed; auto: on GPUs if all workers have one (and CuPy), with the dense "
+        "kernel always, with the sparse one where that is faster.",
+    )
+    memory: Memory = Field("auto", description="Budget over all workers, as 4GB; auto: half of the free memory.")
+
+    @property
+    def n_halves(self) -> int:
+        """2 if half of the rows is held out, else 1."""
+        return 2 if self.select == "half" else 1

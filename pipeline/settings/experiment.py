@@ -14,22 +14,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.settings.base import SITE_PLACEHOLDER, Section
-from pipeline.settings.compare import CompareConfig
-from pipeline.settings.correlate import CorrelateConfig
-from pipeline.settings.harvest import AlignConfig, ContextsConfig, CorpusConfig, ModelConfig, StoreConfig
-from pipeline.settings.match import MatchConfig
-from pipeline.settings.registries import FILTERS
-from pipeline.settings.report import ReportConfig
-from pipeline.settings.semantics import SemanticsConfig
-from storage.errors import FormatError, InputError, shorten, shown
+from pipeline.settings.base import SITE_PLACEHOLDER, Section, explain
+from pipeline.settings.compare import CompareSettings
+from pipeline.settings.correlate import CorrelateSettings
+from pipeline.settings.harvest import AlignSettings, ContextsSettings, CorpusSettings, ModelSettings, StoreSettings
+from pipeline.settings.match import MatchSettings
+from pipeline.settings.report import ReportSettings
+from pipeline.settings.semantics import SemanticsSettings
+from storage.errors import FormatError, InputError
 from storage.rundir import RunDirectory, Side
 from storage.yaml_files import read_yaml
 
@@ -38,22 +35,22 @@ class Experiment(Section):
     """A whole experiment: two models on the same text, at a grid of sites."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
-    corpus: CorpusConfig
-    a: ModelConfig
-    b: ModelConfig
-    align: AlignConfig = AlignConfig()
-    store: StoreConfig = StoreConfig()
-    correlate: CorrelateConfig = CorrelateConfig()
-    match: MatchConfig = MatchConfig()
-    compare: CompareConfig = CompareConfig()
-    contexts: ContextsConfig = ContextsConfig()
+    corpus: CorpusSettings
+    a: ModelSettings
+    b: ModelSettings
+    align: AlignSettings = AlignSettings()
+    store: StoreSettings = StoreSettings()
+    correlate: CorrelateSettings = CorrelateSettings()
+    match: MatchSettings = MatchSettings()
+    compare: CompareSettings = CompareSettings()
+    contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(
         None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
     )
-    semantics: SemanticsConfig | None = Field(
+    semantics: SemanticsSettings | None = Field(
         None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
     )
-    report: ReportConfig = ReportConfig()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +88,7 @@ class Experiment(Section):
         return self.model_copy(update=sides)
 
     @property
-    def sides(self) -> tuple[tuple[Side, ModelConfig], tuple[Side, ModelConfig]]:
+    def sides(self) -> tuple[tuple[Side, ModelSettings], tuple[Side, ModelSettings]]:
         """Both sides and their models."""
         return ("a", self.a), ("b", self.b)
 
@@ -127,7 +124,7 @@ def load_experiment(path: str | Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{file}:\n" + "\n".join(_explain(error))) from error
+        raise InputError(f"{file}:\n" + "\n".join(explain(error, Experiment))) from error
     return _resolve_paths(experiment, file.parent)
 
 
@@ -147,41 +144,8 @@ def stored_experiment(directory: RunDirectory) -> Experiment:
     except ValidationError as error:
         raise FormatError(
             f"The experiment kept in {directory.root} is damaged, or of another version; `subspace run` "
-            "EXPERIMENT.yaml writes it again:\n" + "\n".join(_explain(error))
+            "EXPERIMENT.yaml writes it again:\n" + "\n".join(explain(error, Experiment))
         ) from error
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
-    for item in error.errors():
-        where = ".".join(shorten(str(part), 80) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = list(_fields_at(item["loc"][:-1]))
-            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
-            yield f"  {where}: unknown key; {hint}"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
-
-
-def _fields_at(location: tuple[Any, ...]) -> Iterator[str]:
-    """Yield the valid keys of the section at `location`."""
-    section: Any = Experiment
-    for part in location:
-        field = getattr(section, "model_fields", {}).get(part)
-        # inside a list of filters, the location goes on with a number and the filter's name
-        section = _section_of(field.annotation) if field is not None else _filter_named(part)
-    yield from getattr(section, "model_fields", {})
-
-
-def _section_of(annotation: Any) -> Any:
-    """Return the section that a field holds; of an optional one, what it is when it is there."""
-    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
-
-
-def _filter_named(part: object) -> Any:
-    return FILTERS[part] if isinstance(part, str) and part in FILTERS else Section
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
@@ -202,7 +166,7 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
 
 
-def _resolve_semantics(semantics: SemanticsConfig, folder: Path) -> SemanticsConfig:
+def _resolve_semantics(semantics: SemanticsSettings, folder: Path) -> SemanticsSettings:
     kind, _, place = (semantics.embedding or "").partition(":")
     found = {"concepts": _resolve_concepts(semantics.concepts, folder)}
     if place not in ("", "a", "b"):
@@ -216,7 +180,7 @@ def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str
     return [_resolve(each, folder) or each for each in concepts]
 
 
-def _resolve_model(side: ModelConfig, folder: Path) -> ModelConfig:
+def _resolve_model(side: ModelSettings, folder: Path) -> ModelSettings:
     dictionary = side.dictionary
     resolved: Any = (
         {site: _resolve(value, folder) for site, value in dictionary.items()}

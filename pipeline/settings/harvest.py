@@ -14,7 +14,7 @@ ActivationKind = Literal["post", "pre_topk", "raw"]
 Pool = Literal["last", "max", "mean"]
 
 
-class CorpusConfig(Section):
+class CorpusSettings(Section):
     """Which text both models read."""
 
     dataset: str | None = Field(None, description="Hugging Face dataset id, or the folder of a local one")
@@ -38,13 +38,13 @@ class CorpusConfig(Section):
     max_length: Annotated[int, Field(ge=8)] = Field(300, description="tokens a window, special tokens included")
 
     @model_validator(mode="after")
-    def _one_source(self) -> CorpusConfig:
+    def _one_source(self) -> CorpusSettings:
         if (self.dataset is None) == (self.path is None):
             raise ValueError("give exactly one of 'dataset' and 'path'")
         return self
 
 
-class AlignConfig(Section):
+class AlignSettings(Section):
     """How tokens of two tokenizers become rows."""
 
     pool: Pool = Field(
@@ -52,7 +52,7 @@ class AlignConfig(Section):
     )
 
 
-class ModelConfig(Section):
+class ModelSettings(Section):
     """One of the two models, and where and how its activations are read."""
 
     model: str = Field(description="hub id, local folder, or GGUF file")
@@ -97,14 +97,14 @@ class ModelConfig(Section):
         return self.dictionary.replace(SITE_PLACEHOLDER, site)
 
 
-class StoreConfig(Section):
+class StoreSettings(Section):
     """How activations are kept on disk."""
 
     dtype: Literal["float32", "float16"] = "float32"
     shard_rows: Annotated[int, Field(ge=1)] = Field(16_384, description="rows that one task writes as one file")
 
 
-class ContextsConfig(Section):
+class ContextsSettings(Section):
     """What is kept of where each feature fires, besides its top rows (of which ``report.contexts`` is the number)."""
 
     distinct_documents: bool = Field(False, description="at most one top row of a document for each feature")

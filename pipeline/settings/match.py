@@ -40,7 +40,7 @@ def _filter(value: Any) -> Any:
 PairFilter = Annotated[Any, BeforeValidator(_filter)]
 
 
-class MatchConfig(Section):
+class MatchSettings(Section):
     """How pairs are chosen."""
 
     method: MatchMethod = "greedy"
@@ -49,7 +49,7 @@ class MatchConfig(Section):
     filters: list[PairFilter] = Field([], description="what else is dropped, in this order")
 
     @model_validator(mode="after")
-    def _uses_belong_to_unique(self) -> MatchConfig:
+    def _uses_belong_to_unique(self) -> MatchSettings:
         if self.max_uses > 1 and not takes_max_uses(self.method):
             raise ValueError(
                 f"max_uses belongs to the method 'unique', not {self.method!r}; to drop features that are used often, "

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from pipeline.settings.base import Section
 
 
-class ReportConfig(Section):
+class ReportSettings(Section):
     """What the report shows."""
 
     contexts: PositiveInt = Field(8, description="top activating contexts kept for each feature")

@@ -68,7 +68,7 @@ class ProbeRule(Section):
 Rule = Annotated[CountRule | ShareRule | PmiRule | ProbeRule, Field(discriminator="name")]
 
 
-class SemanticsConfig(Section):
+class SemanticsSettings(Section):
     """Which concepts are looked for, and which features belong to them."""
 
     concepts: str | list[str] = Field(
@@ -105,7 +105,7 @@ class SemanticsConfig(Section):
     geometry: Literal["joint", "a", "b"] = Field("joint", description="whose decoder rows find the clusters")
 
     @model_validator(mode="after")
-    def _judged_are_scored(self) -> SemanticsConfig:
+    def _judged_are_scored(self) -> SemanticsSettings:
         if missing := [metric for metric in self.judged if metric not in self.metrics]:
             raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
         return self

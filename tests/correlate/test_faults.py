@@ -211,7 +211,7 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_asked_again(client, monkeypa
 
 
 def test_workers_elsewhere_need_a_shared_place_for_the_result(case, client, monkeypatch):
-    elsewhere = run.Resources(memory=10**9, processes=1, threads=1, reserved=0, hosts={"another-host"})
+    elsewhere = run.Resources(memory=10**9, processes=1, threads=1, reserved=0, hosts=frozenset({"another-host"}))
     monkeypatch.setattr(run, "find_resources", lambda *_: elsewhere)
     with pytest.raises(storage.InputError, match="another-host"):
         run.correlate(case.a, case.b, client=client)

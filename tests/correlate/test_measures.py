@@ -19,10 +19,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 import storage
 from pipeline.correlate.cost import Rates
 from pipeline.correlate.forecast import forecast_sizes
-from pipeline.correlate.plan import RESERVED, StoreSize, make_plan
+from pipeline.correlate.plan import RESERVED, Resources, StoreSize, make_plan
 from pipeline.correlate.ranks import plan_ranks, rank_columns, rank_entries
-from pipeline.correlate.resources import Resources
 from pipeline.match.run import match
+from pipeline.settings.correlate import CorrelateSettings
 
 METHODS = ("resident", "streaming", "dense")
 KERNEL = {"resident": "sparse", "streaming": "sparse", "dense": "dense"}
@@ -255,16 +255,16 @@ def test_ranking_fits_the_budget_or_is_refused(sparse):
     size = StoreSize(sparse, 4, np.full(features, n_rows if not sparse else n_rows // 8))
     widths = []
     for memory in (12 * 10**8, 9 * 10**8, 7 * 10**8):
-        plan = make_plan(size, size, n_rows=n_rows, n_halves=2, top_k=4, memory=4 * 10**9, threads=2)
+        plan = make_plan(size, size, n_rows, CorrelateSettings(top_k=4), Resources(4 * 10**9, threads=2))
         plan = dataclasses.replace(plan, allowed=memory)
-        ranking = plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(memory, 1, 2, RESERVED, set()))
+        ranking = plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(memory, threads=2))
         assert RESERVED < ranking.projected <= memory
         widths.append(ranking.width)
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[-1]
     plan = dataclasses.replace(plan, allowed=RESERVED + 10**6)
     with pytest.raises(storage.BudgetError, match=r"one feature of a store at a time takes 0\.\d\d GB .*projected"):
-        plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(10**9, 1, 2, RESERVED, set()))
+        plan_ranks(size, n_rows=n_rows, plan=plan, resources=Resources(10**9, threads=2))
 
 
 def test_a_store_that_cannot_be_ranked_leaves_nothing_behind(client, make_case, values, monkeypatch):
@@ -280,10 +280,10 @@ def test_a_store_that_cannot_be_ranked_leaves_nothing_behind(client, make_case, 
 
 def test_the_forecast_of_ranks_has_their_memory_time_and_disk():
     size = StoreSize(True, 4, np.full(2000, 200_000))
-    sizes = {"n_rows": 1_000_000, "n_halves": 2, "top_k": 16, "kernel": "auto", "rates": Rates()}
-    resources = Resources(4 * 10**9, 1, 2, RESERVED, set())
+    resources = Resources(4 * 10**9, threads=2)
     values, ranks = (
-        forecast_sizes(size, size, measure=measure, resources=resources, **sizes) for measure in ("pearson", "spearman")
+        forecast_sizes(size, size, 1_000_000, CorrelateSettings(measure=measure), resources, Rates())
+        for measure in ("pearson", "spearman")
     )
     assert values.ranking == 0 < ranks.ranking <= ranks.memory <= 4 * 10**9
     assert values.memory == values.plan.projected

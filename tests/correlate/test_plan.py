@@ -13,6 +13,7 @@ from pipeline.correlate.cost import Rates
 from pipeline.correlate.plan import (
     NARROWEST,
     RESERVED,
+    Resources,
     StoreSize,
     choose_kernel,
     dense_seconds,
@@ -20,6 +21,7 @@ from pipeline.correlate.plan import (
     sparse_seconds,
 )
 from pipeline.correlate.run import threshold_that_fits
+from pipeline.settings.correlate import CorrelateSettings
 from storage import BudgetError, InputError
 
 
@@ -29,7 +31,11 @@ def size(features, rows, active, sparse=True, value_bytes=4):
 
 def plan(features=32_768, rows=300_000, active=32, memory=3 * 10**9, threads=2, sparse=True, **more):
     one = size(features, rows, active, sparse)
-    return make_plan(one, one, n_rows=rows, n_halves=2, top_k=16, memory=memory, threads=threads, **more)
+    given = {name: more.pop(name) for name in ("reserved", "gpu", "processes") if name in more}
+    panel = more.pop("panel", None)
+    return make_plan(
+        one, one, rows, CorrelateSettings(**more), Resources(memory, threads=threads, **given), panel=panel
+    )
 
 
 def test_the_size_that_the_original_study_could_not_do():
@@ -85,9 +91,8 @@ def test_every_plan_fits_its_budget_and_covers_every_feature(features, rows, act
     processes, threads = workers
     try:
         found = make_plan(
-            a, b, n_rows=rows, n_halves=2, top_k=top_k, memory=memory, processes=processes, threads=threads,
-            kernel=kernel,
-        )  # fmt: skip
+            a, b, rows, CorrelateSettings(top_k=top_k, kernel=kernel), Resources(memory, processes, threads)
+        )
     except BudgetError as error:
         assert "Raise memory" in str(error)  # noqa: PT017
         return

@@ -121,11 +121,11 @@ UNICODE = st.text(
 @pytest.fixture(scope="module")
 def tokenizers(make_model):
     from pipeline.harvest.models import describe
-    from pipeline.settings.harvest import ModelConfig
+    from pipeline.settings.harvest import ModelSettings
 
     sites = {"llama": "layers.0", "bert": "encoder.layer.0"}
     return [
-        describe(ModelConfig(model=str(make_model(kind)), dictionary="identity", sites=[site])).tokenizer
+        describe(ModelSettings(model=str(make_model(kind)), dictionary="identity", sites=[site])).tokenizer
         for kind, site in sites.items()
     ]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.harvest.corpus import build_corpus
-from pipeline.settings.harvest import CorpusConfig
+from pipeline.settings.harvest import CorpusSettings
 from storage.errors import InputError, MissingInputError
 
 
@@ -22,13 +22,13 @@ def write_jsonl(path, records):
 
 def test_text_file_is_split_at_blank_lines(tmp_path):
     (tmp_path / "t.txt").write_text("one\nstill one\n\n \t\ntwo\n\n\n\nthree é🐦\n", encoding="utf-8")
-    corpus = build_corpus(CorpusConfig(path=str(tmp_path / "t.txt")), tmp_path / "c.zarr")
+    corpus = build_corpus(CorpusSettings(path=str(tmp_path / "t.txt")), tmp_path / "c.zarr")
     assert texts_of(corpus) == ["one\nstill one", "two", "three é🐦\n"]
 
 
 def test_jsonl_keeps_names_and_drops_empty_documents(tmp_path):
     source = write_jsonl(tmp_path / "t.jsonl", [{"text": "a", "name": "first"}, {"text": " \n"}, "bare string"])
-    corpus = build_corpus(CorpusConfig(path=str(source)), tmp_path / "c.zarr")
+    corpus = build_corpus(CorpusSettings(path=str(source)), tmp_path / "c.zarr")
     assert texts_of(corpus) == ["a", "bare string"]
     assert corpus.name(0) == "first"
 
@@ -42,26 +42,26 @@ def test_parquet_and_folder(tmp_path):
     pq.write_table(pa.table({"body": ["p1", "p2"]}), folder / "b.parquet")
     (folder / "a.txt").write_text("whole\n\nfile")
     (folder / "ignored.md").write_text("no")
-    corpus = build_corpus(CorpusConfig(path=str(folder), column="body"), tmp_path / "c.zarr")
+    corpus = build_corpus(CorpusSettings(path=str(folder), column="body"), tmp_path / "c.zarr")
     assert texts_of(corpus) == ["whole\n\nfile", "p1", "p2"]
 
 
 def test_local_dataset(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["x", "y"]}).save_to_disk(str(tmp_path / "d"))
-    corpus = build_corpus(CorpusConfig(dataset=str(tmp_path / "d")), tmp_path / "c.zarr")
+    corpus = build_corpus(CorpusSettings(dataset=str(tmp_path / "d")), tmp_path / "c.zarr")
     assert texts_of(corpus) == ["x", "y"]
     with pytest.raises(InputError, match=r"no text column 'body' \(it has \['text'\]\)"):
-        build_corpus(CorpusConfig(dataset=str(tmp_path / "d"), column="body"), tmp_path / "e.zarr")
+        build_corpus(CorpusSettings(dataset=str(tmp_path / "d"), column="body"), tmp_path / "e.zarr")
     assert not (tmp_path / "e.zarr").exists()
 
 
 def test_first_documents_and_seeded_sample(tmp_path):
     source = write_jsonl(tmp_path / "t.jsonl", [f"d{i}" for i in range(50)])
-    first = build_corpus(CorpusConfig(path=str(source), documents=3), tmp_path / "c.zarr")
+    first = build_corpus(CorpusSettings(path=str(source), documents=3), tmp_path / "c.zarr")
     assert texts_of(first) == ["d0", "d1", "d2"]
     samples = [
-        texts_of(build_corpus(CorpusConfig(path=str(source), documents=9, seed=seed), tmp_path / f"{i}.zarr"))
+        texts_of(build_corpus(CorpusSettings(path=str(source), documents=9, seed=seed), tmp_path / f"{i}.zarr"))
         for i, seed in enumerate([1, 1, 2])
     ]
     assert samples[0] == samples[1] != samples[2]
@@ -71,7 +71,7 @@ def test_first_documents_and_seeded_sample(tmp_path):
 
 def test_finished_corpus_is_kept_and_a_changed_source_is_read_again(tmp_path):
     source = write_jsonl(tmp_path / "t.jsonl", ["one"])
-    config = CorpusConfig(path=str(source))
+    config = CorpusSettings(path=str(source))
     before = build_corpus(config, tmp_path / "c.zarr").hash
     time = (tmp_path / "c.zarr" / "zarr.json").stat().st_mtime_ns
     assert build_corpus(config, tmp_path / "c.zarr").hash == before
@@ -93,22 +93,22 @@ def test_finished_corpus_is_kept_and_a_changed_source_is_read_again(tmp_path):
 def test_bad_sources_are_named_and_leave_nothing(tmp_path, name, content, error, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(error, match=message):
-        build_corpus(CorpusConfig(path=str(tmp_path / name)), tmp_path / "out" / "c.zarr")
+        build_corpus(CorpusSettings(path=str(tmp_path / name)), tmp_path / "out" / "c.zarr")
     assert not (tmp_path / "out" / "c.zarr").exists()
 
 
 def test_missing_source(tmp_path):
     with pytest.raises(MissingInputError, match="No corpus at"):
-        build_corpus(CorpusConfig(path=str(tmp_path / "none.jsonl")), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(path=str(tmp_path / "none.jsonl")), tmp_path / "c.zarr")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no \.txt"):
-        build_corpus(CorpusConfig(path=str(tmp_path / "empty")), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(path=str(tmp_path / "empty")), tmp_path / "c.zarr")
 
 
 def test_bytes_that_are_not_utf8(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
-        build_corpus(CorpusConfig(path=str(tmp_path / "t.txt")), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(path=str(tmp_path / "t.txt")), tmp_path / "c.zarr")
 
 
 # --- number of tokens -------------------------------------------------------------------------------------------------
@@ -119,11 +119,11 @@ def counted(make_model):
     """A model, and the number of tokens that its tokenizer makes of a text."""
     from transformers import AutoTokenizer
 
-    from pipeline.settings.harvest import ModelConfig
+    from pipeline.settings.harvest import ModelSettings
 
     folder = str(make_model("llama"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = ModelConfig(model=folder, dictionary="identity", sites=["layers.0"])
+    model = ModelSettings(model=folder, dictionary="identity", sites=["layers.0"])
     return model, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -135,7 +135,7 @@ def numbered(tmp_path):
 
 def test_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
     model, count = counted
-    config = CorpusConfig(path=str(numbered), tokens=200)
+    config = CorpusSettings(path=str(numbered), tokens=200)
     texts = texts_of(build_corpus(config, tmp_path / "c.zarr", model))
     assert sum(map(count, texts)) >= 200 > sum(map(count, texts[:-1]))
     assert [text.split(".")[0] for text in texts] == [f"Document {i}" for i in range(len(texts))]
@@ -146,7 +146,7 @@ def test_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
 def test_special_tokens_written_in_the_text_do_not_count(counted, tmp_path):
     model, count = counted
     source = write_jsonl(tmp_path / "t.jsonl", ["</s>" * 50, "some words", "never read"])
-    corpus = build_corpus(CorpusConfig(path=str(source), tokens=count("some words")), tmp_path / "c.zarr", model)
+    corpus = build_corpus(CorpusSettings(path=str(source), tokens=count("some words")), tmp_path / "c.zarr", model)
     assert texts_of(corpus) == ["</s>" * 50, "some words"]
 
 
@@ -155,7 +155,7 @@ def test_random_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
     model, count = counted
     samples = []
     for i, seed in enumerate([1, 1, 2]):
-        config = CorpusConfig(path=str(numbered), tokens=200, seed=seed)
+        config = CorpusSettings(path=str(numbered), tokens=200, seed=seed)
         samples.append(texts_of(build_corpus(config, tmp_path / f"{i}.zarr", model)))
         counts = [count(text) for text in samples[-1]]
         assert sum(counts) >= 200 > sum(counts) - max(counts)
@@ -163,7 +163,7 @@ def test_random_documents_until_a_number_of_tokens(counted, numbered, tmp_path):
     numbers = [int(text.split()[1].rstrip(".")) for text in samples[0]]
     assert numbers == sorted(set(numbers))
     assert numbers != list(range(len(numbers)))
-    few = CorpusConfig(path=str(numbered), tokens=200, documents=3, seed=1)
+    few = CorpusSettings(path=str(numbered), tokens=200, documents=3, seed=1)
     assert len(set(texts_of(build_corpus(few, tmp_path / "few.zarr", model))) & set(samples[0])) == 3
 
 
@@ -184,14 +184,14 @@ def test_every_document_is_as_likely_in_a_sample_by_tokens(tmp_path):
 def test_too_few_tokens_are_said(counted, numbered, tmp_path, caplog):
     model, _ = counted
     for seed in (None, 3):
-        config = CorpusConfig(path=str(numbered), tokens=10**6, seed=seed)
+        config = CorpusSettings(path=str(numbered), tokens=10**6, seed=seed)
         assert len(build_corpus(config, tmp_path / f"{seed}.zarr", model)) == 40
     assert caplog.text.count("1000000 were asked for") == 2
 
 
 def test_a_number_of_tokens_needs_a_tokenizer(numbered, tmp_path):
     with pytest.raises(InputError, match="needs a model"):
-        build_corpus(CorpusConfig(path=str(numbered), tokens=5), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(path=str(numbered), tokens=5), tmp_path / "c.zarr")
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -212,9 +212,9 @@ def data_folder(tmp_path):
 
 
 def test_folder_that_load_dataset_reads(data_folder, tmp_path, caplog):
-    corpus = build_corpus(CorpusConfig(dataset=str(data_folder)), tmp_path / "c.zarr")
+    corpus = build_corpus(CorpusSettings(dataset=str(data_folder)), tmp_path / "c.zarr")
     assert texts_of(corpus) == ["one", "two"]
-    test = CorpusConfig(dataset=str(data_folder), split="test")
+    test = CorpusSettings(dataset=str(data_folder), split="test")
     assert texts_of(build_corpus(test, tmp_path / "d.zarr")) == ["three"]
     (data_folder / "test.parquet").write_bytes((data_folder / "train-00001-of-00002.parquet").read_bytes())
     assert texts_of(build_corpus(test, tmp_path / "d.zarr")) == ["two"], "its files have changed"
@@ -224,7 +224,7 @@ def test_saved_splits(tmp_path):
     datasets = pytest.importorskip("datasets")
     parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
-    config = CorpusConfig(dataset=str(tmp_path / "d"), split="test")
+    config = CorpusSettings(dataset=str(tmp_path / "d"), split="test")
     assert texts_of(build_corpus(config, tmp_path / "c.zarr")) == ["test"]
     with pytest.raises(InputError, match=r"no split 'dev'; it has \['test', 'train'\]"):
         build_corpus(config.model_copy(update={"split": "dev"}), tmp_path / "e.zarr")
@@ -241,7 +241,7 @@ def test_saved_splits(tmp_path):
     ],
 )
 def test_bad_datasets_are_named_and_leave_nothing(data_folder, tmp_path, changes, error, message):
-    config = CorpusConfig(dataset=str(data_folder)).model_copy(update=changes)
+    config = CorpusSettings(dataset=str(data_folder)).model_copy(update=changes)
     with pytest.raises(error, match=message):
         build_corpus(config, tmp_path / "out" / "c.zarr")
     assert not (tmp_path / "out").exists()
@@ -249,7 +249,7 @@ def test_bad_datasets_are_named_and_leave_nothing(data_folder, tmp_path, changes
 
 def test_a_file_is_no_dataset(data_folder, tmp_path):
     with pytest.raises(InputError, match="is a file: give it as 'corpus: path'"):
-        build_corpus(CorpusConfig(dataset=str(data_folder / "test.parquet")), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(dataset=str(data_folder / "test.parquet")), tmp_path / "c.zarr")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_hub_datasets_that_cannot_be_had(monkeypatch, tmp_path, said, message):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(MissingInputError, match=message):
-        build_corpus(CorpusConfig(dataset="some/text"), tmp_path / "c.zarr")
+        build_corpus(CorpusSettings(dataset="some/text"), tmp_path / "c.zarr")
     assert not (tmp_path / "c.zarr").exists()
 
 
@@ -290,7 +290,7 @@ def test_what_is_streamed(data_folder, monkeypatch, tmp_path, counted, settings,
         return load(str(data_folder), subset, streaming=True, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
-    config = CorpusConfig(dataset="some/text", revision="abc", subset=None, **settings)
+    config = CorpusSettings(dataset="some/text", revision="abc", subset=None, **settings)
     corpus = build_corpus(config, tmp_path / "c.zarr", counted[0])
     assert seen == {"streaming": streamed}
     assert texts_of(corpus)[0] == "one"

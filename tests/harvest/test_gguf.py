@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.harvest.gguf import cache_folder, converted
 from pipeline.harvest.models import describe, load
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError, MissingInputError
 
 gguf = pytest.importorskip("gguf")
@@ -72,7 +72,7 @@ def cache(tmp_path, monkeypatch):
 def test_converted_model_has_all_its_weights(tmp_path, cache, tied):
     """A tied embedding saved under the head's name would leave the base model with a random one."""
     embedding = write_gguf(tmp_path / "tiny.gguf", tied=tied)
-    model = ModelConfig(model=str(tmp_path / "tiny.gguf"), dictionary="identity", sites=["layers.0"])
+    model = ModelSettings(model=str(tmp_path / "tiny.gguf"), dictionary="identity", sites=["layers.0"])
     info = describe(model)
     np.testing.assert_array_equal(load(model).reader.network.embed_tokens.weight.numpy(), embedding)
     assert info.tokenizer.bos_token == "<s>"
@@ -101,7 +101,7 @@ def test_broken_file_leaves_nothing(tmp_path, cache):
 
 def test_missing_file(tmp_path):
     with pytest.raises(MissingInputError, match="No GGUF file at"):
-        describe(ModelConfig(model=str(tmp_path / "none.gguf"), dictionary="identity", sites=["layers.0"]))
+        describe(ModelSettings(model=str(tmp_path / "none.gguf"), dictionary="identity", sites=["layers.0"]))
 
 
 def test_place_of_the_cache(monkeypatch, tmp_path):

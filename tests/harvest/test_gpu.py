@@ -12,7 +12,7 @@ from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.models import load, torch_device
 from pipeline.harvest.run import harvest, make_rows
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from storage import open_activations, read_csr
 
 pytestmark = [
@@ -25,7 +25,7 @@ MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
 
 
 def side_of(folder, device, dictionary="identity", dtype="float32"):
-    return ModelConfig(
+    return ModelSettings(
         model=str(folder),
         dictionary=dictionary,
         sites=["layers.1", "blocks.1.mlp.hook_post"],
@@ -65,8 +65,8 @@ def test_harvest_on_dask_cuda_workers(make_model, tmp_path):
 
     texts = [f"Text {i} about green birds over the river, said the man (aged {i})." for i in range(40)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    build_corpus(CorpusConfig(path=str(tmp_path / "t.jsonl")), tmp_path / "corpus.zarr")
-    store = StoreConfig(shard_rows=64)
+    build_corpus(CorpusSettings(path=str(tmp_path / "t.jsonl")), tmp_path / "corpus.zarr")
+    store = StoreSettings(shard_rows=64)
     with dask_cuda.LocalCUDACluster() as cluster, Client(cluster) as client:
         stores = {}
         for device in ("cpu", "auto"):

@@ -15,12 +15,12 @@ from transformers import AutoModel, AutoTokenizer
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.run import SINK_MULTIPLE, harvest, make_rows
 from pipeline.harvest.site_check import variance_unexplained
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from pipeline.work.workers import local_client
 from storage import check_same_rows, open_activations, open_corpus, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
 
-STORE = StoreConfig(shard_rows=64)
+STORE = StoreSettings(shard_rows=64)
 LENGTH = 24
 
 TEXTS = [
@@ -37,7 +37,7 @@ TEXTS = [
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "t.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS), encoding="utf-8")
-    build_corpus(CorpusConfig(path=str(folder / "t.jsonl")), folder / "corpus.zarr")
+    build_corpus(CorpusSettings(path=str(folder / "t.jsonl")), folder / "corpus.zarr")
     return folder / "corpus.zarr"
 
 
@@ -47,11 +47,11 @@ def sides(make_model):
 
     def make(padding_side="right", **options):
         return (
-            ModelConfig(
+            ModelSettings(
                 model=str(make_model("llama", padding_side)), dictionary="identity",
                 sites=["layers.0", "layers.1"], batch_size=3, **options,
             ),
-            ModelConfig(
+            ModelSettings(
                 model=str(make_model("bert", padding_side)), dictionary="identity",
                 sites=["encoder.layer.0"], batch_size=3,
             ),
@@ -68,8 +68,10 @@ def run(corpus, a, b, folder, client, store=STORE):
 
 @pytest.fixture(scope="module")
 def harvested(corpus, make_model, tmp_path_factory, client):
-    a = ModelConfig(model=str(make_model("llama")), dictionary="identity", sites=["layers.0", "layers.1"], batch_size=3)
-    b = ModelConfig(model=str(make_model("bert")), dictionary="identity", sites=["encoder.layer.0"], batch_size=3)
+    a = ModelSettings(
+        model=str(make_model("llama")), dictionary="identity", sites=["layers.0", "layers.1"], batch_size=3
+    )
+    b = ModelSettings(model=str(make_model("bert")), dictionary="identity", sites=["encoder.layer.0"], batch_size=3)
     return run(corpus, a, b, tmp_path_factory.mktemp("run"), client)
 
 
@@ -180,7 +182,7 @@ def test_padding_side_changes_nothing_on_other_architectures(corpus, make_model,
     sites = [site_of(kind, 1), "blocks.1.hook_mlp_out", "blocks.1.mlp.hook_post"]
     stores = {}
     for side in ("left", "right"):
-        model = ModelConfig(model=str(make_model(kind, side)), dictionary="identity", sites=sites, batch_size=3)
+        model = ModelSettings(model=str(make_model(kind, side)), dictionary="identity", sites=sites, batch_size=3)
         rows = make_rows(corpus, model, model, LENGTH, tmp_path / side / "rows.zarr", client=client)
         stores[side] = harvest(corpus, rows, model, "a", STORE, tmp_path / side, client=client)
     for site in sites:
@@ -248,7 +250,7 @@ def test_changed_settings_are_harvested_again(corpus, sides, tmp_path, client):
     a, b = sides()
     rows, stores = run(corpus, a, b, tmp_path, client)
     assert open_activations(stores["layers.0"])["activation"].dtype == np.float32
-    half = StoreConfig(shard_rows=64, dtype="float16")
+    half = StoreSettings(shard_rows=64, dtype="float16")
     stores = harvest(corpus, rows, a, "a", half, tmp_path / "a", client=client)
     assert open_activations(stores["layers.0"])["activation"].dtype == np.float16
 
@@ -347,7 +349,7 @@ def test_windows_are_as_short_as_the_shorter_context(corpus, sides, tmp_path, cl
 
 def test_no_shared_row(tmp_path, sides, client):
     (tmp_path / "t.jsonl").write_text(json.dumps("</s>") + "\n")
-    build_corpus(CorpusConfig(path=str(tmp_path / "t.jsonl")), tmp_path / "c.zarr")
+    build_corpus(CorpusSettings(path=str(tmp_path / "t.jsonl")), tmp_path / "c.zarr")
     a, _ = sides()
     with pytest.raises(InputError, match="no rows"):
         make_rows(tmp_path / "c.zarr", a, a, LENGTH, tmp_path / "rows.zarr", client=client)

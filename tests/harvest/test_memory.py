@@ -12,7 +12,7 @@ from benchmarks.measure import run_measured
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.plan import SiteNeed, task_bytes
 from pipeline.harvest.rows import make_rows
-from pipeline.settings.harvest import CorpusConfig, ModelConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings
 
 WIDTH = 512
 THREADS = 2
@@ -21,10 +21,10 @@ SLACK = 24 << 20
 
 PROGRAM = f"""
 import importlib
-from pipeline.settings.harvest import ModelConfig, StoreConfig
+from pipeline.settings.harvest import ModelSettings, StoreSettings
 from pipeline.work.workers import local_client
 harvest = importlib.import_module("pipeline.harvest.run").harvest
-model, store = ModelConfig(**arguments.pop("model")), StoreConfig(shard_rows=arguments.pop("shard_rows"))
+model, store = ModelSettings(**arguments.pop("model")), StoreSettings(shard_rows=arguments.pop("shard_rows"))
 with local_client(threads_per_worker={THREADS}) as client:
     harvest(model=model, side="a", store=store, client=client, **arguments)
 """
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
     LlamaModel(LlamaConfig(vocab_size=51, num_hidden_layers=1, **sizes)).save_pretrained(folder)
-    return ModelConfig(model=str(folder), dictionary="identity", sites=["layers.0"], batch_size=4)
+    return ModelSettings(model=str(folder), dictionary="identity", sites=["layers.0"], batch_size=4)
 
 
 def measure(folder, model, client, n_documents, shard_rows):
@@ -53,7 +53,7 @@ def measure(folder, model, client, n_documents, shard_rows):
     rng = np.random.default_rng(0)
     lines = [json.dumps(" ".join(f"w{i}" for i in rng.integers(0, 50, 100))) for _ in range(n_documents)]
     (folder / "t.jsonl").write_text("\n".join(lines))
-    corpus = build_corpus(CorpusConfig(path=str(folder / "t.jsonl")), folder / "corpus.zarr").path
+    corpus = build_corpus(CorpusSettings(path=str(folder / "t.jsonl")), folder / "corpus.zarr").path
     rows = make_rows(corpus, model, model, 128, folder / "rows.zarr", client=client)
     told = {"corpus_path": str(corpus), "rows_path": str(rows), "out_dir": str(folder / "a")}
     told |= {"model": model.model_dump(mode="json"), "shard_rows": shard_rows}

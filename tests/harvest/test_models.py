@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from pipeline.harvest.models import describe, load, torch_device
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError, MissingInputError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
@@ -25,7 +25,7 @@ FINAL = {
 
 
 def config_of(folder, *sites, **options):
-    return ModelConfig(model=str(folder), dictionary="identity", sites=list(sites), **options)
+    return ModelSettings(model=str(folder), dictionary="identity", sites=list(sites), **options)
 
 
 def hidden_states(folder):

@@ -16,11 +16,11 @@ from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes
 from pipeline.settings.experiment import load_experiment
-from pipeline.settings.harvest import StoreConfig
+from pipeline.settings.harvest import StoreSettings
 from storage import BudgetError, InputError, check_same_rows, open_activations, read_csr, read_dense, write_activations
 
 run = importlib.import_module("pipeline.harvest.run")
-STORE = StoreConfig(shard_rows=128)
+STORE = StoreSettings(shard_rows=128)
 RAW = {"dictionary": "identity", "sites": ["layers.1"]}
 
 
@@ -185,5 +185,5 @@ def test_activations_too_large_for_the_store(harvest, poisoned, tmp_path):
     with pytest.raises(
         InputError, match=r"Feature \d+ of layers\.1 is -?\d.* at document \d+, characters .*float16 cannot hold; set"
     ):
-        harvest(model=model, store=StoreConfig(shard_rows=128, dtype="float16"), **RAW)
+        harvest(model=model, store=StoreSettings(shard_rows=128, dtype="float16"), **RAW)
     assert not list((tmp_path / "a").glob("*.zarr"))

@@ -22,12 +22,12 @@ from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import Calibration, Sample, check_model, judge, refuse_bad_sites
 from pipeline.harvest.sites import Site
 from pipeline.settings.experiment import load_experiment
-from pipeline.settings.harvest import CorpusConfig, ModelConfig, StoreConfig
+from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
 from storage import open_activations, read_dense
 from storage.errors import InputError
 
 D = 16
-STORE = StoreConfig(shard_rows=64)
+STORE = StoreSettings(shard_rows=64)
 WORDS = [
     ["green", "old", "loud", "quick"] * 6,
     ["river", "bird", "king", "map", "fox"] * 5,
@@ -43,7 +43,7 @@ TEXTS = [
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "t.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS), encoding="utf-8")
-    build_corpus(CorpusConfig(path=str(folder / "t.jsonl")), folder / "corpus.zarr")
+    build_corpus(CorpusSettings(path=str(folder / "t.jsonl")), folder / "corpus.zarr")
     return folder / "corpus.zarr"
 
 
@@ -61,7 +61,7 @@ def raw(corpus, rows, make_model, tmp_path_factory, client):
 
 
 def config_of(folder, *sites, dictionary="identity", **options):
-    return ModelConfig(model=str(folder), dictionary=str(dictionary), sites=list(sites), **options)
+    return ModelSettings(model=str(folder), dictionary=str(dictionary), sites=list(sites), **options)
 
 
 @pytest.fixture(scope="module")

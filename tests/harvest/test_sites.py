@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from pipeline.harvest.models import describe, load
-from pipeline.settings.harvest import ModelConfig
+from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
@@ -27,7 +27,7 @@ DOWN = {
 
 
 def config_of(folder, *sites, **options):
-    return ModelConfig(model=str(folder), dictionary="identity", sites=list(sites), **options)
+    return ModelSettings(model=str(folder), dictionary="identity", sites=list(sites), **options)
 
 
 def read(folder, *sites):

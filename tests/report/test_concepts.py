@@ -19,7 +19,7 @@ from pipeline.report.results import open_run
 from pipeline.report.run import report
 from pipeline.semantics.stage import run_semantics
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.semantics import SemanticsConfig
+from pipeline.settings.semantics import SemanticsSettings
 from storage.rundir import RunDirectory
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)> & co"
@@ -60,7 +60,7 @@ def run(write_run: Callable[..., RunDirectory], tmp_path_factory: pytest.TempPat
     }
     file = folder / "concepts.yaml"
     file.write_text(yaml.safe_dump({name: {"keywords": words} for name, words in topics.items()}, sort_keys=False))
-    settings = SemanticsConfig(
+    settings = SemanticsSettings(
         concepts=str(file), embedding=None, null_runs=20, min_pairs=4, clusters=3, metrics=["svcca:k=4", "rsa"]
     )
     config = Experiment.model_validate(directory.read_experiment()).model_copy(update={"semantics": settings})

@@ -13,7 +13,7 @@ from distributed import Client
 
 import storage
 from pipeline.experiment.run import RunResult
-from pipeline.settings.correlate import CorrelateConfig
+from pipeline.settings.correlate import CorrelateSettings
 from pipeline.work.share import Share
 from storage.errors import InputError, MissingInputError
 
@@ -63,7 +63,7 @@ def test_panels_in_shares(
     stores: dict[str, tuple[Path, Path]], layout: str, measure: str, client: Client, tmp_path: Path
 ) -> None:
     a, b = stores[layout]
-    settings = CorrelateConfig(top_k=5, keep_above=0.05, measure=measure).model_dump()  # type: ignore[arg-type]
+    settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure).model_dump()  # type: ignore[arg-type]
     whole = correlation.correlate(a, b, out=tmp_path / "whole.zarr", client=client, **settings)
     out = tmp_path / "shared.zarr"
     with pytest.raises(MissingInputError, match="share begin/3"):

@@ -19,7 +19,7 @@ from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.settings.experiment import load_experiment
-from pipeline.settings.harvest import StoreConfig
+from pipeline.settings.harvest import StoreSettings
 from storage import open_activations
 from storage.errors import InputError, MissingDependencyError
 
@@ -98,8 +98,8 @@ def test_dictionaries_explain_what_our_harvest_reads(tmp_path, client):
     bos = xr.open_zarr(rows)
     assert set(bos["input_a"].values[bos["first_a"].values]) == {1}
     assert bos["position_a"].values.min() == 1
-    stores = harvest(corpus, rows, experiment.a, "a", StoreConfig(), tmp_path / "a", client=client)
-    stores |= harvest(corpus, rows, experiment.b, "b", StoreConfig(), tmp_path / "b", client=client)
+    stores = harvest(corpus, rows, experiment.a, "a", StoreSettings(), tmp_path / "a", client=client)
+    stores |= harvest(corpus, rows, experiment.b, "b", StoreSettings(), tmp_path / "b", client=client)
     attrs = {site: open_activations(path).attrs for site, path in stores.items()}
     assert len({one["row_hash"] for one in attrs.values()}) == 1
     for site, one in attrs.items():
