@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar, get_args
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -69,7 +68,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError("\n".join(explain(error, cls))) from error
+            raise InputError("; ".join(line.strip() for line in explain(error, cls))) from error
 
 
 def known(look_up: Callable[[str], object]) -> AfterValidator:
@@ -86,8 +85,8 @@ def known(look_up: Callable[[str], object]) -> AfterValidator:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of NumPy as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Return a number of NumPy as Python's own; the help, which NumPy would delay, does without importing it."""
+    return value.item() if hasattr(value, "dtype") else value
 
 
 #: What is put in front of the checks of a number, so that one of NumPy's is as good.

@@ -1,26 +1,27 @@
-"""What can be added from outside, one registry a kind; see ``docs/extending.md``. Importing this imports none of it."""
+"""What can be added from outside, one registry a kind; see ``docs/extending.md``. Importing this imports none of it.
+
+The types of what is registered are those of the stages, which import this module.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import Any
 
 from storage.registry import IMPORTERS, Registry
 
-if TYPE_CHECKING:
-    from pipeline.compare.base import Metric
-    from pipeline.compare.nulls import Null
-    from pipeline.harvest.dictionary import Format
-    from pipeline.match.edges import Method
-    from pipeline.match.filters import Filter
-
 __all__ = ["DICTIONARIES", "FILTERS", "IMPORTERS", "METHODS", "METRICS", "NULLS", "takes_max_uses"]
 
-METRICS: Registry[type[Metric]] = Registry("metric", "subspace.metrics", "pipeline.compare.metrics")
-NULLS: Registry[Null] = Registry("null", "subspace.nulls", "pipeline.compare.nulls")
-FILTERS: Registry[type[Filter]] = Registry("filter", "subspace.filters", "pipeline.match.filters")
-METHODS: Registry[Method] = Registry("matching method", "subspace.methods", "pipeline.match.methods")
-DICTIONARIES: Registry[Format] = Registry("dictionary format", "subspace.dictionaries", "pipeline.harvest.formats")
+#: Subclasses of :class:`pipeline.compare.base.Metric`.
+METRICS: Registry[Any] = Registry("metric", "subspace.metrics", "pipeline.compare.metrics")
+#: Instances of :class:`pipeline.compare.nulls.Null`.
+NULLS: Registry[Any] = Registry("null", "subspace.nulls", "pipeline.compare.nulls")
+#: Subclasses of :class:`pipeline.match.filters.Filter`.
+FILTERS: Registry[Any] = Registry("filter", "subspace.filters", "pipeline.match.filters")
+#: Functions, :class:`pipeline.match.edges.Method`.
+METHODS: Registry[Any] = Registry("matching method", "subspace.methods", "pipeline.match.methods")
+#: Instances of :class:`pipeline.harvest.dictionary.Format`.
+DICTIONARIES: Registry[Any] = Registry("dictionary format", "subspace.dictionaries", "pipeline.harvest.formats")
 
 
 def takes_max_uses(method: str) -> bool:

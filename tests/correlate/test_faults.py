@@ -28,12 +28,12 @@ def case(make_case, values):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"top_k": 0}, "top_k must be 1 to 256"),
-        ({"top_k": 257}, "top_k must be 1 to 256"),
-        ({"keep_above": 0}, "keep_above must be above 0"),
-        ({"keep_above": 1.5}, "keep_above must be above 0"),
-        ({"select": "third"}, "select must be"),
-        ({"kernel": "quantum"}, "no kernel 'quantum'"),
+        ({"top_k": 0}, r"top_k: .* greater than or equal to 1 \(given: 0\)"),
+        ({"top_k": 257}, r"top_k: .* less than or equal to 256 \(given: 257\)"),
+        ({"keep_above": 0}, "keep_above: .* greater than 0"),
+        ({"keep_above": 1.5}, "keep_above: .* less than or equal to 1"),
+        ({"select": "third"}, "select: .* 'half' or 'all'"),
+        ({"kernel": "quantum"}, "kernel: .* 'sparse' or 'dense' .*quantum"),
         ({"memory": "a lot"}, "memory must be a number of bytes"),
         ({"memory": -1}, "memory must be a number of bytes"),
     ],
