@@ -31,9 +31,10 @@ from pipeline.correlate.documents import (
     run_blocks,
     sum_documents,
 )
-from pipeline.settings.correlate import MEASURE_NAMES, Measure, Select
+from pipeline.settings.base import keywords
+from pipeline.settings.correlate import MEASURE_NAMES, BootstrapSettings
 from pipeline.work.workers import ensure_client
-from storage import InputError, fingerprint, make_result, new_manifest
+from storage import fingerprint, make_result, new_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +46,13 @@ FEW_DOCUMENTS = 20
 SUFFIXES = ("", "_heldout")
 
 
+@keywords(BootstrapSettings)
 def bootstrap(
     pairs: Pairs,
     a: str | Path,
     b: str | Path,
+    settings: BootstrapSettings,
     *,
-    runs: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    select: Select | None = None,
-    measure: Measure | None = None,
-    memory: str | int = "auto",
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -71,20 +68,14 @@ def bootstrap(
         A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
     a, b
         The stores that they were found in.
-    runs
-        How often documents are drawn.
-    level
-        Share of the draws within the interval.
-    seed
-        Of the draws.
-    select, measure
-        As the pairs were correlated, if absent: ``half`` and ``pearson`` for ids. Not ``spearman``.
-    memory, client
-        As in :func:`pipeline.correlate.run.correlate`.
+    settings
+        Each setting of :class:`~pipeline.settings.correlate.BootstrapSettings` is a keyword.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
+    client
+        Where to run; by default threads of this process.
 
     Returns
     -------
@@ -117,21 +108,19 @@ def bootstrap(
     >>> bool(found.r_heldout_low[0] > 0.9), bool(found.r_heldout_low[1] < 0 < found.r_heldout_high[1])
     (True, True)
     """
-    if runs < 1 or not 0 < level < 1:
-        raise InputError(f"runs must be at least 1 and level between 0 and 1, not {runs} and {level}")
     chosen, paths = read_pairs(pairs), (Path(a), Path(b))
-    select = select or chosen.attrs.get("select", "half")
-    measure = measure or chosen.attrs.get("measure", "pearson")
+    select = settings.select or chosen.attrs.get("select", "half")
+    measure = settings.measure or chosen.attrs.get("measure", "pearson")
     check_pairs(chosen, paths, measure)
-    settings = {"runs": runs, "level": level, "seed": seed}
+    draws = settings.model_dump(include={"runs", "level", "seed"})
     hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
-    manifest = new_manifest(STAGE, hashes, settings | {"select": select, "measure": measure})
+    manifest = new_manifest(STAGE, hashes, draws | {"select": select, "measure": measure})
 
     def make() -> xr.Dataset:
-        job = make_job(chosen, paths, select, measure, settings)
+        job = make_job(chosen, paths, select, measure, draws)
         with ensure_client(client) as active:
-            extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * runs)
-            return _dataset(run_blocks(job, bootstrap_block, active, memory, extra, "Bootstrap"), chosen, job)
+            extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * settings.runs)
+            return _dataset(run_blocks(job, bootstrap_block, active, settings.memory, extra, "Bootstrap"), chosen, job)
 
     return make_result(out, manifest, make, overwrite=overwrite)
 

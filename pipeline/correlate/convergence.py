@@ -30,9 +30,10 @@ from pipeline.correlate.documents import (
     sum_documents,
 )
 from pipeline.correlate.rows import splitmix64
-from pipeline.settings.correlate import MEASURE_NAMES, Measure
+from pipeline.settings.base import keywords
+from pipeline.settings.correlate import MEASURE_NAMES, ConvergenceSettings
 from pipeline.work.workers import ensure_client
-from storage import InputError, fingerprint, make_result, new_manifest
+from storage import fingerprint, make_result, new_manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,14 +48,13 @@ GOOD_CHANGE, R_CHANGE = 0.05, 0.02
 FEWEST_DOCUMENTS = 4
 
 
+@keywords(ConvergenceSettings)
 def convergence(
     pairs: Pairs,
     a: str | Path,
     b: str | Path,
+    settings: ConvergenceSettings,
     *,
-    threshold: float | None = None,
-    measure: Measure | None = None,
-    memory: str | int = "auto",
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -70,17 +70,14 @@ def convergence(
         A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
     a, b
         The stores that they were found in.
-    threshold
-        A pair is good where r reaches this in both halves; by default the minimum of the match, or of what was kept,
-        or 0.1.
-    measure
-        As the pairs were correlated, if absent. Not ``spearman``.
-    memory, client
-        As in :func:`pipeline.correlate.run.correlate`.
+    settings
+        Each setting of :class:`~pipeline.settings.correlate.ConvergenceSettings` is a keyword.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
+    client
+        Where to run; by default threads of this process.
 
     Returns
     -------
@@ -113,21 +110,20 @@ def convergence(
     ([280, 520, 1000, 2000, 4000], [3, 3, 3, 3, 3], 'enough')
     """
     chosen, paths = read_pairs(pairs), (Path(a), Path(b))
-    measure = measure or chosen.attrs.get("measure", "pearson")
+    measure = settings.measure or chosen.attrs.get("measure", "pearson")
     check_pairs(chosen, paths, measure)
+    threshold = settings.threshold
     if threshold is None:
         threshold = float(chosen.attrs.get("min_correlation", chosen.attrs.get("keep_above", 0.1)))
-    if not -1 <= threshold <= 1:
-        raise InputError(f"threshold must be between -1 and 1, not {threshold}")
-    settings = {"threshold": threshold, "measure": measure}
+    rule = {"threshold": threshold, "measure": measure}
     hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
-    manifest = new_manifest(STAGE, hashes, settings)
+    manifest = new_manifest(STAGE, hashes, rule)
 
     def make() -> xr.Dataset:
-        job = make_job(chosen, paths, "half", measure, settings)
+        job = make_job(chosen, paths, "half", measure, rule)
         with ensure_client(client) as active:
             extra = (64 * len(job.units().rows), 8 * 4 * len(FRACTIONS))
-            r = run_blocks(job, convergence_block, active, memory, extra, "Convergence")["r"]
+            r = run_blocks(job, convergence_block, active, settings.memory, extra, "Convergence")["r"]
         ids = {f"feature_{side}": ("pair", getattr(chosen, f"ids_{side}")) for side in "ab"}
         return _dataset(r, job, threshold).assign(ids)
 

@@ -93,7 +93,8 @@ def _plain(value: Any) -> Any:
 Number = BeforeValidator(_plain)
 
 
-#: A budget: bytes, or a text such as 4GB or auto.
+#: A budget: bytes, or a text such as 4GB or auto; and what it is the budget of.
+BUDGET = "Budget over all workers, as 4GB; auto: half of the free memory."
 Memory = Annotated[str | int, Number, Flag(metavar="SIZE")]
 
 

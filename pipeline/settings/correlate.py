@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings.base import Memory, Number, Section
+from pipeline.settings.base import BUDGET, Memory, Number, Section
 
 Kernel = Literal["auto", "sparse", "dense"]
 
@@ -61,9 +61,37 @@ class CorrelateSettings(Section):
         description="Where products are computed; auto: on GPUs if all workers have one (and CuPy), with the dense "
         "kernel always, with the sparse one where that is faster.",
     )
-    memory: Memory = Field("auto", description="Budget over all workers, as 4GB; auto: half of the free memory.")
+    memory: Memory = Field("auto", description=BUDGET)
 
     @property
     def n_halves(self) -> int:
         """2 if half of the rows is held out, else 1."""
         return 2 if self.select == "half" else 1
+
+
+_AS_CORRELATED = "as the pairs were correlated, if absent"
+
+
+class BootstrapSettings(Section):
+    """How intervals of r are found."""
+
+    runs: Annotated[int, Number, Field(ge=1)] = Field(1000, description="How often documents are drawn.")
+    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
+        0.95, description="Share of the draws within an interval."
+    )
+    seed: Annotated[int, Number] = Field(0, description="Seed of the draws.")
+    select: Select | None = Field(None, description=f"Halves of the rows, {_AS_CORRELATED}.")
+    measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
+    memory: Memory = Field("auto", description=BUDGET)
+
+
+class ConvergenceSettings(Section):
+    """How is found whether r settles."""
+
+    threshold: Annotated[float, Number, Field(ge=-1, le=1)] | None = Field(
+        None,
+        description="A pair is good where r reaches this in both halves. By default the minimum of the match, or of "
+        "what was kept.",
+    )
+    measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
+    memory: Memory = Field("auto", description=BUDGET)
