@@ -58,6 +58,18 @@ def test_imports_run_one_way(path: Path) -> None:
             assert allowed, f"stage {inner[0]} reaches into stage {rest[0]}: {name}"
 
 
+def test_the_map_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:pipeline|storage|jobs|tests|docs)/[\w/.]+)`", page))
+    assert len(named) > 10
+    stages = [path.replace("STAGE", stage) for path in named for stage in STAGES if "STAGE" in path]
+    assert [
+        path for path in [*stages, *(named - {path for path in named if "STAGE" in path})] if not (ROOT / path).exists()
+    ] == []
+    rooms = {path.name for path in (ROOT / "pipeline").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(re.findall(r"^  (\w+)/", page.split("pipeline/  ")[1].split("storage/  ")[0], re.MULTILINE))
+
+
 def test_the_rule_looks_at_something() -> None:
     assert len(MODULES) > 30
     assert any(name.startswith("storage.") for path in MODULES for name in imported(path))
