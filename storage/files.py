@@ -4,14 +4,15 @@ Everything that a target leaves beside it while it is written, or after a proces
 
 ==========================  ==================================================================================
 ``PATH.partial``            unfinished work that the next call goes on with
-``PATH.<32 hex>.new``       something that is being built; worthless after a death
-``PATH.<32 hex>.old``       what stood at PATH before, for the moment between two renames
-``PATH.<32 hex>.trash``     something that is being deleted
+``PATH.<token>.new``        something that is being built; worthless after a death
+``PATH.<token>.old``        what stood at PATH before, for the moment between two renames
+``PATH.<token>.trash``      something that is being deleted
 ``PATH.lock``               who writes PATH now (:mod:`storage.locks`)
 ``NAME.<32 hex>.partial``   a file that is being written (Zarr's own are named alike)
 ==========================  ==================================================================================
 
-The 32 digits are random: nothing of a user's has such a name, so what has one may be removed.
+A token is 24 random hexadecimal digits and 8 that are a checksum of them and of PATH's name: nothing of a user's has
+such a name, so what has one may be removed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import re
 import shutil
 import stat
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,11 +33,31 @@ PARTIAL_SUFFIX = ".partial"
 LOCK_SUFFIX = ".lock"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _STRAY_FILE = re.compile(r".*\.[0-9a-f]{32}\.partial", re.DOTALL)
-_LEFTOVER = re.compile(r"(.*)\.[0-9a-f]{32}\.(new|old|trash|partial)", re.DOTALL)
+_LEFTOVER = re.compile(
+    r"(?P<name>.*)\.(?P<random>[0-9a-f]{24})(?P<sum>[0-9a-f]{8})\.(?P<ending>new|old|trash|partial)", re.DOTALL
+)
+_NO_TARGET = re.compile(rf".*(\{PARTIAL_SUFFIX}|\{LOCK_SUFFIX})", re.DOTALL)
+
+
+def target_path(path: str | Path) -> Path:
+    """Return a path to which something may be written; see :func:`local_path`.
+
+    Raises
+    ------
+    InputError
+        If it is no path of a file system, or has a name that unfinished work and locks have.
+    """
+    local = local_path(path)
+    name = local.name or local.absolute().name
+    if not name:
+        raise InputError(f"{local} is the root of the file system: give the path of a folder that is to be made in it")
+    if _NO_TARGET.fullmatch(name) or leftover_of(name) is not None:
+        raise InputError(f"{local} has a name that unfinished work or a lock of this package has: give another one")
+    return local
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path as given, or that of a ``file://`` address.
+    """Return a path as given, with ``~`` expanded, or that of a ``file://`` address.
 
     Raises
     ------
@@ -52,7 +74,8 @@ def local_path(path: str | Path) -> Path:
         raise InputError(f"{text!r} is not a path")
     url = _URL.match(text)
     if url is None:
-        return Path(path)
+        # the shell leaves ``~`` alone where it is quoted
+        return Path(path).expanduser() if text.startswith("~") else Path(path)
     if url[1].lower() == "file":
         return Path("/" + url[2].removeprefix("localhost/"))
     raise InputError(
@@ -80,7 +103,17 @@ def partial_path(path: str | Path) -> Path:
 
 def temporary_path(path: Path, ending: str) -> Path:
     """Return a random name beside `path` that says what it is for: ``new``, ``old``, ``trash`` or ``partial``."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{ending}")
+    digits = uuid.uuid4().hex[:24]
+    return path.with_name(f"{path.name}.{digits}{_checksum(path.name, digits)}.{ending}")
+
+
+def _checksum(name: str, digits: str) -> str:
+    return f"{zlib.crc32(f'{name}.{digits}'.encode(errors='surrogateescape')):08x}"
+
+
+def _match_leftover(name: str) -> re.Match[str] | None:
+    match = _LEFTOVER.fullmatch(name)
+    return match if match is not None and _checksum(match["name"], match["random"]) == match["sum"] else None
 
 
 def private_folder(path: Path, *, exist_ok: bool = True) -> Path:
@@ -201,20 +234,21 @@ def leftovers(path: Path) -> dict[str, list[Path]]:
     remains: dict[str, list[Path]] = {"new": [], "old": [], "trash": [], "partial": []}
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(path.parent):
-            match = _LEFTOVER.fullmatch(entry.name)
-            if match is not None and match[1] == path.name:
-                remains[match[2]].append(Path(entry.path))
+            match = _match_leftover(entry.name)
+            if match is not None and match["name"] == path.name:
+                remains[match["ending"]].append(Path(entry.path))
     return remains
 
 
 def leftover_of(name: str) -> str | None:
     """Return the name of the target that something with such a name is left over from; None if it is none.
 
-    >>> leftover_of("pairs.zarr.0123456789abcdef0123456789abcdef.old"), leftover_of("pairs.zarr.old")
+    >>> name = temporary_path(Path("pairs.zarr"), "old").name
+    >>> leftover_of(name), leftover_of("pairs.zarr.old")
     ('pairs.zarr', None)
     """
-    match = _LEFTOVER.fullmatch(name)
-    return None if match is None else match[1]
+    match = _match_leftover(name)
+    return None if match is None else match["name"]
 
 
 def remove_folder(path: Path) -> None:

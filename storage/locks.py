@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
 import socket
+import stat
 import sys
 import threading
 import time
@@ -30,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from storage.errors import BusyError
+from storage.errors import BusyError, InputError
 from storage.files import LOCK_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ STALE_AFTER = 120.0
 #: Seconds after which a file system without ``flock`` is asked again whose lock it is.
 SETTLE = 0.2
 _PART = re.compile(r"(begin|\d+)-of-\d+")
+#: How the text of every lock begins.
+_BEGINNING = b'{"host": "'
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def _refuse_if_busy(files: list[Path], path: Path) -> None:
 def _take(file: Path, path: Path) -> _Lock:
     """Take a lock, if need be from a dead holder."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(file)
         try:
             mine = _lock_file(file, descriptor, path)
         except BaseException:
@@ -219,6 +223,32 @@ def _take(file: Path, path: Path) -> _Lock:
         if mine is not None:
             return mine
         os.close(descriptor)
+
+
+def _open(file: Path) -> int:
+    """Open a lock file, which is made if it is not there; anything else of its name stays as it is."""
+    try:
+        # neither is a link followed, nor is a pipe's other end waited for
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(file, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _not_a_lock(file) from error
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        beginning = os.pread(descriptor, len(_BEGINNING), 0)
+        # cut short where its process died while it wrote, and zeros where its host did
+        if _BEGINNING.startswith(beginning.rstrip(b"\0")):
+            return descriptor
+    os.close(descriptor)
+    raise _not_a_lock(file)
+
+
+def _not_a_lock(file: Path) -> InputError:
+    return InputError(
+        f"{file} is there and is no lock of this package, which needs a file of that name while it writes beside it: "
+        "move it away, or give another path"
+    )
 
 
 def _lock_file(file: Path, descriptor: int, path: Path) -> _Lock | None:
@@ -232,8 +262,12 @@ def _lock_file(file: Path, descriptor: int, path: Path) -> _Lock | None:
     if previous is not None:
         logger.info("Taking over the lock of %s from %s, which is gone", path, previous)
     holder = Holder.this_process()
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+    except OSError:  # the disk is full
+        file.unlink(missing_ok=True)
+        raise
     if by_flock is None:
         _settle(file, descriptor, holder, path)
     return _Lock(file, descriptor, holder, threading.get_ident())

@@ -40,9 +40,9 @@ from storage.files import (
     is_stray_file,
     leftover_of,
     leftovers,
-    local_path,
     partial_path,
     remove_folder,
+    target_path,
     temporary_path,
 )
 from storage.identity import is_current
@@ -108,6 +108,9 @@ class Target:
         if (stands := kind_of(attrs)) != self.kind:
             raise InputError(f"{place} is {_article(stands)}, and {_article(self.kind)} is to be written: {ELSEWHERE}")
         stored, wanted = attrs.get(MANIFEST), self.manifest
+        made_by, maker = (stored or {}).get("stage", DATA_STAGE), DATA_STAGE if wanted is None else wanted.stage
+        if self.kind == STORE and made_by not in (DATA_STAGE, maker):
+            raise InputError(f"{place} is a store that {made_by!r} made, and {maker!r} is at work: {ELSEWHERE}")
         if wanted is not None and {attrs.get(CONTENT_HASH), (stored or {}).get("fingerprint")} & {
             *wanted.inputs.values()
         }:
@@ -117,7 +120,8 @@ class Target:
         same = wanted is not None and stored is not None and stored.get("inputs") == wanted.inputs
         if not (self.overwrite or same or worthless):
             what = "unfinished work" if place == self.partial else _article(self.kind)
-            raise InputError(f"{place} is {what} that came from other inputs: {OVERWRITE}")
+            since = "was written before" if wanted is None else "came from other inputs"
+            raise InputError(f"{place} is {what} that {since}: {OVERWRITE}")
 
     def is_current(self) -> bool:
         """Say whether what stands at the path was made from the manifest's inputs and settings."""
@@ -272,7 +276,7 @@ def claim(
     >>> storage.open_result(path, stage="match").r.values
     array([0.9, 0.4])
     """
-    path = local_path(path)
+    path = target_path(path)
     # Of a link, what it leads to is replaced, not the link
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     target = Target(place, kind or (manifest.stage if manifest is not None else STORE), manifest, overwrite)
@@ -447,7 +451,7 @@ def claim_file(
     >>> Path(path).read_text()
     'a,b\n1,2\n'
     """
-    path = local_path(path)
+    path = target_path(path)
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{path} must be a name that ends in {' or '.join(suffixes)}")
     target = FileTarget(Path(os.path.realpath(path)) if path.is_symlink() else path, is_ours, overwrite)

@@ -261,7 +261,7 @@ def test_other_unfinished_work_is_replaced(tmp_path, rng, make_csr, change):
 
 def test_work_whose_beginning_was_cut_short_is_replaced(tmp_path):
     manifest = storage.new_manifest("harvest", {}, {})
-    zarr.create_group(tmp_path / f"a.zarr.{'0' * 32}.new")
+    zarr.create_group(temporary_path(tmp_path / "a.zarr", "new"))
     with pytest.raises(MissingInputError, match="begin one"):
         storage.ActivationWriter.open(tmp_path / "a.zarr")
     arguments = {"n_tokens": 100, "n_features": 50, "manifest": manifest, **SMALL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -157,6 +158,27 @@ class TestDoor:
         assert (tmp_path / "disk/y.zarr/zarr.json").is_file()
 
     @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_names_of_unfinished_work_and_of_locks_are_refused(self, tmp_path, write):
+        a = tmp_path / "a.zarr"
+        for path in (files.partial_path(a), tmp_path / "a.lock", files.temporary_path(a, "old")):
+            with pytest.raises(InputError, match="has a name that unfinished work or a lock of this package has"):
+                write(path)
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_the_root_is_refused_and_a_home_is_understood(self, tmp_path, write, monkeypatch):
+        with pytest.raises(InputError, match="root of the file system"):
+            write("/")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        write("~/a.zarr")
+        assert (tmp_path / "a.zarr").is_dir()
+
+    def test_a_store_that_a_stage_made_is_not_replaced_by_data(self, tmp_path):
+        made = storage.new_manifest("harvest", {"text": "1"}, {})
+        storage.write_activations(tmp_path / "a.zarr", np.eye(3), manifest=made)
+        with pytest.raises(InputError, match="is a store that 'harvest' made"):
+            write_store(tmp_path / "a.zarr", overwrite=True)
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
     def test_only_paths_of_a_file_system(self, tmp_path, write, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for url in ("s3://bucket/C.zarr", "gs:/bucket/C.zarr", "http://host/C.zarr"):
@@ -221,7 +243,8 @@ class TestRunDirectory:
         write_store(run.activations("a", "x"))
         kept = tree(run.root)
         for ending in ("new", "trash", "old"):
-            write_store(files.temporary_path(run.activations("a", "x"), ending))
+            copy = files.temporary_path(run.activations("a", "x"), ending)
+            shutil.copytree(run.activations("a", "x"), copy)
         (run.root / "correlation").mkdir()
         (run.root / "correlation/x--y.zarr.lock").touch()
         (run.root / "correlation/notes").touch()
@@ -240,7 +263,7 @@ class TestRunDirectory:
         run = RunDirectory(tmp_path / "run")
         run.check()
         (run.root / "logs").mkdir(parents=True)
-        (run.root / f"experiment.json.{'0' * 32}.partial").touch()
+        files.temporary_path(run.root / "experiment.json", "partial").touch()
         with run.claim():
             run.write_experiment({"name": "x"})
         (run.root / "notes.txt").touch()
@@ -294,7 +317,32 @@ class TestLock:
         with self.claim(tmp_path):
             pass
 
-    @pytest.mark.parametrize("content", ["", "{", '{"host": 1}', "\x00" * 9])
+    @pytest.mark.parametrize("make", ["file", "link", "pipe", "folder"])
+    def test_what_is_no_lock_stays(self, tmp_path, precious, make):
+        file = tmp_path / "a.zarr.lock"
+        {
+            "file": lambda: file.write_text("[[package]]"),
+            "link": lambda: file.symlink_to(precious / "thesis.txt"),
+            "pipe": lambda: os.mkfifo(file),
+            "folder": file.mkdir,
+        }[make]()
+        before, kind = tree(precious), file.lstat().st_mode
+        with pytest.raises(InputError, match=r"a\.zarr\.lock is there and is no lock of this package"):
+            write_result(tmp_path / "a.zarr")
+        assert (tree(precious), file.lstat().st_mode) == (before, kind)
+        assert make != "file" or file.read_text() == "[[package]]"
+        assert not (tmp_path / "a.zarr").exists()
+
+    def test_a_lock_that_cannot_be_written_is_not_left(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(locks.os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            write_result(tmp_path / "a.zarr")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("content", ["", "{", '{"host": "here"', "\x00" * 9])
     def test_a_lock_that_was_cut_short_gives_way(self, tmp_path, content):
         (tmp_path / "x.zarr.lock").write_text(content)
         with self.claim(tmp_path):
@@ -381,11 +429,19 @@ class TestLock:
 
 
 class TestLeftovers:
+    @pytest.mark.parametrize("ending", ["new", "old", "trash"])
+    def test_a_name_that_only_looks_alike_stays(self, tmp_path, ending):
+        mine = tmp_path / f"a.zarr.{1:032x}.{ending}"
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("years")
+        write_result(tmp_path / "a.zarr")
+        assert (mine / "thesis.txt").read_text() == "years"
+
     def test_what_dead_processes_left_is_swept(self, tmp_path):
         write_result(tmp_path / "x.zarr")
         whole = tree(tmp_path)
         for ending in ("new", "old", "trash"):
-            write_result(files.temporary_path(tmp_path / "x.zarr", ending))
+            shutil.copytree(tmp_path / "x.zarr", files.temporary_path(tmp_path / "x.zarr", ending))
         names = []
 
         def dying(path, **_):
@@ -397,7 +453,7 @@ class TestLeftovers:
                 patch.setattr(files.shutil, "rmtree", dying)
                 files.remove_folder(old)
         assert len(names) == 1
-        (tmp_path / f"x.zarr.{'0' * 32}.partial").touch()
+        files.temporary_path(tmp_path / "x.zarr", "partial").touch()
         (tmp_path / "x.zarr.mine.old").mkdir()
         storage.write_result(result(1, 2), tmp_path / "x.zarr", manifest())
         assert tree(tmp_path).keys() == whole.keys()
