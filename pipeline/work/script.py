@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,12 @@ def set_up_logging(level: int = logging.INFO) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
     for name in ("pipeline", "storage", "jobs"):
         logging.getLogger(name).setLevel(level)
-    # closing a local cluster while its last results are dropped is not news
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    # closing a local cluster while its last results are dropped is not news; Dask sets the level of its own loggers
+    # when it is imported, which is later than this
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("distributed"))
+    # the dashboard's address is logged
+    warnings.filterwarnings("ignore", message="Port .* is already in use")
 
 
 def run_script(command: Callable[..., None]) -> None:

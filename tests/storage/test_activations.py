@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import storage
 from storage.errors import FormatError, InputError, MissingInputError, RowMismatchError
-from storage.files import partial_path
+from storage.files import partial_path, temporary_path
 from storage.sparse_array import read_layout
 
 SMALL = {"shard_rows": 32, "chunk": (16, 20)}

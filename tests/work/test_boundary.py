@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     correlate(folder / "a.zarr", folder / "b.zarr", top_k=3, out=folder / "c.zarr", memory="2GB")
     return folder
+
+
+def test_what_dask_logs_is_not_shown(results: Path, tmp_path: Path) -> None:
+    """In a process of its own: Dask sets the level of its loggers when it is imported."""
+    command = [sys.executable, "-m", "jobs", "correlate", str(results / "a.zarr"), str(results / "b.zarr"), "--out"]
+    done = subprocess.run([*command, str(tmp_path / "c.zarr")], capture_output=True, text=True, check=True)
+    assert "Dashboard: http" in done.stderr
+    assert not re.findall("(?i)register worker|scheduler at|close-stream|jupyter", done.stderr), done.stderr
 
 
 def test_a_device_is_no_table(results: Path, tmp_path: Path) -> None:
