@@ -137,7 +137,9 @@ class _Lock:
     def release(self) -> None:
         self._over.set()
         with contextlib.suppress(OSError):
-            self.file.unlink()
+            # whoever took the lock over has it now: its file stays
+            if _is_at(self.file, self.descriptor) and Holder.read(self.descriptor) == self.holder:
+                self.file.unlink()
         os.close(self.descriptor)
 
 
@@ -235,7 +237,8 @@ def _open(file: Path) -> int:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise _not_a_lock(file) from error
         raise
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:  # a second name may be somebody's file
         beginning = os.pread(descriptor, len(_BEGINNING), 0)
         # cut short where its process died while it wrote, and zeros where its host did
         if _BEGINNING.startswith(beginning.rstrip(b"\0")):

@@ -57,8 +57,8 @@ STORE = "activation store"
 #: Stage of a store that was made from data at hand: its manifest has no input but its own content.
 DATA_STAGE = "activations"
 CORPUS = "corpus"
-#: What figures name as the program that made them.
-FIGURE_PROGRAM = "Subspace"
+#: What figures name as the program that made them; nobody would write it into a title.
+FIGURE_PROGRAM = "Subspace, semantic-subspace-matching"
 #: How many names of what stands at a target a message lists.
 LISTED = 3
 OVERWRITE = "give another path, or overwrite=True (--overwrite)"
@@ -205,9 +205,9 @@ class Target:
         attrs
             Attributes to be added.
         """
+        check_lock(self.path)
         if not is_closed(new):
             close_group(new, attrs)
-        check_lock(self.path)
         self._check_place(self.path)  # it may have come while the new one was computed
         old = None
         if os.path.lexists(self.path) and not _removed_if_empty(self.path):
@@ -475,7 +475,7 @@ def starts_with(*beginnings: str) -> Callable[[Path], bool]:
 
 
 def names_program(path: Path) -> bool:
-    """Say whether a figure names this package as its program (see :data:`FIGURE_PROGRAM`)."""
+    """Say whether a figure names this package as its program (see :data:`FIGURE_PROGRAM`); its text may be about it."""
     return path.is_file() and FIGURE_PROGRAM.encode() in path.read_bytes()
 
 
@@ -488,11 +488,22 @@ def sweep_below(folder: Path) -> None:
         listed = [*folders, *names]
         folders[:] = [name for name in folders if not (Path(parent, name) / GROUP_FILE).exists()]
         targets = {leftover_of(name) for name in listed if not is_stray_file(name)}
-        targets |= {name.removesuffix(LOCK_SUFFIX) for name in listed if name.endswith(LOCK_SUFFIX)}
+        # an empty lock may be another program's: the next claim of that target takes it
+        locked = [name for name in names if name.endswith(LOCK_SUFFIX) and not _is_empty(Path(parent, name))]
+        targets |= {name.removesuffix(LOCK_SUFFIX) for name in locked}
         folders[:] = [name for name in folders if leftover_of(name) is None]
         for name in targets - {None}:
-            with contextlib.suppress(BusyError), lock(Path(parent, str(name))):
+            # a lock that is not ours is none
+            with contextlib.suppress(BusyError, InputError), lock(Path(parent, str(name))):
                 sweep(Path(parent, str(name)))
+
+
+def _is_empty(file: Path) -> bool:
+    """Say whether a file has no bytes, or is gone."""
+    try:
+        return not file.lstat().st_size
+    except FileNotFoundError:
+        return True
 
 
 def sweep(path: Path) -> None:

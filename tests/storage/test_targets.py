@@ -18,6 +18,7 @@ import pytest
 import xarray as xr
 
 import storage
+from pipeline.work.outputs import save_figure
 from storage import files, inventory, locks, targets
 from storage.errors import BusyError, CorruptError, InputError, MissingInputError
 from storage.rundir import RunDirectory
@@ -214,6 +215,25 @@ class TestFiles:
                 self.write(path, overwrite=overwrite)
         assert (tmp_path / "x.csv").read_text() == "mine"
 
+    @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+    def test_a_figure_about_subspaces_stays(self, tmp_path, ending):
+        from matplotlib.figure import Figure
+
+        figure, path = Figure(), tmp_path / f"mine{ending}"
+        figure.suptitle("Subspace angles")
+        figure.savefig(path, metadata={"Title": "Subspace alignment"})
+        before = path.read_bytes()
+        with (
+            pytest.raises(InputError, match="was not written by this command"),
+            targets.claim_file(path, targets.names_program, suffixes=[ending], overwrite=True),
+        ):
+            pass
+        assert path.read_bytes() == before
+        with targets.claim_file(tmp_path / f"ours{ending}", targets.names_program, suffixes=[ending]) as target:
+            with target.writing() as new:
+                save_figure(figure, new)
+            assert targets.names_program(target.path)
+
     def test_exports(self, tmp_path):
         for i in (1, 2):
             storage.write_activations(tmp_path / f"{i}.zarr", i * np.eye(4))
@@ -246,11 +266,14 @@ class TestRunDirectory:
             copy = files.temporary_path(run.activations("a", "x"), ending)
             shutil.copytree(run.activations("a", "x"), copy)
         (run.root / "correlation").mkdir()
-        (run.root / "correlation/x--y.zarr.lock").touch()
-        (run.root / "correlation/notes").touch()
+        gone = {**locks.Holder.this_process().__dict__, "started": 1.0}
+        (run.root / "correlation/x--y.zarr.lock").write_text(json.dumps(gone))
+        mine = {"correlation/notes": b"", "correlation/uv.lock": b"[[package]]", "correlation/index.lock": b""}
+        for name, content in mine.items():
+            (run.root / name).write_bytes(content)
         with run.claim():
             pass
-        assert tree(run.root).keys() == {*kept, "correlation/notes"}
+        assert tree(run.root) == kept | mine
 
     def test_a_folder_with_other_files_is_no_run_directory(self, precious):
         with pytest.raises(InputError, match=r"thesis\.txt"), RunDirectory(precious).claim():
@@ -332,6 +355,22 @@ class TestLock:
         assert (tree(precious), file.lstat().st_mode) == (before, kind)
         assert make != "file" or file.read_text() == "[[package]]"
         assert not (tmp_path / "a.zarr").exists()
+
+    def test_a_second_name_of_somebodys_file_is_no_lock(self, tmp_path):
+        here = json.dumps({**locks.Holder.this_process().__dict__, "started": 1.0})
+        (tmp_path / "copy").write_text(here)
+        (tmp_path / "a.zarr.lock").hardlink_to(tmp_path / "copy")
+        with pytest.raises(InputError, match="is no lock of this package"):
+            write_result(tmp_path / "a.zarr")
+        assert (tmp_path / "copy").read_text() == here
+
+    def test_whoever_lost_a_lock_leaves_that_of_the_new_holder(self, tmp_path):
+        file = tmp_path / "x.zarr.lock"
+        other = json.dumps({**locks.Holder.this_process().__dict__, "host": "elsewhere"})
+        with self.claim(tmp_path):
+            file.unlink()
+            file.write_text(other)
+        assert file.read_text() == other
 
     def test_a_lock_that_cannot_be_written_is_not_left(self, tmp_path, monkeypatch):
         def full(*_):
