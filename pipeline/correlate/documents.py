@@ -11,6 +11,7 @@ Where the stores have no documents, or only one, blocks of :data:`BLOCK_ROWS` ro
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.rows import read_halves
 from pipeline.settings.correlate import Measure, Select
 from pipeline.work.workers import run_tasks
-from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result, read_manifest
+from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
 from storage.jit import cached_njit
 
 logger = logging.getLogger(__name__)
@@ -303,7 +304,7 @@ def read_pairs(pairs: Pairs) -> ChosenPairs:
         ids = [np.asarray(side, np.int32) for side in pairs]
         if len(ids) != 2 or ids[0].ndim != 1 or ids[0].shape != ids[1].shape:
             raise InputError(f"Pairs as ids are two lists of one length, not of shapes {[side.shape for side in ids]}")
-        chosen = ChosenPairs(ids[0], ids[1], {}, f"{ids[0].tolist()} {ids[1].tolist()}")
+        chosen = _chosen(ids[0], ids[1], {})
     else:
         chosen = _of_result(pairs if isinstance(pairs, xr.Dataset) else open_result(pairs))
     if not len(chosen.ids_a):
@@ -312,17 +313,21 @@ def read_pairs(pairs: Pairs) -> ChosenPairs:
 
 
 def _of_result(ds: xr.Dataset) -> ChosenPairs:
-    source = ds.encoding.get("source")
-    manifest = None if source is None else read_manifest(source)
-    name = str(ds.attrs.get("manifest", source)) if manifest is None else manifest.fingerprint
     if "feature_a" in ds.variables and ds["feature_a"].dims == ("pair",):
-        return ChosenPairs(ds["feature_a"].values, ds["feature_b"].values, ds.attrs, name)
+        return _chosen(ds["feature_a"].values, ds["feature_b"].values, ds.attrs)
     if "best_b" not in ds or "best_a" not in ds:
-        raise InputError(f"{source or 'The dataset'} holds no pairs: give the result of `match` or `correlate`")
+        raise InputError(
+            f"{ds.encoding.get('source', 'The dataset')} holds no pairs: give the result of `match` or `correlate`"
+        )
     best_b, best_a = (ds[side].isel(rank=0).values for side in ("best_b", "best_a"))
     one = np.flatnonzero(best_b >= 0)
     mutual = one[best_a[best_b[one]] == one].astype(np.int32)
-    return ChosenPairs(mutual, best_b[mutual].astype(np.int32), ds.attrs, name)
+    return _chosen(mutual, best_b[mutual].astype(np.int32), ds.attrs)
+
+
+def _chosen(ids_a: NDArray[np.int32], ids_b: NDArray[np.int32], attrs: Mapping[str, Any]) -> ChosenPairs:
+    """Return pairs whose fingerprint is that of their ids: a dataset in memory may hold a part of a result."""
+    return ChosenPairs(ids_a, ids_b, attrs, hashlib.sha256(ids_a.tobytes() + ids_b.tobytes()).hexdigest())
 
 
 def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure) -> None:

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 import storage
-from storage.errors import CorruptError
-from storage.lazy import name_errors
+from storage.errors import CorruptError, InputError
+from storage.lazy import name_errors, source_of
 from storage.results import open_group
 
 
@@ -45,3 +45,37 @@ def test_damage_is_named(path):
     assert lazy["name"].values[3] == "3"
     with pytest.raises(CorruptError, match=r"x.zarr/r cannot be read .*`subspace verify`"):
         lazy["r"].mean()
+
+
+class TestSourceOf:
+    @pytest.fixture
+    def opened(self, tmp_path):
+        x = np.random.default_rng(0).random((60, 5)) * (np.arange(300).reshape(60, 5) % 3 == 0)
+        storage.write_activations(tmp_path / "a.zarr", x, decoder=np.eye(5, 3), shard_rows=20)
+        result = xr.Dataset({"r": (("i", "j"), np.arange(6.0).reshape(2, 3)), "n": ("i", [1, 2])})
+        storage.write_result(result, tmp_path / "r.zarr", storage.new_manifest("match", {}, {}))
+        return storage.open_activations(tmp_path / "a.zarr"), storage.open_result(tmp_path / "r.zarr")
+
+    def test_a_dataset_as_it_was_opened_or_loaded(self, opened, tmp_path):
+        store, result = opened
+        for same in (store, store.copy(), store[["activation", "mean"]], store.load(), store.assign(mine=1)):
+            assert source_of(same) == tmp_path / "a.zarr"
+        for same in (result, result.copy(), result.load(), result.isel(i=slice(None)), result.drop_vars("n")):
+            assert source_of(same) == tmp_path / "r.zarr"
+
+    def test_what_was_changed_is_named(self, opened):
+        store, result = opened
+        zeros = result.copy()
+        zeros["r"] = xr.zeros_like(zeros["r"])
+        parts = result.isel(i=[0]), result.isel(i=[1, 0]), result.isel(j=slice(None, None, -1))
+        for changed in (*parts, zeros, result * 1.5):
+            changed.encoding["source"] = result.encoding["source"]
+            with pytest.raises(InputError, match="'[rn]' of this dataset was changed since it was opened"):
+                source_of(changed)
+        parts = store.isel(token=slice(10)), store.isel(feature=[1, 0, 2, 3, 4])
+        for changed in (*parts, store.where(store.activation > 0.5)):
+            changed.encoding["source"] = store.encoding["source"]
+            with pytest.raises(InputError, match="was changed since it was opened"):
+                source_of(changed)
+        with pytest.raises(InputError, match="does not know its path"):
+            source_of(xr.Dataset())
