@@ -44,7 +44,9 @@ OURS = """
 import time
 from pipeline.match.run import match
 start = time.perf_counter()
-pairs = match(arguments["correlation"], arguments["method"], arguments["minimum"], arguments["out"])
+pairs = match(
+    arguments["correlation"], method=arguments["method"], min_correlation=arguments["minimum"], out=arguments["out"]
+)
 figures["seconds"] = time.perf_counter() - start
 figures["total"] = float(pairs["r"].sum())
 figures["pairs"] = pairs.sizes["pair"]

@@ -9,11 +9,12 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from pipeline.experiment.sweep import plot_sweep, steps, sweep
-from pipeline.match.__main__ import parse_filter
+from pipeline.experiment.sweep import plot_sweep, sweep
+from pipeline.match.__main__ import Contexts, Corpus, NonConcept, Stores
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.settings.registries import METHODS
+from pipeline.settings.match import SweepSettings
+from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
     AsJson,
@@ -32,24 +33,17 @@ from storage.identity import fingerprint
 from storage.rundir import RunDirectory, Side
 
 
+@options(SweepSettings)
 def sweep_command(
     context: typer.Context,
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
     out: Out,
-    min_correlation: Annotated[str, typer.Option(metavar="LIST", help="0.1,0.2 or FIRST:LAST:STEP.")] = "0.1:0.9:0.1",
-    max_uses: Annotated[str, typer.Option(metavar="LIST", help="1,2,5 or FIRST:LAST:STEP.")] = "1",
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. unique shares a B feature; others drop it.")
-    ] = "unique",
-    filter_: Annotated[
-        list[str] | None, typer.Option("--filter", metavar="NAME[:before|after][:KEY=VALUE]", help="As in `match`.")
-    ] = None,
-    contexts: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts, for filters.")] = None,
-    stores: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Stores, for scores.")] = None,
-    corpus: Annotated[Path | None, typer.Option(help="The text, for filters.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Score each matching by this; can be repeated.")] = None,
-    null_runs: Annotated[int, typer.Option(min=1, help="Shuffled pairings.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the shuffles.")] = 0,
+    settings: SweepSettings,
+    *,
+    contexts: Contexts = None,
+    stores: Stores = None,
+    corpus: Corpus = None,
+    non_concept: NonConcept = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
     cluster: Cluster = None,
@@ -64,27 +58,21 @@ def sweep_command(
     ):
         result = sweep(
             correlation,
-            min_correlations=steps(min_correlation),
-            max_uses=[int(n) for n in steps(max_uses)],
-            method=method,
-            filters=[parse_filter(text) for text in filter_ or ()],
+            settings,
             contexts=contexts,
             stores=stores,
             corpus=corpus,
-            metrics=metric or (),
-            null_runs=null_runs,
-            seed=seed,
+            non_concept=non_concept,
             out=out,
             overwrite=overwrite,
             client=client,
         )
-        outputs.write_table(result.to_dataframe().reset_index())
+        table = result.to_dataframe().reset_index()
+        outputs.write_table(table)
         if plot is not None:
             outputs.write_figure(plot_sweep(result))
-    lines = result.to_dataframe().reset_index().to_dict("records")
-    show(
-        {"result": str(out), "lines": lines} if as_json else {"result": str(out), "points": len(lines)}, as_json=as_json
-    )
+    more = {"lines": table.to_dict("records")} if as_json else {"points": len(table)}
+    show({"result": str(out), **more}, as_json=as_json)
 
 
 def token_identity_command(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.compare.run import compare
 from pipeline.settings.compare import CompareSettings
-from pipeline.settings.registries import METRICS, NULLS
+from pipeline.work.options import options
 from pipeline.work.script import (
     AsJson,
     Cluster,
@@ -31,22 +31,14 @@ from pipeline.work.script import (
 FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p")
 
 
+@options(CompareSettings)
 def command(
     context: typer.Context,
     pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
     a: StoreA,
     b: StoreB,
     out: Out,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:KEY=VALUE,…]",
-            help=f"{', '.join(METRICS)}; with options as svcca:k=20; may be given several times.",
-        ),
-    ] = None,
-    null: Annotated[
-        list[str] | None, typer.Option(help=f"Chance: {', '.join(NULLS)}; may be given several times.")
-    ] = None,
+    settings: CompareSettings,
     pool: Annotated[
         Path | None, typer.Option(metavar="PAIRS", help="Matching of the whole space, for the null random_pairs.")
     ] = None,
@@ -56,27 +48,24 @@ def command(
     control_b: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Store of B with a random dictionary, for random_dictionary.")
     ] = None,
-    null_runs: Annotated[int, typer.Option(min=1, help="Runs of each null.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
-    intervals: Annotated[
-        int, typer.Option(min=0, metavar="RUNS", help="Bootstrap runs over pairs, for an interval of each score.")
-    ] = 0,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of one worker, as 4GB; auto: half of what is free.")] = (
-        "auto"
-    ),
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the similarity of the matched spaces, each score beside its nulls."""
-    defaults = CompareSettings()
     with open_client(context, cluster, cluster_file) as client:
         scores = compare(
-            pairs, a, b, metrics=metric or defaults.metrics, nulls=null or defaults.nulls, pool=pool,
-            control=(control_a, control_b), null_runs=null_runs, seed=seed, intervals=intervals, out=out,
-            overwrite=overwrite, client=client, memory=memory,
-        )  # fmt: skip
+            pairs,
+            a,
+            b,
+            settings,
+            pool=pool,
+            control=(control_a, control_b),
+            out=out,
+            overwrite=overwrite,
+            client=client,
+        )
     if as_json:
         show({"result": str(out), **summary(scores)}, as_json=True)
     else:

@@ -20,8 +20,7 @@ whatever the number of documents.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +35,6 @@ from numpy.typing import NDArray
 from pipeline.compare.base import Metric
 from pipeline.compare.engine import Outcome, allowed_memory, to_dataset
 from pipeline.compare.linear import LinearMetric
-from pipeline.compare.metrics import parse_metrics, settings_of
 from pipeline.compare.moment_scores import decompose_moments, score_moments, with_crossed
 from pipeline.compare.moments import (
     Columns,
@@ -53,7 +51,8 @@ from pipeline.compare.moments import (
 )
 from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled
 from pipeline.compare.statistics import Interval, bca_interval
-from pipeline.settings.registries import METRICS
+from pipeline.settings.base import keywords
+from pipeline.settings.compare import ActivationsSettings
 from pipeline.work.workers import Planned, ensure_client, n_slots, tell
 from storage import (
     BudgetError,
@@ -72,7 +71,6 @@ logger = logging.getLogger(__name__)
 STAGE = "compare-activations"
 #: Random orders of B's blocks.
 NULL = Null("shifted_blocks", shuffled, "blocks", stream=())
-DEFAULT_METRICS = ("svcca", "cka", "procrustes")
 #: Groups of documents; fewer units than this make intervals too narrow.
 FEWEST_GROUPS = 20
 #: In blocks of fewer documents, those that are cut at the ends make the null too narrow.
@@ -83,31 +81,14 @@ FEWEST_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How activations are compared, checked."""
-
-    metrics: dict[str, LinearMetric]
-    null_runs: int
-    blocks: int
-    intervals: int
-    level: float
-    groups: int
-    seed: int
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings as results keep them."""
-        named = {text: settings_of(metric) for text, metric in self.metrics.items()}
-        return {**{key: value for key, value in vars(self).items() if key != "metrics"}, "metrics": named}
-
-
-@dataclass(frozen=True)
 class Work:
     """What is read, how it is cut, and what it takes."""
 
     reading: Pass
     groups: list[tuple[int, int]]
     n_documents: int
-    settings: Settings
+    settings: ActivationsSettings
+    metrics: Mapping[str, LinearMetric]
 
     @property
     def sums_bytes(self) -> int:
@@ -145,22 +126,16 @@ class Work:
         return max(reading, null + threads * max(2 * row + self.slab_bytes, 6 * sums))
 
 
+@keywords(ActivationsSettings)
 def compare_activations(
     a: str | Path,
     b: str | Path,
+    settings: ActivationsSettings,
     *,
     pairs: xr.Dataset | str | Path | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    null_runs: int = 1000,
-    blocks: int = 16,
-    intervals: int = 0,
-    level: float = 0.95,
-    groups: int = 32,
-    seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
-    memory: str | int = "auto",
 ) -> xr.Dataset:
     """Score how alike two models' activations are over the same tokens, each score beside chance.
 
@@ -176,29 +151,14 @@ def compare_activations(
     pairs
         Matched pairs, or the path of a result of :func:`pipeline.match`: of either store, only the features of the
         pairs are compared, in the order of the pairs. All features if absent.
-    metrics
-        Linear ones, as in :func:`pipeline.compare`: ``svcca``, ``cca``, ``pwcca``, ``svcca_pc1``, ``cka``,
-        ``cka_debiased``, ``procrustes``, with their options.
-    null_runs
-        Orders of the blocks. With 0 there is no null, and a score says little.
-    blocks
-        Blocks of the null.
-    intervals
-        Draws of the bootstrap over groups of documents; no interval with 0.
-    level
-        Of the interval.
-    groups
-        Groups of documents that are summed, and drawn, together.
-    seed
-        Of orders and draws.
+    settings
+        Each setting of :class:`~pipeline.settings.compare.ActivationsSettings` is a keyword; or all of them as one.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
-    memory
-        What this process and its threads may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``.
 
     Returns
     -------
@@ -230,8 +190,6 @@ def compare_activations(
     >>> bool((scores.null_mean < 0.05).all())
     True
     """
-    chosen = {text: _checked(text, metric) for text, metric in parse_metrics(metrics).items()}
-    settings = _check_settings(Settings(chosen, null_runs, blocks, intervals, level, groups, seed))
     check_same_rows(a, b)
     sides = _sides(str(a), str(b), pairs)
     ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
@@ -242,40 +200,10 @@ def compare_activations(
     def make() -> xr.Dataset:
         work = _plan(sides, settings)
         with ensure_client(client) as used:
-            _check_memory(work, n_slots(used), memory)
+            _check_memory(work, n_slots(used))
             return _compare(work, used).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
-
-
-def linear_metrics() -> list[str]:
-    """Return the names of the metrics that are made from second moments.
-
-    >>> linear_metrics()[:3]
-    ['cca', 'svcca', 'pwcca']
-    """
-    return [name for name, kind in METRICS.items() if issubclass(kind, LinearMetric)]
-
-
-def _checked(text: str, metric: Metric) -> LinearMetric:
-    if isinstance(metric, LinearMetric):
-        return metric
-    raise InputError(
-        f"{text} compares every two rows, and that is tokens × tokens: on activations use one of "
-        f"{', '.join(linear_metrics())}; `compare` has it for decoder rows"
-    )
-
-
-def _check_settings(settings: Settings) -> Settings:
-    for name, smallest in {"null_runs": 0, "intervals": 0, "seed": 0, "blocks": 2, "groups": 2}.items():
-        if (value := getattr(settings, name)) < smallest:
-            raise InputError(f"{name} is {value}: give at least {smallest}")
-    if not 0 < settings.level < 1:
-        raise InputError(f"level is {settings.level}: give the share of the draws within an interval, as 0.95")
-    orders = math.factorial(min(settings.blocks, 20))
-    if settings.null_runs >= orders:
-        raise InputError(f"{settings.blocks} blocks have {orders} orders, not {settings.null_runs}: give more blocks")
-    return settings
 
 
 def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None) -> tuple[Columns, Columns]:
@@ -300,7 +228,7 @@ def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None) -> tuple[Colum
     return chosen[0], chosen[1]
 
 
-def _plan(sides: tuple[Columns, Columns], settings: Settings) -> Work:
+def _plan(sides: tuple[Columns, Columns], settings: ActivationsSettings) -> Work:
     """Find the rows that count, and cut them into groups of documents."""
     stores = [open_activations(side.path) for side in sides]
     sink = stores[0]["sink"].values | stores[1]["sink"].values
@@ -314,7 +242,7 @@ def _plan(sides: tuple[Columns, Columns], settings: Settings) -> Work:
     documents = None if source is None else source["document"].values[~sink]
     groups = cut_groups(documents, len(rows), settings.groups)
     n_documents = 0 if documents is None else int(np.count_nonzero(np.diff(documents))) + 1
-    return Work(Pass(*sides, rows), groups, n_documents, settings)
+    return Work(Pass(*sides, rows), groups, n_documents, settings, settings.parsed())
 
 
 def _entry_bytes(side: Columns) -> int:
@@ -327,8 +255,8 @@ def _entry_bytes(side: Columns) -> int:
         return int(4 * 20 * (store["n_active"].values.sum() / max(1, n_rows) + 1))
 
 
-def _check_memory(work: Work, threads: int, memory: str | int) -> None:
-    allowed, needed = allowed_memory(memory), work.memory(threads)
+def _check_memory(work: Work, threads: int) -> None:
+    allowed, needed = allowed_memory(work.settings.memory), work.memory(threads)
     if needed > allowed:
         a, b = work.reading.a.width, work.reading.b.width
         raise BudgetError(
@@ -341,7 +269,6 @@ def _check_memory(work: Work, threads: int, memory: str | int) -> None:
 
 def _compare(work: Work, client: Client) -> xr.Dataset:
     settings = work.settings
-    metrics = list(settings.metrics.values())
     summed = ordered_results(
         client, sum_group, work.groups, [work.reading], name="moments-group", label="Second moments",
         total=len(work.groups),
@@ -353,14 +280,12 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
             parts = [weighted_sum(parts)]
     moments = weighted_sum(parts)
     decomposed = decompose_moments(moments)
-    scores = score_moments(moments, metrics, decomposed)
+    scores = score_moments(moments, list(work.metrics.values()), decomposed)
     null = _null(work, client, moments, np.isfinite(scores))
     intervals = _intervals(work, client, parts, scores)
     outcomes = {
         text: Outcome(score, interval, {NULL.name: values}, _notes(work, metric, score, decomposed[0], interval))
-        for (text, metric), score, values, interval in zip(
-            settings.metrics.items(), scores, null, intervals, strict=True
-        )
+        for (text, metric), score, values, interval in zip(work.metrics.items(), scores, null, intervals, strict=True)
     }
     reading = work.reading
     return (
@@ -400,7 +325,7 @@ def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool
     rest = None
     if settings.blocks * length < len(reading.rows):
         rest = cross_rest(settings.blocks * length, reading, offset)
-    wanted = [metric for metric, known in zip(settings.metrics.values(), defined, strict=True) if known]
+    wanted = [metric for metric, known in zip(work.metrics.values(), defined, strict=True) if known]
     draws = Draws(NULL, settings.blocks, (settings.blocks, settings.blocks), settings.null_runs, settings.seed)
     shared = client.scatter([_Orders(rows, rest, moments, wanted, draws)], broadcast=False, hash=False)
     null[defined] = run_blocks(
@@ -441,7 +366,7 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     if not settings.intervals:
         return [Interval(np.nan, np.nan)] * len(scores)
     runs = settings.intervals
-    draws = _Resamples(parts, list(settings.metrics.values()), runs, settings.seed)
+    draws = _Resamples(parts, list(work.metrics.values()), runs, settings.seed)
     shared = client.scatter([draws], broadcast=False, hash=False)
     drawn = run_blocks(
         client, _score_resamples, runs + len(parts), *shared,  # the jackknife's runs come after the draws

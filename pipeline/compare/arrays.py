@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import xarray as xr
 from distributed import Client
 from numpy.typing import ArrayLike
 
-from pipeline.compare.engine import DEFAULT_METRICS, Bank, check_settings, score_pairs
+from pipeline.compare.engine import Bank, score_pairs
 from pipeline.compare.nulls import Null
 from pipeline.compare.rows import ArrayRows, checked_sides
+from pipeline.settings.base import keywords
+from pipeline.settings.compare import CompareSettings
+from pipeline.settings.registries import NULLS
 from storage.errors import InputError
 
 
+@keywords(CompareSettings)
 def compare_rows(
     x: ArrayLike,
     y: ArrayLike,
+    settings: CompareSettings,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    nulls: Sequence[str] = ("shuffled",),
     features: tuple[ArrayLike, ArrayLike] | None = None,
     pool: tuple[ArrayLike, ArrayLike] | None = None,
     control: tuple[ArrayLike | None, ArrayLike | None] | None = None,
-    null_runs: int = 1000,
-    seed: int = 0,
-    intervals: int = 0,
     client: Client | None = None,
-    memory: str | int = "auto",
 ) -> xr.Dataset:
     """Score how alike two sides of paired rows are, each score beside its nulls.
 
@@ -38,14 +35,16 @@ def compare_rows(
     ----------
     x, y
         Paired rows, shapes (n, d_x) and (n, d_y).
-    metrics, nulls, null_runs, seed, intervals, client, memory
-        As in :func:`pipeline.compare`.
+    settings
+        Each setting of :class:`~pipeline.settings.compare.CompareSettings` is a keyword; or all of them as one.
     features
         All rows of either side, for the null ``random_features``; shapes (N_x, d_x) and (N_y, d_y).
     pool
         Paired rows of which `x` and `y` are a part, for the null ``random_pairs``; shapes (N, d_x) and (N, d_y).
     control
         Rows that stand for either side's own in the null ``random_dictionary``; None for a side that keeps its rows.
+    client
+        Where the tasks run; threads of this process by default.
 
     Returns
     -------
@@ -70,17 +69,11 @@ def compare_rows(
     >>> round(float(scores.score.sel(metric="svcca")), 6), scores.p.sel(metric="svcca").values.tolist()
     (1.0, [0.05, 0.05])
     """
-    settings = check_settings(metrics, nulls, null_runs, seed, intervals)
-    sides = _sides(checked_sides(x, y))
+    a, b = map(ArrayRows, checked_sides(x, y))
     given = {"features": features, "pool": pool, "control": control}
-    drawing = [null for null in settings.nulls if null.source in given]
-    banks = {null.name: _bank(null, given[null.source], sides) for null in drawing}
-    return score_pairs(sides, banks, settings, client=client, memory=memory)
-
-
-def _sides(rows: Sequence[np.ndarray]) -> tuple[ArrayRows, ArrayRows]:
-    a, b = map(ArrayRows, rows)
-    return a, b
+    drawing = [null for null in map(NULLS.__getitem__, settings.nulls) if null.source in given]
+    banks = {null.name: _bank(null, given[null.source], (a, b)) for null in drawing}
+    return score_pairs((a, b), banks, settings, client)
 
 
 def _bank(

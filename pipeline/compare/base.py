@@ -28,9 +28,12 @@ class Metric(ABC):
     ----------
     name
         What users write.
+    of_moments
+        Whether it is made from second moments of the rows, and so can compare activations.
     """
 
     name: ClassVar[str]
+    of_moments: ClassVar[bool] = False
 
     def __call__(self, x: ArrayLike, y: ArrayLike) -> float:
         """Return the score of two sides of paired rows.
@@ -135,7 +138,7 @@ def families(metrics: Iterable[Metric]) -> list[Family]:
 
     Examples
     --------
-    >>> from pipeline.compare.metrics import parse_metric
+    >>> from pipeline.settings.compare import parse_metric
     >>> [len(family.metrics) for family in families(map(parse_metric, ["svcca", "rsa", "svcca_pc1"]))]
     [2, 1]
     """

@@ -44,7 +44,7 @@ def scores_of_stack(groups: Sequence[Family], x: Stack, y: Stack) -> list[list[f
     Examples
     --------
     >>> from pipeline.compare.base import families
-    >>> from pipeline.compare.metrics import parse_metrics
+    >>> from pipeline.settings.compare import parse_metrics
     >>> x = np.random.default_rng(0).normal(size=(2, 9, 20))
     >>> groups = tuple(families(parse_metrics(["svcca:k=2", "rsa"]).values()))
     >>> [[round(score, 6) for score in run] for run in scores_of_stack(groups, x, x[:, :, ::-1])]

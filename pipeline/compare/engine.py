@@ -25,21 +25,20 @@ from distributed.system import MEMORY_LIMIT
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
 from pipeline.compare.intervals import bootstrap_interval
-from pipeline.compare.metrics import parse_metrics, settings_of
-from pipeline.compare.nulls import Draws, Floats, Null, Sizes, check_finite, run_blocks
+from pipeline.compare.nulls import Draws, Floats, Sizes, check_finite, run_blocks
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.compare.statistics import Interval, difference, effect_size, p_value
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import Planned, ensure_client, tell
 from storage.bounds import parse_size
-from storage.errors import BudgetError, InputError
+from storage.errors import BudgetError
 
 logger = logging.getLogger(__name__)
 
 QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
 #: What is said of a score beside one null; see :func:`summary`.
 SUMMARY = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
-DEFAULT_METRICS = ("svcca", "rsa", "svcca_pc1")
 #: Pairings of the same rows in one task: some tenths of a second for 2,000 pairs.
 RUNS_PER_TASK = 20
 NO_INTERVAL = Interval(float("nan"), float("nan"))
@@ -59,31 +58,6 @@ class Bank:
         return a, b
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the rows are compared, checked."""
-
-    metrics: Mapping[str, Metric]
-    nulls: tuple[Null, ...]
-    null_runs: int
-    seed: int
-    intervals: int
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings as results keep them."""
-        return {
-            "metrics": {text: settings_of(metric) for text, metric in self.metrics.items()},
-            "nulls": [null.name for null in self.nulls],
-            "null_runs": self.null_runs,
-            "seed": self.seed,
-            "intervals": self.intervals,
-        }
-
-    def draws(self, null: Null, n: int, sizes: Sizes) -> Draws:
-        """Return the runs of a null for n rows."""
-        return Draws(null, n, sizes, self.null_runs, self.seed)
-
-
 @dataclass
 class Outcome:
     """One metric's score, its interval, the scores of its nulls by their names, and what to know about them."""
@@ -99,39 +73,11 @@ class Outcome:
         return bool(np.isfinite(self.score))
 
 
-def check_settings(
-    metrics: Sequence[str], nulls: Sequence[str], null_runs: int, seed: int, intervals: int = 0
-) -> Settings:
-    """Return the settings of a comparison.
-
-    Raises
-    ------
-    InputError
-        If a metric or null is unknown or given twice, there is none, or a number is out of range.
-
-    Examples
-    --------
-    >>> check_settings(["rsa"], ["shuffled"], 10, seed=0).record()["nulls"]
-    ['shuffled']
-    """
-    chosen = tuple(NULLS[null] for null in nulls)
-    if not chosen or len(set(nulls)) < len(nulls):
-        raise InputError(f"nulls are some of {', '.join(NULLS)}, each once; not {list(nulls)}")
-    if null_runs < 1:
-        raise InputError(f"null_runs is {null_runs}: a score means nothing without at least one run of a null")
-    for name, value in {"seed": seed, "intervals": intervals}.items():
-        if value < 0:
-            raise InputError(f"{name} is {value}: give 0 or a positive whole number")
-    return Settings(parse_metrics(metrics), chosen, null_runs, seed, intervals)
-
-
 def score_pairs(
     sides: tuple[RowSource, RowSource],
     banks: Mapping[str, Bank],
-    settings: Settings,
-    *,
+    settings: CompareSettings,
     client: Client | None = None,
-    memory: str | int = "auto",
 ) -> xr.Dataset:
     """Score paired rows, each score beside its nulls.
 
@@ -142,11 +88,9 @@ def score_pairs(
     banks
         What the rows of each null are drawn from, by its name; of nulls that pair the same rows, none.
     settings
-        From :func:`check_settings`.
+        As of :func:`pipeline.compare`.
     client
         Where the tasks run; threads of this process by default.
-    memory
-        What one worker may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``.
 
     Returns
     -------
@@ -160,19 +104,19 @@ def score_pairs(
     BudgetError
         If the rows do not fit the memory; before anything is computed.
     """
-    n = sides[0].shape[0]
+    n, metrics = sides[0].shape[0], settings.parsed()
     if n < MIN_PAIRS:
         logger.warning("%d pairs are too few to compare; the scores are undefined", n)
         note = f"undefined: {n} pairs, at least {MIN_PAIRS} are needed"
-        outcomes = {text: Outcome(notes=[note]) for text in settings.metrics}
+        outcomes = {text: Outcome(notes=[note]) for text in metrics}
     else:
-        groups = families(settings.metrics.values())
-        fitted = _fit_memory(groups, sides, banks, memory)
+        groups = families(metrics.values())
+        fitted = _fit_memory(groups, sides, banks, settings.memory)
         with ensure_client(client) as used:
-            found = _score(used, sides, banks, settings, fitted)
-        of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), found.values(), strict=True))
-        outcomes = {text: of_metric[metric] for text, metric in settings.metrics.items()}
-    scores = to_dataset(outcomes, [null.name for null in settings.nulls], settings.null_runs)
+            scored = _score(used, sides, banks, fitted, settings)
+        of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), scored.values(), strict=True))
+        outcomes = {text: of_metric[metric] for text, metric in metrics.items()}
+    scores = to_dataset(outcomes, settings.nulls, settings.null_runs)
     return scores.assign(n_pairs=((), np.int64(n))).assign_attrs(n_pairs=n, **settings.record())
 
 
@@ -180,60 +124,48 @@ def _score(
     client: Client,
     sides: tuple[RowSource, RowSource],
     banks: Mapping[str, Bank],
-    settings: Settings,
     groups: Sequence[Family],
+    settings: CompareSettings,
 ) -> dict[Metric, Outcome]:
     """Return the outcome of every metric, in the order of the families."""
     rows = [side.on(client) for side in sides]
-    n, d_a, d_b = sides[0].shape[0], sides[0].shape[1], sides[1].shape[1]
-    outcomes = score_rows(rows, n, groups, settings, client)
+    (n, d_a), (_, d_b) = sides[0].shape, sides[1].shape
+    # a null without a bank pairs the same rows
+    sizes = {name: banks[name].sizes() if name in banks else (n, n) for name in settings.nulls}
+    draws = [Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed) for name in settings.nulls]
+    outcomes = score_rows(rows, n, groups, draws, client)
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
     for metric in outcomes.keys() - defined.keys():
         logger.warning("%s is %s", metric.name, UNDEFINED)
     if settings.intervals:
         _bootstrap(client, rows, settings, defined)
-    left = [family.only(defined) for family in groups]
-    for null in settings.nulls:
-        if null.name in banks and defined:
-            bank = banks[null.name]
-            draws = settings.draws(null, n, bank.sizes())
-            if reason := draws.too_few():
-                logger.warning("There is no null %s: %s", null.name, reason)
-                for outcome in defined.values():
-                    outcome.notes.append(f"without the null {null.name}: {reason}")
-                continue
-            sides_drawn = zip((bank.a, bank.b), rows, strict=True)
-            drawn_from = [own if side is None else side.on(client) for side, own in sides_drawn]
-            scores = run_blocks(
-                client, score_draws, draws.runs, *drawn_from, [family for family in left if family.metrics], draws,
-                per_task=draws_per_task(n, d_a, d_b), label=f"the null {null.name.replace('_', ' ')}",
-            )  # fmt: skip
-            keep(defined, left, null.name, scores)
+    left = [family for family in (family.only(defined) for family in groups) if family.metrics]
+    for drawn in draws if left else ():
+        name = drawn.null.name
+        if name not in banks:
+            continue
+        if reason := drawn.too_few():
+            logger.warning("There is no null %s: %s", name, reason)
+            for outcome in defined.values():
+                outcome.notes.append(f"without the null {name}: {reason}")
+            continue
+        sources = zip((banks[name].a, banks[name].b), rows, strict=True)
+        drawn_from = [compared if source is None else source.on(client) for source, compared in sources]
+        scores = run_blocks(
+            client, score_draws, drawn.runs, *drawn_from, left, drawn,
+            per_task=draws_per_task(n, d_a, d_b), label=f"the null {name.replace('_', ' ')}",
+        )  # fmt: skip
+        keep(defined, left, name, scores)
     return outcomes
 
 
 def score_rows(
-    rows: Sequence[Any], n: int, groups: Sequence[Family], settings: Settings, client: Client | None = None
+    rows: Sequence[Any], n: int, groups: Sequence[Family], draws: Sequence[Draws], client: Client | None = None
 ) -> dict[Metric, Outcome]:
     """Score paired rows, and all nulls that pair the same rows otherwise: what was prepared serves every pairing.
 
-    Parameters
-    ----------
-    rows
-        Paired rows of A and of B, shapes (n, d_a) and (n, d_b); futures where there is a client.
-    n
-        Number of pairs.
-    groups
-        The metrics by family.
-    settings
-        Which nulls, how many runs, and the seed.
-    client
-        Where the tasks run; here, one after the other, if absent.
-
-    Returns
-    -------
-    dict
-        The outcome of every metric, in the order of the families. One that is undefined on these rows has no nulls.
+    The rows have shapes (n, d_a) and (n, d_b), and are futures where there is a client; without one, everything runs
+    here. The outcomes come in the order of the families; a metric that is undefined on these rows has no nulls.
 
     Raises
     ------
@@ -248,15 +180,15 @@ def score_rows(
         observed = observed.result() if isinstance(observed, Future) else observed
         outcomes |= observed
         defined = family.only(metric for metric in observed if observed[metric].defined)
-        nulls = [null for null in settings.nulls if null.source == "rows"] if defined.metrics else []
-        compact = _call(client, "compact", defined.compact, state) if nulls else None
-        for null in nulls:
+        pairings = [drawn for drawn in draws if drawn.null.source == "rows"] if defined.metrics else []
+        compact = _call(client, "compact", defined.compact, state) if pairings else None
+        for drawn in pairings:
             names = " and ".join(metric.name for metric in defined.metrics)
             scores = run_blocks(
-                client, _score_pairings, settings.null_runs, compact, defined, settings.draws(null, n, (n, n)),
-                per_task=RUNS_PER_TASK, label=f"{names} of {null.name} pairs",
+                client, _score_pairings, drawn.runs, compact, defined, drawn,
+                per_task=RUNS_PER_TASK, label=f"{names} of {drawn.null.name} pairs",
             )  # fmt: skip
-            keep(outcomes, [defined], null.name, scores)
+            keep(outcomes, [defined], drawn.null.name, scores)
     return outcomes
 
 
@@ -321,7 +253,9 @@ def keep(outcomes: Mapping[Metric, Outcome], groups: Sequence[Family], null: str
             outcomes[metric].null[null] = values
 
 
-def _bootstrap(client: Client, rows: Sequence[Future], settings: Settings, outcomes: Mapping[Metric, Outcome]) -> None:
+def _bootstrap(
+    client: Client, rows: Sequence[Future], settings: CompareSettings, outcomes: Mapping[Metric, Outcome]
+) -> None:
     scores = {str(i): metric.score_drawn for i, metric in enumerate(outcomes)}
     x, y = (side.result() for side in rows)
     intervals = bootstrap_interval(x, y, scores, runs=settings.intervals, seed=settings.seed, client=client)

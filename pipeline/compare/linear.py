@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,8 @@ class Product(NamedTuple):
 @dataclass(frozen=True)
 class LinearMetric(Metric):
     """A metric that is a function of the principal components and of one product for each pairing."""
+
+    of_moments: ClassVar[bool] = True
 
     @property
     def family(self) -> Hashable:

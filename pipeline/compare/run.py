@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from distributed import Client
 
-from pipeline.compare.engine import DEFAULT_METRICS, Bank, Settings, check_settings, score_pairs
-from pipeline.compare.nulls import Null
+from pipeline.compare.engine import Bank, score_pairs
 from pipeline.compare.rows import DecoderRows
+from pipeline.settings.base import keywords
+from pipeline.settings.compare import CompareSettings
+from pipeline.settings.registries import NULLS
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
 
@@ -23,22 +25,18 @@ STAGE = "compare"
 Store = xr.Dataset | str | Path
 
 
+@keywords(CompareSettings)
 def compare(
     pairs: Store,
     a: Store,
     b: Store,
+    settings: CompareSettings,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    nulls: Sequence[str] = ("shuffled",),
     pool: Store | None = None,
     control: tuple[Store | None, Store | None] | None = None,
-    null_runs: int = 1000,
-    seed: int = 0,
-    intervals: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
-    memory: str | int = "auto",
 ) -> xr.Dataset:
     """Score how alike the decoder rows of matched features are, each score beside its nulls.
 
@@ -53,31 +51,20 @@ def compare(
         Matched pairs, or the path of a result of :func:`pipeline.match`.
     a, b
         Activation stores with decoder rows, or their paths.
-    metrics
-        Names, with options where wanted: ``"svcca"``, ``"svcca:k=20"``. ``docs/compare.md`` lists them all.
-    nulls
-        ``shuffled``: the same rows, paired at random. ``random_features``: as many live features of either side.
-        ``random_pairs``: as many pairs of `pool`. ``random_dictionary``: as many rows of `control`, in place of a
-        side's own. Or others that were registered (``docs/extending.md``).
+    settings
+        Each setting of :class:`~pipeline.settings.compare.CompareSettings` is a keyword; or all of them as one. Metrics
+        and nulls may be others that were registered (``docs/extending.md``).
     pool
         A matching of which `pairs` is a part (that of the whole space), or its path; for ``random_pairs``.
     control
         Stores of A and of B that were harvested with a ``random:…`` dictionary, or their paths; None for a side that
         keeps its rows. For ``random_dictionary``.
-    null_runs
-        Runs of each null.
-    seed
-        Seed of all runs.
-    intervals
-        Bootstrap runs over pairs, for an interval of each score; none if 0.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
         Where the tasks run; threads of this process by default.
-    memory
-        What one worker may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``.
 
     Returns
     -------
@@ -91,7 +78,7 @@ def compare(
     Raises
     ------
     InputError
-        If a metric or null is unknown, a null lacks what it is drawn from, a store has no decoder rows or not the
+        If a setting is wrong, a null lacks what it is drawn from, a store has no decoder rows or not the
         features of the pairs, or a metric fails in runs of a null.
     MissingInputError
         If a path leads nowhere.
@@ -110,44 +97,50 @@ def compare(
     >>> scores.score.values.round(2).tolist(), scores.p.sel(null="shuffled").values.tolist()
     ([1.0, 0.89], [0.01, 0.01])
     """
-    settings = check_settings(metrics, nulls, null_runs, seed, intervals)
     matched = _opened(pairs)
-    sides = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
+    sides = _sides(matched, a, b)
     _check_stores(matched, _inputs(sides))
     banks = _banks(settings.nulls, sides, pool, control)
     manifest = _manifest(sides, banks, settings)
 
     def make() -> xr.Dataset:
-        scores = score_pairs(sides, banks, settings, client=client, memory=memory)
-        return scores.assign_attrs(manifest.to_attrs())
+        return score_pairs(sides, banks, settings, client).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def _manifest(sides: tuple[DecoderRows, DecoderRows], banks: Mapping[str, Bank], settings: Settings) -> Manifest:
+def compare_manifest(pairs: Path, a: Path, b: Path, settings: CompareSettings) -> Manifest:
+    """Return what the scores of matched pairs depend on: which features are paired, both stores, and the settings."""
+    sides = _sides(_opened(pairs), a, b)
+    return _manifest(sides, _banks(settings.nulls, sides, None, None), settings)
+
+
+def _manifest(sides: tuple[DecoderRows, DecoderRows], banks: Mapping[str, Bank], settings: CompareSettings) -> Manifest:
     return new_manifest(STAGE, _inputs(sides) | _bank_inputs(banks), settings.record())
 
 
-def compare_manifest(pairs: Path, a: Path, b: Path, settings: Settings) -> Manifest:
-    """Return what the scores of matched pairs depend on: which features are paired, both stores, and the settings."""
-    matched = _opened(pairs)
-    sides = _decoder_rows(matched, a, "a"), _decoder_rows(matched, b, "b")
-    return _manifest(sides, _banks(settings.nulls, sides, None, None), settings)
+def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:
+    """Return fingerprints of what the scores depend on: both stores, and which features are paired, in which order."""
+    return {"pairs": _hash_ids(*rows), "a": fingerprint(rows[0].path), "b": fingerprint(rows[1].path)}
 
 
 def _opened(pairs: Store) -> xr.Dataset:
     return pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
 
 
+def _sides(pairs: xr.Dataset, a: Store, b: Store) -> tuple[DecoderRows, DecoderRows]:
+    return _decoder_rows(pairs, a, "a"), _decoder_rows(pairs, b, "b")
+
+
 def _banks(
-    nulls: Sequence[Null],
+    nulls: list[str],
     sides: tuple[DecoderRows, DecoderRows],
     pool: Store | None,
     control: tuple[Store | None, Store | None] | None,
 ) -> dict[str, Bank]:
     """Return what the rows of each null are drawn from, by its name; nothing is read but which features are live."""
     banks = {}
-    for null in nulls:
+    for null in map(NULLS.__getitem__, nulls):
         if null.source == "features":
             banks[null.name] = Bank(*(_live_rows(side.path) for side in sides))
         elif null.source == "pool":
@@ -231,11 +224,6 @@ def _path_of(store: xr.Dataset | str | Path) -> str:
     if "source" not in store.encoding:
         raise InputError("This activation dataset does not know its path on disk; give the path of the store instead")
     return str(store.encoding["source"])
-
-
-def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:
-    """Return fingerprints of what the scores depend on: both stores, and which features are paired, in which order."""
-    return {"pairs": _hash_ids(*rows), "a": fingerprint(rows[0].path), "b": fingerprint(rows[1].path)}
 
 
 def _hash_ids(*rows: DecoderRows) -> str:

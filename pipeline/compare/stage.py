@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from distributed import Client
 
-from pipeline.compare.engine import check_settings
 from pipeline.compare.run import compare, compare_manifest
 from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores
 from pipeline.settings.experiment import Experiment
@@ -39,15 +38,14 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
 def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
     stores = run.activations("a", site_a), run.activations("b", site_b)
-    pairs, out, chosen = run.pairs(site_a, site_b), run.scores(site_a, site_b), config.compare.model_dump()
-    settings = check_settings(**chosen)
+    pairs, out, settings = run.pairs(site_a, site_b), run.scores(site_a, site_b), config.compare
 
     def cost(outlook: Outlook) -> Cost:
         n, runs, slots = min(map(outlook.n_features, stores)), settings.null_runs, outlook.n_slots
         products, pairs_of_pairs = runs * n * 512.0 * 512.0, runs * n * n / 2.0
-        names = {null.name for null in settings.nulls}
-        drawn = len(names - {"shuffled"})
-        shuffling = (pairs_of_pairs * RSA_SECONDS + products * SVCCA_SECONDS) * ("shuffled" in names)
+        shuffled = "shuffled" in settings.nulls
+        drawn = len(settings.nulls) - shuffled
+        shuffling = (pairs_of_pairs * RSA_SECONDS + products * SVCCA_SECONDS) * shuffled
         drawing = (pairs_of_pairs * DRAWN_RSA_SECONDS + products * DRAWN_SVCCA_SECONDS) * drawn
         return Cost(
             seconds=0.5 + (shuffling + drawing) / slots,
@@ -65,7 +63,7 @@ def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> 
         f"{site_a} × {site_b}",
         {out: lambda _: compare_manifest(pairs, *stores, settings)},
         (pairs, *stores),
-        lambda client: compare(pairs, *stores, out=out, overwrite=True, client=client, **chosen),
+        lambda client: compare(pairs, *stores, settings, out=out, overwrite=True, client=client),
         opens=(pairs, *stores),
         cost=cost,
     )

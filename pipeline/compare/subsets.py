@@ -21,12 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import STACK_BYTES
 from pipeline.compare.engine import (
-    DEFAULT_METRICS,
     SUMMARY,
     Outcome,
-    Settings,
     allowed_memory,
-    check_settings,
     draws_per_task,
     keep,
     score_draws,
@@ -35,6 +32,7 @@ from pipeline.compare.engine import (
 )
 from pipeline.compare.nulls import Draws, Floats, Null, split_runs
 from pipeline.compare.rows import DecoderRows
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
@@ -60,16 +58,23 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What is the same for every task: the metrics by family, the settings, and what each null draws from."""
+    """What is the same for every task: the metrics by family, the nulls, and what each draws from."""
 
     groups: tuple[Family, ...]
-    settings: Settings
+    nulls: tuple[Null, ...]
     banks: Mapping[str, Ids]
+    runs: int
+    seed: int
 
-    def draws(self, null: Null, n: int) -> Draws:
-        """Return the draws of a null for a number of pairs."""
-        bank_a, bank_b = self.banks[null.source]
-        return self.settings.draws(null, n, (len(bank_a), len(bank_b)))
+    def draws(self, n: int) -> list[Draws]:
+        """Return the draws of all nulls for a number of pairs."""
+        drawn = []
+        for null in self.nulls:
+            sizes = (
+                (n, n) if null.source == "rows" else (len(self.banks[null.source][0]), len(self.banks[null.source][1]))
+            )
+            drawn.append(Draws(null, n, sizes, self.runs, self.seed))
+        return drawn
 
 
 def compare_subsets(
@@ -78,7 +83,7 @@ def compare_subsets(
     b: str | Path,
     *,
     pool: tuple[ArrayLike, ArrayLike] | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] = ("svcca", "rsa", "svcca_pc1"),
     nulls: Sequence[str] = ("shuffled", "random_features"),
     null_runs: int = 1000,
     seed: int = 0,
@@ -137,10 +142,12 @@ def compare_subsets(
     >>> found.score.values.ravel().round(2).tolist()[0], found.p.values.ravel().tolist()[0]
     (1.0, 0.01)
     """
-    settings = check_settings(metrics, nulls, null_runs, seed)
-    _check_nulls(settings.nulls, pool)
+    settings = CompareSettings.make(metrics=metrics, nulls=nulls, null_runs=null_runs, seed=seed)
+    chosen = tuple(NULLS[name] for name in settings.nulls)
+    _check_nulls(chosen, pool)
     ids = {name: _checked(name, own, a, b) for name, own in subsets.items()}
-    shared = _Shared(tuple(families(settings.metrics.values())), settings, _banks(a, b, pool))
+    parsed = settings.parsed()
+    shared = _Shared(tuple(families(parsed.values())), chosen, _banks(a, b, pool), null_runs, seed)
     scored = {name: own for name, own in ids.items() if len(own[0]) >= max(min_pairs, LEAST)}
     with ensure_client(client) as used:
         _check_memory(shared.groups, ids, (a, b), max(used.nthreads().values(), default=1), memory)
@@ -148,8 +155,8 @@ def compare_subsets(
         jobs = list(_jobs(scored, shared, rows[0].d_model, rows[1].d_model))
         args = (*(side.on(used) for side in rows), shared)
         done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=args)
-        outcomes = _outcomes(scored, shared, list(done))
-    few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in settings.metrics}
+        outcomes = _outcomes(scored, shared.groups, parsed, list(done))
+    few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in parsed}
     return _dataset(ids, {**dict.fromkeys(ids, few), **outcomes}, settings).assign_attrs(min_pairs=min_pairs)
 
 
@@ -221,10 +228,10 @@ def _jobs(scored: Mapping[str, Ids], shared: _Shared, d_a: int, d_b: int) -> Ite
     for name in sorted(scored, key=lambda name: -len(scored[name][0])):
         yield _Job(name, scored[name])
     for n in sorted({len(own[0]) for own in scored.values()}, reverse=True):
-        for null in shared.settings.nulls:
-            if null.source != "rows" and not (draws := shared.draws(null, n)).too_few():
+        for draws in shared.draws(n):
+            if draws.null.source != "rows" and not draws.too_few():
                 for runs in split_runs(draws.runs, draws_per_task(n, d_a, d_b)):
-                    yield _Job(null.name, draws=draws, runs=runs)
+                    yield _Job(draws.null.name, draws=draws, runs=runs)
 
 
 def _run(job: _Job, rows_a: Any, rows_b: Any, shared: _Shared) -> dict[Metric, Outcome] | Floats:
@@ -233,11 +240,11 @@ def _run(job: _Job, rows_a: Any, rows_b: Any, shared: _Shared) -> dict[Metric, O
         ids = shared.banks[job.draws.null.source]
         return score_draws(job.runs, rows_a[ids[0]], rows_b[ids[1]], shared.groups, job.draws)
     a, b = job.ids or ((), ())
-    return score_rows((rows_a[a], rows_b[b]), len(a), shared.groups, shared.settings)
+    return score_rows((rows_a[a], rows_b[b]), len(a), shared.groups, shared.draws(len(a)))
 
 
 def _outcomes(
-    scored: Mapping[str, Ids], shared: _Shared, done: Sequence[tuple[_Job, Any]]
+    scored: Mapping[str, Ids], groups: Sequence[Family], metrics: Mapping[str, Metric], done: Sequence[tuple[_Job, Any]]
 ) -> dict[str, dict[str, Outcome]]:
     """Return the outcome of every metric by subset, with the draws for its number of pairs."""
     outcomes: dict[str, dict[Metric, Outcome]] = {job.name: result for job, result in done if job.draws is None}
@@ -248,15 +255,15 @@ def _outcomes(
     nulls = {key: np.concatenate([parts[start] for start in sorted(parts)], axis=1) for key, parts in drawn.items()}
     for (null, n), scores in nulls.items():
         for name in (name for name in scored if len(scored[name][0]) == n):
-            keep(outcomes[name], shared.groups, null, scores)
-    metrics = shared.settings.metrics
+            keep(outcomes[name], groups, null, scores)
     return {name: {text: of[metric] for text, metric in metrics.items()} for name, of in outcomes.items()}
 
 
-def _dataset(ids: Mapping[str, Ids], outcomes: Mapping[str, Mapping[str, Outcome]], settings: Settings) -> xr.Dataset:
-    nulls = [null.name for null in settings.nulls]
-    sizes = {"metric": len(settings.metrics), "null": len(nulls)}
-    tables = [to_dataset(outcomes[name], nulls, settings.null_runs) for name in ids]
+def _dataset(
+    ids: Mapping[str, Ids], outcomes: Mapping[str, Mapping[str, Outcome]], settings: CompareSettings
+) -> xr.Dataset:
+    sizes = {"metric": len(settings.metrics), "null": len(settings.nulls)}
+    tables = [to_dataset(outcomes[name], settings.nulls, settings.null_runs) for name in ids]
 
     def column(name: str, *dims: str) -> tuple[tuple[str, ...], NDArray[Any]]:
         values = [table[name].transpose(*dims).values for table in tables]
@@ -271,8 +278,8 @@ def _dataset(ids: Mapping[str, Ids], outcomes: Mapping[str, Mapping[str, Outcome
         },
         coords={
             "subset": np.array(list(ids), object),
-            "metric": np.array(list(settings.metrics), object),
-            "null": np.array(nulls, object),
+            "metric": np.array(settings.metrics, object),
+            "null": np.array(settings.nulls, object),
         },
         attrs=settings.record(),
     )

@@ -6,7 +6,6 @@ A result that holds at one threshold only is no result: the sweep shows all of t
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ from pipeline.compare.run import compare
 from pipeline.match.diagnostics import summarise
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs
-from pipeline.match.run import Choice, check_choice, make_pairs
-from pipeline.settings.registries import takes_max_uses
+from pipeline.match.run import check_inputs, make_pairs
+from pipeline.settings.base import keywords
+from pipeline.settings.match import MatchSettings, SweepSettings
 from pipeline.work.workers import ensure_client
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
@@ -35,19 +35,15 @@ FIGURES = ("pairs", "mean_r", "mean_r_heldout", "share_unique", "most_uses_b")
 SCORES = ("score", "null_mean", "null_std", "p")
 
 
+@keywords(SweepSettings)
 def sweep(
     cor: str | Path,
+    settings: SweepSettings,
     *,
-    min_correlations: Sequence[float],
-    max_uses: Sequence[int] = (1,),
-    method: str = "unique",
-    filters: Sequence[Any] = (),
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
-    metrics: Sequence[str] = (),
-    null_runs: int = 100,
-    seed: int = 0,
+    non_concept: tuple[str | Path, str | Path] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -60,17 +56,10 @@ def sweep(
     ----------
     cor
         The correlation result.
-    min_correlations
-        Smallest r of a pair, each at least the ``keep_above`` of the correlation.
-    max_uses
-        With ``unique``: how many A features may share a B feature. With other methods: features that are the best of
-        more features of the other side are dropped before matching.
-    method, filters, contexts, stores, corpus
-        As in :func:`pipeline.match`.
-    metrics
-        As in :func:`pipeline.compare`; needs `stores` with decoder rows.
-    null_runs, seed
-        Of the comparison.
+    settings
+        Each setting of :class:`~pipeline.settings.match.SweepSettings` is a keyword; or all of them as one.
+    contexts, stores, corpus, non_concept
+        As in :func:`pipeline.match`; the stores, with decoder rows, for scores too.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
@@ -87,78 +76,60 @@ def sweep(
     Raises
     ------
     InputError
-        If a list is empty, a minimum is below what was kept, or metrics are asked for without stores.
+        If a setting is wrong, a minimum is below what was kept, or metrics are asked for without stores.
     """
-    minimums, uses = _axes(min_correlations, max_uses)
-    if metrics and stores is None:
+    if settings.metrics and stores is None:
         raise InputError("Scores need the decoder rows: give the stores of A and B (--stores A B), or no metrics")
-    correlation = open_result(cor, "correlate")
-    choices = [
-        check_choice(
-            str(cor), correlation, method=method, minimum=minimum, **_ask(method, n, filters),
-            contexts=contexts, stores=stores, corpus=corpus,
-        )
-        for minimum in minimums
-        for n in uses
-    ]  # fmt: skip
-    scoring: dict[str, Any] = {"metrics": list(metrics), "null_runs": null_runs, "seed": seed}
+    correlation, points = open_result(cor, "correlate"), list(settings.points())
+    text = check_inputs(cor, correlation, points, TextInputs.of(contexts, stores, corpus, non_concept))
+    scoring = settings.model_dump(include={"metrics", "null_runs", "seed"})
     inputs = {"correlation": fingerprint(cor)}
-    if metrics and stores is not None:
+    if settings.metrics and stores is not None:
         inputs |= {side: fingerprint(path) for side, path in zip("ab", stores, strict=True)}
-    manifest = new_manifest(STAGE, inputs, {"choices": [choice.settings() for choice, _ in choices], **scoring})
+    manifest = new_manifest(STAGE, inputs, {"choices": [point.record() for point in points], **scoring})
 
     def make() -> xr.Dataset:
         lines = []
         with ensure_client(client) as used:
-            for pairs in _matchings(str(cor), correlation, minimums[0], choices):
+            for pairs in _matchings(cor, correlation, points, text):
                 lines.append(summarise(pairs))
-                if metrics and stores is not None:
+                if settings.metrics and stores is not None:
                     scores = compare(pairs, *stores, **scoring, client=used).sel(null="shuffled")
                     lines[-1] |= {name: scores[name].values for name in SCORES}
-        return _dataset(lines, minimums, uses, metrics).assign_attrs(method=method)
+        return _dataset(lines, settings).assign_attrs(method=settings.method)
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def _axes(min_correlations: Sequence[float], max_uses: Sequence[int]) -> tuple[list[float], list[int]]:
-    minimums, uses = sorted(set(map(float, min_correlations))), sorted(set(map(int, max_uses)))
-    if not minimums or not uses or uses[0] < 1:
-        raise InputError("Give at least one minimum r, and maximum uses of at least 1")
-    return minimums, uses
-
-
 def _matchings(
-    cor: str, correlation: xr.Dataset, lowest: float, choices: Sequence[tuple[Choice, TextInputs | None]]
+    cor: str | Path, correlation: xr.Dataset, points: Sequence[MatchSettings], text: TextInputs | None
 ) -> Iterator[xr.Dataset]:
-    """Yield the pairs of every choice; the kept pairs are read once, from the lowest minimum on."""
-    edges = read_edges(cor, correlation, lowest)
-    for choice, text in choices:
-        at = np.flatnonzero(edges.r >= choice.minimum)
-        pairs = make_pairs(Candidates(cor, correlation, edges.take(at), text), choice)
-        logger.info("r ≥ %g: %d pairs, mean r %s", choice.minimum, pairs.n_pairs, pairs.mean_r)
+    """Yield the pairs of every matching; the kept pairs are read once, from the lowest minimum on."""
+    edges = read_edges(cor, correlation, points[0].min_correlation)
+    for settings in points:
+        at = np.flatnonzero(edges.r >= settings.min_correlation)
+        pairs = make_pairs(Candidates(str(cor), correlation, edges.take(at), text), settings)
+        logger.info("r ≥ %g: %d pairs, mean r %s", settings.min_correlation, pairs.n_pairs, pairs.mean_r)
         yield pairs
 
 
-def _ask(method: str, n: int, filters: Sequence[Any]) -> dict[str, Any]:
-    """Return ``max_uses`` and the filters with which a method is asked for at most `n` uses."""
-    if takes_max_uses(method):
-        return {"max_uses": n, "filters": list(filters)}
-    return {"max_uses": 1, "filters": [*filters, {"name": "max_uses", "n": n}]}
-
-
-def _dataset(lines: list[dict[str, Any]], minimums: list[float], uses: list[int], metrics: Sequence[str]) -> xr.Dataset:
-    shape = len(minimums), len(uses)
-    dims = ("min_correlation", "max_uses")
+def _dataset(lines: list[dict[str, Any]], settings: SweepSettings) -> xr.Dataset:
+    coords: dict[str, Any] = {
+        "min_correlation": list(settings.min_correlations),
+        "max_uses": list(settings.max_uses),
+        "metric": settings.metrics,
+    }
+    dims, shape = ("min_correlation", "max_uses"), (len(settings.min_correlations), len(settings.max_uses))
     columns: dict[str, Any] = {
         name: (dims, np.array([np.nan if line[name] is None else line[name] for line in lines]).reshape(shape))
         for name in FIGURES
     }
-    if metrics:
-        columns |= {
-            name: ((*dims, "metric"), np.array([line[name] for line in lines]).reshape(*shape, -1)) for name in SCORES
-        }
-    coords: dict[str, Any] = {"min_correlation": minimums, "max_uses": uses}
-    return xr.Dataset(columns, coords | ({"metric": list(metrics)} if metrics else {}))
+    if not settings.metrics:
+        return xr.Dataset(columns, {name: coords[name] for name in dims})
+    scores = {
+        name: ((*dims, "metric"), np.array([line[name] for line in lines]).reshape(*shape, -1)) for name in SCORES
+    }
+    return xr.Dataset(columns | scores, coords)
 
 
 def plot_sweep(result: xr.Dataset) -> Figure:
@@ -193,19 +164,3 @@ def _panels(result: xr.Dataset) -> Iterator[tuple[str, xr.DataArray, xr.DataArra
         for metric in result["metric"].values.tolist():
             one = result.sel(metric=metric)
             yield f"{metric} (dashed: null)", one["score"], one["null_mean"]
-
-
-def steps(text: str) -> list[float]:
-    """Return the numbers of ``0.1,0.2,0.5`` or of ``0.1:0.5:0.1``, both ends included.
-
-    >>> steps("0.1:0.3:0.1"), steps("1,2,5")
-    ([0.1, 0.2, 0.3], [1.0, 2.0, 5.0])
-    """
-    try:
-        if ":" not in text:
-            return [float(part) for part in text.split(",")]
-        first, last, step = (float(part) for part in text.split(":"))
-        # rounded, since 0.1 + 2 · 0.1 is not 0.3
-        return [round(first + i * step, 10) for i in range(math.floor((last - first) / step + 1e-9) + 1)]
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{text!r} is no list of numbers ({error}); write 0.1,0.2,0.5 or FIRST:LAST:STEP") from error

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 import pipeline
-from pipeline.settings.registries import FILTERS, METHODS
+from pipeline.settings.match import MatchSettings
+from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import AsJson, Overwrite, run_script, show, wide_console
-from storage.errors import InputError, shorten
-from storage.yaml_files import parse_yaml
+from storage.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,32 +40,27 @@ COLUMNS = {
 }
 
 
+Contexts = Annotated[
+    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")
+]
+Stores = Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Their activation stores.")]
+Corpus = Annotated[Path | None, typer.Option(help="The text.")]
+NonConcept = Annotated[
+    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
+]
+
+
+@options(MatchSettings)
 def command(
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
+    settings: MatchSettings,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; not needed with --all.")
     ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}. best, best_of_b are many to one.")
-    ] = "greedy",
-    min_correlation: Annotated[float, typer.Option(help="Pairs below this r are not matched.")] = 0.1,
-    max_uses: Annotated[int, typer.Option(min=1, help="Method unique: how many A features may share a B.")] = 1,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            metavar="NAME[:before|after][:KEY=VALUE]",
-            help=f"{', '.join(FILTERS)}; can be repeated, the order counts.",
-        ),
-    ] = None,
-    contexts: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")
-    ] = None,
-    stores: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Their activation stores.")] = None,
-    corpus: Annotated[Path | None, typer.Option(help="The text.")] = None,
-    non_concept: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
-    ] = None,
+    contexts: Contexts = None,
+    stores: Stores = None,
+    corpus: Corpus = None,
+    non_concept: NonConcept = None,
     hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
@@ -76,19 +71,15 @@ def command(
 ) -> None:
     """Choose pairs of features from the kept correlations, exactly."""
     text: dict[str, Any] = {"contexts": contexts, "stores": stores, "corpus": corpus, "non_concept": non_concept}
-    options: dict[str, Any] = {"max_uses": max_uses, **text}
-    filters = [parse_filter(text) for text in filter_ or ()]
     if all_:
         from pipeline.match.diagnostics import compare_methods
 
-        show_all(compare_methods(correlation, min_correlation, filters=filters, **options), as_json=as_json)
+        show_all(compare_methods(correlation, settings, **text), as_json=as_json)
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
-        pairs = pipeline.match(
-            correlation, method, min_correlation, out, filters=filters, overwrite=overwrite, **options
-        )
+        pairs = pipeline.match(correlation, settings, out=out, overwrite=overwrite, **text)
         if csv is not None:
             outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
@@ -97,23 +88,6 @@ def command(
 def pair_table(pairs: xr.Dataset) -> pd.DataFrame:
     """Return the pairs as a table, one row a pair, best first: features, r, held-out r, ranks and uses."""
     return pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe()
-
-
-def parse_filter(text: str) -> dict[str, Any]:
-    """Return a filter from how it is written on the command line.
-
-    >>> parse_filter("max_uses:after:n=3"), parse_filter("easy_kind:kinds=[position]")
-    ({'name': 'max_uses', 'when': 'after', 'n': 3}, {'name': 'easy_kind', 'kinds': ['position']})
-    """
-    name, *parts = text.split(":")
-    found: dict[str, Any] = {"name": name}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if equals:
-            found[key] = parse_yaml(value, f"--filter {shorten(text, 200)}")
-        else:
-            found["when"] = part
-    return found
 
 
 def _tops(

@@ -15,41 +15,31 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.match.edges import read_edges
-from pipeline.match.filters import Candidates, mean_or_none
+from pipeline.match.filters import Candidates, TextInputs, mean_or_none
 from pipeline.match.methods.greedy import best, best_of_b
-from pipeline.match.run import check_choice, make_pairs
-from pipeline.settings.registries import METHODS, takes_max_uses
+from pipeline.match.run import check_inputs, make_pairs
+from pipeline.settings.base import keywords
+from pipeline.settings.match import MatchSettings
+from pipeline.settings.registries import METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage import open_result
 
 
+@keywords(MatchSettings)
 def compare_methods(
     cor: str | Path,
-    min_correlation: float = 0.1,
+    settings: MatchSettings,
     *,
     methods: Sequence[str] | None = None,
-    max_uses: int = 1,
-    filters: Sequence[Any] = (),
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
 ) -> xr.Dataset:
-    """Match by every method and set the results side by side; the kept pairs are read once.
+    """Match by every method, or by some `methods`, and set the results side by side; the kept pairs are read once.
 
-    Parameters
-    ----------
-    cor
-        The correlation result.
-    min_correlation, max_uses, filters, contexts, stores, corpus, non_concept
-        As in :func:`pipeline.match`; `max_uses` is for ``unique``.
-    methods
-        Which methods; all by default.
-
-    Returns
-    -------
-    xarray.Dataset
-        Over ``matching`` (the name of the method), what :func:`summarise` returns.
+    The settings and inputs are those of :func:`pipeline.match`; their `method` is not looked at. Returned is, over
+    ``matching`` (the name of the method), what :func:`summarise` returns.
 
     Raises
     ------
@@ -57,28 +47,14 @@ def compare_methods(
         As :func:`pipeline.match`.
     """
     correlation = open_result(cor, "correlate")
-    compared = list(methods or METHODS)
-    choices = [
-        check_choice(
-            str(cor),
-            correlation,
-            method=method,
-            minimum=min_correlation,
-            max_uses=max_uses if takes_max_uses(method) else 1,
-            filters=filters,
-            contexts=contexts,
-            stores=stores,
-            corpus=corpus,
-            non_concept=non_concept,
-        )
-        for method in compared
-    ]
-    edges = read_edges(cor, correlation, min_correlation)
-    data = Candidates(str(cor), correlation, edges, choices[0][1])
-    rows = [summarise(make_pairs(data, choice)) for choice, _ in choices]
+    chosen = [settings.by(method) for method in methods or METHODS]
+    text = check_inputs(cor, correlation, chosen, TextInputs.of(contexts, stores, corpus, non_concept))
+    data = Candidates(str(cor), correlation, read_edges(cor, correlation, settings.min_correlation), text)
+    rows = [summarise(make_pairs(data, each)) for each in chosen]
     columns = {name: ("matching", np.array([_number(row[name]) for row in rows])) for name in rows[0]}
     before = {f"mean_best_r_{side}": value for side, value in mean_best_r(data).items()}
-    return xr.Dataset(columns, coords={"matching": compared}, attrs={"min_correlation": min_correlation, **before})
+    attrs = {"min_correlation": settings.min_correlation, **before}
+    return xr.Dataset(columns, coords={"matching": [each.method for each in chosen]}, attrs=attrs)
 
 
 def _number(value: float | None) -> float | int:

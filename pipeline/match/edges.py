@@ -108,6 +108,16 @@ def make_edges(ids_a: ArrayLike, ids_b: ArrayLike, r: ArrayLike, n_a: int, n_b: 
     return Edges(a, b, values[by_ids], n_a, n_b)
 
 
+def check_minimum(correlation: xr.Dataset, minimum: float) -> None:
+    """Raise an InputError if pairs with the minimum r were not kept."""
+    kept = float(correlation.attrs["keep_above"])
+    if minimum < kept:
+        raise InputError(
+            f"min_correlation is {minimum}, but only pairs with r ≥ {kept} were kept; correlate again with "
+            f"keep_above={minimum} (subspace correlate … --keep-above {minimum}), or raise min_correlation"
+        )
+
+
 def read_edges(path: str | Path, correlation: xr.Dataset, minimum: float) -> Edges:
     """Read the kept pairs with r ≥ `minimum` from a correlation result, a slab of A features at a time.
 

@@ -62,6 +62,13 @@ class Fates:
         All candidate pairs at or above the minimum r.
     defined_a, defined_b
         Which features vary, so that a correlation with them exists, shape (feature,).
+    others
+        Fates that filters give.
+
+    Attributes
+    ----------
+    known
+        All that may become of a feature, by name.
 
     Examples
     --------
@@ -74,7 +81,10 @@ class Fates:
     ['matched', 'taken', 'dead', 'below_min_r']
     """
 
-    def __init__(self, edges: Edges, defined_a: NDArray[np.bool_], defined_b: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, edges: Edges, defined_a: NDArray[np.bool_], defined_b: NDArray[np.bool_], others: Iterable[Fate] = ()
+    ) -> None:
+        self.known = numbered(others)
         self.ids = {"a": edges.ids_a, "b": edges.ids_b}
         self.of = {
             side: np.where(defined, BELOW_MIN_R.code, DEAD.code).astype(np.int8)
@@ -87,7 +97,7 @@ class Fates:
             lost = np.zeros(len(self.of[side]), bool)
             lost[ids[before]] = True
             lost[ids[after]] = False
-            self.of[side][lost] = fate.code
+            self.of[side][lost] = self.known[fate.name].code
 
     def finish(self, pairs: NDArray[np.int64]) -> dict[str, NDArray[np.int8]]:
         """Return the fate of every feature by side, given the positions of the edges that are pairs in the end."""

@@ -20,13 +20,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.match.edges import Edges, lookup
 from pipeline.match.fates import BELOW_MIN_R, Fate
 from pipeline.match.methods.greedy import best, best_of_b
 from pipeline.settings.base import Section
-from pipeline.settings.match import PairFilter
 from pipeline.settings.registries import FILTERS
 from pipeline.text.top_tokens import NONE, TopTokens, top_tokens
 from storage import open_result
@@ -50,18 +49,31 @@ class TextInputs:
     ----------
     contexts
         Results of ``contexts`` for A and B.
-    store
-        Either side's activation store, for the coordinates of its rows.
+    stores
+        The activation stores of A and B, for the coordinates of their rows.
     corpus
         The text.
     non_concept
         Results of ``non_concept`` for A and B, for the filter of that name with ``by: data``.
     """
 
-    contexts: tuple[str, str]
-    store: str
-    corpus: str
-    non_concept: tuple[str, str] | None = None
+    contexts: tuple[str | Path, str | Path]
+    stores: tuple[str | Path, str | Path]
+    corpus: str | Path
+    non_concept: tuple[str | Path, str | Path] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        contexts: tuple[str | Path, str | Path] | None,
+        stores: tuple[str | Path, str | Path] | None,
+        corpus: str | Path | None,
+        non_concept: tuple[str | Path, str | Path] | None = None,
+    ) -> TextInputs | None:
+        """Return the inputs, or None where a part is missing."""
+        if contexts is None or stores is None or corpus is None:
+            return None
+        return cls(contexts, stores, corpus, non_concept)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Candidates:
         """The top tokens of both sides."""
         if self.text is None:
             raise InputError("The top tokens of features were asked for, but match was given no contexts")
-        return top_tokens(self.text.contexts, self.text.store, self.text.corpus)
+        return top_tokens(self.text.contexts, self.text.stores[0], self.text.corpus)
 
     @cached_property
     def concept_features(self) -> tuple[Mask, Mask]:
@@ -156,37 +168,16 @@ MISSING: Mapping[Need, str] = {
 }
 
 
-def parse_filters(filters: Sequence[Any], text: TextInputs | None, *, heldout: bool = True) -> list[Filter]:
-    """Validate filters given as mappings or as settings, and that what they need is there.
-
-    Raises
-    ------
-    InputError
-        If a name, key or value is wrong, or a filter needs contexts or held-out rows that are not given.
-
-    Examples
-    --------
-    >>> parse_filters([{"name": "max_uses", "n": 3, "when": "after"}], None)[0].side
-    'both'
-    """
-    plain = [each if isinstance(each, Mapping) else each.model_dump() for each in filters]
-    try:
-        parsed = TypeAdapter(list[PairFilter]).validate_python(plain)
-    except ValidationError as error:
-        lines = [
-            f"filter {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise InputError("\n".join(lines)) from error
-    has = {
+def check_needs(filters: Sequence[Filter], text: TextInputs | None, *, heldout: bool) -> None:
+    """Raise an InputError if a filter reads contexts, non-concept features or held-out r that are not there."""
+    there = {
         "contexts": text is not None,
         "non_concept": text is not None and text.non_concept is not None,
         "heldout": heldout,
     }
-    for each in parsed:
-        if missing := next((need for need in each.needs if not has[need]), None):
+    for each in filters:
+        if missing := next((need for need in each.needs if not there[need]), None):
             raise InputError(MISSING[missing].format(each.name))
-    return parsed
 
 
 def read_token_list(path: str | Path | None) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.match.edges import Edges, lookup, ranks, read_edges
-from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates, numbered
-from pipeline.match.filters import Candidates, Filter, TextInputs, apply_filter, mean_or_none, parse_filters
+from pipeline.match.edges import check_minimum, lookup, ranks, read_edges
+from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates
+from pipeline.match.filters import Candidates, TextInputs, apply_filter, check_needs, mean_or_none
+from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES
-from pipeline.settings.registries import METHODS, takes_max_uses
+from pipeline.settings.match import MatchSettings
+from pipeline.settings.registries import METHODS
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 
@@ -37,14 +37,12 @@ INHERITED = (
 )
 
 
+@keywords(MatchSettings)
 def match(
     cor: xr.Dataset | str | Path,
-    method: str = "greedy",
-    min_correlation: float = 0.1,
-    out: str | Path | None = None,
+    settings: MatchSettings,
     *,
-    max_uses: int = 1,
-    filters: Sequence[Any] = (),
+    out: str | Path | None = None,
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
@@ -60,22 +58,12 @@ def match(
     ----------
     cor
         The correlation result, or its path.
-    method
-        ``best``: each A feature's best B feature, which may serve many (many to one); ``best_of_b``: the other way
-        round; ``mutual``: each other's best; ``unique``: of ``best``, each B feature's best pair only; ``greedy``:
-        one to one, globally best-first; ``optimal``: one to one with the highest total r; ``rematch``: one to one,
-        those of ``best`` whose B feature is used once, and the rest best-first among the free.
-    min_correlation
-        Lowest r of a pair, inclusive; not below the ``keep_above`` of the correlation.
+    settings
+        Each setting of :class:`~pipeline.settings.match.MatchSettings` is a keyword; or all of them as one.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
-    max_uses
-        With ``unique``: how many A features may share a B feature; its best ones are kept.
-    filters
-        What else is dropped, before or after the method chooses, in this order: mappings as in the experiment file,
-        ``{"name": "min_heldout_r", "value": 0.2, "when": "after"}`` (see ``docs/matching.md``).
     contexts, stores, corpus
         The contexts and stores of A and B, and the text; for filters that look at tokens.
     non_concept
@@ -94,7 +82,7 @@ def match(
     Raises
     ------
     InputError
-        If the method or a filter is unknown, the minimum is below what was kept, `cor` is a dataset without a path, or
+        If a setting is wrong, the minimum is below what was kept, `cor` is a dataset without a path, or
         a filter needs something that is not given.
     MissingInputError
         If there is no finished result at the path.
@@ -111,103 +99,51 @@ def match(
     >>> storage.write_activations(folder / "a.zarr", x)
     >>> storage.write_activations(folder / "b.zarr", x[:, [2, 0, 3, 1]])
     >>> correlation = correlate(folder / "a.zarr", folder / "b.zarr", out=folder / "correlation.zarr")
-    >>> pairs = match(correlation, "greedy", 0.2)
+    >>> pairs = match(correlation, method="greedy", min_correlation=0.2)
     >>> dict(zip(pairs.feature_a.values.tolist(), pairs.feature_b.values.tolist()))
     {0: 1, 1: 3, 2: 0, 3: 2}
     """
     path = _path_of(cor)
     correlation = open_result(path, "correlate")
-    choice, text = check_choice(
-        path,
-        correlation,
-        method=method,
-        minimum=min_correlation,
-        max_uses=max_uses,
-        filters=filters,
-        contexts=contexts,
-        stores=stores,
-        corpus=corpus,
-        non_concept=non_concept,
-    )
+    text = check_inputs(path, correlation, [settings], TextInputs.of(contexts, stores, corpus, non_concept))
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
-    manifest = match_manifest(path, choice, text)
+    manifest = match_manifest(path, settings, text)
 
     def make() -> xr.Dataset:
-        data = Candidates(path, correlation, read_edges(path, correlation, choice.minimum), text)
-        pairs = make_pairs(data, choice).assign_attrs(manifest.to_attrs())
-        _log(pairs, choice)
+        data = Candidates(path, correlation, read_edges(path, correlation, settings.min_correlation), text)
+        pairs = make_pairs(data, settings).assign_attrs(manifest.to_attrs())
+        _log(pairs, settings)
         return pairs
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a matching was asked for, checked."""
-
-    method: str
-    minimum: float
-    max_uses: int = 1
-    filters: tuple[Filter, ...] = ()
-
-    @cached_property
-    def fates(self) -> dict[str, Fate]:
-        """By name, all that may become of a feature."""
-        return numbered(each.fate for each in self.filters)
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that the result depends on besides its inputs."""
-        filters = [each.settings() for each in self.filters]
-        plain = {"method": self.method, "min_correlation": self.minimum, "filters": filters}
-        return plain | self._options()
-
-    def run(self, edges: Edges) -> NDArray[np.int64]:
-        """Return the positions of the chosen edges."""
-        return METHODS[self.method](edges, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {"max_uses": self.max_uses} if takes_max_uses(self.method) else {}
-
-
-def check_choice(
-    path: str,
-    correlation: xr.Dataset,
-    *,
-    method: str,
-    minimum: float,
-    max_uses: int,
-    filters: Sequence[Any],
-    contexts: tuple[str | Path, str | Path] | None = None,
-    stores: tuple[str | Path, str | Path] | None = None,
-    corpus: str | Path | None = None,
-    non_concept: tuple[str | Path, str | Path] | None = None,
-) -> tuple[Choice, TextInputs | None]:
-    """Check the arguments of :func:`match`; return what they ask for, and the text inputs if a filter needs them."""
-    _check(method, minimum, max_uses, correlation)
-    text = _text_inputs(path, contexts, stores, corpus, non_concept)
-    chosen = parse_filters(filters, text, heldout="r_heldout" in correlation)
-    if not any("contexts" in each.needs for each in chosen):
-        text = None  # what is not read is no input
-    return Choice(method, float(minimum), max_uses, tuple(chosen)), text
-
-
-def _text_inputs(
-    path: str,
-    contexts: tuple[str | Path, str | Path] | None,
-    stores: tuple[str | Path, str | Path] | None,
-    corpus: str | Path | None,
-    non_concept: tuple[str | Path, str | Path] | None,
+def check_inputs(
+    path: str | Path, correlation: xr.Dataset, settings: Sequence[MatchSettings], text: TextInputs | None
 ) -> TextInputs | None:
-    if contexts is None or stores is None or corpus is None:
-        return None
+    """Return the text inputs if a filter reads them: what is not read is no input.
+
+    Raises
+    ------
+    InputError
+        If the text inputs are not of the stores that were correlated, or settings ask for what is not there.
+    """
+    if text is not None:
+        _check_text(text, path)
+    for each in settings:
+        each.checked()
+        check_minimum(correlation, each.min_correlation)
+        check_needs(each.filters, text, heldout="r_heldout" in correlation)
+    return text if any(each.needs_contexts for each in settings) else None
+
+
+def _check_text(text: TextInputs, path: str | Path) -> None:
     manifest = read_manifest(path)
     correlated = {} if manifest is None else manifest.inputs
-    check_stores(stores, correlated)
-    _check_contexts(contexts, correlated)
-    if non_concept is not None:
-        _check_contexts(non_concept, correlated, "non-concept features")
-    recognised = None if non_concept is None else (str(non_concept[0]), str(non_concept[1]))
-    return TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(corpus), recognised)
+    check_stores(text.stores, correlated)
+    _check_contexts(text.contexts, correlated)
+    if text.non_concept is not None:
+        _check_contexts(text.non_concept, correlated, "non-concept features")
 
 
 def _check_contexts(contexts: tuple[str | Path, str | Path], stores: dict[str, str], what: str = "contexts") -> None:
@@ -229,7 +165,10 @@ def check_stores(stores: tuple[str | Path, str | Path], expected: dict[str, str]
 
 
 def match_manifest(
-    path: str, choice: Choice, text: TextInputs | None, identify: Callable[[str | Path], str] = fingerprint
+    path: str | Path,
+    settings: MatchSettings,
+    text: TextInputs | None,
+    identify: Callable[[str | Path], str] = fingerprint,
 ) -> Manifest:
     """Return what the pairs of the correlation at `path` depend on; `text` only where a filter reads it.
 
@@ -241,17 +180,17 @@ def match_manifest(
         inputs["corpus"] = identify(text.corpus)
         recognised = zip("ab", text.non_concept or (), strict=False)
         inputs |= {f"non_concept_{side}": identify(each) for side, each in recognised}
-    return new_manifest(STAGE, inputs, choice.settings())
+    return new_manifest(STAGE, inputs, settings.record())
 
 
-def _log(pairs: xr.Dataset, choice: Choice) -> None:
+def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
     for report in pairs.attrs["filters"]:
-        logger.info("%s %s: %d of %d pairs dropped", report["name"], report["when"], *_dropped(report))
-    logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, choice.method, choice.minimum, pairs.mean_r)
-
-
-def _dropped(report: dict[str, Any]) -> tuple[int, int]:
-    return report["pairs_dropped"], report["pairs_before"]
+        logger.info(
+            "%s %s: %d of %d pairs dropped",
+            *(report[name] for name in ("name", "when", "pairs_dropped", "pairs_before")),
+        )
+    minimum = settings.min_correlation
+    logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, settings.method, minimum, pairs.mean_r)
 
 
 def _path_of(cor: xr.Dataset | str | Path) -> str:
@@ -262,69 +201,44 @@ def _path_of(cor: xr.Dataset | str | Path) -> str:
     return str(cor.encoding["source"])
 
 
-def _check(method: str, minimum: float, max_uses: int, correlation: xr.Dataset) -> None:
-    shared = takes_max_uses(method)
-    if max_uses < 1 or (max_uses > 1 and not shared):
-        raise InputError(
-            f"max_uses is {max_uses} with the method {method!r}; it is at least 1, and belongs to the method 'unique'. "
-            "To drop features that are used often, give the filter max_uses"
-        )
-    kept = float(correlation.attrs["keep_above"])
-    if not minimum <= 1:  # also true of NaN
-        raise InputError(f"min_correlation is {minimum}, but no r exceeds 1; give a value from {kept} to 1")
-    if minimum < kept:
-        raise InputError(
-            f"min_correlation is {minimum}, but only pairs with r ≥ {kept} were kept; correlate again with "
-            f"keep_above={minimum} (subspace correlate … --keep-above {minimum}), or raise min_correlation"
-        )
-
-
-def make_pairs(data: Candidates, choice: Choice) -> xr.Dataset:
+def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:
     """Return the result of one matching, in memory."""
-    fates = Fates(data.edges, *(data.correlation[f"defined_{side}"].values.astype(bool) for side in "ab"))
-    chosen, reports = choose(data, choice, fates)
+    defined_a, defined_b = (data.correlation[f"defined_{side}"].values.astype(bool) for side in "ab")
+    fates = Fates(data.edges, defined_a, defined_b, (each.fate for each in settings.filters))
+    chosen, reports = choose(data, settings, fates)
     chosen = chosen[np.argsort(-data.edges.r[chosen], kind="stable")]
     of_side = fates.finish(chosen)
-    flags = _flag_attrs(np.concatenate(list(of_side.values())), choice.fates)
+    flags = _flag_attrs(np.concatenate(list(of_side.values())), fates.known)
     variables = _columns(data, chosen) | {
         f"fate_{side}": xr.Variable(f"id_{side}", fate, flags) for side, fate in of_side.items()
     }
     pairs = xr.Dataset(variables)
-    settings = {"method": choice.method, "min_correlation": choice.minimum, "n_candidates": len(data.edges)}
-    return pairs.assign_attrs(
-        {**_inherited(data.path, data.correlation), **settings, "filters": reports, **_summary(pairs, choice.fates)}
-    )
+    attrs = {
+        "method": settings.method,
+        "min_correlation": settings.min_correlation,
+        "n_candidates": len(data.edges),
+        "filters": reports,
+    }
+    return pairs.assign_attrs(_inherited(data.path, data.correlation) | attrs | _summary(pairs, fates.known))
 
 
-def choose(data: Candidates, choice: Choice, fates: Fates) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
-    """Filter, match, filter again.
+def choose(data: Candidates, settings: MatchSettings, fates: Fates) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+    """Filter, match, filter again; `fates` takes in what becomes of every feature.
 
-    Parameters
-    ----------
-    data
-        The candidates.
-    choice
-        Method and filters.
-    fates
-        Is told what becomes of every feature.
-
-    Returns
-    -------
-    tuple
-        Positions of the edges that are pairs, ascending, and the report of every filter in the order of acting.
+    Returns the positions of the edges that are pairs, ascending, and the report of every filter in the order of acting.
     """
     at, reports = np.arange(len(data.edges)), []
 
     def apply(when: str, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        for each in (each for each in choice.filters if each.when == when):
+        for each in (each for each in settings.filters if each.when == when):
             kept, report = apply_filter(each, data, at)
-            fates.step(at, kept, choice.fates[each.fate.name])
+            fates.step(at, kept, each.fate)
             reports.append(report)
             at = kept
         return at
 
     at = apply("before", at)
-    chosen = at[np.sort(choice.run(data.edges.take(at)))]
+    chosen = at[np.sort(METHODS[settings.method](data.edges.take(at), **settings.options))]
     fates.step(at, chosen, TAKEN)
     return apply("after", chosen), reports
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 from pipeline.match.filters import TextInputs
-from pipeline.match.run import Choice, match, match_manifest
+from pipeline.match.run import match, match_manifest
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.manifest import read_attrs
@@ -24,14 +23,10 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
 def _pairs(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
     settings, cor, out = config.match, run.correlation(site_a, site_b), run.pairs(site_a, site_b)
-    choice = Choice(settings.method, settings.min_correlation, settings.max_uses, tuple(settings.filters))
     stores = run.activations("a", site_a), run.activations("b", site_b)
     contexts = (run.contexts("a", site_a), run.contexts("b", site_b)) if settings.needs_contexts else None
     non_concept = (run.non_concept("a", site_a), run.non_concept("b", site_b)) if settings.needs_non_concept else None
-    text = None
-    if contexts is not None:
-        named = None if non_concept is None else (str(non_concept[0]), str(non_concept[1]))
-        text = TextInputs((str(contexts[0]), str(contexts[1])), str(stores[0]), str(run.corpus), named)
+    text = TextInputs.of(contexts, stores, run.corpus, non_concept)
 
     def cost(outlook: Outlook) -> Cost:
         kept = outlook.kept[cor] if cor in outlook.kept else float(read_attrs(cor)["n_kept"])
@@ -47,17 +42,17 @@ def _pairs(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> T
     return Task(
         "match",
         f"{site_a} × {site_b}",
-        {out: functools.partial(match_manifest, str(cor), choice, text)},
+        {out: lambda identify: match_manifest(cor, settings, text, identify)},
         (cor, *((run.corpus, *contexts) if contexts else ()), *(non_concept or ())),
         lambda _: match(
             cor,
+            settings,
             out=out,
             overwrite=True,
             contexts=contexts,
             stores=stores,
             corpus=run.corpus,
             non_concept=non_concept,
-            **settings.model_dump(),
         ),
         cost=cost,
     )

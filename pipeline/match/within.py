@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.match.edges import Edges, Method, lookup, read_edges
+from pipeline.match.edges import Edges, Method, check_minimum, lookup, read_edges
 from pipeline.settings.registries import METHODS
 from storage import open_result
 from storage.errors import InputError
@@ -52,15 +53,14 @@ def match_within(
     """
     choose = METHODS[method]
     with open_result(cor, "correlate") as correlation:
-        kept = float(correlation.attrs["keep_above"])
-        if not kept <= min_correlation <= 1:
-            raise InputError(
-                f"min_correlation is {min_correlation}; {cor} keeps pairs with r ≥ {kept}: give {kept} to 1"
-            )
+        check_minimum(correlation, min_correlation)
         edges = read_edges(cor, correlation, min_correlation)
-        chosen = {name: _pair(edges, *own, choose) for name, own in sets.items()}
-        heldout = _heldout(cor, edges, chosen) if "r_heldout" in correlation else {}
-    return {name: _dataset(edges.take(np.sort(at)), heldout) for name, at in chosen.items()}
+        chosen = {name: _pair(edges, *ids, choose) for name, ids in sets.items()}
+        heldout = np.full(len(edges), np.nan)
+        if "r_heldout" in correlation:  # of every pair that any set chose, in one pass
+            at = np.unique(np.concatenate([np.zeros(0, np.int64), *chosen.values()]))
+            heldout[at] = lookup(cor, "r_heldout", edges.ids_a[at], edges.ids_b[at], edges.n_a)
+    return {name: _dataset(edges, np.sort(at), heldout) for name, at in chosen.items()}
 
 
 def _pair(edges: Edges, ids_a: ArrayLike, ids_b: ArrayLike, choose: Method) -> NDArray[np.int64]:
@@ -79,22 +79,13 @@ def _mask(ids: ArrayLike, n: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _heldout(cor: str | Path, edges: Edges, chosen: Mapping[str, NDArray[np.int64]]) -> dict[tuple[int, int], float]:
-    """Return r on the held-out rows of every pair that any set chose, read in one pass."""
-    at = np.unique(np.concatenate([np.zeros(0, np.int64), *chosen.values()]))
-    values = lookup(cor, "r_heldout", edges.ids_a[at], edges.ids_b[at], edges.n_a)
-    return dict(zip(zip(edges.ids_a[at].tolist(), edges.ids_b[at].tolist(), strict=True), values.tolist(), strict=True))
-
-
-def _dataset(pairs: Edges, heldout: Mapping[tuple[int, int], float]) -> xr.Dataset:
-    order = pairs.order
-    ids_a, ids_b = pairs.ids_a[order], pairs.ids_b[order]
-    found = [heldout.get(ids, np.nan) for ids in zip(ids_a.tolist(), ids_b.tolist(), strict=True)]
-    return xr.Dataset(
-        {
-            "feature_a": ("pair", ids_a),
-            "feature_b": ("pair", ids_b),
-            "r": ("pair", pairs.r[order]),
-            "r_heldout": ("pair", np.array(found, np.float64)),
-        }
-    )
+def _dataset(edges: Edges, at: NDArray[np.int64], heldout: NDArray[np.float64]) -> xr.Dataset:
+    """Return the pairs at the given positions, which must ascend, from the highest r down."""
+    order = at[edges.take(at).order]
+    columns: dict[str, NDArray[Any]] = {
+        "feature_a": edges.ids_a,
+        "feature_b": edges.ids_b,
+        "r": edges.r,
+        "r_heldout": heldout,
+    }
+    return xr.Dataset({name: ("pair", values[order]) for name, values in columns.items()})

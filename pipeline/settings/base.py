@@ -129,6 +129,8 @@ def keywords(section: type[Section]) -> Callable[[Callable[..., Result]], Callab
             values = {name: given.pop(name) for name in list(given) if name in section.model_fields}
             bound = signature.bind(*args, **given)
             whole = bound.arguments.get("settings")
+            if not isinstance(whole, section | None):
+                raise InputError(f"settings is {shown(whole)}, not {section.__name__}; give settings by their names")
             if whole is None or values:
                 start = {} if whole is None else {name: getattr(whole, name) for name in whole.model_fields_set}
                 bound.arguments["settings"] = section.make(**start | values)

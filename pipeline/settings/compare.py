@@ -1,45 +1,221 @@
-"""Settings of the comparison of matched spaces."""
+"""Settings of the comparison of matched spaces and of activations, and how metrics are written: by name and options.
+
+>>> parse_metric("svcca:k=20")
+Svcca(variance=0.99, k=20)
+>>> parse_metric("svcka")
+Traceback (most recent call last):
+storage.errors.InputError: there is no metric 'svcka'; did you mean 'svcca'? There are cca, svcca, pwcca, ...
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import Annotated
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from pipeline.settings.base import Section, known
-from pipeline.settings.registries import NULLS
+from pipeline.settings.base import Flag, Memory, Number, Section, known
+from pipeline.settings.registries import METRICS, NULLS
+from storage.errors import InputError
 
 
-def _parse_metric(text: str) -> object:
-    return importlib.import_module("pipeline.compare.metrics").parse_metric(text)  # stages read this module
+def parse_metrics(texts: Sequence[str]) -> dict[str, Any]:
+    """Return metrics by what the user wrote, in the order given; see :func:`parse_metric`.
+
+    Raises
+    ------
+    InputError
+        If there is none, one is unknown, given twice, or has an option that it does not take.
+
+    Examples
+    --------
+    >>> list(parse_metrics(["rsa", "svcca:variance=0.9"]))
+    ['rsa', 'svcca:variance=0.9']
+    """
+    metrics = {text: parse_metric(text) for text in texts}
+    if not metrics or len(set(metrics.values())) < len(texts):
+        raise InputError(f"metrics are some of {', '.join(METRICS)}, each once; not {list(texts)}")
+    return metrics
+
+
+def parse_metric(text: str) -> Any:
+    """Return the :class:`pipeline.compare.base.Metric` that ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE`` stands for.
+
+    Parameters
+    ----------
+    text
+        What the user wrote: ``"svcca"``, ``"svcca:k=20"``, ``"rsa:inside=euclidean,outside=kendall"``.
+
+    Raises
+    ------
+    InputError
+        If there is no such metric or option, or a value is not one that the option takes; the message lists those.
+
+    Examples
+    --------
+    >>> parse_metric("svcca:kk=3")
+    Traceback (most recent call last):
+    storage.errors.InputError: svcca has no option 'kk' (in 'svcca:kk=3'); its options are variance=0.99, k=None
+    """
+    name, _, options = str(text).partition(":")
+    kind = METRICS[name]
+    given = dict(_option(text, part) for part in options.split(",")) if options else {}
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    listed = ", ".join(f"{option}={value}" for option, value in fields.items())
+    hint = f"its options are {listed}" if fields else "it has no options"
+    for option in given.keys() - fields.keys():
+        raise InputError(f"{name} has no option {option!r} (in {text!r}); {hint}")
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{text!r} is no metric: {option}: {message}; {hint}") from error
+
+
+def _option(text: str, part: str) -> tuple[str, str]:
+    option, equals, value = part.partition("=")
+    if not equals or not value:
+        raise InputError(f"{text!r} is no metric: write options as NAME:OPTION=VALUE,OPTION=VALUE, not {part!r}")
+    return option.strip(), value.strip()
+
+
+def _each_metric_once(texts: list[str]) -> list[str]:
+    if texts:
+        parse_metrics(texts)
+    return texts
+
+
+def _each_null_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise InputError(f"nulls are some of {', '.join(NULLS)}, each once; not {names}")
+    return names
+
+
+def linear_metrics() -> list[str]:
+    """Return the names of the metrics that are made from second moments, and so can compare activations.
+
+    >>> linear_metrics()[:3]
+    ['cca', 'svcca', 'pwcca']
+    """
+    return [name for name, kind in METRICS.items() if kind.of_moments]
+
+
+def _linear(texts: list[str]) -> list[str]:
+    for text, metric in parse_metrics(texts).items():
+        if not metric.of_moments:
+            raise InputError(
+                f"{text} compares every two rows, and that is tokens × tokens: on activations use one of "
+                f"{', '.join(linear_metrics())}; `compare` has it for decoder rows"
+            )
+    return texts
 
 
 #: A metric as users write it: a name, or a name with options.
-Metric = Annotated[str, known(_parse_metric)]
-
+Metric = Annotated[str, known(parse_metric)]
+OPTIONS = "NAME[:KEY=VALUE,…]"
+Metrics = Annotated[
+    list[Metric], AfterValidator(_each_metric_once), Flag(name="--metric", metavar=OPTIONS, choices=lambda: METRICS)
+]
+LinearMetrics = Annotated[
+    list[Metric], AfterValidator(_linear), Flag(name="--metric", metavar=OPTIONS, choices=linear_metrics)
+]
 Null = Annotated[str, known(NULLS.__getitem__)]
+Nulls = Annotated[
+    list[Null], AfterValidator(_each_null_once), Flag(name="--null", metavar="NAME", choices=lambda: NULLS)
+]
+NullRuns = Annotated[PositiveInt, Number]
+#: A number that may be 0, as that of bootstrap runs, or a seed.
+Count = Annotated[int, Number, Field(ge=0)]
 
 
-class CompareSettings(Section):
+class Scored(Section):
+    """What every comparison is by."""
+
+    metrics: list[str]
+
+    def parsed(self) -> dict[str, Any]:
+        """Return the metrics, by what the user wrote."""
+        return parse_metrics(self.metrics)
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as results keep them: each metric with its name and options."""
+        named = {text: {"name": metric.name} | dataclasses.asdict(metric) for text, metric in self.parsed().items()}
+        return self.model_dump(exclude={"memory"}) | {"metrics": named}
+
+
+class CompareSettings(Scored):
     """What the matched spaces are compared by, and against which chance."""
 
-    metrics: list[Metric] = Field(
-        ["svcca", "rsa", "svcca_pc1"], min_length=1, description="names, with options where wanted: 'svcca:k=20'"
+    metrics: Metrics = Field(
+        ["svcca", "rsa", "svcca_pc1"],
+        min_length=1,
+        description="Names, with options where wanted: svcca:k=20 (docs/compare.md).",
     )
-    nulls: list[Null] = Field(["shuffled"], min_length=1, description="what chance is")
-    null_runs: PositiveInt = 1000
-    seed: int = 0
-    intervals: Annotated[int, Field(ge=0)] = Field(
-        0, description="bootstrap runs over pairs, for an interval of each score"
+    nulls: Nulls = Field(
+        ["shuffled"],
+        min_length=1,
+        description="What chance is. shuffled: the same rows, paired at random; random_features: as many live features "
+        "of either side; random_pairs: as many pairs of a larger matching; random_dictionary: as many rows of a "
+        "control in place of a side's own.",
     )
+    null_runs: NullRuns = Field(1000, description="Runs of each null.")
+    seed: Count = Field(0, description="Seed of all runs.")
+    intervals: Annotated[Count, Flag(metavar="RUNS")] = Field(
+        0, description="Bootstrap runs over pairs, for an interval of each score; none if 0."
+    )
+    memory: Memory = Field("auto", description="What one worker may use, as 4GB; auto: half of what is free.")
 
-    @field_validator("nulls")
-    @classmethod
-    def _nulls_of_a_run(cls, nulls: list[Null]) -> list[Null]:
-        if outside := [null for null in nulls if NULLS[null].source in ("pool", "control")]:
-            raise ValueError(
+    def of_sites(self) -> CompareSettings:
+        """Return the settings, if the comparison of whole sites has what their nulls draw from.
+
+        Raises
+        ------
+        InputError
+            If a null draws from a larger matching or a control store.
+        """
+        if outside := [null for null in self.nulls if NULLS[null].source in ("pool", "control")]:
+            raise InputError(
                 f"{', '.join(outside)} needs a larger matching or a control store, which the comparison of whole sites "
                 "does not have; use `subspace compare --pool/--control-a/--control-b` on its results"
             )
-        return nulls
+        return self
+
+
+class ActivationsSettings(Scored):
+    """What activations over the same tokens are compared by."""
+
+    metrics: LinearMetrics = Field(
+        ["svcca", "cka", "procrustes"],
+        min_length=1,
+        description="Linear ones, with options where wanted, as in compare.",
+    )
+    null_runs: Count = Field(
+        1000, description="Orders of the blocks. With 0 there is no null, and a score says little."
+    )
+    blocks: Annotated[int, Number, Field(ge=2)] = Field(
+        16, description="Blocks of text of the null; its memory grows with their square."
+    )
+    intervals: Count = Field(
+        0, description="Bootstrap draws over groups of documents, for an interval of each score; none if 0."
+    )
+    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
+        0.95, description="Share of the draws within an interval."
+    )
+    groups: Annotated[int, Number, Field(ge=2)] = Field(
+        32, description="Groups of documents that are summed, and drawn, together."
+    )
+    seed: Count = Field(0, description="Seed of orders and draws.")
+    memory: Memory = Field(
+        "auto", description="What this process and its threads may use, as 4GB; auto: half of what is free."
+    )
+
+    @model_validator(mode="after")
+    def _enough_orders(self) -> ActivationsSettings:
+        orders = math.factorial(min(self.blocks, 20))
+        if self.null_runs >= orders:
+            raise InputError(f"{self.blocks} blocks have {orders} orders, not {self.null_runs}: give more blocks")
+        return self

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.settings.base import SITE_PLACEHOLDER, Section, explain
 from pipeline.settings.compare import CompareSettings
@@ -41,8 +41,8 @@ class Experiment(Section):
     align: AlignSettings = AlignSettings()
     store: StoreSettings = StoreSettings()
     correlate: CorrelateSettings = CorrelateSettings()
-    match: MatchSettings = MatchSettings()
-    compare: CompareSettings = CompareSettings()
+    match: Annotated[MatchSettings, AfterValidator(MatchSettings.checked)] = MatchSettings()
+    compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] = CompareSettings()
     contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(
         None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"

@@ -1,29 +1,35 @@
-"""Settings of the matching."""
+"""Settings of the matching, and of a sweep over matchings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.settings.base import Section, known
+from pipeline.settings.base import Flag, Number, Section, known
+from pipeline.settings.compare import Count, Metrics, NullRuns
 from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
-from storage.errors import InputError
+from storage.errors import InputError, shorten
+from storage.yaml_files import parse_yaml
 
-MatchMethod = Annotated[str, known(METHODS.__getitem__)]
+MatchMethod = Annotated[str, known(METHODS.__getitem__), Flag(metavar="NAME", choices=lambda: METHODS)]
+
+MinimumR = Annotated[float, Number, Field(gt=-1, le=1)]
 
 
 def _filter(value: Any) -> Any:
     """Return the filter that a mapping stands for; what is wrong with it is said at its name and key."""
-    if not isinstance(value, Mapping):
+    if isinstance(value, Section):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError("a filter is a mapping with its name, as {name: min_r, value: 0.2}")  # noqa: TRY004
     name = str(value.get("name"))
+    kind = FILTERS[name]
     try:
-        return FILTERS[name].model_validate(dict(value))
-    except InputError as error:
-        raise ValueError(str(error)) from error
+        return kind.model_validate(dict(value))
     except ValidationError as error:
         found = [
             InitErrorDetails(
@@ -36,26 +42,86 @@ def _filter(value: Any) -> Any:
         raise ValidationError.from_exception_data("filter", found) from error
 
 
-#: A filter of pairs, with its settings: one of :data:`pipeline.settings.registries.FILTERS`.
-PairFilter = Annotated[Any, BeforeValidator(_filter)]
+def parse_filter(text: str) -> dict[str, Any]:
+    """Return a filter from how it is written on the command line.
+
+    >>> parse_filter("max_uses:after:n=3"), parse_filter("easy_kind:kinds=[position]")
+    ({'name': 'max_uses', 'when': 'after', 'n': 3}, {'name': 'easy_kind', 'kinds': ['position']})
+    """
+    name, *parts = text.split(":")
+    parsed: dict[str, Any] = {"name": name}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if equals:
+            parsed[key] = parse_yaml(value, f"--filter {shorten(text, 200)}")
+        else:
+            parsed["when"] = part
+    return parsed
+
+
+#: Filters of pairs, with their settings: each one of :data:`pipeline.settings.registries.FILTERS`.
+PairFilters = Annotated[
+    list[Annotated[Any, BeforeValidator(_filter)]],
+    Flag(
+        name="--filter",
+        metavar="NAME[:before|after][:KEY=VALUE]",
+        parse=parse_filter,
+        choices=lambda: FILTERS,
+    ),
+]
 
 
 class MatchSettings(Section):
     """How pairs are chosen."""
 
-    method: MatchMethod = "greedy"
-    min_correlation: Annotated[float, Field(gt=-1, le=1)] = 0.1
-    max_uses: PositiveInt = Field(1, description="method unique: how many features of A may share one of B")
-    filters: list[PairFilter] = Field([], description="what else is dropped, in this order")
+    method: MatchMethod = Field(
+        "greedy",
+        description="best: each A feature's best B feature, which may serve many (many to one); best_of_b: the other "
+        "way round; mutual: each other's best; unique: of best, each B feature's best pairs only; greedy: one to one, "
+        "globally best-first; optimal: one to one with the highest total r; rematch: one to one, those of best whose "
+        "B feature is used once, and the rest best-first among the free.",
+    )
+    min_correlation: MinimumR = Field(
+        0.1, description="Lowest r of a pair, inclusive; not below the keep_above of the correlation."
+    )
+    max_uses: Annotated[PositiveInt, Number] = Field(
+        1, description="With the method unique: how many A features may share a B feature; its best ones are kept."
+    )
+    filters: PairFilters = Field(
+        [],
+        description="What else is dropped, before or after the method chooses, in this order: mappings with the name "
+        "and the settings of a filter (docs/matching.md).",
+    )
 
-    @model_validator(mode="after")
-    def _uses_belong_to_unique(self) -> MatchSettings:
+    def checked(self) -> MatchSettings:
+        """Return the settings, if the method takes the maximum uses that they ask for.
+
+        Raises
+        ------
+        InputError
+            If it does not.
+        """
         if self.max_uses > 1 and not takes_max_uses(self.method):
-            raise ValueError(
+            raise InputError(
                 f"max_uses belongs to the method 'unique', not {self.method!r}; to drop features that are used often, "
                 "give filters: [{name: max_uses, n: …}]"
             )
         return self
+
+    def by(self, method: str) -> MatchSettings:
+        """Return the settings for another method, which need not take the maximum uses."""
+        max_uses = self.max_uses if takes_max_uses(method) else 1
+        return self.model_copy(update={"method": method, "max_uses": max_uses})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the method takes besides the candidates."""
+        return {"max_uses": self.max_uses} if takes_max_uses(self.method) else {}
+
+    def record(self) -> dict[str, Any]:
+        """Return all that the pairs depend on besides the inputs."""
+        filters = [each.settings() for each in self.filters]
+        return {"method": self.method, "min_correlation": self.min_correlation, "filters": filters} | self.options
 
     @property
     def needs_non_concept(self) -> bool:
@@ -66,3 +132,61 @@ class MatchSettings(Section):
     def needs_contexts(self) -> bool:
         """Whether a filter reads contexts."""
         return any("contexts" in each.needs for each in self.filters)
+
+
+def steps(text: str) -> list[float]:
+    """Return the numbers of ``0.1,0.2,0.5`` or of ``0.1:0.5:0.1``, both ends included.
+
+    >>> steps("0.1:0.3:0.1"), steps("1,2,5")
+    ([0.1, 0.2, 0.3], [1.0, 2.0, 5.0])
+    """
+    try:
+        if ":" not in text:
+            return [float(part) for part in text.split(",")]
+        first, last, step = (float(part) for part in text.split(":"))
+        # rounded, since 0.1 + 2 · 0.1 is not 0.3
+        return [round(first + i * step, 10) for i in range(math.floor((last - first) / step + 1e-9) + 1)]
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{text!r} is no list of numbers ({error}); write 0.1,0.2,0.5 or FIRST:LAST:STEP") from error
+
+
+#: Numbers of an axis in ascending order, each once.
+_ascending = AfterValidator(lambda values: tuple(sorted(set(values))))
+
+
+class SweepSettings(Section):
+    """At which minimum r and maximum uses features are matched, and by what the matchings are scored."""
+
+    min_correlations: Annotated[
+        tuple[MinimumR, ...], _ascending, Flag(name="--min-correlation", metavar="LIST", parse=steps)
+    ] = Field(
+        tuple(steps("0.1:0.9:0.1")),
+        min_length=1,
+        description="Lowest r of a pair, each at least the keep_above of the correlation; on the command line as "
+        "0.1,0.2 or FIRST:LAST:STEP. 0.1:0.9:0.1 by default.",
+    )
+    max_uses: Annotated[tuple[Annotated[PositiveInt, Number], ...], _ascending, Flag(metavar="LIST", parse=steps)] = (
+        Field(
+            (1,),
+            min_length=1,
+            description="With the method unique: how many A features may share a B feature. With other methods: "
+            "features that are the best of more features of the other side are dropped before matching. As 1,2,5; 1 by "
+            "default.",
+        )
+    )
+    method: MatchMethod = Field("unique", description="As in match.")
+    filters: PairFilters = Field([], description="As in match.")
+    metrics: Metrics = Field([], description="As in compare; each matching is scored by them. Needs the stores.")
+    null_runs: NullRuns = Field(100, description="Shuffled pairings that each score stands beside.")
+    seed: Count = Field(0, description="Seed of the shuffled pairings.")
+
+    def points(self) -> Iterator[MatchSettings]:
+        """Yield the matchings: for every minimum r, each maximum of uses."""
+        for minimum in self.min_correlations:
+            for n in self.max_uses:
+                settings = MatchSettings(method=self.method, min_correlation=minimum, filters=self.filters)
+                if takes_max_uses(self.method):
+                    yield settings.model_copy(update={"max_uses": n})
+                else:
+                    overused = FILTERS["max_uses"](n=n)
+                    yield settings.model_copy(update={"filters": [*self.filters, overused]})

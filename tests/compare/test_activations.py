@@ -254,8 +254,8 @@ def test_notes_say_what_is_missing(tmp_path, client):
     [
         ({"metrics": ["rsa"]}, "rsa compares every two rows"),
         ({"null_runs": 30, "blocks": 4}, "4 blocks have 24 orders"),
-        ({"groups": 1}, "groups is 1"),
-        ({"level": 1.0}, "level is 1.0"),
+        ({"groups": 1}, "groups: .* greater than or equal to 2"),
+        ({"level": 1.0}, "level: .* less than 1"),
         ({"blocks": 500, "null_runs": 0}, "900 tokens"),
         ({"pairs": xr.Dataset({f"feature_{side}": ("pair", [0, 9]) for side in "ab"})}, "has 7 features"),
     ],

@@ -9,8 +9,8 @@ from sklearn.decomposition import PCA
 
 from pipeline.compare.base import Family
 from pipeline.compare.linear import decompose
-from pipeline.compare.metrics import parse_metric
 from pipeline.compare.metrics.cca import Svcca, SvccaPc1
+from pipeline.settings.compare import parse_metric
 from storage.errors import InputError
 
 

@@ -19,12 +19,12 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline.compare.base import Family, families
 from pipeline.compare.linear import decompose
-from pipeline.compare.metrics import parse_metric, parse_metrics
 from pipeline.compare.metrics.cca import Cca, Pwcca, Svcca
 from pipeline.compare.metrics.cka import Cka, CkaDebiased
 from pipeline.compare.metrics.neighbours import JaccardKnn, MutualKnn
 from pipeline.compare.metrics.procrustes import Procrustes
 from pipeline.compare.metrics.transfer import TransferLinear, TransferRotation
+from pipeline.settings.compare import parse_metric, parse_metrics
 from pipeline.settings.registries import METRICS
 from storage.errors import InputError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.compare.base import Family, Metric
-from pipeline.compare.engine import check_settings, score_draws, score_rows
+from pipeline.compare.engine import score_draws, score_rows
 from pipeline.compare.nulls import Draws, check_finite, run_blocks
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import local_client
@@ -69,13 +69,12 @@ def test_scores_come_in_the_order_of_the_runs_whatever_the_blocks(client, per_ta
 
 
 def test_pairings_of_the_same_rows_are_those_of_the_null(client):
-    settings = check_settings(["rsa"], ["shuffled"], 45, seed=1)
     shuffles, state = draws_of("shuffled", 9, (9, 9), 45, seed=1), BOTH.prepare(column(9), column(9))
     expected = np.array([BOTH.scores(state, shuffles.places(run)[1]) for run in range(45)]).T
     with local_client(n_workers=3, threads_per_worker=1) as other:
         for used in (None, client, other):
             rows = [side if used is None else used.submit(column, 9, pure=False) for side in (column(9), column(9))]
-            found = score_rows(rows, 9, [BOTH], settings, used)
+            found = score_rows(rows, 9, [BOTH], [shuffles], used)
             np.testing.assert_array_equal([outcome.null["shuffled"] for outcome in found.values()], expected)
 
 

@@ -17,8 +17,8 @@ import storage
 from pipeline.compare import batched
 from pipeline.compare.base import families
 from pipeline.compare.batched import scores_of_stack
-from pipeline.compare.metrics import parse_metrics
 from pipeline.compare.subsets import compare_subsets
+from pipeline.settings.compare import parse_metrics
 from pipeline.work.workers import local_client
 from storage.errors import InputError
 

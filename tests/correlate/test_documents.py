@@ -187,7 +187,7 @@ def test_verdicts(client, texts, make_case, values):
 def test_matches_and_correlations_give_pairs_and_settings(client, texts, tmp_path, caplog):
     case, _ = texts()
     cor = case.correlate(measure="cosine", select="all", client=client, keep_above=0.2)
-    pairs = match(cor, "greedy", 0.25, out=tmp_path / "pairs.zarr")
+    pairs = match(cor, method="greedy", min_correlation=0.25, out=tmp_path / "pairs.zarr")
     ds = bootstrap(tmp_path / "pairs.zarr", case.a, case.b, runs=20, out=tmp_path / "i.zarr", client=client)
     assert (ds.attrs["measure"], ds.attrs["select"]) == ("cosine", "all")
     assert "r_heldout" not in ds

@@ -295,6 +295,6 @@ def test_pairs_say_what_their_r_is(client, make_case, values):
     rng = np.random.default_rng(9)
     x = values(rng, 100, 8, 0.4)
     cor = make_case(x, x).correlate(measure="jaccard", client=client)
-    pairs = match(cor, "greedy", 0.1)
+    pairs = match(cor, method="greedy", min_correlation=0.1)
     assert pairs.attrs["measure"] == "jaccard"
     assert pairs["r_heldout"].attrs["long_name"] == "Jaccard index of firing on the other rows"

@@ -91,6 +91,7 @@ CHANGES: dict[str, Any] = {
     "compare.null_runs": 6,
     "compare.seed": 1,
     "compare.intervals": 5,
+    "compare.memory": "2GB",
     "contexts.distinct_documents": True,
     "contexts.quantiles": [0.5],
     "contexts.bins": 10,

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.match.__main__ import parse_filter
 from pipeline.match.diagnostics import compare_methods, diagnose, hubs, r_by_rank, summarise, uses_histogram
-from pipeline.match.filters import parse_filters
 from pipeline.match.run import match
+from pipeline.settings.match import MatchSettings, parse_filter
 from pipeline.settings.registries import METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage import open_result
@@ -59,7 +58,7 @@ def test_counts_equal_those_of_a_loop(seed):
 
 
 def test_hubs_say_what_they_fire_on(random_correlation):
-    pairs = match(random_correlation, "best")
+    pairs = match(random_correlation, method="best")
     tokens = np.full((25, 2), -1)
     tokens[4] = 1, 0
     (hub,) = hubs(pairs, "b", 1, TopTokens(tokens, tokens, ["the", "."]))
@@ -69,7 +68,7 @@ def test_hubs_say_what_they_fire_on(random_correlation):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_shares_and_totals(random_correlation, method):
-    pairs = match(random_correlation, method)
+    pairs = match(random_correlation, method=method)
     found = summarise(pairs)
     one_to_one = method not in ("best", "best_of_b")
     assert (found["share_unique"] == 1) == one_to_one
@@ -80,15 +79,17 @@ def test_shares_and_totals(random_correlation, method):
 
 
 def test_all_methods_side_by_side_are_those_methods(random_correlation):
-    table = compare_methods(random_correlation, 0.2, max_uses=3)
+    table = compare_methods(random_correlation, min_correlation=0.2, max_uses=3)
     assert table["matching"].values.tolist() == list(METHODS)
     for method in METHODS:
-        pairs = match(random_correlation, method, 0.2, max_uses=3 if method == "unique" else 1)
+        pairs = match(random_correlation, method=method, min_correlation=0.2, max_uses=3 if method == "unique" else 1)
         for name, value in summarise(pairs).items():
             assert table[name].sel(matching=method).item() == value
     of = table["total_r"].to_series()
     assert of["optimal"] == max(of[method] for method in METHODS if method not in ("best", "best_of_b", "unique"))
-    assert table.attrs["mean_best_r_a"] == pytest.approx(match(random_correlation, "best", 0.2).r.mean().item())
+    assert table.attrs["mean_best_r_a"] == pytest.approx(
+        match(random_correlation, method="best", min_correlation=0.2).r.mean().item()
+    )
 
 
 def test_no_pairs_have_no_means(correlation):
@@ -139,4 +140,4 @@ def test_the_command_says_what_is_missing_or_wrong(random_correlation, tmp_path)
 def test_filters_as_written_on_the_command_line():
     assert parse_filter("fraction:fraction=0.5:keep=bottom") == {"name": "fraction", "fraction": 0.5, "keep": "bottom"}
     with pytest.raises(InputError, match="value"):
-        parse_filters([parse_filter("min_r:value=high")], None)
+        MatchSettings.make(filters=[parse_filter("min_r:value=high")])

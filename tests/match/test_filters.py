@@ -17,14 +17,13 @@ from pipeline.match.edges import make_edges
 from pipeline.match.fates import BELOW_MIN_R, DEAD, MATCHED, Fates
 from pipeline.match.filters import (
     Candidates,
-    TextInputs,
     apply_filter,
     easy_features,
-    parse_filters,
     read_token_list,
     share_of_commonest,
 )
-from pipeline.match.run import Choice, choose, match
+from pipeline.match.run import choose, match
+from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import FILTERS, METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage.errors import FormatError, InputError, MissingInputError
@@ -54,7 +53,7 @@ def candidates(r, heldout=None, n_active=None, tops=None):
 
 
 def kept_pairs(setting, data, at=None):
-    (parsed,) = parse_filters([setting], text=TextInputs(("", ""), "", ""))
+    (parsed,) = MatchSettings.make(filters=[setting]).filters
     at = np.arange(len(data.edges)) if at is None else at
     kept, report = apply_filter(parsed, data, at)
     assert report["pairs_before"] - report["pairs_dropped"] == len(kept)
@@ -184,12 +183,11 @@ def test_no_feature_vanishes_and_reports_add_up(seed, method):
         {"name": "easy_kind", "share": 0.9},
     ]
     picked = [{**pool[i], "when": str(rng.choice(["before", "after"]))} for i in rng.integers(0, 8, rng.integers(0, 5))]
-    filters = parse_filters(picked, text=TextInputs(("", ""), "", ""))
+    settings = MatchSettings.make(method=method, filters=picked)
     defined = [rng.random(n) < 0.9 for n in (n_a, n_b)]
     defined[0][data.edges.ids_a], defined[1][data.edges.ids_b] = True, True
-    fates = Fates(data.edges, *defined)
-    choice = Choice(method, 0.1, filters=tuple(filters))
-    chosen, reports = choose(data, choice, fates)
+    fates = Fates(data.edges, *defined, (each.fate for each in settings.filters))
+    chosen, reports = choose(data, settings, fates)
     assert [(one["name"], one["when"]) for one in reports] == sorted(
         ((one["name"], one["when"]) for one in picked), key=lambda one: one[1] == "after"
     )
@@ -201,7 +199,7 @@ def test_no_feature_vanishes_and_reports_add_up(seed, method):
         assert reports[-1]["pairs_before"] - reports[-1]["pairs_dropped"] == len(chosen)
     for side, ids, n, alive in (("a", data.edges.ids_a, n_a, defined[0]), ("b", data.edges.ids_b, n_b, defined[1])):
         fate = fates.finish(chosen)[side]
-        counts = [int((fate == one.code).sum()) for one in choice.fates.values()]
+        counts = [int((fate == one.code).sum()) for one in fates.known.values()]
         assert sum(counts) == n
         assert set(np.flatnonzero(fate == MATCHED.code)) == set(ids[chosen].tolist())
         assert ((fate == DEAD.code) == ~alive).all()
@@ -213,8 +211,8 @@ def test_the_order_of_filter_and_matching_flips_the_result(correlation):
     """A 0 and A 1 both want B 0, which is dropped: if before, A 0 gets B 1; if after, nobody gets anything."""
     path = correlation([[0.9, 0.5], [0.8, 0.3]], r_heldout=[[0.1, 0.5], [0.1, 0.3]])
     setting = {"name": "min_heldout_r", "value": 0.2}
-    before = match(path, "unique", filters=[{**setting, "when": "before"}])
-    after = match(path, "unique", filters=[{**setting, "when": "after"}])
+    before = match(path, method="unique", filters=[{**setting, "when": "before"}])
+    after = match(path, method="unique", filters=[{**setting, "when": "after"}])
     assert list(zip(before.feature_a.values, before.feature_b.values, strict=True)) == [(0, 1)]
     assert after.sizes["pair"] == 0
     assert fate_names(before.fate_b) == ["low_heldout_r", "matched"]
@@ -240,7 +238,7 @@ def test_ranks_count_all_candidates_whatever_the_filters(correlation):
 
 
 def test_uses_are_counted_on_both_sides(correlation):
-    pairs = match(correlation([[0.9, 0.5], [0.8, 0.3]]), "best")
+    pairs = match(correlation([[0.9, 0.5], [0.8, 0.3]]), method="best")
     assert pairs.uses_a.values.tolist() == [1, 1]
     assert pairs.uses_b.values.tolist() == [2, 2]
     assert pairs.uses_b.dtype == np.int32
@@ -248,9 +246,9 @@ def test_uses_are_counted_on_both_sides(correlation):
 
 def test_unique_with_more_uses_through_the_stage(correlation):
     path = correlation([[0.9], [0.8], [0.7]])
-    assert match(path, "unique", max_uses=2).feature_a.values.tolist() == [0, 1]
+    assert match(path, method="unique", max_uses=2).feature_a.values.tolist() == [0, 1]
     with pytest.raises(InputError, match="belongs to the method 'unique'"):
-        match(path, "greedy", max_uses=2)
+        match(path, method="greedy", max_uses=2)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +257,7 @@ def test_unique_with_more_uses_through_the_stage(correlation):
         ({"name": "nope"}, "min_heldout_r"),
         ({"name": "min_r"}, "value: Field required"),
         ({"name": "fraction", "fraction": 1.5}, "less than or equal to 1"),
-        ({"name": "min_r", "value": 0.3, "wen": "after"}, "wen: Extra inputs are not permitted"),
+        ({"name": "min_r", "value": 0.3, "wen": "after"}, r"wen: unknown key; did you mean 'when'\?"),
         ({"name": "shared_token"}, "give match the contexts of both sides"),
         ({"name": "reproducible"}, "needs r on held-out rows"),
     ],

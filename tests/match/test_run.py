@@ -33,7 +33,7 @@ def small(correlation):
 
 
 def test_a_result_holds_pairs_ranks_and_heldout_r(small):
-    pairs = match(small, "greedy", 0.1)
+    pairs = match(small, method="greedy", min_correlation=0.1)
     assert pairs.sizes == {"pair": 2, "id_a": 4, "id_b": 4}
     assert pairs.feature_a.values.tolist() == [0, 1]
     assert pairs.feature_b.values.tolist() == [0, 1]
@@ -55,7 +55,7 @@ def test_a_result_holds_pairs_ranks_and_heldout_r(small):
 
 
 def test_trap_6_dead_features_are_never_matched_and_every_feature_has_a_fate(small):
-    pairs = match(small, "greedy", 0.16)
+    pairs = match(small, method="greedy", min_correlation=0.16)
     assert fate_names(pairs.fate_a) == ["matched", "matched", "dead", "below_min_r"]
     assert fate_names(pairs.fate_b) == ["matched", "matched", "below_min_r", "dead"]
     assert pairs.fates_a == {"matched": 2, "dead": 1, "below_min_r": 1, "taken": 0}
@@ -66,15 +66,15 @@ def test_trap_6_dead_features_are_never_matched_and_every_feature_has_a_fate(sma
 
 
 def test_a_feature_whose_partners_went_to_others_is_taken(small):
-    pairs = match(small, "mutual", 0.1)
+    pairs = match(small, method="mutual", min_correlation=0.1)
     assert pairs.feature_a.values.tolist() == [0]
     assert fate_names(pairs.fate_a) == ["matched", "taken", "dead", "taken"]
 
 
 def test_the_minimum_is_inclusive(correlation):
     path = correlation([[0.3, 0.1]])
-    assert match(path, "best_of_b", 0.1).sizes["pair"] == 2
-    assert match(path, "best_of_b", np.nextafter(0.1, 1)).sizes["pair"] == 1
+    assert match(path, method="best_of_b", min_correlation=0.1).sizes["pair"] == 2
+    assert match(path, method="best_of_b", min_correlation=np.nextafter(0.1, 1)).sizes["pair"] == 1
 
 
 def test_without_heldout_rows_it_is_nan(correlation):
@@ -85,7 +85,7 @@ def test_without_heldout_rows_it_is_nan(correlation):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_matrix_without_candidates_gives_no_pairs(correlation, tmp_path, method):
-    pairs = match(correlation([[0.01, NAN], [NAN, NAN]]), method, out=tmp_path / "pairs.zarr")
+    pairs = match(correlation([[0.01, NAN], [NAN, NAN]]), method=method, out=tmp_path / "pairs.zarr")
     assert pairs.sizes["pair"] == 0
     assert pairs.feature_a.dtype == np.int32
     assert pairs.fates_a == {"matched": 0, "dead": 1, "below_min_r": 1, "taken": 0}
@@ -93,8 +93,8 @@ def test_a_matrix_without_candidates_gives_no_pairs(correlation, tmp_path, metho
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_from_disk_to_disk(small, tmp_path, method):
-    written = match(small, method, out=tmp_path / "pairs.zarr")
-    xr.testing.assert_identical(written.load().drop_attrs(), match(small, method).drop_attrs())
+    written = match(small, method=method, out=tmp_path / "pairs.zarr")
+    xr.testing.assert_identical(written.load().drop_attrs(), match(small, method=method).drop_attrs())
 
 
 def test_a_result_opens_with_plain_xarray_in_a_fresh_interpreter(small, tmp_path):
@@ -107,12 +107,12 @@ def test_a_result_opens_with_plain_xarray_in_a_fresh_interpreter(small, tmp_path
 
 def test_a_current_result_is_left_alone_and_another_setting_replaces_it(small, tmp_path, monkeypatch):
     out = tmp_path / "pairs.zarr"
-    match(small, "greedy", out=out)
+    match(small, method="greedy", out=out)
     module = importlib.import_module("pipeline.match.run")
     with monkeypatch.context() as patched:
         patched.setattr(module, "read_edges", None)
-        assert match(small, "greedy", out=out).method == "greedy"
-    assert match(small, "best", out=out).method == "best"
+        assert match(small, method="greedy", out=out).method == "greedy"
+    assert match(small, method="best", out=out).method == "best"
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name or "old" in path.name] == []
 
 
@@ -122,11 +122,17 @@ def test_an_opened_result_is_as_good_as_its_path(small):
 
 def test_bad_input_is_one_clear_message(small, tmp_path):
     with pytest.raises(InputError, match=r"min_correlation is 0\.05.*keep_above=0\.05 \(subspace correlate"):
-        match(small, "greedy", 0.05)
-    with pytest.raises(InputError, match="no r exceeds 1"):
-        match(small, "greedy", 1.5)
+        match(small, method="greedy", min_correlation=0.05)
+    with pytest.raises(InputError, match=r"min_correlation: .* less than or equal to 1 \(given: 1\.5\)"):
+        match(small, method="greedy", min_correlation=1.5)
     with pytest.raises(InputError, match=r"'hungarian'; there are optimal, greedy, "):
-        match(small, "hungarian")
+        match(small, method="hungarian")
+    with pytest.raises(InputError, match=r"min_correlation: .*given: nan"):
+        match(small, min_correlation=NAN)
+    with pytest.raises(InputError, match=r"filters\.0: a filter is a mapping with its name.*given: 'min_r'"):
+        match(small, filters=["min_r"])
+    with pytest.raises(InputError, match=r"settings is 'greedy', not MatchSettings"):
+        match(small, "greedy")
     with pytest.raises(InputError, match="give the path"):
         match(xr.Dataset())
     with pytest.raises(MissingInputError, match=r"nowhere\.zarr"):
@@ -146,7 +152,7 @@ def test_matching_never_makes_the_kept_pairs_dense(small, monkeypatch):
     for name in ("toarray", "todense"):
         monkeypatch.setattr(sparse.csr_array, name, refuse)
     for method in METHODS:
-        match(small, method)
+        match(small, method=method)
 
 
 def test_best_of_either_side_is_what_correlation_ranked_first(tmp_path, client):
@@ -165,7 +171,7 @@ def test_best_of_either_side_is_what_correlation_ranked_first(tmp_path, client):
         ("best", "feature_a", "feature_b", "best_b", "r_b"),
         ("best_of_b", "feature_b", "feature_a", "best_a", "r_a"),
     ):
-        pairs = match(cor, method).sortby(["feature_a", "feature_b"]).sortby(own)
+        pairs = match(cor, method=method).sortby(["feature_a", "feature_b"]).sortby(own)
         first = cor.isel(rank=0)
         kept = np.flatnonzero(first[r].values >= 0.1)
         np.testing.assert_array_equal(pairs[own], kept)

@@ -14,8 +14,9 @@ import storage
 from jobs.cli import app
 from pipeline.compare.run import compare
 from pipeline.correlate.run import correlate
-from pipeline.experiment.sweep import plot_sweep, steps, sweep
+from pipeline.experiment.sweep import plot_sweep, sweep
 from pipeline.match.run import match
+from pipeline.settings.match import steps
 from pipeline.work.outputs import claim_outputs
 from storage.errors import InputError
 
@@ -50,7 +51,7 @@ def test_every_point_is_that_of_match_and_compare(experiment, client):
     for minimum in (0.1, 0.4):
         for n in (1, 3):
             one = found.sel(min_correlation=minimum, max_uses=n)
-            pairs = match(experiment / "cor.zarr", "unique", minimum, max_uses=n)
+            pairs = match(experiment / "cor.zarr", method="unique", min_correlation=minimum, max_uses=n)
             assert one.pairs == pairs.sizes["pair"]
             assert one.mean_r == pairs.mean_r
             scores = compare(pairs, *stores, metrics=["rsa", "svcca_pc1"], null_runs=20, seed=3, client=client)
@@ -62,8 +63,8 @@ def test_other_methods_drop_what_is_used_more(experiment):
     found = sweep(experiment / "cor.zarr", min_correlations=[0.1], max_uses=[1, 100], method="best")
     filters = [{"name": "max_uses", "n": 1}]
     assert found.pairs.values[0].tolist() == [
-        match(experiment / "cor.zarr", "best", filters=filters).sizes["pair"],
-        match(experiment / "cor.zarr", "best").sizes["pair"],
+        match(experiment / "cor.zarr", method="best", filters=filters).sizes["pair"],
+        match(experiment / "cor.zarr", method="best").sizes["pair"],
     ]
 
 
@@ -74,7 +75,7 @@ def test_minimums_without_pairs_are_points_too(experiment):
 
 
 def test_wrong_sweeps(experiment):
-    with pytest.raises(InputError, match="at least one minimum r"):
+    with pytest.raises(InputError, match=r"min_correlations: .* at least 1 item"):
         sweep(experiment / "cor.zarr", min_correlations=[])
     with pytest.raises(InputError, match=r"keep_above=0\.05"):
         sweep(experiment / "cor.zarr", min_correlations=[0.05, 0.2])

@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_permutation_of_columns_is_recovered_exactly(world, method):
     folder, expected = world
-    pairs = match(folder / "cor.zarr", method, 0.3)
+    pairs = match(folder / "cor.zarr", method=method, min_correlation=0.3)
     assert set(zip(pairs.feature_a.values, pairs.feature_b.values, strict=True)) == expected
     assert pairs.sizes["pair"] == len(expected)
 
@@ -59,7 +59,7 @@ def test_a_permutation_of_rows_leaves_nothing_above_the_null(world, method):
     assert mean_r[0] <= mean_r[1:].mean() + 4 * max(mean_r[1:].std(), 0.01)
     # where it was not chosen, r is nothing at all
     assert abs(found[0].mean_r_heldout) < 0.03
-    real = match(folder / "cor.zarr", method, 0.3)
+    real = match(folder / "cor.zarr", method=method, min_correlation=0.3)
     assert real.mean_r > 4 * mean_r.max()
 
 
@@ -70,7 +70,7 @@ def test_a_permutation_of_rows_leaves_nothing_above_the_null(world, method):
 def test_trap_6_dead_features_never_appear_and_are_counted(world, method, filters):
     folder, _ = world
     for name in ("cor.zarr", "rows0-cor.zarr"):
-        pairs = match(folder / name, method, 0.01, filters=filters)
+        pairs = match(folder / name, method=method, min_correlation=0.01, filters=filters)
         assert not set(pairs.feature_a.values) & set(DEAD_A)
         assert not set(pairs.feature_b.values) & set(DEAD_B)
         assert np.flatnonzero(pairs.fate_a.values == DEAD.code).tolist() == DEAD_A
@@ -81,9 +81,9 @@ def test_trap_6_dead_features_never_appear_and_are_counted(world, method, filter
 def test_trap_7_one_to_one_keeps_the_best_and_leaves_no_duplicates(world):
     folder, _ = world
     cor = folder / "rows1-cor.zarr"  # noise: many features share their best
-    many = match(cor, "best", 0.01).to_dataframe()
+    many = match(cor, method="best", min_correlation=0.01).to_dataframe()
     assert many.feature_b.duplicated().any()
-    kept = match(cor, "unique", 0.01).to_dataframe()
+    kept = match(cor, method="unique", min_correlation=0.01).to_dataframe()
     best = many.sort_values(["r", "feature_a"], ascending=[False, True]).drop_duplicates("feature_b")
     assert dict(zip(kept.feature_b, kept.feature_a, strict=True)) == dict(
         zip(best.feature_b, best.feature_a, strict=True)
@@ -91,7 +91,7 @@ def test_trap_7_one_to_one_keeps_the_best_and_leaves_no_duplicates(world):
     first_by_index = many.sort_values("feature_a").drop_duplicates("feature_b")
     assert first_by_index.r.mean() < kept.r.mean()
     for method in ("unique", "greedy", "optimal", "mutual", "rematch"):
-        pairs = match(cor, method, 0.01)
+        pairs = match(cor, method=method, min_correlation=0.01)
         assert len(set(pairs.feature_a.values)) == len(set(pairs.feature_b.values)) == pairs.sizes["pair"]
 
 
@@ -102,7 +102,7 @@ def test_trap_9_no_filter_is_silent(world):
         {"name": "max_uses", "n": 10**6},
         {"name": "reproducible", "tolerance": 2.0},
     ]
-    reports = match(folder / "cor.zarr", "best", 0.3, filters=filters).filters
+    reports = match(folder / "cor.zarr", method="best", min_correlation=0.3, filters=filters).filters
     assert [(one["name"], one["pairs_dropped"] > 0) for one in reports] == [
         ("max_uses", False),
         ("reproducible", False),

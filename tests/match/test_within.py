@@ -68,7 +68,7 @@ def test_bad_input(correlation: Callable[..., Path], tmp_path: Path) -> None:
     path = correlation(np.full((3, 3), 0.5))
     with pytest.raises(InputError, match="no matching method 'optima'; did you mean 'optimal'"):
         match_within(path, {}, "optima")
-    with pytest.raises(InputError, match="keeps pairs with r"):
+    with pytest.raises(InputError, match="only pairs with r ≥"):
         match_within(path, {}, min_correlation=0.05)
     with pytest.raises(InputError, match="there are 3 features"):
         match_within(path, {"x": ([3], [0])})

@@ -39,7 +39,7 @@ def test_nor_matched(stores, client, tmp_path):
     correlate(stores("post"), stores("post"), out=tmp_path / "c.zarr", client=client)
     storage.variables.update_attrs(tmp_path / "c.zarr", {"kind_b": "pre_topk"})
     with pytest.raises(InputError, match="two different quantities"):
-        match(tmp_path / "c.zarr", "greedy", 0.2)
+        match(tmp_path / "c.zarr", method="greedy", min_correlation=0.2)
 
 
 def test_raw_units_stand_against_either_and_that_is_said(caplog):
