@@ -105,18 +105,9 @@ def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
         "chunks_per_shard": (writer.shard_rows // rows) * -(-writer.n_features // columns),
         "decoder": list(group["decoder"].shape) if "decoder" in group else None,
         "coordinates": attrs.get("coordinates", "").split(),
-        "missing_shards": _missing(folder, ACTIVATION),
+        "missing_shards": missing_shards(folder, ACTIVATION),
     }
     return found | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
-
-
-def _missing(folder: Path, name: str) -> list[int]:
-    """Return the shards of an array that are not there."""
-    if is_csr_array(folder, name):
-        return missing_shards(folder, name)
-    metadata = read_metadata(folder / name)
-    rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    return [i for i in range(-(-metadata["shape"][0] // rows)) if not (folder / name / "c" / str(i) / "0").is_file()]
 
 
 def _statistics(writer: ActivationWriter, group: zarr.Group, folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -476,9 +476,8 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            check_expansion(
-                f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), size_on_disk(path.joinpath(*name.split("/")))
-            )
+            stored = size_on_disk(path.joinpath(*name.split("/")))
+            check_expansion(f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), stored)
     return group
 
 
