@@ -213,10 +213,7 @@ def begin(  # noqa: PLR0917 - as harvest
 def measure(job: Job, client: Client) -> tuple[dict[str, Calibration], dict[str, Rows]]:
     """Run a sample of the text through the model: return what it says of each site, and each site's decoder.
 
-    Raises
-    ------
-    InputError
-        If a dictionary does not belong to its site, and that is not allowed.
+    InputError if a dictionary does not belong to its site, and that is not allowed.
     """
     calibrations = _calibrate(job, client)
     refuse_bad_sites(calibrations, allowed=job.model.allow_bad_site)
@@ -501,13 +498,7 @@ def _down_projection(site: str, job: Job) -> Rows:
 
 
 def _write_share(job: Job, manifests: dict[str, Manifest], share: Share, client: Client) -> None:
-    """Write a share of the shards of stores that another process has begun.
-
-    Raises
-    ------
-    MissingInputError
-        If they are not begun, or were begun from other inputs or settings.
-    """
+    """Write a share of the shards of stores that another process has begun, from the same inputs and settings."""
     for site, path in ((site, job.stores[site]) for site in job.sites):
         if not same_work(partial_path(path), manifests[site]):
             raise MissingInputError(
@@ -568,18 +559,8 @@ def run_rows(
 ) -> dict[str, _Collected]:
     """Run every window that overlaps some rows; return what each site's dictionary makes of them.
 
-    Parameters
-    ----------
-    job
-        Where rows, model and dictionaries are.
-    rows
-        Which rows.
-    sites
-        At which sites.
-    thresholds
-        Site → norm above which a row is a sink.
-    dtype
-        The type that stores have: what it cannot hold is an error.
+    `thresholds` are the norms above which a row is a sink; what `dtype`, the type of the stores, cannot hold is an
+    error.
     """
     _one_thread()
     pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
