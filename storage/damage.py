@@ -61,5 +61,10 @@ def cause_of(error: BaseException) -> str:
     >>> cause_of(KeyError("shape"))
     "KeyError: 'shape'"
     """
-    first = next(iter(str(error).strip().splitlines()), "")
-    return shorten(f"{type(error).__name__}: {first}" if first else type(error).__name__, CAUSE_CHARACTERS)
+    name, first = type(error).__name__, first_line(error)
+    return shorten(name if first == name else f"{name}: {first}", CAUSE_CHARACTERS)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -30,11 +30,13 @@ from numpy.typing import DTypeLike, NDArray
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
+from storage.extras import need
 from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
-from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, need, open_source, read_decoder, read_tokens
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, open_source, read_decoder, read_tokens
 from storage.rows import ROW_HASH, TOKEN_COORDINATES
+from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
 from storage.targets import STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
@@ -284,9 +286,9 @@ def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
     shape = ds.sizes["token"], ds.sizes["feature"]
     array = np.lib.format.open_memmap(out, "w+", dtype=ds[ACTIVATION].dtype, shape=shape)
     for rows, shard in iter_shards(store):
-        for start in range(rows.start, rows.stop, step := max(1, 2**24 // shape[1])):
-            part = shard[start - rows.start : min(start + step, rows.stop) - rows.start]
-            array[start : start + part.shape[0]] = part if isinstance(part, np.ndarray) else part.toarray()
+        for part in iter_slices(shard.shape[0], max(1, 2**24 // shape[1])):
+            slab = shard[part]
+            array[rows][part] = slab if isinstance(slab, np.ndarray) else slab.toarray()
     array.flush()
     return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
 

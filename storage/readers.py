@@ -19,9 +19,8 @@ import contextlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +32,13 @@ from numpy.typing import NDArray
 from storage.bounds import check_expansion, check_file, check_memory, n_bytes
 from storage.codec import is_sparse_matrix
 from storage.damage import cause_of, reading
-from storage.errors import (
-    CorruptError,
-    FormatError,
-    InputError,
-    MissingDependencyError,
-    MissingInputError,
-    shorten,
-    shown,
-)
+from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
+from storage.extras import need
 from storage.json_files import read_json_object
+from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
+from storage.shards import iter_slices
 
 #: Bytes of one slab, were it dense.
 SLAB_BYTES = 64 * 2**20
@@ -62,10 +56,8 @@ class Source:
 
     Attributes
     ----------
-    n_tokens, n_features
-        Shape.
-    dtype
-        Type of the values.
+    n_tokens, n_features, dtype
+        Shape and type of the matrix.
     slabs
         From a number of rows to slabs of at most so many rows, NumPy or SciPy CSR, in order; called once.
     sparse
@@ -162,14 +154,9 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
         source = importer.function(path, key, drop_tokens)
     # counts of rows and statistics of features are kept in memory, also of a sparse matrix with next to nothing in it
     shape = (source.n_tokens, source.n_features)
-    check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), _stored(path))
+    check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), size_on_disk(path))
     source.slabs = _checked_slabs(path, source.slabs)
     return source
-
-
-def _stored(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:
@@ -215,7 +202,7 @@ def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
     check_matrix(path, shape, dtype)
 
     def slabs(rows: int) -> Iterator[Any]:
-        return (array[start : start + rows] for start in range(0, shape[0], rows))
+        return (array[part] for part in iter_slices(shape[0], rows))
 
     return Source(shape[0], shape[1], dtype, slabs, sparse=is_sparse_matrix(array))
 
@@ -246,7 +233,7 @@ def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
             source = _sparse_npz(path, archive, names)
         else:
             source = _dense_npz(path, names, key)
-    return _with(source, extras)
+    return replace(source, **extras)
 
 
 @contextlib.contextmanager
@@ -288,12 +275,6 @@ def _attributes(path: Path, text: Any) -> dict[str, Any]:
     if not isinstance(attrs, dict):
         raise CorruptError(f"{path} holds attributes ({ATTRS_KEY}) that are no JSON object: {shown(str(text))}")
     return attrs
-
-
-def _with(source: Source, extras: Mapping[str, Any]) -> Source:
-    for name, value in extras.items():
-        setattr(source, name, value)
-    return source
 
 
 def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source:
@@ -351,8 +332,8 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
     def slabs(rows: int) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
             stream = _Member(archive, name)
-            for start in range(0, member.shape[0], rows):
-                n = min(rows, member.shape[0] - start)
+            for part in iter_slices(member.shape[0], rows):
+                n = part.stop - part.start
                 yield stream.take(n * member.shape[1]).reshape(n, -1)
 
     return Source(member.shape[0], member.shape[1], member.dtype, slabs)
@@ -404,8 +385,7 @@ class _Member:
 
 def _read_safetensors(path: Path, key: str | None, _: Collection[int]) -> Source:
     safetensors = need("safetensors", "models")
-    stack = ExitStack()
-    file = stack.enter_context(safetensors.safe_open(str(path), framework="numpy"))
+    file = safetensors.safe_open(str(path), framework="numpy")
     part = file.get_slice(_choose(path, sorted(file.keys()), key))
     kind = part.get_dtype()
     if kind not in _SAFETENSORS_TYPES:
@@ -414,12 +394,7 @@ def _read_safetensors(path: Path, key: str | None, _: Collection[int]) -> Source
     shape = tuple(part.get_shape())
     check_matrix(path, shape, dtype)
 
-    def slabs(rows: int) -> Iterator[Any]:
-        with stack:
-            for start in range(0, shape[0], rows):
-                yield part[start : min(start + rows, shape[0])]
-
-    return Source(shape[0], shape[1], dtype, slabs)
+    return Source(shape[0], shape[1], dtype, lambda rows: (part[some] for some in iter_slices(shape[0], rows)))
 
 
 _SAFETENSORS_TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I8": "i1", "U8": "u1"}
@@ -440,8 +415,7 @@ def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
     sparse = encoding == "csr_matrix"
     array = io.sparse_dataset(element) if sparse else element
     source = _from_array(path, array, np.dtype(element["data"].dtype if sparse else element.dtype))
-    source.sparse = sparse
-    return _with(source, _anndata_extras(path, group, io))
+    return replace(source, sparse=sparse, **_anndata_extras(path, group, io))
 
 
 def _open_h5ad(path: Path) -> Any:
@@ -480,9 +454,8 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            check_expansion(
-                f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), _stored(path.joinpath(*name.split("/")))
-            )
+            stored = size_on_disk(path.joinpath(*name.split("/")))
+            check_expansion(f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), stored)
     return group
 
 
@@ -516,10 +489,8 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
     check_matrix(path, (int(kept.sum()), width), dtype)
 
     def slabs(n_rows: int) -> Iterator[Any]:
-        step = max(1, n_rows // context)
-        for start in range(0, len(rows), step):
-            part = np.asarray(rows[start : start + step][hook]).reshape(-1, width)
-            yield part[kept[start : start + step].ravel()]
+        for part in iter_slices(len(rows), max(1, n_rows // context)):
+            yield np.asarray(rows[part][hook]).reshape(-1, width)[kept[part].ravel()]
 
     attrs = {"site": hook, "kind": "raw", "context_size": context, "dropped_tokens": sorted(drop_tokens)}
     return Source(int(kept.sum()), width, dtype, slabs, attrs=attrs)
@@ -544,25 +515,10 @@ def _kept_positions(path: Path, rows: Any, context: int, drop_tokens: Collection
         return kept
     if "token_ids" not in rows.column_names:
         raise InputError(f"{path} holds no token_ids, so no tokens can be dropped; leave --drop-token out")
-    step = max(1, SLAB_BYTES // (4 * context))
     ids = rows.select_columns(["token_ids"])
-    for start in range(0, len(rows), step):
-        part = np.asarray(ids[start : start + step]["token_ids"])
-        kept[start : start + step] = ~np.isin(part, list(drop_tokens))
+    for part in iter_slices(len(rows), max(1, SLAB_BYTES // (4 * context))):
+        kept[part] = ~np.isin(np.asarray(ids[part]["token_ids"]), list(drop_tokens))
     return kept
-
-
-def need(module: str, extra: str) -> Any:
-    """Import a library that only some installations have."""
-    import importlib  # noqa: PLC0415
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"This needs {module.split('.', maxsplit=1)[0]}, which is not installed: "
-            f"pip install 'semantic-subspace-matching[{extra}]'"
-        ) from error
 
 
 for _importer in (

@@ -43,16 +43,11 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
     model
         Model A, whose tokenizer counts; needed for ``tokens`` only.
 
-    Returns
-    -------
-    storage.Corpus
-
     Raises
     ------
-    MissingInputError
-        If the file, folder or dataset is not there.
     InputError
-        If it is of another kind, lacks the column or split, or holds no text; or ``tokens`` is set without a model.
+        If the source is not there, is of another kind, lacks the column or split, or holds no text; or ``tokens`` is
+        set without a model.
 
     Notes
     -----

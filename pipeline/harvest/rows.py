@@ -168,12 +168,7 @@ def _tokenizer(model: ModelSettings) -> Any:
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Tokenize texts without special tokens, truncation or padding.
 
-    Parameters
-    ----------
-    tokenizer
-        A fast tokenizer of transformers, as :func:`pipeline.harvest.models.describe` prepares it.
-    texts
-        Any number of them.
+    The tokenizer is a fast one, as :func:`pipeline.harvest.models.describe` prepares it.
     """
     encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [Tokens.of(encoding.ids, encoding.offsets) for encoding in encodings]

@@ -40,7 +40,7 @@ from pipeline.harvest.dictionaries import Dictionary, Encoded
 from pipeline.harvest.finite import Origin, require_finite, require_storable
 from pipeline.harvest.manifests import identify_model, store_manifest
 from pipeline.harvest.models import LoadedModel, shared
-from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes, task_bytes
+from pipeline.harvest.plan import SiteNeed, check_disk, predicted_bytes, task_bytes
 from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
 from pipeline.harvest.rows import Side, make_rows
 from pipeline.harvest.site_check import (
@@ -60,6 +60,7 @@ from pipeline.work.workers import Planned, ensure_client, in_order, run_tasks, t
 from storage import ActivationWriter, Manifest, fingerprint, is_current, open_corpus
 from storage.errors import MissingInputError
 from storage.files import partial_path
+from storage.listing import size_on_disk
 from storage.manifest import read_attrs
 from storage.targets import STORE, claim, same_work
 
@@ -212,10 +213,7 @@ def begin(  # noqa: PLR0917 - as harvest
 def measure(job: Job, client: Client) -> tuple[dict[str, Calibration], dict[str, Rows]]:
     """Run a sample of the text through the model: return what it says of each site, and each site's decoder.
 
-    Raises
-    ------
-    InputError
-        If a dictionary does not belong to its site, and that is not allowed.
+    InputError if a dictionary does not belong to its site, and that is not allowed.
     """
     calibrations = _calibrate(job, client)
     refuse_bad_sites(calibrations, allowed=job.model.allow_bad_site)
@@ -264,7 +262,7 @@ def predict(
         for site, decoder in decoders.items()
     }
     names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
-    coordinates = sum(bytes_below(Path(job.rows_path) / name) for name in names)
+    coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in names)
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
@@ -500,13 +498,7 @@ def _down_projection(site: str, job: Job) -> Rows:
 
 
 def _write_share(job: Job, manifests: dict[str, Manifest], share: Share, client: Client) -> None:
-    """Write a share of the shards of stores that another process has begun.
-
-    Raises
-    ------
-    MissingInputError
-        If they are not begun, or were begun from other inputs or settings.
-    """
+    """Write a share of the shards of stores that another process has begun, from the same inputs and settings."""
     for site, path in ((site, job.stores[site]) for site in job.sites):
         if not same_work(partial_path(path), manifests[site]):
             raise MissingInputError(
@@ -567,18 +559,8 @@ def run_rows(
 ) -> dict[str, _Collected]:
     """Run every window that overlaps some rows; return what each site's dictionary makes of them.
 
-    Parameters
-    ----------
-    job
-        Where rows, model and dictionaries are.
-    rows
-        Which rows.
-    sites
-        At which sites.
-    thresholds
-        Site → norm above which a row is a sink.
-    dtype
-        The type that stores have: what it cannot hold is an error.
+    `thresholds` are the norms above which a row is a sink; what `dtype`, the type of the stores, cannot hold is an
+    error.
     """
     _one_thread()
     pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
