@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 import xarray as xr
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.harvest.contexts import contexts
-from pipeline.semantics.concepts import load_concepts
-from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
-from pipeline.semantics.labels import import_labels, read_labels
+from pipeline.semantics.concepts import chosen_concepts
+from pipeline.semantics.labelling import estimate, label_features, prompts, request_headers
+from pipeline.semantics.labels import import_labels
 from pipeline.semantics.membership import concept_features
-from pipeline.semantics.non_concept import KINDS, non_concept_features
+from pipeline.semantics.non_concept import non_concept_features
 from pipeline.settings.harvest import ContextsSettings
-from pipeline.settings.semantics import NonConceptKind, Rule
-from pipeline.text.feature_contexts import FeatureContexts, read_contexts
+from pipeline.settings.semantics import ConceptsSettings, LabelSettings, NonConceptSettings
+from pipeline.text.feature_contexts import FeatureContexts, read_contexts, read_labels
 from pipeline.text.passages import Passage
 from pipeline.text.spans import readable, readable_token
 from pipeline.work.options import options
@@ -70,11 +69,9 @@ def contexts_command(
         raise InputError(f"Contexts with {', '.join(settings)} must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
-    found_contexts = out or contexts_path or _contexts_of(store)
-    found = list(read_contexts(found_contexts, store, corpus or _corpus_of(store), feature, top_n=top_n))
+    found = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
     run, side, site = RunDirectory.around(store)
-    known = labels or run.labels(side, site)
-    names = read_labels(known) if known.exists() else {}
+    names = read_labels(labels or run.labels(side, site))
     if as_json:
         show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
         return
@@ -83,20 +80,17 @@ def contexts_command(
         console.print(shaded(each, names.get(each.feature)))
 
 
-def _contexts_of(store: Path) -> Path:
-    """Return the path of the contexts of a store of a run directory, which must be there."""
+def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
+    """Return contexts, store and corpus; by default those of the store's run directory, which must be there."""
     run, side, site = RunDirectory.around(store)
-    path = run.contexts(side, site)
-    if not path.exists():
-        raise MissingInputError(f"There are no contexts at {path}; make them with `subspace contexts STORE --out PATH`")
-    return path
-
-
-def _corpus_of(store: Path) -> Path:
-    path = RunDirectory.around(store)[0].corpus
-    if not path.exists():
-        raise MissingInputError(f"There is no corpus at {path}; say where the text is, with --corpus PATH")
-    return path
+    found = contexts_path or run.contexts(side, site), store, corpus or run.corpus
+    if contexts_path is None and not found[0].exists():
+        raise MissingInputError(
+            f"There are no contexts at {found[0]}; make them with `subspace contexts STORE --out PATH`"
+        )
+    if corpus is None and not run.corpus.exists():
+        raise MissingInputError(f"There is no corpus at {run.corpus}; say where the text is, with --corpus PATH")
+    return found
 
 
 def shaded(found: FeatureContexts, label: str | None = None) -> Group:
@@ -138,38 +132,31 @@ def _style(strength: float, *, peak: bool) -> str:
     return f"{'bold ' if peak else ''}black on rgb(255,{pale},{pale})"
 
 
+@options(ConceptsSettings)
 def concepts_command(
     context: typer.Context,
     store: Store,
     out: Out,
+    settings: ConceptsSettings,
     corpus: CorpusPath = None,
     contexts_path: Contexts = None,
-    concepts: Annotated[
-        list[str] | None, typer.Option("--concepts", help="default, or a YAML file; can be repeated, later ones win.")
-    ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this concept; can be repeated.")] = None,
-    rule: Annotated[
-        str, typer.Option(metavar="NAME[:KEY=VALUE]", help="count:at_least=2:of=5, share, pmi, or probe.")
-    ] = "count",
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the features that fire on the words of each concept."""
-    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
-    chosen = load_concepts(concepts or "default", only=only)
+    paths, concepts = _paths(store, contexts_path, corpus), chosen_concepts(settings)
     with open_client(context, cluster, cluster_file) as client:
-        found = concept_features(*paths, chosen, parse_rule(rule), out=out, overwrite=overwrite, client=client)
+        found = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
     lines = list(_concept_lines(found))
     if as_json:
         show({"result": str(out), "rule": found.attrs["rule"], "concepts": lines}, as_json=True)
         return
-    table = Table("concept", "rows", "features", "clearest", title=f"rule {rule}")
+    table = Table("concept", "rows", "features", "clearest", title=f"rule {settings.rule.name}")
     for line in lines:
-        table.add_row(
-            line["concept"], f"{line['rows']:,}", f"{line['members']:,}", ", ".join(map(str, line["features"][:8]))
-        )
+        clearest = ", ".join(map(str, line["features"][:8]))
+        table.add_row(line["concept"], f"{line['rows']:,}", f"{line['members']:,}", clearest)
     wide_console().print(table)
 
 
@@ -186,65 +173,37 @@ def _concept_lines(found: xr.Dataset) -> Iterator[dict[str, Any]]:
         }
 
 
-def parse_rule(text: str) -> Rule:
-    """Return the rule that an option names.
-
-    >>> parse_rule("count:at_least=3:of=8").of
-    8
-    """
-    name, *pairs = text.split(":")
-    settings = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
-    try:
-        parsed: Rule = TypeAdapter(Rule).validate_python({"name": name, **settings})
-    except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
-    return parsed
-
-
+@options(NonConceptSettings)
 def non_concept_command(
     context: typer.Context,
     store: Store,
     out: Out,
+    settings: NonConceptSettings,
     corpus: CorpusPath = None,
     contexts_path: Contexts = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(get_args(NonConceptKind))}; can be repeated.")
-    ] = None,
-    limit: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=SHARE", help="From which share on a kind counts.")
-    ] = None,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
-    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
-    kinds: Any = kind or KINDS
+    paths = _paths(store, contexts_path, corpus)
     with open_client(context, cluster, cluster_file) as client:
-        chosen = {"kinds": kinds, "limits": _limits(limit or ())}
-        found = non_concept_features(*paths, **chosen, out=out, overwrite=overwrite, client=client)
-    names, reason = found["kind"].values.tolist(), found["reason"].values
-    lines = [
-        {"kind": name, "features": np.flatnonzero(reason == i).tolist(), "counts": name in kinds}
-        for i, name in enumerate(names)
-    ]
+        found = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
+    reason = found["reason"].values
+    features = {
+        kind: np.flatnonzero(reason == i).tolist()
+        for i, kind in enumerate(found["kind"].values.tolist())
+        if kind in settings.kinds
+    }
     if as_json:
-        show({"result": str(out), "kinds": [line for line in lines if line["counts"]]}, as_json=True)
+        lines = [{"kind": kind, "features": ids, "counts": True} for kind, ids in features.items()]
+        show({"result": str(out), "kinds": lines}, as_json=True)
         return
     table = Table("kind", "features", "such as")
-    for line in lines:
-        if line["counts"]:
-            table.add_row(line["kind"], f"{len(line['features']):,}", ", ".join(map(str, line["features"][:12])))
+    for kind, ids in features.items():
+        table.add_row(kind, f"{len(ids):,}", ", ".join(map(str, ids[:12])))
     wide_console().print(table)
-
-
-def _limits(pairs: list[str] | tuple[str, ...]) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in (pair.split("=", 1) for pair in pairs)}
-    except ValueError as error:
-        raise InputError(f"Give limits as KIND=SHARE, such as punctuation=0.8, not {list(pairs)}") from error
 
 
 def labels_command(
@@ -261,39 +220,31 @@ def labels_command(
     show({"result": str(out), "labels": found.sizes["feature"], "of": found.attrs["source"]}, as_json=as_json)
 
 
+@options(LabelSettings)
 def label_command(
     store: Store,
     out: Out,
-    endpoint: Annotated[str, typer.Option(metavar="URL", help="Base address, such as https://HOST/v1.")],
-    model: Annotated[str, typer.Option(help="Name of the model there.")],
+    settings: LabelSettings,
     feature: Features = None,
     pairs: Annotated[Path | None, typer.Option(help="Label the features that are matched in this result.")] = None,
     side: Annotated[str, typer.Option(help="a or b: the store's side in the pairs.")] = "a",
     corpus: CorpusPath = None,
     contexts_path: Contexts = None,
-    key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="Environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    batch: Annotated[int, typer.Option(min=1, help="Features in one request.")] = 8,
-    parallel: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
-    target = Endpoint(endpoint, model, key_variable)
-    target.headers()  # what is wrong with it is said before contexts are read
-    wanted = _wanted(feature, pairs, side)
-    paths = (contexts_path or _contexts_of(store), store, corpus or _corpus_of(store))
-    asked = prompts(*paths, wanted, batch=batch)
+    request_headers(settings)  # what is wrong with the address is said before contexts are read
+    asked = prompts(_paths(store, contexts_path, corpus), _wanted(feature, pairs, side), settings)
     cost = estimate(asked)
     Console(stderr=True).print(
-        f"{cost.features:,} features in {cost.requests:,} requests to {endpoint}: about {cost.tokens_in:,} tokens in, "
-        f"{cost.tokens_out:,} out. The text around their top activations is sent there."
+        f"{cost.features:,} features in {cost.requests:,} requests to {settings.url}: about {cost.tokens_in:,} tokens "
+        f"in, {cost.tokens_out:,} out. The text around their top activations is sent there."
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
-    found = label_features(asked, target, out, store=store, parallel=parallel, overwrite=overwrite)
+    found = label_features(asked, settings, out, store=store, overwrite=overwrite)
     show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.report.results import SIDES, Run, Side, Site, SitePair
-from pipeline.text.feature_contexts import read_activity
+from pipeline.text.feature_contexts import read_activity, read_labels
 from pipeline.text.passages import Passage, Passages, gather_passages
 from pipeline.text.spans import readable
-from storage import open_result
 from storage.rundir import RunDirectory
 
 #: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
@@ -214,7 +213,7 @@ def feature_views(
     values = site.contexts["value"].values[features]
     activity = read_activity(site.path, features, rows)
     largest = site.store["max"].values[features].tolist()
-    labels = read_labels(site)
+    labels = read_labels(RunDirectory.around(site.path)[0].labels(site.side, site.name))
     views = []
     for i, feature in enumerate(features.tolist()):
         found = [
@@ -249,15 +248,6 @@ def shade_levels(activation: np.ndarray, largest: float | np.ndarray) -> np.ndar
     share = activation / np.where(largest > 0, largest, 1)
     levels: np.ndarray = np.clip(np.ceil(share * LEVELS), 0, LEVELS).astype(np.uint8)
     return levels
-
-
-def read_labels(site: Site) -> dict[int, str]:
-    """Return what the features of a site are called, by id; nothing where the run directory has no labels."""
-    path = RunDirectory(site.path.parents[2]).labels(site.side, site.name)
-    if not path.exists():
-        return {}
-    found = open_result(path, "labels")
-    return dict(zip(found["feature"].values.tolist(), found["label"].values.tolist(), strict=True))
 
 
 def lower_r(r: np.ndarray, heldout: np.ndarray) -> np.ndarray:

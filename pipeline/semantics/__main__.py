@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipeline.settings.experiment import Experiment, stored_experiment
 from pipeline.settings.semantics import SemanticsSettings
+from pipeline.work.options import options
 from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
@@ -18,27 +19,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@options(SemanticsSettings, changes=True)
 def command(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Run directory with matched pairs.", show_default=False)],
-    concepts: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Concept file, or `default`; may be given several times.")
-    ] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this concept; can be repeated.")] = None,
-    approach: Annotated[
-        list[str] | None, typer.Option(help="global (cut out of all pairs) or within (paired within the concept).")
-    ] = None,
-    sides: Annotated[str | None, typer.Option(help="Whose features belong to the concept: both or either.")] = None,
-    within: Annotated[str | None, typer.Option(help="greedy, mutual, best, best_of_b or unique.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="As in `compare`; may be given several times.")] = None,
-    null_runs: Annotated[int | None, typer.Option(min=1, help="Runs of every null.")] = None,
-    min_pairs: Annotated[int | None, typer.Option(min=3, help="Subspaces of fewer pairs are not tested.")] = None,
-    embedding: Annotated[
-        str | None,
-        typer.Option(help="Of words: model:a, model:b, gensim:FILE, sentence-transformers:FOLDER, or none."),
-    ] = None,
-    clusters: Annotated[int | None, typer.Option(min=0, help="Test so many clusters of the pairs too.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of nulls and clusters.")] = None,
+    settings: dict[str, Any],
     show_all: Annotated[bool, typer.Option("--all", help="Print subspaces with too few pairs too.")] = False,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
@@ -49,24 +34,10 @@ def command(
     What is not given is as in the run's experiment file. The table is written to semantics.zarr, .csv, .html and .tex
     in the run directory; `subspace report` shows it with the features in the text.
     """
-    given = {
-        "concepts": concepts,
-        "only": only,
-        "approaches": approach,
-        "sides": sides,
-        "within": within,
-        "metrics": metric,
-        "judged": _judged(metric),
-        "null_runs": null_runs,
-        "min_pairs": min_pairs,
-        "embedding": embedding,
-        "clusters": clusters,
-        "seed": seed,
-    }
     from pipeline.semantics.stage import run_semantics
 
     directory = RunDirectory(run)
-    config = with_semantics(stored_experiment(directory), given)
+    config = with_semantics(stored_experiment(directory), settings)
     with open_client(context, cluster, cluster_file) as client:
         table = run_semantics(config, directory, client)
     # the report and a later run read the settings from there
@@ -74,18 +45,8 @@ def command(
     _show(table, directory, as_json=as_json, show_all=show_all)
 
 
-def _judged(metrics: list[str] | None) -> list[str] | None:
-    """Return which of the metrics asked for are judged: the first two, the usual ones if they are among them."""
-    usual = SemanticsSettings().judged
-    if not metrics or set(usual) <= set(metrics):
-        return None
-    if len(metrics) < len(usual):
-        raise InputError(f"The verdict needs two metrics, not {', '.join(metrics)} alone; give --metric twice")
-    return metrics[:2]
-
-
-def with_semantics(config: Experiment, given: dict[str, Any]) -> Experiment:
-    """Return the experiment with some of its semantics settings changed; None leaves a setting as it is.
+def with_semantics(config: Experiment, changes: dict[str, Any]) -> Experiment:
+    """Return the experiment with some of its semantics settings changed.
 
     Raises
     ------
@@ -93,14 +54,20 @@ def with_semantics(config: Experiment, given: dict[str, Any]) -> Experiment:
         If a value is none of its setting; the message names it.
     """
     section = config.semantics or SemanticsSettings()
-    changes = {name: value for name, value in given.items() if value is not None}
-    if changes.get("embedding") == "none":
-        changes["embedding"] = None
-    try:
-        changed = SemanticsSettings.model_validate(section.model_dump() | changes)
-    except ValueError as error:
-        raise InputError(f"{error}") from error
+    if "metrics" in changes and "judged" not in changes:
+        changes = {**changes, "judged": _judged(changes["metrics"])}
+    changed = SemanticsSettings.make(**section.model_dump() | changes)
     return config.model_copy(update={"semantics": changed})
+
+
+def _judged(metrics: list[str]) -> list[str]:
+    """Return which of the metrics asked for are judged: the first two, the usual ones if they are among them."""
+    usual = SemanticsSettings().judged
+    if set(usual) <= set(metrics):
+        return usual
+    if len(metrics) < len(usual):
+        raise InputError(f"The verdict needs two metrics, not {', '.join(metrics)} alone; give --metric twice")
+    return metrics[:2]
 
 
 def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all: bool) -> None:
@@ -114,9 +81,7 @@ def _show(table: xr.Dataset, directory: RunDirectory, *, as_json: bool, show_all
     study = study_frame(table)
     if not show_all:
         study = study[study["Verdict"] != "too few pairs"]
-    # a log file is read in a wide window
-    console = wide_console(200)
-    console.print(_rich(study))
+    wide_console(200).print(_rich(study))  # a log file is read in a wide window
     show(summary, as_json=False)
 
 
@@ -127,11 +92,8 @@ def _counts(study: Any) -> dict[str, int]:
 
 def _rich(study: Any) -> Table:
     """Return the columns that fit a terminal: scores beside shuffled pairings, and the verdict."""
-    wanted = [
-        column
-        for column in study.columns
-        if not any(word in column for word in (" random", "coherence p", "random coherence"))
-    ]
+    left_out = (" random", "coherence p", "random coherence")
+    wanted = [column for column in study.columns if not any(word in column for word in left_out)]
     table = Table(title="concepts × pairs of sites (p corrected)")
     for column in wanted:
         table.add_column(column, justify="right" if study[column].dtype.kind in "if" else "left")

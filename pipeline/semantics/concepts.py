@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from pipeline.settings.semantics import ConceptsSettings
 from storage.errors import FormatError, InputError, shown
 from storage.yaml_files import read_yaml
 
@@ -141,6 +142,11 @@ def load_concepts(
         name: reduce(_joined, (_concept(name, group, inflections) for group in several))
         for name, several in groups.items()
     }
+
+
+def chosen_concepts(settings: ConceptsSettings) -> dict[str, Concept]:
+    """Return the concepts that settings ask for."""
+    return load_concepts(settings.concepts, only=settings.only, inflections=settings.inflections)
 
 
 def _read(file: Path) -> dict[str, _Group]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import xarray as xr
 
 from pipeline.semantics.labels import STAGE, Label, clean, write_labels
+from pipeline.settings.semantics import LabelSettings
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.work.workers import progress
 from storage import claim, fingerprint, new_manifest
@@ -43,48 +44,34 @@ TRIES, FIRST_WAIT, TIMEOUT = 5, 1.0, 120.0
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where labels come from.
+def request_headers(settings: LabelSettings) -> dict[str, str]:
+    """Return the headers of a request; the key is in no message and no log.
 
-    Attributes
-    ----------
-    url
-        Base address, such as ``https://api.example.org/v1``.
-    model
-        Name of the model there.
-    key_variable
-        Environment variable that holds the key; none is sent if it is not set.
+    Raises
+    ------
+    InputError
+        If the address is none, or a key would be sent unencrypted to another machine.
     """
+    parts = urlsplit(settings.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{settings.url} is no address of an endpoint; give it as https://HOST/v1")
+    if parts.username or parts.password or parts.query:
+        raise InputError(
+            f"The address of the endpoint at {parts.hostname} holds a user or a query, which would be kept in the "
+            f"result; give it as https://HOST/v1, and the key in the variable {settings.key_variable}"
+        )
+    key = os.environ.get(settings.key_variable)
+    if not key:
+        return {}
+    if parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
+        raise InputError(
+            f"The key in {settings.key_variable} would be sent to {parts.hostname} unencrypted; use https, or unset it"
+        )
+    return {"Authorization": f"Bearer {key}"}
 
-    url: str
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
 
-    def headers(self) -> dict[str, str]:
-        """Return the headers of a request; the key is in no message and no log.
-
-        Raises
-        ------
-        InputError
-            If the address is none, or a key would be sent unencrypted to another machine.
-        """
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{self.url} is no address of an endpoint; give it as https://HOST/v1")
-        if parts.username or parts.password or parts.query:
-            raise InputError(
-                f"The address of the endpoint at {parts.hostname} holds a user or a query, which would be kept in the "
-                f"result; give it as https://HOST/v1, and the key in the variable {self.key_variable}"
-            )
-        key = os.environ.get(self.key_variable)
-        if not key:
-            return {}
-        if parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
-            raise InputError(
-                f"The key in {self.key_variable} would be sent to {parts.hostname} unencrypted; use https, or unset it"
-            )
-        return {"Authorization": f"Bearer {key}"}
+#: The features that one request is about, and its text.
+Request = tuple[list[int], str]
 
 
 @dataclass(frozen=True)
@@ -97,34 +84,12 @@ class Cost:
     tokens_out: int
 
 
-def prompts(
-    contexts: str | Path,
-    store: str | Path,
-    corpus: str | Path,
-    features: Sequence[int],
-    *,
-    texts: int = 5,
-    batch: int = 8,
-) -> list[tuple[list[int], str]]:
-    """Return what will be asked: for every request its features and its text; features that never fire are left out.
-
-    Parameters
-    ----------
-    contexts, store, corpus
-        As for :func:`pipeline.text.feature_contexts.read_contexts`.
-    features
-        Feature ids.
-    texts
-        Top contexts shown for each feature.
-    batch
-        Features in one request.
-    """
-    found = read_contexts(contexts, store, corpus, features, top_n=texts)
+def prompts(paths: tuple[Path, Path, Path], features: Sequence[int], settings: LabelSettings) -> list[Request]:
+    """Return what is asked about some features of contexts, store and corpus; those that never fire are left out."""
+    found = read_contexts(*paths, features, top_n=settings.texts)
     asked = [(each.feature, _shown(each)) for each in found if each.top]
-    return [
-        ([feature for feature, _ in asked[i : i + batch]], "\n\n".join(text for _, text in asked[i : i + batch]))
-        for i in range(0, len(asked), batch)
-    ]
+    batches = (asked[i : i + settings.batch] for i in range(0, len(asked), settings.batch))
+    return [([feature for feature, _ in batch], "\n\n".join(text for _, text in batch)) for batch in batches]
 
 
 def _shown(found: FeatureContexts) -> str:
@@ -135,7 +100,7 @@ def _shown(found: FeatureContexts) -> str:
     return "\n".join(lines)
 
 
-def estimate(asked: Sequence[tuple[list[int], str]]) -> Cost:
+def estimate(asked: Sequence[Request]) -> Cost:
     """Return what the requests will cost.
 
     >>> estimate([([1, 2], "x" * 400)]).tokens_out
@@ -147,59 +112,39 @@ def estimate(asked: Sequence[tuple[list[int], str]]) -> Cost:
 
 
 def label_features(
-    asked: Sequence[tuple[list[int], str]],
-    endpoint: Endpoint,
+    asked: Sequence[Request],
+    settings: LabelSettings,
     out: str | Path,
     *,
     store: str | Path,
-    parallel: int = 4,
     first_wait: float = FIRST_WAIT,
     overwrite: bool = False,
 ) -> xr.Dataset:
-    """Ask for labels and keep them as a result; go on where an earlier run stopped.
+    """Ask for labels and keep them as a result, as :func:`pipeline.semantics.labels.import_labels` does.
 
-    Parameters
-    ----------
-    asked
-        What :func:`prompts` returns.
-    endpoint
-        Whom to ask.
-    out
-        Where the result is written; until then, answers are in ``OUT.answers.jsonl`` beside it.
-    store
-        The activation store whose features they are.
-    parallel
-        Requests at a time.
-    first_wait
-        Seconds before a failed request is tried again, doubled each time.
-    overwrite
-        Whether labels at `out` that came from another store may be replaced.
-
-    Returns
-    -------
-    xarray.Dataset
-        As :func:`pipeline.semantics.labels.import_labels` returns. Features without a label in any answer are not in
-        it, and are counted in the log.
+    Until all is answered, answers are in ``OUT.answers.jsonl``, from which a later call goes on. Features without a
+    label in any answer are not in the result, and are counted in the log.
 
     Raises
     ------
     MissingDependencyError
         Without httpx and tenacity.
     SubspaceError
-        If the endpoint refuses, or fails after :data:`TRIES` tries. Answers so far are kept.
+        If the endpoint refuses, or fails after :data:`TRIES` tries, the first `first_wait` seconds after the one
+        before, and so on, doubled each time. Answers so far are kept.
     """
-    headers = endpoint.headers()
+    headers = request_headers(settings)
     answers = Path(out).with_name(Path(out).name + ".answers.jsonl")
     inputs = {"activations": fingerprint(store)}
-    manifest = new_manifest(STAGE, inputs, {"endpoint": endpoint.url, "model": endpoint.model})
+    manifest = new_manifest(STAGE, inputs, {"endpoint": settings.url, "model": settings.model})
     with claim(out, manifest, overwrite=overwrite):
         sweep(answers)
-        identity = {"model": endpoint.model, **inputs}
+        identity = {"model": settings.model, **inputs}
         done = _earlier(answers, identity)
         _begin(answers, identity, done)
         waiting = [(own, text) for own, text in asked if not done.keys() >= set(own)]
-        with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
-            ask = _asker(endpoint, headers, first_wait)
+        with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(settings.parallel) as pool:
+            ask = _asker(settings, headers, first_wait)
             with progress("labels", len(waiting)) as advance:
                 for (own, _), found in zip(waiting, pool.map(ask, waiting), strict=True):
                     fresh = {feature: clean(text) for feature, text in found.items() if feature in own}
@@ -208,7 +153,7 @@ def label_features(
                     done |= fresh
                     advance(1)
         wanted = [feature for own, _ in asked for feature in own]
-        labels = [Label(feature, done[feature], endpoint.model) for feature in wanted if feature in done]
+        labels = [Label(feature, done[feature], settings.model) for feature in wanted if feature in done]
         if n_without := len(wanted) - len(labels):
             logger.warning("%d features got no label in any answer; the same command asks again", n_without)
         result = write_labels(labels, out, manifest, overwrite=overwrite)
@@ -237,7 +182,7 @@ def _lines(labels: dict[int, str]) -> str:
     return "".join(json.dumps([feature, text]) + "\n" for feature, text in labels.items())
 
 
-def _asker(endpoint: Endpoint, headers: dict[str, str], first_wait: float) -> Any:
+def _asker(settings: LabelSettings, headers: dict[str, str], first_wait: float) -> Any:
     """Return a function that makes one request and returns its labels, with retries."""
     try:
         import httpx  # noqa: PLC0415 - an extra
@@ -261,12 +206,12 @@ def _asker(endpoint: Endpoint, headers: dict[str, str], first_wait: float) -> An
     )
     def post(text: str) -> dict[int, str]:
         messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-        body = {"model": endpoint.model, "messages": messages, "temperature": 0}
-        address = f"{endpoint.url.rstrip('/')}/chat/completions"
+        body = {"model": settings.model, "messages": messages, "temperature": 0}
+        address = f"{settings.url.rstrip('/')}/chat/completions"
         response = httpx.post(address, json=body, headers=headers, timeout=TIMEOUT)
         return parse_answer(response.raise_for_status().content)
 
-    def ask(request: tuple[list[int], str]) -> dict[int, str]:
+    def ask(request: Request) -> dict[int, str]:
         try:
             return post(request[1])
         except FormatError as error:
@@ -274,7 +219,7 @@ def _asker(endpoint: Endpoint, headers: dict[str, str], first_wait: float) -> An
             return {}
         except httpx.HTTPError as error:
             raise SubspaceError(
-                f"{endpoint.url} did not answer: {type(error).__name__} {_status(error)}. Answers so far are kept; the "
+                f"{settings.url} did not answer: {type(error).__name__} {_status(error)}. Answers so far are kept; the "
                 "same command goes on"
             ) from None
 

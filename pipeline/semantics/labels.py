@@ -132,12 +132,6 @@ def write_labels(
     return open_result(out, STAGE)
 
 
-def read_labels(path: str | Path) -> dict[int, str]:
-    """Return the labels of a result, by feature."""
-    found = open_result(path, STAGE)
-    return dict(zip(found["feature"].values.tolist(), found["label"].values.tolist(), strict=True))
-
-
 def _check_ids(labels: Iterable[Label], store: str | Path) -> None:
     n_features = open_activations(store).sizes["feature"]
     outside = [label.feature for label in labels if label.feature >= n_features]

@@ -20,7 +20,7 @@ Four rules, of which one decides; the figures of all but the last are in the res
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,9 @@ from numpy.typing import NDArray
 from pipeline.semantics.concepts import Concept, concepts_hash
 from pipeline.semantics.keywords import keyword_rows
 from pipeline.settings.semantics import CountRule, PmiRule, ProbeRule, Rule, ShareRule
-from pipeline.text.spans import check_same_text
+from pipeline.text.spans import open_text, text_fingerprints
 from pipeline.work.workers import ensure_client, run_tasks
-from storage import (
-    Corpus,
-    Manifest,
-    fingerprint,
-    is_sparse,
-    make_result,
-    new_manifest,
-    open_activations,
-    open_corpus,
-    open_result,
-    read_csr,
-    read_dense,
-)
+from storage import Manifest, fingerprint, is_sparse, make_result, new_manifest, read_csr, read_dense
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -131,10 +119,11 @@ def concept_features(
     (array([ True, False]), array([2.32, -inf], dtype=float32))
     """
     rule = rule or CountRule()
-    tops, text = open_result(contexts, "contexts"), open_corpus(corpus)
-    rows = open_activations(store)
-    _check(concepts, rule, tops, rows, text)
-    manifest = concepts_manifest(contexts, store, corpus, concepts, rule)
+    if not concepts:
+        raise InputError("There is no concept to look for; load_concepts() returns those of the package")
+    tops, rows, text = open_text(contexts, store, corpus)
+    _check_rank(rule, tops)
+    manifest = concepts_manifest((contexts, store, corpus), concepts, rule)
 
     def make() -> xr.Dataset:
         keywords = _without_sinks(keyword_rows(text, rows, concepts), rows["sink"].values)
@@ -144,30 +133,25 @@ def concept_features(
             "rows": ("concept", np.asarray(keywords.sum(axis=0)).ravel().astype(np.int64)),
         }
         result = xr.Dataset(figures, {"concept": list(concepts)})
-        return _decide(result, rule, str(store), keywords).assign_attrs(_attrs(rows, rule))
+        return _decide(result, rule, str(store), keywords).assign_attrs(carried(rows), rule=rule.model_dump())
 
     result = make_result(out, manifest, make, overwrite=overwrite)
     logger.info("%d of %d features belong to a concept", int(result["member"].any("concept").sum()), len(result.hits))
     return result
 
 
-def concepts_manifest(  # noqa: PLR0917 - as concept_features
-    contexts: str | Path,
-    store: str | Path,
-    corpus: str | Path,
+def concepts_manifest(
+    paths: Sequence[str | Path],
     concepts: Mapping[str, Concept],
     rule: Rule,
     identify: Callable[[str | Path], str] = fingerprint,
 ) -> Manifest:
-    """Return what the members of concepts depend on; `identify` returns the fingerprint of what is at a path."""
-    inputs = {"contexts": identify(contexts), "activations": identify(store), "corpus": identify(corpus)}
-    return new_manifest(STAGE, inputs, {"rule": rule.model_dump(), "concepts": concepts_hash(concepts)})
+    """Return what the members of concepts depend on: contexts, store and corpus, concepts and rule."""
+    settings = {"rule": rule.model_dump(), "concepts": concepts_hash(concepts)}
+    return new_manifest(STAGE, text_fingerprints(paths, identify), settings)
 
 
-def _check(concepts: Mapping[str, Concept], rule: Rule, tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:
-    if not concepts:
-        raise InputError("There is no concept to look for; load_concepts() returns those of the package")
-    check_same_text(tops, rows, text)
+def _check_rank(rule: Rule, tops: xr.Dataset) -> None:
     wanted, kept, contexts = getattr(rule, "of", 1), tops.sizes["rank"], tops.encoding["source"]
     if wanted > kept:
         raise InputError(
@@ -176,8 +160,9 @@ def _check(concepts: Mapping[str, Concept], rule: Rule, tops: xr.Dataset, rows: 
         )
 
 
-def _attrs(rows: xr.Dataset, rule: Rule) -> dict[str, Any]:
-    return {name: rows.attrs[name] for name in CARRIED if name in rows.attrs} | {"rule": rule.model_dump()}
+def carried(rows: xr.Dataset) -> dict[str, Any]:
+    """Return the attributes of a store that results about its features carry on."""
+    return {name: rows.attrs[name] for name in CARRIED if name in rows.attrs}
 
 
 def _without_sinks(keywords: scipy.sparse.csr_array, sink: NDArray[np.bool_]) -> scipy.sparse.csr_array:

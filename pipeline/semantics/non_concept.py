@@ -18,7 +18,7 @@ among the default kinds: a feature that fires on "Monday" alone is easy to match
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,15 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.semantics.membership import CARRIED, count_rows
-from pipeline.settings.semantics import NON_CONCEPT_LIMITS, NonConceptKind
-from pipeline.text.spans import check_same_text, first_in_window, iter_documents, read_spans
-from storage import Corpus, Manifest, fingerprint, make_result, new_manifest, open_activations, open_corpus, open_result
-from storage.errors import InputError
+from pipeline.semantics.membership import carried, count_rows
+from pipeline.settings.base import keywords
+from pipeline.settings.semantics import NON_CONCEPT_LIMITS, NonConceptSettings
+from pipeline.text.spans import first_in_window, iter_documents, open_text, read_spans, text_fingerprints
+from storage import Corpus, Manifest, fingerprint, make_result, new_manifest
 
 logger = logging.getLogger(__name__)
 
 STAGE = "non_concept"
-#: Kinds by default, from the one that is named first as the reason.
-KINDS: tuple[NonConceptKind, ...] = ("blank", "punctuation", "beginning", "position", "frequent")
 #: Kinds that are properties of rows, in the order of :func:`row_kinds`.
 OF_ROWS = ("punctuation", "blank", "beginning")
 #: Contexts below which a shared position means nothing.
@@ -46,13 +44,13 @@ FEWEST_CONTEXTS = 3
 NO_REASON = -1
 
 
+@keywords(NonConceptSettings)
 def non_concept_features(
     contexts: str | Path,
     store: str | Path,
     corpus: str | Path,
+    settings: NonConceptSettings,
     *,
-    kinds: Sequence[NonConceptKind] = KINDS,
-    limits: dict[str, float] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -67,11 +65,8 @@ def non_concept_features(
         The activation store, with token coordinates.
     corpus
         The text.
-    kinds
-        Which kinds make a feature non-concept; the first that does is its reason.
-    limits
-        Share from which on each kind counts, where it is not that of
-        :data:`pipeline.settings.semantics.NON_CONCEPT_LIMITS`.
+    settings
+        Each setting of :class:`~pipeline.settings.semantics.NonConceptSettings` is a keyword; or all of them as one.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
@@ -90,7 +85,7 @@ def non_concept_features(
     Raises
     ------
     InputError
-        If a kind is unknown, a limit is no share, or the store has no token coordinates.
+        If a setting is out of range, or the store has no token coordinates.
     RowMismatchError
         If contexts, store and corpus are not of the same rows.
 
@@ -108,23 +103,20 @@ def non_concept_features(
     >>> non_concept_features(*paths, kinds=["punctuation"])["non_concept"].values
     array([ True, False])
     """
-    tops, rows, text = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
-    used: dict[str, float] = dict(NON_CONCEPT_LIMITS.items()) | dict(limits or {})
-    _check(kinds, used, tops, rows, text)
-    settings = {"kinds": list(kinds), "limits": used}
-    manifest = non_concept_manifest(contexts, store, corpus, settings)
+    tops, rows, text = open_text(contexts, store, corpus)
+    manifest = non_concept_manifest((contexts, store, corpus), settings)
 
     def make() -> xr.Dataset:
         shares = _shares(tops, rows, text, str(store), client)
         names = list(NON_CONCEPT_LIMITS)
-        reached = np.stack([shares[name] >= used[name] for name in names], axis=1)
+        reached = np.stack([shares[name] >= settings.limits[name] for name in names], axis=1)
         result = xr.Dataset(
             {
                 "share": (("feature", "kind"), np.stack([shares[name] for name in names], axis=1).astype(np.float32)),
-                "reason": ("feature", _reasons(reached, [names.index(kind) for kind in kinds])),
+                "reason": ("feature", _reasons(reached, [names.index(kind) for kind in settings.kinds])),
             },
             {"kind": names},
-            {name: rows.attrs[name] for name in CARRIED if name in rows.attrs} | settings,
+            carried(rows) | settings.model_dump(),
         )
         return result.assign(non_concept=result["reason"] != NO_REASON)
 
@@ -133,29 +125,11 @@ def non_concept_features(
     return result
 
 
-#: The settings by default.
-DEFAULTS: dict[str, Any] = {"kinds": list(KINDS), "limits": dict(NON_CONCEPT_LIMITS.items())}
-
-
 def non_concept_manifest(
-    contexts: str | Path,
-    store: str | Path,
-    corpus: str | Path,
-    settings: Mapping[str, Any],
-    identify: Callable[[str | Path], str] = fingerprint,
+    paths: Sequence[str | Path], settings: NonConceptSettings, identify: Callable[[str | Path], str] = fingerprint
 ) -> Manifest:
-    """Return what the features without a concept depend on; `identify` returns the fingerprint of what is at a path."""
-    inputs = {"contexts": identify(contexts), "activations": identify(store), "corpus": identify(corpus)}
-    return new_manifest(STAGE, inputs, settings)
-
-
-def _check(kinds: Sequence[str], limits: dict[str, float], tops: xr.Dataset, rows: xr.Dataset, text: Corpus) -> None:
-    unknown = sorted((set(kinds) | set(limits)) - set(NON_CONCEPT_LIMITS))
-    if unknown:
-        raise InputError(f"There are no kinds {unknown} of non-concept features; there are {list(NON_CONCEPT_LIMITS)}")
-    if not all(0 < limit <= 1 for limit in limits.values()):
-        raise InputError(f"The limits {limits} are shares: above 0 and at most 1")
-    check_same_text(tops, rows, text)
+    """Return what the features without a concept depend on: contexts, store and corpus, and settings."""
+    return new_manifest(STAGE, text_fingerprints(paths, identify), settings.model_dump())
 
 
 def _shares(

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pipeline.compare.subsets import compare_subsets
 from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
-from pipeline.semantics.discovery import Geometry, cluster_pairs, distinctive_words
+from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.subspaces import APPROACHES, Sides, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.subspaces import APPROACHES, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.settings.base import keywords
+from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
 from pipeline.work.workers import Planned, tell
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
@@ -50,49 +52,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class SubspaceSettings:
-    """How subspaces are made and tested; the defaults are those of the experiment file.
-
-    Attributes
-    ----------
-    approaches
-        Some of ``global`` and ``within``.
-    sides
-        ``both`` or ``either``: whose features must belong to the concept, for pairs cut out of the global ones.
-    within
-        How features of a concept are paired within it: ``greedy``, ``mutual``, ``best``, ``best_of_b``, ``unique``.
-    min_correlation
-        Lowest r of these pairs.
-    min_pairs
-        Subspaces of fewer pairs are not tested.
-    metrics, nulls, null_runs, seed
-        As in :func:`pipeline.compare`.
-    clusters
-        Number of clusters of the global pairs to test besides; 0 for none.
-    geometry
-        Whose decoder rows they are found by.
-    """
-
-    approaches: tuple[str, ...] = APPROACHES
-    sides: Sides = "both"
-    within: str = "greedy"
-    min_correlation: float = 0.1
-    min_pairs: int = 10
-    metrics: tuple[str, ...] = ("svcca:k=4", "rsa", "svcca_pc1", "svcca")
-    nulls: tuple[str, ...] = ("shuffled", "random_features", "random_pairs")
-    null_runs: int = 1000
-    seed: int = 0
-    clusters: int = 0
-    geometry: Geometry = "joint"
-
-    def __post_init__(self) -> None:
-        """Refuse what would only fail after work was done."""
-        unknown = [each for each in self.approaches if each not in APPROACHES]
-        if unknown or len(set(self.approaches)) < len(self.approaches) or not (self.approaches or self.clusters):
-            raise InputError(f"approaches are some of {', '.join(APPROACHES)}, each once; not {list(self.approaches)}")
-
-
-@dataclass(frozen=True)
 class Tested:
     """A subspace and those of its pairs that may test it."""
 
@@ -120,27 +79,9 @@ def embed_words(
 ) -> xr.Dataset:
     """Look up the vectors of all words on which the features of some sites fire most.
 
-    Parameters
-    ----------
-    sites
-        Whose contexts are read.
-    corpus
-        The text.
-    source
-        What the user named.
-    locate
-        Returns ``KIND:PLACE`` for :func:`pipeline.semantics.embeddings.word_vectors`; called if there is work to do.
-    identity
-        What tells this source from another of the same name.
-    out
-        Where the result is written; a current one is left as it is. In memory only if absent.
-    overwrite
-        Whether a result at `out` that came from other inputs may be replaced.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``word(word)`` text; ``vector(word, dimension)`` float32, NaN for words that the source does not know.
+    `source` is what the user named, and `identity` tells it from another of the same name; `locate` returns
+    ``KIND:PLACE`` for :func:`pipeline.semantics.embeddings.word_vectors`, and is called if there is work to do. The
+    result is ``word(word)`` text; ``vector(word, dimension)`` float32, NaN for words that the source does not know.
     """
     manifest = words_manifest(sites, corpus, source, identity)
 
@@ -169,13 +110,15 @@ def words_manifest(
     )
 
 
+@keywords(SubspaceSettings)
 def semantics(
     pairs: str | Path,
     cor: str | Path,
     sites: tuple[Site, Site],
     corpus: str | Path,
-    settings: SubspaceSettings | None = None,
+    settings: SubspaceSettings,
     *,
+    min_correlation: float | None = None,
     words: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -194,7 +137,9 @@ def semantics(
     corpus
         The text.
     settings
-        How; see :class:`SubspaceSettings`.
+        Each setting of :class:`~pipeline.settings.semantics.SubspaceSettings` is a keyword; or all of them as one.
+    min_correlation
+        Lowest r of pairs within a concept; that of `pairs` by default.
     words
         Result of :func:`embed_words`, for coherence; there is none without it.
     out
@@ -220,25 +165,27 @@ def semantics(
     MissingInputError
         If a result is missing.
     """
-    chosen = settings or SubspaceSettings()
-    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words)
-    manifest = semantics_manifest(inputs, chosen)
+    if min_correlation is None:
+        min_correlation = float(open_result(pairs, "match").attrs["min_correlation"])
+    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words, min_correlation)
+    manifest = semantics_manifest(inputs, settings)
 
     def make() -> xr.Dataset:
-        return _make(inputs, chosen, client).assign_attrs(manifest.to_attrs())
+        return _make(inputs, settings, client).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where everything is that the stage reads."""
+    """Where everything is that the stage reads, and the lowest r of the pairs that it makes itself."""
 
     pairs: Path
     correlation: Path
     sites: tuple[Site, Site]
     corpus: Path
     words: str | Path | None
+    min_correlation: float
 
     def paths(self) -> dict[str, Path]:
         """Return all of them, by the names that they have in manifests."""
@@ -252,7 +199,9 @@ def semantics_manifest(
     inputs: Inputs, settings: SubspaceSettings, identify: Callable[[str | Path], str] = fingerprint
 ) -> Manifest:
     """Return what subspaces depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
-    return new_manifest(STAGE, {name: identify(path) for name, path in inputs.paths().items()}, asdict(settings))
+    chosen = settings.model_dump(include=set(SubspaceSettings.model_fields))
+    fingerprints = {name: identify(path) for name, path in inputs.paths().items()}
+    return new_manifest(STAGE, fingerprints, chosen | {"min_correlation": inputs.min_correlation})
 
 
 def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> xr.Dataset:
@@ -286,7 +235,7 @@ def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
     sets = {name: (np.flatnonzero(of_a[name]), np.flatnonzero(of_b[name])) for name in of_a}
     within = {}
     if "within" in settings.approaches:
-        within = match_within(inputs.correlation, sets, settings.within, settings.min_correlation)
+        within = match_within(inputs.correlation, sets, settings.within, inputs.min_correlation)
     for name in of_a:
         for approach in settings.approaches:
             subspace = (

@@ -11,13 +11,12 @@ from typing import Any
 import xarray as xr
 from distributed import Client
 
-from pipeline.semantics.concepts import Concept, load_concepts
+from pipeline.semantics.concepts import Concept, chosen_concepts
 from pipeline.semantics.membership import concept_features, concepts_manifest
-from pipeline.semantics.non_concept import DEFAULTS, non_concept_features, non_concept_manifest
+from pipeline.semantics.non_concept import non_concept_features, non_concept_manifest
 from pipeline.semantics.run import (
     Inputs,
     Site,
-    SubspaceSettings,
     embed_words,
     semantics,
     semantics_manifest,
@@ -26,7 +25,7 @@ from pipeline.semantics.run import (
 from pipeline.semantics.tables import semantics_table, table_manifest, write_tables
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
-from pipeline.settings.semantics import SemanticsSettings
+from pipeline.settings.semantics import NonConceptSettings, SemanticsSettings
 from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
 from pipeline.work.workers import deferred_interrupt, ensure_client
 from storage import Manifest, open_activations, open_result
@@ -50,7 +49,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
         for side, model in config.sides
         for name in model.sites
     }
-    load = functools.cache(lambda: _load(settings))
+    load = functools.cache(lambda: chosen_concepts(settings))
     for (side, name), site in sites.items():
         yield _concepts(settings, run, f"{side.upper()} {name}", site, load)
     if settings.embedding is not None:
@@ -79,7 +78,7 @@ def non_concept_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
             yield Task(
                 "non_concept",
                 f"{side.upper()} {site}",
-                {out: functools.partial(non_concept_manifest, *inputs, DEFAULTS)},
+                {out: functools.partial(non_concept_manifest, inputs, NonConceptSettings())},
                 inputs,
                 functools.partial(_find_non_concept, inputs, out),
             )
@@ -89,10 +88,6 @@ def _find_non_concept(inputs: tuple[Path, Path, Path], out: Path, client: Client
     non_concept_features(*inputs, out=out, overwrite=True, client=client)
 
 
-def _load(settings: SemanticsSettings) -> dict[str, Concept]:
-    return load_concepts(settings.concepts, only=settings.only, inflections=settings.inflections)
-
-
 def _concepts(
     settings: SemanticsSettings, run: RunDirectory, what: str, site: Site, load: Callable[[], dict[str, Concept]]
 ) -> Task:
@@ -100,7 +95,7 @@ def _concepts(
     return Task(
         "concepts",
         what,
-        {site.concepts: lambda identify: concepts_manifest(*inputs, load(), settings.rule, identify)},
+        {site.concepts: lambda identify: concepts_manifest(inputs, load(), settings.rule, identify)},
         inputs,
         lambda client: concept_features(
             *inputs, load(), settings.rule, out=site.concepts, overwrite=True, client=client
@@ -134,21 +129,12 @@ def _subspaces(
     config: Experiment, settings: SemanticsSettings, run: RunDirectory, pair: tuple[str, str], sites: tuple[Site, Site]
 ) -> Task:
     words = None if settings.embedding is None else run.words
-    inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words)
-    chosen, out = _subspace_settings(config, settings), run.semantics(*pair)
+    threshold, out = config.match.min_correlation, run.semantics(*pair)
+    inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words, threshold)
 
     def make(client: Client) -> None:
-        semantics(
-            inputs.pairs,
-            inputs.correlation,
-            sites,
-            run.corpus,
-            chosen,
-            words=words,
-            out=out,
-            overwrite=True,
-            client=client,
-        )
+        paths, options = (inputs.pairs, inputs.correlation, sites, run.corpus), {"words": words, "out": out}
+        semantics(*paths, settings, min_correlation=threshold, **options, overwrite=True, client=client)
 
     def cost(outlook: Outlook) -> Cost:
         drawn = sum(null != "shuffled" for null in settings.nulls)
@@ -168,7 +154,7 @@ def _subspaces(
     return Task(
         "semantics",
         f"{pair[0]} × {pair[1]}",
-        {out: functools.partial(semantics_manifest, inputs, chosen)},
+        {out: functools.partial(semantics_manifest, inputs, settings)},
         tuple(inputs.paths().values()),
         make,
         cost=cost,
@@ -176,41 +162,18 @@ def _subspaces(
 
 
 def check(config: Experiment) -> None:
-    """Raise if a concept file is missing or wrong, or a setting of the subspaces is; before anything is computed.
-
-    Raises
-    ------
-    InputError
-        The message names what to change.
-    """
-    if config.semantics is None:
-        return
-    _load(config.semantics)
-    _subspace_settings(config, config.semantics)
+    """Raise if a concept file is missing or wrong, before anything is computed."""
+    if config.semantics is not None:
+        chosen_concepts(config.semantics)
 
 
 def run_semantics(config: Experiment, directory: RunDirectory, client: Client | None = None) -> xr.Dataset:
-    """Make what is missing of the semantics of a run whose pairs are matched.
-
-    Parameters
-    ----------
-    config
-        The experiment, with a section ``semantics``.
-    directory
-        The run.
-    client
-        Where the tasks run; threads of this process by default.
-
-    Returns
-    -------
-    xarray.Dataset
-        The table; see :func:`pipeline.semantics.tables.semantics_table`. It is written to the run directory, as CSV,
-        HTML and LaTeX too.
+    """Make what is missing of the semantics of a run whose pairs are matched, and return the table.
 
     Raises
     ------
     InputError
-        If a concept file or setting is wrong; before anything is computed.
+        If a concept file is wrong; before anything is computed.
     MissingInputError
         If an earlier stage has not run.
     """
@@ -225,22 +188,6 @@ def run_semantics(config: Experiment, directory: RunDirectory, client: Client | 
     with directory.claim(), ensure_client(client) as used:
         Assessment(todo).finish(todo, used)
     return open_result(directory.semantics_table)
-
-
-def _subspace_settings(config: Experiment, settings: SemanticsSettings) -> SubspaceSettings:
-    return SubspaceSettings(
-        approaches=tuple(settings.approaches),
-        sides=settings.sides,
-        within=settings.within,
-        min_correlation=config.match.min_correlation,
-        min_pairs=settings.min_pairs,
-        metrics=tuple(settings.metrics),
-        nulls=tuple(settings.nulls),
-        null_runs=settings.null_runs,
-        seed=settings.seed,
-        clusters=settings.clusters,
-        geometry=settings.geometry,
-    )
 
 
 def _identity(directory: RunDirectory, side: Side, model: ModelSettings) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Settings of the semantic subspaces."""
+"""Settings of what features stand for: concepts, subspaces, features without a concept, labels."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from pipeline.settings.base import Section
+from pipeline.settings.base import Flag, Number, Section
 from pipeline.settings.compare import Metric, Null
 from pipeline.settings.match import MatchMethod
-from pipeline.settings.registries import NULLS
+from pipeline.settings.registries import METHODS, NULLS
+from storage.errors import InputError
 
 NonConceptKind = Literal["punctuation", "blank", "beginning", "position", "frequent", "single_token"]
 
@@ -23,13 +25,15 @@ NON_CONCEPT_LIMITS: dict[NonConceptKind, float] = {
     "single_token": 0.9,
 }
 
+Count = Annotated[int, Number, Field(ge=1)]
+
 
 class CountRule(Section):
     """A feature belongs to a concept if `at_least` of its `of` top contexts stand at a keyword."""
 
     name: Literal["count"] = "count"
     at_least: PositiveInt = 2
-    of: PositiveInt = Field(5, description="top contexts looked at")
+    of: PositiveInt = Field(5, description="Top contexts looked at.")
 
     @model_validator(mode="after")
     def _can_be_met(self) -> CountRule:
@@ -43,71 +47,103 @@ class ShareRule(Section):
 
     name: Literal["share"] = "share"
     at_least: Annotated[float, Field(gt=0, le=1)] = 0.5
-    of: PositiveInt = Field(8, description="top contexts looked at")
+    of: PositiveInt = Field(8, description="Top contexts looked at.")
 
 
 class PmiRule(Section):
     """A feature belongs to a concept if it fires on the concept's rows 2**`at_least` times as often as by chance."""
 
     name: Literal["pmi"] = "pmi"
-    at_least: float = Field(3.0, description="pointwise mutual information, in bits")
-    min_count: PositiveInt = Field(5, description="rows of the concept on which the feature must fire")
+    at_least: float = Field(3.0, description="Pointwise mutual information, in bits.")
+    min_count: PositiveInt = Field(5, description="Rows of the concept on which the feature must fire.")
 
 
 class ProbeRule(Section):
     """The features that a sparse linear probe weighs most when it tells the concept's rows from others."""
 
     name: Literal["probe"] = "probe"
-    features: PositiveInt = Field(20, description="most features that a concept gets")
-    rows: Annotated[int, Field(ge=100)] = Field(20_000, description="rows of the sample that has no keyword")
-    rows_of_concept: Annotated[int, Field(ge=10)] = Field(2_000, description="most rows of each concept in the sample")
-    strength: Annotated[float, Field(gt=0)] = Field(1.0, description="C of the logistic regression with an L1 penalty")
+    features: PositiveInt = Field(20, description="Most features that a concept gets.")
+    rows: Annotated[int, Field(ge=100)] = Field(20_000, description="Rows of the sample that have no keyword.")
+    rows_of_concept: Annotated[int, Field(ge=10)] = Field(2_000, description="Most rows of each concept in the sample.")
+    strength: Annotated[float, Field(gt=0)] = Field(1.0, description="C of the logistic regression with an L1 penalty.")
     seed: int = 0
 
 
-Rule = Annotated[CountRule | ShareRule | PmiRule | ProbeRule, Field(discriminator="name")]
+AnyRule = Annotated[CountRule | ShareRule | PmiRule | ProbeRule, Field(discriminator="name")]
 
 
-class SemanticsSettings(Section):
+def parse_rule(text: str) -> AnyRule:
+    """Return the rule that an option names.
+
+    >>> parse_rule("count:at_least=3:of=8").of
+    8
+    """
+    name, *pairs = text.split(":")
+    settings = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    try:
+        rule: AnyRule = TypeAdapter(AnyRule).validate_python({"name": name, **settings})
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
+    return rule
+
+
+Rule = Annotated[AnyRule, Flag(metavar="NAME[:KEY=VALUE]", parse=parse_rule)]
+
+
+class ConceptsSettings(Section):
     """Which concepts are looked for, and which features belong to them."""
 
-    concepts: str | list[str] = Field(
-        "default", description="'default', a YAML file of your own, or a list of these; later groups replace earlier"
+    concepts: Annotated[str | list[str], Flag(metavar="FILE")] = Field(
+        "default",
+        description="A YAML file of concepts, or several; `default` is the one that comes with the package. A group of "
+        "a later file replaces that of an earlier one.",
     )
-    only: list[str] | None = Field(None, description="names of the concepts to keep; all by default")
+    only: Annotated[list[str] | None, Flag(metavar="NAME")] = Field(
+        None, description="Names of the concepts to keep; all by default."
+    )
     inflections: bool | None = Field(
-        None, description="plurals and verb forms of every keyword, or of none; by default as the groups ask for"
+        None, description="Plurals and verb forms of every keyword, or of none; by default as the groups ask for."
     )
-    rule: Rule = CountRule()
-    approaches: list[Literal["global", "within"]] = Field(
-        ["global", "within"], description="pairs of the whole space cut out, features paired within the concept"
+    rule: Rule = Field(
+        CountRule(),
+        description="When a feature belongs to a concept: count:at_least=2:of=5 (the default), share, pmi or probe.",
+    )
+
+
+class SubspaceSettings(Section):
+    """How the subspaces of concepts are made and tested."""
+
+    approaches: Annotated[list[Literal["global", "within"]], Flag(name="--approach", metavar="NAME")] = Field(
+        ["global", "within"],
+        description="Pairs of the whole space cut out (global), features paired within the concept (within), or both.",
     )
     sides: Literal["both", "either"] = Field(
-        "both", description="whose features must belong to the concept, of pairs cut out of the whole space"
+        "both", description="Whose features must belong to the concept, of pairs cut out of the whole space."
     )
-    within: MatchMethod = Field("greedy", description="how features are paired within a concept: any matching method")
-    min_pairs: Annotated[int, Field(ge=3)] = Field(10, description="subspaces of fewer pairs are not tested")
-    metrics: list[Metric] = Field(["svcca:k=4", "rsa", "svcca_pc1", "svcca"])
-    judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
-        ["svcca:k=4", "rsa"], description="the two metrics that both have to beat chance"
+    within: Annotated[MatchMethod, Flag(metavar="NAME", choices=lambda: METHODS)] = Field(
+        "greedy", description="How features are paired within a concept."
     )
-    nulls: list[Null] = Field(["shuffled", "random_features", "random_pairs"])
-    null_runs: PositiveInt = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
-    embedding: str | None = Field(
-        "model:b",
-        description="words' vectors for the coherence: 'model:a' or 'model:b' (input embeddings), 'gensim:FILE', "
-        "'sentence-transformers:FOLDER', or null for none",
+    min_pairs: Annotated[int, Number, Field(ge=3)] = Field(
+        10, description="Subspaces of fewer pairs than this are not tested."
     )
-    clusters: Annotated[int, Field(ge=0)] = Field(
-        0, description="clusters of the pairs by decoder geometry that are tested like concepts; 0 for none"
+    metrics: Annotated[list[Metric], Flag(name="--metric", metavar="NAME[:OPTIONS]")] = Field(
+        ["svcca:k=4", "rsa", "svcca_pc1", "svcca"], description="Metrics, as in the comparison of whole spaces."
     )
-    geometry: Literal["joint", "a", "b"] = Field("joint", description="whose decoder rows find the clusters")
+    nulls: Annotated[list[Null], Flag(name="--null", metavar="NAME", choices=lambda: NULLS)] = Field(
+        ["shuffled", "random_features", "random_pairs"], description="What chance is."
+    )
+    null_runs: Count = Field(1000, description="Runs of every null.")
+    seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the nulls and of the clusters.")
+    clusters: Annotated[int, Number, Field(ge=0)] = Field(
+        0, description="Clusters of the pairs by decoder geometry that are tested like concepts; 0 for none."
+    )
+    geometry: Literal["joint", "a", "b"] = Field("joint", description="Whose decoder rows find the clusters.")
 
     @model_validator(mode="after")
-    def _judged_are_scored(self) -> SemanticsSettings:
-        if missing := [metric for metric in self.judged if metric not in self.metrics]:
-            raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
+    def _something_to_test(self) -> SubspaceSettings:
+        if len(set(self.approaches)) < len(self.approaches) or not (self.approaches or self.clusters):
+            raise ValueError(f"approaches are some of global, within, each once; not {self.approaches}")
         return self
 
     @field_validator("nulls")
@@ -117,6 +153,27 @@ class SemanticsSettings(Section):
             raise ValueError(f"{', '.join(outside)} needs a control store, which subspaces do not have")
         return nulls
 
+
+class SemanticsSettings(SubspaceSettings, ConceptsSettings):
+    """Which concepts are looked for, and how their subspaces are tested."""
+
+    judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
+        ["svcca:k=4", "rsa"], description="The two metrics that both have to beat chance."
+    )
+    embedding: Annotated[str | None, Flag(metavar="SOURCE", parse=lambda text: None if text == "none" else text)] = (
+        Field(
+            "model:b",
+            description="Vectors of words, for the coherence: model:a or model:b (input embeddings), gensim:FILE, "
+            "sentence-transformers:FOLDER, or none (in YAML null).",
+        )
+    )
+
+    @model_validator(mode="after")
+    def _judged_are_scored(self) -> SemanticsSettings:
+        if missing := [metric for metric in self.judged if metric not in self.metrics]:
+            raise ValueError(f"judged names {missing[0]!r}, which is not among the metrics {self.metrics}")
+        return self
+
     @field_validator("embedding")
     @classmethod
     def _known_source(cls, embedding: str | None) -> str | None:
@@ -124,3 +181,46 @@ class SemanticsSettings(Section):
         if embedding is not None and not embedding.startswith(kinds):
             raise ValueError("it is model:a, model:b, gensim:FILE, sentence-transformers:FOLDER, or null")
         return embedding
+
+
+def _limits(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """Return the limits of all kinds, where some are given, as a mapping or as texts KIND=SHARE."""
+    if not isinstance(given, Mapping):
+        given = dict(text.partition("=")[::2] for text in given)
+    return {**NON_CONCEPT_LIMITS, **given}
+
+
+class NonConceptSettings(Section):
+    """Which features count as without a concept."""
+
+    kinds: Annotated[list[NonConceptKind], Flag(name="--kind", metavar="KIND", choices=lambda: NON_CONCEPT_LIMITS)] = (
+        Field(
+            ["blank", "punctuation", "beginning", "position", "frequent"],
+            description="Kinds of features without a concept; the first that a feature is of is its reason.",
+        )
+    )
+    limits: Annotated[
+        dict[NonConceptKind, Annotated[float, Number, Field(gt=0, le=1)]],
+        BeforeValidator(_limits),
+        Flag(name="--limit", metavar="KIND=SHARE"),
+    ] = Field(
+        dict(NON_CONCEPT_LIMITS),
+        description="Share from which on a feature is of a kind, above 0 and at most 1; by default "
+        + ", ".join(f"{kind}={share:g}" for kind, share in NON_CONCEPT_LIMITS.items())
+        + ".",
+    )
+
+
+class LabelSettings(Section):
+    """Which language model labels features, and how it is asked."""
+
+    url: Annotated[str, Flag(name="--endpoint", metavar="URL")] = Field(
+        description="Base address of the endpoint, such as https://HOST/v1."
+    )
+    model: str = Field(description="Name of the model there.")
+    key_variable: Annotated[str, Flag(metavar="NAME")] = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key; none is sent if it is not set."
+    )
+    texts: Count = Field(5, description="Top contexts shown for each feature.")
+    batch: Count = Field(8, description="Features in one request.")
+    parallel: Count = Field(4, description="Requests at a time.")

@@ -17,8 +17,8 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.text.passages import REACH, Passage, gather_passages
-from pipeline.text.spans import check_same_text, iter_documents, read_spans
-from storage import Corpus, is_sparse, open_activations, open_corpus, open_result, read_csr, read_dense
+from pipeline.text.spans import iter_documents, open_text, read_spans
+from storage import Corpus, is_sparse, open_result, read_csr, read_dense
 from storage.errors import InputError
 
 #: Features whose contexts are held at a time.
@@ -111,8 +111,7 @@ def read_contexts(
     >>> found.top[0].token, found.top[0].pieces[-1]
     ('saw', Piece(text='it', activation=1.0, peak=False))
     """
-    tops, rows, text = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
-    check_same_text(tops, rows, text)
+    tops, rows, text = open_text(contexts, store, corpus)
     wanted = np.arange(tops.sizes["feature"]) if features is None else np.asarray(features, np.int64)
     outside = wanted[(wanted < 0) | (wanted >= tops.sizes["feature"])]
     if outside.size:
@@ -209,3 +208,11 @@ def read_activity(
     found = np.zeros((*rows.shape, 2 * reach + 1), np.float32)
     found[listed] = around
     return found
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Return the labels of features by id; none if there is no such result of ``subspace labels`` or ``label``."""
+    if not path.exists():
+        return {}
+    labels = open_result(path, "labels")
+    return dict(zip(labels["feature"].values.tolist(), labels["label"].values.tolist(), strict=True))

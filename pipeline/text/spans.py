@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from storage import Corpus
+from storage import Corpus, fingerprint, open_activations, open_corpus, open_result
 from storage.errors import InputError, RowMismatchError
 
 #: Line ends as a sign, other control characters as their pictures. What could turn the direction of the text after it,
@@ -30,6 +31,20 @@ class Spans(NamedTuple):
     document: NDArray[np.int64]
     start: NDArray[np.int64]
     end: NDArray[np.int64]
+
+
+def open_text(contexts: str | Path, store: str | Path, corpus: str | Path) -> tuple[xr.Dataset, xr.Dataset, Corpus]:
+    """Open what features fire on: contexts, activation store and corpus, after :func:`check_same_text`."""
+    opened = open_result(contexts, "contexts"), open_activations(store), open_corpus(corpus)
+    check_same_text(*opened)
+    return opened
+
+
+def text_fingerprints(
+    paths: Sequence[str | Path], identify: Callable[[str | Path], str] = fingerprint
+) -> dict[str, str]:
+    """Return the inputs of a result that is made from contexts, store and corpus, as its manifest names them."""
+    return dict(zip(("contexts", "activations", "corpus"), map(identify, paths), strict=True))
 
 
 def check_same_text(contexts: xr.Dataset, store: xr.Dataset, corpus: Corpus) -> None:

@@ -72,8 +72,8 @@ def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
     bounds = {} if flag.parse else _bounds(field, plain)
     if default is None:
         plain = plain | None
-    elif flag.parse and not isinstance(default, list):
-        default = None  # a text is parsed, and the default is no text
+    elif (flag.parse or get_origin(plain) is list) and not isinstance(default, list):
+        default = None  # what is parsed, or given several times, and the default is not as it is given
         plain = plain | None
     help_ = field.description or ""
     if flag.choices is not None:
@@ -117,8 +117,11 @@ def _plain(annotation: Any) -> Any:
         return _plain(inner[0])
     if origin in (Union, types.UnionType):
         some = [_plain(one) for one in inner if one is not types.NoneType]
-        return some[0] if len(some) == 1 else str
+        # one or several are given as several
+        return next((one for one in some if len(some) == 1 or get_origin(one) is list), str)
+    if origin is dict:
+        return list[str]  # KEY=VALUE, each
     if origin is list:
         item = _plain(inner[0])
-        return list[item]  # type: ignore[valid-type]
+        return list[str if get_origin(item) is Literal else item]  # type: ignore[misc] # typer knows no list of choices
     return annotation if origin is Literal or annotation in (int, float, str, bool) else str

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.harvest.contexts import contexts
-from pipeline.semantics.labelling import Endpoint, estimate, label_features, prompts
-from pipeline.semantics.labels import import_labels, read_labels
+from pipeline.semantics.labelling import estimate, label_features, prompts, request_headers
+from pipeline.semantics.labels import import_labels
+from pipeline.settings.semantics import LabelSettings
+from pipeline.text.feature_contexts import read_labels
 from storage.errors import InputError, MissingInputError, SubspaceError
 
 
@@ -151,26 +153,20 @@ def case(text_of, client):
     return text, store, (text.folder / "c.zarr", store, text.corpus)
 
 
-def endpoint(server: Server, **more: str) -> Endpoint:
-    return Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "toy", **more)
+def endpoint(server: Server, **more: str | int) -> LabelSettings:
+    return LabelSettings(url=f"http://127.0.0.1:{server.server_port}/v1", model="toy", parallel=1, **more)
 
 
 def test_labels_from_an_endpoint(case, server: Server, monkeypatch, caplog) -> None:
     text, store, paths = case
     monkeypatch.setenv("SECRET", "sk-very-secret")
     server.plan = [429, 200, 503, "no JSON at all"]
-    asked = prompts(*paths, range(6), batch=2)
+    settings = endpoint(server, key_variable="SECRET", batch=2)
+    asked = prompts(paths, range(6), settings)
     assert [own for own, _ in asked] == [[0, 1], [2, 3], [5]]  # feature 4 never fires
     assert "«" in asked[0][1]
     with caplog.at_level(logging.DEBUG):
-        found = label_features(
-            asked,
-            endpoint(server, key_variable="SECRET"),
-            text.folder / "l.zarr",
-            store=store,
-            parallel=1,
-            first_wait=0,
-        )
+        found = label_features(asked, settings, text.folder / "l.zarr", store=store, first_wait=0)
     assert read_labels(text.folder / "l.zarr") == {i: f"label {i}" for i in (0, 1, 2, 3, 5)}
     assert set(found["method"].values) == {"toy"}
     assert len(server.seen) == 3 + 3  # three requests, three of them tried again
@@ -183,17 +179,17 @@ def test_labels_from_an_endpoint(case, server: Server, monkeypatch, caplog) -> N
 def test_a_run_that_was_cut_off_goes_on(case, server: Server) -> None:
     text, store, paths = case
     out = text.folder / "l.zarr"
-    asked = prompts(*paths, range(6), batch=1)
+    asked = prompts(paths, range(6), endpoint(server, batch=1))
     server.plan = [200, 200, 401]
     with pytest.raises(SubspaceError, match=r"did not answer: HTTPStatusError 401\. Answers so far are kept"):
-        label_features(asked, endpoint(server), out, store=store, parallel=1, first_wait=0)
+        label_features(asked, endpoint(server), out, store=store, first_wait=0)
     assert not out.exists()
     answers = text.folder / "l.zarr.answers.jsonl"
     assert len(answers.read_text().splitlines()) == 3
     with answers.open("a") as file:
         file.write('[2, "cut o')
     server.seen.clear()
-    label_features(asked, endpoint(server), out, store=store, parallel=1, first_wait=0)
+    label_features(asked, endpoint(server), out, store=store, first_wait=0)
     assert len(server.seen) == 3
     assert sorted(read_labels(out)) == [0, 1, 2, 3, 5]
 
@@ -202,15 +198,15 @@ def test_answers_of_another_model_are_not_mixed_in(case, server: Server) -> None
     text, store, paths = case
     (text.folder / "l.zarr.answers.jsonl").write_text('{"model": "other"}\n[0, "x"]\n')
     with pytest.raises(InputError, match="answers of another model or store"):
-        label_features(prompts(*paths, [0]), endpoint(server), text.folder / "l.zarr", store=store)
+        label_features(prompts(paths, [0], endpoint(server)), endpoint(server), text.folder / "l.zarr", store=store)
 
 
 def test_answers_without_labels_are_counted(case, server: Server, caplog) -> None:
     text, store, paths = case
     server.plan = ["nothing"] * 5
-    asked = prompts(*paths, range(6), batch=3)
+    asked = prompts(paths, range(6), endpoint(server, batch=3))
     with caplog.at_level(logging.WARNING):
-        label_features(asked, endpoint(server), text.folder / "l.zarr", store=store, parallel=1, first_wait=0)
+        label_features(asked, endpoint(server), text.folder / "l.zarr", store=store, first_wait=0)
     assert sorted(read_labels(text.folder / "l.zarr")) == [3, 5]
     assert "3 features got no label" in caplog.text
 
@@ -224,12 +220,14 @@ def test_addresses(monkeypatch) -> None:
         ("https://example.org/v1?key=abc", "holds a user or a query"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            Endpoint(url, "m").headers()
+            request_headers(LabelSettings(url=url, model="m"))
         assert "secret" not in str(caught.value)
         assert "pass@" not in str(caught.value)
-    assert Endpoint("https://example.org/v1", "m").headers() == {"Authorization": "Bearer sk-very-secret"}
+    assert request_headers(LabelSettings(url="https://example.org/v1", model="m")) == {
+        "Authorization": "Bearer sk-very-secret"
+    }
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert Endpoint("http://example.org/v1", "m").headers() == {}
+    assert request_headers(LabelSettings(url="http://example.org/v1", model="m")) == {}
 
 
 def test_the_verb_asks_first(case, server: Server, monkeypatch) -> None:

@@ -76,9 +76,9 @@ def test_kinds_and_limits_are_chosen(case, client) -> None:
         path, store, text.corpus, kinds=["frequent"], limits={"frequent": 0.01}, client=client
     )
     assert strict["non_concept"].sum() == 7
-    with pytest.raises(InputError, match=r"no kinds \['odd'\]"):
+    with pytest.raises(InputError, match=r"kinds.0: .*'single_token' \(given: 'odd'\)"):
         non_concept_features(path, store, text.corpus, kinds=["odd"], client=client)
-    with pytest.raises(InputError, match="are shares"):
+    with pytest.raises(InputError, match=r"limits.frequent: .* less than or equal to 1"):
         non_concept_features(path, store, text.corpus, limits={"frequent": 2}, client=client)
 
 

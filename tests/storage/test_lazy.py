@@ -70,7 +70,7 @@ class TestSourceOf:
         parts = result.isel(i=[0]), result.isel(i=[1, 0]), result.isel(j=slice(None, None, -1))
         for changed in (*parts, zeros, result * 1.5):
             changed.encoding["source"] = result.encoding["source"]
-            with pytest.raises(InputError, match="'[rn]' of this dataset was changed since it was opened"):
+            with pytest.raises(InputError, match=r"'[rn]' of this dataset was changed since it was opened"):
                 source_of(changed)
         parts = store.isel(token=slice(10)), store.isel(feature=[1, 0, 2, 3, 4])
         for changed in (*parts, store.where(store.activation > 0.5)):

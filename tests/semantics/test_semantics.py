@@ -8,16 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import xarray as xr
 from scipy import stats
+from typer.testing import CliRunner
 
-from pipeline.semantics.run import SubspaceSettings, semantics
+from pipeline.semantics.__main__ import with_semantics
+from pipeline.semantics.run import semantics
 from pipeline.semantics.tables import VERDICTS, frame, semantics_table, study_frame, unstacked, write_tables
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.semantics import PmiRule, SemanticsSettings, SubspaceSettings
+from pipeline.work.options import options
 from pipeline.work.workers import local_client
 from storage import open_activations, open_result
 from storage.errors import InputError, MissingInputError
 
 APPROACHES = ("global", "within")
+MODEL = {"model": "gpt2", "dictionary": "identity", "sites": ["layers.1"]}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_correction_is_over_concepts_of_one_approach(table: xr.Dataset) -> None:
 
 
 def test_the_same_whatever_the_workers(planted: Any, settings: SubspaceSettings, found: xr.Dataset) -> None:
-    few = dataclasses.replace(settings, null_runs=60)
+    few = settings.model_copy(update={"null_runs": 60})
     paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
     results = []
     for workers in (1, 3):
@@ -132,9 +139,9 @@ def test_a_changed_setting_makes_it_again(
     planted: Any, settings: SubspaceSettings, tmp_path: Path, client: Any
 ) -> None:
     paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
-    few = dataclasses.replace(settings, null_runs=20, approaches=("global",))
+    few = settings.model_copy(update={"null_runs": 20, "approaches": ["global"]})
     semantics(*paths, few, out=tmp_path / "one.zarr", client=client)
-    either = semantics(*paths, dataclasses.replace(few, sides="either"), out=tmp_path / "one.zarr", client=client)
+    either = semantics(*paths, few, sides="either", out=tmp_path / "one.zarr", client=client)
     assert either.attrs["manifest"]["settings"]["sides"] == "either"
     # all features of law on side A that were matched with anything
     law = either["n_pairs"].values[either["name"].values == "law"]
@@ -142,9 +149,8 @@ def test_a_changed_setting_makes_it_again(
 
 
 def test_clusters_find_what_the_concepts_found(planted: Any, settings: SubspaceSettings, client: Any) -> None:
-    chosen = dataclasses.replace(settings, clusters=3, geometry="a", null_runs=20, min_pairs=3)
     paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
-    found = semantics(*paths, chosen, client=client)
+    found = semantics(*paths, settings, clusters=3, geometry="a", null_runs=20, min_pairs=3, client=client)
     clusters = found.isel(subspace=np.flatnonzero(found["kind"].values == "cluster"))
     assert clusters["name"].values.tolist() == ["cluster 1", "cluster 2", "cluster 3"]
     assert int(clusters["n_pairs"].sum()) == open_result(planted.pairs, "match").sizes["pair"]
@@ -154,7 +160,7 @@ def test_clusters_find_what_the_concepts_found(planted: Any, settings: SubspaceS
 class TestBadInput:
     def test_unknown_approach(self) -> None:
         with pytest.raises(InputError, match="approaches are some of global, within"):
-            SubspaceSettings(approaches=("both",))
+            SubspaceSettings.make(approaches=["global", "global"])
 
     def test_missing_pairs(self, planted: Any, tmp_path: Path) -> None:
         with pytest.raises(MissingInputError, match="nowhere"):
@@ -163,7 +169,7 @@ class TestBadInput:
     def test_unknown_metric_before_any_work(self, planted: Any, settings: SubspaceSettings, client: Any) -> None:
         paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
         with pytest.raises(InputError, match="no metric 'svcka'"):
-            semantics(*paths, dataclasses.replace(settings, metrics=("svcka",)), client=client)
+            semantics(*paths, settings, metrics=["svcka"], client=client)
 
     def test_concepts_of_other_sites_differ(
         self, planted: Any, settings: SubspaceSettings, tmp_path: Path, client: Any
@@ -214,3 +220,28 @@ class TestTables:
         assert "\\toprule" in latex
         assert "\\_\\%\\&" in latex
         assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_the_verb_changes_only_what_is_given(tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @options(SemanticsSettings, changes=True)
+    def command(settings: dict[str, Any]) -> None:
+        given.append(settings)
+
+    done = CliRunner().invoke(app, ["--concepts", "default", "--concepts", "mine.yaml", "--approach", "global",
+        "--rule", "pmi:at_least=2", "--metric", "rsa", "--metric", "cka", "--embedding", "none", "--null-runs", "7",
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (changes,) = given
+    assert set(changes) == {"concepts", "approaches", "rule", "metrics", "embedding", "null_runs"}
+    content = {"name": "x", "corpus": {"path": "t.txt"}, **dict.fromkeys("ab", MODEL), "semantics": {"seed": 5}}
+    section = with_semantics(Experiment.model_validate(content), changes).semantics
+    assert section == SemanticsSettings(
+        concepts=["default", "mine.yaml"], approaches=["global"], rule=PmiRule(at_least=2), metrics=["rsa", "cka"],
+        judged=["rsa", "cka"], embedding=None, null_runs=7, seed=5,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="give --metric twice"):
+        with_semantics(Experiment.model_validate(content), {"metrics": ["cka"]})

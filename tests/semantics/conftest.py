@@ -28,10 +28,11 @@ from pipeline.harvest.contexts import contexts
 from pipeline.match.run import match
 from pipeline.semantics.concepts import load_concepts
 from pipeline.semantics.membership import concept_features
-from pipeline.semantics.run import Site, SubspaceSettings, semantics
+from pipeline.semantics.run import Site, semantics
+from pipeline.settings.semantics import SubspaceSettings
 from storage.rundir import RunDirectory
 
-SETTINGS = SubspaceSettings(metrics=("svcca:k=4", "rsa", "svcca"), null_runs=199)
+SETTINGS = SubspaceSettings(metrics=["svcca:k=4", "rsa", "svcca"], null_runs=199)
 N_WORDS = 16
 D_A, D_B = 24, 20
 
