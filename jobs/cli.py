@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 from pathlib import Path
@@ -27,10 +28,14 @@ class LazyCommand(TyperCommand):
     def __init__(self, name: str, verb: Verb) -> None:
         # without TyperCommand.__init__, which would set what __getattr__ is to find
         self.name = name
-        self.short_help = verb.summary
         self.rich_help_panel = verb.panel
         self.hidden = self.deprecated = False
         self.verb = verb
+
+    @functools.cached_property
+    def short_help(self) -> str:  # type: ignore[override]
+        """What the list of verbs says of it."""
+        return self.verb.summary
 
     def __getattr__(self, name: str) -> Any:
         vars(self).update(vars(make_command(self.verb, vars(self)["name"])))

@@ -27,7 +27,7 @@ import yaml
 
 import pipeline
 from jobs.demo.models import MINILM
-from jobs.demo.prepare import text
+from jobs.demo.text import text
 from storage import open_result
 
 logging.basicConfig(level=logging.WARNING)

@@ -27,7 +27,7 @@ import yaml
 import jobs.demo
 import pipeline
 from jobs.demo.models import MINILM
-from jobs.demo.prepare import text
+from jobs.demo.text import text
 from pipeline.semantics.concepts import load_concepts
 
 logging.basicConfig(level=logging.WARNING)

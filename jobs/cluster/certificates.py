@@ -17,18 +17,7 @@ FILES = {"ca_file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 
 
 def make_certificates(folder: Path) -> Security:
-    """Make a certificate and write it to a folder, 0600; return what a Dask cluster takes.
-
-    Parameters
-    ----------
-    folder
-        A folder that only the user may enter.
-
-    Raises
-    ------
-    InputError
-        If others may enter the folder.
-    """
+    """Make a certificate, write it to a folder that only the user may enter, and return what a Dask cluster takes."""
     _require_private(folder)
     roles = Security.temporary().get_tls_config_for_role("scheduler")
     for part, name in FILES.items():
@@ -42,15 +31,7 @@ def has_certificates(folder: Path) -> bool:
 
 
 def read_certificates(folder: Path) -> Security:
-    """Return what a Dask cluster or client takes to use the certificate in a folder.
-
-    Raises
-    ------
-    MissingInputError
-        If a file is missing.
-    InputError
-        If others may read the key.
-    """
+    """Return what a Dask cluster or client takes to use the certificate in a folder, whose key nobody else may read."""
     paths = {part: folder / name for part, name in FILES.items()}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:

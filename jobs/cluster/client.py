@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import importlib
 import logging
 import os
 import socket
@@ -42,13 +41,14 @@ from jobs.cluster.running import find_cluster, known_names, state_folder
 from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
-from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from storage.errors import InputError, MissingInputError, SubspaceError
 from storage.files import private_folder, remove_folder
+from storage.readers import need
 
 logger = logging.getLogger(__name__)
 
-#: Parts of Dask's configuration that a cluster's workers are told.
-TOLD = ("distributed", "jobqueue", "subspace")
+#: Parts of Dask's configuration that a cluster's workers need.
+OF_WORKERS = ("distributed", "jobqueue", "subspace")
 
 
 @contextlib.contextmanager
@@ -138,26 +138,7 @@ def _on_this_host(name: str, profile: ProcessesProfile | LocalCudaProfile) -> It
 
 @contextlib.contextmanager
 def started(name: str, profile: Profile, security: Security) -> Iterator[Any]:
-    """Run the scheduler and workers of a profile for as long as the block lasts.
-
-    Parameters
-    ----------
-    name
-        The profile's name.
-    profile
-        One that starts processes of its own.
-    security
-        The cluster's certificate.
-
-    Yields
-    ------
-    distributed.deploy.Cluster
-
-    Raises
-    ------
-    InputError
-        If the profile starts no cluster.
-    """
+    """Run the scheduler and workers of a profile that starts processes of its own, for as long as the block lasts."""
     common = {"security": security, "protocol": "tls://", "dashboard_address": "127.0.0.1:0"}
     match profile:
         case ProcessesProfile():
@@ -174,12 +155,7 @@ def started(name: str, profile: Profile, security: Security) -> Iterator[Any]:
 
 def _cuda_cluster(profile: LocalCudaProfile, common: dict[str, Any]) -> Any:
     """Start one worker for each GPU of this machine."""
-    try:
-        cluster_class = importlib.import_module("dask_cuda").LocalCUDACluster
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Workers on GPUs need dask-cuda: pip install 'semantic-subspace-matching[gpu]' ({error})"
-        ) from error
+    cluster_class = need("dask_cuda", "gpu").LocalCUDACluster
     try:
         return cluster_class(
             CUDA_VISIBLE_DEVICES=profile.devices,
@@ -199,13 +175,9 @@ def _cuda_cluster(profile: LocalCudaProfile, common: dict[str, Any]) -> Any:
 
 def cuda_arguments(gpu: Gpu) -> dict[str, Any]:
     """Return the memory settings of a GPU as ``LocalCUDACluster`` names them."""
-    named = {
-        "device_memory_limit": gpu.device_memory_limit,
-        "rmm_pool_size": gpu.rmm_pool_size,
-        "rmm_maximum_pool_size": gpu.rmm_maximum_pool_size,
-        "rmm_allocator_external_lib_list": list(gpu.rmm_libraries) or None,
-    }
-    return {name: value for name, value in named.items() if value is not None} | {"rmm_async": gpu.rmm_async}
+    arguments = gpu.model_dump(include=set(Gpu.model_fields), exclude_none=True)
+    arguments["rmm_allocator_external_lib_list"] = arguments.pop("rmm_libraries") or None
+    return arguments
 
 
 @contextlib.contextmanager
@@ -262,23 +234,9 @@ def slurm_cluster(
 ) -> Iterator[Any]:
     """Run the scheduler of profile `name`, with no job submitted yet; its jobs end with the block.
 
-    Parameters
-    ----------
-    name
-        The profile; the job stands under ``jobqueue.NAME``.
-    settings
-        The whole Dask configuration, from :func:`jobs.cluster.profiles.load_settings` and in force.
-    folder
-        A private folder that all nodes see: certificate and settings of the cluster are written to it, where they are
-        not there yet.
-    label
-        Ends the name of the jobs; no other cluster has it.
-    logs
-        Folder for the jobs' logs, where the profile names none.
-
-    Yields
-    ------
-    dask_jobqueue.SLURMCluster
+    `settings` are in force. `folder` is private and seen by all nodes: certificate and settings of the cluster are
+    written to it, where they are not there yet. The names of the jobs end in
+    `label`. `logs` is for the jobs' logs, where the profile names no folder.
     """
     cluster_class = import_jobqueue().SLURMCluster
     if any(letter.isspace() for letter in str(folder)):
@@ -288,7 +246,7 @@ def slurm_cluster(
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
     if not (folder / SETTINGS).is_file():
-        write_private(folder / SETTINGS, yaml.safe_dump(told(settings)))
+        write_private(folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
     security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
     own = uuid.uuid4().hex
     with dask.config.set({f"jobqueue.{own}": options}):
@@ -331,10 +289,9 @@ def _cancel_left(job_name: str) -> None:
         logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
 
 
-def told(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a Dask configuration that the workers of a cluster are told."""
-    plain: dict[str, Any] = {key: settings[key] for key in TOLD if key in settings}
-    return plain
+def settings_of_workers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a Dask configuration that the workers of a cluster need."""
+    return {key: settings[key] for key in OF_WORKERS if key in settings}
 
 
 # --- the dashboard ----------------------------------------------------------------------------------------------------

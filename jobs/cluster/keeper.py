@@ -23,19 +23,18 @@ import getpass
 import logging
 import re
 import shutil
-import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask.utils import parse_bytes
 from distributed import Client
 
-from storage.errors import InputError, SubspaceError, WorkerLostError
+from jobs.cluster.slurm import slurm_output
+from storage.errors import SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -50,120 +49,10 @@ SPARE_JOBS = 2
 #: Lines of a log that an error shows, and bytes of one that are copied.
 TAIL_LINES, TAIL_BYTES = 25, 1_000_000
 
-#: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
-#: their end: without it all would be gone at once.
-MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
-#: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
-#: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
-NANNY_BYTES = 250_000_000
-
-
-# --- what a job is told so that a worker dies rather than the run -----------------------------------------------------
-
-
-def careful(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's settings with what keeps faults small added, where they do not say it themselves.
-
-    Workers retire before the walltime, and their memory limit leaves room for the process that restarts them.
-    Thresholds for spilling, pausing and restarting come with the cluster's settings, which the job is told to read.
-
-    Parameters
-    ----------
-    job
-        Keys of ``jobqueue.PROFILE``.
-
-    Examples
-    --------
-    >>> job = careful({"walltime": "01:00:00", "memory": "8GB", "worker-extra-args": []})
-    >>> job["worker-extra-args"], job["memory"], job["job-mem"]
-    (['--lifetime', '3060s', '--lifetime-stagger', '360s'], '7750000000B', '8G')
-    """
-    changed = dict(job)
-    changed["worker-extra-args"] = retiring(job.get("walltime"), job.get("worker-extra-args") or [])
-    if job.get("job-mem") is None and job.get("memory") is not None:
-        whole = parse_bytes(job["memory"])
-        changed["job-mem"] = _slurm_size(whole)
-        changed["memory"] = f"{whole - min(NANNY_BYTES, whole // 10)}B"
-    return changed
-
-
-def _slurm_size(n_bytes: int) -> str:
-    """Return a size as ``sbatch --mem`` reads it, rounded up as dask-jobqueue does."""
-    from dask_jobqueue.slurm import slurm_format_bytes_ceil  # noqa: PLC0415 - an extra's dependency
-
-    return str(slurm_format_bytes_ceil(n_bytes))
-
-
-def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:
-    """Return arguments of a worker with which it retires before its job's walltime; as they are if they say when.
-
-    A worker that retires hands its results on and takes no more tasks; one that Slurm kills loses both. Ends are spread
-    over ± a tenth of the walltime.
-
-    Parameters
-    ----------
-    walltime
-        As Slurm takes it; None or ``UNLIMITED``: never.
-    arguments
-        What the profile gives.
-
-    Examples
-    --------
-    >>> retiring("1-00:00:00", ["--resources", "GPU=1"])
-    ['--resources', 'GPU=1', '--lifetime', '77160s', '--lifetime-stagger', '8640s']
-    >>> retiring("01:00:00", ["--lifetime", "10m"])
-    ['--lifetime', '10m']
-    """
-    seconds = None if walltime is None else walltime_seconds(walltime)
-    if seconds is None or any(str(one).startswith("--lifetime") for one in arguments):
-        return list(arguments)
-    margin = min(max(MARGIN * seconds, MARGIN_SECONDS[0]), MARGIN_SECONDS[1])
-    lifetime = max(seconds - margin - STAGGER * seconds, 0.25 * seconds)
-    return [*arguments, "--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{STAGGER * seconds:.0f}s"]
-
-
-def walltime_seconds(walltime: str | int) -> float | None:
-    """Return a walltime of Slurm in seconds; None if it is unlimited.
-
-    Raises
-    ------
-    InputError
-        If Slurm would not take it.
-
-    Examples
-    --------
-    >>> [walltime_seconds(w) for w in (90, "90:30", "01:00:00", "2-12", "2-12:30", "UNLIMITED")]
-    [5400.0, 5430.0, 3600.0, 216000.0, 217800.0, None]
-    """
-    text = str(walltime).strip()
-    if text.upper() in ("UNLIMITED", "INFINITE", "-1"):
-        return None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if found is None:
-        raise InputError(f"walltime {walltime!r} is none that Slurm reads; write it as HH:MM:SS or D-HH:MM:SS, quoted")
-    days, first, second, third = found.groups()
-    parts = [float(part) for part in (first, second, third) if part is not None]
-    # without days or hours, minutes come first
-    unit = 3600.0 if days is not None or len(parts) == 3 else 60.0
-    return 86400.0 * float(days or 0) + sum(part * unit / 60**i for i, part in enumerate(parts))
-
-
-# --- the watcher ------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class LostJob:
-    """A job that ended while it was wanted.
-
-    Attributes
-    ----------
-    name, job
-        The worker's name, and Slurm's number of the job.
-    after
-        Seconds between the start of the watch and the loss being seen.
-    had_worker
-        Whether a worker of it had come.
-    """
+    """A job that ended `after` so many seconds of the watch while it was wanted, and whether it had had a worker."""
 
     name: str
     job: str
@@ -175,13 +64,7 @@ _keepers: weakref.WeakKeyDictionary[Any, Keeper] = weakref.WeakKeyDictionary()
 
 
 class Keeper:
-    """Watches the jobs of one ``SLURMCluster``; see :func:`keep_jobs`.
-
-    Attributes
-    ----------
-    lost
-        The jobs that were lost, the first one first.
-    """
+    """Watches the jobs of one ``SLURMCluster``; ``lost`` has those that were lost. See :func:`keep_jobs`."""
 
     def __init__(self, cluster: Any, jobs: int) -> None:
         self.cluster = cluster
@@ -215,7 +98,7 @@ class Keeper:
         while not self._stop.wait(POLL_SECONDS):
             try:
                 self.look()
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # sbatch that fails is a RuntimeError
+            except (OSError, RuntimeError) as error:  # sbatch that fails is a RuntimeError
                 logger.warning("Looking after the Slurm jobs failed, and is tried again: %s", error)
 
     def look(self) -> None:
@@ -274,13 +157,7 @@ class Keeper:
         return min(BACKOFF[0] * 2.0 ** (self._stillborn - 1), BACKOFF[1])
 
     def first_worker(self, client: Client, seconds: float) -> None:
-        """Wait for the first worker.
-
-        Raises
-        ------
-        SubspaceError
-            If none comes in time, or job after job dies before one does; with Slurm's reason and the last job's log.
-        """
+        """Wait for the first worker; SubspaceError if none comes, with Slurm's reason and the last job's log."""
         end = time.monotonic() + seconds
         while not client.scheduler_info(n_workers=1)["workers"]:
             dead = [one for one in self.lost if not one.had_worker]
@@ -300,9 +177,10 @@ class Keeper:
         jobs = [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
         if not jobs:
             return "Slurm accepted no job; try `sbatch` by hand."
-        command = ["squeue", "-o", "%i %T %R", "-j", ",".join(jobs)]
-        shown = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        return shown.stdout + shown.stderr
+        try:
+            return slurm_output("squeue", "-o", "%i %T %R", "-j", ",".join(jobs))
+        except SubspaceError as error:
+            return str(error)
 
     # --- logs ---
 
@@ -372,12 +250,11 @@ def tail(file: Path) -> str:
 
 def queued_jobs() -> set[str] | None:
     """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
-    command = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
-    if said.returncode:
-        logger.warning("squeue does not answer: %s", said.stderr.strip())
+    try:
+        return set(slurm_output("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A").split())
+    except SubspaceError as error:
+        logger.warning("Slurm's queue is not known: %s", error)
         return None
-    return set(said.stdout.split())
 
 
 def keeper_of(cluster: Any) -> Keeper | None:
@@ -390,17 +267,6 @@ def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
     """Submit Slurm jobs and keep their number for as long as the block lasts, whatever ends them.
 
     An error of the block that is about lost workers leaves it with the end of the last one's log.
-
-    Parameters
-    ----------
-    cluster
-        A ``dask_jobqueue.SLURMCluster``.
-    jobs
-        How many.
-
-    Yields
-    ------
-    Keeper
 
     Examples
     --------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,19 +18,16 @@ import dask
 import yaml
 from dask.utils import parse_timedelta
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from jobs.cluster.keeper import walltime_seconds
+from pipeline.settings.base import Section, known
 from storage.bounds import parse_size
-from storage.errors import InputError, shorten, shown
+from storage.errors import InputError, shown
 from storage.yaml_files import read_yaml
 
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
@@ -42,41 +39,48 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _known_size(size: str) -> str:
-    parse_size(size, "it")
-    return size
+def walltime_seconds(walltime: str | int) -> float | None:
+    """Return a walltime of Slurm in seconds; None if it is unlimited, InputError if Slurm would not take it.
+
+    Examples
+    --------
+    >>> [walltime_seconds(w) for w in (90, "90:30", "01:00:00", "2-12", "2-12:30", "UNLIMITED")]
+    [5400.0, 5430.0, 3600.0, 216000.0, 217800.0, None]
+    """
+    text = str(walltime).strip()
+    if text.upper() in ("UNLIMITED", "INFINITE", "-1"):
+        return None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if found is None:
+        raise InputError(f"walltime {walltime!r} is none that Slurm reads; write it as HH:MM:SS or D-HH:MM:SS, quoted")
+    days, first, second, third = found.groups()
+    parts = [float(part) for part in (first, second, third) if part is not None]
+    # without days or hours, minutes come first
+    unit = 3600.0 if days is not None or len(parts) == 3 else 60.0
+    return 86400.0 * float(days or 0) + sum(part * unit / 60**i for i, part in enumerate(parts))
 
 
-def _known_limit(limit: str) -> str:
+def _check_limit(limit: str) -> None:
     """Accept what Dask does: a size, a share of the memory, or 0 for no limit."""
     if not (limit in ("auto", "0") or re.fullmatch(r"0?\.\d+|1(\.0)?", limit)):
         parse_size(limit, "it")
-    return limit
 
 
-def _known_walltime(walltime: str) -> str:
-    walltime_seconds(walltime)
-    return walltime
-
-
-def _known_duration(duration: str) -> str:
+def _check_duration(duration: str) -> None:
     try:
         parse_timedelta(duration)
     except (ValueError, KeyError, OverflowError) as error:
-        raise ValueError("it must be a time, as '50m' or '1h'") from error
-    return duration
+        raise InputError("it must be a time, as '50m' or '1h'") from error
 
 
-Size = Annotated[str, AfterValidator(_known_size)]
-MemoryLimit = Annotated[str, AfterValidator(_known_limit)]
-Walltime = Annotated[str, AfterValidator(_known_walltime)]
-Duration = Annotated[str, AfterValidator(_known_duration)]
+Size = Annotated[str, known(lambda size: parse_size(size, "it"))]
+MemoryLimit = Annotated[str, known(_check_limit)]
+Walltime = Annotated[str, known(walltime_seconds)]
+Duration = Annotated[str, known(_check_duration)]
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=_dashed, populate_by_name=True, protected_namespaces=()
-    )
+class _Keys(Section):
+    model_config = ConfigDict(alias_generator=_dashed, populate_by_name=True)
 
     def given(self) -> dict[str, Any]:
         """Return the keys that have a value, by the names of the file."""
@@ -271,19 +275,8 @@ SHOWN = 20
 def refuse_control_characters(value: Any, place: str) -> None:
     """Refuse a setting in which a text has a line break, or another control character.
 
-    In a job script, what follows a line break would be a line of its own; in a log, it would look like one.
-
-    Parameters
-    ----------
-    value
-        A text, or a mapping or list of values; others pass.
-    place
-        What the setting is called; of what is in a mapping or list, the message adds the key or number.
-
-    Raises
-    ------
-    InputError
-        With the name of the setting, and the value near the character.
+    In a job script, what follows a line break would be a line of its own; in a log, it would look like one. `place` is
+    what the setting is called; of what is in a mapping or list, the message adds the key or number.
 
     Examples
     --------
@@ -390,13 +383,7 @@ def _section(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def find_profile(name: str, settings: dict[str, Any]) -> Profile:
-    """Return the validated profile `name`.
-
-    Raises
-    ------
-    InputError
-        If there is no such profile (the message lists those there are) or a key of it is wrong.
-    """
+    """Return the validated profile `name`."""
     refuse_control_characters(name, "the name of a cluster profile")
     if name not in profile_names(settings):
         near = _hint(name, profile_names(settings))
@@ -414,13 +401,7 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
 
 
 def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
-    """Return the validated Slurm job of profile `name`, which stands under ``jobqueue.NAME``.
-
-    Raises
-    ------
-    InputError
-        If a key of it is wrong.
-    """
+    """Return the validated Slurm job of profile `name`, which stands under ``jobqueue.NAME``."""
     keys = _with_models(name, settings, "jobqueue")
     for theirs, ours in SYNONYMS.items():
         value = keys.pop(theirs, None)
@@ -458,23 +439,9 @@ def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", 
 
 def _validate(model: type[Any], keys: dict[str, Any], where: str) -> Any:
     try:
-        return model.model_validate(keys)
-    except ValidationError as error:
-        raise InputError(f"{where} is wrong: " + "; ".join(_explain(error, model))) from error
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """Yield what is wrong with each key, with the nearest valid one where a key is unknown."""
-    for item in error.errors():
-        *outer, key = item["loc"] or ("",)
-        place = ".".join(shorten(str(part), 80) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            section = model.model_fields[str(outer[0])].annotation if outer else model
-            valid = [_dashed(name) for name in getattr(section, "model_fields", {})]
-            yield f"{place}: unknown key{_hint(str(key), valid)}; valid keys: {', '.join(valid)}"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            yield f"{place}: {message} (given: {shown(item['input'])})" if place else message
+        return model.make(**keys)
+    except InputError as error:
+        raise InputError(f"{where} is wrong: {error}") from error
 
 
 def _hint(name: str, valid: list[str]) -> str:
@@ -502,18 +469,11 @@ def _table(title: str, model: type[_Keys]) -> str:
         "| key | default | what it does |",
         "|---|---|---|",
     ]
-    for name, field in _own_first(model):
-        if name in ("kind", "driver"):
-            continue
-        lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
+    # what is inherited comes last
+    for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in Gpu.model_fields):
+        if name not in ("kind", "driver"):
+            lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
     return "\n".join(lines)
-
-
-def _own_first(model: type[_Keys]) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a model, those that it inherits last."""
-    inherited = [name for name in model.model_fields if name in Gpu.model_fields]
-    for name in [*(name for name in model.model_fields if name not in inherited), *inherited]:
-        yield name, model.model_fields[name]
 
 
 def _shown(default: Any) -> str:

@@ -48,13 +48,7 @@ def state_root() -> Path:
 
 
 def state_folder(part: Literal["clusters", "runs"]) -> Path:
-    """Return a folder of the state, whether it is there or not.
-
-    Raises
-    ------
-    InputError
-        If others may write to it, or to the one above it.
-    """
+    """Return a folder of the state, whether it is there or not; InputError if others may write there."""
     folder = state_root() / part
     for place in (folder.parent, folder):
         if place.exists():
@@ -64,20 +58,9 @@ def state_folder(part: Literal["clusters", "runs"]) -> Path:
 
 @dataclass(frozen=True)
 class Service:
-    """The process that runs a cluster's scheduler.
+    """The process that runs a cluster's scheduler, and the name and logs of its Slurm jobs, if it has any.
 
-    Attributes
-    ----------
-    host, pid, created
-        Where it runs, its number there, and the second at which it began: numbers are used again.
-    address
-        Of the scheduler.
-    dashboard
-        Address of the dashboard on `host`.
-    job_name
-        Name of the worker jobs, if they are Slurm's.
-    logs
-        Folder of their logs.
+    It is known by its number on `host` and the second at which it began: numbers are used again.
     """
 
     host: str
@@ -125,13 +108,7 @@ class ClusterState:
             raise CorruptError(f"{file} does not describe a cluster's process; remove {self.folder}") from error
 
     def address(self) -> str:
-        """Return the scheduler's address.
-
-        Raises
-        ------
-        InputError
-            If it does not run; with what is known of its end.
-        """
+        """Return the scheduler's address; InputError, with what is known of its end, if it does not run."""
         service, gone = self.service, self.gone()
         if service is None or gone is not None:
             raise InputError(
@@ -181,13 +158,7 @@ def _is_running(pid: int, created: float) -> bool:
 
 
 def cluster_of(name: str) -> ClusterState:
-    """Return the place of a cluster of that name, whether there is one or not.
-
-    Raises
-    ------
-    InputError
-        If it is no name.
-    """
+    """Return the place of a cluster of that name, whether there is one or not."""
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(f"A cluster's name is letters, digits, '_', '.' and '-', not {name!r}")
     return ClusterState(state_folder("clusters") / name)

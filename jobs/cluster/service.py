@@ -29,7 +29,7 @@ import yaml
 from distributed import Client
 
 from jobs.cluster.certificates import make_certificates, read_certificates, write_private
-from jobs.cluster.client import slurm_cluster, started, told, tunnel
+from jobs.cluster.client import settings_of_workers, slurm_cluster, started, tunnel
 from jobs.cluster.keeper import keep_jobs, tail
 from jobs.cluster.profiles import (
     LocalCudaProfile,
@@ -109,28 +109,9 @@ def _label(state: ClusterState) -> str:
 
 
 def up(name: str, profile_name: str, cluster_file: Path | None = None) -> ClusterState:
-    """Start a cluster that outlives this process.
+    """Start a cluster that outlives this process, from a profile that starts processes or jobs.
 
-    Parameters
-    ----------
-    name
-        What it is to be called: ``--cluster NAME`` joins it.
-    profile_name
-        A profile of kind ``slurm``, ``processes`` or ``local-cuda``.
-    cluster_file
-        See :func:`jobs.cluster.profiles.load_settings`; it is read now, and not again.
-
-    Returns
-    -------
-    ClusterState
-        With its scheduler running. Workers may still be waiting in Slurm's queue.
-
-    Raises
-    ------
-    InputError
-        If there is a cluster of that name, or the name or the profile will not do.
-    SubspaceError
-        If the scheduler does not start; with the end of its log.
+    `cluster_file` is read now, and not again. On return the scheduler runs; workers may still wait in Slurm's queue.
     """
     settings = load_settings(cluster_file)
     profile = find_profile(profile_name, settings)
@@ -144,7 +125,7 @@ def up(name: str, profile_name: str, cluster_file: Path | None = None) -> Cluste
     state = cluster_of(name)
     _make_place(state)
     state.begin(profile=profile_name, token=uuid.uuid4().hex)
-    write_private(state.folder / SETTINGS, yaml.safe_dump(told(settings)))
+    write_private(state.folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
     make_certificates(state.folder)
     process = _launch(state)
     _wait_for(lambda: state.service is not None or process.poll() is not None, STARTING)
@@ -191,18 +172,10 @@ def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Ended:
-    """What :func:`down` found and ended.
+    """What :func:`down` ended one by one: processes of this host, and Slurm jobs.
 
-    Attributes
-    ----------
-    gone
-        Why the cluster did not run any more; None if it did.
-    processes
-        Processes of this host that had to be ended one by one.
-    jobs
-        Slurm jobs that had to be cancelled one by one.
-    elsewhere
-        The host on which a process may be left that this host cannot reach; None if there is none.
+    `gone` is why the cluster did not run any more, if it did not; `elsewhere` is a host, if any, on which a process may
+    be left that this host cannot reach.
     """
 
     gone: str | None
@@ -212,33 +185,23 @@ class Ended:
 
 
 def down(name: str) -> Ended:
-    """End a cluster: exactly the processes and jobs that it started, also where its own process has died.
-
-    Raises
-    ------
-    InputError
-        If there is no cluster of that name.
-    """
+    """End a cluster: exactly the processes and jobs that it started, also where its own process has died."""
     state = known(name)
     gone, elsewhere = state.gone(), None
     if gone is None and state.about["host"] == socket.gethostname():
         _end_here(state)
     elif gone is None:
         elsewhere = _end_from_elsewhere(state)
-    processes, jobs = _end_processes(state), _leftover_jobs(state)
+    # where its process could end in order, nothing of it is left to be found
+    left = (state.folder / "cluster.json").is_file()
+    processes, jobs = (_end_processes(state), _leftover_jobs(state)) if left else ([], [])
     cancel(jobs)
     remove_folder(state.folder)
     return Ended(gone, processes, [job.id for job in jobs], elsewhere)
 
 
 def known(name: str) -> ClusterState:
-    """Return a cluster that was started.
-
-    Raises
-    ------
-    InputError
-        If none of that name was.
-    """
+    """Return a cluster that was started; InputError if none of that name was."""
     state = cluster_of(name)
     if not (state.folder / "cluster.json").is_file():
         raise InputError(f"There is no cluster {name!r} in {state.folder.parent}; `subspace cluster status` lists them")
@@ -273,8 +236,6 @@ def _end_from_elsewhere(state: ClusterState) -> str | None:
 
 def _end_processes(state: ClusterState) -> list[int]:
     """End what carries the cluster's token on this host; return the numbers."""
-    if not (state.folder / "cluster.json").is_file():
-        return []
     left = list(state.processes())
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -287,8 +248,6 @@ def _end_processes(state: ClusterState) -> list[int]:
 
 def _leftover_jobs(state: ClusterState) -> list[Job]:
     """Return the jobs of a cluster that still wait or run."""
-    if not (state.folder / "cluster.json").is_file():
-        return []
     job_name = job_name_of(state)
     return [] if job_name is None else [job for job in jobs_named(job_name) if job.active]
 
@@ -306,13 +265,7 @@ def job_name_of(state: ClusterState) -> str | None:
 
 @contextlib.contextmanager
 def answering(state: ClusterState) -> Iterator[Client]:
-    """Yield a client of a running cluster.
-
-    Raises
-    ------
-    InputError
-        If it does not run, or does not answer.
-    """
+    """Yield a client of a running cluster; InputError if it does not run, or does not answer."""
     address = state.address()
     try:
         client = Client(address, security=read_certificates(state.folder), timeout=ANSWERING)

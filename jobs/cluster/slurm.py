@@ -11,17 +11,18 @@ import importlib.resources
 import logging
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
 import yaml
+from dask.utils import parse_bytes
 
-from jobs.cluster.keeper import careful
-from jobs.cluster.profiles import SlurmJob, refuse_control_characters
-from storage.errors import InputError, MissingDependencyError, MissingInputError, SubspaceError
+from jobs.cluster.profiles import SlurmJob, refuse_control_characters, walltime_seconds
+from storage.errors import InputError, MissingInputError, SubspaceError
+from storage.readers import need
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +32,22 @@ FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADL
 UNKNOWN = "UNKNOWN"
 #: Lines of a failed job's log that are shown.
 SHOWN_LINES = 20
+#: File with the settings of a cluster, in its folder.
+SETTINGS = "settings.yaml"
+#: Seconds that Slurm may take to answer.
+ANSWERING = 120.0
+#: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
+#: their end: without it all would be gone at once.
+MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
+#: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
+#: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
+NANNY_BYTES = 250_000_000
 
 
 def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
-    """Return the options of ``dask_jobqueue`` for a job, with what the site's ``jobqueue.slurm`` adds.
+    """Return the options of ``dask_jobqueue`` for the job of profile `name`, with what ``jobqueue.slurm`` adds.
 
-    Parameters
-    ----------
-    name
-        The profile.
-    job
-        Its job.
-    folder
-        Where the settings are that the workers are to have; all nodes see it.
-
-    Raises
-    ------
-    InputError
-        If cores or memory are given nowhere.
-    MissingInputError
-        If the folder of the logs does not exist.
+    `folder`, which all nodes see, is where the settings are that the workers are to have.
     """
     log_directory = job.log_directory
     if log_directory is not None and not Path(log_directory).is_dir():
@@ -74,7 +71,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
     for key in ("cores", "memory"):
         if options[key] is None:
             raise InputError(f"jobqueue.{name} says nothing of {key}; set it in your cluster file")
-    options = careful(options)
+    options = with_margins(options)
     return _in_environment(options) if job.is_cuda else options
 
 
@@ -111,10 +108,6 @@ def prologue(job: SlurmJob, folder: Path) -> Iterator[str]:
     yield from job.job_script_prologue
 
 
-#: File with the settings of a cluster, in its folder.
-SETTINGS = "settings.yaml"
-
-
 def worker_arguments(job: SlurmJob) -> Iterator[str]:
     """Yield the arguments of the worker that dask-jobqueue has no key for.
 
@@ -137,6 +130,48 @@ def worker_arguments(job: SlurmJob) -> Iterator[str]:
     yield from job.worker_extra_args
 
 
+def with_margins(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job's settings with what keeps faults small added, where they do not say it themselves.
+
+    Workers retire before the walltime, and their memory limit leaves room for the process that restarts them.
+    Thresholds for spilling, pausing and restarting come with the cluster's settings, which the job is told to read.
+
+    Examples
+    --------
+    >>> job = with_margins({"walltime": "01:00:00", "memory": "8GB", "worker-extra-args": []})
+    >>> job["worker-extra-args"], job["memory"], job["job-mem"]
+    (['--lifetime', '3060s', '--lifetime-stagger', '360s'], '7750000000B', '8G')
+    """
+    changed = dict(job)
+    changed["worker-extra-args"] = retiring(job.get("walltime"), job.get("worker-extra-args") or [])
+    if job.get("job-mem") is None and job.get("memory") is not None:
+        whole = parse_bytes(job["memory"])
+        changed["job-mem"] = str(import_jobqueue().slurm.slurm_format_bytes_ceil(whole))
+        changed["memory"] = f"{whole - min(NANNY_BYTES, whole // 10)}B"
+    return changed
+
+
+def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:
+    """Return arguments of a worker with which it retires before its job's walltime; as they are if they say when.
+
+    A worker that retires hands its results on and takes no more tasks; one that Slurm kills loses both. Ends are spread
+    over ± a tenth of the walltime.
+
+    Examples
+    --------
+    >>> retiring("1-00:00:00", ["--resources", "GPU=1"])
+    ['--resources', 'GPU=1', '--lifetime', '77160s', '--lifetime-stagger', '8640s']
+    >>> retiring("01:00:00", ["--lifetime", "10m"])
+    ['--lifetime', '10m']
+    """
+    seconds = None if walltime is None else walltime_seconds(walltime)
+    if seconds is None or any(str(one).startswith("--lifetime") for one in arguments):
+        return list(arguments)
+    margin = min(max(MARGIN * seconds, MARGIN_SECONDS[0]), MARGIN_SECONDS[1])
+    lifetime = max(seconds - margin - STAGGER * seconds, 0.25 * seconds)
+    return [*arguments, "--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{STAGGER * seconds:.0f}s"]
+
+
 def _in_environment(options: dict[str, Any]) -> dict[str, Any]:
     """Return options in which a worker's lifetime is set by variables: `dask cuda worker` refuses ``--lifetime``."""
     arguments, exports = list(options["worker-extra-args"]), []
@@ -150,20 +185,8 @@ def _in_environment(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_jobqueue() -> Any:
-    """Import dask-jobqueue.
-
-    Raises
-    ------
-    MissingDependencyError
-        If it is not installed.
-    """
-    try:
-        import dask_jobqueue  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Slurm profiles need dask-jobqueue: pip install 'semantic-subspace-matching[cluster]'"
-        ) from error
-    return dask_jobqueue
+    """Import dask-jobqueue, which is an extra's."""
+    return need("dask_jobqueue", "cluster")
 
 
 # --- what Slurm says --------------------------------------------------------------------------------------------------
@@ -171,19 +194,7 @@ def import_jobqueue() -> Any:
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of a job.
-
-    Attributes
-    ----------
-    id
-        Its number; ``12_3`` for a task of an array.
-    state
-        ``PENDING``, ``RUNNING``, ``FAILED`` …
-    node
-        Where it runs or ran; empty if it never did.
-    reason
-        Why it waits or ended.
-    """
+    """What Slurm says of a job: number (``12_3`` for a task of an array), state, node, and why it waits or ended."""
 
     id: str
     state: str
@@ -196,18 +207,14 @@ class Job:
         return self.state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
-def say(*command: str) -> str:
-    """Run one of Slurm's commands and return what it prints.
-
-    Raises
-    ------
-    SubspaceError
-        If it fails, or is not there.
-    """
+def slurm_output(*command: str) -> str:
+    """Run one of Slurm's commands and return what it prints; SubspaceError if it fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWERING)  # noqa: S603
     except FileNotFoundError as error:
         raise SubspaceError(f"There is no {command[0]} on PATH: this is no host of a Slurm cluster") from error
+    except subprocess.TimeoutExpired as error:
+        raise SubspaceError(f"`{shlex.join(command)}` did not end within {ANSWERING:g} s") from error
     if done.returncode:
         raise SubspaceError(f"`{shlex.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -215,7 +222,7 @@ def say(*command: str) -> str:
 
 def jobs_named(name: str) -> list[Job]:
     """Return this user's jobs of that name, or names with commas between; those that ended lately too, by number."""
-    lines = say(
+    lines = slurm_output(
         "squeue", "--noheader", "--states=all", "--user", getpass.getuser(), "--name", name, "-o", "%i|%T|%N|%r"
     ).splitlines()
     jobs = [Job(*line.split("|", 3)) for line in lines]
@@ -225,7 +232,7 @@ def jobs_named(name: str) -> list[Job]:
 def cancel(jobs: Sequence[Job]) -> None:
     """Cancel those jobs that wait or run."""
     if ids := [job.id for job in jobs if job.active]:
-        say("scancel", *ids)
+        slurm_output("scancel", *ids)
 
 
 def failures(jobs: Sequence[Job], logs: Path | None, states: Sequence[str] = FAILED) -> Iterator[str]:
@@ -245,4 +252,4 @@ def failures(jobs: Sequence[Job], logs: Path | None, states: Sequence[str] = FAI
 
 def submit(script: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
     """Submit a script and return the number of its job."""
-    return say("sbatch", "--parsable", *options, str(script), *arguments).strip().split(";")[0]
+    return slurm_output("sbatch", "--parsable", *options, str(script), *arguments).strip().split(";")[0]

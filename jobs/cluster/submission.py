@@ -48,18 +48,9 @@ RECORD = "submitted.json"
 
 @dataclass(frozen=True)
 class Step:
-    """One job, or one array of jobs, of a submission.
+    """One job, or one array of jobs, of a submission: a script, its arguments, and options of ``sbatch``.
 
-    Attributes
-    ----------
-    script
-        Which script it runs.
-    arguments
-        Of the script.
-    options
-        Of ``sbatch``.
-    after
-        How it depends on the step before it: ``afterok`` or ``afterany``; None for the first one.
+    `after` says how it depends on the step before it.
     """
 
     script: Script
@@ -93,34 +84,20 @@ def submit_run(
     arguments: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[Submitted]:
-    """Write the scripts of a run to ``RUN/jobs`` and submit them.
+    """Write the scripts of a run to ``RUN/jobs`` and submit them; return the jobs in the order in which they run.
 
     Parameters
     ----------
-    experiment
-        The experiment's YAML file.
-    run_dir
-        The run directory; compute nodes see it.
-    profile
+    experiment, run_dir
+        The experiment's YAML file, and the run directory; compute nodes see both.
+    profile, cluster_file
         A profile of kind ``slurm``: its workers, and how the driver is submitted.
-    cluster_file
-        See :func:`jobs.cluster.profiles.load_settings`.
     array
         Do without workers and scheduler: so many tasks share the harvest, and the correlation.
     arguments
         Further arguments of ``subspace run``.
     dry_run
         Write the scripts, submit nothing; the commands are then lines for a shell, the numbers of jobs its variables.
-
-    Returns
-    -------
-    list of Submitted
-        In the order in which they run.
-
-    Raises
-    ------
-    InputError
-        If the profile is of another kind, or `array` is below 1.
     """
     refuse_control_characters(str(run_dir), "the run directory")
     RunDirectory(run_dir).check()
@@ -147,18 +124,10 @@ def submit_run(
 
 
 def submitted_jobs(run_dir: Path) -> list[Job]:
-    """Return what Slurm says of the jobs that were submitted last for a run; none if none were.
+    """Return what Slurm says of the jobs that were submitted last for a run, of an array each task; none if none were.
 
-    Parameters
-    ----------
-    run_dir
-        The run directory.
-
-    Returns
-    -------
-    list of Job
-        Of an array, each task. A job that Slurm has forgotten, which it does minutes after the end, or that cannot be
-        asked for on this host, is of state ``UNKNOWN``.
+    A job that Slurm has forgotten, which it does minutes after the end, or that cannot be asked for on this host, is of
+    state ``UNKNOWN``.
 
     Examples
     --------

@@ -13,25 +13,16 @@ from pathlib import Path
 from pipeline.harvest.gguf import file_sha256
 from storage.errors import InputError, MissingDependencyError
 
+#: Longest window in tokens, special ones included, in training and in the demo.
+MAX_LENGTH = 256
+
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that lies in an installed package.
+    """A model that lies in an installed package, checked by the SHA-256 of its weights file.
 
-    Attributes
-    ----------
-    name
-        What people call it.
-    package
-        The package that carries it.
-    weights
-        Its weights file, from the package's folder.
-    model
-        What to give as ``model`` in an experiment, from the package's folder.
-    sha256
-        Of the weights file.
-    sites
-        Where the demo reads it.
+    `weights`, and `model`, which is what an experiment names, are paths from the package's folder; the demo reads it at
+    `sites`.
     """
 
     name: str
@@ -42,15 +33,7 @@ class PackagedModel:
     sites: tuple[str, str]
 
     def path(self) -> Path:
-        """Return the absolute path of the model, its weights checked.
-
-        Raises
-        ------
-        MissingDependencyError
-            If the package is not installed or lacks the file.
-        InputError
-            If the file is another one than the demo's dictionaries were trained on.
-        """
+        """Return the absolute path of the model, its weights checked."""
         spec = importlib.util.find_spec(self.package)
         root = Path(spec.origin).parent if spec and spec.origin else None
         if root is None or not (root / self.weights).is_file():

@@ -6,45 +6,21 @@ Nothing is downloaded. The one slow step, dequantising SmolLM2, is done once for
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from string import Template
 
-from jobs.demo.models import MINILM, SMOLLM2
-from jobs.demo.text import documents, held_out
-from jobs.demo.train_dictionaries import MAX_LENGTH
+from jobs.demo.models import MAX_LENGTH, MINILM, SMOLLM2
+from jobs.demo.text import text
 from pipeline.harvest.gguf import converted
 from pipeline.settings.experiment import load_experiment
 from storage.errors import MissingInputError
 from storage.files import write_text
 
-logger = logging.getLogger(__name__)
-
 _HERE = Path(__file__).parent
 
 
 def prepare(folder: str | Path) -> Path:
-    """Write the demo's text and experiment file, and see to its models.
-
-    Parameters
-    ----------
-    folder
-        Where ``text.jsonl`` and ``experiment.yaml`` go; made if it is not there.
-
-    Returns
-    -------
-    Path
-        The experiment file, validated.
-
-    Raises
-    ------
-    MissingDependencyError
-        If a package that carries text or weights is not installed.
-    MissingInputError
-        If a dictionary is missing from this installation.
-    InputError
-        If weights are other ones than the dictionaries were trained on.
-    """
+    """Write the demo's text and experiment file to a folder, see to its models, and return the experiment file."""
     folder = Path(folder)
     smollm2, minilm = SMOLLM2.path(), MINILM.path()
     dictionaries = _HERE / "dictionaries"
@@ -67,13 +43,6 @@ def prepare(folder: str | Path) -> Path:
     )
     load_experiment(folder / "experiment.yaml")
     return folder / "experiment.yaml"
-
-
-def text() -> str:
-    """Return the demo's documents as JSON lines: those that the dictionaries were not trained on."""
-    chosen = [document for document in documents() if held_out(document.name)]
-    logger.info("Text: %d documents, %d characters", len(chosen), sum(len(document.text) for document in chosen))
-    return "".join(json.dumps(document._asdict(), ensure_ascii=False) + "\n" for document in chosen)
 
 
 def _write(path: Path, content: str) -> None:

@@ -12,6 +12,8 @@ import bz2
 import hashlib
 import html
 import importlib.util
+import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.errors import MissingDependencyError, MissingInputError
+
+logger = logging.getLogger(__name__)
 
 #: Sections shorter than this many characters say too little to be a document.
 MIN_CHARACTERS = 200
@@ -51,15 +55,7 @@ class Document(NamedTuple):
 
 
 def documents() -> Iterator[Document]:
-    """Yield all documents, always in the same order.
-
-    Raises
-    ------
-    MissingDependencyError
-        If gensim is not installed.
-    MissingInputError
-        If its wheel lacks the files.
-    """
+    """Yield all documents, always in the same order."""
     folder = _data_folder()
     yield from _news(folder)
     yield from _articles(folder / _WIKIPEDIA)
@@ -72,6 +68,13 @@ def held_out(name: str) -> bool:
     ['Autism']
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
+
+
+def text(*, held: bool = True) -> str:
+    """Return the documents that the demo reads, or those that its dictionaries are trained on, as JSON lines."""
+    chosen = [document for document in documents() if held_out(document.name) == held]
+    logger.info("Text: %d documents, %d characters", len(chosen), sum(len(document.text) for document in chosen))
+    return "".join(json.dumps(document._asdict(), ensure_ascii=False) + "\n" for document in chosen)
 
 
 def _data_folder() -> Path:
@@ -109,13 +112,6 @@ def _articles(path: Path) -> Iterator[Document]:
 
 def sections(title: str, article: str) -> Iterator[Document]:
     r"""Split an article at its headings and yield the sections that are prose.
-
-    Parameters
-    ----------
-    title
-        Of the article.
-    article
-        Its text, templates and links already resolved, headings still in place.
 
     Examples
     --------

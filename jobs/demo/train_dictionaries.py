@@ -10,38 +10,37 @@ seeded; a harvest that is there already is not repeated.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import logging
 import multiprocessing
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
+from pydantic import Field
 
-from jobs.demo.models import MINILM, SMOLLM2, PackagedModel
-from jobs.demo.text import documents, held_out
+from jobs.demo.models import MAX_LENGTH, MINILM, SMOLLM2, PackagedModel
+from jobs.demo.text import text
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import IDENTITY, load_dictionary
 from pipeline.harvest.run import harvest, make_rows
 from pipeline.harvest.site_check import variance_unexplained
+from pipeline.settings.base import Section
 from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettings
+from pipeline.work.options import options
+from pipeline.work.script import run_script
 from pipeline.work.workers import local_client
 from storage import iter_shards, open_activations
+from storage.files import write_text
 
 logger = logging.getLogger(__name__)
-
-#: Longest window, special tokens included; the demo's experiment uses the same.
-MAX_LENGTH = 256
 
 #: Limits that a dictionary must keep.
 MAX_FVU, MAX_DEAD = 0.25, 0.10
@@ -55,51 +54,29 @@ JUDGED_AT_ONCE = 8192
 SIDES: tuple[Literal["a"], Literal["b"]] = ("a", "b")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the dictionaries are trained.
+class Recipe(Section):
+    """How the dictionaries are trained."""
 
-    Attributes
-    ----------
-    n_features, k
-        Width, and active features a row.
-    documents
-        Training documents, drawn with the seed.
-    samples
-        Rows that training sees, with repetition.
-    batch
-        Rows a step.
-    lr
-        Learning rate; it falls to a tenth over the last third.
-    seed
-        Of the sample, the initial weights and the order of rows.
-    """
-
-    n_features: int = 2048
-    k: int = 32
-    documents: int = 1400
-    samples: int = 600_000
-    batch: int = 1024
-    lr: float = 3e-3
-    seed: int = 0
-
-
-def raw_models() -> dict[str, tuple[PackagedModel, ModelSettings]]:
-    """Return both sides with the identity dictionary."""
-    return {
-        side: (packaged, ModelSettings(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites)))
-        for side, packaged in (("a", SMOLLM2), ("b", MINILM))
-    }
+    n_features: int = Field(2048, description="Width.")
+    k: int = Field(32, description="Active features a row.")
+    documents: int = Field(1400, description="Training documents, drawn with the seed.")
+    samples: int = Field(600_000, description="Rows that training sees, with repetition.")
+    batch: int = Field(1024, description="Rows a step.")
+    lr: float = Field(3e-3, description="Learning rate; it falls to a tenth over the last third.")
+    seed: int = Field(0, description="Seed of the sample, the initial weights and the order of rows.")
 
 
 def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
     """Write the raw residual streams of the training and the held-out documents; return part → site → store."""
-    models = {side: config for side, (_, config) in raw_models().items()}
+    models = {
+        side: ModelSettings(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites))
+        for side, packaged in zip(SIDES, (SMOLLM2, MINILM), strict=True)
+    }
     stores: dict[str, dict[str, Path]] = {}
     with local_client() as client:
         for part, count in (("train", recipe.documents), ("held-out", None)):
             folder = work / part
-            _write_text(folder / "text.jsonl", held=part == "held-out")
+            write_text(folder / "text.jsonl", text(held=part == "held-out"))
             corpus = CorpusSettings(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
             build_corpus(corpus, folder / "corpus.zarr")
             make_rows(folder / "corpus.zarr", models["a"], models["b"], MAX_LENGTH, folder / "rows.zarr", client=client)
@@ -112,14 +89,6 @@ def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
     return stores
 
 
-def _write_text(path: Path, *, held: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents():
-            if held_out(document.name) == held:
-                file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
-
-
 def read_rows(store: Path) -> NDArray[np.float16]:
     """Return a raw store's rows without its attention sinks, float16 (rows, d_model)."""
     sink = np.asarray(open_activations(store)["sink"].values, bool)
@@ -128,19 +97,9 @@ def read_rows(store: Path) -> NDArray[np.float16]:
 
 
 def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
-    """Train one dictionary with sae-lens's own trainer.
+    """Train one dictionary with sae-lens's own trainer on raw activations (rows, d_model).
 
-    Parameters
-    ----------
-    rows
-        Raw activations (rows, d_model).
-    recipe
-        How.
-
-    Returns
-    -------
-    sae_lens.TopKTrainingSAE
-        With the scale of its input folded into the weights: it reads raw activations.
+    The scale of its input is folded into the weights of the ``TopKTrainingSAE``: it reads raw activations.
     """
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -210,14 +169,9 @@ def save(sae: Any, folder: Path, site: str, model: PackagedModel) -> None:
 
 
 def judge(folder: Path, rows: NDArray[np.float16]) -> dict[str, float]:
-    """Return what a stored dictionary reaches on rows: FVU, L0, and the share of features that never fire.
+    """Return what a dictionary reaches as written on raw rows (rows, d_model) that training has not seen.
 
-    Parameters
-    ----------
-    folder
-        The dictionary as written: what is judged is what people load.
-    rows
-        Raw activations (rows, d_model) that training has not seen.
+    These are FVU, L0, and the share of features that never fire.
     """
     dictionary = load_dictionary(str(folder), rows.shape[1])
     fired = np.zeros(dictionary.n_features, np.int64)
@@ -258,23 +212,18 @@ def train_site(
     return figures
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train all four dictionaries; the exit code says whether each keeps its limits."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+@options(Recipe)
+def command(
+    work: Annotated[Path, typer.Option(help="Folder for activations (about 2 GB); may be deleted.")],
+    settings: Recipe,
+    out: Annotated[Path, typer.Option(help="Folder of the dictionaries.")] = Path(__file__).parent / "dictionaries",
+    only: Annotated[list[str] | None, typer.Option(help="A site to train; all four by default.")] = None,
+) -> None:
+    """Train all four dictionaries; the exit status says whether each keeps its limits."""
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for activations (about 2 GB); may be deleted")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "dictionaries")
-    for field in dataclasses.fields(Recipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    parser.add_argument("--only", nargs="*", help="sites to train; all four by default")
-    options = parser.parse_args(arguments)
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
-    stores = harvest_raw(options.work, recipe)
-    figures = _train_all(stores, options.out, recipe, options.only)
-    write_readme(options.out, recipe)
-    return int(any(one["fvu"] > MAX_FVU or one["dead"] > MAX_DEAD for one in figures))
+    figures = _train_all(harvest_raw(work, settings), out, settings, only)
+    write_readme(out, settings)
+    raise typer.Exit(int(any(site["fvu"] > MAX_FVU or site["dead"] > MAX_DEAD for site in figures)))
 
 
 def _train_all(
@@ -286,8 +235,8 @@ def _train_all(
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(train_site, site, stores, out, model, recipe) for site, model in owners.items()]
         figures = [future.result() for future in futures]
-    for one in figures:
-        (out / one["site"] / "figures.json").write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
+    for site in figures:
+        write_text(out / site["site"] / "figures.json", json.dumps(site, indent=2) + "\n")
     return figures
 
 
@@ -320,13 +269,10 @@ def write_readme(out: Path, recipe: Recipe) -> None:
         f"| {f['rows']:,} | {f['seconds']:.0f} s |"
         for f in figures
     )
-    options = "".join(
-        f" --{name.replace('_', '-')} {value}" for name, value in dataclasses.asdict(recipe).items()
-        if value != getattr(Recipe(), name)
-    )  # fmt: skip
-    text = README.format(recipe=recipe, rows=rows, options=options, max_length=MAX_LENGTH)
-    (out / "README.md").write_text(text, encoding="utf-8")
+    changed = recipe.model_dump(exclude_defaults=True).items()
+    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed)
+    write_text(out / "README.md", README.format(recipe=recipe, rows=rows, options=flags, max_length=MAX_LENGTH))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(command)

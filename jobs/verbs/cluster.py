@@ -17,7 +17,7 @@ from jobs.cluster.running import known_names, state_root
 from jobs.cluster.slurm import Job, failures, import_jobqueue, job_options
 from jobs.cluster.submission import submit_run
 from pipeline.settings.experiment import load_experiment
-from pipeline.work.script import AsJson, ClusterFile, show, wide_console
+from pipeline.work.script import AsJson, ClusterFile, ExperimentFile, RunDir, show, text_table, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
 
@@ -69,8 +69,7 @@ def _show(said: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         show(said, as_json=True)
         return
-    jobs = [Job(**job) for job in said.pop("jobs")]
-    logs = said.pop("logs", None)
+    jobs, logs = [Job(**job) for job in said.pop("jobs")], said.pop("logs", None)
     if "memory_bytes" in said:
         said["memory"] = f"{said.pop('memory_bytes') / 1e9:.1f} GB"
     show({key: value for key, value in said.items() if value is not None}, as_json=False)
@@ -82,12 +81,8 @@ def _show(said: dict[str, Any], *, as_json: bool) -> None:
 
 def job_table(jobs: list[Job]) -> Table:
     """Return a table with a line for each job."""
-    table = Table(title="Slurm jobs")
-    for column in ("job", "state", "node", "reason"):
-        table.add_column(column)
-    for job in jobs:
-        table.add_row(job.id, job.state, job.node, "" if job.reason == "None" else job.reason)
-    return table
+    rows = [(job.id, job.state, job.node, "" if job.reason == "None" else job.reason) for job in jobs]
+    return text_table(("job", "state", "node", "reason"), rows, title="Slurm jobs")
 
 
 def job_script_command(
@@ -104,20 +99,7 @@ def job_script_command(
 
 
 def job_script(name: str, cluster_file: Path | None = None) -> str:
-    """Return the script of a profile's worker jobs, with placeholders for what only a running cluster has.
-
-    Parameters
-    ----------
-    name
-        A profile of kind ``slurm``.
-    cluster_file
-        See :func:`jobs.cluster.profiles.load_settings`.
-
-    Raises
-    ------
-    InputError
-        If the profile is of another kind.
-    """
+    """Return the script of a profile's worker jobs, with placeholders for what only a running cluster has."""
     settings = load_settings(cluster_file)
     profile = find_profile(name, settings)
     if not isinstance(profile, SlurmProfile):
@@ -137,8 +119,8 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
 
 
 def submit_command(
-    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    experiment: ExperimentFile,
+    run_dir: RunDir = None,
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A profile of kind slurm.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     array: Annotated[

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from jobs.cluster.profiles import find_profile, load_settings
 from pipeline.correlate.resources import compiled_kernels, is_compiled
-from pipeline.work.script import AsJson, ClusterFile, show, wide_console
+from pipeline.work.script import AsJson, ClusterFile, show, text_table, wide_console
 from pipeline.work.workers import n_cpus
 from storage import free_space
 from storage.errors import SubspaceError
@@ -59,18 +59,9 @@ MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "problem": ("✗", "
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found, and what to do.
 
-    Attributes
-    ----------
-    check
-        What was looked at.
-    state
-        ``ok``; ``note``: some things will not work, or not well; ``problem``: nothing will.
-    found
-        What there is.
-    remedy
-        What to do; empty where nothing is to be done.
+    The state is ``ok``; ``note``: some things will not work, or not well; or ``problem``: nothing will.
     """
 
     check: str
@@ -80,17 +71,7 @@ class Finding:
 
 
 def examine(cluster_file: Path | None = None) -> list[Finding]:
-    """Look at everything.
-
-    Parameters
-    ----------
-    cluster_file
-        Your own ``cluster.yaml``, if there is one.
-
-    Returns
-    -------
-    list of Finding
-    """
+    """Look at everything, `cluster_file` being your own ``cluster.yaml``, if there is one."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _packages,
         _extras,
@@ -106,14 +87,17 @@ def examine(cluster_file: Path | None = None) -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
+def _finding(check: str, found: str, remedy: str = "", state: State = "note") -> Finding:
+    """Return what a check found: all is well where there is no remedy."""
+    return Finding(check, state if remedy else "ok", found, remedy)
+
+
 def _packages() -> Iterator[Finding]:
     """Compare the installed versions with those that this package declares."""
     wrong = [line for line in (_unmet(Requirement(text)) for text in _requirements()) if line]
-    found = f"Python {platform.python_version()}, {DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
-    if wrong:
-        yield Finding("packages", "problem", "; ".join(wrong), f"pip install --upgrade {DISTRIBUTION}")
-    else:
-        yield Finding("packages", "ok", f"{found}; all that it needs is there")
+    version = f"Python {platform.python_version()}, {DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+    remedy = f"pip install --upgrade {DISTRIBUTION}" if wrong else ""
+    yield _finding("packages", "; ".join(wrong) or f"{version}; all that it needs is there", remedy, "problem")
 
 
 def _requirements() -> list[str]:
@@ -137,33 +121,26 @@ def _extras() -> Iterator[Finding]:
         required = [Requirement(text) for text in _requirements()]
         mine = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
         wrong = [line for line in (_unmet(each, extra) for each in mine) if line]
-        if wrong:
-            remedy = f"for {purpose}: pip install '{DISTRIBUTION}[{extra}]'"
-            yield Finding(f"extra {extra}", "note", "; ".join(wrong), remedy)
-        else:
-            yield Finding(f"extra {extra}", "ok", f"{purpose}: all there")
+        remedy = f"for {purpose}: pip install '{DISTRIBUTION}[{extra}]'" if wrong else ""
+        yield _finding(f"extra {extra}", "; ".join(wrong) or f"{purpose}: all there", remedy)
 
 
 def _processors() -> Iterator[Finding]:
     allowed, total = n_cpus(), os.cpu_count() or 1
     free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
     found = f"{allowed} of {total} processors, {free / 1e9:.1f} of {MEMORY_LIMIT / 1e9:.1f} GB of memory free"
-    if free < LITTLE_MEMORY:
-        remedy = "budgets are half of what is free: end other programs, or ask Slurm for more (--mem)"
-        yield Finding("processors and memory", "note", found, remedy)
-    else:
-        yield Finding("processors and memory", "ok", found)
+    remedy = "budgets are half of what is free: end other programs, or ask Slurm for more (--mem)"
+    yield _finding("processors and memory", found, remedy if free < LITTLE_MEMORY else "")
 
 
 def _kernels() -> Iterator[Finding]:
     folder = compiled_kernels()
     if folder is None:
         remedy = "each process compiles them, in a minute or so; set NUMBA_CACHE_DIR to a folder of yours"
-        yield Finding("compiled kernels", "problem", "cannot be kept: no folder can be written to", remedy)
-    elif is_compiled():
-        yield Finding("compiled kernels", "ok", f"in {folder}")
+        yield _finding("compiled kernels", "cannot be kept: no folder can be written to", remedy, "problem")
     else:
-        yield Finding("compiled kernels", "note", f"none in {folder}", "the first run compiles them, in a minute or so")
+        remedy = "" if is_compiled() else "the first run compiles them, in a minute or so"
+        yield _finding("compiled kernels", f"{'none ' if remedy else ''}in {folder}", remedy)
 
 
 def _disk() -> Iterator[Finding]:
@@ -172,14 +149,12 @@ def _disk() -> Iterator[Finding]:
     for what, path in {"disk here": Path.cwd(), "scratch of workers": Path(str(scratch)).absolute()}.items():
         free, folder = free_space(path)
         kind = _file_system(folder)
-        found = f"{free / 1e9:.1f} GB free in {folder} ({kind})"
+        remedy = ""
         if what != "disk here" and kind in NETWORK:
             remedy = "a network disk is slow to spill to: set local-directory in cluster.yaml to the node's own disk"
-            yield Finding(what, "note", found, remedy)
         elif free < LITTLE_DISK:
-            yield Finding(what, "note", found, "`subspace plan EXPERIMENT.yaml` tells how much a run takes")
-        else:
-            yield Finding(what, "ok", found)
+            remedy = "`subspace plan EXPERIMENT.yaml` tells how much a run takes"
+        yield _finding(what, f"{free / 1e9:.1f} GB free in {folder} ({kind})", remedy)
 
 
 def _file_system(folder: Path) -> str:
@@ -190,11 +165,8 @@ def _file_system(folder: Path) -> str:
 
 def _limits() -> Iterator[Finding]:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files < FEW_FILES:
-        remedy = f"a scheduler with many workers needs more: ulimit -n {most}"
-        yield Finding("open files", "note", f"at most {files:,}", remedy)
-    else:
-        yield Finding("open files", "ok", f"at most {files:,}")
+    remedy = f"a scheduler with many workers needs more: ulimit -n {most}" if files < FEW_FILES else ""
+    yield _finding("open files", f"at most {files:,}", remedy)
 
 
 def _profiles(cluster_file: Path | None) -> Iterator[Finding]:
@@ -205,41 +177,36 @@ def _profiles(cluster_file: Path | None) -> Iterator[Finding]:
         for name in profiles:
             find_profile(name, settings)
     except SubspaceError as error:
-        yield Finding("cluster.yaml", "problem", str(error), "see the comments in the file that comes with the package")
+        remedy = "see the comments in the file that comes with the package"
+        yield _finding("cluster.yaml", str(error), remedy, "problem")
     else:
-        yield Finding("cluster.yaml", "ok", f"profiles: {', '.join(sorted(profiles))}")
+        yield _finding("cluster.yaml", f"profiles: {', '.join(sorted(profiles))}")
 
 
 def _slurm() -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
-        remedy = "for the profiles slurm-…: run this on a login node of the cluster"
-        yield Finding("Slurm", "note", "no sbatch on PATH", remedy)
+        yield _finding("Slurm", "no sbatch on PATH", "for slurm-… profiles: run this on a login node of the cluster")
         return
     try:
         answer = _output("sinfo", "--noheader", "--format=%P %a %D nodes")
     except (subprocess.SubprocessError, OSError) as error:
-        yield Finding(
-            "Slurm", "note", f"sinfo does not answer: {_reason(error)}", "is its controller up? ask your site"
-        )
+        yield _finding("Slurm", f"sinfo does not answer: {_reason(error)}", "is its controller up? ask your site")
         return
     partitions = "; ".join(line.strip() for line in answer.splitlines() if line.strip())
-    yield Finding("Slurm", "ok", partitions or "no partition is open to you")
+    yield _finding("Slurm", partitions or "no partition is open to you")
 
 
 def _gpu() -> Iterator[Finding]:
     if shutil.which("nvidia-smi") is None:
-        yield Finding("GPU", "note", "no nvidia-smi on PATH", "none is needed: everything runs on CPUs too")
+        yield _finding("GPU", "no nvidia-smi on PATH", "none is needed: everything runs on CPUs too")
         return
     try:
         names = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").split("\n")
     except (subprocess.SubprocessError, OSError) as error:
-        yield Finding("GPU", "note", f"nvidia-smi fails: {_reason(error)}", "is the driver loaded on this node?")
+        yield _finding("GPU", f"nvidia-smi fails: {_reason(error)}", "is the driver loaded on this node?")
         return
-    found = "; ".join(filter(None, names))
-    if importlib.util.find_spec("cupy") is None:
-        yield Finding("GPU", "note", found, f"CuPy is missing: pip install '{DISTRIBUTION}[gpu]'")
-    else:
-        yield Finding("GPU", "ok", found)
+    remedy = "" if importlib.util.find_spec("cupy") else f"CuPy is missing: pip install '{DISTRIBUTION}[gpu]'"
+    yield _finding("GPU", "; ".join(filter(None, names)), remedy)
 
 
 def _reason(error: Exception) -> str:
@@ -255,7 +222,7 @@ def _output(*command: str) -> str:
 def _hub() -> Iterator[Finding]:
     """Ask whether the model hub answers; the token, if there is one, is not sent."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Finding("model hub", "note", "HF_HUB_OFFLINE is set", "models and dictionaries are taken from the cache")
+        yield _finding("model hub", "HF_HUB_OFFLINE is set", "models and dictionaries are taken from the cache")
         return
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN in the environment"
     address = os.environ.get("HF_ENDPOINT", HUB)
@@ -263,9 +230,9 @@ def _hub() -> Iterator[Finding]:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()  # noqa: S310
     except (urllib.error.URLError, OSError, ValueError) as error:
         remedy = "give local folders as models and dictionaries, or download where there is a network and set HF_HOME"
-        yield Finding("model hub", "note", f"{address} does not answer ({error})", remedy)
+        yield _finding("model hub", f"{address} does not answer ({error})", remedy)
     else:
-        yield Finding("model hub", "ok", f"{address} answers; {token}")
+        yield _finding("model hub", f"{address} answers; {token}")
 
 
 def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
@@ -285,10 +252,5 @@ def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
 
 def table_of(findings: list[Finding]) -> Table:
     """Return a table with a line for each finding."""
-    table = Table()
-    for name in ("", "check", "found", "what to do"):
-        table.add_column(name)
-    for each in findings:
-        # Text, since what stands in brackets would be taken for markup
-        table.add_row(Text(*MARKS[each.state]), *map(Text, (each.check, each.found, each.remedy)))
-    return table
+    rows = [(Text(*MARKS[finding.state]), finding.check, finding.found, finding.remedy) for finding in findings]
+    return text_table(("", "check", "found", "what to do"), rows)

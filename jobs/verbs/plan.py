@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,15 +10,25 @@ from rich.table import Table
 
 from pipeline.experiment.forecast import Step, plan
 from pipeline.settings.experiment import load_experiment
-from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, show, wide_console
+from pipeline.work.script import (
+    AsJson,
+    Cluster,
+    ClusterFile,
+    ExperimentFile,
+    RunDir,
+    open_client,
+    show,
+    text_table,
+    wide_console,
+)
 
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
 
 
 def command(
     context: typer.Context,
-    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    experiment: ExperimentFile,
+    run_dir: RunDir = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine's rates first, and keep them.")
     ] = False,
@@ -52,25 +61,20 @@ def command(
 
 def table_of(steps: list[Step]) -> Table:
     """Return a table with a line for each step; what is there already is marked and takes nothing."""
-    table = Table(title="what is to come")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("stage", "what") else "right")
+    rows = []
     for step in steps:
-        there = step.state == "there"
         figures = (
-            ["", "", "", "", "", "there"]
-            if there
-            else [
-                f"{step.tasks:,}",
-                f"{step.flops:.1e}" if step.flops else "",
-                size(step.read),
-                size(step.disk),
-                size(step.memory),
-                duration(step.seconds),
-            ]
+            f"{step.tasks:,}",
+            f"{step.flops:.1e}" if step.flops else "",
+            size(step.read),
+            size(step.disk),
+            size(step.memory),
+            duration(step.seconds),
         )
-        table.add_row(step.stage, step.what, f"{step.rows:,}" if step.rows else "", *figures)
-    return table
+        there = ("", "", "", "", "", "there")
+        n_rows = f"{step.rows:,}" if step.rows else ""
+        rows.append((step.stage, step.what, n_rows, *(there if step.state == "there" else figures)))
+    return text_table(COLUMNS, rows, title="what is to come", right=COLUMNS[2:])
 
 
 def size(n_bytes: float) -> str:

@@ -26,9 +26,11 @@ from pipeline.work.script import (
     AsJson,
     Cluster,
     ClusterFile,
+    RunDir,
     open_client,
     read_experiment,
     show,
+    text_table,
     wide_console,
 )
 from storage import open_result
@@ -79,25 +81,10 @@ def published_figures(name: Name) -> list[Figure]:
 
 
 def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
-    """Set a run's numbers beside the published ones.
+    """Set the numbers of a run, of this experiment or one with the same sites, beside the published ones.
 
-    Parameters
-    ----------
-    name
-        The experiment.
-    run_dir
-        A run of it, or of one with sites of the same names.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each published number, columns :data:`COLUMNS`. ``ours`` is NaN, and ``note`` says why, where the run
-        has no such sites, or has not compared them by that metric.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no run directory.
+    A row for each published number, columns :data:`COLUMNS`. ``ours`` is NaN, and ``note`` says why, where the run has
+    no such sites, or has not compared them by that metric.
     """
     directory = RunDirectory(Path(run_dir))
     run_sites = {(a, b) for a in _sites(directory, "a") for b in _sites(directory, "b")}
@@ -172,7 +159,7 @@ def _mean(values: xr.DataArray) -> float:
 def command(
     context: typer.Context,
     name: Annotated[Name | None, typer.Argument(help="Which experiment; see --list.", show_default=False)] = None,
-    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    run_dir: RunDir = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     show_file: Annotated[bool, typer.Option("--show", help="Print the experiment's YAML file, to start from.")] = False,
     table: Annotated[
@@ -220,10 +207,9 @@ def _list(*, as_json: bool) -> None:
     if as_json:
         show({"experiments": lines}, as_json=True)
         return
-    table = Table(*(key.replace("_", " ") for key in lines[0]), title="published experiments; they need the model hub")
-    for line in lines:
-        table.add_row(*map(str, line.values()))
-    wide_console().print(table)
+    columns = [key.replace("_", " ") for key in lines[0]]
+    rows = [[str(value) for value in line.values()] for line in lines]
+    wide_console().print(text_table(columns, rows, title="published experiments; they need the model hub"))
 
 
 def _show(name: Name, root: Path, *, as_json: bool) -> None:

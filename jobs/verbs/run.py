@@ -10,15 +10,18 @@ from rich.table import Table
 
 from jobs.watch.recorder import recorded
 from pipeline.experiment.run import RunResult, check_inputs, run
-from pipeline.experiment.stages import StageName
+from pipeline.experiment.stages import STAGES
 from pipeline.work.script import (
     AllowBadSite,
     AsJson,
     Cluster,
     ClusterFile,
+    ExperimentFile,
+    RunDir,
     open_client,
     read_experiment,
     show,
+    text_table,
     wide_console,
 )
 from pipeline.work.share import Share
@@ -27,9 +30,9 @@ from storage.rundir import RunDirectory
 
 def run_command(
     context: typer.Context,
-    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
-    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = "report",
+    experiment: ExperimentFile,
+    run_dir: RunDir = None,
+    until: Annotated[str, typer.Option(metavar="STAGE", help=f"The last stage of {', '.join(STAGES)}.")] = "report",
     share: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +46,7 @@ def run_command(
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
+    until = STAGES[until].name  # a wrong one is refused before workers are waited for
     part = Share.parse(share) if share is not None else None
     directory = RunDirectory.of(config.name, run_dir)
     directory.check()
@@ -73,7 +77,7 @@ def demo_command(
     _show_run(result, "report", as_json=as_json)
 
 
-def _show_run(result: RunResult, until: StageName, *, as_json: bool) -> None:
+def _show_run(result: RunResult, until: str, *, as_json: bool) -> None:
     """Print where everything is and, once there are scores, a table with one line for each pair of sites."""
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
     if until == "report":
@@ -85,9 +89,7 @@ def _show_run(result: RunResult, until: StageName, *, as_json: bool) -> None:
     if as_json:
         show({**summary, "site_pairs": lines}, as_json=True)
         return
-    # a log file is read in a wide window
-    console = wide_console()
-    console.print(_table(lines))
+    wide_console().print(_table(lines))
     show(summary, as_json=False)
 
 
@@ -104,17 +106,16 @@ def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]
 def _table(lines: list[dict[str, Any]]) -> Table:
     """Return the scores as a table: each beside the mean of its null, and its p."""
     metrics = [key for key, value in lines[0].items() if isinstance(value, dict)]
-    table = Table(title="score (mean of its null; p)")
-    for name in ("A", "B", "pairs", "mean r", "held out", *metrics):
-        table.add_column(name, justify="left" if name in ("A", "B") else "right")
-    for line in lines:
-        scores = [line[metric] for metric in metrics]
-        table.add_row(
+    columns = ("A", "B", "pairs", "mean r", "held out", *metrics)
+    rows = [
+        (
             line["a"],
             line["b"],
             f"{line['pairs']:,}",
             f"{line['mean_r']:.3f}",
             f"{line['mean_r_heldout']:.3f}",
-            *(f"{one['score']:.3f} ({one['null_mean']:.3f}; {one['p']:.3f})" for one in scores),
+            *("{score:.3f} ({null_mean:.3f}; {p:.3f})".format(**line[metric]) for metric in metrics),
         )
-    return table
+        for line in lines
+    ]
+    return text_table(columns, rows, title="score (mean of its null; p)", right=columns[2:])

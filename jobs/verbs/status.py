@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster.slurm import FAILED, UNKNOWN, Job, failures
+from jobs.cluster.slurm import FAILED, UNKNOWN, failures
 from jobs.cluster.submission import submitted_jobs
 from jobs.verbs.cluster import job_table
 from pipeline.experiment.status import status
 from pipeline.settings.experiment import Experiment, load_experiment, stored_experiment
-from pipeline.work.script import AsJson, show, wide_console
+from pipeline.work.script import AsJson, show, text_table, wide_console
 from pipeline.work.task import Item
 from storage.rundir import RunDirectory
 
@@ -54,14 +53,10 @@ def command(
     console.print(f"{directory.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     if jobs:
         console.print(job_table(jobs))
-        for line in _why_it_stopped(jobs, directory.root / "logs", finished=set(counts) == {"current"}):
+        # where a run stopped and Slurm does not say which jobs failed, the logs of all that are over
+        stopped = set(counts) != {"current"} and not any(job.active for job in jobs)
+        for line in failures(jobs, directory.root / "logs", (*FAILED, UNKNOWN) if stopped else FAILED):
             typer.echo(line)
-
-
-def _why_it_stopped(jobs: list[Job], logs: Path, *, finished: bool) -> Iterator[str]:
-    """Yield the ends of the logs of failed jobs; of all that are over, if Slurm does not say which of them failed."""
-    stopped = not finished and not any(job.active for job in jobs)
-    yield from failures(jobs, logs, (*FAILED, UNKNOWN) if stopped else FAILED)
 
 
 def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
@@ -74,11 +69,5 @@ def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
 
 def table_of(items: list[Item]) -> Table:
     """Return a table with a line for each result."""
-    table = Table(title="what is done, and what a run would do")
-    for name in ("stage", "what", "state", "why"):
-        table.add_column(name)
-    for item in items:
-        # Text, since what stands in brackets would be taken for markup
-        state = Text(item.state, STYLES[item.state])
-        table.add_row(item.stage, Text(item.what), state, Text(item.why))
-    return table
+    rows = [(item.stage, item.what, Text(item.state, STYLES[item.state]), item.why) for item in items]
+    return text_table(("stage", "what", "state", "why"), rows, title="what is done, and what a run would do")

@@ -30,20 +30,10 @@ td {{ padding-right: 1.5em; }}
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment.
+    """What was seen so many seconds after the beginning: rows read, tasks done, and threads of the workers.
 
-    Attributes
-    ----------
-    seconds
-        Since the beginning.
-    rows, tasks
-        Rows that were read and tasks that were done so far.
-    moved
-        Bytes a second that workers' hosts read, wrote, and sent.
-    memory, planned
-        Bytes of the fullest worker process, and what the stage may take at most; 0 where that is not known.
-    threads
-        Of all workers.
+    `moved` are bytes a second that their hosts read, wrote and sent; `memory` are bytes of the fullest worker process,
+    and `planned` what the stage may take at most, 0 where that is not known.
     """
 
     seconds: float
@@ -56,18 +46,9 @@ class Sample:
 
 
 def watch_page(title: str, state: str, samples: Sequence[Sample], figures: dict[str, str], *, refresh: int = 0) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML: charts of the samples, and figures below.
 
-    Parameters
-    ----------
-    title, state
-        What runs, and where it is.
-    samples
-        In the order of time.
-    figures
-        Lines of the table below the charts.
-    refresh
-        Seconds after which a browser loads it again; 0: it is finished.
+    A browser loads it again after `refresh` seconds; 0: it is finished.
 
     Examples
     --------

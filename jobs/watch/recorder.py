@@ -53,25 +53,13 @@ REPORT_SECONDS, STREAM_TASKS = 120, 20_000
 class Record:
     """One session of a run, as ``watch.json`` holds it.
 
-    Attributes
-    ----------
-    begun, seconds
-        When (UTC), and how long it took so far.
-    ended
-        ``finished``, what stopped it, or None: it goes on, or was killed.
-    threads, tasks, rows
-        Threads of all workers at most, tasks done, rows read.
-    peak_memory, planned_memory
-        Bytes of the fullest worker process, and at most as planned: what it held when a stage was planned, and what the
-        stage may add.
-    workers_lost, tasks_restarted
-        Workers that went, for whatever reason, and tasks that they had been given.
-    seconds_short
-        How long the work waited for workers: the missing share of the threads, over time.
-    seconds_twice
-        About how long the tasks that were begun again had run: at most their mean, over all threads.
-    seconds_between
-        Between the end of the session before, which had not finished, and this one.
+    It begins at a time (UTC) and is ``finished``, or says what stopped it; None: it goes on, or was killed. Threads are
+    those of all workers at most; memory is that of the fullest worker process, in bytes, and at most as planned: what
+    it held when a stage was planned, and what the stage may add.
+
+    Time is lost in three ways: work waits for workers (the missing share of the threads, over time), tasks that lost
+    their worker are done twice (at most their mean duration each, over all threads), and nothing is done between the
+    end of a session that had not finished and the next one.
     """
 
     begun: str
@@ -125,9 +113,7 @@ class Recorder:
         """The session's folder."""
         return self.folder / "watch" / str(self.number)
 
-    # --- what stages tell ---
-
-    def heard(self, event: Planned | Advanced) -> None:
+    def on_event(self, event: Planned | Advanced) -> None:
         """Take in what a stage says."""
         if isinstance(event, Planned):
             self.planned = event
@@ -137,8 +123,6 @@ class Recorder:
             self.record.tasks += 1
             self.record.rows += event.rows
             self.state = f"{event.label}: {event.done} of {event.total}"
-
-    # --- what workers tell ---
 
     def watch(self) -> None:
         """Sample until told to stop; runs in a thread of its own."""
@@ -158,7 +142,8 @@ class Recorder:
         workers = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
         now = time.monotonic() - self.start
         metrics = [worker["metrics"] for worker in workers if worker.get("metrics")]
-        self._count_missing(now, sum(worker["nthreads"] for worker in workers))
+        threads = sum(worker["nthreads"] for worker in workers)
+        self._count_missing(now, threads)
         memory = max((one["memory"] for one in metrics), default=0)
         self.record.peak_memory = max(self.record.peak_memory, memory)
         self.record.seconds = now
@@ -170,7 +155,7 @@ class Recorder:
                 moved=sum(_moved(worker) for worker in {worker["host"]: worker for worker in workers}.values()),
                 memory=memory,
                 planned=self.limit,
-                threads=sum(worker["nthreads"] for worker in workers),
+                threads=threads,
             )
         )
         if len(self.samples) > MOST_SAMPLES:
@@ -184,8 +169,6 @@ class Recorder:
             missing = max(0, self.record.threads - threads) / self.record.threads
             self.record.seconds_short += missing * (now - self.samples[-1].seconds)
         self.record.threads = max(self.record.threads, threads)
-
-    # --- what is written ---
 
     def write_record(self) -> None:
         """Write the records of all sessions as they are now."""
@@ -342,7 +325,7 @@ def recorded(client: Client, folder: str | Path) -> Iterator[Recorder]:
     thread.start()
     ended = "finished"
     try:
-        with listening(recorder.heard):
+        with listening(recorder.on_event):
             yield recorder
     except BaseException as error:
         ended = f"stopped by {type(error).__name__}"

@@ -27,34 +27,21 @@ from storage.rundir import RunDirectory
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one part of a stage will take.
+@dataclass(frozen=True, kw_only=True)
+class Step(Cost):
+    """What one part of a stage will take: its cost, and what it is.
 
     Attributes
     ----------
     stage, what
-        The stage, and the model or pair of sites.
+        The stage, and the model or pair of sites; with the note of its cost.
     state
         ``to do``, or ``there`` if the results are current: nothing is left to be taken.
-    rows, tasks
-        Rows that it reads, and tasks that it is cut into.
-    flops, read, disk, memory
-        Floating-point operations; bytes read, left on disk, and held by each worker process at most.
-    seconds
-        On the workers at hand.
     """
 
     stage: str
     what: str
     state: str
-    rows: int
-    tasks: int
-    flops: float
-    read: float
-    disk: float
-    memory: float
-    seconds: float
 
 
 def plan(
@@ -103,7 +90,8 @@ def plan(
             if task.cost is not None:
                 current = assessment.is_current(task)
                 cost = Cost(0.0, tasks=0) if current else task.cost(outlook)
-                steps.append(_step(task.name, task.what, cost, current=current))
+                what, state = ", ".join(filter(None, (task.what, cost.note))), "there" if current else "to do"
+                steps.append(Step(**vars(cost), stage=task.name, what=what, state=state))
     _check_disk(steps, directory)
     return steps
 
@@ -119,21 +107,6 @@ def find_rates(calibrate: bool) -> Rates:
     if known is None:
         logger.info("This machine's rates are not known: times are those of another one. --calibrate measures them")
     return known or Rates()
-
-
-def _step(stage: str, what: str, cost: Cost, *, current: bool) -> Step:
-    return Step(
-        stage=stage,
-        what=", ".join(filter(None, (what, cost.note))),
-        state="there" if current else "to do",
-        rows=cost.rows,
-        tasks=cost.tasks,
-        flops=cost.flops,
-        read=cost.read,
-        disk=cost.disk,
-        memory=cost.memory,
-        seconds=cost.seconds,
-    )
 
 
 def _check_disk(steps: list[Step], directory: RunDirectory) -> None:

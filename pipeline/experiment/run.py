@@ -10,7 +10,7 @@ from pathlib import Path
 import xarray as xr
 from distributed import Client
 
-from pipeline.experiment.stages import STAGES, all_tasks, position
+from pipeline.experiment.stages import STAGES, all_tasks, ordered_stages
 from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.share import Share
 from pipeline.work.task import Assessment, Task
@@ -98,7 +98,8 @@ def run(
 def _run(
     config: Experiment, directory: RunDirectory, until: str, share: Share | None, client: Client | None
 ) -> RunResult:
-    wanted = STAGES[: position(until) + 1]
+    stages = ordered_stages()
+    wanted = stages[: stages.index(STAGES[until]) + 1]
     by_stage = all_tasks(config, directory)
     if share is not None:
         _require_shareable(by_stage, until)
@@ -111,7 +112,7 @@ def _run(
     with ensure_client(client) as used:
         usage = UsageLog(directory.usage, used)
         for number, stage in enumerate(wanted, start=1):
-            logger.info("[%d/%d] %s", number, len(STAGES), stage.name)
+            logger.info("[%d/%d] %s", number, len(stages), stage.name)
             with usage.stage(stage.name), stage.around(used):
                 assessment.finish(by_stage[stage.name], used)
         if share is not None:
@@ -128,7 +129,7 @@ def check_inputs(config: Experiment) -> None:
     InputError
         The message names what to change.
     """
-    for stage in STAGES:
+    for stage in ordered_stages():
         if stage.check is not None:
             stage.check(config)
 

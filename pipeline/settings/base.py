@@ -191,7 +191,7 @@ def explain(error: ValidationError, root: type[Section]) -> Iterator[str]:
             yield f"  {where}: unknown key; {hint}"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            yield f"  {where or 'experiment'}: {message} (given: {shown(item['input'])})"
+            yield f"  {where}: {message} (given: {shown(item['input'])})" if where else f"  {message}"
 
 
 def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
@@ -201,7 +201,8 @@ def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
         field = getattr(section, "model_fields", {}).get(part)
         # inside a list of filters, the location goes on with a number and the filter's name
         section = _section_of(field.annotation) if field is not None else _filter_named(part)
-    yield from getattr(section, "model_fields", {})
+    for name, field in getattr(section, "model_fields", {}).items():
+        yield field.alias or name
 
 
 def _section_of(annotation: Any) -> Any:

@@ -109,14 +109,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:
-    """Return what to tell a user of an error, and the exit status.
-
-    Parameters
-    ----------
-    error
-        What came out of a command.
-    paths
-        Where the command writes, for errors that do not say which file they are about.
+    """Return what to tell a user of an error, and the exit status; `paths` are those where the command writes.
 
     Examples
     --------

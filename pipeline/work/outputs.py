@@ -58,21 +58,12 @@ def claim_outputs(
 
     Parameters
     ----------
-    table
-        A ``.csv`` file.
+    table, figure
+        A ``.csv`` file, and a ``.png``, ``.svg`` or ``.pdf`` file.
     columns
         How the first line of the table begins: a table that begins so may be replaced.
-    figure
-        A ``.png``, ``.svg`` or ``.pdf`` file.
     overwrite
         Whether a table or figure of this package with other content may be replaced.
-
-    Raises
-    ------
-    InputError
-        If a name ends otherwise, or what stands there stays (:mod:`storage.targets`).
-    BusyError
-        If another process is writing one of them.
     """
     with contextlib.ExitStack() as claims:
 

@@ -15,7 +15,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
 
 from pipeline.work.boundary import end_at_once, forgiving_output, guarded
 from storage.errors import InputError
@@ -45,6 +47,8 @@ ClusterFile = Annotated[
     Path | None, typer.Option("--cluster-file", metavar="YAML", help="Your own cluster.yaml; only what differs.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)]
+RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")]
 AllowBadSite = Annotated[
     bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
 ]
@@ -81,11 +85,6 @@ def open_client(
     """Yield the client that ``--cluster`` asks for; threads of this process where it is absent.
 
     `logs` is the folder for the logs of Slurm jobs, where the profile names none.
-
-    Raises
-    ------
-    InputError
-        If a profile is named but the script knows none.
     """
     from distributed import Client
 
@@ -137,6 +136,18 @@ def readable(value: object) -> str:
 def wide_console(width: int = 140) -> Console:
     """Return a console on standard output; where that is a file, it is read in a window so many characters wide."""
     return Console() if Console().is_terminal else Console(width=width)
+
+
+def text_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str = "", right: Container[str] = ()
+) -> Table:
+    """Return a table of texts, in which nothing is taken for markup; the columns named by `right` are of figures."""
+    table = Table(title=title or None)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -28,14 +28,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a stage's work a process does.
-
-    Attributes
-    ----------
-    number
-        0 … `count` − 1; None for the process that begins the stage, and does no part of it.
-    count
-        How many processes share the work.
+    """Which part of a stage's work a process does; with no number it begins the stage, and does no part of it.
 
     Examples
     --------
@@ -50,21 +43,11 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """Read ``begin/N`` or ``I/N``.
-
-        Raises
-        ------
-        InputError
-            If it is neither, or I is not below N.
-        """
-        found = re.fullmatch(r"(begin|\d+)/(\d+)", text)
-        if found is None:
+        """Read ``begin/N`` or ``I/N``."""
+        match = re.fullmatch(r"(?:begin|(\d+))/(\d+)", text)
+        if match is None or int(match[1] or 0) >= int(match[2]):
             raise InputError(f"A share is begin/N or I/N with I from 0 to N − 1, not {text!r}")
-        number = None if found[1] == "begin" else int(found[1])
-        count = int(found[2])
-        if count < 1 or (number is not None and number >= count):
-            raise InputError(f"A share is begin/N or I/N with I from 0 to N − 1, not {text!r}")
-        return cls(number, count)
+        return cls(None if match[1] is None else int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{'begin' if self.number is None else self.number}-of-{self.count}"

@@ -52,17 +52,7 @@ class NotMadeError(SubspaceError):
 
 @dataclass(frozen=True)
 class StoreForecast:
-    """What is known of an activation store before it is written.
-
-    Attributes
-    ----------
-    n_features
-        Its width.
-    active
-        Features that are not zero in a row, on average.
-    sparse
-        Whether rows are kept as csr.
-    """
+    """What is known of an activation store before it is written: width, and features that are active in a row."""
 
     n_features: int
     active: float
@@ -73,17 +63,9 @@ class StoreForecast:
 class Outlook:
     """What costs are estimated from; a task adds what those behind it need.
 
-    Attributes
-    ----------
-    client
-        The workers that the forecast is for.
-    stores
-        Activation stores that are not written yet, by path.
-    kept
-        Pairs that correlations which are not made yet will keep, by path.
-    resources, rates
-        Memory and processors of the workers, and the speed of this kind of machine, as the stage that uses them
-        knows them.
+    The workers are those of `client`. `stores` are the activation stores that are not written yet, and `kept` the pairs
+    that correlations will keep which are not made yet, by path; `resources` and `rates` are memory, processors and
+    speed of the workers, as the stage that uses them knows them.
     """
 
     client: Client
@@ -199,12 +181,15 @@ class Stage:
         Raises if something that the experiment names is missing or does not fit, before anything is computed.
     around
         A context for all tasks of the stage in one run.
+    before
+        Of a stage from outside: the name of the stage that is to follow it.
     """
 
     name: str
     tasks: Callable[[Experiment, RunDirectory], Iterable[Task]]
     check: Callable[[Experiment], object] | None = None
     around: Callable[[Client], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    before: str = "report"
 
 
 @dataclass(frozen=True)
@@ -281,13 +266,7 @@ class Assessment:
                     self._expected.pop(path, None)
 
     def identify(self, path: str | Path) -> str:
-        """Return the fingerprint of what is at `path`, or will be after a run.
-
-        Raises
-        ------
-        NotMadeError
-            If that depends on content that is not made yet.
-        """
+        """Return the fingerprint of what is at `path`, or will be after a run; NotMadeError if not known yet."""
         path = Path(path)
         task = self._makers.get(path)
         if task is None:

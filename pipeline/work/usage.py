@@ -19,7 +19,6 @@ import resource
 import socket
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,20 +87,17 @@ class StageUsage:
 
 
 @dataclass(frozen=True)
-class Held:
+class Memory:
     """What a process holds, and held at most, in bytes; and how many threads of workers it has."""
 
-    host: str
-    process: int
     now: int
     peak: int
     since_start: bool
     threads: int = 0
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """What tells the process from others."""
-        return self.host, self.process
+
+#: Host and number of a process.
+Process = tuple[str, int]
 
 
 class UsageLog:
@@ -137,46 +133,62 @@ class UsageLog:
         begun, start, ended = dt.datetime.now(dt.UTC), time.monotonic(), "finished"
         limits: list[float] = []
         before = self._look(reset=True)
-        _held(reset=True)  # this process is none of the workers' where those are processes
+        _measure(reset=True)  # this process is none of the workers' where those are processes
 
-        def heard(event: Planned | Advanced) -> None:
+        def on_event(event: Planned | Advanced) -> None:
             if isinstance(event, Planned):
-                held = self._look(reset=False)
+                memory = self._look(reset=False).values()
                 if not limits:  # what a stage takes before it plans is no matter of its plan
-                    limits.append(max((one.peak for one in held), default=0.0))
-                limits.append(event.limit(max((one.now for one in held), default=0)))
+                    limits.append(max((process.peak for process in memory), default=0.0))
+                limits.append(event.limit(max((process.now for process in memory), default=0)))
 
         try:
-            with listening(heard):
+            with listening(on_event):
                 yield
         except BaseException as error:
             ended = f"stopped by {type(error).__name__}"
             raise
         finally:
-            usage = StageUsage(
-                stage=name,
-                begun=begun.isoformat(timespec="milliseconds"),
-                seconds=round(time.monotonic() - start, 3),
-                cluster=_cluster_name(self.client),
-                ended=ended,
-                planned=max(limits, default=None),
+            after = self._look(reset=False)
+            process, memory = _measure(reset=False)
+            peaks = [other.peak for other in after.values()]
+            self._write(
+                StageUsage(
+                    stage=name,
+                    begun=begun.isoformat(timespec="milliseconds"),
+                    seconds=round(time.monotonic() - start, 3),
+                    cluster=_cluster_name(self.client),
+                    ended=ended,
+                    processes=len(before.keys() | after.keys()),
+                    threads=sum(other.threads for other in after.values()),
+                    gone=len(before.keys() - after.keys()),
+                    planned=max(limits, default=None),
+                    peak=max(peaks, default=None),
+                    peak_sum=sum(peaks) if peaks else None,
+                    peak_driver=None if process in after else memory.peak,
+                    since_start=any(other.since_start for other in before.values()),
+                )
             )
-            self._write(_with_memory(usage, before, self._look(reset=False)))
 
-    def _look(self, *, reset: bool) -> list[Held]:
-        """Return what each worker process holds, each once, and this one; nothing where workers cannot be asked."""
+    def _look(self, *, reset: bool) -> dict[Process, Memory]:
+        """Return what each worker process holds; nothing where workers cannot be asked."""
         if self.client.status != "running":
             logger.warning("The memory of the workers was not measured: the client is %s", self.client.status)
-            return []
+            return {}
         try:
             # as client.run, which has no limit: a host that does not answer must not hold the run up
-            told = self.client.sync(
-                self.client._run, _held, reset=reset, on_error="ignore", callback_timeout=ANSWERING_SECONDS
+            answers = self.client.sync(
+                self.client._run, _measure, reset=reset, on_error="ignore", callback_timeout=ANSWERING_SECONDS
             ).values()
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:  # a scheduler that is closing or gone
             logger.warning("The memory of the workers was not measured: %s", error or type(error).__name__)
-            return []
-        return _by_process([one for one in told if isinstance(one, Held)])
+            return {}
+        processes: dict[Process, Memory] = {}
+        for process, memory in (answer for answer in answers if isinstance(answer, tuple)):
+            # workers that are threads of one process share its memory
+            threads = memory.threads + (processes[process].threads if process in processes else 0)
+            processes[process] = dataclasses.replace(memory, threads=threads)
+        return processes
 
     def _write(self, usage: StageUsage) -> None:
         self._stages.append(usage)
@@ -187,41 +199,17 @@ class UsageLog:
             logger.warning("What %s took is not kept: %s", usage.stage, error)
 
 
-def _with_memory(usage: StageUsage, before: list[Held], after: list[Held]) -> StageUsage:
-    """Return the record of a stage with what its processes held."""
-    known, left = ({one.key for one in some} for some in (before, after))
-    own = _held(reset=False)
-    return dataclasses.replace(
-        usage,
-        processes=len(known | left),
-        threads=sum(one.threads for one in after),
-        gone=len(known - left),
-        peak=max((one.peak for one in after), default=None),
-        peak_sum=sum(one.peak for one in after) if after else None,
-        peak_driver=None if own.key in left else own.peak,
-        since_start=any(one.since_start for one in before),
-    )
-
-
 def _cluster_name(client: Client) -> str:
     """Return the name of the profile, or else what kind of cluster it is."""
     name = dask.config.get(CLUSTER_KEY, None)
     return str(name or (type(client.cluster).__name__ if client.cluster else "a running scheduler"))
 
 
-def _by_process(told: list[Held]) -> list[Held]:
-    """Return one record a process; workers that are threads of one process share its memory."""
-    threads: dict[tuple[str, int], int] = defaultdict(int)
-    for one in told:
-        threads[one.key] += one.threads
-    return [dataclasses.replace(one, threads=threads[one.key]) for one in {one.key: one for one in told}.values()]
-
-
-def _held(*, reset: bool, dask_worker: Any = None) -> Held:
+def _measure(*, reset: bool, dask_worker: Any = None) -> tuple[Process, Memory]:
     """Return what this process holds and held at most; on request, begin to count the latter anew."""
     fresh = not reset or _reset()
     now, threads = psutil.Process().memory_info().rss, dask_worker.state.nthreads if dask_worker else 0
-    return Held(socket.gethostname(), os.getpid(), now, _peak(), not fresh, threads)
+    return (socket.gethostname(), os.getpid()), Memory(now, _peak(), not fresh, threads)
 
 
 def _reset() -> bool:

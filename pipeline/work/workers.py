@@ -26,7 +26,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -55,16 +54,9 @@ DASHBOARD_PORT = 8787
 
 @dataclass(frozen=True)
 class Planned:
-    """What a stage will take at most in each worker process.
+    """What a stage will take at most in each worker process, in bytes.
 
-    Attributes
-    ----------
-    what
-        The stage.
-    memory
-        Bytes.
-    reserved
-        Those of them that a process takes before it holds any data; one that ran other stages may hold more.
+    Those `reserved` of them a process takes before it holds any data; one that ran other stages may hold more.
     """
 
     what: str
@@ -87,7 +79,7 @@ class Advanced:
 
 
 Listener = Callable[[Planned | Advanced], None]
-#: Takes in how many items were done, and if they are known, how many rows that is.
+#: :meth:`ItemProgress.advance`.
 Advance = Callable[..., None]
 _listeners: list[Listener] = []
 
@@ -116,18 +108,8 @@ def local_client(n_workers: int = 1, threads_per_worker: int | None = None) -> I
     """Run workers that are threads of this process, for as long as the block lasts.
 
     Threads start in about 0.1 s, need no ``if __name__ == "__main__"`` guard, and share memory; the kernels release
-    the interpreter lock. The dashboard is bound to localhost: port 8787, or any free one when that is taken.
-
-    Parameters
-    ----------
-    n_workers
-        Number of workers in this process.
-    threads_per_worker
-        Threads of each; by default the CPUs this process may use, divided among the workers.
-
-    Yields
-    ------
-    distributed.Client
+    the interpreter lock. Each worker has as many as the CPUs this process may use allow, if `threads_per_worker` does
+    not say. The dashboard is bound to localhost: port 8787, or any free one when that is taken.
     """
     threads = threads_per_worker or max(1, n_cpus() // n_workers)
     # Worker memory is limited by each stage's own plan; Dask's limit would pause threads that share one process.
@@ -310,7 +292,7 @@ def _poisoned(error: KilledWorker, label: str, suspects: dict[str, Item]) -> Wor
 def progress(label: str, total: int) -> Iterator[Advance]:
     """Show progress: a bar in a notebook or on a terminal (standard error), a log line now and then elsewhere."""
     if in_notebook():
-        yield _in_notebook(label, total)
+        yield ItemProgress(label, total, _notebook_bar(total), NOTEBOOK_INTERVAL).advance
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<28}"),
@@ -321,9 +303,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             TextColumn("{task.fields[rate]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            yield _on_terminal(bar, bar.add_task(label, total=total, rate=""))
+            task = bar.add_task(label, total=total, rate="")
+            show = lambda state: bar.update(task, completed=state.done, rate=state.rate)  # noqa: E731
+            yield ItemProgress(label, total, show).advance
     else:
-        yield _logged(label, total)
+        yield ItemProgress(label, total, lambda state: logger.info("%s", state), LOG_INTERVAL).advance
 
 
 def in_notebook() -> bool:
@@ -333,69 +317,39 @@ def in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-@dataclass
-class _Rate:
-    """How fast items are done, or the rows of them where they are known."""
+class ItemProgress:
+    """How far and how fast work is; given to `show`, for its text, at most every `interval` seconds and at the end."""
 
-    start: float
-    items: int = 0
-    rows: float = 0.0
+    def __init__(self, label: str, total: int, show: Callable[[ItemProgress], object], interval: float = 0.0) -> None:
+        self.label, self.total, self.show, self.interval = label, total, show, interval
+        self.done, self.rows, self.seconds, self.rate = 0, 0.0, 0.0, ""
+        self._start = self._shown = time.monotonic()
 
-    def add(self, items: int, rows: float) -> str:
-        """Take in what was done, and return the rate so far for people."""
-        self.items, self.rows = self.items + items, self.rows + rows
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        return f"{self.rows / seconds:,.0f} rows/s" if self.rows else f"{self.items / seconds:,.3g}/s"
+    def advance(self, n: int, rows: float = 0.0) -> None:
+        """Take in how many items were done, and, where it is known, how many rows of text that is."""
+        now = time.monotonic()
+        self.done, self.rows, self.seconds = self.done + n, self.rows + rows, max(now - self._start, 1e-9)
+        self.rate = f"{self.rows / self.seconds:,.0f} rows/s" if self.rows else f"{self.done / self.seconds:,.3g}/s"
+        if self.done == self.total or now - self._shown >= self.interval:
+            self._shown = now
+            self.show(self)
+
+    def __str__(self) -> str:
+        text = f"{self.label}: {self.done} of {self.total} in {self.seconds:.1f} s"
+        if not 0 < self.done < self.total:
+            return f"{text}, {self.rate}" if self.rate else text
+        return f"{text}, {self.rate}, about {self.seconds * (self.total - self.done) / self.done:.0f} s left"
 
 
-def _on_terminal(bar: Progress, task: TaskID) -> Advance:
-    rate = _Rate(time.monotonic())
-
-    def advance(n: int, rows: float = 0.0) -> None:
-        bar.update(task, advance=n, rate=rate.add(n, rows))
-
-    return advance
-
-
-def _in_notebook(label: str, total: int) -> Advance:
-    """Return an ``advance`` that keeps a bar of plain HTML up to date: it needs no widgets, and stays when saved."""
+def _notebook_bar(total: int) -> Callable[[ItemProgress], None]:
+    """Display a bar of plain HTML and return what updates it: it needs no widgets, and stays when saved."""
     from IPython.display import HTML, display  # noqa: PLC0415 - only notebooks have it
 
-    rate, shown, speed = _Rate(time.monotonic()), 0.0, ""
+    def bar(text: str, done: int) -> Any:
+        return HTML(f'<progress max="{total}" value="{done}"></progress> {html.escape(text)}')
 
-    def bar() -> Any:
-        done, seconds = rate.items, time.monotonic() - rate.start
-        left = f", about {seconds * (total - done) / done:.0f} s left" if 0 < done < total else ""
-        text = f"{html.escape(label)}: {done} of {total} in {seconds:.1f} s{speed}{left}"
-        return HTML(f'<progress max="{total}" value="{done}"></progress> {text}')
-
-    handle = display(bar(), display_id=True)
-
-    def advance(n: int, rows: float = 0.0) -> None:
-        nonlocal shown, speed
-        speed = f", {rate.add(n, rows)}"
-        now = time.monotonic()
-        if rate.items == total or now - shown >= NOTEBOOK_INTERVAL:
-            shown = now
-            handle.update(bar())
-
-    return advance
-
-
-def _logged(label: str, total: int) -> Advance:
-    """Return an ``advance`` that logs at most every :data:`LOG_INTERVAL` seconds, and at the end."""
-    rate = _Rate(time.monotonic())
-    last = rate.start
-
-    def advance(n: int, rows: float = 0.0) -> None:
-        nonlocal last
-        speed, now = rate.add(n, rows), time.monotonic()
-        if rate.items == total or now - last >= LOG_INTERVAL:
-            last, seconds = now, now - rate.start
-            ahead = "" if rate.items == total else f", about {seconds * (total - rate.items) / rate.items:.0f} s left"
-            logger.info("%s: %d of %d in %.1f s, %s%s", label, rate.items, total, seconds, speed, ahead)
-
-    return advance
+    handle = display(bar("", 0), display_id=True)
+    return lambda state: handle.update(bar(str(state), state.done))
 
 
 @contextlib.contextmanager

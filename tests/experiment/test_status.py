@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from pipeline.experiment.forecast import plan
 from pipeline.experiment.run import RunResult, run
-from pipeline.experiment.stages import STAGES, register
+from pipeline.experiment.stages import STAGES, ordered_stages
 from pipeline.experiment.status import status
 from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.settings.semantics import CountRule
@@ -178,7 +178,9 @@ def test_command(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None
     assert "is no run directory" in shown.output
 
 
-def test_a_stage_from_outside(copied: RunDirectory, tiny_run: RunResult, client: Client) -> None:
+def test_a_stage_from_outside(
+    copied: RunDirectory, tiny_run: RunResult, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One object with the tasks and one registration: it is run, shown and planned like those of the package."""
 
     def count_manifest(identify: Identify) -> Manifest:
@@ -192,20 +194,26 @@ def test_a_stage_from_outside(copied: RunDirectory, tiny_run: RunResult, client:
         return [Task("count", "layers.0", {target: count_manifest}, (pairs,), count, cost=lambda _: Cost(7.0))]
 
     pairs, target = copied.pairs("layers.0", "encoder.layer.0"), copied.root / "count.zarr"
-    stages = list(STAGES)
-    register(Stage("count", tasks))
-    try:
-        assert [stage.name for stage in STAGES][-2:] == ["count", "report"]
-        assert not_done(status(tiny_run.experiment, copied)) == {"count": {"missing"}}
-        steps = plan(tiny_run.experiment, run_dir=copied.root, client=client)
-        assert [(step.stage, step.seconds) for step in steps if step.state == "to do"] == [("count", 7.0)]
-        run(tiny_run.experiment, run_dir=copied.root, until="count", client=client)
-        assert int(open_result(target, "count")["n"]) == open_result(pairs).sizes["pair"]
-        assert not_done(status(tiny_run.experiment, copied)) == {}
-        other = changed(tiny_run.experiment, "match", method="mutual")
-        assert not_done(status(other, copied))["count"] == {"outdated"}
-    finally:
-        STAGES[:] = stages
+    monkeypatch.setattr(STAGES, "_items", dict(STAGES._items))
+    STAGES.register(Stage("count", tasks))
+    assert [stage.name for stage in ordered_stages()][-2:] == ["count", "report"]
+    assert not_done(status(tiny_run.experiment, copied)) == {"count": {"missing"}}
+    steps = plan(tiny_run.experiment, run_dir=copied.root, client=client)
+    assert [(step.stage, step.seconds) for step in steps if step.state == "to do"] == [("count", 7.0)]
+    run(tiny_run.experiment, run_dir=copied.root, until="count", client=client)
+    assert int(open_result(target, "count")["n"]) == open_result(pairs).sizes["pair"]
+    assert not_done(status(tiny_run.experiment, copied)) == {}
+    other = changed(tiny_run.experiment, "match", method="mutual")
+    assert not_done(status(other, copied))["count"] == {"outdated"}
+
+
+def test_a_stage_stands_before_the_one_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STAGES, "_items", dict(STAGES._items))
+    STAGES.register(Stage("early", lambda *_: [], before="correlate"))
+    assert [stage.name for stage in ordered_stages()][:3] == ["harvest", "early", "correlate"]
+    STAGES.register(Stage("lost", lambda *_: [], before="semantic"))
+    with pytest.raises(InputError, match="no stage 'semantic'; did you mean 'semantics'"):
+        ordered_stages()
 
 
 def test_a_stage_that_is_not_there(tiny_run: RunResult, client: Client) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.cluster.slurm import say
+from jobs.cluster.slurm import slurm_output
 
 pytestmark = pytest.mark.slurm
 
@@ -32,7 +32,7 @@ def wait_until_over(ids: list[str], seconds: float = 240) -> set[str]:
     """Wait until jobs are over, and return the states in which they ended."""
     deadline = time.monotonic() + seconds
     while True:
-        lines = say("squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%i %T").splitlines()
+        lines = slurm_output("squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%i %T").splitlines()
         states = dict(line.split() for line in lines)
         if set(states.values()) <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}:
             return set(states.values())

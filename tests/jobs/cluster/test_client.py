@@ -64,7 +64,7 @@ def test_a_users_file_changes_only_what_it_names(tmp_path: Path) -> None:
     ("profiles", "name", "message"),
     [
         ({}, "slurm-gpx", r"No cluster profile 'slurm-gpx'.*local.*slurm-cpu"),
-        ({"mine": {"kind": "local", "worker": 2}}, "mine", r"worker: unknown key \(did you mean 'workers'\?\)"),
+        ({"mine": {"kind": "local", "worker": 2}}, "mine", r"worker: unknown key; did you mean 'workers'\?"),
         ({"slurm-cpu": {"driver": {"wall-time": "1"}}}, "slurm-cpu", r"driver.wall-time: unknown key.*'walltime'"),
         ({"mine": {"like": "yours"}}, "mine", r"'mine' is like 'yours', which is not there"),
         ({"x": {"like": "y"}, "y": {"like": "x"}}, "x", r"circle: x → y → x"),
@@ -181,7 +181,7 @@ def test_a_missing_log_directory_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ({"partitoin": "x"}, r"jobqueue.slurm-gpu is wrong: partitoin: unknown key \(did you mean 'partition'\?\)"),
+        ({"partitoin": "x"}, r"jobqueue.slurm-gpu is wrong: partitoin: unknown key; did you mean 'partition'\?"),
         ({"partition": "x", "queue": "y"}, r"partition: 'x' and queue: 'y', which is the same"),
         ({"gpus": 4}, r"one worker for each GPU of a job: set processes \(1\) to gpus \(4\)"),
         ({"walltime": 3600}, r"walltime: write it in quotes"),

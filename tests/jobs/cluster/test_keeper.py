@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from jobs.cluster import keeper as watcher
-from jobs.cluster.keeper import Keeper, careful, keep_jobs, keeper_of, retiring, walltime_seconds
+from jobs.cluster.keeper import Keeper, keep_jobs, keeper_of
+from jobs.cluster.profiles import walltime_seconds
+from jobs.cluster.slurm import retiring, with_margins
 from storage.errors import InputError, SubspaceError, WorkerLostError
 
 
@@ -173,7 +175,7 @@ def test_lifetimes() -> None:
 
 
 def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
-    job = careful({"memory": "1GB"})
+    job = with_margins({"memory": "1GB"})
     assert (job["memory"], job["job-mem"]) == ("900000000B", "954M")
-    assert careful({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
+    assert with_margins({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
     assert json.dumps(job)  # Dask's configuration is plain

@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 
 import jobs.demo
-from jobs.demo.models import MINILM, SMOLLM2
+from jobs.demo.models import MAX_LENGTH, MINILM, SMOLLM2
 from jobs.demo.prepare import prepare
-from jobs.demo.train_dictionaries import MAX_DEAD, MAX_FVU, MAX_LENGTH
+from jobs.demo.train_dictionaries import MAX_DEAD, MAX_FVU
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
 from pipeline.harvest.run import harvest, make_rows
