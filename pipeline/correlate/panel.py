@@ -356,10 +356,7 @@ def _empty_output(mine: Shared, width: int) -> Output:
 def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[list[Array]], int]:
     """Reduce the whole panel, moving kept pairs out of the buffer whenever it is full.
 
-    Returns
-    -------
-    tuple
-        Column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
+    Returns column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
     work = scratch(len(output.floor), job.n_candidates)

@@ -234,17 +234,6 @@ def choose_kernel(
     The rates are those of :class:`~pipeline.correlate.cost.Rates` as it comes, and of CPUs, unless a GPU is insisted
     on: the same stores get the same kernel on every machine, and a finished result stays valid.
 
-    Parameters
-    ----------
-    a, b
-        Sizes of the stores.
-    n_rows
-        Their rows.
-    kernel
-        ``sparse``, ``dense`` or ``auto``.
-    device
-        ``cuda`` where products are to be computed on a GPU, whatever the stores.
-
     Raises
     ------
     InputError
@@ -293,24 +282,7 @@ def make_plan(
     *,
     panel: int | None = None,
 ) -> Plan:
-    """Cut the work to fit the memory.
-
-    Parameters
-    ----------
-    a, b
-        Sizes of the stores.
-    n_rows
-        Their rows.
-    settings
-        Of the correlation.
-    resources
-        What there is.
-    panel
-        Width of a panel, if it is already decided (work that is resumed).
-
-    Returns
-    -------
-    Plan
+    """Cut the work to fit the memory; `panel` is its width, if that is already decided (work that is resumed).
 
     Raises
     ------

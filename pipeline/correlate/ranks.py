@@ -227,16 +227,9 @@ def _rank_dense(i: int, job: RankJob, half: Array, n: Array) -> None:
 
 @cached_njit
 def shifted_ranks(values: Array, n: int, out: Array) -> None:
-    """Set `out` to the average ranks of values, less the rank of zero.
+    """Set `out` to the average ranks of stored values, less the rank of zero, among `n` with the zeros not stored.
 
-    Parameters
-    ----------
-    values
-        (entry,) those that are stored.
-    n
-        How many there are with the zeros that are not stored.
-    out
-        (entry,) the ranks less that of zero; 0 where the value is 0.
+    They are 0 where the value is 0, and nowhere else.
     """
     order = np.argsort(values)
     negative, positive = 0, 0
@@ -264,18 +257,8 @@ def rank_entries(
 ) -> None:
     """Set `out` to the shifted rank of every entry of sparse rows among those of its feature in its half.
 
-    Parameters
-    ----------
-    start, feature, value
-        As in :class:`~pipeline.correlate.kernels.csr.Rows`.
-    half
-        (row,) int8; entries of rows that count in neither half are left as they are.
-    n
-        (halves,) rows of each half.
-    n_features
-        How many features there are.
-    out
-        (entry,) float.
+    Rows are as in :class:`~pipeline.correlate.kernels.csr.Rows`; entries of rows in neither half are left as they are.
+    `n` is how many rows each half has.
     """
     begin = np.zeros(n.size * n_features + 1, np.int64)
     for row in range(half.size):
@@ -329,23 +312,10 @@ def measured_sizes(sizes: tuple[StoreSize, StoreSize], measure: Measure, n_rows:
 def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources, name: str = "a store") -> RankPlan:
     """Cut the ranking of a store to fit the memory: as many features for a task as fit, but tasks for all slots.
 
-    Parameters
-    ----------
-    size
-        Of the values.
-    n_rows
-        Rows of the store.
-    plan
-        That of the correlation of the ranks; ranking stays within the same memory.
-    resources
-        What there is.
-    name
-        Of the store, for messages.
-
     Raises
     ------
     BudgetError
-        If not even one feature fits.
+        If not even one feature fits; `name` is that of the store.
 
     Examples
     --------

@@ -87,21 +87,9 @@ class Pairs(NamedTuple):
 
 
 def rescore(job: Job, rows: Best, columns: Best, client: Client) -> tuple[Best, Best, int]:
-    """Make lists and kept pairs final.
+    """Make the lists of all features, and the kept pairs, final; all panels of the job are on disk.
 
-    Parameters
-    ----------
-    job
-        A job whose panels are all on disk.
-    rows, columns
-        Partners of all A and of all B features, ``job.n_candidates`` each; ids of the stores, r -inf where empty.
-    client
-        Where to run.
-
-    Returns
-    -------
-    tuple
-        Both lists with `top_k` partners, and the number of kept pairs.
+    Returns both lists with `top_k` partners in place of ``job.n_candidates``, and the number of kept pairs.
     """
     left = find_open(job, rows, columns)
     logger.info(
@@ -150,18 +138,8 @@ def find_open(job: Job, rows: Best, columns: Best) -> Open:
 def doubtful(best: Best, top_k: int) -> tuple[Array, Array]:
     """Return which places of lists float64 may change, and which lists have too many of them to know all.
 
-    Parameters
-    ----------
-    best
-        (feature, place), r descending, each within ERROR of the truth.
-    top_k
-        Places that count.
-
-    Returns
-    -------
-    tuple
-        (feature, place) bool: neighbours in a chain of r so close that their order is open, if the chain reaches a
-        place that counts; and r beyond NEAR_ONE. (feature,) bool: the chain reaches the end of a full list.
+    The first, (feature, place): neighbours in a chain of r so close that their order is open, if the chain reaches a
+    place that counts; and r beyond NEAR_ONE. The second, (feature,): the chain reaches the end of a full list.
 
     Examples
     --------
@@ -371,14 +349,7 @@ class _Work:
     def _read(self, store: Store, piece: slice, features: slice, columns: Sequence[Array], mean: Array) -> list[Array]:
         """Return (column, row) float64 for each half: some columns of some rows, less their means if the measure is.
 
-        Parameters
-        ----------
-        store, piece, features
-            What is read, block by block.
-        columns
-            For each half, which of the features; ascending.
-        mean
-            (halves, feature).
+        `columns` are those of `features` that are wanted in each half, ascending; `mean` is (halves, feature).
         """
         half, centred = self.mine.half[piece], RULES[self.mine.job.settings.measure].centred
         rows = [np.flatnonzero(half == h) for h in range(len(columns))]
