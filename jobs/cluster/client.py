@@ -42,8 +42,8 @@ from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, j
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingInputError, SubspaceError
+from storage.extras import need
 from storage.files import private_folder, remove_folder
-from storage.readers import need
 
 logger = logging.getLogger(__name__)
 

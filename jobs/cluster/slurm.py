@@ -22,7 +22,7 @@ from dask.utils import parse_bytes
 
 from jobs.cluster.profiles import SlurmJob, refuse_control_characters, walltime_seconds
 from storage.errors import InputError, MissingInputError, SubspaceError
-from storage.readers import need
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 

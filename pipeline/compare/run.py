@@ -18,6 +18,7 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
+from storage.lazy import source_of
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def _live_rows(path: str) -> DecoderRows:
 def _control_rows(own: DecoderRows, store: Store | None, side: str) -> DecoderRows | None:
     if store is None:
         return None
-    path = DecoderRows.of(_path_of(store)).path
+    path = DecoderRows.of(str(source_of(store))).path
     rows = _live_rows(path)
     if rows.d_model != own.d_model:
         raise InputError(
@@ -205,7 +206,7 @@ def _bank_inputs(banks: Mapping[str, Bank]) -> dict[str, str]:
 
 def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) -> DecoderRows:
     """Return where to read one side's rows, after checking that they are there; nothing is read yet."""
-    path = _path_of(store)
+    path = str(source_of(store))
     n_features, d_model = DecoderRows.of(path).shape
     features = pairs[f"feature_{side}"].values.astype(np.int32)
     matched_from = pairs.sizes.get(f"id_{side}", n_features)
@@ -216,14 +217,6 @@ def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) 
             "that were correlated, A first"
         )
     return DecoderRows(path, features, d_model)
-
-
-def _path_of(store: xr.Dataset | str | Path) -> str:
-    if not isinstance(store, xr.Dataset):
-        return str(store)
-    if "source" not in store.encoding:
-        raise InputError("This activation dataset does not know its path on disk; give the path of the store instead")
-    return str(store.encoding["source"])
 
 
 def _hash_ids(*rows: DecoderRows) -> str:

@@ -134,23 +134,7 @@ def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:
 
 
 def intervals(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Floats:
-    """Return r, the ends of its interval, and how many draws had no r.
-
-    Parameters
-    ----------
-    sums
-        (unit, pair, 5) of one half.
-    rows
-        (unit,) rows of each unit.
-    job
-        Its settings have runs, level and seed.
-    h
-        The half; draws of one do not depend on the other.
-
-    Returns
-    -------
-    ndarray of float64, shape (4, pair)
-    """
+    """Return r, the ends of its interval, and how many draws had no r, (4, pair), from the sums of one half."""
     level = job.settings["level"]
     whole = r_of_sums(job.measure, np.array([float(rows.sum())]), sums.sum(axis=0))
     drawn = draw(sums, rows.astype(np.float64), job, h)

@@ -194,19 +194,8 @@ def _dataset(r: NDArray[np.float64], job: PairJob, threshold: float) -> xr.Datas
 
 
 def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, kind: str) -> tuple[str, str]:
-    """Return the verdict and its reason in words.
+    """Return the verdict and its reason in words; `r` is (size, half, pair), `good` how many pairs reach the threshold.
 
-    Parameters
-    ----------
-    r
-        (size, half, pair).
-    good
-        (size,) pairs that reach the threshold in both halves.
-    threshold, kind
-        For the words.
-
-    Examples
-    --------
     >>> r = np.full((2, 2, 3), 0.5)
     >>> judge(r, np.array([3, 3]), 0.3, "documents")[0]
     'enough'

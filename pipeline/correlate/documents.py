@@ -144,13 +144,10 @@ class PairJob:
 
 
 def sum_documents(job: PairJob, pairs: slice, units: Units) -> Floats:
-    """Read both stores once and return the sums of some pairs over every unit.
+    """Read both stores once and return the sums of some pairs over every unit: Σx, Σy, Σx², Σy², Σxy, (unit, pair, 5).
 
-    Returns
-    -------
-    ndarray of float64, shape (unit, pair, 5)
-        Σx, Σy, Σx², Σy², Σxy. Dense values are taken less their mean in the store, where the measure allows it, so
-        that nothing is lost where a mean is far from 0.
+    Dense values are taken less their mean in the store, where the measure allows it, so that nothing is lost where a
+    mean is far from 0.
     """
     ids_a, ids_b = job.ids_a[pairs], job.ids_b[pairs]
     of_a, of_b = _by_feature(ids_a, job.a.n_features), _by_feature(ids_b, job.b.n_features)
@@ -199,22 +196,10 @@ def add_sums(
     current: Array,
     sums: Array,
 ) -> None:
-    """Add the rows of a slab to the sums of their units.
+    """Add the rows of a slab to the sums of their units, (unit, pair, 5); `unit` is -1 where a row belongs to none.
 
-    Parameters
-    ----------
-    a, b
-        The rows of both sides.
-    unit
-        (row,) where each row belongs, or -1.
-    of_a, of_b
-        For each feature where its pairs begin, and all pairs in that order.
-    ids_b
-        (pair,) the B feature of each pair.
-    current
-        (feature_b,) zeros, and zeros again at the end.
-    sums
-        (unit, pair, 5), added to.
+    `of_a` and `of_b` are where each feature's pairs begin, and all pairs in that order. `current`, (feature_b,), is
+    zeros before and after.
     """
     for row in range(unit.size):
         u = unit[row]
@@ -238,19 +223,8 @@ def add_sums(
 
 
 def r_of_sums(measure: Measure, n: Floats, sums: Floats) -> Floats:
-    """Return r of sums over some documents; NaN where it is not defined.
+    """Return r of sums over some documents, (…, pair, 5), of `n` rows, (…, 1); NaN where it is not defined.
 
-    Parameters
-    ----------
-    measure
-        Any that is made of sums: not ``spearman``.
-    n
-        (…, 1) rows.
-    sums
-        (…, pair, 5).
-
-    Examples
-    --------
     >>> x, y = np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 5.0])
     >>> sums = np.array([[x.sum(), y.sum(), x @ x, y @ y, x @ y]])
     >>> bool(np.isclose(r_of_sums("pearson", np.array([3.0]), sums)[0], np.corrcoef(x, y)[0, 1]))
@@ -375,20 +349,9 @@ def run_blocks(
     extra: tuple[int, int],
     label: str,
 ) -> dict[str, Array]:
-    """Run a function over blocks of pairs and join what it returns along the last axis.
+    """Run a function over blocks of pairs, as wide as the memory allows, and join its arrays along the last axis.
 
-    Parameters
-    ----------
-    job
-        Its `step` is set here, as wide as the memory allows.
-    function
-        A task: number of the block and job in, arrays (…, pair) out.
-    client, memory
-        As everywhere.
-    extra
-        Bytes that a task takes besides the sums: in all, and for each pair.
-    label
-        What the progress says.
+    `extra`: bytes that a task takes besides the sums, in all and for each pair.
     """
     resources = find_resources(client, parse_memory(memory))
     units = job.units()

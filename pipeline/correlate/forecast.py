@@ -8,12 +8,12 @@ from pathlib import Path
 from distributed import Client
 
 from pipeline.correlate.cost import CHOSEN_SHARE
+from pipeline.correlate.inputs import Inputs
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import Plan, Resources, StoreSize, make_plan
-from pipeline.correlate.ranks import measured_size, plan_ranks
+from pipeline.correlate.ranks import measured_sizes, plan_ranks
 from pipeline.correlate.rates import Rates, predict_seconds
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.run import Inputs
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import CorrelateSettings
 
@@ -92,7 +92,7 @@ def forecast_sizes(  # noqa: PLR0917 - what it depends on
     BudgetError
         If it does not fit the memory.
     """
-    measured = measured_size(a, settings.measure, n_rows), measured_size(b, settings.measure, n_rows)
+    measured = measured_sizes((a, b), settings.measure, n_rows)
     plan = make_plan(*measured, n_rows, settings, resources)
     slots, n_halves = resources.slots, settings.n_halves
     seconds = predict_seconds(plan, *measured, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)

@@ -27,14 +27,12 @@ from pipeline.correlate.moments import (
     shift_and_add,
     working_type,
 )
-from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan
-from pipeline.settings.correlate import Measure
+from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan, nth_slice, slices
+from pipeline.settings.correlate import CorrelateSettings
 from storage import iter_dense, read_csr, read_dense
 from storage.activations import reads_by_chunk
 
 Array = NDArray[Any]
-
-HALVES_FILE = "halves.npy"
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,7 @@ class Store:
 
     def pieces(self, slab: slice) -> Iterator[slice]:
         """Yield a slab of rows in pieces that are read at a time."""
-        for start in range(slab.start, slab.stop, self.piece_rows):
-            yield slice(start, min(start + self.piece_rows, slab.stop))
+        return slices(slab.start, slab.stop, self.piece_rows)
 
 
 @dataclass(frozen=True)
@@ -121,21 +118,13 @@ class Job:
     key
         Names the data that a worker process keeps for this job.
     a, b
-        The two stores.
+        The two stores, of values, firing or ranks.
     plan
         How the work is cut.
+    settings
+        Of the correlation; the stores are already those that its measure is made of.
     folder
         The unfinished result.
-    top_k, keep_above
-        As in :func:`pipeline.correlate.run.correlate`.
-    n_halves
-        2 if half of the rows is held out, else 1.
-    device
-        Where products are computed: ``cpu`` or ``cuda``.
-    measure
-        What r is; the stores are already those that it is made of.
-    matrix
-        Whether the whole matrix is written.
     b_key
         Names the rows of B as the kernels read them, if a process that has them all is to keep them for the next job;
         else empty.
@@ -145,24 +134,33 @@ class Job:
     a: Store
     b: Store
     plan: Plan
+    settings: CorrelateSettings
     folder: Path
-    top_k: int
-    keep_above: float
-    n_halves: int
-    device: str
-    measure: Measure = "pearson"
-    matrix: bool = False
     b_key: str = ""
 
     @property
     def n_candidates(self) -> int:
         """Partners that panels keep for each feature: more than asked for, where their order is not yet final."""
-        return self.top_k + (SPARE if self.plan.method == "dense" else 0)
+        return self.settings.top_k + (SPARE if self.plan.method == "dense" else 0)
 
     @property
     def keep_from(self) -> float:
         """Lowest r of a pair that panels keep: a little less than asked for, where r is not yet final."""
-        return self.keep_above - (ERROR if self.plan.method == "dense" else 0.0)
+        return self.settings.keep_above - (ERROR if self.plan.method == "dense" else 0.0)
+
+    def features(self, i: int) -> slice:
+        """Return the A features of panel `i`."""
+        return nth_slice(i, self.plan.panel, self.a.n_features)
+
+    @property
+    def panels_b(self) -> list[slice]:
+        """The panels of B features, which are measured, or made dense, at a time."""
+        return list(slices(0, self.b.n_features, self.plan.panel_b))
+
+    @property
+    def halves_file(self) -> Path:
+        """The file with the half of each row."""
+        return self.panels / "halves.npy"
 
     @property
     def panels(self) -> Path:
@@ -172,6 +170,10 @@ class Job:
     def panel_file(self, i: int) -> Path:
         """Return the file with the reduced results of panel `i`; it exists once all of the panel is on disk."""
         return self.panels / f"panel-{i:05d}.npz"
+
+    def done(self) -> list[int]:
+        """Return the panels whose results are on disk."""
+        return [i for i in range(self.plan.n_panels) if self.panel_file(i).is_file()]
 
     def moments_file(self, i: int) -> Path:
         """Return the file with the statistics of panel `i` of the B features, where no process sees all rows of B."""
@@ -186,8 +188,7 @@ class Job:
         """Read the statistics of all B features; work that is resumed may have left them in either form."""
         if self.all_moments_file.is_file():
             return Moments(**load_arrays(self.all_moments_file))
-        n_panels = self.plan.n_panels_b(self.b.n_features)
-        return join(Moments(**load_arrays(self.moments_file(i))) for i in range(n_panels))
+        return join(Moments(**load_arrays(self.moments_file(i))) for i in range(len(self.panels_b)))
 
 
 @dataclass
@@ -200,18 +201,17 @@ class Shared:
     @cached_property
     def half(self) -> NDArray[np.int8]:
         """The half that each row belongs to."""
-        return np.load(self.job.panels / HALVES_FILE, allow_pickle=False)
+        return np.load(self.job.halves_file, allow_pickle=False)
 
     @cached_property
     def n(self) -> NDArray[np.int64]:
         """How many rows each half has; (halves,)."""
-        return np.array([np.count_nonzero(self.half == h) for h in range(self.job.n_halves)])
+        return np.array([np.count_nonzero(self.half == h) for h in range(self.job.settings.n_halves)])
 
     @cached_property
     def _resident(self) -> tuple[Rows, Moments]:
-        rows, moments = _loaded.get(self.job.b_key) or self._load_rows()
-        if self.job.b_key and self.job.key not in _released:
-            _loaded[self.job.b_key] = rows, moments
+        rows, moments = PROCESS.rows.get(self.job.b_key) or self._load_rows()
+        PROCESS.keep_rows(self.job, (rows, moments))
         save_arrays(moments.to_arrays(), self.job.all_moments_file)
         return rows, moments
 
@@ -234,7 +234,7 @@ class Shared:
     @cached_property
     def scaling(self) -> Scaling:
         """How B features are standardised."""
-        return scaling_of(self.job.measure, self.moments, self.job.b.working)
+        return scaling_of(self.job.settings.measure, self.moments, self.job.b.working)
 
     @cached_property
     def double_b(self) -> dict[int, bool]:
@@ -265,7 +265,7 @@ class Shared:
 
     def empty_moments(self, n_features: int) -> Moments:
         """Return the statistics of no rows, to be filled as the measure needs them."""
-        return Moments.empty(self.n, n_features, with_zero=not RULES[self.job.measure].centred)
+        return Moments.empty(self.n, n_features, with_zero=not RULES[self.job.settings.measure].centred)
 
     def raise_floor(self, last: NDArray[np.float64]) -> None:
         """Take in the last r of every B feature's list in a finished panel."""
@@ -274,37 +274,64 @@ class Shared:
 
     def slabs(self) -> Iterator[slice]:
         """Yield the slabs of rows, in order."""
-        step = self.job.plan.slab_rows
-        for start in range(0, len(self.half), step):
-            yield slice(start, min(start + step, len(self.half)))
+        return slices(0, len(self.half), self.job.plan.slab_rows)
 
 
-_shared: dict[str, Shared] = {}
-# Jobs that are over: a task that was cancelled too late must not put its data back.
-_released: set[str] = set()
-_shared_lock = threading.Lock()
-# Rows of the last B store and their statistics, by `Job.b_key`.
-_loaded: dict[str, tuple[Rows, Moments]] = {}
+@dataclass
+class Process:
+    """What a worker process keeps for the jobs that run in it, each by the job's own key: no job sees another's.
+
+    Attributes
+    ----------
+    jobs
+        The data of each job.
+    released
+        Keys of jobs that are over: a task that was cancelled too late must not put its data back.
+    rows
+        Rows of the last B store and their statistics, by :attr:`Job.b_key`.
+    """
+
+    jobs: dict[str, Shared] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    rows: dict[str, tuple[Rows, Moments]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def shared(self, job: Job) -> Shared:
+        """Return the data of a job; of one that is over, to be dropped with the task that asks."""
+        with self.lock:
+            if job.b_key not in self.rows:
+                self.rows.clear()
+            return Shared(job) if job.key in self.released else self.jobs.setdefault(job.key, Shared(job))
+
+    def keep_rows(self, job: Job, rows: tuple[Rows, Moments]) -> None:
+        """Keep the rows of B for the next job, if this one asks for it."""
+        if job.b_key and job.key not in self.released:
+            self.rows[job.b_key] = rows
+
+    def release(self, key: str) -> None:
+        """Forget a job, for good."""
+        with self.lock:
+            self.released.add(key)
+            self.jobs.pop(key, None)
+
+
+#: That of this worker process: tasks are functions, and find their job's data here.
+PROCESS = Process()
 
 
 def shared(job: Job) -> Shared:
     """Return what this process keeps for a job; :meth:`Shared.load` fills it."""
-    with _shared_lock:
-        if job.b_key not in _loaded:
-            _loaded.clear()
-        return Shared(job) if job.key in _released else _shared.setdefault(job.key, Shared(job))
+    return PROCESS.shared(job)
 
 
 def release(key: str) -> None:
     """Forget what this process keeps for a job, for good."""
-    with _shared_lock:
-        _released.add(key)
-        _shared.pop(key, None)
+    PROCESS.release(key)
 
 
 def forget_rows() -> None:
     """Let go of the rows that this process keeps for the next job."""
-    _loaded.clear()
+    PROCESS.rows.clear()
 
 
 def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
@@ -318,10 +345,10 @@ def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moment
         ids.append(rows.feature)
         values.append(rows.value)
     finish_extremes(moments)
-    return Rows(np.concatenate(starts), _joined(ids), _joined(values)), moments
+    return Rows(np.concatenate(starts), joined(ids), joined(values)), moments
 
 
-def _joined(parts: list[Array]) -> Array:
+def joined(parts: list[Array]) -> Array:
     """Join arrays and drop the parts, before the next ones are joined."""
     whole = np.concatenate(parts)
     parts.clear()
@@ -342,3 +369,12 @@ def load_arrays(file: Path) -> dict[str, Array]:
     """Read what :func:`save_arrays` wrote."""
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
+
+
+def arrays_of(stored: Mapping[str, Array], group: str) -> dict[str, Array]:
+    """Return the arrays whose names begin with that of a group, by the rest of their names.
+
+    >>> arrays_of({"row_id": np.array([1]), "column_id": np.array([2])}, "row")
+    {'id': array([1])}
+    """
+    return {name.removeprefix(f"{group}_"): array for name, array in stored.items() if name.startswith(f"{group}_")}

@@ -71,19 +71,7 @@ def make_half(
     half: int,
     features_b: NDArray[np.integer],
 ) -> Half:
-    """Return all that makes values of a measure of the sums of products in one half of the rows.
-
-    Parameters
-    ----------
-    measure
-        The measure.
-    a, b
-        Statistics of a panel of A features, and of all B features.
-    half
-        The half.
-    features_b
-        The B features that have a place in the kernels' output, in their order.
-    """
+    """Return all that makes values of a measure of the sums of products of a panel with `features_b` in one half."""
     rule = RULES[measure]
     if rule.centred:
         return Half(1.0 / float(a.n[half]), a.side(half), b.side(half, features_b), 0.0)
@@ -157,17 +145,10 @@ def _standardised_side(
 
 
 def uncentred_side(moments: Moments, half: int, features: NDArray[np.integer] | slice, rule: Rule) -> Side:
-    """Return what the kernels need of some features in one half, where no means are subtracted.
+    """Return what the kernels need of some features in one half, for a measure that subtracts no means.
 
-    Parameters
-    ----------
-    moments
-        Statistics; with pivots of 0 the sums of squares are taken over bit by bit, so that a feature's product with
-        itself is equal to them.
-    half, features
-        Which.
-    rule
-        Of a measure that is not centred.
+    With pivots of 0 the sums of squares are taken over bit by bit, so that a feature's product with itself is equal to
+    them.
     """
     n, pivot, total = moments.n[half], moments.pivot[half, features], moments.total[half, features]
     whole = total + n * pivot

@@ -163,10 +163,7 @@ def choose_pivot(low: Floats, high: Floats) -> Floats:
 def shift_and_add(moments: Moments, slab: Slab, positions: NDArray[np.int32]) -> Rows:
     """Subtract the pivots, move features to their positions and take in the sums; the second pass.
 
-    Returns
-    -------
-    Rows
-        The slab, changed in place and cut to the entries that are left.
+    The slab is changed in place; what is returned is cut to the entries that are left.
     """
     rows, half = slab
     left = shift(rows, half, moments.pivot, positions, moments.total, moments.square)
@@ -176,22 +173,10 @@ def shift_and_add(moments: Moments, slab: Slab, positions: NDArray[np.int32]) ->
 def add_dense(
     moments: Moments, columns: slice, block: NDArray[Any], half: NDArray[np.int8], before: NDArray[np.int64]
 ) -> None:
-    """Take in a dense block; its own means and squares are merged with those of the rows before (Chan et al. 1979).
+    """Take in a (row, feature) block; its own means and squares are merged with those so far (Chan et al. 1979).
 
-    The means become the pivots, and what is subtracted in float64 needs not be exact in the stored type.
-
-    Parameters
-    ----------
-    moments
-        Changed in place: sums of squares are about the pivots, totals stay 0.
-    columns
-        Features of the block.
-    block
-        (row, feature), any float type.
-    half
-        (row,) int8, the half of each row.
-    before
-        (halves,) int64 rows of these features that were taken in before.
+    The means become the pivots, totals stay 0, and what is subtracted in float64 needs not be exact in the stored type.
+    `before`, (halves,), is how many rows of these features were taken in before.
     """
     for h in range(len(moments.n)):
         rows, at = np.flatnonzero(half == h), (h, columns)

@@ -17,7 +17,7 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, Store, load_rows, save_arrays, shared
+from pipeline.correlate.job import Job, Shared, Store, joined, load_rows, save_arrays, shared
 from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import NOWHERE, Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
@@ -89,7 +89,7 @@ def correlate_panel(i: int, job: Job) -> Summary:
     """Task: correlate panel `i` of the A features with all B features, and put the results on disk."""
     announce_compilation()
     mine = shared(job)
-    features = job.plan.features(i, job.a.n_features)
+    features = job.features(i)
     moments, step = _METHODS[job.plan.method](mine, features)
     output = _empty_output(mine, features.stop - features.start)
     pieces, n_done = _run(step, output, features, job)
@@ -118,7 +118,7 @@ def measure_panel(i: int, job: Job) -> int:
     Only streaming and dense plans need it: a resident one sees all rows of B anyway.
     """
     mine = shared(job)
-    features = slice(i * job.plan.panel_b, min((i + 1) * job.plan.panel_b, job.b.n_features))
+    features = job.panels_b[i]
     if job.plan.method == "dense":
         moments = dense_statistics(mine, job.b, features)
     else:
@@ -139,8 +139,8 @@ def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
     """All of B is in memory: read the panel of A, and correlate feature by feature."""
     rows, moments = load_rows(mine, mine.job.a, features)
     rows = shift_and_add(moments, (rows, mine.half), _places(moments))
-    n_halves = mine.job.n_halves
-    if mine.job.device == "cuda":
+    n_halves = mine.job.settings.n_halves
+    if mine.job.plan.device == "cuda":
         mine.load()
         slabs = ((cut(rows, slab), cut(mine.rows, slab), mine.half[slab]) for slab in mine.slabs())
         return moments, _sums_step(mine, features, _sums(mine, features, slabs), halves_of(mine, moments))
@@ -173,11 +173,11 @@ def _shifted_slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[
 
 def _sums(mine: Shared, features: slice, slabs: Iterable[tuple[Rows, Rows, Array]]) -> list[Any]:
     """Return the sums of products of a panel with all B features, a tile for each half, on the job's device."""
-    device, width = find_device(mine.job.device), features.stop - features.start
+    device, width = find_device(mine.job.plan.device), features.stop - features.start
     shape = width, len(mine.defined)
-    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(mine.job.n_halves)]
+    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(mine.job.settings.n_halves)]
     for a, b, half in slabs:
-        columns = by_feature(a, half, width, mine.job.n_halves)
+        columns = by_feature(a, half, width, mine.job.settings.n_halves)
         _add_products(device, tiles, columns, b)
     return tiles
 
@@ -196,9 +196,9 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
 
     Of the other half, r is wanted for the pairs alone that are listed or kept: :mod:`pipeline.correlate.rescore`.
     """
-    job, device = mine.load().job, find_device(mine.job.device)
+    job, device = mine.load().job, find_device(mine.job.plan.device)
     moments = dense_statistics(mine, job.a, features)
-    scaling = scaling_of(job.measure, moments, job.a.working)
+    scaling = scaling_of(job.settings.measure, moments, job.a.working)
     double_a = in_double(moments, dense.FEATURES)
     shape = (features.stop - features.start, len(mine.defined))
     tile = device.xp.zeros(shape, dtype=device.xp.float64)
@@ -210,21 +210,21 @@ def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
             double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
             dense.add_products(device.xp, tile[:, at.columns], a, at.varying(b, device), double)
     selecting = make_standardised_half(
-        job.measure, (moments, mine.moments), (scaling, mine.scaling), SELECTING, mine.defined
+        job.settings.measure, (moments, mine.moments), (scaling, mine.scaling), SELECTING, mine.defined
     )
     return moments, _tile_step(features, [device.get(tile)], (selecting, selecting))
 
 
 def _room(mine: Shared, width: int) -> Any:
     """Return (row, feature) float32 on the device, for the selecting rows of any slab: allocated once a panel."""
-    xp = find_device(mine.job.device).xp
+    xp = find_device(mine.job.plan.device).xp
     most = max(int(np.count_nonzero(mine.half[slab] == SELECTING)) for slab in mine.slabs())
     return xp.empty((most, width), dtype=xp.float32)
 
 
 def _standardised(mine: Shared, store: Store, where: tuple[slice, slice], scaling: Scaling, room: Any) -> Any:
     """Put the selecting rows of a slab of some features into the room, read block by block; return what is filled."""
-    device, (slab, features) = find_device(mine.job.device), where
+    device, (slab, features) = find_device(mine.job.plan.device), where
     scale, offset = device.put(scaling.scale[SELECTING]), device.put(scaling.offset[SELECTING])
     before = np.concatenate([[0], np.cumsum(mine.half[slab] == SELECTING)])
     for rows, part, block in store.iter_blocks(slab, features):
@@ -256,14 +256,12 @@ class Places:
 
 def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
     """Yield the panels of B features that are made dense together."""
-    step = mine.job.plan.panel_b
-    for start in range(0, mine.job.b.n_features, step):
-        panel = slice(start, min(start + step, mine.job.b.n_features))
+    for panel in mine.job.panels_b:
         positions = mine.positions[panel]
         within = np.flatnonzero(positions != NOWHERE)
         if len(within):
             first = int(positions[within[0]])
-            yield panel, Places(start + within, within, slice(first, first + len(within)))
+            yield panel, Places(panel.start + within, within, slice(first, first + len(within)))
 
 
 def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
@@ -279,7 +277,7 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
     """Return the statistics of a panel of dense features, their means as pivots: one pass."""
     moments = mine.empty_moments(features.stop - features.start)
     counted, n_sampled = 0, 0
-    before, halves = np.zeros_like(mine.n), np.arange(mine.job.n_halves)[:, None]
+    before, halves = np.zeros_like(mine.n), np.arange(mine.job.settings.n_halves)[:, None]
     for slab in mine.slabs():
         for rows, part, block in store.iter_blocks(slab, features):
             if rows.start > counted:
@@ -296,13 +294,13 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
 def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     job = mine.job
-    both = [make_half(job.measure, a, mine.moments, h, mine.defined) for h in range(job.n_halves)]
+    both = [make_half(job.settings.measure, a, mine.moments, h, mine.defined) for h in range(job.settings.n_halves)]
     return both[0], both[-1]
 
 
 def _sums_step(mine: Shared, features: slice, tiles: Sequence[Any], halves: tuple[Half, Half]) -> Step:
     """Return the step that reduces tiles on the job's device, whose rows come to the host some at a time."""
-    device, n_rows = find_device(mine.job.device), fetched_rows(tiles[0].shape[1])
+    device, n_rows = find_device(mine.job.plan.device), fetched_rows(tiles[0].shape[1])
 
     @functools.lru_cache(maxsize=1)
     def fetch(first: int) -> list[Array]:
@@ -351,17 +349,14 @@ def _empty_output(mine: Shared, width: int) -> Output:
         keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
-        matrix=np.full((min(MATRIX_ROWS, width) if job.matrix else 0, n), np.nan, np.float32),
+        matrix=np.full((min(MATRIX_ROWS, width) if job.settings.full else 0, n), np.nan, np.float32),
     )
 
 
 def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[list[Array]], int]:
     """Reduce the whole panel, moving kept pairs out of the buffer whenever it is full.
 
-    Returns
-    -------
-    tuple
-        Column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
+    Returns column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
     work = scratch(len(output.floor), job.n_candidates)
@@ -371,7 +366,7 @@ def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[li
         new = int(output.kept.length[done:following].sum())
         for piece, buffer in zip(pieces, output.kept[1:], strict=True):
             piece.append(buffer[:new].copy())
-        if job.matrix:
+        if job.settings.full:
             _write_matrix(job, slice(features.start + done, features.start + following), output.matrix)
         done, n_kept = following, n_kept + new
     return pieces, done
@@ -395,18 +390,11 @@ def _fold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
 def _write_kept(i: int, job: Job, mine: Shared, length: NDArray[np.int64], pieces: list[list[Array]]) -> None:
     """Write a panel's kept pairs as a shard of ``r`` and, if it is known yet, one of ``r_heldout``; of one pattern."""
     start = np.concatenate([[0], np.cumsum(length)])
-    feature = mine.defined[_joined(pieces[0])]
-    names = (R,) if job.plan.method == "dense" else (R, R_HELD_OUT)[: job.n_halves]
+    feature = mine.defined[joined(pieces[0])]
+    names = (R,) if job.plan.method == "dense" else (R, R_HELD_OUT)[: job.settings.n_halves]
     for name, parts in zip(names, pieces[1:], strict=False):
         shape = (len(length), job.b.n_features)
-        write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((_joined(parts), feature, start), shape=shape))
-
-
-def _joined(parts: list[Array]) -> Array:
-    """Join the pieces and let go of them."""
-    whole = np.concatenate(parts)
-    parts.clear()
-    return whole
+        write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((joined(parts), feature, start), shape=shape))
 
 
 def _reduced(mine: Shared, moments: Moments, output: Output, histogram: NDArray[np.int64]) -> dict[str, Array]:

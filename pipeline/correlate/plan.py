@@ -197,18 +197,32 @@ class Plan:
         """Whether what is projected is allowed."""
         return self.projected <= self.allowed and self.gpu_projected <= self.gpu_allowed
 
+    def n_panels_b(self, n_features_b: int) -> int:
+        """Return how many panels of B features there are."""
+        return -(-n_features_b // self.panel_b)
+
     @property
     def kernel(self) -> Literal["sparse", "dense"]:
         """The kernel of the method."""
         return "dense" if self.method == "dense" else "sparse"
 
-    def n_panels_b(self, n_features_b: int) -> int:
-        """Return how many panels of B features there are."""
-        return -(-n_features_b // self.panel_b)
 
-    def features(self, i: int, n_features: int) -> slice:
-        """Return the A features of panel `i`."""
-        return slice(i * self.panel, min((i + 1) * self.panel, n_features))
+def nth_slice(i: int, step: int, length: int) -> slice:
+    """Return slice `i` of those of a step that cover a length.
+
+    >>> nth_slice(2, 4, length=10)
+    slice(8, 10, None)
+    """
+    return slice(i * step, min((i + 1) * step, length))
+
+
+def slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Yield slices of a step that cover a range.
+
+    >>> list(slices(2, 7, 3))
+    [slice(2, 5, None), slice(5, 7, None)]
+    """
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def choose_kernel(
@@ -219,17 +233,6 @@ def choose_kernel(
     The sparse kernel works on every product of two entries in a row, the dense one on every product of two values.
     The rates are those of :class:`~pipeline.correlate.cost.Rates` as it comes, and of CPUs, unless a GPU is insisted
     on: the same stores get the same kernel on every machine, and a finished result stays valid.
-
-    Parameters
-    ----------
-    a, b
-        Sizes of the stores.
-    n_rows
-        Their rows.
-    kernel
-        ``sparse``, ``dense`` or ``auto``.
-    device
-        ``cuda`` where products are to be computed on a GPU, whatever the stores.
 
     Raises
     ------
@@ -279,24 +282,7 @@ def make_plan(
     *,
     panel: int | None = None,
 ) -> Plan:
-    """Cut the work to fit the memory.
-
-    Parameters
-    ----------
-    a, b
-        Sizes of the stores.
-    n_rows
-        Their rows.
-    settings
-        Of the correlation.
-    resources
-        What there is.
-    panel
-        Width of a panel, if it is already decided (work that is resumed).
-
-    Returns
-    -------
-    Plan
+    """Cut the work to fit the memory; `panel` is its width, if that is already decided (work that is resumed).
 
     Raises
     ------

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.job import Store
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, Resources, StoreSize
+from pipeline.correlate.plan import CHUNK, DENSE_BUFFERS, Plan, Resources, StoreSize, nth_slice, slices
 from pipeline.settings.correlate import Measure
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, create_sparse_array, missing_shards, read_csr, write_sparse_shard
@@ -61,6 +61,26 @@ def rank_dtype(n_rows: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class RankPlan:
+    """How the ranking of a store is cut, and what it takes.
+
+    Attributes
+    ----------
+    width
+        Features that a task ranks.
+    slab_rows, shard_rows
+        Rows that are read at a time, and rows of a shard of the ranks.
+    projected
+        Peak memory of each process while it ranks, bytes.
+    """
+
+    width: int
+    slab_rows: int
+    shard_rows: int
+    projected: int
+
+
+@dataclass(frozen=True)
 class RankJob:
     """The ranking of one store, as its tasks see it.
 
@@ -70,8 +90,10 @@ class RankJob:
         The values.
     folder
         Where the ranks go; the folder that :func:`read_halves` wrote to is its parent.
-    n_rows, width, slab_rows, shard_rows
-        Rows; features of a task; rows that are read at a time; rows of a shard of the ranks.
+    n_rows
+        Its rows.
+    plan
+        How the ranking is cut.
     halves
         File with the half of each row.
     n_halves
@@ -81,24 +103,22 @@ class RankJob:
     store: Store
     folder: Path
     n_rows: int
-    width: int
-    slab_rows: int
-    shard_rows: int
+    plan: RankPlan
     halves: Path
     n_halves: int
 
     @property
     def n_panels(self) -> int:
         """How many panels of features there are."""
-        return -(-self.store.n_features // self.width)
+        return -(-self.store.n_features // self.plan.width)
 
     def features(self, i: int) -> slice:
         """Return the features of panel `i`."""
-        return slice(i * self.width, min((i + 1) * self.width, self.store.n_features))
+        return nth_slice(i, self.plan.width, self.store.n_features)
 
     def part(self, i: int) -> str:
         """Return the name of the array of panel `i`."""
-        return f"{self.width}-{i:05d}"
+        return f"{self.plan.width}-{i:05d}"
 
     def done_file(self, i: int) -> Path:
         """Return the file that is there once panel `i` is ranked."""
@@ -106,22 +126,21 @@ class RankJob:
 
     def slabs(self) -> Iterator[slice]:
         """Yield the slabs of rows, in order."""
-        for start in range(0, self.n_rows, self.slab_rows):
-            yield slice(start, min(start + self.slab_rows, self.n_rows))
+        return slices(0, self.n_rows, self.plan.slab_rows)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the ranks."""
+        return rank_dtype(self.n_rows)
+
+    @property
+    def ranks(self) -> Store:
+        """The store of ranks."""
+        return replace(self.store, path=self.folder, value_bytes=self.dtype.itemsize)
 
 
-def rank_store(job: RankJob, client: Client, label: str) -> Store:
-    """Rank a store, or go on with it, and return the store of ranks.
-
-    Parameters
-    ----------
-    job
-        What to rank, and where to.
-    client
-        Where the tasks run.
-    label
-        What the progress says.
-    """
+def rank_store(job: RankJob, client: Client, label: str) -> None:
+    """Rank a store, or go on with it; `label` is what the progress says."""
     _prepare(job)
     if not job.store.sparse:
         _rank_panels(job, client, label)
@@ -131,7 +150,6 @@ def rank_store(job: RankJob, client: Client, label: str) -> Store:
         for _ in run_tasks(client, join_shard, missing, name="correlate-join-ranks", label=label, args=(job,)):
             pass
         remove_folder(job.folder / PARTS)
-    return replace(job.store, path=job.folder, value_bytes=rank_dtype(job.n_rows).itemsize)
 
 
 def _rank_panels(job: RankJob, client: Client, label: str) -> None:
@@ -144,18 +162,18 @@ def _rank_panels(job: RankJob, client: Client, label: str) -> None:
 
 def _prepare(job: RankJob) -> None:
     """Create the groups and the array of ranks; work that has begun is left as it is, where it fits the panels."""
-    shape, dtype = (job.n_rows, job.store.n_features), rank_dtype(job.n_rows)
+    shape = job.n_rows, job.store.n_features
     # No two tasks may write to one chunk
-    chunks = (min(CHUNK, job.n_rows), job.width)
+    chunks = (min(CHUNK, job.n_rows), job.plan.width)
     group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
     if VALUES in group and not job.store.sparse and group[VALUES].chunks != chunks:
         remove_folder(job.folder)
         group = zarr.open_group(str(job.folder), mode="a", zarr_format=3)
     group.require_group(PARTS)
     if VALUES not in group and job.store.sparse:
-        create_sparse_array(job.folder, VALUES, shape, dtype, dims=DIMS, shard_rows=job.shard_rows)
+        create_sparse_array(job.folder, VALUES, shape, job.dtype, dims=DIMS, shard_rows=job.plan.shard_rows)
     elif VALUES not in group:
-        group.create_array(VALUES, shape=shape, dtype=dtype, chunks=chunks, fill_value=0)
+        group.create_array(VALUES, shape=shape, dtype=job.dtype, chunks=chunks, fill_value=0)
 
 
 def _create_parts(job: RankJob, panels: list[int]) -> None:
@@ -164,8 +182,8 @@ def _create_parts(job: RankJob, panels: list[int]) -> None:
     for i in panels:
         if not (parts / job.part(i) / "zarr.json").is_file():
             width = job.features(i).stop - job.features(i).start
-            dtype = rank_dtype(job.n_rows)
-            create_sparse_array(parts, job.part(i), (job.n_rows, width), dtype, dims=DIMS, shard_rows=job.shard_rows)
+            shape = job.n_rows, width
+            create_sparse_array(parts, job.part(i), shape, job.dtype, dims=DIMS, shard_rows=job.plan.shard_rows)
 
 
 def rank_panel(i: int, job: RankJob) -> None:
@@ -184,16 +202,16 @@ def _rank_sparse(i: int, job: RankJob, half: Array, n: Array) -> None:
     start = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(slab.start) for slab in slabs]))])
     ids, values = (np.concatenate([getattr(slab, name) for slab in slabs]) for name in ("feature", "value"))
     slabs.clear()
-    ranks = np.zeros(len(values), rank_dtype(job.n_rows))
+    ranks = np.zeros(len(values), job.dtype)
     rank_entries(start, ids, values, half, n, width, ranks)
     whole = scipy.sparse.csr_array((ranks, ids, start), shape=(job.n_rows, width))
-    for shard, first in enumerate(range(0, job.n_rows, job.shard_rows)):
-        write_sparse_shard(job.folder / PARTS, job.part(i), shard, whole[first : first + job.shard_rows])
+    for shard, rows in enumerate(slices(0, job.n_rows, job.plan.shard_rows)):
+        write_sparse_shard(job.folder / PARTS, job.part(i), shard, whole[rows])
 
 
 def join_shard(i: int, job: RankJob) -> None:
     """Task: join shard `i` of all panels into a shard of all features."""
-    rows = slice(i * job.shard_rows, min((i + 1) * job.shard_rows, job.n_rows))
+    rows = nth_slice(i, job.plan.shard_rows, job.n_rows)
     panels = [read_csr(job.folder / PARTS, rows, name=job.part(panel)) for panel in range(job.n_panels)]
     write_sparse_shard(job.folder, VALUES, i, scipy.sparse.hstack(panels, format="csr"))
 
@@ -201,7 +219,7 @@ def join_shard(i: int, job: RankJob) -> None:
 def _rank_dense(i: int, job: RankJob, half: Array, n: Array) -> None:
     features = job.features(i)
     ranks = np.concatenate([job.store.read_block(slab, features) for slab in job.slabs()])
-    ranks = rank_columns(ranks, half, n, np.zeros(ranks.shape, rank_dtype(job.n_rows)))
+    ranks = rank_columns(ranks, half, n, np.zeros(ranks.shape, job.dtype))
     array = zarr.open_array(str(job.folder / VALUES), mode="r+")
     for slab in job.slabs():
         array[slab, features] = ranks[slab]
@@ -209,16 +227,9 @@ def _rank_dense(i: int, job: RankJob, half: Array, n: Array) -> None:
 
 @cached_njit
 def shifted_ranks(values: Array, n: int, out: Array) -> None:
-    """Set `out` to the average ranks of values, less the rank of zero.
+    """Set `out` to the average ranks of stored values, less the rank of zero, among `n` with the zeros not stored.
 
-    Parameters
-    ----------
-    values
-        (entry,) those that are stored.
-    n
-        How many there are with the zeros that are not stored.
-    out
-        (entry,) the ranks less that of zero; 0 where the value is 0.
+    They are 0 where the value is 0, and nowhere else.
     """
     order = np.argsort(values)
     negative, positive = 0, 0
@@ -246,18 +257,8 @@ def rank_entries(
 ) -> None:
     """Set `out` to the shifted rank of every entry of sparse rows among those of its feature in its half.
 
-    Parameters
-    ----------
-    start, feature, value
-        As in :class:`~pipeline.correlate.kernels.csr.Rows`.
-    half
-        (row,) int8; entries of rows that count in neither half are left as they are.
-    n
-        (halves,) rows of each half.
-    n_features
-        How many features there are.
-    out
-        (entry,) float.
+    Rows are as in :class:`~pipeline.correlate.kernels.csr.Rows`; entries of rows in neither half are left as they are.
+    `n` is how many rows each half has.
     """
     begin = np.zeros(n.size * n_features + 1, np.int64)
     for row in range(half.size):
@@ -294,57 +295,27 @@ def rank_columns(values: Array, half: Array, n: Array, out: Array) -> Array:
     return out
 
 
-@dataclass(frozen=True)
-class RankPlan:
-    """How the ranking of a store is cut, and what it takes.
+def measured_sizes(sizes: tuple[StoreSize, StoreSize], measure: Measure, n_rows: int) -> tuple[StoreSize, StoreSize]:
+    """Return the sizes of both stores as the kernels read them: their values, ranks or firing.
 
-    Attributes
-    ----------
-    width
-        Features that a task ranks.
-    slab_rows, shard_rows
-        Rows that are read at a time, and rows of a shard of the ranks.
-    projected
-        Peak memory of each process while it ranks, bytes.
+    >>> size = StoreSize(True, 8, np.full(3, 5))
+    >>> [measured.value_bytes for measured in measured_sizes((size, size), "spearman", n_rows=100)]
+    [4, 4]
     """
-
-    width: int
-    slab_rows: int
-    shard_rows: int
-    projected: int
-
-
-def measured_size(size: StoreSize, measure: Measure, n_rows: int) -> StoreSize:
-    """Return the size of a store as the kernels read it: its values, ranks or firing.
-
-    >>> measured_size(StoreSize(True, 8, np.full(3, 5)), "spearman", n_rows=100).value_bytes
-    4
-    """
-    if RULES[measure].ranked:
-        return replace(size, value_bytes=rank_dtype(n_rows).itemsize)
-    return replace(size, value_bytes=4) if RULES[measure].firing else size
+    rule = RULES[measure]
+    if not (rule.ranked or rule.firing):
+        return sizes
+    value_bytes = rank_dtype(n_rows).itemsize if rule.ranked else 4
+    return replace(sizes[0], value_bytes=value_bytes), replace(sizes[1], value_bytes=value_bytes)
 
 
 def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources, name: str = "a store") -> RankPlan:
     """Cut the ranking of a store to fit the memory: as many features for a task as fit, but tasks for all slots.
 
-    Parameters
-    ----------
-    size
-        Of the values.
-    n_rows
-        Rows of the store.
-    plan
-        That of the correlation of the ranks; ranking stays within the same memory.
-    resources
-        What there is.
-    name
-        Of the store, for messages.
-
     Raises
     ------
     BudgetError
-        If not even one feature fits.
+        If not even one feature fits; `name` is that of the store.
 
     Examples
     --------

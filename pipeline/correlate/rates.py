@@ -65,21 +65,8 @@ def save_rates(rates: Rates, folder: Path) -> Path:
 def predict_seconds(
     plan: Plan, a: StoreSize, b: StoreSize, *, n_rows: int, n_halves: int, slots: int, rates: Rates
 ) -> float:
-    """Return how long a correlation will take, from stores on disk to the result on disk.
+    """Return how long a correlation will take, from stores on disk to the result on disk, with so many tasks at once.
 
-    Parameters
-    ----------
-    plan
-        How it is cut.
-    a, b, n_rows, n_halves
-        Sizes, as :func:`pipeline.correlate.plan.make_plan` takes them.
-    slots
-        Tasks that run at once.
-    rates
-        Of the machine.
-
-    Examples
-    --------
     >>> from pipeline.correlate.plan import Resources, make_plan
     >>> from pipeline.settings.correlate import CorrelateSettings
     >>> size = StoreSize(sparse=True, value_bytes=4, entries=np.full(4096, 1000))

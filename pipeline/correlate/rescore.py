@@ -32,7 +32,7 @@ import scipy.sparse
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, Store, load_arrays, save_arrays, shared
+from pipeline.correlate.job import Job, Shared, Store, arrays_of, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
@@ -87,37 +87,25 @@ class Pairs(NamedTuple):
 
 
 def rescore(job: Job, rows: Best, columns: Best, client: Client) -> tuple[Best, Best, int]:
-    """Make lists and kept pairs final.
+    """Make the lists of all features, and the kept pairs, final; all panels of the job are on disk.
 
-    Parameters
-    ----------
-    job
-        A job whose panels are all on disk.
-    rows, columns
-        Partners of all A and of all B features, ``job.n_candidates`` each; ids of the stores, r -inf where empty.
-    client
-        Where to run.
-
-    Returns
-    -------
-    tuple
-        Both lists with `top_k` partners, and the number of kept pairs.
+    Returns both lists with `top_k` partners in place of ``job.n_candidates``, and the number of kept pairs.
     """
     left = find_open(job, rows, columns)
     logger.info(
         "Computing r of %d pairs, and of %d features with all others, again in float64: ties, thresholds, near 1%s",
         np.count_nonzero(left.again), len(left.whole_a) + len(left.whole_b),
-        "; and held-out r of all pairs that are listed or kept" if job.n_halves > 1 else "",
+        "; and held-out r of all pairs that are listed or kept" if job.settings.n_halves > 1 else "",
     )  # fmt: skip
     panels = range(job.plan.n_panels)
     for i in panels:
-        save_arrays(left.within(job.plan.features(i, job.a.n_features))._asdict(), _file("open", i, job))
+        save_arrays(left.within(job.features(i))._asdict(), _file("open", i, job))
     finished = run_tasks(client, rescore_panel, panels, name="correlate-rescore", label="Re-scoring", args=(job,))
     n_kept = sum(n for _, n in finished)
     pairs = _read_pairs(job)
     _replace_whole(job, left, rows, columns)
-    final_rows = _final(rows, pairs, job.b.n_features, job.top_k)
-    return final_rows, _final(columns, _swapped(pairs, job), job.a.n_features, job.top_k), n_kept
+    final_rows = _final(rows, pairs, job.b.n_features, job.settings.top_k)
+    return final_rows, _final(columns, _swapped(pairs, job), job.a.n_features, job.settings.top_k), n_kept
 
 
 def _file(kind: str, i: int, job: Job) -> Path:
@@ -135,9 +123,9 @@ def find_open(job: Job, rows: Best, columns: Best) -> Open:
     keys: tuple[list[Array], list[Array]] = ([], [])
     whole = []
     for best, is_row in ((rows, True), (columns, False)):
-        in_doubt, too_many = doubtful(best, job.top_k)
+        in_doubt, too_many = doubtful(best, job.settings.top_k)
         whole.append(np.flatnonzero(too_many))
-        listed = (best.id >= 0) & (np.arange(best.id.shape[1]) < job.top_k) & (job.n_halves > 1)
+        listed = (best.id >= 0) & (np.arange(best.id.shape[1]) < job.settings.top_k) & (job.settings.n_halves > 1)
         for part, chosen in zip(keys, (in_doubt, listed), strict=True):
             own, place = np.nonzero(chosen)
             a, b = (own, best.id[own, place]) if is_row else (best.id[own, place], own)
@@ -150,18 +138,8 @@ def find_open(job: Job, rows: Best, columns: Best) -> Open:
 def doubtful(best: Best, top_k: int) -> tuple[Array, Array]:
     """Return which places of lists float64 may change, and which lists have too many of them to know all.
 
-    Parameters
-    ----------
-    best
-        (feature, place), r descending, each within ERROR of the truth.
-    top_k
-        Places that count.
-
-    Returns
-    -------
-    tuple
-        (feature, place) bool: neighbours in a chain of r so close that their order is open, if the chain reaches a
-        place that counts; and r beyond NEAR_ONE. (feature,) bool: the chain reaches the end of a full list.
+    The first, (feature, place): neighbours in a chain of r so close that their order is open, if the chain reaches a
+    place that counts; and r beyond NEAR_ONE. The second, (feature,): the chain reaches the end of a full list.
 
     Examples
     --------
@@ -199,8 +177,8 @@ def rescore_panel(i: int, job: Job) -> int:
     n_b, kept_a = job.b.n_features, np.repeat(np.arange(kept.shape[0]), np.diff(kept.indptr))
     listed_keys = _keys(left.pair_a, left.pair_b, n_b)
     kept_keys = _keys(work.features.start + kept_a, kept.indices, n_b)
-    kept_again = (np.abs(kept.data - job.keep_above) <= ERROR) | _near_one(kept.data)
-    wanted = kept_keys if job.n_halves > 1 else kept_keys[kept_again]
+    kept_again = (np.abs(kept.data - job.settings.keep_above) <= ERROR) | _near_one(kept.data)
+    wanted = kept_keys if job.settings.n_halves > 1 else kept_keys[kept_again]
     keys = np.union1d(listed_keys, wanted)
     again = np.zeros(len(keys), bool)
     again[np.searchsorted(keys, listed_keys[left.again])] = True
@@ -220,10 +198,10 @@ def _finish_kept(i: int, job: Job, kept: scipy.sparse.csr_array, r: Array, held_
 
     A task that died between the two shards finds ``r`` cut already, and does the same again.
     """
-    left = r >= job.keep_above
+    left = r >= job.settings.keep_above
     if not np.array_equal(r, kept.data) or not left.all():
         _rewrite(i, job, R, kept, r, left)
-    if job.n_halves > 1:
+    if job.settings.n_halves > 1:
         _rewrite(i, job, R_HELD_OUT, kept, held_out, left)
     return int(left.sum())
 
@@ -278,13 +256,13 @@ class _Work:
     def load(cls, i: int, job: Job) -> _Work:
         """Read the statistics that the panel's own task left."""
         mine = shared(job).load()
-        moments = _stored_moments(i, job)
-        return cls(mine, job.plan.features(i, job.a.n_features), moments, halves_of(mine, moments))
+        moments = Moments(**arrays_of(load_arrays(job.panel_file(i)), "moments"))
+        return cls(mine, job.features(i), moments, halves_of(mine, moments))
 
     def pairs(self, a: Array, b: Array, again: Array) -> tuple[Array, Array]:
         """Return r of pairs of ids, NaN but for those in doubt, and held-out r, NaN where no rows are held out."""
         a, b = a - self.features.start, self.mine.positions[b]
-        chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.n_halves]
+        chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.settings.n_halves]
         columns_a = [np.unique(a[some]) for some in chosen]
         parts = [
             {part.panel.start: part for part in self._parts(a, b, *each)}
@@ -326,7 +304,7 @@ class _Work:
 
     def _whole_batch(self, side: str, some: Array, k: int) -> Best:
         width, n_b = self.features.stop - self.features.start, len(self.mine.defined)
-        sums = np.zeros((self.mine.job.n_halves, len(some), n_b if side == "a" else width))
+        sums = np.zeros((self.mine.job.settings.n_halves, len(some), n_b if side == "a" else width))
         add = self._add_whole_a if side == "a" else self._add_whole_b
         for piece in self._pieces():
             add(sums, piece, some)
@@ -371,16 +349,9 @@ class _Work:
     def _read(self, store: Store, piece: slice, features: slice, columns: Sequence[Array], mean: Array) -> list[Array]:
         """Return (column, row) float64 for each half: some columns of some rows, less their means if the measure is.
 
-        Parameters
-        ----------
-        store, piece, features
-            What is read, block by block.
-        columns
-            For each half, which of the features; ascending.
-        mean
-            (halves, feature).
+        `columns` are those of `features` that are wanted in each half, ascending; `mean` is (halves, feature).
         """
-        half, centred = self.mine.half[piece], RULES[self.mine.job.measure].centred
+        half, centred = self.mine.half[piece], RULES[self.mine.job.settings.measure].centred
         rows = [np.flatnonzero(half == h) for h in range(len(columns))]
         out = [np.empty((len(some), len(own))) for some, own in zip(columns, rows, strict=True)]
         for inside, part, block in store.iter_blocks(piece, features):
@@ -393,11 +364,6 @@ class _Work:
 
 
 _NONE = np.zeros(0, np.intp)
-
-
-def _stored_moments(i: int, job: Job) -> Moments:
-    stored = load_arrays(job.panel_file(i))
-    return Moments(**{k.removeprefix("moments_"): v for k, v in stored.items() if k.startswith("moments_")})
 
 
 def _correlation(sums: Array, half: Half, a: Array, b: Array) -> Array:
@@ -433,7 +399,7 @@ def _replace_whole(job: Job, left: Open, rows: Best, columns: Best) -> None:
         stored = load_arrays(_file("exact", i, job))
         a, b = (Best(*(stored[f"whole_{side}_{name}"] for name in Best._fields)) for side in "ab")
         for old, new in zip(rows, a, strict=True):
-            old[left.within(job.plan.features(i, job.a.n_features)).whole_a] = new
+            old[left.within(job.features(i)).whole_a] = new
         parts.append(compact(b, np.arange(len(left.whole_b))))
     if len(left.whole_b):
         for old, new in zip(columns, merge_all(len(left.whole_b), job.n_candidates, parts), strict=True):

@@ -62,16 +62,10 @@ def parse_memory(memory: str | int) -> int | None:
 
 
 def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu") -> Resources:
-    """Ask the workers what they have.
+    """Ask the workers of a client what they have; where there are none yet, the first one is waited for.
 
-    Parameters
-    ----------
-    client
-        Its workers are asked; where there are none yet, the first one is waited for.
-    memory
-        Budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower limit).
-    device
-        Whether their GPUs are to be used: ``auto`` where all have one, ``cuda``, or ``cpu`` for none.
+    `memory` is the budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower
+    limit). With the device ``auto``, GPUs are used where all workers have one.
 
     Raises
     ------

@@ -23,19 +23,9 @@ FEWEST_ROWS = 2
 
 
 def read_halves(path_a: Path, path_b: Path, select: Select) -> NDArray[np.int8]:
-    """Return the half that each row of two stores belongs to.
+    """Return the half that each row of two stores belongs to, (token,) int8.
 
-    Parameters
-    ----------
-    path_a, path_b
-        Activation stores of the same rows.
-    select
-        ``half`` or ``all``.
-
-    Returns
-    -------
-    numpy.ndarray
-        (token,) int8: 0 chooses, 1 is held out, -1 is left out since either store marks the row as a sink.
+    0 chooses, 1 is held out, -1 is left out since either store marks the row as a sink.
 
     Raises
     ------
@@ -58,24 +48,8 @@ def read_halves(path_a: Path, path_b: Path, select: Select) -> NDArray[np.int8]:
 
 
 def split_rows(documents: NDArray[np.integer] | None, excluded: NDArray[np.bool_], select: Select) -> NDArray[np.int8]:
-    """Assign rows to halves.
+    """Assign rows to halves, by their documents if there are any; `excluded` ones count in neither.
 
-    Parameters
-    ----------
-    documents
-        (token,) the document of each row; None if there are none.
-    excluded
-        (token,) bool, the rows that count in neither half.
-    select
-        ``half`` or ``all``.
-
-    Returns
-    -------
-    numpy.ndarray
-        (token,) int8.
-
-    Examples
-    --------
     >>> split_rows(np.array([7, 7, 8, 9, 9, 5]), np.zeros(6, bool), "half")
     array([1, 1, 0, 1, 1, 0], dtype=int8)
     >>> split_rows(None, np.array([True, False, False, False, False]), "half")

@@ -10,17 +10,15 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import logging
 import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,35 +27,29 @@ import zarr.codecs
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.correlate.grid import bring_statistics, is_kept, keep_statistics
-from pipeline.correlate.job import HALVES_FILE, Job, Store, load_arrays, release
-from pipeline.correlate.kernels.reduce import Best
+from pipeline.correlate.grid import KnownB, key_of_rows
+from pipeline.correlate.inputs import Inputs
+from pipeline.correlate.job import Job, Store, load_arrays, release
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, StoreSize, choose_kernel, make_plan
-from pipeline.correlate.ranks import RankJob, RankPlan, measured_size, plan_ranks, rank_dtype, rank_store
-from pipeline.correlate.rescore import rescore
+from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, choose_kernel, make_plan
+from pipeline.correlate.ranks import RankJob, RankPlan, plan_ranks, rank_store
 from pipeline.correlate.resources import find_resources, parse_memory
+from pipeline.correlate.result import label, write_result
 from pipeline.correlate.rows import read_halves
-from pipeline.correlate.topk import merge_all, nan_where_empty
 from pipeline.settings.base import keywords
-from pipeline.settings.correlate import MEASURE_NAMES, CorrelateSettings, FullType, Measure
+from pipeline.settings.correlate import CorrelateSettings
 from pipeline.work.share import Share
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
     Manifest,
-    add_variables,
-    check_same_kind,
-    check_same_rows,
     claim,
     create_sparse_array,
     fingerprint,
     free_space,
     new_manifest,
-    open_activations,
     open_result,
 )
 from storage.errors import CorruptError, MissingInputError
@@ -71,8 +63,6 @@ STAGE = "correlate"
 PLAN_FILE = "plan.json"
 #: Share of the budget that a threshold is to fill which is worked out before all panels are done.
 SAFETY = 0.8
-#: Attributes of a store that say what it is; the result carries them with ``_a`` and ``_b``.
-DESCRIPTION = ("model", "site", "dictionary", "kind")
 
 
 @keywords(CorrelateSettings)
@@ -84,6 +74,7 @@ def correlate(
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
+    known_b: KnownB | None = None,
 ) -> xr.Dataset:
     """Correlate every feature of one store with every feature of another, exactly and out of core.
 
@@ -105,6 +96,9 @@ def correlate(
         Whether a correlation at `out` that came from other stores may be replaced.
     client
         Where to run; by default threads of this process.
+    known_b
+        For many correlations with one B store, one after the other: what the one before has found out about B, changed
+        in place for the next one; see :mod:`pipeline.correlate.grid`. It changes no result.
 
     Returns
     -------
@@ -155,8 +149,7 @@ def correlate(
         if target.is_current():
             logger.info("%s is up to date", path)
             return open_result(path, stage=STAGE)
-        if settings.full is not None:
-            _check_disk(inputs, settings.full, path)
+        _check_disk(inputs, settings, path)
         with ensure_client(client) as active:
             resources = find_resources(active, budget, settings.device)
             if out is None and resources.hosts != {socket.gethostname()}:
@@ -164,7 +157,8 @@ def correlate(
                     f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
                     "give out= on a file system that all of them share"
                 )
-            _run(inputs, settings, target.begin().absolute(), resources, active)
+            job, half = _begin(inputs, settings, target.begin().absolute(), resources, active, known_b=known_b)
+            _run(job, _attributes(inputs, job, half), active, known_b)
             target.finish()
     return open_result(path, stage=STAGE)
 
@@ -206,8 +200,8 @@ def correlate_share(
                 f"{out} is not begun with these inputs and settings: run --until correlate "
                 f"--share begin/{share.count} first, and let it end"
             )
-        if share.begins and settings.full is not None:
-            _check_disk(inputs, settings.full, Path(out))
+        if share.begins:
+            _check_disk(inputs, settings, Path(out))
         with ensure_client(client) as active:
             resources = find_resources(active, budget, settings.device)
             if share.begins:
@@ -225,7 +219,14 @@ def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Man
     """Return the inputs of a correlation, and what its result depends on."""
     inputs = Inputs.open(a, b).measured_by(settings.measure)
     kernel = choose_kernel(*inputs.sizes, inputs.n_rows, settings.kernel, settings.device)
-    return inputs, _manifest(inputs, settings, kernel)
+    hashes = {side: fingerprint(store.path) for side, store in zip("ab", inputs.stores, strict=True)}
+    full = {"full": settings.full} if settings.full else {}
+    return inputs, new_manifest(STAGE, hashes, _recorded(settings, kernel) | full)
+
+
+def _recorded(settings: CorrelateSettings, kernel: str) -> dict[str, Any]:
+    """Return the settings that decide the result, with the kernel that was chosen."""
+    return settings.model_dump(include={"top_k", "keep_above", "select", "measure"}) | {"kernel": kernel}
 
 
 def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
@@ -239,86 +240,16 @@ def _temporary_path() -> Path:
     return Path(folder) / "correlation.zarr"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The two stores, and what of their metadata matters here."""
-
-    stores: tuple[Store, Store]
-    sizes: tuple[StoreSize, StoreSize]
-    n_rows: int
-    attrs: Mapping[str, Any]
-
-    @classmethod
-    def open(cls, path_a: Path, path_b: Path) -> Inputs:
-        """Open both stores and check that they hold the same rows."""
-        opened = [open_activations(path) for path in (path_a, path_b)]
-        check_same_rows(path_a, path_b)
-        described = {
-            f"{name}_{side}": ds.attrs[name]
-            for side, ds in zip("ab", opened, strict=True)
-            for name in DESCRIPTION
-            if name in ds.attrs
-        }
-        check_same_kind(described.get("kind_a"), described.get("kind_b"))
-        if "row_hash" in opened[0].attrs:
-            described["row_hash"] = opened[0].attrs["row_hash"]
-        described["inputs"] = {"a": str(path_a), "b": str(path_b)}
-        a, b = (measure_store(path, ds) for path, ds in zip((path_a, path_b), opened, strict=True))
-        return cls((a[0], b[0]), (a[1], b[1]), opened[0].sizes["token"], described)
-
-    def measured_by(self, measure: Measure) -> Inputs:
-        """Return the inputs as a measure reads them.
-
-        Raises
-        ------
-        InputError
-            If the measure is of firing, and every feature of a store fires in every row.
-        """
-        sizes = measured_size(self.sizes[0], measure, self.n_rows), measured_size(self.sizes[1], measure, self.n_rows)
-        if not RULES[measure].firing:
-            return replace(self, sizes=sizes)
-        for store, size in zip(self.stores, self.sizes, strict=True):
-            if (size.entries >= self.n_rows).all():
-                raise InputError(
-                    f"measure={measure!r} is of where features fire, and in {store.path} no value is 0: all features "
-                    "fire in all rows. Use measure='pearson', 'cosine' or 'spearman'"
-                )
-        stores = (replace(self.stores[0], firing=True), replace(self.stores[1], firing=True))
-        return replace(self, stores=stores, sizes=sizes)
-
-
-def measure_store(path: Path, ds: xr.Dataset) -> tuple[Store, StoreSize]:
-    """Return a store and its size; sinks are in no statistics, so their entries are counted as typical ones."""
-    store, share_of_sinks = Store.of(path, ds), ds.attrs.get("n_sinks", 0) / ds.sizes["token"]
-    entries = np.ceil(ds["n_active"].values / max(1e-6, 1 - share_of_sinks)).astype(np.int64)
-    return store, StoreSize(store.sparse, store.value_bytes, entries, store.piece_rows, store.piece_features)
-
-
-def _manifest(inputs: Inputs, settings: CorrelateSettings, kernel: Literal["sparse", "dense"]) -> Manifest:
-    hashes = {side: fingerprint(store.path) for side, store in zip("ab", inputs.stores, strict=True)}
-    return new_manifest(
-        STAGE,
-        hashes,
-        {
-            "top_k": settings.top_k,
-            "keep_above": settings.keep_above,
-            "select": settings.select,
-            "measure": settings.measure,
-            "kernel": kernel,
-            **({"full": settings.full} if settings.full else {}),
-        },
-    )
-
-
-def _run(inputs: Inputs, settings: CorrelateSettings, folder: Path, resources: Resources, client: Client) -> None:
+def _run(job: Job, attrs: dict[str, Any], client: Client, known_b: KnownB | None) -> None:
     """Do what is not on disk yet, so that the folder holds the whole result."""
-    job, half = _begin(inputs, settings, folder, resources, client)
     try:
-        bring_statistics(job)
+        if known_b is not None:
+            known_b.bring(job)
         _measure_b(job, client)
         _correlate_panels(job, client)
-        keep_statistics(job)
-        _write_result(job, _attributes(inputs, settings, job.plan, half), client)
+        if known_b is not None:
+            known_b.keep(job)
+        write_result(job, attrs, client)
     finally:
         client.run(release, job.key, on_error="ignore")
 
@@ -331,6 +262,7 @@ def _begin(
     client: Client,
     *,
     begun: bool = False,
+    known_b: KnownB | None = None,
 ) -> tuple[Job, NDArray[np.int8]]:
     """Return the job, with what its tasks share on disk, and the half of each row.
 
@@ -343,25 +275,14 @@ def _begin(
         a=inputs.stores[0],
         b=inputs.stores[1],
         plan=plan,
+        settings=settings,
         folder=folder,
-        top_k=settings.top_k,
-        keep_above=settings.keep_above,
-        n_halves=settings.n_halves,
-        device=plan.device,
-        measure=settings.measure,
-        matrix=settings.full is not None,
-        b_key=_key_of_rows(inputs.stores[1], settings, half) if is_kept() else "",
+        b_key="" if known_b is None else key_of_rows(inputs.stores[1], half, settings.measure),
     )
-    _prepare(job, half, settings.full)
+    _prepare(job, half)
     if RULES[settings.measure].ranked:
         job = _ranked(job, inputs, resources, client, begun=begun)
     return job, half
-
-
-def _key_of_rows(store: Store, settings: CorrelateSettings, half: NDArray[np.int8]) -> str:
-    """Return a key of the rows of a store as the kernels read them: its content, their halves, and the measure."""
-    halves = hashlib.sha256(half.tobytes()).hexdigest()
-    return f"{fingerprint(store.path)} {halves} {settings.measure}"
 
 
 def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:
@@ -373,17 +294,13 @@ def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, b
                 store=store,
                 folder=job.panels / f"ranks-{len(ranks)}",
                 n_rows=inputs.n_rows,
-                width=cut.width,
-                slab_rows=cut.slab_rows,
-                shard_rows=cut.shard_rows,
-                halves=job.panels / HALVES_FILE,
-                n_halves=job.n_halves,
+                plan=cut,
+                halves=job.halves_file,
+                n_halves=job.settings.n_halves,
             )
-            ranks[store.path] = (
-                replace(store, path=rank_job.folder, value_bytes=rank_dtype(inputs.n_rows).itemsize)
-                if begun
-                else rank_store(rank_job, client, f"Ranking {store.path.name}")
-            )
+            if not begun:
+                rank_store(rank_job, client, f"Ranking {store.path.name}")
+            ranks[store.path] = rank_job.ranks
     return replace(job, a=ranks[job.a.path], b=ranks[job.b.path])
 
 
@@ -461,50 +378,52 @@ def _of_gpu(plan: Plan) -> str:
     return f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
 
 
-def _prepare(job: Job, half: NDArray[np.int8], full: FullType | None) -> None:
+def _prepare(job: Job, half: NDArray[np.int8]) -> None:
     """Write what the tasks share; work that has begun is left as it is."""
     if (job.panels / PLAN_FILE).is_file():
         return
     remove_folder(job.panels)
     # A group of its own, else Zarr warns of a folder that it does not know
     zarr.create_group(str(job.panels), zarr_format=3)
-    for name in (R, R_HELD_OUT)[: job.n_halves]:
+    for name in (R, R_HELD_OUT)[: job.settings.n_halves]:
         create_sparse_array(
             job.folder,
             name,
             (job.a.n_features, job.b.n_features),
             np.float64,
             dims=("feature_a", "feature_b"),
-            attrs=_label(name, job.measure),
+            attrs=label(name, job.settings.measure),
             shard_rows=job.plan.panel,
             chunk=(min(CHUNK, job.plan.panel), CHUNK),
         )
-    if full is not None:
-        _create_matrix(job, full)
-    np.save(job.panels / HALVES_FILE, half, allow_pickle=False)
+    if job.settings.full is not None:
+        _create_matrix(job)
+    np.save(job.halves_file, half, allow_pickle=False)
     # Last, since it says that the rest is there
     write_text(job.panels / PLAN_FILE, json.dumps({"panel": job.plan.panel}))
 
 
-def _create_matrix(job: Job, full: FullType) -> None:
+def _create_matrix(job: Job) -> None:
     """Create the whole matrix; a panel writes whole chunks of it."""
     zarr.open_group(str(job.folder), mode="a").create_array(
         MATRIX,
         shape=(job.a.n_features, job.b.n_features),
-        dtype=full,
+        dtype=job.settings.full,
         chunks=(min(MATRIX_ROWS, job.plan.panel), min(CHUNK, job.b.n_features)),
         compressors=(zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()),
         fill_value=np.nan,
         dimension_names=("feature_a", "feature_b"),
-        attributes=_label(R, job.measure),
+        attributes=label(R, job.settings.measure),
         overwrite=True,
     )
 
 
-def _check_disk(inputs: Inputs, full: FullType, path: Path) -> None:
-    """Refuse a matrix that the disk cannot hold."""
+def _check_disk(inputs: Inputs, settings: CorrelateSettings, path: Path) -> None:
+    """Refuse a whole matrix that the disk cannot hold."""
+    if settings.full is None:
+        return
     a, b = inputs.sizes
-    needed, (free, _) = a.n_features * b.n_features * np.dtype(full).itemsize, free_space(path)
+    needed, (free, _) = a.n_features * b.n_features * np.dtype(settings.full).itemsize, free_space(path)
     if needed > free:
         raise BudgetError(
             f"The whole matrix takes up to {needed / 1e9:.2f} GB at {path} (projected), and {free / 1e9:.2f} GB is "
@@ -514,18 +433,17 @@ def _check_disk(inputs: Inputs, full: FullType, path: Path) -> None:
 
 def _measure_b(job: Job, client: Client) -> None:
     """Put the statistics of all B features on disk, where no single process sees all of B."""
-    panels_are_missing = not all(job.panel_file(i).is_file() for i in range(job.plan.n_panels))
+    panels_are_missing = len(job.done()) < job.plan.n_panels
     if job.all_moments_file.is_file() or (job.plan.method == "resident" and panels_are_missing):
         return  # a resident panel that is still to come leaves them
-    n_panels = job.plan.n_panels_b(job.b.n_features)
-    missing = [i for i in range(n_panels) if not job.moments_file(i).is_file()]
+    missing = [i for i in range(len(job.panels_b)) if not job.moments_file(i).is_file()]
     for _ in run_tasks(client, measure_panel, missing, name="correlate-moments", label="Statistics", args=(job,)):
         pass
 
 
 def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> None:
     """Run the panels, or a share of them, that are not on disk; stop when the kept pairs outgrow their budget."""
-    done = [i for i in range(job.plan.n_panels) if job.panel_file(i).is_file()]
+    done = job.done()
     if done:
         logger.info("%d of %d panels are already done", len(done), job.plan.n_panels)
     tally = Tally(job)
@@ -535,7 +453,7 @@ def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> N
         tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
     mine = range(job.plan.n_panels) if share is None else share.of(range(job.plan.n_panels))
     missing = sorted(set(mine) - set(done))
-    n_rows = np.load(job.panels / HALVES_FILE, mmap_mode="r", allow_pickle=False).size
+    n_rows = np.load(job.halves_file, mmap_mode="r", allow_pickle=False).size
     each = n_rows / job.plan.n_panels  # of the rows, though each panel reads them all: the sum is right
     tasks = run_tasks(
         client,
@@ -581,8 +499,8 @@ class Tally:
         threshold = threshold_that_fits(so_far.histogram, SAFETY * budget * share_done)
         advice = f"keep_above={threshold:.3f} should fit" if threshold is not None else "no threshold would fit"
         raise BudgetError(
-            f"Too many pairs have r ≥ {self.job.keep_above}: about {so_far.n_kept / share_done:.0f} are to be expected "
-            f"{where}, and {budget} fit the memory that is allowed. {advice}; or raise memory"
+            f"Too many pairs have r ≥ {self.job.settings.keep_above}: about {so_far.n_kept / share_done:.0f} are to be "
+            f"expected {where}, and {budget} fit the memory that is allowed. {advice}; or raise memory"
         )
 
 
@@ -599,100 +517,11 @@ def threshold_that_fits(histogram: NDArray[np.int64], budget: float) -> float | 
     return None if not len(fits) else float(np.round(2 * fits[0] / len(histogram) - 1, 6))
 
 
-def _write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
-    """Merge the panels, make them final, and add everything but the kept pairs to the result."""
-    merged = _merge(job, client)
-    attrs |= {
-        "n_undefined_a": int((~merged["defined_a"]).sum()),
-        "n_undefined_b": int((~merged["defined_b"]).sum()),
-        "n_kept": int(merged.pop("n_kept")),
-    }
-    if attrs["n_undefined_a"] or attrs["n_undefined_b"]:
-        logger.info(
-            "%d A features and %d B features do not vary over the rows that choose, and have no correlation",
-            attrs["n_undefined_a"], attrs["n_undefined_b"],
-        )  # fmt: skip
-    variables = {
-        name: (_DIMS[name], values, _label(name, job.measure) if name in _R_VARIABLES else {})
-        for name, values in merged.items()
-    }
-    add_variables(xr.Dataset(variables, attrs=attrs), job.folder)
-
-
-def _label(name: str, measure: Measure) -> dict[str, str]:
-    """Return the attributes of a variable that holds r."""
-    rows = "on held-out rows" if name.startswith(R_HELD_OUT) else "on the rows that choose"
-    return {"long_name": f"{MEASURE_NAMES[measure]} {rows}", "measure": measure}
-
-
-_R_VARIABLES = ("r_b", "r_heldout_b", "r_a", "r_heldout_a")
-_DIMS = {
-    "best_b": ("feature_a", "rank"),
-    "r_b": ("feature_a", "rank"),
-    "r_heldout_b": ("feature_a", "rank"),
-    "best_a": ("feature_b", "rank"),
-    "r_a": ("feature_b", "rank"),
-    "r_heldout_a": ("feature_b", "rank"),
-    "histogram": ("bin",),
-    "bin_left": ("bin",),
-    "bin_right": ("bin",),
-    **{f"{name}_{side}": (f"feature_{side}",) for side in "ab" for name in ("mean", "std", "n_active", "defined")},
-}
-
-
-def _merge(job: Job, client: Client) -> dict[str, NDArray[Any]]:
-    """Return the final arrays from the panels on disk, by name."""
-    rows: list[Best] = []
-    moments_a: list[Moments] = []
-    histogram = np.zeros(BINS, np.int64)
-    n_kept = 0
-
-    def panels() -> Iterator[dict[str, NDArray[Any]]]:
-        nonlocal n_kept, histogram
-        for i in range(job.plan.n_panels):
-            arrays = load_arrays(job.panel_file(i))
-            rows.append(Best(**_part(arrays, "row")))
-            moments_a.append(Moments(**_part(arrays, "moments")))
-            histogram = histogram + arrays["histogram"]
-            n_kept += int(arrays["n_kept"])
-            yield _part(arrays, "column")
-
-    columns = merge_all(job.b.n_features, job.n_candidates, panels())
-    row = Best(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
-    if job.plan.method == "dense":
-        row, columns, n_kept = rescore(job, row, columns, client)
-    row, columns = nan_where_empty(row), nan_where_empty(columns)
-    edges = np.linspace(-1, 1, BINS + 1)
-    merged = {"best_b": row.id, "r_b": row.r, "best_a": columns.id, "r_a": columns.r}
-    if job.n_halves > 1:
-        merged |= {"r_heldout_b": row.held_out, "r_heldout_a": columns.held_out}
-    merged |= {"histogram": histogram, "bin_left": edges[:-1], "bin_right": edges[1:]}
-    merged |= _statistics(join(moments_a), "a") | _statistics(job.read_moments(), "b")
-    return merged | {"n_kept": np.asarray(n_kept)}
-
-
-def _part(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(f"{part}_"): array for name, array in arrays.items() if name.startswith(f"{part}_")}
-
-
-def _statistics(moments: Moments, side: str) -> dict[str, NDArray[Any]]:
-    """Return the statistics on the rows that choose."""
-    return {
-        f"mean_{side}": moments.mean[0],
-        f"std_{side}": moments.std[0],
-        f"n_active_{side}": moments.active[0],
-        f"defined_{side}": moments.defined[0],
-    }
-
-
-def _attributes(inputs: Inputs, settings: CorrelateSettings, plan: Plan, half: NDArray[np.int8]) -> dict[str, Any]:
+def _attributes(inputs: Inputs, job: Job, half: NDArray[np.int8]) -> dict[str, Any]:
+    """Return the attributes of the result that are known before it is computed."""
     attrs = {
         **inputs.attrs,
-        "top_k": settings.top_k,
-        "keep_above": settings.keep_above,
-        "select": settings.select,
-        "measure": settings.measure,
-        "kernel": plan.kernel,
+        **_recorded(job.settings, job.plan.kernel),
         "n_rows_select": int(np.count_nonzero(half == 0)),
         "n_rows_heldout": int(np.count_nonzero(half == 1)),
         "n_rows_excluded": int(np.count_nonzero(half < 0)),

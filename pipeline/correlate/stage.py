@@ -12,10 +12,11 @@ import numpy as np
 from pipeline.correlate.best_layer import best_layer, best_layer_manifest
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
-from pipeline.correlate.grid import one_after_the_other
+from pipeline.correlate.grid import KnownB, forget_rows_after
+from pipeline.correlate.inputs import measure_store
 from pipeline.correlate.plan import CHUNK, StoreSize
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.run import correlate, correlate_share, correlation_manifest, measure_store
+from pipeline.correlate.run import correlate, correlate_share, correlation_manifest
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage import open_activations, open_result
@@ -25,8 +26,9 @@ from storage.sparse_array import DENSE_CHUNK
 
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     """Yield the tasks; all sites of A with one site of B follow each other, see :mod:`pipeline.correlate.grid`."""
+    known_b = KnownB()
     for site_b, site_a in itertools.product(config.b.sites, config.a.sites):
-        yield _correlation(config, run, site_a, site_b)
+        yield _correlation(config, run, (site_a, site_b), known_b)
     results = {sites: run.correlation(*sites) for sites in config.site_pairs}
     yield Task(
         "best_layer",
@@ -37,17 +39,17 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     )
 
 
-def _correlation(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
-    stores = run.activations("a", site_a), run.activations("b", site_b)
-    out, settings = run.correlation(site_a, site_b), config.correlate
+def _correlation(config: Experiment, run: RunDirectory, sites: tuple[str, str], known_b: KnownB) -> Task:
+    stores = run.activations("a", sites[0]), run.activations("b", sites[1])
+    out, settings = run.correlation(*sites), config.correlate
     return Task(
         "correlate",
-        f"{site_a} × {site_b}",
+        " × ".join(sites),
         {out: lambda _: correlation_manifest(*stores, settings)},
         stores,
-        lambda client: correlate(*stores, settings, out=out, overwrite=True, client=client),
+        lambda client: correlate(*stores, settings, out=out, overwrite=True, client=client, known_b=known_b),
         opens=stores,
-        cost=functools.partial(_cost, config, run, (site_a, site_b)),
+        cost=functools.partial(_cost, config, run, sites),
         share=lambda share, client: correlate_share(*stores, settings, out=out, share=share, client=client),
         progress=panels_done,
     )
@@ -96,4 +98,4 @@ def _method(found: CorrelateForecast) -> str:
     return f"{ranks}{found.plan.method}{gpu}"
 
 
-STAGE = Stage("correlate", tasks, around=one_after_the_other)
+STAGE = Stage("correlate", tasks, around=forget_rows_after)

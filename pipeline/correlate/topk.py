@@ -50,19 +50,8 @@ def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -
 
 
 def best_of(ids: Array, r: Array, held_out: Array, top_k: int) -> Best:
-    """Return the best partners out of all of them, ties to the lower id.
+    """Return the best of all partners, ties to the lower id: `ids` ascending, `r` (feature, partner), NaN never ranked.
 
-    Parameters
-    ----------
-    ids
-        (partner,) ascending.
-    r, held_out
-        (feature, partner); NaN is never ranked.
-    top_k
-        Places of a list.
-
-    Examples
-    --------
     >>> r = np.array([[0.1, np.nan, 0.5, 0.5]])
     >>> best_of(np.array([2, 4, 6, 8], np.int32), r, r, 3).id
     array([[6, 8, 2]], dtype=int32)

@@ -220,4 +220,4 @@ def test_workers_elsewhere_need_a_shared_place_for_the_result(case, client, monk
 def test_nothing_stays_in_the_workers(case, client):
     case.correlate(client=client)
     job = importlib.import_module("pipeline.correlate.job")
-    assert job._shared == {}
+    assert job.PROCESS.jobs == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import storage
-from pipeline.correlate.grid import one_after_the_other
+from pipeline.correlate.grid import KnownB, forget_rows_after
 from pipeline.correlate.run import correlate
 
 job_module = importlib.import_module("pipeline.correlate.job")
@@ -32,10 +32,10 @@ def test_b_is_read_once_and_results_are_those_of_pairs_alone(stores, client, for
     kernel = "dense" if method == "dense" else "sparse"
     pairs = [(a, b) for b in ("b1", "b2") for a in ("a1", "a2")]
 
-    def every_pair(label):
+    def every_pair(label, known_b=None):
         return {
             pair: correlate(
-                *(stores / name for name in pair), kernel=kernel, measure=measure, client=client,
+                *(stores / name for name in pair), kernel=kernel, measure=measure, client=client, known_b=known_b,
                 out=stores / f"{label}-{'-'.join(pair)}",
             )
             for pair in pairs
@@ -52,10 +52,10 @@ def test_b_is_read_once_and_results_are_those_of_pairs_alone(stores, client, for
         return measure_panels(*arguments, name=name, **settings)
 
     monkeypatch.setattr(run_module, "run_tasks", run_tasks)
-    with one_after_the_other(client):
-        together = every_pair("together")
-        assert len(job_module._loaded) == (1 if method == "resident" else 0)
-    assert not job_module._loaded
+    with forget_rows_after(client):
+        together = every_pair("together", KnownB())
+        assert len(job_module.PROCESS.rows) == (1 if method == "resident" else 0)
+    assert not job_module.PROCESS.rows
     panels_of_b = -(-40 // 16)
     assert (len(loaded), len(measured)) == ((2, 0) if method == "resident" else (0, 2 * panels_of_b))
     for pair in pairs:
@@ -67,10 +67,13 @@ def test_other_rows_halves_or_measures_share_nothing(stores, client, force, monk
     force("resident")
     loaded, load = [], job_module.Shared._load_rows
     monkeypatch.setattr(job_module.Shared, "_load_rows", lambda mine: loaded.append(mine.job.b) or load(mine))
-    with one_after_the_other(client):
+    known_b = KnownB()
+    with forget_rows_after(client):
         for i, settings in enumerate([{}, {"select": "all"}, {"measure": "phi"}]):
             out = stores / f"out-{i}"
-            correlate(stores / "a1", stores / "b1", kernel="sparse", out=out, client=client, **settings)
+            correlate(
+                stores / "a1", stores / "b1", kernel="sparse", out=out, client=client, known_b=known_b, **settings
+            )
     assert len(loaded) == 3
     correlate(stores / "a2", stores / "b1", kernel="sparse", out=stores / "alone", client=client)
-    assert not job_module._loaded
+    assert not job_module.PROCESS.rows

@@ -18,6 +18,7 @@ from pipeline.correlate.plan import (
     choose_kernel,
     dense_seconds,
     make_plan,
+    nth_slice,
     sparse_seconds,
 )
 from pipeline.correlate.run import threshold_that_fits
@@ -97,7 +98,7 @@ def test_every_plan_fits_its_budget_and_covers_every_feature(features, rows, act
         assert "Raise memory" in str(error)  # noqa: PT017
         return
     assert RESERVED < found.projected <= found.allowed == memory // processes
-    covered = [found.features(i, a.n_features) for i in range(found.n_panels)]
+    covered = [nth_slice(i, found.panel, a.n_features) for i in range(found.n_panels)]
     assert covered[0].start == 0
     assert covered[-1].stop == a.n_features
     assert all(one.stop == two.start for one, two in itertools.pairwise(covered))

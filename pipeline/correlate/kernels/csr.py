@@ -90,27 +90,10 @@ def extremes(rows: Rows, half: Array, stored: Array, active: Array, low: Array, 
 
 @cached_njit
 def shift(rows: Rows, half: Array, pivot: Array, position: Array, total: Array, square: Array) -> int:
-    """Subtract pivots, add up values and squares, and move features to their positions: in place.
+    """Subtract pivots, add up values and squares, and move features to their positions: in place, ``rows.start`` too.
 
-    Entries of excluded rows and of features without a position are dropped; the others close up.
-
-    Parameters
-    ----------
-    rows
-        Changed in place: also ``rows.start``.
-    half
-        (row,) int8: the half that each row belongs to, or :data:`EXCLUDED`.
-    pivot
-        (halves, feature) float64, such that ``value - pivot`` is exact in the type of the values.
-    position
-        (feature,) int32: the feature's place in the output, or :data:`NOWHERE`.
-    total, square
-        (halves, feature) float64: sums of shifted values and of their squares, added to.
-
-    Returns
-    -------
-    int
-        How many entries are left, at the front of ``rows.feature`` and ``rows.value``.
+    Entries of excluded rows and of features without a position are dropped; the others close up, and how many are left
+    is returned. Pivots are such that ``value - pivot`` is exact in the type of the values.
     """
     to = 0
     begin = rows.start[0]

@@ -38,23 +38,11 @@ MOST_REPEATS = 1e-3
 
 
 def standardise(xp: ModuleType, values: Any, rows: Any, scaling: tuple[Any, Any], out: Any) -> None:
-    """Set `out` to ``value · scale − offset`` of some rows, in float32.
+    """Set `out`, (chosen, feature) float32, to ``value · scale − offset`` of some rows of a block.
 
     Where `scale` is a power of two and a value lies within a factor of two of the mean, nothing is rounded (Sterbenz
-    1974): features whose mean is far beyond their standard deviation keep all their digits.
-
-    Parameters
-    ----------
-    xp
-        Array namespace.
-    values
-        (row, feature) float32 or float64.
-    rows
-        (chosen,) int64, the rows to take.
-    scaling
-        Scale and offset, (feature,) each, of the same type as `values`.
-    out
-        (chosen, feature) float32, a view as a rule.
+    1974): features whose mean is far beyond their standard deviation keep all their digits. `scaling` is scale and
+    offset, (feature,) each, of the same type as `values`.
 
     Examples
     --------
@@ -81,20 +69,9 @@ def _standardise(values: Any, rows: Any, scale: Any, offset: Any, out: Any) -> N
 
 
 def add_products(xp: ModuleType, tile: Any, a: Any, b: Any, double: Sequence[bool] | None = None) -> None:
-    """Add ``aᵀ · b`` to `tile` in place.
+    """Add ``aᵀ · b``, both (row, feature) float32, to a float64 `tile` in place; it may be a view.
 
-    Parameters
-    ----------
-    xp
-        Array namespace.
-    tile
-        (feature_a, feature_b) float64; may be a view.
-    a
-        (row, feature_a) float32, standardised.
-    b
-        (row, feature_b) float32, standardised.
-    double
-        For each block of :data:`FEATURES` A features, whether products and sums are float64; none by default.
+    `double`: for each block of :data:`FEATURES` A features, whether products and sums are float64; none by default.
 
     Examples
     --------

@@ -72,12 +72,7 @@ class Device:
 
 @functools.cache
 def find_device(wanted: str) -> Device:
-    """Return the device of this worker process.
-
-    Parameters
-    ----------
-    wanted
-        ``cpu``, ``cuda``, or ``auto``: the GPU where CuPy and one are there.
+    """Return the device of this worker process: ``cpu``, ``cuda``, or for ``auto`` the GPU, if it has one, and CuPy.
 
     Raises
     ------

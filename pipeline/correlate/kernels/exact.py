@@ -21,21 +21,9 @@ TILE_ROWS, TILE_COLUMNS = 8, 32
 
 @cached_njit
 def dense_moments(block: Array, rows: Array, active: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Return means, and sums of squares about them, of some rows of a block.
+    """Return means, and sums of squares about them, of some rows of a block (at least one); (feature,) float64 each.
 
-    Parameters
-    ----------
-    block
-        (row, feature), any float type.
-    rows
-        (chosen,) int64, the rows to take; at least one.
-    active, low, high
-        (feature,) counts of values that are not zero, and extremes; changed in place.
-
-    Returns
-    -------
-    tuple
-        (feature,) float64 each.
+    Counts of values that are not zero, and extremes, are changed in place.
     """
     mean, square = np.zeros(block.shape[1]), np.zeros(block.shape[1])
     for t in range(rows.size):
@@ -67,32 +55,14 @@ def dot(x: Array, y: Array) -> float:
 
 @cached_njit
 def add_pairs(sums: Array, x: Array, y: Array, at_x: Array, at_y: Array) -> None:
-    """Add the sums of products of chosen pairs over a piece of rows.
-
-    Parameters
-    ----------
-    sums
-        (pair,) float64, changed in place.
-    x, y
-        (feature, row) float64, centred.
-    at_x, at_y
-        (pair,) rows of `x` and `y` that make the pair.
-    """
+    """Add the sums of products of chosen pairs, rows of (feature, row) `x` and `y`, over a piece of rows."""
     for i in range(sums.size):
         sums[i] += dot(x[at_x[i]], y[at_y[i]])
 
 
 @cached_njit
 def add_all(sums: Array, x: Array, y: Array) -> None:
-    """Add the sums of products of all pairs, over a piece of rows, as :func:`add_pairs` would.
-
-    Parameters
-    ----------
-    sums
-        (feature of x, feature of y) float64, changed in place.
-    x, y
-        (feature, row) float64, centred.
-    """
+    """Add the sums of products of all pairs, (feature of x, feature of y), as :func:`add_pairs` would."""
     for j in range(y.shape[0]):
         for i in range(x.shape[0]):
             sums[i, j] += dot(x[i], y[j])

@@ -329,23 +329,8 @@ def reduce_tile(
 ) -> int:
     """Reduce the rows of finished tiles from row `start` on, until all are done or there is no room for more.
 
-    Parameters
-    ----------
-    tile, held_out_tile
-        (panel, feature_b) float64 sums of products; the second is empty where there are no held-out rows.
-    start
-        First row to reduce.
-    first_a
-        The A feature of row 0.
-    halves
-        Selecting and held-out rows.
-    output, work
-        See there.
-
-    Returns
-    -------
-    int
-        The first row that is not yet reduced.
+    Returns the first that is not yet reduced. Tiles are (panel, feature_b) float64 sums of products, whose row 0 is A
+    feature `first_a`; that of the held-out rows is empty where there are none.
     """
     written = 0
     work.held_out[:] = np.nan

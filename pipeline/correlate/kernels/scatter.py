@@ -71,17 +71,7 @@ def compiled(value_a: str, value_b: str, feature: str) -> Kernel:
 
 
 def add_products(device: Device, tiles: Sequence[Any], columns: Columns, b: Rows) -> None:
-    """Add the products of one slab of rows to the tiles of all halves.
-
-    Parameters
-    ----------
-    device
-        The GPU.
-    tiles
-        For each half (panel, feature_b) float64 on the device.
-    columns, b
-        The slab of either side, on the host.
-    """
+    """Add the products of one slab of rows, both sides on the host, to the tile of each half on the device."""
     kernel = compiled(columns.value.dtype.name, b.value.dtype.name, b.feature.dtype.name)
     given = [device.put(array) for array in (*columns, *b)]
     for half, tile in enumerate(tiles):

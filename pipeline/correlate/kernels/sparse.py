@@ -90,27 +90,8 @@ def correlate_resident(
 ) -> int:
     """Correlate the A features of a panel from `start` on, until all are done or there is no room for more.
 
-    Parameters
-    ----------
-    columns
-        The panel's entries, by half and feature.
-    b
-        All rows of B.
-    start
-        First feature of the panel to do.
-    first_a
-        The A feature that is the panel's first.
-    halves
-        Selecting and held-out rows.
-    held_out
-        Whether there are held-out rows.
-    output, work
-        See there.
-
-    Returns
-    -------
-    int
-        The first feature of the panel that is not yet done.
+    Returns the first that is not yet done. `columns` are the panel's, whose first A feature is `first_a`; `held_out`
+    says whether there are rows of the second half.
     """
     written = 0
     n_panel = output.row.id.shape[0]
