@@ -21,8 +21,9 @@ from storage.errors import FormatError, InputError
 from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
 from storage.rows import check_tokens
+from storage.shards import iter_slices
 from storage.slabs import iter_slabs, reslab, share_not_zero
-from storage.sparse_array import ALL_SHARDS, is_csr_array, read_csr, read_layout, read_metadata
+from storage.sparse_array import ALL_SHARDS, is_csr_array, read_csr, read_layout, read_shards
 from storage.targets import STORE, claim
 from storage.writer import (
     ACTIVATION,
@@ -250,12 +251,12 @@ def iter_dense(
     """
     layout = read_dense_layout(path, ACTIVATION)
     if layout is None:
-        for start in range(rows.start, rows.stop, step):
-            some = slice(start, min(start + step, rows.stop))
-            yield some, features, read_dense(path, some, features)
+        for part in iter_slices(rows.stop, step, rows.start):
+            yield part, features, read_dense(path, part, features)
         return
-    for inside, part, chunk in read_chunks(layout, range(rows.start, rows.stop), range(features.start, features.stop)):
-        yield slice(inside.start, inside.stop), slice(part.start, part.stop), chunk
+    ranges = range(rows.start, rows.stop), range(features.start, features.stop)
+    for inside, across, chunk in read_chunks(layout, *ranges):
+        yield slice(inside.start, inside.stop), slice(across.start, across.stop), chunk
 
 
 def reads_by_chunk(path: str | Path) -> bool:
@@ -279,13 +280,6 @@ def iter_shards(path: str | Path, features: slice = slice(None)) -> Iterator[tup
         The slice of rows, and a SciPy CSR array or, for dense stores, a NumPy array.
     """
     read: Callable[..., Any] = read_csr if is_sparse(path) else read_dense
-    n_rows, step = shard_rows(path)
-    for start in range(0, n_rows, step):
-        rows = slice(start, min(start + step, n_rows))
+    shards = read_shards(path, ACTIVATION)
+    for rows in iter_slices(shards.shape[0], shards.shard_rows):
         yield rows, read(path, rows, features)
-
-
-def shard_rows(path: str | Path, name: str = ACTIVATION) -> tuple[int, int]:
-    """Return how many rows array `name` has, and how many of them lie in one shard."""
-    metadata = read_metadata(Path(path) / name)
-    return metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import zarr
 
 from storage.errors import MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
+from storage.listing import files_below, size_on_disk
 from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
 from storage.rows import ROW_HASH
 from storage.rundir import RunDirectory
@@ -65,13 +67,6 @@ def inspect(path: str | Path) -> dict[str, Any]:
     return _inspect_group(folder)
 
 
-def size_on_disk(path: Path) -> int:
-    """Return the bytes of all files at or below a path."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
 def _inspect_group(folder: Path) -> dict[str, Any]:
     attrs = read_attrs(folder)
     common = {"path": str(folder), "bytes": size_on_disk(folder), "complete": not folder.name.endswith(PARTIAL_SUFFIX)}
@@ -110,18 +105,9 @@ def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
         "chunks_per_shard": (writer.shard_rows // rows) * -(-writer.n_features // columns),
         "decoder": list(group["decoder"].shape) if "decoder" in group else None,
         "coordinates": attrs.get("coordinates", "").split(),
-        "missing_shards": _missing(folder, ACTIVATION),
+        "missing_shards": missing_shards(folder, ACTIVATION),
     }
     return found | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
-
-
-def _missing(folder: Path, name: str) -> list[int]:
-    """Return the shards of an array that are not there."""
-    if is_csr_array(folder, name):
-        return missing_shards(folder, name)
-    metadata = read_metadata(folder / name)
-    rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    return [i for i in range(-(-metadata["shape"][0] // rows)) if not (folder / name / "c" / str(i) / "0").is_file()]
 
 
 def _statistics(writer: ActivationWriter, group: zarr.Group, folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +157,6 @@ def _array(folder: Path) -> dict[str, Any]:
 
 def _inspect_run(run: RunDirectory) -> dict[str, Any]:
     name = run.read_experiment().get("name")
-    groups = sorted(
-        file.parent for file in run.root.rglob("zarr.json") if not (file.parent.parent / "zarr.json").exists()
-    )
     wanted = [path for stage in run.expected() for path in stage]
     return {
         "kind_of_data": "run",
@@ -182,5 +165,20 @@ def _inspect_run(run: RunDirectory) -> dict[str, Any]:
         "bytes": size_on_disk(run.root),
         "complete": not (missing := [str(path) for path in wanted if not path.exists()]),
         "missing": missing,
-        "parts": [_inspect_group(group) for group in groups],
+        "parts": list(_parts(run.root)),
     }
+
+
+def _parts(root: Path) -> Iterator[dict[str, Any]]:
+    """Describe every store and result of a run; what is renamed or deleted meanwhile is left out."""
+    metadata = {file.parent for file in files_below(root) if file.name == "zarr.json"}
+    for group in sorted(folder for folder in metadata if folder.parent not in metadata):
+        try:
+            part = _inspect_group(group)
+        except (FileNotFoundError, KeyError):
+            if (group / "zarr.json").exists():
+                raise
+        else:
+            # Zarr takes a chunk that is not there for zeros
+            if (group / "zarr.json").exists():
+                yield part

@@ -43,6 +43,7 @@ from storage.errors import (
     shown,
 )
 from storage.json_files import read_json_object
+from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 
@@ -162,14 +163,9 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
         source = importer.function(path, key, drop_tokens)
     # counts of rows and statistics of features are kept in memory, also of a sparse matrix with next to nothing in it
     shape = (source.n_tokens, source.n_features)
-    check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), _stored(path))
+    check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), size_on_disk(path))
     source.slabs = _checked_slabs(path, source.slabs)
     return source
-
-
-def _stored(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:
@@ -480,9 +476,8 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            check_expansion(
-                f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), _stored(path.joinpath(*name.split("/")))
-            )
+            stored = size_on_disk(path.joinpath(*name.split("/")))
+            check_expansion(f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), stored)
     return group
 
 

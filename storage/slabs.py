@@ -16,6 +16,7 @@ import xarray as xr
 
 from storage.codec import canonical, is_sparse_matrix
 from storage.errors import InputError
+from storage.shards import iter_slices
 
 SAMPLED_ROWS = 1024
 
@@ -27,10 +28,10 @@ def iter_slabs(data: Any, rows: int) -> Iterator[Any]:
     if isinstance(data, dask.array.Array):
         if np.isnan(data.shape).any():
             raise InputError("The Dask array has chunks of unknown size; call compute_chunk_sizes() on it first")
-        return (data[start : start + rows].compute() for start in range(0, data.shape[0], rows))
+        return (data[part].compute() for part in iter_slices(data.shape[0], rows))
     if is_sparse_matrix(data):
         csr = scipy.sparse.csr_array(data)
-        return (csr[start : start + rows] for start in range(0, csr.shape[0], rows))
+        return (csr[part] for part in iter_slices(csr.shape[0], rows))
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         return iter([np.asarray(data)])
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
@@ -43,21 +44,20 @@ def iter_slabs(data: Any, rows: int) -> Iterator[Any]:
 
 def reslab(slabs: Iterable[Any], rows: int) -> Iterator[Any]:
     """Yield the same rows in slabs of exactly `rows` rows; the last may have fewer."""
-    held: list[Any] = []
-    n_held, width = 0, None
+    parts: list[Any] = []
+    lacking, width = rows, None
     for slab in slabs:
         rest = _check_slab(slab, width)
         width = rest.shape[1]
         while rest.shape[0]:
-            taken = rest[: rows - n_held]
-            rest = rest[rows - n_held :]
-            held.append(taken)
-            n_held += taken.shape[0]
-            if n_held == rows:
-                yield _stack(held)
-                held, n_held = [], 0
-    if held:
-        yield _stack(held)
+            parts.append(rest[:lacking])
+            rest = rest[lacking:]
+            lacking -= parts[-1].shape[0]
+            if not lacking:
+                yield _stack(parts)
+                parts, lacking = [], rows
+    if parts:
+        yield _stack(parts)
 
 
 def _check_slab(slab: Any, width: int | None) -> Any:

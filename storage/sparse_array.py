@@ -44,10 +44,11 @@ from storage.codec import (
     scipy_dtype,
     unpack,
 )
-from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shown
+from storage.errors import CorruptError, FormatError, InputError, shown
 from storage.files import write_atomically
 from storage.json_files import read_json_object
 from storage.kernels import count_by_panel, cut_columns, place_panel, scatter_by_panel
+from storage.shards import Shards
 
 ZSTD_LEVEL = 3
 #: Chunks, or shards where there are any, that no array has: each is a file.
@@ -63,17 +64,13 @@ ALL_SHARDS = "every_shard_has_a_file"
 
 
 @dataclass(frozen=True)
-class SparseLayout:
+class SparseLayout(Shards):
     """Where the parts of a sparse array are: all that is needed to read or write its files.
 
     Attributes
     ----------
-    folder
-        The array's folder.
-    shape, dtype
-        Of the whole array.
-    shard_rows
-        Rows of a shard; its columns are all columns.
+    dtype
+        Of the values.
     chunk
         Rows and columns of an inner chunk.
     compression
@@ -84,19 +81,11 @@ class SparseLayout:
         Whether a missing shard is an error rather than a shard without entries.
     """
 
-    folder: Path
-    shape: tuple[int, int]
     dtype: np.dtype[Any]
-    shard_rows: int
     chunk: tuple[int, int]
     compression: tuple[str, ...]
     checked_index: bool
     all_shards: bool
-
-    @property
-    def n_shards(self) -> int:
-        """How many shards the array has."""
-        return -(-self.shape[0] // self.shard_rows)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,16 +96,6 @@ class SparseLayout:
     def index_bytes(self) -> int:
         """Size of a shard's index, with its checksum."""
         return INDEX_ENTRY_BYTES * self.grid[0] * self.grid[1] + CHECKSUM_BYTES * self.checked_index
-
-    def shard_slice(self, i: int) -> slice:
-        """Return the rows of shard `i`; the last may be short."""
-        if not 0 <= i < self.n_shards:
-            raise InputError(f"{self.folder} has shards 0 to {self.n_shards - 1}; shard {i} was asked for")
-        return slice(i * self.shard_rows, min((i + 1) * self.shard_rows, self.shape[0]))
-
-    def shard_file(self, i: int) -> Path:
-        """Return the file of shard `i`."""
-        return self.folder / "c" / str(i) / "0"
 
 
 def read_layout(path: str | Path, name: str) -> SparseLayout:
@@ -140,13 +119,19 @@ def read_layout(path: str | Path, name: str) -> SparseLayout:
         ) from error
 
 
+def read_shards(path: str | Path, name: str) -> Shards:
+    """Return the shards of array `name`, sparse or dense, in the group at `path`."""
+    folder = Path(path) / name
+    metadata = read_metadata(folder)
+    (rows, columns), step = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    return Shards(folder, (rows, columns), step)
+
+
 def is_csr_array(path: str | Path, name: str) -> bool:
     """Say whether array `name` in the group at `path` is a csr array that :func:`read_csr` can read."""
     try:
         read_layout(path, name)
-    except MissingInputError:
-        raise
-    except FormatError:
+    except FormatError:  # an array that is not there is no FormatError
         return False
     return True
 
@@ -426,8 +411,7 @@ def _with_checksum(data: bytes) -> bytes:
 
 def missing_shards(path: str | Path, name: str) -> list[int]:
     """Return the numbers of the shards of array `name` in the group at `path` that have not been written."""
-    layout = read_layout(path, name)
-    return [i for i in range(layout.n_shards) if not layout.shard_file(i).is_file()]
+    return read_shards(path, name).missing()
 
 
 def read_csr(

@@ -40,14 +40,15 @@ from storage.manifest import (
 )
 from storage.moments import FeatureMoments
 from storage.rows import ROW_HASH, check_tokens, row_hash
+from storage.shards import Shards
 from storage.sparse_array import (
     DEFAULT_CHUNK,
     DENSE_CHUNK,
     create_sparse_array,
     fit_shards,
-    missing_shards,
     read_csr,
     read_metadata,
+    read_shards,
     write_sparse_shard,
 )
 from storage.targets import DATA_STAGE, STORE, Target, claim, same_work
@@ -202,12 +203,10 @@ class ActivationWriter:
     @classmethod
     def from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
         """Return what describes the store of `path` that is in `folder`, finished or not."""
-        metadata = read_metadata(folder / ACTIVATION)
-        rows, features = metadata["shape"]
-        shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        attrs = read_attrs(folder)
+        shards, attrs = read_shards(folder, ACTIVATION), read_attrs(folder)
+        dtype = np.dtype(read_metadata(folder / ACTIVATION)["data_type"])
         begun: dict[str, Any] = attrs.get(UNFINISHED, {})
-        return cls(path, rows, features, shard_rows, np.dtype(metadata["data_type"]), attrs["layout"], **begun)
+        return cls(path, *shards.shape, shards.shard_rows, dtype, attrs["layout"], **begun)
 
     @property
     def partial(self) -> Path:
@@ -217,19 +216,19 @@ class ActivationWriter:
     @property
     def n_shards(self) -> int:
         """How many shards there are."""
-        return -(-self.n_tokens // self.shard_rows)
+        return self._shards.n_shards
 
     def shard_slice(self, i: int) -> slice:
         """Return the rows of shard `i`."""
-        if not 0 <= i < self.n_shards:
-            raise InputError(f"{self.path} has shards 0 to {self.n_shards - 1}; shard {i} was asked for")
-        return slice(i * self.shard_rows, min((i + 1) * self.shard_rows, self.n_tokens))
+        return self._shards.shard_slice(i)
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are still to be written."""
-        if self.layout == "csr":
-            return missing_shards(self.partial, ACTIVATION)
-        return [i for i in range(self.n_shards) if not (self.partial / ACTIVATION / "c" / str(i) / "0").is_file()]
+        return self._shards.missing()
+
+    @property
+    def _shards(self) -> Shards:
+        return Shards(self.partial / ACTIVATION, (self.n_tokens, self.n_features), self.shard_rows)
 
     def write_shard(self, i: int, data: Any, sink: NDArray[np.bool_] | None = None) -> None:
         """Write shard `i`, whole.

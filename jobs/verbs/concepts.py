@@ -21,10 +21,12 @@ from pipeline.semantics.labelling import Endpoint, estimate, label_features, pro
 from pipeline.semantics.labels import import_labels, read_labels
 from pipeline.semantics.membership import concept_features
 from pipeline.semantics.non_concept import KINDS, non_concept_features
+from pipeline.settings.harvest import ContextsSettings
 from pipeline.settings.semantics import NonConceptKind, Rule
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.text.passages import Passage
 from pipeline.text.spans import readable, readable_token
+from pipeline.work.options import options
 from pipeline.work.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
 from storage import open_result
 from storage.errors import InputError, MissingInputError
@@ -38,6 +40,7 @@ CorpusPath = Annotated[Path | None, typer.Option(help="The text; that of its run
 Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; can be repeated.")]
 
 
+@options(ContextsSettings, changes=True)
 def contexts_command(
     context: typer.Context,
     store: Store,
@@ -46,9 +49,8 @@ def contexts_command(
     contexts_path: Contexts = None,
     labels: Annotated[Path | None, typer.Option(help="Labels to show beside the ids; those of its run.")] = None,
     top_n: Annotated[int, typer.Option(min=1, help="Top rows of each feature.")] = 8,
-    distinct_documents: Annotated[
-        bool, typer.Option("--distinct-documents", help="At most one top row of a document; needs --out.")
-    ] = False,
+    *,
+    settings: dict[str, Any],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Make contexts, and keep them.")
     ] = None,
@@ -60,14 +62,12 @@ def contexts_command(
     """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
     if out is not None:
         with open_client(context, cluster, cluster_file) as client:
-            made = contexts(
-                store, out, top_n, distinct_documents=distinct_documents, overwrite=overwrite, client=client
-            )
+            made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=client)
         if not feature:
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
             return
-    elif distinct_documents:
-        raise InputError("Contexts from distinct documents must be made first: say where they go, with --out PATH")
+    elif settings:
+        raise InputError(f"Contexts with {', '.join(settings)} must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
     found_contexts = out or contexts_path or _contexts_of(store)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
+from pipeline.settings.base import keywords
+from pipeline.settings.harvest import COUNTERS, ContextsSettings
 from pipeline.work.workers import ensure_client, run_tasks
 from storage import (
     Manifest,
@@ -36,6 +37,7 @@ from storage import (
     read_dense,
 )
 from storage.errors import InputError
+from storage.shards import iter_slices
 
 logger = logging.getLogger(__name__)
 
@@ -46,37 +48,19 @@ SLAB_BYTES = 64 * 2**20
 BLOCK_ROWS = 2**20
 #: Firing rows of each feature from which quantiles are taken.
 SAMPLE = 64
-#: Counters of each feature's tokens; counts are exact where a feature fires on no more different ones.
-COUNTERS = 64
 #: Attributes of a store that its contexts carry on.
 CARRIED = ("model", "model_revision", "site", "dictionary", "kind", "row_hash", "corpus_hash")
 
-Panel = tuple[int, int]
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is kept of each feature; the arguments of :func:`contexts` that a result depends on."""
-
-    top_n: int
-    distinct_documents: bool
-    quantiles: tuple[float, ...]
-    bins: int
-    tokens: int
-    seed: int
-
-
+@keywords(ContextsSettings)
 def contexts(
     store_path: str | Path,
     out: str | Path | None = None,
     top_n: int = 8,
     *,
-    distinct_documents: bool = False,
-    quantiles: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-    bins: int = 20,
-    tokens: int = 16,
-    seed: int = 0,
+    settings: ContextsSettings,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> xr.Dataset:
@@ -93,20 +77,8 @@ def contexts(
         Whether a result at `out` that came from other inputs may be replaced.
     top_n
         Rows kept for each feature, at least 1.
-    distinct_documents
-        Keep at most one row of a document for each feature, its best one: a text that repeats itself then does not
-        fill the list.
-    quantiles
-        At which quantiles of its positive activations a row is kept for each feature. They are those of a simple random
-        sample of :data:`SAMPLE` of its firing rows, which is all of them for features that fire no more often.
-    bins
-        Bins of the histogram of positive activations, from 0 to the feature's maximum.
-    tokens
-        Commonest tokens kept for each feature. They are counted over all firing rows with :data:`COUNTERS` counters a
-        feature, so memory is bounded; ``token_missed`` says by how much counts may be too low. Not without the store's
-        coordinate ``token_id``.
-    seed
-        Of the samples.
+    settings
+        What else is kept of each feature.
     client
         Dask client; a local one by default. One task reads one panel of features, in at most about 100 MB.
 
@@ -137,136 +109,122 @@ def contexts(
            [0, 2]])
     """
     store = open_activations(store_path)
-    wanted = Wanted(top_n, distinct_documents, tuple(map(float, quantiles)), bins, tokens, seed)
-    _check(wanted, store, store_path)
-    manifest = contexts_manifest(store_path, wanted)
+    if top_n < 1:
+        raise InputError(f"top_n is {top_n}; at least one row must be kept for each feature")
+    if settings.distinct_documents and "document" not in store.variables:
+        raise InputError(
+            f"{store_path} does not say which document its rows are of, so contexts cannot be from distinct documents; "
+            "leave distinct_documents out, or harvest it again"
+        )
+    manifest = contexts_manifest(store_path, top_n, settings)
 
     def make() -> xr.Dataset:
-        return _dataset(_gather(str(store_path), dict(store.sizes), wanted, client), store, wanted)
+        return _dataset(_gather(str(store_path), top_n, settings, client), store, settings)
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def contexts_manifest(
-    store_path: str | Path, wanted: Wanted, identify: Callable[[str | Path], str] = fingerprint
+    store_path: str | Path, top_n: int, settings: ContextsSettings, identify: Callable[[str | Path], str] = fingerprint
 ) -> Manifest:
     """Return what contexts depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
-    return new_manifest(STAGE, {"activations": identify(store_path)}, asdict(wanted))
+    return new_manifest(STAGE, {"activations": identify(store_path)}, {"top_n": top_n, **settings.model_dump()})
 
 
-def _check(wanted: Wanted, store: xr.Dataset, path: str | Path) -> None:
-    if wanted.top_n < 1:
-        raise InputError(f"top_n is {wanted.top_n}; at least one row must be kept for each feature")
-    if not all(0 <= q <= 1 for q in wanted.quantiles):
-        raise InputError(f"quantiles are {wanted.quantiles}; each is from 0 to 1")
-    if wanted.bins < 0 or not 0 <= wanted.tokens <= COUNTERS:
-        raise InputError(
-            f"bins is {wanted.bins}, tokens {wanted.tokens}; give 0 or more, and at most {COUNTERS} tokens"
-        )
-    if wanted.distinct_documents and "document" not in store.variables:
-        raise InputError(
-            f"{path} does not say which document its rows are of, so contexts cannot be from distinct documents; leave "
-            "distinct_documents out, or harvest it again"
-        )
-
-
-def _gather(path: str, sizes: dict[Any, int], wanted: Wanted, client: Client | None) -> Arrays:
+def _gather(path: str, top_n: int, settings: ContextsSettings, client: Client | None) -> Arrays:
     """Return what is kept of all features, from one task for each panel of them."""
-    n_features = sizes["feature"]
-    chunk_features = zarr.open_array(f"{path}/activation", mode="r").chunks[1]
-    panels = [(start, min(start + chunk_features, n_features)) for start in range(0, n_features, chunk_features)]
+    array = zarr.open_array(f"{path}/activation", mode="r")
+    n_features = array.shape[1]
+    panels = list(iter_slices(n_features, array.chunks[1]))
     whole: Arrays = {}
-    with ensure_client(client) as own:
+    with ensure_client(client) as used:
         label = f"top contexts, {Path(path).stem}"
-        for (start, stop), part in run_tasks(
-            own, _panel_task, panels, name="contexts-panel", label=label, args=(path, wanted)
+        for panel, part in run_tasks(
+            used, _panel_task, panels, name="contexts-panel", label=label, args=(path, top_n, settings)
         ):
             for name, values in part.items():
-                all_values = whole.setdefault(name, np.empty((n_features, *values.shape[1:]), values.dtype))
-                all_values[start:stop] = values
+                whole.setdefault(name, np.empty((n_features, *values.shape[1:]), values.dtype))[panel] = values
     return whole
 
 
-def _panel_task(panel: Panel, path: str, wanted: Wanted) -> Arrays:
+def _panel_task(panel: slice, path: str, top_n: int, settings: ContextsSettings) -> Arrays:
     """Return what is kept of one panel's features."""
     from pipeline.harvest import contexts_kernels as kernels
 
     store = open_activations(path)
-    kept = _nothing_kept(store, panel, wanted)
+    kept = _nothing_kept(store, panel, top_n, settings)
     sparse = is_sparse(path)
-    for start, rows in _slabs(path, store, panel, wanted):
-        where = slice(start, start + len(rows.skip))
+    for where, rows in _slabs(path, store, panel, settings):
         if sparse:
-            slab = read_csr(path, where, slice(*panel))
+            slab = read_csr(path, where, panel)
             entries = slab.indptr, slab.indices, slab.data.astype(np.float32, copy=False)
             kernels.take_csr(entries, rows, kept)
         else:
-            dense = read_dense(path, where, slice(*panel)).astype(np.float32, copy=False)
+            dense = read_dense(path, where, panel).astype(np.float32, copy=False)
             kernels.take_dense(dense, rows, kept)
-    return _finished(kept, wanted, tokens="token_id" in store.variables)
+    return _finished(kept, settings, tokens="token_id" in store.variables)
 
 
-def _nothing_kept(store: xr.Dataset, panel: Panel, wanted: Wanted) -> Any:
+def _nothing_kept(store: xr.Dataset, panel: slice, top_n: int, settings: ContextsSettings) -> Any:
     from pipeline.harvest.contexts_kernels import Kept
 
-    n = panel[1] - panel[0]
-    sample = SAMPLE if wanted.quantiles else 0
-    counters = COUNTERS if wanted.tokens else 0
-    largest = store["max"].values[slice(*panel)]
+    n = panel.stop - panel.start
+    sample = SAMPLE if settings.quantiles else 0
+    counters = COUNTERS if settings.tokens else 0
+    largest = store["max"].values[panel]
     return Kept(
-        values=np.full((n, wanted.top_n), -np.inf, np.float32),
-        rows=np.full((n, wanted.top_n), -1, np.int64),
-        documents=np.full((n, wanted.top_n), -1, np.int64),
+        values=np.full((n, top_n), -np.inf, np.float32),
+        rows=np.full((n, top_n), -1, np.int64),
+        documents=np.full((n, top_n), -1, np.int64),
         sample_hash=np.full((n, sample), np.iinfo(np.uint64).max, np.uint64),
         sample_rows=np.full((n, sample), -1, np.int64),
         sample_values=np.full((n, sample), np.nan, np.float32),
-        bins=np.zeros((n, wanted.bins), np.int64),
-        scale=np.divide(wanted.bins, largest, out=np.zeros(n), where=largest > 0),
+        bins=np.zeros((n, settings.bins), np.int64),
+        scale=np.divide(settings.bins, largest, out=np.zeros(n), where=largest > 0),
         tokens=np.full((n, counters), -1, np.int64),
         token_counts=np.zeros((n, counters), np.int64),
         token_rows=np.full((n, counters), -1, np.int64),
         missed=np.zeros(n, np.int64),
-        first=panel[0],
-        seed=np.uint64(wanted.seed),
+        first=panel.start,
+        seed=np.uint64(settings.seed),
     )
 
 
-def _slabs(path: str, store: xr.Dataset, panel: Panel, wanted: Wanted) -> Iterator[tuple[int, Any]]:
-    """Yield slabs of whole chunks that stay below :data:`SLAB_BYTES` even if all of it is active: first row, rows."""
+def _slabs(path: str, store: xr.Dataset, panel: slice, settings: ContextsSettings) -> Iterator[tuple[slice, Any]]:
+    """Yield slabs of whole chunks that stay below :data:`SLAB_BYTES` even if all of it is active."""
     from pipeline.harvest.contexts_kernels import Rows
 
     array = zarr.open_array(f"{path}/activation", mode="r")
     chunk_rows, n_rows = array.chunks[0], array.shape[0]
-    step = chunk_rows * max(1, SLAB_BYTES // (4 * (panel[1] - panel[0])) // chunk_rows)
-    documents = "document" if wanted.distinct_documents else None
-    tokens = "token_id" if wanted.tokens and "token_id" in store.variables else None
+    step = chunk_rows * max(1, SLAB_BYTES // (4 * (panel.stop - panel.start)) // chunk_rows)
+    documents = "document" if settings.distinct_documents else None
+    tokens = "token_id" if settings.tokens and "token_id" in store.variables else None
     per_block = max(1, BLOCK_ROWS // step) * step
-    for block in range(0, n_rows, per_block):
-        rows = slice(block, min(block + per_block, n_rows))
+    for block in iter_slices(n_rows, per_block):
         skip, document, token = (
-            store["sink"][rows].values,
-            _column(store, documents, rows),
-            _column(store, tokens, rows),
+            store["sink"][block].values,
+            _column(store, documents, block),
+            _column(store, tokens, block),
         )
-        for start in range(0, len(skip), step):
-            part = slice(start, start + step)
-            yield block + start, Rows(block + start, skip[part], document[part], token[part])
+        for rows in iter_slices(block.stop, step, block.start):
+            part = slice(rows.start - block.start, rows.stop - block.start)
+            yield rows, Rows(rows.start, skip[part], document[part], token[part])
 
 
 def _column(store: xr.Dataset, name: str | None, rows: slice) -> NDArray[np.int64]:
     return np.zeros(0, np.int64) if name is None else store[name][rows].values.astype(np.int64)
 
 
-def _finished(kept: Any, wanted: Wanted, *, tokens: bool) -> Arrays:
+def _finished(kept: Any, settings: ContextsSettings, *, tokens: bool) -> Arrays:
     """Return what is kept in the form of the result."""
     kept.values[kept.rows < 0] = np.nan
     found: Arrays = {"row": kept.rows, "value": kept.values}
-    if wanted.quantiles:
-        found |= _at_quantiles(kept, wanted.quantiles)
-    if wanted.bins:
+    if settings.quantiles:
+        found |= _at_quantiles(kept, settings.quantiles)
+    if settings.bins:
         found["histogram"] = kept.bins.astype(np.int32)
-    if wanted.tokens and tokens:
-        found |= _commonest(kept, wanted.tokens)
+    if settings.tokens and tokens:
+        found |= _commonest(kept, settings.tokens)
     return found
 
 
@@ -304,7 +262,7 @@ _VARIABLES = {
 }
 
 
-def _dataset(found: Arrays, store: xr.Dataset, wanted: Wanted) -> xr.Dataset:
+def _dataset(found: Arrays, store: xr.Dataset, settings: ContextsSettings) -> xr.Dataset:
     variables: dict[str, Any] = {}
     for name, values in found.items():
         dim, long_name = _VARIABLES[name]
@@ -313,8 +271,8 @@ def _dataset(found: Arrays, store: xr.Dataset, wanted: Wanted) -> xr.Dataset:
     rate = store["n_active"].values / max(1, n_rows)
     variables["firing_rate"] = ("feature", rate, {"long_name": "share of rows on which the feature is not 0"})
     coords: dict[str, Any] = {}
-    if wanted.quantiles:
-        coords["quantile"] = list(wanted.quantiles)
-    if wanted.bins:
-        coords["bin"] = np.arange(1, wanted.bins + 1) / wanted.bins
+    if settings.quantiles:
+        coords["quantile"] = list(settings.quantiles)
+    if settings.bins:
+        coords["bin"] = np.arange(1, settings.bins + 1) / settings.bins
     return xr.Dataset(variables, coords, attrs={name: store.attrs[name] for name in CARRIED if name in store.attrs})

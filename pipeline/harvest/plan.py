@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from storage import ActivationWriter, free_space, partial_path
 from storage.errors import BudgetError
+from storage.listing import size_on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def bytes_of_row(need: SiteNeed) -> float:
             shard_rows=rows,
         )  # fmt: skip
         writer.write_shard(0, _random_rows(need, rows))
-        return bytes_below(writer.partial / "activation" / "c") / rows
+        return size_on_disk(writer.partial / "activation" / "c") / rows
 
 
 def _random_rows(need: SiteNeed, rows: int) -> sp.csr_array:
@@ -121,11 +122,6 @@ def _random_rows(need: SiteNeed, rows: int) -> sp.csr_array:
 def _decoder_bytes(decoder: NDArray[np.float32]) -> float:
     sample = np.ascontiguousarray(decoder[:_DECODER_ROWS])
     return decoder.nbytes * len(numcodecs.zstd.compress(sample, _ZSTD_LEVEL)) / max(1, sample.nbytes)
-
-
-def bytes_below(folder: Path) -> int:
-    """Return the sizes of all files in a folder and its subfolders, summed; 0 if there is none."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def task_bytes(needs: Mapping[str, SiteNeed], shard_rows: int, batch_tokens: int) -> int:
@@ -172,7 +168,7 @@ def check_disk(stores: Mapping[str, Path], predicted: Mapping[str, int]) -> None
     BudgetError
         If less is free than is still to be written.
     """
-    written = sum(bytes_below(partial_path(path)) for path in stores.values())
+    written = sum(size_on_disk(partial_path(path)) for path in stores.values())
     needed = max(0, sum(predicted.values()) - written)
     folder = next(iter(stores.values())).parent
     free, _ = free_space(folder)

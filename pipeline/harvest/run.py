@@ -40,7 +40,7 @@ from pipeline.harvest.dictionaries import Dictionary, Encoded
 from pipeline.harvest.finite import Origin, require_finite, require_storable
 from pipeline.harvest.manifests import identify_model, store_manifest
 from pipeline.harvest.models import LoadedModel, shared
-from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes, task_bytes
+from pipeline.harvest.plan import SiteNeed, check_disk, predicted_bytes, task_bytes
 from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
 from pipeline.harvest.rows import Side, make_rows
 from pipeline.harvest.site_check import (
@@ -60,6 +60,7 @@ from pipeline.work.workers import Planned, ensure_client, in_order, run_tasks, t
 from storage import ActivationWriter, Manifest, fingerprint, is_current, open_corpus
 from storage.errors import MissingInputError
 from storage.files import partial_path
+from storage.listing import size_on_disk
 from storage.manifest import read_attrs
 from storage.targets import STORE, claim, same_work
 
@@ -264,7 +265,7 @@ def predict(
         for site, decoder in decoders.items()
     }
     names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
-    coordinates = sum(bytes_below(Path(job.rows_path) / name) for name in names)
+    coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in names)
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.harvest.gguf import file_sha256
 from pipeline.settings.harvest import CorpusSettings
 from storage.errors import InputError, MissingDependencyError, MissingInputError
+from storage.listing import files_below
 
 Document = tuple[str, str]
 """Name and text."""
@@ -80,7 +81,7 @@ def local_files(path: Path) -> list[Path]:
         If the folder holds no file of a known kind.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        files = sorted(file for file in files_below(path) if file.suffix in _SUFFIXES)
         if not files:
             raise InputError(f"The folder {path} holds no {', '.join(_SUFFIXES)} file")
         return files
@@ -169,7 +170,7 @@ def _dataset_identity(config: CorpusSettings) -> str:
     folder = Path(str(config.dataset))
     version = config.revision
     if folder.is_dir():
-        version = _hash_of(sorted(file for file in folder.rglob("*") if file.is_file()), folder)
+        version = _hash_of(sorted(files_below(folder)), folder)
     return f"{config.dataset}@{version}:{config.subset}:{config.split}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distributed import Client
 
-from pipeline.harvest.contexts import Wanted, contexts, contexts_manifest
+from pipeline.harvest.contexts import contexts, contexts_manifest
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
 from pipeline.work.share import Share
@@ -17,7 +17,7 @@ from pipeline.work.workers import deferred_interrupt
 from storage.errors import FormatError, MissingInputError
 from storage.manifest import Manifest
 from storage.rundir import RunDirectory, Side
-from storage.sparse_array import read_metadata
+from storage.sparse_array import read_shards
 
 # What runs models is imported where it is called: torch and transformers take seconds
 
@@ -114,26 +114,23 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
 
 def _contexts(config: Experiment, run: RunDirectory, side: Side, site: str) -> Task:
     store, out = run.activations(side, site), run.contexts(side, site)
-    chosen = config.contexts.model_dump()
-    wanted = Wanted(config.report.contexts, **chosen | {"quantiles": tuple(config.contexts.quantiles)})
+    top_n, settings = config.report.contexts, config.contexts
     return Task(
         "contexts",
         f"{side.upper()} {site}",
-        {out: functools.partial(contexts_manifest, store, wanted)},
+        {out: functools.partial(contexts_manifest, store, top_n, settings)},
         (store,),
-        lambda client: contexts(store, out, config.report.contexts, overwrite=True, client=client, **chosen),
+        lambda client: contexts(store, out, top_n, settings=settings, overwrite=True, client=client),
     )
 
 
 def shards_done(partial: Path) -> str:
     """Say how many shards of an unfinished store are on disk."""
     try:
-        metadata = read_metadata(partial / "activation")
+        shards = read_shards(partial, "activation")
     except (FormatError, MissingInputError):
         return ""
-    rows, step = metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    n_done = sum(1 for _ in (partial / "activation" / "c").glob("*/0"))
-    return f"{n_done} of {-(-rows // step)} shards are done"
+    return f"{shards.n_shards - len(shards.missing())} of {shards.n_shards} shards are done"
 
 
 def check(config: Experiment) -> None:

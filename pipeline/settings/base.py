@@ -85,11 +85,11 @@ def known(look_up: Callable[[str], object]) -> AfterValidator:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of NumPy as Python's own; the help, which NumPy would delay, does without importing it."""
-    return value.item() if hasattr(value, "dtype") else value
+    """Return numbers of NumPy as Python's own; the help, which NumPy would delay, does without importing it."""
+    return value.tolist() if hasattr(value, "dtype") else value
 
 
-#: What is put in front of the checks of a number, so that one of NumPy's is as good.
+#: What is put in front of the checks of a number or of a list of them, so that NumPy's are as good.
 Number = BeforeValidator(_plain)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipeline.settings.base import SITE_PLACEHOLDER, Section
+from pipeline.settings.base import SITE_PLACEHOLDER, Flag, Number, Section
 from storage.errors import InputError
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
@@ -17,25 +17,28 @@ Pool = Literal["last", "max", "mean"]
 class CorpusSettings(Section):
     """Which text both models read."""
 
-    dataset: str | None = Field(None, description="Hugging Face dataset id, or the folder of a local one")
-    path: str | None = Field(None, description="a .txt, .jsonl or .parquet file, or a folder of them")
-    split: str = "train"
-    subset: str | None = Field(None, description="the dataset's configuration, where it has several")
-    column: str = Field("text", description="the column or JSON key that holds the text")
-    revision: str | None = None
+    dataset: str | None = Field(None, description="Id of a Hugging Face dataset, or the folder of a local one.")
+    path: str | None = Field(None, description="A .txt, .jsonl or .parquet file, or a folder of them.")
+    split: str = Field("train", description="The split of the dataset.")
+    subset: str | None = Field(None, description="The configuration of the dataset, where it has several.")
+    column: str = Field("text", description="The column or JSON key that holds the text.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset; its newest by default.")
     streaming: bool | None = Field(
         None,
-        description="read a hub dataset as it comes, without downloading all of it first; by default, where only its "
-        "first documents are taken",
+        description="Read a hub dataset as it comes, without downloading all of it first. By default this is done "
+        "where only its first documents are taken.",
     )
-    documents: PositiveInt | None = Field(None, description="how many documents; all by default")
+    documents: PositiveInt | None = Field(None, description="How many documents are taken; all by default.")
     tokens: PositiveInt | None = Field(
-        None, description="stop after the document with which model A's tokenizer has so many tokens of text"
+        None,
+        description="Stop after the document with which the tokenizer of model A has counted this many tokens of text.",
     )
     seed: int | None = Field(
-        None, description="sample the documents at random with this seed; the first ones if absent"
+        None, description="Sample the documents at random with this seed; without one, the first are taken."
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(300, description="tokens a window, special tokens included")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        300, description="Longest window in tokens, special tokens included; less where a model's context is shorter."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> CorpusSettings:
@@ -48,33 +51,45 @@ class AlignSettings(Section):
     """How tokens of two tokenizers become rows."""
 
     pool: Pool = Field(
-        "last", description="a row's value: the activation at the last token of its segment, or the max or mean over it"
+        "last",
+        description="The value of a row: the activation at the last token of its segment, or the maximum or mean over "
+        "the segment's tokens.",
     )
 
 
 class ModelSettings(Section):
     """One of the two models, and where and how its activations are read."""
 
-    model: str = Field(description="hub id, local folder, or GGUF file")
-    label: str | None = Field(None, description="what the report calls it; its name if absent")
-    revision: str | None = None
+    model: str = Field(description="Hub id, local folder, or GGUF file.")
+    label: str | None = Field(None, description="What the report calls the model; its name by default.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model; its newest by default.")
     dictionary: str | dict[str, str] = Field(
-        description="hub id or folder of the dictionaries, 'identity' for raw units, 'random:FEATURES:K' for the "
-        "control, or one for each site; '{site}' in it stands for the site"
+        description="Hub id or folder of the dictionaries, 'identity' for raw units, 'random:FEATURES:K' for the "
+        "control, or a mapping with one of these for each site; '{site}' stands for the name of the site."
     )
-    sites: list[str] = Field(min_length=1)
-    kind: ActivationKind = "post"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    prepend_bos: bool | None = Field(None, description="as the dictionary was trained, if absent")
-    batch_size: PositiveInt = 8
-    device: str = Field("auto", description="auto: the GPU of the worker, if it has one")
+    sites: list[str] = Field(min_length=1, description="Where in the network activations are read.")
+    kind: ActivationKind = Field(
+        "post",
+        description="What is stored: the dictionary's activations (post), those before its top k are chosen "
+        "(pre_topk), or raw units.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type in which the network computes."
+    )
+    prepend_bos: bool | None = Field(
+        None, description="Whether every window begins with BOS; by default as the dictionary was trained."
+    )
+    batch_size: PositiveInt = Field(8, description="Windows in one pass through the network.")
+    device: str = Field("auto", description="Where the network computes; auto: on the worker's GPU, if it has one.")
     randomise: int | None = Field(
-        None, ge=0, description="control: weights drawn anew by the architecture's own initialisation, with this seed"
+        None,
+        ge=0,
+        description="As a control, draw the weights anew by the architecture's own initialisation with this seed.",
     )
     allow_bad_site: bool = Field(
-        False, description="harvest also where the site check finds that a dictionary does not belong to its site"
+        False, description="Harvest also where the site check finds that a dictionary does not belong to its site."
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
 
     @field_validator("sites")
     @classmethod
@@ -100,15 +115,34 @@ class ModelSettings(Section):
 class StoreSettings(Section):
     """How activations are kept on disk."""
 
-    dtype: Literal["float32", "float16"] = "float32"
-    shard_rows: Annotated[int, Field(ge=1)] = Field(16_384, description="rows that one task writes as one file")
+    dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored activations.")
+    shard_rows: Annotated[int, Field(ge=1)] = Field(16_384, description="Rows that one task writes as one file.")
+
+
+#: Counters of each feature's tokens; counts are exact where a feature fires on no more different ones.
+COUNTERS = 64
 
 
 class ContextsSettings(Section):
     """What is kept of where each feature fires, besides its top rows (of which ``report.contexts`` is the number)."""
 
-    distinct_documents: bool = Field(False, description="at most one top row of a document for each feature")
-    quantiles: list[Annotated[float, Field(ge=0, le=1)]] = Field([0.1, 0.3, 0.5, 0.7, 0.9])
-    bins: Annotated[int, Field(ge=0)] = Field(20, description="bins of the histogram of activations")
-    tokens: Annotated[int, Field(ge=0, le=64)] = Field(16, description="commonest tokens of each feature")
-    seed: int = 0
+    distinct_documents: Annotated[bool, Flag("--distinct-documents")] = Field(
+        False,
+        description="Keep at most one row of a document for each feature, its best one: a text that repeats itself "
+        "then does not fill the list.",
+    )
+    quantiles: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Number, Flag("--quantile")] = Field(
+        [0.1, 0.3, 0.5, 0.7, 0.9],
+        description="At these quantiles of its positive activations a row is kept for each feature. They are those of "
+        "a simple random sample of 64 of its firing rows, which is all of them for features that fire no more often.",
+    )
+    bins: Annotated[int, Number, Field(ge=0)] = Field(
+        20, description="Bins of the histogram of positive activations, from 0 to the feature's maximum."
+    )
+    tokens: Annotated[int, Number, Field(ge=0, le=COUNTERS)] = Field(
+        16,
+        description="Commonest tokens kept for each feature, if the store has token ids. They are counted over all "
+        "firing rows with 64 counters a feature, so memory is bounded; token_missed says by how much counts may be too "
+        "low.",
+    )
+    seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the samples.")

@@ -228,12 +228,14 @@ def test_samples_are_seeded_and_fair(client, tmp_path) -> None:
 def test_numbers_out_of_range(client, tmp_path) -> None:
     path = write(tmp_path / "s.zarr", np.eye(3, dtype=np.float32), np.zeros(3, bool))
     for wrong, message in (
-        ({"quantiles": [1.5]}, "each is from 0 to 1"),
-        ({"tokens": 65}, "at most 64 tokens"),
-        ({"bins": -1}, "bins is -1"),
+        ({"quantiles": [1.5]}, r"quantiles\.0: .* less than or equal to 1 .*1\.5"),
+        ({"tokens": 65}, "tokens: .* less than or equal to 64"),
+        ({"bins": -1}, "bins: .* greater than or equal to 0 .*-1"),
         ({"distinct_documents": True}, "does not say which document"),
     ):
         with pytest.raises(InputError, match=message):
             contexts(path, client=client, **wrong)
+    found = contexts(path, quantiles=np.array([0.5]), bins=np.int64(2), client=client)
+    assert (found["quantile"].values.tolist(), found.sizes["bin"]) == ([0.5], 2)
     found = contexts(path, quantiles=(), bins=0, tokens=0, client=client)
     assert set(found.variables) == {"row", "value", "firing_rate"}

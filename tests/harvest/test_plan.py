@@ -14,10 +14,11 @@ from transformers import AutoModel
 
 from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
-from pipeline.harvest.plan import SiteNeed, bytes_below, check_disk, predicted_bytes
+from pipeline.harvest.plan import SiteNeed, check_disk, predicted_bytes
 from pipeline.settings.experiment import load_experiment
 from pipeline.settings.harvest import StoreSettings
 from storage import BudgetError, InputError, check_same_rows, open_activations, read_csr, read_dense, write_activations
+from storage.listing import size_on_disk
 
 run = importlib.import_module("pipeline.harvest.run")
 STORE = StoreSettings(shard_rows=128)
@@ -111,9 +112,9 @@ def test_predicted_size_of_a_store_is_near_the_real_one(tmp_path, layout, dtype)
     write_activations(
         tmp_path / "s.zarr", data, tokens=tokens, decoder=decoder, layout=layout, dtype=dtype, overwrite=True
     )
-    real = bytes_below(tmp_path / "s.zarr")
+    real = size_on_disk(tmp_path / "s.zarr")
     need = SiteNeed(1500, float((data != 0).sum(axis=1).mean()), layout, dtype, decoder)
-    coordinates = sum(bytes_below(tmp_path / "s.zarr" / name) for name in tokens)
+    coordinates = sum(size_on_disk(tmp_path / "s.zarr" / name) for name in tokens)
     assert 0.7 * real < predicted_bytes(need, 6000, coordinates) < 1.3 * real
 
 
@@ -122,7 +123,7 @@ def test_prediction_for_a_harvest(harvest, monkeypatch):
     monkeypatch.setattr(run, "check_disk", lambda stores, predicted: seen.update(predicted))
     stores, _ = harvest()
     for site, path in stores.items():
-        real = sum(bytes_below(path / name) for name in ("activation", "decoder", "document", "char_start", "char_end",
+        real = sum(size_on_disk(path / name) for name in ("activation", "decoder", "document", "char_start", "char_end",
                                                           "position", "token_id"))  # fmt: skip
         assert 0.5 * real < seen[site] < 2 * real, "a store of 50 kB is mostly metadata"
 

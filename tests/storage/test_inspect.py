@@ -11,7 +11,8 @@ import xarray as xr
 
 import storage
 from storage.errors import MissingInputError
-from storage.inspect import inspect, size_on_disk
+from storage.inspect import inspect
+from storage.listing import size_on_disk
 from storage.rundir import RunDirectory
 
 

@@ -1,0 +1,49 @@
+"""Files below folders in which other processes write, rename and delete while they are listed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Yield the regular files below a folder, folder by folder, each in the order of its names.
+
+    A folder that is renamed or deleted while it is listed is passed over, where ``Path.rglob`` of Python 3.11 raises
+    FileNotFoundError. Links to folders are not followed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "c").mkdir()
+    >>> _ = (folder / "b").write_text("b"), (folder / "c" / "a").write_text("a")
+    >>> [file.name for file in files_below(folder)]
+    ['b', 'a']
+    """
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(root, name)
+            if file.is_file():
+                yield file
+
+
+def size_on_disk(path: str | Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; 0 if there is none.
+
+    >>> size_on_disk("/nowhere")
+    0
+    """
+    path = Path(path)
+    return sum(map(_size, files_below(path) if path.is_dir() else [path]))
+
+
+def _size(file: Path) -> int:
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
