@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -28,17 +29,19 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
+from storage.bounds import check_file
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.extras import need
-from storage.inventory import GROUP_FILE
+from storage.inventory import GROUP_FILE, crc32c
 from storage.kinds import KINDS
-from storage.manifest import CONTENT_HASH, MANIFEST, json_values
-from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, open_source, read_decoder, read_tokens
+from storage.listing import files_below
+from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
 from storage.rows import ROW_HASH, TOKEN_COORDINATES
 from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
-from storage.targets import STORE, Target, claim, claim_file
+from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ def import_activations(
 ) -> dict[str, Any]:
     """Make an activation store from a file that another program wrote.
 
+    A store that came from the same files with the same settings is left as it is; the files are read to know it.
     Memory: one shard, and one slab of 64 MB; a sparse matrix stays sparse. A ``.npz`` in other than csr or C order
     is read whole.
 
@@ -94,12 +98,12 @@ def import_activations(
     shard_rows
         Rows of a shard.
     overwrite
-        Whether an activation store at `out` may be replaced.
+        Whether an activation store at `out` that came from other files may be replaced.
 
     Returns
     -------
     dict
-        What was written: path, tokens, features, layout, dtype, and whether coordinates and decoder are there.
+        What the store is: path, tokens, features, layout, dtype, and whether coordinates and decoder are there.
 
     Raises
     ------
@@ -111,33 +115,79 @@ def import_activations(
     MissingDependencyError
         If the library that reads it is not installed.
     """
-    with claim(out, kind=STORE, overwrite=overwrite) as target:
-        opened = open_source(source, key=key, drop_tokens=drop_tokens)
-        given = dict(attrs or {})
-        kind = given.get("kind", opened.attrs.get("kind", KINDS[0]))
-        if kind not in KINDS:
-            raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {shown(kind)}")
-        if decoder is not None:
-            opened.decoder = read_decoder(decoder, opened.n_features)
-        if tokens is not None:
-            opened.tokens = read_tokens(tokens, opened.n_tokens)
-        writer = _write(opened, target, given, dtype, shard_rows)
-    if opened.tokens is None:
+    files = {"source": source, "decoder": decoder, "tokens": tokens}
+    importer_of(Path(source))  # what is no source is not read to its end first
+    manifest = new_manifest(
+        IMPORT_STAGE,
+        {name: identity_of_file(file) for name, file in files.items() if file is not None},
+        {
+            "key": key,
+            "attrs": dict(attrs or {}),
+            "dtype": None if dtype is None else str(np.dtype(dtype)),
+            "drop_tokens": sorted(drop_tokens),
+            "shard_rows": shard_rows,
+        },
+    )
+    with claim(out, manifest, kind=STORE, overwrite=overwrite) as target:
+        if target.is_current():
+            logger.info("%s is up to date", out)
+        else:
+            opened = open_source(source, key=key, drop_tokens=drop_tokens)
+            if decoder is not None:
+                opened.decoder = read_decoder(decoder, opened.n_features)
+            if tokens is not None:
+                opened.tokens = read_tokens(tokens, opened.n_tokens)
+            _write(opened, target, manifest.settings)
+        written = _summary(target.path)
+    if not written["coordinates"]:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
+    return {"store": str(out), **written}
+
+
+def identity_of_file(path: str | Path) -> str:
+    """Return the CRC-32C and the size of a file; of a folder, the SHA-256 of those of every file below it, by name.
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing at the path.
+    InputError
+        If it is a pipe, a socket or a device.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "x.npy")
+    >>> _ = file.write_bytes(b"123456789")
+    >>> identity_of_file(file)
+    'crc32c e3069283 of 9 bytes'
+    """
+    path = Path(path)
+    if path.is_dir():
+        lines = (f"{file.relative_to(path).as_posix()} {identity_of_file(file)}\n" for file in files_below(path))
+        return f"sha256 {hashlib.sha256(''.join(lines).encode('utf-8', 'surrogateescape')).hexdigest()} of a folder"
+    size = check_file(path, f"There is nothing at {path}; check the path")
+    return f"crc32c {crc32c(path):08x} of {size} bytes"
+
+
+def _summary(store: Path) -> dict[str, Any]:
+    """Return what a finished store is, as an import tells it."""
+    writer = ActivationWriter.from_disk(store, store)
     return {
-        "store": str(out),
         "tokens": writer.n_tokens,
         "features": writer.n_features,
         "layout": writer.layout,
         "dtype": str(writer.dtype),
-        "coordinates": opened.tokens is not None,
-        "decoder": opened.decoder is not None,
+        "coordinates": ROW_HASH in read_attrs(store),
+        "decoder": (store / "decoder").is_dir(),
     }
 
 
-def _write(
-    source: Source, target: Target, attrs: dict[str, Any], dtype: DTypeLike | None, rows: int
-) -> ActivationWriter:
+def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
+    attrs = settings["attrs"]
+    kind = attrs.get("kind", source.attrs.get("kind", KINDS[0]))
+    if kind not in KINDS:
+        raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {shown(kind)}")
     kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs, None)
@@ -154,9 +204,10 @@ def _write(
         tokens=source.tokens,
         decoder=source.decoder,
         attrs={**kept, **attrs},
-        dtype=dtype or _stored_dtype(source),
+        dtype=settings["dtype"] or _stored_dtype(source),
         layout="csr" if sparse else "dense",
-        shard_rows=rows,
+        shard_rows=settings["shard_rows"],
+        manifest=target.manifest,
         overwrite=target.overwrite,
     )
     try:
@@ -167,7 +218,6 @@ def _write(
     except BaseException:
         writer.discard()
         raise
-    return writer
 
 
 def _stored_dtype(source: Source) -> np.dtype[Any]:

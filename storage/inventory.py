@@ -129,7 +129,7 @@ def attributes_hash(attributes: dict[str, Any]) -> str:
 
 def listed_checksums(folder: Path, arrays: list[str]) -> dict[str, tuple[int, int]]:
     """Return path below the group → size and CRC-32C of every file of some arrays."""
-    return {name: (size, _crc32c(folder / name)) for name, size, _ in _listing(folder, arrays)}
+    return {name: (size, crc32c(folder / name)) for name, size, _ in _listing(folder, arrays)}
 
 
 def stamp(folder: Path, arrays: list[str]) -> str:
@@ -175,7 +175,7 @@ def _fault(folder: Path, name: str, written: tuple[int, int] | None, size: int |
         return "a folder is in the place of the file" if is_other else "the file is missing"
     if size != written[0]:
         return f"the file has {size} bytes, {written[0]} were written"
-    if checksums and _crc32c(folder / name) != written[1]:
+    if checksums and crc32c(folder / name) != written[1]:
         return "the file fails its checksum"
     return ""
 
@@ -300,7 +300,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
-def _crc32c(file: Path) -> int:
+def crc32c(file: Path) -> int:
     """Return the CRC-32C of a file, of which 4 MiB are in memory at a time."""
     checksum = google_crc32c.Checksum()
     with file.open("rb") as stream:

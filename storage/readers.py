@@ -140,16 +140,9 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
         If the library that reads it is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingInputError(f"There is nothing to import at {path}; check the path")
-    # importers of other packages are not looked at, and so not imported, where one of our own reads the file
-    importer = next((one for one in IMPORTERS.values() if one.recognises(path)), None)
-    if importer is None:
-        raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
+    importer = importer_of(path)
     if drop_tokens and not importer.drops_tokens:
         raise InputError(f"{path} holds no token ids, so no tokens can be dropped; leave --drop-token out")
-    if not path.is_dir():
-        check_file(path, f"There is nothing to import at {path}; check the path")
     with reading(path):
         source = importer.function(path, key, drop_tokens)
     # counts of rows and statistics of features are kept in memory, also of a sparse matrix with next to nothing in it
@@ -157,6 +150,28 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
     check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), size_on_disk(path))
     source.slabs = _checked_slabs(path, source.slabs)
     return source
+
+
+def importer_of(path: Path) -> Importer:
+    """Return the importer that reads a file or folder.
+
+    Raises
+    ------
+    MissingInputError
+        If there is nothing at the path.
+    InputError
+        If the format is not known, or it is a pipe, a socket or a device.
+    """
+    missing = f"There is nothing to import at {path}; check the path"
+    if not path.exists():
+        raise MissingInputError(missing)
+    # importers of other packages are not looked at, and so not imported, where one of our own reads the file
+    importer = next((one for one in IMPORTERS.values() if one.recognises(path)), None)
+    if importer is None:
+        raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
+    if not path.is_dir():
+        check_file(path, missing)
+    return importer
 
 
 def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:

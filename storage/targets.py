@@ -56,6 +56,10 @@ logger = logging.getLogger(__name__)
 STORE = "activation store"
 #: Stage of a store that was made from data at hand: its manifest has no input but its own content.
 DATA_STAGE = "activations"
+#: Stage of a store that was made from another program's files: its inputs are their checksums.
+IMPORT_STAGE = "import"
+#: Stages that take a moment to repeat: what they left unfinished is worth nothing, and either replaces the other's.
+DATA_STAGES = (DATA_STAGE, IMPORT_STAGE)
 CORPUS = "corpus"
 #: What figures name as the program that made them; nobody would write it into a title.
 FIGURE_PROGRAM = "Subspace, semantic-subspace-matching"
@@ -109,14 +113,14 @@ class Target:
             raise InputError(f"{place} is {_article(stands)}, and {_article(self.kind)} is to be written: {ELSEWHERE}")
         stored, wanted = attrs.get(MANIFEST), self.manifest
         made_by, maker = (stored or {}).get("stage", DATA_STAGE), DATA_STAGE if wanted is None else wanted.stage
-        if self.kind == STORE and made_by not in (DATA_STAGE, maker):
+        if self.kind == STORE and made_by not in (*DATA_STAGES, maker):
             raise InputError(f"{place} is a store that {made_by!r} made, and {maker!r} is at work: {ELSEWHERE}")
         if wanted is not None and {attrs.get(CONTENT_HASH), (stored or {}).get("fingerprint")} & {
             *wanted.inputs.values()
         }:
             raise InputError(f"{place} is an input of this very call: {ELSEWHERE}")
         # A writer without a manifest is dead, and nobody can go on with its work
-        worthless = place == self.partial and (stored is None or stored["stage"] == DATA_STAGE)
+        worthless = place == self.partial and (stored is None or stored["stage"] in DATA_STAGES)
         same = wanted is not None and stored is not None and stored.get("inputs") == wanted.inputs
         if not (self.overwrite or same or worthless):
             what = "unfinished work" if place == self.partial else _article(self.kind)

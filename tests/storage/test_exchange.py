@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 
 import anndata
@@ -364,3 +366,65 @@ def test_a_first_slab_of_dropped_tokens_only_does_not_decide_the_layout(cached, 
 def test_a_hook_that_is_not_there(cached, tmp_path):
     with pytest.raises(InputError, match=r"no 'x'; it has blocks\.0"):
         import_activations(cached[0], tmp_path / "a.zarr", key="x")
+
+
+def test_an_import_is_made_once(tmp_path, matrix, caplog):
+    caplog.set_level("INFO")
+    source, out = tmp_path / "x.npy", tmp_path / "a.zarr"
+    np.save(source, matrix.toarray())
+    np.save(tmp_path / "W.npy", np.ones((50, 3), "f4"))
+    first = import_activations(source, out, decoder=tmp_path / "W.npy")
+    written = (out / "zarr.json").stat().st_mtime_ns
+    source.rename(tmp_path / "y.npy")  # what a file is called does not matter
+    assert import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy") == first
+    assert "a.zarr is up to date" in caplog.text
+    assert (out / "zarr.json").stat().st_mtime_ns == written
+    manifest = storage.read_manifest(out)
+    assert manifest.stage == "import"
+    assert set(manifest.inputs) == {"source", "decoder"}
+    # other settings of the same files replace it, other files only if asked to
+    assert (
+        import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", dtype="float64")["dtype"] == "float64"
+    )
+    np.save(tmp_path / "W.npy", np.zeros((50, 3), "f4"))
+    with pytest.raises(InputError, match="came from other inputs"):
+        import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy")
+    import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", overwrite=True)
+
+
+def test_a_folder_is_imported_once(tmp_path, matrix):
+    folder = tmp_path / "x.zarr"
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        anndata.AnnData(X=matrix.toarray()).write_zarr(folder)
+    first = import_activations(folder, tmp_path / "a.zarr")
+    assert import_activations(folder, tmp_path / "a.zarr") == first
+    (folder / "extra").write_text("")
+    with pytest.raises(InputError, match="came from other inputs"):
+        import_activations(folder, tmp_path / "a.zarr")
+
+
+def test_imports_and_stores_of_data_replace_each_other(tmp_path, matrix):
+    np.save(tmp_path / "x.npy", matrix.toarray())
+    out = tmp_path / "a.zarr"
+    storage.write_activations(out, np.ones((3, 4)))  # as imports of earlier versions are
+    with pytest.raises(InputError, match="came from other inputs"):
+        import_activations(tmp_path / "x.npy", out)
+    assert import_activations(tmp_path / "x.npy", out, overwrite=True)["tokens"] == 100
+    storage.write_activations(out, np.ones((3, 4)), overwrite=True)
+    assert storage.open_activations(out).sizes["token"] == 3
+
+
+def test_an_import_after_one_that_died(tmp_path, matrix):
+    np.save(tmp_path / "x.npy", matrix.toarray())
+    np.save(tmp_path / "y.npy", matrix.toarray() * 2)
+    out, dies = (
+        tmp_path / "a.zarr",
+        "import os, storage.exchange as e; e.ActivationWriter.finalise = lambda _: os._exit(9)",
+    )
+    for name in ("x.npy", "y.npy"):  # the same files, and others
+        call = f"e.import_activations({str(tmp_path / 'x.npy')!r}, {str(out)!r}, shard_rows=32)"
+        assert subprocess.run([sys.executable, "-c", f"{dies}; {call}"], check=False).returncode == 9
+        assert not out.exists()
+        import_activations(tmp_path / name, out, shard_rows=32)
+        np.testing.assert_array_equal(whole(out), np.load(tmp_path / name))
+        shutil.rmtree(out)
