@@ -63,6 +63,8 @@ DATA_STAGES = (DATA_STAGE, IMPORT_STAGE)
 CORPUS = "corpus"
 #: What figures name as the program that made them; nobody would write it into a title.
 FIGURE_PROGRAM = "Subspace, semantic-subspace-matching"
+#: So many characters are alike in all tables of a kind, whatever columns a release adds.
+TABLE_BEGINNING = 12
 #: How many names of what stands at a target a message lists.
 LISTED = 3
 OVERWRITE = "give another path, or overwrite=True (--overwrite)"
@@ -476,6 +478,18 @@ def starts_with(*beginnings: str) -> Callable[[Path], bool]:
             return file.read(4 * longest).startswith(tuple(text.encode() for text in beginnings))
 
     return is_ours
+
+
+def write_table(path: Path, text: str) -> None:
+    """Write a table that a run keeps up to date; a file that begins otherwise is somebody else's, and stays.
+
+    Raises
+    ------
+    InputError
+        If such a file has the name.
+    """
+    with claim_file(path, starts_with(text[:TABLE_BEGINNING]), suffixes=[path.suffix], overwrite=True) as target:
+        target.write_text(text)
 
 
 def names_program(path: Path) -> bool:

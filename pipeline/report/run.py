@@ -18,6 +18,7 @@ from storage import Manifest, fingerprint, new_manifest
 from storage.errors import FormatError, MissingInputError
 from storage.files import write_text
 from storage.rundir import RunDirectory
+from storage.targets import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
     explorer = Explorer(run)
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
-    write_text(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
+    write_table(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
     meanings = read_meanings(run)
     if meanings is not None:
         write_text(run.directory.concepts_page, render_concepts(run, meanings))

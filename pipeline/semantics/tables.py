@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
-from storage.files import write_text
+from storage.targets import write_table
 
 STAGE = "semantics-table"
 #: Level below which a corrected p counts.
@@ -284,7 +284,7 @@ def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
     }
     paths = [Path(f"{stem}{suffix}") for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_text(path, text)
+        write_table(path, text)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_figures_for_a_paper_replace_no_other_files(tiny_run: RunResult, preciou
     refused("report", str(tiny_run.directory.root), "--figures", str(precious), "--overwrite")
     assert (precious / "scores.csv").read_text() == "mine"
     assert (precious / "thesis.txt").read_text() == "ten years"
+
+
+def test_a_report_replaces_no_table_of_somebody_else(tiny_run: RunResult, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run.directory.root, tmp_path / "run")
+    for name in ("pairs.csv", "scores.csv"):
+        kept = (run / name).read_bytes()
+        (run / name).write_text("document,note\n1,mine\n")
+        refused("report", str(run))
+        assert (run / name).read_text() == "document,note\n1,mine\n"
+        (run / name).write_bytes(kept)
 
 
 def test_every_verb_that_writes_is_tried() -> None:
