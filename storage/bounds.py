@@ -33,21 +33,7 @@ KINDS_OF_FILES = {
 def check_file(path: Path, missing: str, largest: int | None = None) -> int:
     """Return the size of a regular file; refuse anything else before it is opened (a pipe would be waited for).
 
-    Parameters
-    ----------
-    path
-        The file; links are followed.
-    missing
-        What to say where there is none.
-    largest
-        Bytes above which it is refused.
-
-    Raises
-    ------
-    MissingInputError
-        If there is nothing at the path.
-    InputError
-        If it is a folder, pipe, socket or device, or too large.
+    `missing` is what to say where there is nothing; a file of more than `largest` bytes is an InputError too.
     """
     try:
         status = path.stat()
@@ -66,13 +52,6 @@ def check_file(path: Path, missing: str, largest: int | None = None) -> int:
 def check_expansion(what: str, declared: int, stored: int) -> None:
     """Refuse an array that declares far more bytes than its file can hold.
 
-    Raises
-    ------
-    FormatError
-        If it does.
-
-    Examples
-    --------
     >>> check_expansion("x.h5ad, X", 2**40, 800)
     Traceback (most recent call last):
     storage.errors.FormatError: x.h5ad, X declares 1,100 GB, and 800 bytes of it are stored; it is damaged, ...
@@ -85,13 +64,7 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
 
 
 def check_memory(what: str, declared: int) -> None:
-    """Refuse what has to be read whole and does not fit the memory.
-
-    Raises
-    ------
-    BudgetError
-        If it takes more than half of what is free.
-    """
+    """Raise a BudgetError for what has to be read whole and takes more than half of the free memory."""
     import psutil  # noqa: PLC0415 - most files are small
 
     allowed = int(MEMORY_SHARE * psutil.virtual_memory().available)
@@ -108,15 +81,8 @@ def n_bytes(shape: Iterable[int], itemsize: int) -> int:
 
 
 def parse_size(size: str | float, name: str = "memory") -> int:
-    """Return a number of bytes, from how people write it.
+    """Return a positive number of bytes, from how people write it.
 
-    Raises
-    ------
-    InputError
-        If it is no positive number of bytes.
-
-    Examples
-    --------
     >>> parse_size("4GB"), parse_size("1 MiB")
     (4000000000, 1048576)
     """

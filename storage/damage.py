@@ -27,23 +27,11 @@ CAUSE_CHARACTERS = 300
 
 @contextlib.contextmanager
 def reading(what: str | Path, remedy: str = "is it complete?") -> Iterator[None]:
-    """Have whatever a parser raises inside the block arrive as one error that names the file.
+    """Have whatever a parser raises inside the block arrive as a CorruptError that names the file and the remedy.
 
     Parsers of foreign formats raise anything on damaged input: ``KeyError``, ``struct.error``, ``RuntimeError``,
     ``zlib.error``. Errors on purpose, lack of memory, missing libraries and trouble of the system (no permission, a
     full disk) pass as they are.
-
-    Parameters
-    ----------
-    what
-        The file, or the part of it, as the message names it.
-    remedy
-        What the user can do.
-
-    Raises
-    ------
-    CorruptError
-        If anything else is raised inside.
     """
     try:
         yield

@@ -222,12 +222,12 @@ def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
 
 def _stored_dtype(source: Source) -> np.dtype[Any]:
     """Return the type in the store: that of the store that was exported, or of the source."""
-    told = source.attrs.get("dtype")
-    if told is None:
+    exported = source.attrs.get("dtype")
+    if exported is None:
         return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
-    if told not in ("float16", "float32", "float64"):
-        raise CorruptError(f"The file says that its store had the type {shown(told)}, which no store has")
-    return np.dtype(told)
+    if exported not in ("float16", "float32", "float64"):
+        raise CorruptError(f"The file says that its store had the type {shown(exported)}, which no store has")
+    return np.dtype(exported)
 
 
 def _check_rest(source: Source) -> None:

@@ -132,10 +132,8 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
 
     Raises
     ------
-    MissingInputError
-        If there is nothing at the path.
     InputError
-        If the format is not known, or what is in it is no matrix of real numbers.
+        If there is nothing at the path, the format is not known, or it holds no matrix of real numbers.
     MissingDependencyError
         If the library that reads it is not installed.
     """
@@ -547,23 +545,14 @@ for _importer in (
 
 
 def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
-    """Return decoder rows, (feature, d_model), from a ``.npy``, ``.npz`` or ``.safetensors`` file.
+    """Return decoder rows, (n_features, d_model), from a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Where there are several arrays, it is the one named ``decoder``, ``W_dec`` or ``decoder.weight``.
 
-    Parameters
-    ----------
-    path
-        The file.
-    n_features
-        How many rows it must have.
-
     Raises
     ------
-    MissingInputError
-        If there is no file.
     InputError
-        If it is no decoder of so many features.
+        If there is no file, or it is no decoder of so many features.
     BudgetError
         If it does not fit the memory.
     """
@@ -591,21 +580,12 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
 
 
 def read_tokens(path: str | Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    """Return token coordinates from a ``.npz``, ``.csv`` or ``.parquet`` file with one array or column each.
-
-    Parameters
-    ----------
-    path
-        The file.
-    n_tokens
-        How many rows it must have.
+    """Return coordinates of `n_tokens` rows from a ``.npz``, ``.csv`` or ``.parquet`` file, one array or column each.
 
     Raises
     ------
-    MissingInputError
-        If there is no file.
     InputError
-        If it has other columns or another number of rows, or cannot be read.
+        If there is no file, it has other columns or another number of rows, or it cannot be read.
     MissingDependencyError
         If the library that reads it is not installed.
     """
