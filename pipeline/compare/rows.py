@@ -99,17 +99,7 @@ class ArrayRows:
 
 
 def paired_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the two sides as float64, after checking that they can be compared.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    tuple of ndarray of float64
-        The two sides.
+    """Return the two sides as float64, shapes (n, d_x) and (n, d_y), after checking that they can be compared.
 
     Raises
     ------

@@ -132,19 +132,9 @@ class JaccardKnn(MutualKnn):
 
 
 def nearest(rows: Rows, k: int) -> tuple[NDArray[np.int32], int]:
-    """Return the k nearest neighbours of every row by cosine, and how many rows' last neighbour ties.
+    """Return the k < n nearest neighbours of every row (n, d) by cosine, and how many rows' last neighbour ties.
 
-    Parameters
-    ----------
-    rows
-        Shape (n, d).
-    k
-        Number of neighbours, less than n.
-
-    Returns
-    -------
-    tuple
-        Row numbers, int32, shape (n, k), ascending; and a count. Without rows if one has no direction.
+    Row numbers, int32, shape (n, k), ascending; without rows if one has no direction.
 
     Examples
     --------

@@ -163,15 +163,7 @@ class TransferRotation(TransferLinear):
 def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return, for every image, how many rows of B are nearer by cosine than its partner, and how many as near.
 
-    Parameters
-    ----------
-    images, partners
-        Shape (m, d): row i of `partners` is the partner of image i.
-
-    Returns
-    -------
-    ndarray of float64, shape (2, m)
-        An image or partner without direction ties with all.
+    Row i of `partners` (m, d) is the partner of image i; float64, shape (2, m). One without direction ties with all.
 
     Examples
     --------
