@@ -14,7 +14,7 @@ from typing import Any
 
 import xarray as xr
 
-from storage.errors import FormatError, MissingInputError
+from storage.errors import FormatError, InputError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, local_path, partial_path
 from storage.inventory import GROUP_FILE, check_whole
 from storage.lazy import name_errors
@@ -130,6 +130,21 @@ def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
             f"{path} was written by the stage {found!r}, not {stage!r}: give the path of a {stage} result"
         )
     return open_group(path)
+
+
+def path_of(source: xr.Dataset | str | Path) -> Path:
+    """Return where a store or a result is: a dataset that was opened here knows it.
+
+    Raises
+    ------
+    InputError
+        If the dataset does not.
+    """
+    if not isinstance(source, xr.Dataset):
+        return Path(source)
+    if "source" not in source.encoding:
+        raise InputError("This dataset does not know its path on disk; give the path instead")
+    return Path(source.encoding["source"])
 
 
 def read_finished_attrs(path: str | Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ from storage import (
 from storage.errors import CorruptError, MissingInputError
 from storage.files import remove_folder, write_text
 from storage.json_files import read_json_object
+from storage.results import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def correlate(
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
     budget = parse_memory(settings.memory)
-    inputs, manifest = _checked(_path(a), _path(b), settings)
+    inputs, manifest = _checked(path_of(a), path_of(b), settings)
     path = Path(out) if out is not None else _temporary_path()
     with claim(path, manifest, overwrite=overwrite) as target:
         if target.is_current():
@@ -230,16 +231,6 @@ def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Man
 def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
     """Return what the correlation of two finished stores depends on; the kernel is the one that suits them."""
     return _checked(a, b, settings)[1]
-
-
-def _path(store: str | Path | xr.Dataset) -> Path:
-    """Return where a store is; a dataset knows it by the encoding that ``open_activations`` gave it."""
-    if not isinstance(store, xr.Dataset):
-        return Path(store)
-    source = store.encoding.get("source")
-    if source is None:
-        raise InputError("This dataset does not know which store it is from: pass the path instead")
-    return Path(source)
 
 
 def _temporary_path() -> Path:

@@ -20,6 +20,7 @@ from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import METHODS
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
+from storage.results import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +104,14 @@ def match(
     >>> dict(zip(pairs.feature_a.values.tolist(), pairs.feature_b.values.tolist()))
     {0: 1, 1: 3, 2: 0, 3: 2}
     """
-    path = _path_of(cor)
+    path = path_of(cor)
     correlation = open_result(path, "correlate")
     text = check_inputs(path, correlation, [settings], TextInputs.of(contexts, stores, corpus, non_concept))
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     manifest = match_manifest(path, settings, text)
 
     def make() -> xr.Dataset:
-        data = Candidates(path, correlation, read_edges(path, correlation, settings.min_correlation), text)
+        data = Candidates(str(path), correlation, read_edges(path, correlation, settings.min_correlation), text)
         pairs = make_pairs(data, settings).assign_attrs(manifest.to_attrs())
         _log(pairs, settings)
         return pairs
@@ -191,14 +192,6 @@ def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
         )
     minimum = settings.min_correlation
     logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, settings.method, minimum, pairs.mean_r)
-
-
-def _path_of(cor: xr.Dataset | str | Path) -> str:
-    if not isinstance(cor, xr.Dataset):
-        return str(cor)
-    if "source" not in cor.encoding:
-        raise InputError("This correlation dataset does not know its path on disk; give the path of the result instead")
-    return str(cor.encoding["source"])
 
 
 def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:
