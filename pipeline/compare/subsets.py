@@ -68,13 +68,8 @@ class _Shared:
 
     def draws(self, n: int) -> list[Draws]:
         """Return the draws of all nulls for a number of pairs."""
-        drawn = []
-        for null in self.nulls:
-            sizes = (
-                (n, n) if null.source == "rows" else (len(self.banks[null.source][0]), len(self.banks[null.source][1]))
-            )
-            drawn.append(Draws(null, n, sizes, self.runs, self.seed))
-        return drawn
+        sizes = {source: (len(a), len(b)) for source, (a, b) in self.banks.items()} | {"rows": (n, n)}
+        return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in self.nulls]
 
 
 def compare_subsets(
@@ -131,14 +126,10 @@ def compare_subsets(
     return _dataset(ids, {**dict.fromkeys(ids, few), **outcomes}, settings).assign_attrs(min_pairs=min_pairs)
 
 
-def is_for_subsets(null: Null) -> bool:
-    """Say whether subsets can be compared against a null: a control dictionary is none of what they have."""
-    return null.source != "control"
-
-
 def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
-    if unknown := [null.name for null in nulls if not is_for_subsets(null)]:
-        known = ", ".join(name for name, null in NULLS.items() if is_for_subsets(null))
+    # a control dictionary is none of what subsets have
+    if unknown := [null.name for null in nulls if null.source == "control"]:
+        known = ", ".join(name for name, null in NULLS.items() if null.source != "control")
         raise InputError(f"subsets are compared against {known}, not {unknown[0]}")
     if pool is None and (lacking := [null.name for null in nulls if null.source == "pool"]):
         raise InputError(
