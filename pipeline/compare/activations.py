@@ -50,6 +50,7 @@ from pipeline.compare.moments import (
     weighted_sum,
 )
 from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled
+from pipeline.compare.rows import matched_features, open_pairs
 from pipeline.compare.statistics import Interval, bca_interval
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import ActivationsSettings
@@ -63,7 +64,6 @@ from storage import (
     make_result,
     new_manifest,
     open_activations,
-    open_result,
 )
 
 logger = logging.getLogger(__name__)
@@ -212,20 +212,14 @@ def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None) -> tuple[Colum
     check_same_kind(*kinds)
     if pairs is None:
         return Columns.of(a), Columns.of(b)
-    matched = pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
-    chosen = []
-    for path, side in ((a, "a"), (b, "b")):
-        features = matched[f"feature_{side}"].values.astype(np.int32)
-        n_features = open_activations(path).sizes["feature"]
-        if not len(features):
-            raise InputError("There are no pairs: nothing to compare. Match with a lower min_correlation")
-        if features.max() >= n_features:
-            raise InputError(
-                f"{path} has {n_features} features, but side {side.upper()} of the pairs has feature {features.max()}: "
-                "give the stores that were correlated, A first"
-            )
-        chosen.append(Columns.of(path, features))
-    return chosen[0], chosen[1]
+    matched = open_pairs(pairs)
+    if not matched.sizes["pair"]:
+        raise InputError("There are no pairs: nothing to compare. Match with a lower min_correlation")
+    first, second = (
+        Columns.of(path, matched_features(matched, side, path, open_activations(path).sizes["feature"]))
+        for path, side in ((a, "a"), (b, "b"))
+    )
+    return first, second
 
 
 def _plan(sides: tuple[Columns, Columns], settings: ActivationsSettings) -> Work:

@@ -151,3 +151,9 @@ def families(metrics: Iterable[Metric]) -> list[Family]:
 def of_rows(metric: Metric, x: Rows, y: Rows) -> float:
     """Return one metric's score of checked rows that are paired in their own order."""
     return Family((metric,)).scores_of(x, y)[0]
+
+
+def of_different(metric: Metric, x: Rows, y: Rows, pair: Pairing, *, least: int) -> float:
+    """Return one metric's score of the different ones among drawn pairs; NaN if these are fewer than `least`."""
+    _, first = np.unique(pair, return_index=True)
+    return of_rows(metric, x[first], y[first]) if len(first) >= least else float("nan")

@@ -27,19 +27,9 @@ Stack = NDArray[np.float64]
 
 
 def scores_of_stack(groups: Sequence[Family], x: Stack, y: Stack) -> list[list[float]]:
-    """Return every metric's score of each of many sets of paired rows.
+    """Return, of each set of paired rows, the scores of all metrics in the order of the families.
 
-    Parameters
-    ----------
-    groups
-        The metrics, by family.
-    x, y
-        Paired rows, shapes (run, n, d_x) and (run, n, d_y); finite.
-
-    Returns
-    -------
-    list of list of float
-        For each run, the scores in the order of the families.
+    The finite rows have shapes (run, n, d_x) and (run, n, d_y).
 
     Examples
     --------

@@ -79,30 +79,9 @@ def score_pairs(
     settings: CompareSettings,
     client: Client | None = None,
 ) -> xr.Dataset:
-    """Score paired rows, each score beside its nulls.
+    """Score paired rows, each score beside its nulls; the rest is as in :func:`pipeline.compare`.
 
-    Parameters
-    ----------
-    sides
-        The rows of A and of B, paired in their order.
-    banks
-        What the rows of each null are drawn from, by its name; of nulls that pair the same rows, none.
-    settings
-        As of :func:`pipeline.compare`.
-    client
-        Where the tasks run; threads of this process by default.
-
-    Returns
-    -------
-    xarray.Dataset
-        As :func:`pipeline.compare` describes it.
-
-    Raises
-    ------
-    InputError
-        If a metric is undefined in some runs of a null.
-    BudgetError
-        If the rows do not fit the memory; before anything is computed.
+    The rows of A and of B are paired in their order. A null draws from its bank; without one, it pairs the same rows.
     """
     n, metrics = sides[0].shape[0], settings.parsed()
     if n < MIN_PAIRS:

@@ -45,29 +45,11 @@ def bootstrap_interval(
     seed: int = 0,
     client: Client | None = None,
 ) -> dict[str, Interval]:
-    """Return an interval for each metric from pairs drawn with replacement.
+    """Return an interval for each metric, by name, from pairs drawn with replacement `runs` times.
 
-    Memory is that of one drawn copy of the rows and of one score, for each task at a time.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-    scores
-        The metrics by name.
-    runs
-        How often pairs are drawn. Every run has a random generator of its own.
-    level
-        Share of the draws within the interval.
-    seed
-        Seed of the draws.
-    client
-        Where the draws run, in blocks; here, one after the other, if absent. Results are the same.
-
-    Returns
-    -------
-    dict of Interval
-        See :func:`pipeline.compare.statistics.bca_interval`.
+    Every run has a random generator of its own. The paired rows have shapes (n, d_x) and (n, d_y). Memory is that of
+    one drawn copy of the rows and of one score, for each task at a time; without a client, draws run here one after
+    the other, with the same results. See :func:`pipeline.compare.statistics.bca_interval`.
 
     Raises
     ------

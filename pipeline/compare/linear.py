@@ -118,17 +118,7 @@ def _components(metrics: Sequence[LinearMetric], rows: Rows) -> Components:
 
 
 def decompose(rows: Rows) -> Components:
-    """Return all principal components of rows that are more than rounding.
-
-    Parameters
-    ----------
-    rows
-        Shape (n, d).
-
-    Returns
-    -------
-    Components
-        float64; without any component if the rows do not vary.
+    """Return all principal components of rows (n, d) that are more than rounding, float64; none if rows do not vary.
 
     Examples
     --------

@@ -23,18 +23,7 @@ Floats = NDArray[np.float64]
 
 
 def decompose_moments(moments: Moments) -> tuple[LinearState, tuple[Floats, Floats]]:
-    """Return the principal components of both sides, without their scores, and the maps to their product.
-
-    Parameters
-    ----------
-    moments
-        Of all rows.
-
-    Returns
-    -------
-    tuple
-        The state, and ``V_a S_a⁻¹`` and ``V_b S_b⁻¹``, shapes (d, r).
-    """
+    """Return the principal components of both sides, without scores; and ``V_a S_a⁻¹`` and ``V_b S_b⁻¹``, (d, r)."""
     n = int(moments.n)
     a, map_a = _components(moments.aa, moments.sum_a, n)
     b, map_b = _components(moments.bb, moments.sum_b, n)
@@ -65,14 +54,7 @@ def score_moments(
 ) -> list[float]:
     """Return every metric of some moments.
 
-    Parameters
-    ----------
-    moments
-        Of all rows.
-    metrics
-        Linear ones: others need the rows themselves.
-    decomposed
-        What :func:`decompose_moments` made of the same rows, whatever stood beside what; made here if absent.
+    `decomposed` is what :func:`decompose_moments` made of the same rows, whatever stood beside what.
     """
     state, maps = decomposed or decompose_moments(moments)
     arranged = product(moments, state, maps)
@@ -91,15 +73,7 @@ def debiased_cka(moments: Moments) -> float:
     Raghu, Kornblith (arXiv 2010.15327, 2020). Biased CKA of n independent rows is about d/n above 0; this one is 0 on
     average. It takes rows for independent, which tokens of a document are not.
 
-    Parameters
-    ----------
-    moments
-        Of at least four rows.
-
-    Returns
-    -------
-    float
-        At most 1, and below 0 by chance; NaN if a side does not vary, or there are fewer than four rows.
+    At most 1, and below 0 by chance; NaN if a side does not vary, or there are fewer than four rows.
     """
     m = moments
     if m.n < 4:

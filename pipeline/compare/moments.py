@@ -273,22 +273,10 @@ def row_squares(x: Any) -> Floats:
 
 
 def cut_groups(documents: NDArray[np.integer] | None, n: int, groups: int) -> list[tuple[int, int]]:
-    """Cut rows into consecutive groups of about equal size, at borders of documents.
+    """Return first row and end of consecutive groups of about equal size, cut at borders of documents.
 
-    Parameters
-    ----------
-    documents
-        (row,) the document of each row that counts; None if there are none.
-    n
-        Number of rows.
-    groups
-        How many groups are wanted. There are fewer where there are fewer documents, and groups of equally many rows
-        where there is at most one.
-
-    Returns
-    -------
-    list of tuple
-        First row and end of each group.
+    `documents` has the document of each of the n rows, or is None. There are fewer groups than wanted where there are
+    fewer documents, and groups of equally many rows where there is at most one.
 
     Examples
     --------

@@ -67,21 +67,7 @@ def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Pla
 
 @dataclass(frozen=True)
 class Draws:
-    """All runs of a null for a number of rows.
-
-    Attributes
-    ----------
-    null
-        Which null.
-    n
-        Number of rows of a run.
-    sizes
-        Rows in what is drawn from, of A and of B; None where a side keeps the rows that are compared.
-    runs
-        Number of runs.
-    seed
-        Seed of all of them.
-    """
+    """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own."""
 
     null: Null
     n: int
@@ -121,22 +107,10 @@ def run_blocks(
     label: str,
     name: str = "compare-null",
 ) -> Floats:
-    """Return the scores of all runs, shape (metric, run), from tasks of some consecutive runs each.
+    """Return the scores of all runs, shape (metric, run), from tasks of `per_task` consecutive runs each.
 
-    Parameters
-    ----------
-    client
-        Where the tasks run; here, all at once, if None.
-    score
-        A module-level function: from a range of runs and `args` to scores, shape (metric, run).
-    runs
-        Number of runs.
-    *args
-        The same for every task; may be futures on `client`.
-    per_task
-        Runs of one task.
-    label, name
-        What the progress bar says, and how task keys begin.
+    The module-level function `score` makes scores, shape (metric, run), from a range of runs and `args`, which may be
+    futures. Without a client it runs here, once for all. `label` and `name` are for the progress bar and task keys.
     """
     if client is None:
         return score(range(runs), *args)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import xarray as xr
 from distributed import Client, Future
 from numpy.typing import ArrayLike, NDArray
 
-from storage import open_activations
+from storage import open_activations, open_result
 from storage.errors import InputError
 
 #: Fewer pairs than this have no correlation worth the name.
@@ -98,18 +99,25 @@ class ArrayRows:
         return client.scatter(self.rows, hash=False)
 
 
+def open_pairs(pairs: xr.Dataset | str | Path) -> xr.Dataset:
+    """Return matched pairs, which may be given by their path."""
+    return pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
+
+
+def matched_features(pairs: xr.Dataset, side: str, path: str | Path, n_features: int) -> NDArray[np.int32]:
+    """Return the features of one side of the pairs, after checking that a store of so many features is theirs."""
+    features = pairs[f"feature_{side}"].values.astype(np.int32)
+    n_needed = max(pairs.sizes.get(f"id_{side}", n_features), int(features.max(initial=-1)) + 1)
+    if n_needed != n_features:
+        raise InputError(
+            f"{path} has {n_features} features, but side {side.upper()} of the pairs has {n_needed}: give the stores "
+            "that were correlated, A first"
+        )
+    return features
+
+
 def paired_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the two sides as float64, after checking that they can be compared.
-
-    Parameters
-    ----------
-    x, y
-        Paired rows, shapes (n, d_x) and (n, d_y).
-
-    Returns
-    -------
-    tuple of ndarray of float64
-        The two sides.
+    """Return the two sides as float64, shapes (n, d_x) and (n, d_y), after checking that they can be compared.
 
     Raises
     ------

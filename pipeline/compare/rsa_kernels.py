@@ -9,19 +9,9 @@ from storage.jit import cached_njit
 
 
 def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return twice the average ranks of `values`, less their mean.
+    """Return twice the average ranks of fewer than 2³¹ values, less their mean: whole numbers with mean 0, int32.
 
-    Doubled and centred, average ranks are whole numbers with mean 0.
-
-    Parameters
-    ----------
-    values
-        Shape (m,) with m < 2³¹.
-
-    Returns
-    -------
-    ndarray of int32, shape (m,)
-        All 0, which no correlation can be computed from, if a value is NaN or all are equal.
+    All 0, which no correlation can be computed from, if a value is NaN or all are equal.
 
     Examples
     --------

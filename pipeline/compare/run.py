@@ -12,11 +12,11 @@ import xarray as xr
 from distributed import Client
 
 from pipeline.compare.engine import Bank, score_pairs
-from pipeline.compare.rows import DecoderRows
+from pipeline.compare.rows import DecoderRows, matched_features, open_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
-from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
+from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.errors import InputError
 from storage.lazy import source_of
 
@@ -98,7 +98,7 @@ def compare(
     >>> scores.score.values.round(2).tolist(), scores.p.sel(null="shuffled").values.tolist()
     ([1.0, 0.89], [0.01, 0.01])
     """
-    matched = _opened(pairs)
+    matched = open_pairs(pairs)
     sides = _sides(matched, a, b)
     _check_stores(matched, _inputs(sides))
     banks = _banks(settings.nulls, sides, pool, control)
@@ -112,7 +112,7 @@ def compare(
 
 def compare_manifest(pairs: Path, a: Path, b: Path, settings: CompareSettings) -> Manifest:
     """Return what the scores of matched pairs depend on: which features are paired, both stores, and the settings."""
-    sides = _sides(_opened(pairs), a, b)
+    sides = _sides(open_pairs(pairs), a, b)
     return _manifest(sides, _banks(settings.nulls, sides, None, None), settings)
 
 
@@ -123,10 +123,6 @@ def _manifest(sides: tuple[DecoderRows, DecoderRows], banks: Mapping[str, Bank],
 def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:
     """Return fingerprints of what the scores depend on: both stores, and which features are paired, in which order."""
     return {"pairs": _hash_ids(*rows), "a": fingerprint(rows[0].path), "b": fingerprint(rows[1].path)}
-
-
-def _opened(pairs: Store) -> xr.Dataset:
-    return pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
 
 
 def _sides(pairs: xr.Dataset, a: Store, b: Store) -> tuple[DecoderRows, DecoderRows]:
@@ -157,7 +153,7 @@ def _pool(null: str, sides: tuple[DecoderRows, DecoderRows], pool: Store | None)
             f"the null {null} draws pairs of a larger matching: give pool=…, the matching of the whole space "
             "(--pool PAIRS.zarr), or leave this null out"
         )
-    larger = _opened(pool)
+    larger = open_pairs(pool)
     return Bank(*(_decoder_rows(larger, own.path, side) for own, side in zip(sides, "ab", strict=True)))
 
 
@@ -184,7 +180,7 @@ def _live_rows(path: str) -> DecoderRows:
 def _control_rows(own: DecoderRows, store: Store | None, side: str) -> DecoderRows | None:
     if store is None:
         return None
-    path = DecoderRows.of(str(source_of(store))).path
+    path = DecoderRows.of(source_of(store)).path
     rows = _live_rows(path)
     if rows.d_model != own.d_model:
         raise InputError(
@@ -204,19 +200,11 @@ def _bank_inputs(banks: Mapping[str, Bank]) -> dict[str, str]:
     return inputs
 
 
-def _decoder_rows(pairs: xr.Dataset, store: xr.Dataset | str | Path, side: str) -> DecoderRows:
+def _decoder_rows(pairs: xr.Dataset, store: Store, side: str) -> DecoderRows:
     """Return where to read one side's rows, after checking that they are there; nothing is read yet."""
-    path = str(source_of(store))
+    path = source_of(store)
     n_features, d_model = DecoderRows.of(path).shape
-    features = pairs[f"feature_{side}"].values.astype(np.int32)
-    matched_from = pairs.sizes.get(f"id_{side}", n_features)
-    if matched_from != n_features or features.max(initial=-1) >= n_features:
-        n_needed = max(matched_from, int(features.max(initial=-1)) + 1)
-        raise InputError(
-            f"{path} has {n_features} features, but side {side.upper()} of the pairs has {n_needed}: give the stores "
-            "that were correlated, A first"
-        )
-    return DecoderRows(path, features, d_model)
+    return DecoderRows(str(path), matched_features(pairs, side, path, n_features), d_model)
 
 
 def _hash_ids(*rows: DecoderRows) -> str:

@@ -151,18 +151,7 @@ def _corrected(grid: xr.Dataset) -> xr.Dataset:
 
 
 def scores_table(grid: xr.Dataset) -> pd.DataFrame:
-    """Return a grid as a tidy table: a row for each pair of sites that was compared, metric and null.
-
-    Parameters
-    ----------
-    grid
-        From :func:`score_grid`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns :data:`SCORE_COLUMNS`.
-    """
+    """Return a grid as a tidy table, :data:`SCORE_COLUMNS`: a row for each compared pair of sites, metric and null."""
     flat = grid.drop_vars("power").load()
     wide = xr.broadcast(flat)[0].to_dataframe(dim_order=["site_a", "site_b", "metric", "null"]).reset_index()
     compared = wide["note"] != "not compared"
@@ -183,24 +172,7 @@ def to_latex(table: pd.DataFrame) -> str:
     table
         From :func:`scores_table`.
     """
-    table = table.reset_index(drop=True)
-    shown = pd.DataFrame(
-        {
-            "A": table["site_a"],
-            "B": table["site_b"],
-            "metric": table["metric"],
-            "null": table["null"],
-            "pairs": [f"{n:,}" for n in table["n_pairs"]],
-            "score": [_number(x) for x in table["score"]],
-            "interval": [_interval(*ends) for ends in zip(table["low"], table["high"], strict=True)],
-            "chance": [
-                "" if np.isnan(mean) else f"{mean:.3f} ± {std:.3f}"
-                for mean, std in zip(table["null_mean"], table["null_std"], strict=True)
-            ],
-            "p": [_number(x) for x in table["p"]],
-            "p (Holm)": [_number(x) for x in table["p_holm"]],
-        }
-    )
+    shown = written_table(table).drop(columns="above it")
     if (shown["interval"] == "").all():
         shown = shown.drop(columns="interval")
     significant = (table["p_holm"] < LEVEL).to_numpy()
@@ -216,33 +188,28 @@ def to_latex(table: pd.DataFrame) -> str:
     return text.replace("±", r"$\pm$").replace("–", "--")
 
 
-def _number(x: float) -> str:
-    """Write a score or a p.
+def written_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers of :func:`scores_table` as people read them; undefined ones are empty."""
+    names = {"A": "site_a", "B": "site_b", "metric": "metric", "null": "null"}
+    written: dict[str, list[str]] = {name: table[column].tolist() for name, column in names.items()}
+    written["pairs"] = [f"{n:,}" for n in table["n_pairs"]]
+    number = "{:.3f}".format
+    written["score"] = _each(table, number, "score")
+    written["interval"] = _each(table, "{:.3f} – {:.3f}".format, "low", "high")
+    written["chance"] = _each(table, "{:.3f} ± {:.3f}".format, "null_mean", "null_std")
+    for name, column in {"above it": "difference", "p": "p", "p (Holm)": "p_holm"}.items():
+        written[name] = _each(table, number, column)
+    return pd.DataFrame(written)
 
-    >>> _number(0.12345), _number(0.000999), _number(float("nan"))
-    ('0.123', '0.001', '')
-    """
-    return "" if np.isnan(x) else f"{x:.3f}"
 
-
-def _interval(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f"{low:.3f} – {high:.3f}"
+def _each(table: pd.DataFrame, write: Callable[..., str], *columns: str) -> list[str]:
+    return ["" if np.isnan(row[0]) else write(*row) for row in table[list(columns)].to_numpy(np.float64)]
 
 
 def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Dataset:
-    """Write ``scores.zarr``, ``scores.csv`` and ``scores.tex`` of a run, from the pairs of sites that are compared.
+    """Write ``scores.zarr``, ``scores.csv`` and ``scores.tex`` of a run, and return its grid; see :func:`score_grid`.
 
-    Parameters
-    ----------
-    directory
-        The run.
-    site_pairs
-        The pairs of sites; those without a result are left out.
-
-    Returns
-    -------
-    xarray.Dataset
-        The grid; see :func:`score_grid`.
+    Pairs of sites without a result are left out.
 
     Raises
     ------

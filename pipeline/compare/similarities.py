@@ -22,20 +22,10 @@ BLOCK_ROWS = 256
 
 
 def scaled(rows: Rows, inside: Inside) -> Rows:
-    """Return rows whose dot products are the similarities (or, for distances, from which those follow).
+    """Return rows (n, d) whose dot products are the similarities, or from which distances follow.
 
-    Parameters
-    ----------
-    rows
-        Shape (n, d).
-    inside
-        ``cosine``: rows of length 1. ``pearson``: the same of rows that are centred. ``euclidean``: columns centred
-        (distances do not change, rounding does), and divided by the length of the longest row.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, d)
-        NaN where a row has no direction.
+    ``cosine``: rows of length 1; ``pearson``: the same of centred rows. ``euclidean``: columns are centred (distances
+    do not change, rounding does) and divided by the length of the longest row. NaN where a row has no direction.
     """
     if inside == "euclidean":
         centred = rows - rows.mean(axis=0)
@@ -70,19 +60,9 @@ def block_similarities(first: Rows, second: Rows, inside: Inside) -> NDArray[np.
 
 
 def upper_triangle(rows: Rows, inside: Inside) -> NDArray[np.float64]:
-    """Return the similarity of every two rows: the upper triangle, row after row.
+    """Return the similarity of every two rows, (n, d) to (n(n-1)/2,): the upper triangle, row after row.
 
-    Parameters
-    ----------
-    rows
-        Shape (n, d).
-    inside
-        What similarity is.
-
-    Returns
-    -------
-    ndarray of float64, shape (n(n-1)/2,)
-        NaN where a row has no direction. Memory: this, and blocks of :data:`BLOCK_ROWS` × n.
+    NaN where a row has no direction. Memory: this, and blocks of :data:`BLOCK_ROWS` × n.
 
     Examples
     --------

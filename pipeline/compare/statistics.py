@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
+
+Floats = NDArray[np.float64]
 
 #: Scores this close to the null's count as equal: where every pairing scores the same, rounding must not decide.
 TIE = 1e-6
@@ -119,21 +122,7 @@ def runs_needed(n_tests: int, level: float = LEVEL) -> int:
 
 
 def power_note(n_tests: int, null_runs: int, level: float = LEVEL) -> str:
-    """Say so if no score, however high, could be significant after the correction: there are too few null runs.
-
-    Parameters
-    ----------
-    n_tests
-        How many p-values are corrected together.
-    null_runs
-        Runs behind each of them.
-    level
-        The level that corrected p-values are held against.
-
-    Returns
-    -------
-    str
-        Empty where the runs suffice.
+    """Say so if no score, however high, could be significant after the correction; an empty string where runs suffice.
 
     Examples
     --------
@@ -211,7 +200,7 @@ def _acceleration(left_out: ArrayLike) -> float:
     return float(np.sum(deviation**3)) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
-def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
+def benjamini_hochberg(p: ArrayLike) -> Floats:
     """Adjust p-values so that rejecting those below a level keeps the false discovery rate at it.
 
     The step-up procedure of Benjamini and Hochberg (Journal of the Royal Statistical Society B 57, 1995), for
@@ -232,13 +221,12 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     >>> benjamini_hochberg([0.01, 0.04, 0.03, 0.5]).round(4).tolist()
     [0.04, 0.0533, 0.0533, 0.5]
     """
-    values, defined, order = _ascending(p)
-    n = len(order)
-    scaled = values[defined][order] * n / np.arange(1, n + 1)
-    return _restore(values, defined, order, np.minimum.accumulate(scaled[::-1])[::-1])
+    return _adjust(
+        p, lambda ordered: np.minimum.accumulate((ordered * len(ordered) / np.arange(1, len(ordered) + 1))[::-1])[::-1]
+    )
 
 
-def holm(p: ArrayLike) -> NDArray[np.float64]:
+def holm(p: ArrayLike) -> Floats:
     """Adjust p-values so that rejecting those below a level keeps the chance of any false rejection at it.
 
     The step-down procedure of Holm (Scandinavian Journal of Statistics 6, 1979), whatever the dependence of the
@@ -259,24 +247,13 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     >>> holm([0.01, 0.04, 0.03, 0.5]).round(4).tolist()
     [0.04, 0.09, 0.09, 0.5]
     """
-    values, defined, order = _ascending(p)
-    n = len(order)
-    scaled = values[defined][order] * np.arange(n, 0, -1)
-    return _restore(values, defined, order, np.maximum.accumulate(scaled))
+    return _adjust(p, lambda ordered: np.maximum.accumulate(ordered * np.arange(len(ordered), 0, -1)))
 
 
-def _ascending(p: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Return the p-values, which of them are defined, and the order that sorts those."""
-    values = np.asarray(p, np.float64)
-    defined = ~np.isnan(values)
-    return values, defined, np.argsort(values[defined], kind="stable")
-
-
-def _restore(
-    values: NDArray[np.float64], defined: NDArray[np.bool_], order: NDArray[np.int64], adjusted: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    in_place = np.empty(len(order))
-    in_place[order] = np.minimum(adjusted, 1.0)
-    result = values.copy()
-    result[defined] = in_place
-    return result
+def _adjust(p: ArrayLike, step: Callable[[Floats], Floats]) -> Floats:
+    """Adjust the defined p-values in ascending order; none exceeds 1."""
+    adjusted = np.array(p, np.float64)
+    defined = np.flatnonzero(~np.isnan(adjusted.ravel()))
+    places = defined[np.argsort(adjusted.ravel()[defined], kind="stable")]
+    adjusted.flat[places] = np.minimum(step(adjusted.ravel()[places]), 1.0)
+    return adjusted

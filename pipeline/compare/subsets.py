@@ -68,13 +68,8 @@ class _Shared:
 
     def draws(self, n: int) -> list[Draws]:
         """Return the draws of all nulls for a number of pairs."""
-        drawn = []
-        for null in self.nulls:
-            sizes = (
-                (n, n) if null.source == "rows" else (len(self.banks[null.source][0]), len(self.banks[null.source][1]))
-            )
-            drawn.append(Draws(null, n, sizes, self.runs, self.seed))
-        return drawn
+        sizes = {source: (len(a), len(b)) for source, (a, b) in self.banks.items()} | {"rows": (n, n)}
+        return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in self.nulls]
 
 
 def compare_subsets(
@@ -93,26 +88,10 @@ def compare_subsets(
 ) -> xr.Dataset:
     """Score subsets of matched features, each score beside its nulls.
 
-    Parameters
-    ----------
-    subsets
-        By name, the paired features of A and of B, shape (pair,) each.
-    a, b
-        Activation stores with decoder rows.
-    pool
-        The pairs of the whole space, features of A and of B; for the null ``random_pairs``.
-    metrics, null_runs, seed
-        As in :func:`pipeline.compare`.
-    nulls
-        ``shuffled``: the same rows paired at random; ``random_features``: as many live features of either side, paired
-        as drawn; ``random_pairs``: as many pairs of the pool.
-    min_pairs
-        Subsets with fewer pairs have no score.
-    client
-        Where the tasks run; threads of this process by default.
-    memory
-        What one worker may use, as ``"4GB"`` or bytes; half of what is free if ``"auto"``. It holds both stores'
-        decoder rows, and for each of its threads what a metric needs of the largest subset.
+    A subset is the paired features of A and of B, shape (pair,) each; with fewer than `min_pairs` it has no score. The
+    stores have decoder rows. The null ``random_pairs`` draws from `pool`, the pairs of the whole space. The memory of a
+    worker holds both stores' decoder rows, and for each of its threads what a metric needs of the largest subset. The
+    rest is as in :func:`pipeline.compare`.
 
     Returns
     -------
@@ -128,19 +107,6 @@ def compare_subsets(
         of a null.
     BudgetError
         If the largest subset does not fit the memory; before anything is computed.
-
-    Examples
-    --------
-    >>> import tempfile, storage
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> decoder = np.random.default_rng(0).normal(size=(60, 4))
-    >>> for name, rows in {"a": decoder, "b": decoder[:, ::-1]}.items():
-    ...     storage.write_activations(folder / f"{name}.zarr", np.eye(60), decoder=rows)
-    >>> same, wrong = np.arange(20), np.roll(np.arange(20), 1)
-    >>> found = compare_subsets({"same": (same, same), "wrong": (same, wrong)}, folder / "a.zarr", folder / "b.zarr",
-    ...                         metrics=["rsa"], nulls=["shuffled"], null_runs=99)
-    >>> found.score.values.ravel().round(2).tolist()[0], found.p.values.ravel().tolist()[0]
-    (1.0, 0.01)
     """
     settings = CompareSettings.make(metrics=metrics, nulls=nulls, null_runs=null_runs, seed=seed)
     chosen = tuple(NULLS[name] for name in settings.nulls)
@@ -160,14 +126,10 @@ def compare_subsets(
     return _dataset(ids, {**dict.fromkeys(ids, few), **outcomes}, settings).assign_attrs(min_pairs=min_pairs)
 
 
-def is_for_subsets(null: Null) -> bool:
-    """Say whether subsets can be compared against a null: a control dictionary is none of what they have."""
-    return null.source != "control"
-
-
 def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
-    if unknown := [null.name for null in nulls if not is_for_subsets(null)]:
-        known = ", ".join(name for name, null in NULLS.items() if is_for_subsets(null))
+    # a control dictionary is none of what subsets have
+    if unknown := [null.name for null in nulls if null.source == "control"]:
+        known = ", ".join(name for name, null in NULLS.items() if null.source != "control")
         raise InputError(f"subsets are compared against {known}, not {unknown[0]}")
     if pool is None and (lacking := [null.name for null in nulls if null.source == "pool"]):
         raise InputError(

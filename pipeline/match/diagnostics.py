@@ -186,17 +186,7 @@ def r_by_rank(pairs: xr.Dataset, side: str) -> list[dict[str, float]]:
 
 
 def diagnose(pairs: xr.Dataset, tops: Mapping[str, TopTokens] | None = None, n_hubs: int = 10) -> dict[str, Any]:
-    """Return all that this module knows of one matching, as JSON values.
-
-    Parameters
-    ----------
-    pairs
-        The result of ``match``.
-    tops
-        Top tokens by side.
-    n_hubs
-        How many hubs.
-    """
+    """Return all that this module knows of one matching, as JSON values; `tops` are the top tokens by side."""
     by_side = {
         f"{name}_{side}": value
         for side in "ab"

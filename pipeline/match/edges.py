@@ -66,20 +66,7 @@ Method = Callable[..., NDArray[np.int64]]
 
 
 def make_edges(ids_a: ArrayLike, ids_b: ArrayLike, r: ArrayLike, n_a: int, n_b: int) -> Edges:
-    """Build :class:`Edges` from arrays in any order; undefined pairs (NaN) are left out.
-
-    Parameters
-    ----------
-    ids_a, ids_b
-        Feature ids, shape (edge,).
-    r
-        Correlation, shape (edge,).
-    n_a, n_b
-        Number of features of either side.
-
-    Returns
-    -------
-    Edges
+    """Build :class:`Edges` from arrays (edge,) in any order; undefined pairs (NaN) are left out.
 
     Raises
     ------
@@ -121,19 +108,7 @@ def check_minimum(correlation: xr.Dataset, minimum: float) -> None:
 def read_edges(path: str | Path, correlation: xr.Dataset, minimum: float) -> Edges:
     """Read the kept pairs with r ≥ `minimum` from a correlation result, a slab of A features at a time.
 
-    Parameters
-    ----------
-    path
-        The correlation result on disk.
-    correlation
-        The same result, opened; only its sizes are used.
-    minimum
-        Lowest r that is read, inclusive.
-
-    Returns
-    -------
-    Edges
-        Memory is 16 bytes an edge, and one slab of :data:`SLAB_ROWS` A features.
+    Memory is 16 bytes an edge, and one slab of :data:`SLAB_ROWS` A features.
     """
     n_a, n_b = correlation.sizes["feature_a"], correlation.sizes["feature_b"]
     parts = [_at_least(slab, minimum, first) for first, slab in _slabs(path, "r", n_a)]
@@ -144,23 +119,9 @@ def read_edges(path: str | Path, correlation: xr.Dataset, minimum: float) -> Edg
 def lookup(
     path: str | Path, name: str, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32], n_a: int
 ) -> NDArray[np.float64]:
-    """Return the stored values of the given pairs in the sparse array `name` of a correlation result.
+    """Return the values of pairs, in any order, in a sparse array of a correlation result such as ``r_heldout``.
 
-    Parameters
-    ----------
-    path
-        The correlation result on disk.
-    name
-        Variable with the pattern of the kept pairs, such as ``r_heldout``.
-    ids_a, ids_b
-        The pairs, shape (pair,), in any order.
-    n_a
-        Number of A features.
-
-    Returns
-    -------
-    ndarray of float64, shape (pair,)
-        A pair that is not stored has the fill value, 0.
+    A pair that is not stored has the fill value, 0; float64, shape (pair,).
     """
     values = np.zeros(len(ids_a))
     for first, slab in _slabs(path, name, n_a):
@@ -170,18 +131,9 @@ def lookup(
 
 
 def ranks(edges: Edges, side: str) -> NDArray[np.int32]:
-    """Return, for every edge, its place in the list of one of its two features, best first from 0.
+    """Return, for every edge, its place in the list of one of its two features, best first from 0; int32, (edge,).
 
-    Parameters
-    ----------
-    edges
-        The candidate pairs.
-    side
-        ``"a"``: the place of the B feature in the A feature's list; ``"b"``: the other way round.
-
-    Returns
-    -------
-    ndarray of int32, shape (edge,)
+    Of `side` ``"a"``: the place of the B feature in the A feature's list; of ``"b"``: the other way round.
 
     Examples
     --------

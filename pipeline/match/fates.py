@@ -54,21 +54,10 @@ def numbered(fates: Iterable[Fate]) -> dict[str, Fate]:
 
 
 class Fates:
-    """Follows the features of both sides through the steps of a matching.
+    """Follows the features of both sides through the steps of a matching; `known` are all fates by name.
 
-    Parameters
-    ----------
-    edges
-        All candidate pairs at or above the minimum r.
-    defined_a, defined_b
-        Which features vary, so that a correlation with them exists, shape (feature,).
-    others
-        Fates that filters give.
-
-    Attributes
-    ----------
-    known
-        All that may become of a feature, by name.
+    `edges` are all candidate pairs at or above the minimum r; `defined_a` and `defined_b`, shape (feature,), say which
+    features vary, so that a correlation with them exists; `others` are the fates that filters give.
 
     Examples
     --------

@@ -196,15 +196,8 @@ def read_token_list(path: str | Path | None) -> list[str]:
 def easy_features(top: TopTokens, kinds: Sequence[str], share: float) -> Mask:
     """Return which features fire, in at least `share` of their top contexts, on what is easy to match.
 
-    Parameters
-    ----------
-    top
-        The top tokens of one side.
-    kinds
-        ``single_token``: one and the same token; ``position``: one and the same position in the window;
-        ``punctuation``: tokens without a letter or digit.
-    share
-        From 0 to 1.
+    ``single_token``: one and the same token; ``position``: one and the same position in the window; ``punctuation``:
+    tokens without a letter or digit.
 
     Examples
     --------
@@ -406,22 +399,10 @@ class EasyKind(Filter):
 
 
 def apply_filter(setting: Filter, data: Candidates, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Apply one filter.
+    """Return which of the edges at positions `at`, ascending, stay, and a report.
 
-    Parameters
-    ----------
-    setting
-        The filter with its settings.
-    data
-        The candidates.
-    at
-        Positions of the edges that are still there, ascending.
-
-    Returns
-    -------
-    tuple
-        The positions that stay, and a report: the filter's settings, ``pairs_before``, ``pairs_dropped``,
-        ``features_dropped_a`` and ``_b`` (features that lost their last pair), ``mean_r_before`` and ``_after``.
+    The report: the filter's settings, ``pairs_before``, ``pairs_dropped``, ``features_dropped_a`` and ``_b`` (features
+    that lost their last pair), ``mean_r_before`` and ``_after``.
     """
     kept = at[setting.select(data, at)]
     report = {

@@ -130,50 +130,57 @@ def _read(path: str | Path, rows: slice) -> Any:
     return read_csr(path, rows) if is_sparse(path) else read_dense(path, rows)
 
 
+class _Side:
+    """Sums over rows of one side: its paired features by token, and their squares."""
+
+    def __init__(self, ids: NDArray[np.int64], n_tokens: int) -> None:
+        # each paired feature once; `place` is where a pair's feature is among them
+        self.used, self.place = np.unique(ids, return_inverse=True)
+        self.by_token = scipy.sparse.csr_array((n_tokens, len(self.used)))
+        self.squares = np.zeros(len(self.used))
+
+    def add(self, shard: Any, kept: NDArray[np.bool_], group: scipy.sparse.csr_array) -> Sparse:
+        """Take in some rows, of which `group` says the tokens; return the columns of the paired features."""
+        columns = _columns(shard, kept, self.used)
+        self.by_token = self.by_token + group @ columns.tocsr()
+        self.squares += columns.multiply(columns).sum(axis=0)
+        return columns
+
+
 class _Sums:
     """Sums over rows that everything follows from."""
 
     def __init__(self, ids_a: NDArray[np.int64], ids_b: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        # each paired feature once; `place` is where a pair's feature is among them
-        (self.used_a, self.place_a), (self.used_b, self.place_b) = (
-            np.unique(ids, return_inverse=True) for ids in (ids_a, ids_b)
-        )
-        self.tokens = tokens
-        self.n_tokens = int(tokens.max()) + 1
+        self.tokens, self.n_tokens = tokens, int(tokens.max()) + 1
         self.rows_of_token = np.zeros(self.n_tokens)
-        self.by_token_a, self.by_token_b = (
-            scipy.sparse.csr_array((self.n_tokens, len(used))) for used in (self.used_a, self.used_b)
-        )
-        self.squares_a, self.squares_b = np.zeros(len(self.used_a)), np.zeros(len(self.used_b))
+        self.a, self.b = _Side(ids_a, self.n_tokens), _Side(ids_b, self.n_tokens)
         self.products = np.zeros(len(ids_a))
 
     def add(self, rows: slice, kept: NDArray[np.bool_], shard_a: Any, shard_b: Any) -> None:
         tokens = self.tokens[rows][kept]
         self.rows_of_token += np.bincount(tokens, minlength=self.n_tokens)
-        a, b = _columns(shard_a, kept, self.used_a), _columns(shard_b, kept, self.used_b)
         shape = (self.n_tokens, len(tokens))
         group = scipy.sparse.csr_array((np.ones(len(tokens)), (tokens, np.arange(len(tokens)))), shape=shape)
-        self.by_token_a = self.by_token_a + group @ a.tocsr()
-        self.by_token_b = self.by_token_b + group @ b.tocsr()
-        self.squares_a += a.multiply(a).sum(axis=0)
-        self.squares_b += b.multiply(b).sum(axis=0)
-        self.products += _products(a, b, self.place_a, self.place_b)
+        a, b = self.a.add(shard_a, kept, group), self.b.add(shard_b, kept, group)
+        self.products += _products(a, b, self.a.place, self.b.place)
 
     def covariances(self) -> dict[str, NDArray[np.float64]]:
         """Return total and between-token covariance of the pairs, and both variances of either side's features."""
         n = self.rows_of_token.sum()
         weight = np.sqrt(np.divide(1, self.rows_of_token, where=self.rows_of_token > 0, out=np.zeros(self.n_tokens)))
-        means_a, means_b = (Sparse(by.multiply(weight[:, None])) for by in (self.by_token_a, self.by_token_b))
-        mean_a, mean_b = self.by_token_a.sum(axis=0) / n, self.by_token_b.sum(axis=0) / n
-        both = mean_a[self.place_a] * mean_b[self.place_b]
-        return {
+        sides = {"a": self.a, "b": self.b}
+        scaled = {name: Sparse(side.by_token.multiply(weight[:, None])) for name, side in sides.items()}
+        means = {name: side.by_token.sum(axis=0) / n for name, side in sides.items()}
+        both = means["a"][self.a.place] * means["b"][self.b.place]
+        covariances = {
             "total": self.products / n - both,
-            "between": _products(means_a, means_b, self.place_a, self.place_b) / n - both,
-            "total_a": (self.squares_a / n - mean_a**2)[self.place_a],
-            "total_b": (self.squares_b / n - mean_b**2)[self.place_b],
-            "between_a": (means_a.multiply(means_a).sum(axis=0) / n - mean_a**2)[self.place_a],
-            "between_b": (means_b.multiply(means_b).sum(axis=0) / n - mean_b**2)[self.place_b],
+            "between": _products(scaled["a"], scaled["b"], self.a.place, self.b.place) / n - both,
         }
+        for name, side in sides.items():
+            between: NDArray[np.float64] = scaled[name].multiply(scaled[name]).sum(axis=0)
+            covariances[f"total_{name}"] = (side.squares / n - means[name] ** 2)[side.place]
+            covariances[f"between_{name}"] = (between / n - means[name] ** 2)[side.place]
+        return covariances
 
 
 def _columns(shard: Any, kept: NDArray[np.bool_], used: NDArray[np.int64]) -> Sparse:

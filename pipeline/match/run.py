@@ -104,14 +104,14 @@ def match(
     >>> dict(zip(pairs.feature_a.values.tolist(), pairs.feature_b.values.tolist()))
     {0: 1, 1: 3, 2: 0, 3: 2}
     """
-    path = str(source_of(cor))
+    path = source_of(cor)
     correlation = open_result(path, "correlate")
     text = check_inputs(path, correlation, [settings], TextInputs.of(contexts, stores, corpus, non_concept))
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
     manifest = match_manifest(path, settings, text)
 
     def make() -> xr.Dataset:
-        data = Candidates(path, correlation, read_edges(path, correlation, settings.min_correlation), text)
+        data = Candidates(str(path), correlation, read_edges(path, correlation, settings.min_correlation), text)
         pairs = make_pairs(data, settings).assign_attrs(manifest.to_attrs())
         _log(pairs, settings)
         return pairs

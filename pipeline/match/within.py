@@ -25,18 +25,7 @@ def match_within(
     """Pair features within sets, each set on its own; the kept pairs are read once for all.
 
     Exact, like :func:`pipeline.match`: r of kept pairs is that of the correlation result, and pairs below the minimum
-    may not be matched.
-
-    Parameters
-    ----------
-    cor
-        The correlation result on disk.
-    sets
-        By name, the ids of A's and of B's features that may be paired.
-    method
-        A matching method; see :func:`pipeline.match`.
-    min_correlation
-        Lowest r of a pair; not below the ``keep_above`` of the correlation.
+    may not be matched. A set is the ids of A's and of B's features that may be paired.
 
     Returns
     -------

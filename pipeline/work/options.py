@@ -78,6 +78,8 @@ def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
     help_ = field.description or ""
     if flag.choices is not None:
         help_ = f"{', '.join(flag.choices())}. {help_}".strip()
+    if get_origin(field.annotation) is list:
+        help_ = f"{help_} Can be given several times."
     declared = [flag.name] if flag.name else []
     shown = default not in (None, [])
     option = typer.Option(*declared, help=help_, metavar=flag.metavar, show_default=shown, **bounds)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import Metric, Pairing, Rows, of_rows
+from pipeline.compare.base import Metric, Pairing, Rows, of_different
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
 from pipeline.settings.registries import METRICS
 from storage.jit import cached_njit
@@ -114,8 +114,7 @@ class MutualKnn(Metric):
 
     def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
         """Return the score of the different ones among the drawn pairs: a copy would be everybody's nearest."""
-        _, first = np.unique(pair, return_index=True)
-        return of_rows(self, x[first], y[first]) if len(first) > 2 else float("nan")
+        return of_different(self, x, y, pair, least=3)
 
 
 @METRICS.register
@@ -132,19 +131,9 @@ class JaccardKnn(MutualKnn):
 
 
 def nearest(rows: Rows, k: int) -> tuple[NDArray[np.int32], int]:
-    """Return the k nearest neighbours of every row by cosine, and how many rows' last neighbour ties.
+    """Return the k < n nearest neighbours of every row (n, d) by cosine, and how many rows' last neighbour ties.
 
-    Parameters
-    ----------
-    rows
-        Shape (n, d).
-    k
-        Number of neighbours, less than n.
-
-    Returns
-    -------
-    tuple
-        Row numbers, int32, shape (n, k), ascending; and a count. Without rows if one has no direction.
+    Row numbers, int32, shape (n, k), ascending; without rows if one has no direction.
 
     Examples
     --------

@@ -249,15 +249,7 @@ def correlate_lists(outside: Outside, a: NDArray[np.float64], b: NDArray[np.floa
 
 
 def standard_error(outside: Outside, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the standard error of a sample's correlation, from the spread over its parts.
-
-    Parameters
-    ----------
-    outside
-        The correlation.
-    a, b
-        Similarities within groups of rows, shape (group, pair).
-    """
+    """Return the standard error of a sample's correlation, from the spread over its parts; shapes (group, pair)."""
     parts = [
         correlate_lists(outside, one.ravel(), other.ravel())
         for one, other in zip(np.array_split(a, PARTS), np.array_split(b, PARTS), strict=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import Metric, Pairing, Rows, of_rows
+from pipeline.compare.base import Metric, Pairing, Rows, of_different
 from pipeline.compare.linear import decompose
 from pipeline.compare.similarities import scaled
 from pipeline.settings.registries import METRICS
@@ -139,8 +139,7 @@ class TransferLinear(Metric):
 
     def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
         """Return the score of the different ones among the drawn pairs: a copy in both halves would be known."""
-        _, first = np.unique(pair, return_index=True)
-        return of_rows(self, x[first], y[first]) if len(first) > 3 else float("nan")
+        return of_different(self, x, y, pair, least=4)
 
 
 @METRICS.register
@@ -163,15 +162,7 @@ class TransferRotation(TransferLinear):
 def partner_ranks(images: NDArray[np.floating], partners: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return, for every image, how many rows of B are nearer by cosine than its partner, and how many as near.
 
-    Parameters
-    ----------
-    images, partners
-        Shape (m, d): row i of `partners` is the partner of image i.
-
-    Returns
-    -------
-    ndarray of float64, shape (2, m)
-        An image or partner without direction ties with all.
+    Row i of `partners` (m, d) is the partner of image i; float64, shape (2, m). One without direction ties with all.
 
     Examples
     --------
