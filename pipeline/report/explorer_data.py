@@ -67,19 +67,6 @@ class _SiteView:
 def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     """Gather what the explorer shows of some pairs of sites.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    site_pairs
-        Some of its pairs of sites.
-
-    Returns
-    -------
-    ExplorerData
-
-    Notes
-    -----
     Reads each chunk of the sites' activations once, if a context stands in it. Holds, beside what it returns, of the
     features shown their contexts with shades and histograms (about 1.5 kB a feature, for one site 1 kB more), the text
     around their contexts, the decoder rows of one pair of sites, and what :func:`read_activity` holds of a chunk.
@@ -137,13 +124,9 @@ def _view(site: Site, site_pairs: Sequence[SitePair]) -> _SiteView:
 
 
 def _neighbours(pair: SitePair, side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for every pair, the features of `side` that its other feature correlates with most.
+    """Return, for every pair, the features of `side` that its other feature correlates with most, and both r.
 
-    Returns
-    -------
-    tuple of ndarray
-        Feature ids int64 (−1 where there are fewer), r where chosen and r held out (NaN where undefined), each of
-        shape (pairs, :data:`NEIGHBOURS`).
+    Each has the shape (pairs, :data:`NEIGHBOURS`): −1 where there are fewer, NaN where r is undefined.
     """
     other = "b" if side == "a" else "a"
     features = pair.pairs[f"feature_{other}"].values
@@ -231,19 +214,7 @@ class PairConcepts:
 
 
 def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
-    """Return the concepts to which both features of a pair belong; none where the run did not look for any.
-
-    Parameters
-    ----------
-    run
-        An open run.
-    pair
-        One of its pairs of sites.
-
-    Returns
-    -------
-    PairConcepts
-    """
+    """Return the concepts to which both features of a pair belong; none where the run did not look for any."""
     n = int(pair.pairs.sizes["pair"])
     paths = [run.directory.concepts(side, pair.site(side).name) for side in SIDES]
     if not all(path.exists() for path in paths):

@@ -35,18 +35,9 @@ class ExplorerView:
 
 
 def write_explorer(run: Run) -> ExplorerView:
-    """Gather the explorer's data, and write its folder if they are too many for the report.
+    """Gather the explorer's data; beyond :data:`MOST_INLINE` bytes, write a folder with a page for each pair of sites.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    ExplorerView
-        The data where they are at most :data:`MOST_INLINE` bytes; else links to the pages in the run's ``explorer``
-        folder, one for each pair of sites. A folder that is no longer needed is removed.
+    A folder that is no longer needed is removed.
     """
     data = explorer_data(run, run.site_pairs)
     folder = run.directory.explorer

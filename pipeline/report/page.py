@@ -18,7 +18,7 @@ from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
-from pipeline.report.results import Run, SitePair
+from pipeline.report.results import Run, SitePair, result_paths
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
 from pipeline.settings.correlate import MEASURE_NAMES
@@ -32,17 +32,19 @@ FEW_PAIRS = 6
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure with what it shows in words, its title and its caption."""
+    """A figure with its title and caption, the sites that it is of, and the figures that stand in its cells."""
 
     figure: Figure
-    spoken: str
     title: str
     caption: str
+    sites: str = ""
+    cells: str = ""
 
     @property
     def svg(self) -> Markup:
-        """The figure as it stands in the page."""
-        return plots.to_svg(self.figure, self.spoken)
+        """The figure as it stands in the page, with what it shows in words."""
+        spoken = f"{self.title}. {self.cells}" if self.cells else f"{self.title}, {self.sites}. {self.caption}"
+        return plots.to_svg(self.figure, spoken)
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,8 @@ def render_page(
 ) -> str:
     """Return the report as one HTML document that needs nothing else.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    explorer
-        Its texts.
-    scores
-        From :func:`pipeline.compare.score_grid.scores_table`.
-    found
-        The explorer's data, or links to its pages.
-    meanings
-        What the concepts show, if they were looked for; on a page of their own, which this one names.
-
-    Returns
-    -------
-    str
-        HTML whose content policy forbids every connection, and every script but the explorer's own.
+    Its content policy forbids every connection, and every script but the explorer's own. `meanings` are shown on a page
+    of their own, which this one names.
     """
     matching, sites = tables.matching_table(run), tables.sites_table(run)
     judged = verdict.judged_null(scores)
@@ -126,20 +113,7 @@ def render_page(
 
 
 def render_concepts(run: Run, meanings: Meanings) -> str:
-    """Return the page of concepts as one HTML document that needs nothing else.
-
-    Parameters
-    ----------
-    run
-        An open run.
-    meanings
-        From :func:`pipeline.report.concepts.read_meanings`.
-
-    Returns
-    -------
-    str
-        HTML without scripts; every text is escaped.
-    """
+    """Return the page of concepts as one HTML document that needs nothing else: no scripts, every text escaped."""
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
     return (
@@ -279,7 +253,7 @@ def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
 def _map(run: Run, cells: dict[tuple[str, str], Cell], title: str, caption: str) -> FigureView:
     figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
     spoken = "; ".join(f"{a} and {b}: {cell.figure} ({', '.join(cell.lines)})" for (a, b), cell in cells.items())
-    return FigureView(figure, f"{title}. {spoken}", title, caption)
+    return FigureView(figure, title, caption, cells=spoken)
 
 
 def _site_pair_views(
@@ -314,8 +288,7 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
             f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
             f"p = {p_number(row.p)}."
         )
-        title = f"{metric_name(row.metric)} against chance"
-        yield FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+        yield FigureView(figure, f"{metric_name(row.metric)} against chance", caption, where)
     yield _best_r_figure(pair, where)
     yield _all_r_figure(pair, where)
     yield _uses_figure(pair, where)
@@ -325,12 +298,11 @@ def _best_r_figure(pair: SitePair, where: str) -> FigureView:
     chosen, heldout = tables.best_r(pair)
     random = tables.mean_of_all(pair.correlation)
     title = "Best match of every A feature"
-    caption = f"Median r {_median(chosen)} where chosen"
+    caption = f"Median r {number(tables.median(chosen))} where chosen"
     if np.isfinite(heldout).any():
-        caption += f", {_median(heldout)} on held-out documents"
+        caption += f", {number(tables.median(heldout))} on held-out documents"
     caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
-    figure = plots.best_r_histogram(chosen, heldout, random)
-    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.best_r_histogram(chosen, heldout, random), title, caption, where)
 
 
 def _measure(pair: SitePair) -> str:
@@ -343,11 +315,6 @@ def _share(values: np.ndarray) -> str:
     return f"{values.mean():.0%}" if len(values) else "–"
 
 
-def _median(values: np.ndarray) -> str:
-    defined = values[np.isfinite(values)]
-    return number(float(np.median(defined))) if len(defined) else "–"
-
-
 def _uses_figure(pair: SitePair, where: str) -> FigureView:
     uses = tables.uses(pair)
     title = "Uses of every B feature"
@@ -355,7 +322,7 @@ def _uses_figure(pair: SitePair, where: str) -> FigureView:
         f"How many A features have it as their best match, before one-to-one matching: none for {_share(uses == 0)} "
         f"of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
     )
-    return FigureView(plots.uses_histogram(uses), f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.uses_histogram(uses), title, caption, where)
 
 
 def _all_r_figure(pair: SitePair, where: str) -> FigureView:
@@ -368,8 +335,7 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
         f"{kept:,} of {int(counts.sum()):,} pairs of features ({kept / max(1, int(counts.sum())):.2%}) reach "
         f"r ≥ {keep_above:g} and were kept. Logarithmic scale.{_measure(pair)}"
     )
-    figure = plots.all_r_histogram(counts, left, right, keep_above)
-    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.all_r_histogram(counts, left, right, keep_above), title, caption, where)
 
 
 def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
@@ -382,7 +348,7 @@ def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
 
 def _provenance(run: Run) -> Iterator[dict[str, Any]]:
     """Yield what is recorded of every result: where it is, when and from what it was made."""
-    for path in run.result_paths():
+    for path in result_paths(run.experiment, run.directory):
         manifest = read_manifest(path)
         if manifest is not None:
             yield {

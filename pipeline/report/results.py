@@ -70,45 +70,28 @@ class Run:
         """Return one site of a side by its name."""
         return next(site for site in self.sites[side] if site.name == name)
 
-    def result_paths(self) -> Iterator[Path]:
-        """Yield the path of every result that the report draws on, in the order of the stages."""
-        yield self.directory.corpus
-        yield self.directory.rows
-        for side in SIDES:
-            for site in self.sites[side]:
-                yield site.path
-                yield site.contexts_path
-                labels = self.directory.labels(side, site.name)
-                if labels.exists():
-                    yield labels
-        for pair in self.site_pairs:
-            yield from pair.paths.values()
-            if self.experiment.semantics is not None:
-                yield self.directory.semantics(pair.a.name, pair.b.name)
-        if self.directory.score_grid.exists():
-            yield self.directory.score_grid
+
+def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
+    """Yield the path of every result that the report of a whole run is made from."""
+    yield from (run.corpus, run.rows, run.best_layer, run.score_grid)
+    for side, model in config.sides:
+        for site in model.sites:
+            yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
+            if config.semantics is not None:
+                yield run.concepts(side, site)
+    for pair in config.site_pairs:
+        yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        if config.semantics is not None:
+            yield run.semantics(*pair)
+    if config.semantics is not None:
+        yield run.semantics_table
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Open the results in a run directory.
+    """Open the results in a run directory; pairs of sites with a missing stage are named in ``unfinished``.
 
-    Parameters
-    ----------
-    run_dir
-        The directory that ``subspace run`` filled.
-
-    Returns
-    -------
-    Run
-        Sites and site pairs in the order of the experiment; site pairs with a missing stage are left out and named in
-        ``unfinished``.
-
-    Raises
-    ------
-    MissingInputError
-        If the directory, its text, the activations or contexts of a site, or every site pair is missing.
-    FormatError
-        If the experiment that the directory keeps cannot be read.
+    Sites and pairs are in the order of the experiment. A missing text, site, or the lack of any finished pair is a
+    MissingInputError.
     """
     directory = RunDirectory(Path(run_dir))
     experiment = _read_experiment(directory)

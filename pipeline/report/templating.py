@@ -58,15 +58,8 @@ def explorer_scripts() -> tuple[Markup, ...]:
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Return a Content-Security-Policy: no connection, no plug-in, no frame, and these scripts alone.
+    """Return a Content-Security-Policy: no connection, no plug-in, no frame, and these scripts alone, as in the page.
 
-    Parameters
-    ----------
-    scripts
-        The scripts' text, exactly as it stands in the page.
-
-    Examples
-    --------
     >>> content_policy([])
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     """

@@ -36,15 +36,7 @@ SHOWN_WORDS = 6
 
 @dataclass(frozen=True)
 class Site:
-    """Results of one model at one site.
-
-    Attributes
-    ----------
-    store, contexts
-        The activation store, and the top contexts of its features.
-    concepts
-        Which features belong to which concept.
-    """
+    """Results of one model at one site: activation store, top contexts, and which features belong to which concept."""
 
     store: Path
     contexts: Path

@@ -32,19 +32,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Subspace:
-    """The pairs of one meaning at one pair of sites, from the highest r down.
-
-    Attributes
-    ----------
-    name
-        The concept, or the cluster.
-    approach
-        ``global``, ``within``, or ``cluster``.
-    feature_a, feature_b
-        Feature ids, int32, shape (pair,).
-    r, r_heldout
-        float64, shape (pair,).
-    """
+    """The pairs of one meaning at one pair of sites, from the highest r down, in arrays of shape (pair,)."""
 
     name: str
     approach: str
@@ -69,31 +57,11 @@ def from_pairs(name: str, approach: str, pairs: xr.Dataset) -> Subspace:
 
 
 def cut_out(pairs: xr.Dataset, name: str, member_a: Mask, member_b: Mask, sides: Sides = "both") -> Subspace:
-    """Keep the global pairs whose features belong to a concept.
+    """Keep the global pairs whose features belong to a concept: ``both`` of them, or ``either``.
 
-    Parameters
-    ----------
-    pairs
-        Result of :func:`pipeline.match`.
-    name
-        The concept.
-    member_a, member_b
-        bool, shape (feature,): which features of A and of B belong to it.
-    sides
-        ``both`` features of a pair must belong, or ``either``. With ``either`` a pair enters on the word of one model
-        alone: the set is larger, and shows where the other model's partner means something else.
+    With ``either`` a pair enters on the word of one model alone: the set is larger, and shows where the other model's
+    partner means something else. `member_a` and `member_b` are bool, shape (feature,).
 
-    Returns
-    -------
-    Subspace
-
-    Raises
-    ------
-    InputError
-        If `sides` is neither.
-
-    Examples
-    --------
     >>> columns = {"feature_a": [0, 1, 2], "feature_b": [2, 1, 0], "r": [0.9, 0.8, 0.7], "r_heldout": [0.8, 0.7, 0.7]}
     >>> pairs = xr.Dataset({key: ("pair", values) for key, values in columns.items()})
     >>> a, b = np.array([True, True, False]), np.array([True, False, True])

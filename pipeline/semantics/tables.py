@@ -135,17 +135,7 @@ def _criterion(table: xr.Dataset, runs: int) -> str:
 
 
 def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) -> NDArray[np.int8]:
-    """Return each row's verdict, int8, shape (row,).
-
-    Parameters
-    ----------
-    table
-        With ``p`` and the corrected p.
-    correction
-        The corrected p that decides.
-    judged
-        Two metrics.
-    """
+    """Return each row's verdict by two metrics and the corrected p that decides, int8, shape (row,)."""
     have = set(table["metric"].values.tolist()), set(table["null"].values.tolist())
     if not (set(judged) <= have[0] and set(JUDGED_NULLS) <= have[1]):
         return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
@@ -188,17 +178,7 @@ def unstacked(table: xr.Dataset, kind: str = "concept") -> xr.Dataset:
 
 
 def frame(table: xr.Dataset) -> pd.DataFrame:
-    """Return the table with one line for each subspace, metric and null, for CSV.
-
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-    """
+    """Return the table of :func:`semantics_table` with one line for each subspace, metric and null, for CSV."""
     long = table.drop_attrs().to_dataframe(dim_order=["row", "metric", "null"]).reset_index()
     long["verdict"] = [VERDICTS[value] for value in long["verdict"]]
     first = [*KEYS, "n_pairs", "n_tested", "metric", "null", "score"]
@@ -206,20 +186,10 @@ def frame(table: xr.Dataset) -> pd.DataFrame:
 
 
 def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the table in the columns of the study: one line for each subspace.
+    """Return the table in the columns of the study, one line for each subspace; by default with the judged metrics.
 
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-    metrics
-        Which metrics have columns; the judged ones by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p;
-        then coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
+    Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p; then
+    coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
     """
     correction = str(table.attrs["correction"])
     shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
@@ -262,19 +232,9 @@ NULL_LABELS = {"shuffled": "shuffled", "random_features": "random", "random_pair
 
 
 def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
-    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study).
+    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study), texts escaped.
 
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-    stem
-        Path without a suffix.
-
-    Returns
-    -------
-    list of Path
-        The three files, each there completely or as it was before. Text is escaped.
+    Each file is there completely or as it was before.
     """
     study = study_frame(table)
     texts = {
