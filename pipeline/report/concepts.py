@@ -14,9 +14,10 @@ import pandas as pd
 import xarray as xr
 
 from pipeline.report.explorer import PairView, feature_views, lower_r
-from pipeline.report.results import SIDES, Run
+from pipeline.report.results import Run
 from pipeline.text.passages import gather_passages
 from storage import open_result
+from storage.rundir import SIDES
 
 #: Pairs shown of each concept, and of each cluster.
 CLEAREST, CLEAREST_OF_CLUSTER = 10, 5

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.text.feature_contexts import read_activity, read_labels
 from pipeline.text.passages import Passage, Passages, gather_passages
 from pipeline.text.spans import readable
-from storage.rundir import RunDirectory
+from storage.rundir import SIDES, RunDirectory, Side
 
 #: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
 MAX_SHOWN = 600

@@ -21,13 +21,14 @@ from pipeline.report.explorer import LEVELS, shade_levels
 from pipeline.report.maps import map_pairs
 from pipeline.report.neuronpedia import feature_page
 from pipeline.report.pack import fixed_point, pack, short_floats
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.report.tables import short_name
 from pipeline.text.feature_contexts import read_activity
 from pipeline.text.passages import REACH, Passages, gather_passages
 from pipeline.text.spans import Spans, iter_documents, readable
 from pipeline.text.words import word_around
 from storage import open_result
+from storage.rundir import SIDES, Side
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
 NEIGHBOURS = 6
@@ -196,21 +197,11 @@ def _histograms(view: _SiteView) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairConcepts:
-    """Which concepts the pairs of one pair of sites belong to.
-
-    Attributes
-    ----------
-    names
-        Concepts that any pair belongs to.
-    ids
-        Places among `names`, uint16, pair after pair.
-    start
-        Where each pair's begin in `ids`, and where the last one's end; uint32.
-    """
+    """Concepts of pairs: the `names` of all, each pair's places among them in `ids`, from its `start` to the next."""
 
     names: list[str]
-    ids: np.ndarray
-    start: np.ndarray
+    ids: np.ndarray  # uint16
+    start: np.ndarray  # uint32, one more than pairs
 
 
 def read_concepts(run: Run, pair: SitePair) -> PairConcepts:

@@ -77,15 +77,6 @@ def _title(pair: SitePair) -> str:
 
 def render_explorer(run: Run, pair: SitePair) -> str:
     """Return the explorer of one pair of sites as a page of its own."""
-    scripts = explorer_scripts()
-    return (
-        environment()
-        .get_template("explorer_page.html.j2")
-        .render(
-            run=run,
-            title=_title(pair),
-            explorer=ExplorerView(explorer_data(run, [pair]), []),
-            scripts=scripts,
-            policy=content_policy(scripts),
-        )
-    )
+    scripts, view = explorer_scripts(), ExplorerView(explorer_data(run, [pair]), [])
+    template = environment().get_template("explorer_page.html.j2")
+    return template.render(run=run, title=_title(pair), explorer=view, scripts=scripts, policy=content_policy(scripts))

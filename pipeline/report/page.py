@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,31 +84,28 @@ def render_page(
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            meanings=meanings,
-            legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
-            explorer=found,
-            scripts=scripts,
-            policy=content_policy(scripts),
-            experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
-            criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
-            scores=scores.assign(beats=verdict.beats_chance(scores)),
-            matching=matching,
-            sites=sites,
-            overview=list(_overview(run, judged, matching)),
-            site_pairs=views,
-            few=len(views) <= FEW_PAIRS,
-            heat_width=_heat_width(run),
-            text_facts=tables.text_facts(run) | _made(provenance),
-            provenance=provenance,
-            usage=usage,
-            over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        run=run,
+        meanings=meanings,
+        legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
+        explorer=found,
+        scripts=scripts,
+        policy=content_policy(scripts),
+        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
+        criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
+        scores=scores.assign(beats=verdict.beats_chance(scores)),
+        matching=matching,
+        sites=sites,
+        overview=list(_overview(run, judged, matching)),
+        site_pairs=views,
+        few=len(views) <= FEW_PAIRS,
+        heat_width=_heat_width(run),
+        text_facts=tables.text_facts(run) | _made(provenance),
+        provenance=provenance,
+        usage=usage,
+        over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
     )
 
 
@@ -116,18 +113,15 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
     """Return the page of concepts as one HTML document that needs nothing else: no scripts, every text escaped."""
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
-    return (
-        environment()
-        .get_template("concepts.html.j2")
-        .render(
-            run=run,
-            meanings=meanings,
-            first=(views or clusters)[0],
-            tested=[view for view in views if view.tested] or views or clusters,
-            legend=_legend(meanings),
-            corrections=verdict.CORRECTIONS,
-            fewest=FEWEST_SHOWN,
-        )
+    template = environment().get_template("concepts.html.j2")
+    return template.render(
+        run=run,
+        meanings=meanings,
+        first=(views or clusters)[0],
+        tested=[view for view in views if view.tested] or views or clusters,
+        legend=_legend(meanings),
+        corrections=verdict.CORRECTIONS,
+        fewest=FEWEST_SHOWN,
     )
 
 
@@ -198,61 +192,52 @@ def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
     rows = scores[scores["metric"] == metric]
     above = (rows["score"] - rows["null_mean"]).clip(lower=0)
     strength = above / max(above.max(), FULL_SHADE)
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            strength[row.Index],
-            number(row.score, 3),
-            (
-                f"chance {number(row.null_mean, 3)}",
-                f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}",
-            ),
-        )
-        for row in tables.observations(rows)
-    }
+
+    def cell(row: Any) -> Cell:
+        p = f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}"
+        return Cell(strength[row.Index], number(row.score, 3), (f"chance {number(row.null_mean, 3)}", p))
+
     caption = (
         f"Chance: mean over {verdict.null_name(rows['null'].iloc[0])}. p: {verdict.CORRECTIONS[column]}-corrected over "
         f"the grid; ✓ below {verdict.LEVEL:g}. Shade: height above chance."
     )
-    return _map(run, cells, metric_name(metric), caption)
+    return _map(run, rows, cell, metric_name(metric), caption)
 
 
 def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
     heldout = matching["r_heldout_mean"].notna().all()
     column = "r_heldout_mean" if heldout else "r_mean"
     strength = (matching[column] - matching["r_random"]).clip(lower=0)
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            strength[row.Index],
-            number(getattr(row, column)),
-            (f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"),
-        )
-        for row in tables.observations(matching)
-    }
+
+    def cell(row: Any) -> Cell:
+        lines = f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"
+        return Cell(strength[row.Index], number(getattr(row, column)), lines)
+
     title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
     caption = "Random: mean r of all pairs of features, which pairs drawn at random would have. Chosen: on the " + (
         "documents that chose the pairs." if heldout else "same rows, all of which chose the pairs."
     )
-    return _map(run, cells, title, caption + " Shade: height above random.")
+    return _map(run, matching, cell, title, caption + " Shade: height above random.")
 
 
 def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            row.n_pairs / max(1, row.possible), f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible")
-        )
-        for row in tables.observations(matching)
-    }
+    def cell(row: Any) -> Cell:
+        share = row.n_pairs / max(1, row.possible)
+        return Cell(share, f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible"))
+
     minimum = run.experiment.match.min_correlation
     caption = (
         f"Matched at r ≥ {minimum:g} by the method “{run.experiment.match.method}”. Possible: features that ever vary, "
         "on the side with fewer. Shade: share of it."
     )
-    return _map(run, cells, "Number of matched pairs", caption)
+    return _map(run, matching, cell, "Number of matched pairs", caption)
 
 
-def _map(run: Run, cells: dict[tuple[str, str], Cell], title: str, caption: str) -> FigureView:
+def _map(run: Run, table: pd.DataFrame, cell: Callable[[Any], Cell], title: str, caption: str) -> FigureView:
+    """Return the grid of sites, with a cell for each row of a table."""
+    cells = {(row.site_a, row.site_b): cell(row) for row in tables.observations(table)}
     figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
-    spoken = "; ".join(f"{a} and {b}: {cell.figure} ({', '.join(cell.lines)})" for (a, b), cell in cells.items())
+    spoken = "; ".join(f"{a} and {b}: {one.figure} ({', '.join(one.lines)})" for (a, b), one in cells.items())
     return FigureView(figure, title, caption, cells=spoken)
 
 

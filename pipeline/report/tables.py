@@ -17,8 +17,9 @@ import xarray as xr
 
 from pipeline.compare.score_grid import score_grid
 from pipeline.compare.score_grid import scores_table as table_of_grid
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.work.usage import StageUsage, read_usage, worth_showing
+from storage.rundir import SIDES, Side
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:

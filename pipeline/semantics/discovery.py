@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.semantics.coherence import centred_unit
+from pipeline.settings.semantics import Geometry
 from storage.errors import InputError, need
 
-Geometry = Literal["joint", "a", "b"]
-GEOMETRIES: tuple[Geometry, ...] = ("joint", "a", "b")
 #: Starts of k-means, of which the best is kept.
 STARTS = 10
 #: Words that name a cluster.
@@ -58,7 +56,7 @@ def cluster_pairs(
     >>> [len(set(found.label[part])) for part in (slice(0, 20), slice(20, 40))], int(found.testable.sum())
     ([1, 1], 20)
     """
-    _check(len(rows_a), n_clusters, geometry)
+    _check(len(rows_a), n_clusters)
     # a row that equals the mean stays zero
     units = {"a": np.nan_to_num(centred_unit(rows_a)), "b": np.nan_to_num(centred_unit(rows_b))}
     if geometry != "joint":
@@ -73,9 +71,7 @@ def cluster_pairs(
     return Clusters(_by_size(labels, n_clusters), testable)
 
 
-def _check(n_pairs: int, n_clusters: int, geometry: str) -> None:
-    if geometry not in GEOMETRIES:
-        raise InputError(f"No geometry {geometry!r}; give one of {', '.join(GEOMETRIES)}")
+def _check(n_pairs: int, n_clusters: int) -> None:
     most = n_pairs // 4
     if not 2 <= n_clusters <= most:
         raise InputError(

@@ -15,17 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from storage.errors import InputError
-
-Approach = Literal["global", "within"]
-APPROACHES: tuple[Approach, ...] = ("global", "within")
-Sides = Literal["both", "either"]
+from pipeline.settings.semantics import Sides
 
 Mask = NDArray[np.bool_]
 
@@ -68,8 +63,6 @@ def cut_out(pairs: xr.Dataset, name: str, member_a: Mask, member_b: Mask, sides:
     >>> cut_out(pairs, "time", a, b).feature_a.tolist(), cut_out(pairs, "time", a, b, "either").feature_a.tolist()
     ([0], [0, 1, 2])
     """
-    if sides not in ("both", "either"):
-        raise InputError(f"sides is {sides!r}: both features of a pair belong to the concept, or either does")
     on_a, on_b = member_a[pairs["feature_a"].values], member_b[pairs["feature_b"].values]
     kept = np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
     return from_pairs(name, "global", pairs.isel(pair=kept))

@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
+from pipeline.settings.semantics import SemanticsSettings
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.files import write_text
 
@@ -29,7 +30,7 @@ STAGE = "semantics-table"
 #: Level below which a corrected p counts.
 LEVEL = 0.05
 #: Metrics and nulls that the verdict is made of.
-JUDGED = ("svcca:k=4", "rsa")
+JUDGED = tuple(SemanticsSettings().judged)
 JUDGED_NULLS = ("shuffled", "random_pairs")
 #: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
 VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
@@ -193,22 +194,15 @@ def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.D
     """
     correction = str(table.attrs["correction"])
     shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
-    columns: dict[str, Any] = {
-        label: table[key].values
-        for label, key in {
-            "A": "site_a",
-            "B": "site_b",
-            "Concept": "name",
-            "Approach": "approach",
-            "Pairs": "n_pairs",
-        }.items()
-    }
+    labels = {"A": "site_a", "B": "site_b", "Concept": "name", "Approach": "approach", "Pairs": "n_pairs"}
+    columns: dict[str, Any] = {label: table[key].values for label, key in labels.items()}
     for metric in shown:
-        name, one = metric.upper(), table.sel(metric=metric)
-        columns[name] = one["score"].values
+        name, scores = metric.upper(), table.sel(metric=metric)
+        columns[name] = scores["score"].values
         for null in table["null"].values.tolist():
-            columns[f"{name} {NULL_LABELS.get(null, null)}"] = one["null_mean"].sel(null=null).values
-            columns[f"{name} p {NULL_LABELS.get(null, null)}"] = one[correction].sel(null=null).values
+            label = NULL_LABELS.get(null, null)
+            columns[f"{name} {label}"] = scores["null_mean"].sel(null=null).values
+            columns[f"{name} p {label}"] = scores[correction].sel(null=null).values
     labels = {
         "Coherence": "coherence",
         "random coherence": "coherence_random",
