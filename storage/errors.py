@@ -19,9 +19,7 @@ happen.
 
 from __future__ import annotations
 
-import importlib
 import reprlib
-from typing import Any
 
 #: Characters of a value that a message repeats.
 VALUE_CHARACTERS = 120
@@ -134,14 +132,3 @@ class WorkerLostError(SubspaceError):
     def __init__(self, message: str, *, worker: str = "") -> None:
         super().__init__(message)
         self.worker = worker
-
-
-def need(module: str, extra: str) -> Any:
-    """Import a library that only some installations have."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"This needs {module.split('.', maxsplit=1)[0]}, which is not installed: "
-            f"pip install 'semantic-subspace-matching[{extra}]'"
-        ) from error

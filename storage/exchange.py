@@ -29,11 +29,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activations
 from storage.codec import canonical
-from storage.errors import BudgetError, CorruptError, InputError, need, shown
+from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
-from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, open_source, read_decoder, read_tokens
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, need, open_source, read_decoder, read_tokens
 from storage.rows import ROW_HASH, TOKEN_COORDINATES
 from storage.slabs import reslab, share_not_zero
 from storage.targets import STORE, Target, claim, claim_file

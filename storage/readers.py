@@ -37,8 +37,8 @@ from storage.errors import (
     CorruptError,
     FormatError,
     InputError,
+    MissingDependencyError,
     MissingInputError,
-    need,
     shorten,
     shown,
 )
@@ -550,6 +550,19 @@ def _kept_positions(path: Path, rows: Any, context: int, drop_tokens: Collection
         part = np.asarray(ids[start : start + step]["token_ids"])
         kept[start : start + step] = ~np.isin(part, list(drop_tokens))
     return kept
+
+
+def need(module: str, extra: str) -> Any:
+    """Import a library that only some installations have."""
+    import importlib  # noqa: PLC0415
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"This needs {module.split('.', maxsplit=1)[0]}, which is not installed: "
+            f"pip install 'semantic-subspace-matching[{extra}]'"
+        ) from error
 
 
 for _importer in (

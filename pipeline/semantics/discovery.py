@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from pipeline.semantics.coherence import centred_unit
 from pipeline.settings.semantics import Geometry
-from storage.errors import InputError, need
+from storage.errors import InputError
+from storage.extras import need
 
 #: Starts of k-means, of which the best is kept.
 STARTS = 10
@@ -89,7 +90,7 @@ def _half(n: int, seed: int) -> NDArray[np.bool_]:
 
 
 def _k_means(rows: NDArray[np.float64], n_clusters: int, seed: int) -> NDArray[np.int64]:
-    cluster = need("sklearn.cluster", "semantic")
+    cluster = need("sklearn.cluster", "semantic", "Clustering features")
     # one thread: its sums are then in one order, and the labels the same on every machine of the cluster
     with need("threadpoolctl", "semantic").threadpool_limits(1):
         found = cluster.KMeans(n_clusters, n_init=STARTS, random_state=seed).fit_predict(rows)

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import InputError, MissingInputError, need
+from storage.errors import InputError, MissingInputError
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 

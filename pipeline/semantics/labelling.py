@@ -23,7 +23,8 @@ from pipeline.settings.semantics import LabelSettings
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.work.workers import progress
 from storage import claim, fingerprint, new_manifest
-from storage.errors import FormatError, InputError, SubspaceError, need
+from storage.errors import FormatError, InputError, SubspaceError
+from storage.extras import need
 from storage.files import write_text
 from storage.targets import sweep
 
@@ -184,7 +185,7 @@ def _lines(labels: dict[int, str]) -> str:
 
 def _asker(settings: LabelSettings, headers: dict[str, str], first_wait: float) -> Any:
     """Return a function that makes one request and returns its labels, with retries."""
-    httpx, tenacity = need("httpx", "label"), need("tenacity", "label")
+    httpx, tenacity = (need(name, "label", "Labelling") for name in ("httpx", "tenacity"))
 
     def worth_a_retry(error: BaseException) -> bool:
         if isinstance(error, httpx.HTTPStatusError):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.settings.semantics import ProbeRule
 from storage import is_sparse, open_activations, read_csr, read_dense
-from storage.errors import need
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _fit(
     active: scipy.sparse.csr_array, label: NDArray[np.bool_], training: NDArray[np.bool_], rule: ProbeRule
 ) -> tuple[NDArray[np.float64], float]:
     """Fit one probe; return its weights and the area under its ROC curve on the rows that did not train it."""
-    models, metrics = need("sklearn.linear_model", "semantic"), need("sklearn.metrics", "semantic")
+    models, metrics = (need(f"sklearn.{name}", "semantic", "The rule probe") for name in ("linear_model", "metrics"))
     probe = models.LogisticRegression(
         l1_ratio=1.0, C=rule.strength, solver="liblinear", class_weight="balanced", max_iter=300, random_state=rule.seed
     )
