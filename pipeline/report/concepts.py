@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ import pandas as pd
 import xarray as xr
 
 from pipeline.report.explorer import PairView, feature_views, lower_r
-from pipeline.report.results import SIDES, Run
+from pipeline.report.results import Run
 from pipeline.text.passages import gather_passages
 from storage import open_result
+from storage.rundir import SIDES
 
 #: Pairs shown of each concept, and of each cluster.
 CLEAREST, CLEAREST_OF_CLUSTER = 10, 5
@@ -129,17 +131,7 @@ class Meanings:
 
 
 def read_meanings(run: Run) -> Meanings | None:
-    """Read what the semantics stage found; None where it was not asked for or has not run.
-
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    Meanings or None
-    """
+    """Read what the semantics stage found; None where it was not asked for or has not run."""
     path = run.directory.semantics_table
     if run.experiment.semantics is None or not path.exists():
         return None
@@ -166,27 +158,13 @@ def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
     meanings = table["verdict"].attrs["flag_meanings"].split()
     judged = [str(metric) for metric in table.attrs["judged"]]
     metrics = [*judged, *(m for m in table["metric"].values.tolist() if m not in judged)]
-    columns = {name: table[name].values for name in table.data_vars if table[name].dims == ("row",)}
+    names = [field.name for field in dataclasses.fields(SubspaceView) if field.name in table]
+    columns = {name: table[name].values.tolist() for name in names}
     cells = list(zip(*(list(_cells(table, metric)) for metric in metrics), strict=True))
     for i in range(table.sizes["row"]):
-        one = {name: values[i].item() if hasattr(values[i], "item") else values[i] for name, values in columns.items()}
-        yield SubspaceView(
-            name=str(one["name"]),
-            kind=str(one["kind"]),
-            approach=str(one["approach"]),
-            site_a=str(one["site_a"]),
-            site_b=str(one["site_b"]),
-            n_pairs=int(one["n_pairs"]),
-            n_tested=int(one["n_tested"]),
-            coherence=float(one["coherence"]),
-            coherence_random=float(one["coherence_random"]),
-            coherence_p=float(one["coherence_p"]),
-            overlap=float(one["overlap"]),
-            words=json.loads(str(one["words"])),
-            metrics=list(cells[i]),
-            verdict=meanings[int(one["verdict"])],
-            row=i,
-        )
+        one = {name: values[i] for name, values in columns.items()}
+        read = {"words": json.loads(one.pop("words")), "verdict": meanings[one.pop("verdict")]}
+        yield SubspaceView(**one, **read, metrics=list(cells[i]), row=i)
 
 
 def _cells(table: xr.Dataset, metric: str) -> Iterator[MetricCell]:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.text.feature_contexts import read_activity, read_labels
 from pipeline.text.passages import Passage, Passages, gather_passages
 from pipeline.text.spans import readable
-from storage.rundir import RunDirectory
+from storage.rundir import SIDES, RunDirectory, Side
 
 #: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
 MAX_SHOWN = 600
@@ -79,13 +79,6 @@ class PairView:
 class Explorer:
     """Looks up the text of a run's features, all of it at once.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Notes
-    -----
     The passages of all matched features stay in memory, each stretch of text once.
     """
 
@@ -129,18 +122,9 @@ class Explorer:
         }
 
     def pairs(self, pair: SitePair) -> list[PairView]:
-        """Return the best pairs of one pair of sites, with their contexts.
+        """Return the pairs of one pair of sites with the highest :func:`lower_r`, with their contexts.
 
-        Parameters
-        ----------
-        pair
-            One of the run's site pairs.
-
-        Returns
-        -------
-        list of PairView
-            Those with the highest :func:`lower_r`, as many as the experiment asks for, fewer where the grid is large
-            (:data:`MAX_SHOWN` over all of it).
+        As many as the experiment asks for; fewer where the grid is large (:data:`MAX_SHOWN` over all of it).
         """
         sides = {side: self._features(pair, side) for side in SIDES}
         r, heldout = (pair.pairs[name].values[self._order(pair)].tolist() for name in ("r", "r_heldout"))
@@ -157,23 +141,11 @@ class Explorer:
 
 
 def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages) -> pd.DataFrame:
-    """Return short strings that say what features fire on, for tables.
+    """Return short strings that say what features fire on, for tables, indexed by feature.
 
-    Parameters
-    ----------
-    features
-        Feature ids, shape (n,).
-    top_rows
-        Their top activating rows, shape (n, top_n), −1 where none.
-    passages
-        The passages of those rows.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by feature: ``tokens``, the distinct top tokens as a JSON list; ``context``, the first passage in
-        quotation marks with its token in ⟦brackets⟧. Neither begins with a character that a spreadsheet would take
-        for a formula.
+    `top_rows` are their top activating rows, shape (feature, rank), −1 where none. ``tokens`` are the distinct top
+    tokens as a JSON list; ``context`` is the first passage in quotation marks with its token in ⟦brackets⟧. Neither
+    begins with a character that a spreadsheet would take for a formula.
     """
     # many features fire on the same rows: each is cut once
     tokens = {row: passages.token(row) for row in np.unique(top_rows).tolist() if row >= 0}
@@ -196,18 +168,9 @@ def distinct(tokens: Iterable[str]) -> list[str]:
 def feature_views(
     site: Site, features: np.ndarray, top_rows: tuple[np.ndarray, np.ndarray], passages: Passages
 ) -> list[FeatureView]:
-    """Return features with their contexts, ready to be shown.
+    """Return features of a site with their contexts, ready to be shown.
 
-    Parameters
-    ----------
-    site
-        Whose features they are.
-    features
-        Feature ids, shape (n,).
-    top_rows
-        Their top rows and those of their partners, shapes (n, top_n), −1 where none.
-    passages
-        The passages of their rows.
+    `top_rows` are their top rows and those of their partners, shapes (feature, rank), −1 where none.
     """
     rows, partners = top_rows
     values = site.contexts["value"].values[features]

@@ -21,13 +21,14 @@ from pipeline.report.explorer import LEVELS, shade_levels
 from pipeline.report.maps import map_pairs
 from pipeline.report.neuronpedia import feature_page
 from pipeline.report.pack import fixed_point, pack, short_floats
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.report.tables import short_name
 from pipeline.text.feature_contexts import read_activity
 from pipeline.text.passages import REACH, Passages, gather_passages
 from pipeline.text.spans import Spans, iter_documents, readable
 from pipeline.text.words import word_around
 from storage import open_result
+from storage.rundir import SIDES, Side
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
 NEIGHBOURS = 6
@@ -67,19 +68,6 @@ class _SiteView:
 def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     """Gather what the explorer shows of some pairs of sites.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    site_pairs
-        Some of its pairs of sites.
-
-    Returns
-    -------
-    ExplorerData
-
-    Notes
-    -----
     Reads each chunk of the sites' activations once, if a context stands in it. Holds, beside what it returns, of the
     features shown their contexts with shades and histograms (about 1.5 kB a feature, for one site 1 kB more), the text
     around their contexts, the decoder rows of one pair of sites, and what :func:`read_activity` holds of a chunk.
@@ -137,13 +125,9 @@ def _view(site: Site, site_pairs: Sequence[SitePair]) -> _SiteView:
 
 
 def _neighbours(pair: SitePair, side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for every pair, the features of `side` that its other feature correlates with most.
+    """Return, for every pair, the features of `side` that its other feature correlates with most, and both r.
 
-    Returns
-    -------
-    tuple of ndarray
-        Feature ids int64 (−1 where there are fewer), r where chosen and r held out (NaN where undefined), each of
-        shape (pairs, :data:`NEIGHBOURS`).
+    Each has the shape (pairs, :data:`NEIGHBOURS`): −1 where there are fewer, NaN where r is undefined.
     """
     other = "b" if side == "a" else "a"
     features = pair.pairs[f"feature_{other}"].values
@@ -213,37 +197,15 @@ def _histograms(view: _SiteView) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairConcepts:
-    """Which concepts the pairs of one pair of sites belong to.
-
-    Attributes
-    ----------
-    names
-        Concepts that any pair belongs to.
-    ids
-        Places among `names`, uint16, pair after pair.
-    start
-        Where each pair's begin in `ids`, and where the last one's end; uint32.
-    """
+    """Concepts of pairs: the `names` of all, each pair's places among them in `ids`, from its `start` to the next."""
 
     names: list[str]
-    ids: np.ndarray
-    start: np.ndarray
+    ids: np.ndarray  # uint16
+    start: np.ndarray  # uint32, one more than pairs
 
 
 def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
-    """Return the concepts to which both features of a pair belong; none where the run did not look for any.
-
-    Parameters
-    ----------
-    run
-        An open run.
-    pair
-        One of its pairs of sites.
-
-    Returns
-    -------
-    PairConcepts
-    """
+    """Return the concepts to which both features of a pair belong; none where the run did not look for any."""
     n = int(pair.pairs.sizes["pair"])
     paths = [run.directory.concepts(side, pair.site(side).name) for side in SIDES]
     if not all(path.exists() for path in paths):

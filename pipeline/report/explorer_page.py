@@ -35,18 +35,9 @@ class ExplorerView:
 
 
 def write_explorer(run: Run) -> ExplorerView:
-    """Gather the explorer's data, and write its folder if they are too many for the report.
+    """Gather the explorer's data; beyond :data:`MOST_INLINE` bytes, write a folder with a page for each pair of sites.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    ExplorerView
-        The data where they are at most :data:`MOST_INLINE` bytes; else links to the pages in the run's ``explorer``
-        folder, one for each pair of sites. A folder that is no longer needed is removed.
+    A folder that is no longer needed is removed.
     """
     data = explorer_data(run, run.site_pairs)
     folder = run.directory.explorer
@@ -86,15 +77,6 @@ def _title(pair: SitePair) -> str:
 
 def render_explorer(run: Run, pair: SitePair) -> str:
     """Return the explorer of one pair of sites as a page of its own."""
-    scripts = explorer_scripts()
-    return (
-        environment()
-        .get_template("explorer_page.html.j2")
-        .render(
-            run=run,
-            title=_title(pair),
-            explorer=ExplorerView(explorer_data(run, [pair]), []),
-            scripts=scripts,
-            policy=content_policy(scripts),
-        )
-    )
+    scripts, view = explorer_scripts(), ExplorerView(explorer_data(run, [pair]), [])
+    template = environment().get_template("explorer_page.html.j2")
+    return template.render(run=run, title=_title(pair), explorer=view, scripts=scripts, policy=content_policy(scripts))

@@ -29,26 +29,12 @@ class PairMap:
 
 
 def map_pairs(a: np.ndarray, b: np.ndarray) -> PairMap:
-    """Return both maps of matched decoder rows.
+    """Return both maps of matched decoder rows, of shapes (n, d_a) and (n, d_b), of which directions alone count.
 
-    Parameters
-    ----------
-    a, b
-        Decoder rows of the pairs, shapes (n, d_a) and (n, d_b), any length; directions alone count, so rows are taken
-        at unit length.
+    Coordinates are centred and scaled by one factor a side so that the root mean square is 1; all 0 where fewer than 3
+    pairs leave nothing to map. Holds a float32 copy of the rows, a block of :data:`BLOCK` rows in float64, and a d × d
+    matrix.
 
-    Returns
-    -------
-    PairMap
-        Coordinates are centred and scaled by one factor a side so that the root mean square is 1. All 0 where fewer
-        than 3 pairs leave nothing to map.
-
-    Notes
-    -----
-    Holds a float32 copy of the rows, one block of :data:`BLOCK` rows in float64, and a d × d matrix.
-
-    Examples
-    --------
     >>> rows = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     >>> both = map_pairs(rows, -rows)
     >>> bool(np.allclose(both.a, both.b, atol=1e-5))

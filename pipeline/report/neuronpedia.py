@@ -18,21 +18,12 @@ LIST = "pretrained_saes.yaml"
 
 
 def feature_page(dictionary: str) -> str | None:
-    """Return the address under which a dictionary's features stand, without the feature's number.
+    """Return the address of a dictionary's features, without the number of the feature, or None.
 
-    Parameters
-    ----------
-    dictionary
-        ``release/sae_id`` of SAELens's list, as activation stores record it.
+    `dictionary` is ``release/sae_id`` of SAELens's list; the address is such as
+    ``https://www.neuronpedia.org/gpt2-small/6-res-jb``. None where the dictionary is not of that list, Neuronpedia does
+    not have it, or SAELens is not installed.
 
-    Returns
-    -------
-    str or None
-        Such as ``https://www.neuronpedia.org/gpt2-small/6-res-jb``; None where the dictionary is not of that list,
-        Neuronpedia does not have it, or SAELens is not installed.
-
-    Examples
-    --------
     >>> feature_page("my/own/folder") is None
     True
     """

@@ -26,27 +26,11 @@ UNDEFINED = np.iinfo(np.int16).min
 
 
 def pack(arrays: Mapping[str, np.ndarray], **header: Any) -> str:
-    """Return arrays and a header as one piece of base64.
+    """Return arrays and a header as one piece of base64; the same content gives the same text.
 
-    Parameters
-    ----------
-    arrays
-        Arrays of any shape, flattened in C order; dtypes in :data:`DTYPES`.
-    **header
-        Anything that JSON holds, beside the description of the arrays.
+    Arrays of any shape are flattened in C order; a dtype that is not among :data:`DTYPES` is a TypeError. The header
+    holds what JSON holds, beside the description of the arrays.
 
-    Returns
-    -------
-    str
-        ASCII; the same content gives the same text.
-
-    Raises
-    ------
-    TypeError
-        If an array has another dtype.
-
-    Examples
-    --------
     >>> pack({"id": np.arange(3, dtype=np.uint8)})[:4]
     'H4sI'
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
-from pipeline.report.results import Run, SitePair
+from pipeline.report.results import Run, SitePair, result_paths
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
 from pipeline.settings.correlate import MEASURE_NAMES
@@ -32,17 +32,19 @@ FEW_PAIRS = 6
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure with what it shows in words, its title and its caption."""
+    """A figure with its title and caption, the sites that it is of, and the figures that stand in its cells."""
 
     figure: Figure
-    spoken: str
     title: str
     caption: str
+    sites: str = ""
+    cells: str = ""
 
     @property
     def svg(self) -> Markup:
-        """The figure as it stands in the page."""
-        return plots.to_svg(self.figure, self.spoken)
+        """The figure as it stands in the page, with what it shows in words."""
+        spoken = f"{self.title}. {self.cells}" if self.cells else f"{self.title}, {self.sites}. {self.caption}"
+        return plots.to_svg(self.figure, spoken)
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,8 @@ def render_page(
 ) -> str:
     """Return the report as one HTML document that needs nothing else.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    explorer
-        Its texts.
-    scores
-        From :func:`pipeline.compare.score_grid.scores_table`.
-    found
-        The explorer's data, or links to its pages.
-    meanings
-        What the concepts show, if they were looked for; on a page of their own, which this one names.
-
-    Returns
-    -------
-    str
-        HTML whose content policy forbids every connection, and every script but the explorer's own.
+    Its content policy forbids every connection, and every script but the explorer's own. `meanings` are shown on a page
+    of their own, which this one names.
     """
     matching, sites = tables.matching_table(run), tables.sites_table(run)
     judged = verdict.judged_null(scores)
@@ -97,63 +84,44 @@ def render_page(
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if found.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            meanings=meanings,
-            legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
-            explorer=found,
-            scripts=scripts,
-            policy=content_policy(scripts),
-            experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
-            criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
-            scores=scores.assign(beats=verdict.beats_chance(scores)),
-            matching=matching,
-            sites=sites,
-            overview=list(_overview(run, judged, matching)),
-            site_pairs=views,
-            few=len(views) <= FEW_PAIRS,
-            heat_width=_heat_width(run),
-            text_facts=tables.text_facts(run) | _made(provenance),
-            provenance=provenance,
-            usage=usage,
-            over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        run=run,
+        meanings=meanings,
+        legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
+        explorer=found,
+        scripts=scripts,
+        policy=content_policy(scripts),
+        experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
+        criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
+        scores=scores.assign(beats=verdict.beats_chance(scores)),
+        matching=matching,
+        sites=sites,
+        overview=list(_overview(run, judged, matching)),
+        site_pairs=views,
+        few=len(views) <= FEW_PAIRS,
+        heat_width=_heat_width(run),
+        text_facts=tables.text_facts(run) | _made(provenance),
+        provenance=provenance,
+        usage=usage,
+        over=list(dict.fromkeys(usage.loc[usage["peak"] > usage["planned"], "stage"])),
     )
 
 
 def render_concepts(run: Run, meanings: Meanings) -> str:
-    """Return the page of concepts as one HTML document that needs nothing else.
-
-    Parameters
-    ----------
-    run
-        An open run.
-    meanings
-        From :func:`pipeline.report.concepts.read_meanings`.
-
-    Returns
-    -------
-    str
-        HTML without scripts; every text is escaped.
-    """
+    """Return the page of concepts as one HTML document that needs nothing else: no scripts, every text escaped."""
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
-    return (
-        environment()
-        .get_template("concepts.html.j2")
-        .render(
-            run=run,
-            meanings=meanings,
-            first=(views or clusters)[0],
-            tested=[view for view in views if view.tested] or views or clusters,
-            legend=_legend(meanings),
-            corrections=verdict.CORRECTIONS,
-            fewest=FEWEST_SHOWN,
-        )
+    template = environment().get_template("concepts.html.j2")
+    return template.render(
+        run=run,
+        meanings=meanings,
+        first=(views or clusters)[0],
+        tested=[view for view in views if view.tested] or views or clusters,
+        legend=_legend(meanings),
+        corrections=verdict.CORRECTIONS,
+        fewest=FEWEST_SHOWN,
     )
 
 
@@ -224,62 +192,53 @@ def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
     rows = scores[scores["metric"] == metric]
     above = (rows["score"] - rows["null_mean"]).clip(lower=0)
     strength = above / max(above.max(), FULL_SHADE)
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            strength[row.Index],
-            number(row.score, 3),
-            (
-                f"chance {number(row.null_mean, 3)}",
-                f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}",
-            ),
-        )
-        for row in tables.observations(rows)
-    }
+
+    def cell(row: Any) -> Cell:
+        p = f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}"
+        return Cell(strength[row.Index], number(row.score, 3), (f"chance {number(row.null_mean, 3)}", p))
+
     caption = (
         f"Chance: mean over {verdict.null_name(rows['null'].iloc[0])}. p: {verdict.CORRECTIONS[column]}-corrected over "
         f"the grid; ✓ below {verdict.LEVEL:g}. Shade: height above chance."
     )
-    return _map(run, cells, metric_name(metric), caption)
+    return _map(run, rows, cell, metric_name(metric), caption)
 
 
 def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
     heldout = matching["r_heldout_mean"].notna().all()
     column = "r_heldout_mean" if heldout else "r_mean"
     strength = (matching[column] - matching["r_random"]).clip(lower=0)
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            strength[row.Index],
-            number(getattr(row, column)),
-            (f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"),
-        )
-        for row in tables.observations(matching)
-    }
+
+    def cell(row: Any) -> Cell:
+        lines = f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"
+        return Cell(strength[row.Index], number(getattr(row, column)), lines)
+
     title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
     caption = "Random: mean r of all pairs of features, which pairs drawn at random would have. Chosen: on the " + (
         "documents that chose the pairs." if heldout else "same rows, all of which chose the pairs."
     )
-    return _map(run, cells, title, caption + " Shade: height above random.")
+    return _map(run, matching, cell, title, caption + " Shade: height above random.")
 
 
 def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
-    cells = {
-        (row.site_a, row.site_b): Cell(
-            row.n_pairs / max(1, row.possible), f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible")
-        )
-        for row in tables.observations(matching)
-    }
+    def cell(row: Any) -> Cell:
+        share = row.n_pairs / max(1, row.possible)
+        return Cell(share, f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible"))
+
     minimum = run.experiment.match.min_correlation
     caption = (
         f"Matched at r ≥ {minimum:g} by the method “{run.experiment.match.method}”. Possible: features that ever vary, "
         "on the side with fewer. Shade: share of it."
     )
-    return _map(run, cells, "Number of matched pairs", caption)
+    return _map(run, matching, cell, "Number of matched pairs", caption)
 
 
-def _map(run: Run, cells: dict[tuple[str, str], Cell], title: str, caption: str) -> FigureView:
+def _map(run: Run, table: pd.DataFrame, cell: Callable[[Any], Cell], title: str, caption: str) -> FigureView:
+    """Return the grid of sites, with a cell for each row of a table."""
+    cells = {(row.site_a, row.site_b): cell(row) for row in tables.observations(table)}
     figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
-    spoken = "; ".join(f"{a} and {b}: {cell.figure} ({', '.join(cell.lines)})" for (a, b), cell in cells.items())
-    return FigureView(figure, f"{title}. {spoken}", title, caption)
+    spoken = "; ".join(f"{a} and {b}: {one.figure} ({', '.join(one.lines)})" for (a, b), one in cells.items())
+    return FigureView(figure, title, caption, cells=spoken)
 
 
 def _site_pair_views(
@@ -314,8 +273,7 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
             f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
             f"p = {p_number(row.p)}."
         )
-        title = f"{metric_name(row.metric)} against chance"
-        yield FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+        yield FigureView(figure, f"{metric_name(row.metric)} against chance", caption, where)
     yield _best_r_figure(pair, where)
     yield _all_r_figure(pair, where)
     yield _uses_figure(pair, where)
@@ -325,12 +283,11 @@ def _best_r_figure(pair: SitePair, where: str) -> FigureView:
     chosen, heldout = tables.best_r(pair)
     random = tables.mean_of_all(pair.correlation)
     title = "Best match of every A feature"
-    caption = f"Median r {_median(chosen)} where chosen"
+    caption = f"Median r {number(tables.median(chosen))} where chosen"
     if np.isfinite(heldout).any():
-        caption += f", {_median(heldout)} on held-out documents"
+        caption += f", {number(tables.median(heldout))} on held-out documents"
     caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
-    figure = plots.best_r_histogram(chosen, heldout, random)
-    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.best_r_histogram(chosen, heldout, random), title, caption, where)
 
 
 def _measure(pair: SitePair) -> str:
@@ -343,11 +300,6 @@ def _share(values: np.ndarray) -> str:
     return f"{values.mean():.0%}" if len(values) else "–"
 
 
-def _median(values: np.ndarray) -> str:
-    defined = values[np.isfinite(values)]
-    return number(float(np.median(defined))) if len(defined) else "–"
-
-
 def _uses_figure(pair: SitePair, where: str) -> FigureView:
     uses = tables.uses(pair)
     title = "Uses of every B feature"
@@ -355,7 +307,7 @@ def _uses_figure(pair: SitePair, where: str) -> FigureView:
         f"How many A features have it as their best match, before one-to-one matching: none for {_share(uses == 0)} "
         f"of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
     )
-    return FigureView(plots.uses_histogram(uses), f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.uses_histogram(uses), title, caption, where)
 
 
 def _all_r_figure(pair: SitePair, where: str) -> FigureView:
@@ -368,8 +320,7 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
         f"{kept:,} of {int(counts.sum()):,} pairs of features ({kept / max(1, int(counts.sum())):.2%}) reach "
         f"r ≥ {keep_above:g} and were kept. Logarithmic scale.{_measure(pair)}"
     )
-    figure = plots.all_r_histogram(counts, left, right, keep_above)
-    return FigureView(figure, f"{title}, {where}. {caption}", title, caption)
+    return FigureView(plots.all_r_histogram(counts, left, right, keep_above), title, caption, where)
 
 
 def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
@@ -382,7 +333,7 @@ def _made(provenance: list[dict[str, Any]]) -> dict[str, str]:
 
 def _provenance(run: Run) -> Iterator[dict[str, Any]]:
     """Yield what is recorded of every result: where it is, when and from what it was made."""
-    for path in run.result_paths():
+    for path in result_paths(run.experiment, run.directory):
         manifest = read_manifest(path)
         if manifest is not None:
             yield {

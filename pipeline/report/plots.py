@@ -11,12 +11,11 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -28,8 +27,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.work.outputs import FIGURE_METADATA
-
-Parameters = ParamSpec("Parameters")
 
 #: Stand-in colours and the CSS variables that take their place.
 PALETTE = {
@@ -84,31 +81,10 @@ class Cell:
     lines: tuple[str, ...] = ()
 
 
-def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Draw with :data:`STYLE`, leaving matplotlib's own settings as they were."""
-
-    @wraps(draw)
-    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
 def to_svg(figure: Figure, label: str) -> Markup:
-    """Return `figure` as an SVG element for inclusion in a page.
+    """Return `figure` as an ``<svg>`` element with ``role="img"``, whose colours are CSS variables.
 
-    Parameters
-    ----------
-    figure
-        What one of this module's functions returned.
-    label
-        What the figure shows, in words, for those who do not see it.
-
-    Returns
-    -------
-    markupsafe.Markup
-        One ``<svg>`` with ``role="img"``; its ids are unique to its content, its colours are CSS variables.
+    `label` says what it shows, for those who do not see it. Ids are unique to the content.
     """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": label}):
@@ -135,17 +111,9 @@ def _compact(svg: str) -> str:
     return re.sub(r"\s*\n\s*", " ", svg)
 
 
-@styled
+@mpl.rc_context(STYLE)
 def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b: Sequence[str]) -> Figure:
-    """Draw the grid of sites, A downwards and B across.
-
-    Parameters
-    ----------
-    cells
-        By (site_a, site_b); a pair that is missing is left empty.
-    sites_a, sites_b
-        Order of the rows and of the columns.
-    """
+    """Draw the grid of sites, A downwards and B across; a pair that is missing among the cells is left empty."""
     cell_width, cell_height = CELL_INCHES if len(sites_b) < MANY_COLUMNS else NARROW_CELL_INCHES
     left, bottom = 0.35 + 0.075 * max(map(len, sites_a)), 0.48
     grid_width, grid_height = cell_width * len(sites_b), cell_height * len(sites_a)
@@ -184,21 +152,9 @@ def _draw_cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
         axes.text(x + 0.5, y + top + 0.25 + 0.19 * i, line, ha="center", va="center", fontsize=8.5)
 
 
-@styled
+@mpl.rc_context(STYLE)
 def null_histogram(null: np.ndarray, score: float, axis: str, name: str) -> Figure:
-    """Draw the distribution of a metric under a null, with the observed value marked.
-
-    Parameters
-    ----------
-    null
-        Shape (runs,).
-    score
-        The observed value.
-    axis
-        Name of the horizontal axis.
-    name
-        Name of the null, for the vertical axis.
-    """
+    """Draw the distribution of a metric (`axis`) under a null (`name`), with the observed value marked."""
     figure, axes = _small_figure(axis, name)
     defined = null[np.isfinite(null)]
     if len(defined):
@@ -225,17 +181,9 @@ def _label(axes: Axes, x: float, text: str, *, to_the_right: bool) -> None:
     )
 
 
-@styled
+@mpl.rc_context(STYLE)
 def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> Figure:
-    """Draw the best r of every A feature on the rows that chose it, and on held-out documents.
-
-    Parameters
-    ----------
-    chosen, heldout
-        Shape (features of A,), NaN where undefined.
-    random
-        Mean r over all pairs of features: chance for held-out documents.
-    """
+    """Draw the best r of every A feature on the rows that chose it, and on held-out documents, beside random pairs."""
     figure, axes = _small_figure("r of an A feature’s best match", "features of A")
     lowest = np.nanmin(np.concatenate([chosen, heldout, [0.0]]))
     edges = np.linspace(lowest, 1, BINS + 1)
@@ -251,62 +199,44 @@ def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> 
     return figure
 
 
-@styled
+@mpl.rc_context(STYLE)
 def all_r_histogram(counts: np.ndarray, left: np.ndarray, right: np.ndarray, keep_above: float) -> Figure:
-    """Draw the histogram of all correlations on a logarithmic scale, with the threshold for keeping pairs.
-
-    Parameters
-    ----------
-    counts, left, right
-        Pairs of features in each bin and its bounds, shape (bins,).
-    keep_above
-        Pairs at or above it were kept.
-    """
+    """Draw the histogram of all correlations on a logarithmic scale, with the threshold for keeping pairs."""
     figure, axes = _small_figure("r of all pairs of features", "pairs of features")
     starts = np.arange(0, len(counts), max(1, len(counts) // (2 * BINS)))
     merged = np.add.reduceat(counts, starts)
     edges = np.append(left[starts], right[-1])
-    axes.stairs(np.maximum(merged, 0.5), edges, fill=True, color=NULL, alpha=0.75, baseline=0.5)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(lambda value, _: power_of_ten(value))
+    _draw_counts(axes, merged, edges, MaxNLocator(5))
     axes.axvline(keep_above, color=ACCENT, linewidth=1.2, linestyle="--")
     _label(axes, keep_above, f"kept: r ≥ {keep_above:g}", to_the_right=True)
     return figure
 
 
-@styled
+@mpl.rc_context(STYLE)
 def uses_histogram(uses: np.ndarray) -> Figure:
-    """Draw of how many A features the B features are the best match, on a logarithmic scale.
-
-    Parameters
-    ----------
-    uses
-        One count a B feature, int64.
-    """
+    """Draw of how many A features the B features are the best match, on a logarithmic scale."""
     figure, axes = _small_figure("A features that a B feature is the best match of", "B features")
     most = int(uses.max(initial=0))
     step = max(1, -(-most // BINS))
     edges = np.arange(0, most + 2 * step, step) - 0.5
     counts = np.histogram(uses, edges)[0]
-    axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=NULL, alpha=0.75, baseline=0.5)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_formatter(lambda value, _: power_of_ten(value))
+    _draw_counts(axes, counts, edges, MaxNLocator(6, integer=True))
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file for print: in the colours of the light page, on white, text as text.
+def _draw_counts(axes: Axes, counts: np.ndarray, edges: np.ndarray, ticks: MaxNLocator) -> None:
+    """Draw a histogram on a logarithmic scale, on which an empty bin has no height."""
+    axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=NULL, alpha=0.75, baseline=0.5)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.xaxis.set_major_locator(ticks)
+    axes.yaxis.set_major_formatter(lambda value, _: power_of_ten(value))
 
-    Parameters
-    ----------
-    figure
-        What one of this module's functions returned; it takes on these colours.
-    path
-        The ending chooses the format: ``.pdf``, ``.svg`` or ``.png`` (300 dots an inch).
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a file for print: in the colours of the light page, which it takes on, on white, text as text.
+
+    The ending chooses the format: ``.pdf``, ``.svg`` or ``.png`` (300 dots an inch).
     """
     for axes in figure.axes:
         axes.tick_params(which="both", color=PRINTED[MUTED], labelcolor=PRINTED[MUTED])

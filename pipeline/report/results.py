@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import xarray as xr
 
 from pipeline.settings.experiment import Experiment, stored_experiment
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import FormatError, MissingInputError
-from storage.rundir import RunDirectory
-
-Side = Literal["a", "b"]
-SIDES: tuple[Side, Side] = ("a", "b")
+from storage.rundir import RunDirectory, Side
 
 #: Folder of each stage that has one result for each pair of sites, and the stage's name in its manifest.
 PAIR_STAGES = {"correlation": "correlate", "pairs": "match", "scores": "compare"}
@@ -70,54 +67,36 @@ class Run:
         """Return one site of a side by its name."""
         return next(site for site in self.sites[side] if site.name == name)
 
-    def result_paths(self) -> Iterator[Path]:
-        """Yield the path of every result that the report draws on, in the order of the stages."""
-        yield self.directory.corpus
-        yield self.directory.rows
-        for side in SIDES:
-            for site in self.sites[side]:
-                yield site.path
-                yield site.contexts_path
-                labels = self.directory.labels(side, site.name)
-                if labels.exists():
-                    yield labels
-        for pair in self.site_pairs:
-            yield from pair.paths.values()
-            if self.experiment.semantics is not None:
-                yield self.directory.semantics(pair.a.name, pair.b.name)
-        if self.directory.score_grid.exists():
-            yield self.directory.score_grid
+
+def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
+    """Yield the path of every result that the report of a whole run is made from."""
+    yield from (run.corpus, run.rows, run.best_layer, run.score_grid)
+    for side, model in config.sides:
+        for site in model.sites:
+            yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
+            if config.semantics is not None:
+                yield run.concepts(side, site)
+    for pair in config.site_pairs:
+        yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        if config.semantics is not None:
+            yield run.semantics(*pair)
+    if config.semantics is not None:
+        yield run.semantics_table
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Open the results in a run directory.
+    """Open the results in a run directory; pairs of sites with a missing stage are named in ``unfinished``.
 
-    Parameters
-    ----------
-    run_dir
-        The directory that ``subspace run`` filled.
-
-    Returns
-    -------
-    Run
-        Sites and site pairs in the order of the experiment; site pairs with a missing stage are left out and named in
-        ``unfinished``.
-
-    Raises
-    ------
-    MissingInputError
-        If the directory, its text, the activations or contexts of a site, or every site pair is missing.
-    FormatError
-        If the experiment that the directory keeps cannot be read.
+    Sites and pairs are in the order of the experiment. A missing text, site, or the lack of any finished pair is a
+    MissingInputError.
     """
     directory = RunDirectory(Path(run_dir))
-    experiment = _read_experiment(directory)
+    if not directory.root.is_dir():
+        raise MissingInputError(f"No run directory at {directory.root}; make one with: subspace run EXPERIMENT.yaml")
+    experiment = stored_experiment(directory)
     for path in (directory.corpus, directory.rows):
         _require(path, directory)
-    sites: dict[Side, list[Site]] = {
-        "a": [_open_site(directory, "a", name) for name in experiment.a.sites],
-        "b": [_open_site(directory, "b", name) for name in experiment.b.sites],
-    }
+    sites = {side: [_open_site(directory, side, name) for name in model.sites] for side, model in experiment.sides}
     site_pairs, unfinished = _open_site_pairs(directory, sites)
     if not site_pairs:
         raise MissingInputError(
@@ -128,30 +107,23 @@ def open_run(run_dir: str | Path) -> Run:
     return Run(directory, experiment, open_corpus(directory.corpus), rows, sites, site_pairs, unfinished)
 
 
-def _read_experiment(directory: RunDirectory) -> Experiment:
-    if not directory.root.is_dir():
-        raise MissingInputError(f"No run directory at {directory.root}; make one with: subspace run EXPERIMENT.yaml")
-    return stored_experiment(directory)
-
-
 def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:
     path, contexts_path = directory.activations(side, name), directory.contexts(side, name)
-    for needed in (path, contexts_path):
-        _require(needed, directory)
+    _require(path, directory)
+    _require(contexts_path, directory)
     return Site(side, name, path, contexts_path, open_activations(path), open_result(contexts_path, "contexts"))
 
 
 def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> tuple[list[SitePair], list[str]]:
     finished, unfinished = [], []
-    for a in sites["a"]:
-        for b in sites["b"]:
-            paths = {stage: getattr(directory, stage)(a.name, b.name) for stage in PAIR_STAGES}
-            if all(path.exists() for path in paths.values()):
-                results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
-                _check_current(results[-1], paths["scores"])
-                finished.append(SitePair(a, b, paths, *results))
-            else:
-                unfinished.append(f"{a.name} – {b.name}")
+    for a, b in itertools.product(sites["a"], sites["b"]):
+        paths = {stage: getattr(directory, stage)(a.name, b.name) for stage in PAIR_STAGES}
+        if all(path.exists() for path in paths.values()):
+            results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
+            _check_current(results[-1], paths["scores"])
+            finished.append(SitePair(a, b, paths, *results))
+        else:
+            unfinished.append(f"{a.name} – {b.name}")
     return finished, unfinished
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.compare.score_grid import save_scores, scores_table
@@ -12,7 +12,7 @@ from pipeline.report import tables
 from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
-from pipeline.report.results import Run, open_run
+from pipeline.report.results import Run, open_run, result_paths
 from pipeline.settings.experiment import Experiment
 from storage import Manifest, fingerprint, new_manifest
 from storage.errors import FormatError, MissingInputError
@@ -71,22 +71,6 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
     write_text(run.directory.report_manifest, json.dumps(manifest.to_attrs(), indent=2) + "\n")
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
-
-
-def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
-    """Yield the path of every result that the report of a whole run is made from."""
-    yield from (run.corpus, run.rows, run.best_layer, run.score_grid)
-    for side, model in config.sides:
-        for site in model.sites:
-            yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
-            if config.semantics is not None:
-                yield run.concepts(side, site)
-    for pair in config.site_pairs:
-        yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
-        if config.semantics is not None:
-            yield run.semantics(*pair)
-    if config.semantics is not None:
-        yield run.semantics_table
 
 
 def report_manifest(

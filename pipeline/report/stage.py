@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from pipeline.report.run import read_report_manifest, report, report_manifest, result_paths
+from pipeline.report.results import result_paths
+from pipeline.report.run import read_report_manifest, report, report_manifest
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Stage, Task
 from storage.rundir import RunDirectory

@@ -17,8 +17,9 @@ import xarray as xr
 
 from pipeline.compare.score_grid import score_grid
 from pipeline.compare.score_grid import scores_table as table_of_grid
-from pipeline.report.results import SIDES, Run, Side, Site, SitePair
+from pipeline.report.results import Run, Site, SitePair
 from pipeline.work.usage import StageUsage, read_usage, worth_showing
+from storage.rundir import SIDES, Side
 
 
 def observations(table: pd.DataFrame) -> Iterator[Any]:
@@ -27,17 +28,9 @@ def observations(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def scores_table(run: Run) -> pd.DataFrame:
-    """Return every metric at every pair of sites beside each of its nulls, and p corrected over all of them.
+    """Return every metric at every pair of sites beside each of its nulls, with p corrected over all of them.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns :data:`pipeline.compare.score_grid.SCORE_COLUMNS`.
+    Columns: :data:`pipeline.compare.score_grid.SCORE_COLUMNS`.
     """
     return table_of_grid(score_grid({(pair.a.name, pair.b.name): pair.paths["scores"] for pair in run.site_pairs}))
 
@@ -48,21 +41,12 @@ def n_matched(pair: SitePair) -> int:
 
 
 def matching_table(run: Run) -> pd.DataFrame:
-    """Return what correlation and matching found at every pair of sites.
+    """Return what correlation and matching found, one row for each pair of sites.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a pair of sites: ``n_pairs`` of ``possible`` (the smaller number of features that ever vary), the mean
-        r of the pairs on the rows that chose them and on the held-out documents, the share ``replicated`` of pairs
-        that reach the minimum r there too (undefined counts as no), the mean r of all pairs of features
-        (what a pair drawn at random would have), and the median best r of an A feature on both halves. Held-out
-        figures are NaN where all rows chose.
+    ``n_pairs`` of ``possible`` (the smaller number of features that ever vary), the mean r of the pairs on the rows
+    that chose them and on the held-out documents, the share ``replicated`` of pairs that reach the minimum r there too
+    (undefined counts as no), the mean r of all pairs of features (what a pair drawn at random would have), and the
+    median best r of an A feature on both halves. Held-out figures are NaN where all rows chose.
     """
     return pd.DataFrame.from_records([_matching_record(pair) for pair in run.site_pairs])
 
@@ -76,12 +60,12 @@ def _matching_record(pair: SitePair) -> dict[str, Any]:
         "site_b": pair.b.name,
         "n_pairs": n_matched(pair),
         "possible": min(varying),
-        "r_mean": _mean(pair.pairs["r"].values),
-        "r_heldout_mean": _mean(pair.pairs["r_heldout"].values),
+        "r_mean": float(pair.pairs["r"].to_series().mean()),
+        "r_heldout_mean": float(pair.pairs["r_heldout"].to_series().mean()),
         "replicated": _share_replicated(pair),
         "r_random": mean_of_all(correlation),
-        "best_r_median": _median(best),
-        "best_r_heldout_median": _median(best_heldout),
+        "best_r_median": median(best),
+        "best_r_heldout_median": median(best_heldout),
         "rows_select": int(correlation.attrs["n_rows_select"]),
         "rows_heldout": int(correlation.attrs.get("n_rows_heldout", 0)),
     }
@@ -117,13 +101,9 @@ def mean_of_all(correlation: xr.Dataset) -> float:
     return float(np.dot(counts, middles) / counts.sum()) if counts.sum() else float("nan")
 
 
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
-
-
-def _median(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
+def median(values: np.ndarray) -> float:
+    """Return the median of the values that are defined; NaN if none is."""
+    defined = values[np.isfinite(values)]
     return float(np.median(defined)) if len(defined) else float("nan")
 
 
@@ -159,16 +139,8 @@ def _flags(fates: xr.DataArray) -> tuple[list[int], list[str]]:
 def sites_table(run: Run) -> pd.DataFrame:
     """Return what is known of every site: model, dictionary, rows, sinks, dead features, faithfulness.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a site. ``active`` is the mean number of active features a row; ``fvu`` the fraction of variance
-        that the dictionary leaves unexplained, NaN where the store does not record it.
+    ``active`` is the mean number of active features in a row; ``fvu`` the fraction of variance that the dictionary
+    leaves unexplained, NaN where the store does not record it.
     """
     return pd.DataFrame.from_records([_site_record(run, site) for side in SIDES for site in run.sites[side]])
 
@@ -201,19 +173,10 @@ USAGE_COLUMNS = tuple(field.name for field in dataclasses.fields(StageUsage))
 
 
 def usage_table(run: Run) -> pd.DataFrame:
-    """Return what every stage took: cluster, time, and memory as planned and as measured.
+    """Return what every stage took in each session that worked on it: cluster, time, memory as planned and measured.
 
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a stage and session that worked on it, with the fields of
-        :class:`pipeline.work.usage.StageUsage`; bytes. NaN where there was no plan or no measurement. Empty where the
-        run directory keeps no record.
+    The columns are the fields of :class:`pipeline.work.usage.StageUsage`; NaN where there was no plan or measurement.
+    Empty where the run directory keeps no record.
     """
     shown = worth_showing(read_usage(run.directory.usage))
     table = pd.DataFrame.from_records([dataclasses.asdict(one) for one in shown], columns=USAGE_COLUMNS)
@@ -221,18 +184,7 @@ def usage_table(run: Run) -> pd.DataFrame:
 
 
 def text_facts(run: Run) -> dict[str, str]:
-    """Return what is recorded of the text and its rows, in words: documents, rows, tokens that found no row.
-
-    Parameters
-    ----------
-    run
-        An open run.
-
-    Returns
-    -------
-    dict
-        Fact by name, for people; what was not recorded is left out.
-    """
+    """Return what is recorded of the text and its rows, in words, by name; what was not recorded is left out."""
     attrs, n_rows = run.rows.attrs, run.rows.sizes["token"]
     facts = {"Text": short_name(str(run.corpus.attrs.get("source", run.experiment.corpus.path)))}
     facts["Documents"] = f"{len(run.corpus):,}"
@@ -248,20 +200,10 @@ def text_facts(run: Run) -> dict[str, str]:
 
 
 def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
-    """Return every matched pair of features with the words it fires on.
+    """Return every matched pair of features with the words that both fire on.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    texts
-        For each (side, site) a frame indexed by feature with columns ``tokens`` and ``context``, as
-        :meth:`pipeline.report.explorer.Explorer.texts` makes them.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``site_a, site_b, feature_a, feature_b, r, r_heldout, tokens_a, tokens_b, context_a, context_b``.
+    `texts` holds, for each (side, site), a frame indexed by feature with columns ``tokens`` and ``context``, as
+    :meth:`pipeline.report.explorer.Explorer.texts` makes them.
     """
     frames = [_pairs_frame(pair, texts) for pair in run.site_pairs]
     return pd.concat(frames, ignore_index=True)
@@ -271,8 +213,8 @@ def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame]) ->
     frame = pd.DataFrame({name: pair.pairs[name].values for name in ("feature_a", "feature_b", "r", "r_heldout")})
     frame.insert(0, "site_a", pair.a.name)
     frame.insert(1, "site_b", pair.b.name)
-    for column, name in (("tokens", "tokens"), ("context", "context")):
+    for column in ("tokens", "context"):
         for side in SIDES:
             text = texts[side, pair.site(side).name][column]
-            frame[f"{name}_{side}"] = text.reindex(frame[f"feature_{side}"]).to_numpy()
+            frame[f"{column}_{side}"] = text.reindex(frame[f"feature_{side}"]).to_numpy()
     return frame

@@ -30,14 +30,10 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
-    made.filters |= {"gigabytes": gigabytes}
-    made.globals["licences"] = licences
+    made.filters["gigabytes"] = gigabytes
+    # every copy of the libraries in the explorer's scripts has to bring their licences along
+    made.globals["licences"] = (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     return made
-
-
-def licences() -> str:
-    """Return the licences of the libraries in the explorer's scripts, which every copy of them has to bring along."""
-    return (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,15 +54,8 @@ def explorer_scripts() -> tuple[Markup, ...]:
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Return a Content-Security-Policy: no connection, no plug-in, no frame, and these scripts alone.
+    """Return a Content-Security-Policy: no connection, no plug-in, no frame, and these scripts alone, as in the page.
 
-    Parameters
-    ----------
-    scripts
-        The scripts' text, exactly as it stands in the page.
-
-    Examples
-    --------
     >>> content_policy([])
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     """

@@ -139,21 +139,7 @@ def judged_metrics(scores: pd.DataFrame) -> list[str]:
 def judge(
     scores: pd.DataFrame, matching: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, unfinished: Sequence[str]
 ) -> Verdict:
-    """Draw the conclusion of a run.
-
-    Parameters
-    ----------
-    scores, matching, sites
-        Tables of :mod:`pipeline.report.tables`.
-    easy
-        How many of the best pairs are easily explained.
-    unfinished
-        Site pairs without a result.
-
-    Returns
-    -------
-    Verdict
-    """
+    """Draw the conclusion of a run from its tables (:mod:`pipeline.report.tables`)."""
     findings = [*_scores_findings(scores), *_r_findings(matching)]
     limits = [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
     return Verdict(_headline(scores), findings, limits)

@@ -26,15 +26,7 @@ MIN_FEATURES = 2
 
 @dataclass(frozen=True)
 class Coherence:
-    """A coherence score beside its random baseline.
-
-    Attributes
-    ----------
-    score
-        Mean cosine between the features of the set; NaN with fewer than two features that have words.
-    random
-        The same of every random set of as many features, float64, shape (run,).
-    """
+    """A coherence score, NaN with fewer than two features that have words, and those of random sets (run,)."""
 
     score: float
     random: NDArray[np.float64]
@@ -56,22 +48,10 @@ class Coherence:
 
 
 def centred_unit(vectors: ArrayLike, *, centre: bool = True) -> NDArray[np.float64]:
-    """Return rows of length 1, after taking their mean away.
+    """Return embeddings (word, dimension) as float64 rows of length 1, after taking their mean away.
 
-    Parameters
-    ----------
-    vectors
-        Embeddings, shape (word, dimension); a word without one is a row of NaN.
-    centre
-        Take away the mean of the words that have an embedding.
+    A word without an embedding is a row of NaN, and has no part in the mean; so is what is zero after centring.
 
-    Returns
-    -------
-    ndarray of float64, shape (word, dimension)
-        Rows that are NaN, or zero after centring, are NaN.
-
-    Examples
-    --------
     >>> centred_unit([[3.0, 1.0], [3.0, -1.0], [np.nan, np.nan]])
     array([[ 0.,  1.],
            [ 0., -1.],
@@ -99,22 +79,11 @@ def coherence_bytes(n_words: int, dimension: int, n_features: int) -> int:
 
 
 def feature_vectors(words: Sequence[Sequence[int]], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return one vector of length 1 for each feature: the mean over the words of its top contexts.
+    """Return one vector of length 1 for each feature: the mean over the words of its top contexts, float64.
 
-    Parameters
-    ----------
-    words
-        For each feature, its words as numbers into `vectors`; a word counts as often as it occurs.
-    vectors
-        From :func:`centred_unit`.
+    `words` are numbers into the rows of `vectors` (:func:`centred_unit`); a word counts as often as it occurs. NaN for
+    a feature none of whose words has an embedding.
 
-    Returns
-    -------
-    ndarray of float64, shape (feature, dimension)
-        NaN for a feature none of whose words has an embedding.
-
-    Examples
-    --------
     >>> feature_vectors([[0, 0, 1], []], np.eye(2)).round(2)
     array([[0.89, 0.45],
            [ nan,  nan]])
@@ -134,31 +103,9 @@ def coherence(
     """Score a set of features of one side, or of both: the mean over sides of the mean cosine within the side.
 
     Features of different sides are not compared with each other: matched features fire on the same words, so that any
-    set of pairs would look coherent.
+    set of pairs would look coherent. `vectors` are, of each side, those of all its features (:func:`feature_vectors`),
+    from which `runs` random sets are drawn, and `members` the ids of the set's features.
 
-    Parameters
-    ----------
-    vectors
-        Of each side, the vectors of all its features, shape (feature, dimension), as :func:`feature_vectors` makes
-        them; random sets are drawn from those that are not NaN.
-    members
-        Of each side, the ids of the set's features.
-    runs
-        Number of random sets.
-    seed
-        Seed of the random sets.
-
-    Returns
-    -------
-    Coherence
-
-    Raises
-    ------
-    InputError
-        If `runs` is below 1 or a member is no feature.
-
-    Examples
-    --------
     >>> rng = np.random.default_rng(0)
     >>> vectors = centred_unit(rng.normal(size=(60, 8)))
     >>> vectors[:10] = centred_unit(vectors[:10] * 0.3 + np.eye(8)[0], centre=False)

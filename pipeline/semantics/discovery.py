@@ -15,18 +15,17 @@ split. k-means, because a pair that took no part has a nearest centre; its numbe
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import InputError, MissingDependencyError
+from pipeline.semantics.coherence import centred_unit
+from pipeline.settings.semantics import Geometry
+from storage.errors import InputError
+from storage.extras import need
 
-Geometry = Literal["joint", "a", "b"]
-GEOMETRIES: tuple[Geometry, ...] = ("joint", "a", "b")
 #: Starts of k-means, of which the best is kept.
 STARTS = 10
 #: Words that name a cluster.
@@ -35,15 +34,7 @@ NAME_WORDS = 4
 
 @dataclass(frozen=True)
 class Clusters:
-    """A cluster of every pair, and which pairs may test it.
-
-    Attributes
-    ----------
-    label
-        int64, shape (pair,), clusters counted by size from 0, the largest.
-    testable
-        bool, shape (pair,): pairs that took no part in finding the clusters by both rows.
-    """
+    """A cluster of every pair, counted by size from 0, and whether the pair may test it, having had no part in it."""
 
     label: NDArray[np.int64]
     testable: NDArray[np.bool_]
@@ -56,40 +47,19 @@ def cluster_pairs(
     geometry: Geometry = "joint",
     seed: int = 0,
 ) -> Clusters:
-    """Cluster matched pairs by the decoder rows of their features.
+    """Cluster matched pairs by the decoder rows of their features, shapes (pair, d_a) and (pair, d_b).
 
-    Parameters
-    ----------
-    rows_a, rows_b
-        Decoder rows of the pairs, shapes (pair, d_a) and (pair, d_b).
-    n_clusters
-        Number of clusters, at least 2; each needs two pairs or more.
-    geometry
-        ``joint``, ``a`` or ``b``; see the module.
-    seed
-        Of the split and of k-means.
+    There are at least 2 clusters, and four pairs for each; else it is an InputError. Needs scikit-learn.
 
-    Returns
-    -------
-    Clusters
-
-    Raises
-    ------
-    InputError
-        If there are too few pairs for the clusters, or `geometry` is unknown.
-    MissingDependencyError
-        If scikit-learn is not installed.
-
-    Examples
-    --------
     >>> rng = np.random.default_rng(0)
     >>> centre = np.repeat(np.eye(5)[:2], 20, axis=0)
     >>> found = cluster_pairs(centre + rng.normal(0, 0.1, (40, 5)), centre + rng.normal(0, 0.1, (40, 5)), 2)
     >>> [len(set(found.label[part])) for part in (slice(0, 20), slice(20, 40))], int(found.testable.sum())
     ([1, 1], 20)
     """
-    _check(len(rows_a), n_clusters, geometry)
-    units = {"a": centred_unit_rows(rows_a), "b": centred_unit_rows(rows_b)}
+    _check(len(rows_a), n_clusters)
+    # a row that equals the mean stays zero
+    units = {"a": np.nan_to_num(centred_unit(rows_a)), "b": np.nan_to_num(centred_unit(rows_b))}
     if geometry != "joint":
         labels = _k_means(units[geometry], n_clusters, seed)
         return Clusters(_by_size(labels, n_clusters), np.ones(len(labels), bool))
@@ -102,9 +72,7 @@ def cluster_pairs(
     return Clusters(_by_size(labels, n_clusters), testable)
 
 
-def _check(n_pairs: int, n_clusters: int, geometry: str) -> None:
-    if geometry not in GEOMETRIES:
-        raise InputError(f"No geometry {geometry!r}; give one of {', '.join(GEOMETRIES)}")
+def _check(n_pairs: int, n_clusters: int) -> None:
     most = n_pairs // 4
     if not 2 <= n_clusters <= most:
         raise InputError(
@@ -112,20 +80,6 @@ def _check(n_pairs: int, n_clusters: int, geometry: str) -> None:
             if most >= 2
             else f"{n_pairs} pairs are too few to cluster; at least 8 are needed"
         )
-
-
-def centred_unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return rows of length 1 around their mean; a row that equals the mean stays zero.
-
-    Examples
-    --------
-    >>> centred_unit_rows(np.array([[1.0, 3.0], [1.0, 1.0]]))
-    array([[ 0.,  1.],
-           [ 0., -1.]])
-    """
-    centred = np.asarray(rows, np.float64) - rows.mean(axis=0, dtype=np.float64)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
 
 
 def _half(n: int, seed: int) -> NDArray[np.bool_]:
@@ -136,15 +90,9 @@ def _half(n: int, seed: int) -> NDArray[np.bool_]:
 
 
 def _k_means(rows: NDArray[np.float64], n_clusters: int, seed: int) -> NDArray[np.int64]:
-    try:
-        cluster: Any = importlib.import_module("sklearn.cluster")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Clusters of features need scikit-learn: pip install 'semantic-subspace-matching[semantic]'"
-        ) from error
+    cluster = need("sklearn.cluster", "semantic", "Clustering features")
     # one thread: its sums are then in one order, and the labels the same on every machine of the cluster
-    limits = importlib.import_module("threadpoolctl").threadpool_limits
-    with limits(1):
+    with need("threadpoolctl", "semantic").threadpool_limits(1):
         found = cluster.KMeans(n_clusters, n_init=STARTS, random_state=seed).fit_predict(rows)
     return np.asarray(found, np.int64)
 
@@ -166,27 +114,12 @@ def _by_size(labels: NDArray[np.int64], n_clusters: int) -> NDArray[np.int64]:
 def distinctive_words(
     counts: NDArray[np.int64], vocabulary: Sequence[str], n: int = NAME_WORDS
 ) -> list[list[tuple[str, float]]]:
-    """Return the words that set each group of features apart from all others, with their z.
+    """Return, for each group of features, the words that set it apart from all others with their z, the highest first.
 
     Log-odds ratio with an informative Dirichlet prior, the counts of all groups together (Monroe, Colaresi and Quinn,
-    Political Analysis 16, 2008, equations 16 and 22): unlike tf–idf, it does not favour words that occur once.
+    Political Analysis 16, 2008, equations 16 and 22): unlike tf–idf, it does not favour words that occur once. `counts`
+    says how often each word is a top word of each group, int64, shape (group, word).
 
-    Parameters
-    ----------
-    counts
-        How often each word is a top word of each group, int64, shape (group, word).
-    vocabulary
-        The words.
-    n
-        Words of each group.
-
-    Returns
-    -------
-    list of list of (str, float)
-        For each group its words, the most distinctive first; fewer where fewer have a z above 0.
-
-    Examples
-    --------
     >>> counts = np.array([[9, 0, 5], [0, 9, 5]])
     >>> [[word for word, _ in group] for group in distinctive_words(counts, ["rain", "judge", "the"])]
     [['rain'], ['judge']]

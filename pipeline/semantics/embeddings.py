@@ -12,17 +12,16 @@ Sources are named ``KIND:PLACE``:
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import InputError, MissingDependencyError, MissingInputError
+from storage.errors import InputError, MissingInputError
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +42,11 @@ Vectors = NDArray[np.float32]
 
 
 def word_vectors(words: Sequence[str], source: str) -> Vectors:
-    r"""Return an embedding of each word.
+    r"""Return an embedding of each word, float32, shape (word, dimension); NaN for one that the source does not know.
 
-    Parameters
-    ----------
-    words
-        Words, each a piece of text without blanks around it.
-    source
-        ``KIND:PLACE``; see the module.
+    Memory beside the result: for binary word2vec files the whole file, for the others a block of rows or words. An
+    unknown kind, a place without what can be read, and a package that is not installed are errors.
 
-    Returns
-    -------
-    ndarray of float32, shape (word, dimension)
-        A row of NaN for a word that the source does not know. Memory beside the result: for binary word2vec files the
-        whole file, for the others a block of rows or words.
-
-    Raises
-    ------
-    InputError
-        If the kind is unknown, or the place holds nothing that can be read.
-    MissingInputError
-        If there is nothing at the place.
-    MissingDependencyError
-        If the package that reads the kind is not installed.
-
-    Examples
-    --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "tiny.txt"
     >>> _ = path.write_text("cat 1 0\ndog 0.9 0.1\n")
@@ -87,15 +65,6 @@ def word_vectors(words: Sequence[str], source: str) -> Vectors:
     return vectors
 
 
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"These embeddings are read by {package}: pip install 'semantic-subspace-matching[semantic]'"
-        ) from error
-
-
 def _gensim(words: Sequence[str], path: Path) -> Vectors:
     suffix = next((end for end in reversed(path.suffixes) if end != ".gz"), "")
     if suffix in TEXT_SUFFIXES:
@@ -105,7 +74,7 @@ def _gensim(words: Sequence[str], path: Path) -> Vectors:
             f"{path} is not in word2vec's format (.txt, .vec or .bin, or one of these and .gz). Gensim's own files are "
             "pickles; write it again with KeyedVectors.save_word2vec_format(…)"
         )
-    models = _require("gensim.models", "gensim")
+    models = need("gensim.models", "semantic")
     try:
         vectors = models.KeyedVectors.load_word2vec_format(str(path), binary=True)
     except (ValueError, EOFError) as error:
@@ -146,7 +115,7 @@ def _looked_up(words: Sequence[str], known: Mapping[str, Vectors], size: int = 0
 
 
 def _sentence_transformers(words: Sequence[str], folder: Path) -> Vectors:
-    package = _require("sentence_transformers", "sentence-transformers")
+    package = need("sentence_transformers", "semantic")
     encoder = package.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     encoded = encoder.encode(list(words), show_progress_bar=False, convert_to_numpy=True)
     return np.asarray(encoded, np.float32).reshape(len(words), -1)
@@ -168,7 +137,7 @@ def _tokens_of(words: Sequence[str], folder: Path) -> list[NDArray[np.int64]]:
 
     Byte-level tokenizers have most words with the blank before them, and names with a capital only.
     """
-    transformers = _require("transformers", "transformers")
+    transformers = need("transformers", "semantic")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     forms = [[f" {word}", word, f" {word.capitalize()}"] for word in words]
     encoded = tokenizer([form for three in forms for form in three], add_special_tokens=False)["input_ids"]
@@ -179,7 +148,7 @@ def _tokens_of(words: Sequence[str], folder: Path) -> list[NDArray[np.int64]]:
 def _embedding_rows(folder: Path, ids: NDArray[np.int64]) -> Vectors:
     """Return some rows of the input embeddings, read a block of rows at a time."""
     file, name = _find_embedding(folder)
-    with _require("safetensors", "safetensors").safe_open(file, framework="pt") as weights:
+    with need("safetensors", "semantic").safe_open(file, framework="pt") as weights:
         matrix = weights.get_slice(name)
         n_rows, size = matrix.get_shape()
         result = np.empty((len(ids), size), np.float32)
@@ -204,7 +173,7 @@ def _find_embedding(folder: Path) -> tuple[Path, str]:
 
 def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the tensors of a model's folder: from the index where the weights are in several files."""
-    safetensors = _require("safetensors", "safetensors")
+    safetensors = need("safetensors", "semantic")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():

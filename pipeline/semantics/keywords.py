@@ -58,15 +58,8 @@ class _Entry(NamedTuple):
 
 
 class Matcher:
-    """Finds the keywords of concepts in texts.
+    """Finds the keywords of concepts in texts; the numbers of concepts are their places here.
 
-    Parameters
-    ----------
-    concepts
-        The concepts; their numbers are their places here.
-
-    Examples
-    --------
     >>> matcher = Matcher([Concept("places", ("New York",)), Concept("people", ("she",))])
     >>> matcher.occurrences("She saw the sheen of new york.")
     [Occurrence(start=0, end=3, concept=1), Occurrence(start=21, end=29, concept=0)]
@@ -153,24 +146,11 @@ _PLAIN = str.maketrans({"‐": "-", "‑": "-", "–": "-", "’": "'", "ʼ": "'
 def keyword_rows(
     corpus: Corpus, coordinates: xr.Dataset, concepts: Mapping[str, Concept], rows: NDArray[np.int64] | None = None
 ) -> scipy.sparse.csr_array:
-    """Return which rows stand at keywords of which concepts.
+    """Return which rows stand at keywords of which concepts: (row, concept) bool, in their order.
 
-    Parameters
-    ----------
-    corpus
-        The text.
-    coordinates
-        A store, or its variables ``document``, ``char_start`` and ``char_end``, over ``token``.
-    concepts
-        The concepts.
-    rows
-        Rows to look at, ascending int64; all by default.
-
-    Returns
-    -------
-    scipy.sparse.csr_array
-        (row, concept) bool, in the order of `rows` and `concepts`. Memory: the coordinates of the rows, the texts of
-        :data:`BLOCK_DOCUMENTS` documents, and an entry for each distinct word of the texts.
+    `coordinates` is a store, or its variables ``document``, ``char_start`` and ``char_end``; `rows` are ascending, all
+    by default. Memory: the coordinates of the rows, the texts of :data:`BLOCK_DOCUMENTS` documents, and an entry for
+    each distinct word of the texts.
     """
     document, start, end = read_spans(coordinates, rows)
     order = np.lexsort((start, document))

@@ -23,7 +23,8 @@ from pipeline.settings.semantics import LabelSettings
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.work.workers import progress
 from storage import claim, fingerprint, new_manifest
-from storage.errors import FormatError, InputError, MissingDependencyError, SubspaceError
+from storage.errors import FormatError, InputError, SubspaceError
+from storage.extras import need
 from storage.files import write_text
 from storage.targets import sweep
 
@@ -184,13 +185,7 @@ def _lines(labels: dict[int, str]) -> str:
 
 def _asker(settings: LabelSettings, headers: dict[str, str], first_wait: float) -> Any:
     """Return a function that makes one request and returns its labels, with retries."""
-    try:
-        import httpx  # noqa: PLC0415 - an extra
-        import tenacity  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Labels from an endpoint need httpx and tenacity: pip install 'semantic-subspace-matching[label]'"
-        ) from error
+    httpx, tenacity = (need(name, "label", "Labelling") for name in ("httpx", "tenacity"))
 
     def worth_a_retry(error: BaseException) -> bool:
         if isinstance(error, httpx.HTTPStatusError):
@@ -237,15 +232,8 @@ def _status(error: Any) -> str:
 
 
 def parse_answer(answer: str | bytes) -> dict[int, str]:
-    r"""Return the labels of a chat completion, by feature.
+    r"""Return the labels of a chat completion, by feature; a FormatError if it holds no JSON object of labels.
 
-    Raises
-    ------
-    FormatError
-        If it holds no JSON object of labels.
-
-    Examples
-    --------
     >>> content = 'Here: {"17": "days of the week", "x": 1}'
     >>> parse_answer(json.dumps({"choices": [{"message": {"content": content}}]}))
     {17: 'days of the week'}

@@ -204,24 +204,10 @@ def _of_rows(path: str, rows: xr.Dataset, keywords: scipy.sparse.csr_array, clie
 
 
 def pointwise_mutual_information(both: NDArray[Any], first: NDArray[Any], second: NDArray[Any], n: int) -> Floats:
-    """Return log2 of P(both) / (P(first) P(second)), from counts.
+    """Return log2 of P(both) / (P(first) P(second)), in bits, from counts of shapes (i, j), (i,) and (j,) out of `n`.
 
-    Parameters
-    ----------
-    both
-        How often i and j happen together, shape (i, j).
-    first, second
-        How often each happens, shape (i,) and (j,).
-    n
-        How often they could.
+    −inf where they never happen together, NaN where one never happens.
 
-    Returns
-    -------
-    numpy.ndarray
-        Bits, float64, shape (i, j): −inf where they never happen together, NaN where one never happens.
-
-    Examples
-    --------
     >>> pointwise_mutual_information(np.array([[2, 0]]), np.array([4]), np.array([4, 4]), 16)
     array([[  1., -inf]])
     """
@@ -233,23 +219,10 @@ def pointwise_mutual_information(both: NDArray[Any], first: NDArray[Any], second
 def count_rows(
     path: str, n_features: int, keywords: scipy.sparse.csr_array, client: Client | None
 ) -> NDArray[np.int64]:
-    """Return on how many rows each feature is not 0 where each concept (or kind of row) stands.
+    """Return on how many rows each feature is not 0 where each concept (or kind of row) stands, int64.
 
-    Parameters
-    ----------
-    path
-        An activation store.
-    n_features
-        Its features.
-    keywords
-        (row, concept) bool; sinks have none.
-    client
-        Where panels of features are counted. A task holds a slab of rows, at most :data:`SLAB_BYTES`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (feature, concept) int64.
+    `keywords` is (row, concept) bool, in which sinks have none; the result (feature, concept). A task counts one panel
+    of features, and holds a slab of rows, at most :data:`SLAB_BYTES`.
     """
     count = np.zeros((n_features, keywords.shape[1]), np.int64)
     width = zarr.open_array(f"{path}/activation", mode="r").chunks[1]

@@ -59,21 +59,10 @@ def non_concept_features(
 
     Parameters
     ----------
-    contexts
-        Result of ``contexts`` for the store.
-    store
-        The activation store, with token coordinates.
-    corpus
-        The text.
+    contexts, store, corpus, out, overwrite, client
+        As for :func:`pipeline.semantics.membership.concept_features`.
     settings
         Each setting of :class:`~pipeline.settings.semantics.NonConceptSettings` is a keyword; or all of them as one.
-    out
-        Where the result is written; a current one is left as it is. In memory only if absent.
-    overwrite
-        Whether a result at `out` that came from other inputs may be replaced.
-    client
-        Where rows are counted; threads of this process by default. A task reads one panel of features, one slab of
-        rows at a time. Besides there are the coordinates of all rows in memory, and the result.
 
     Returns
     -------

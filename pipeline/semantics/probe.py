@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.settings.semantics import ProbeRule
 from storage import is_sparse, open_activations, read_csr, read_dense
-from storage.errors import MissingDependencyError
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 
@@ -31,33 +31,11 @@ TRAINING_SHARE = 0.75
 def probe_concepts(
     store: str, keywords: scipy.sparse.csr_array, rule: ProbeRule
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Fit one probe for each concept.
+    """Fit one probe for each concept; return its weights and the area under the ROC curve on held-out documents.
 
-    Parameters
-    ----------
-    store
-        The activation store.
-    keywords
-        (row, concept) bool: which rows stand at a keyword.
-    rule
-        Sizes of the sample, strength of the penalty, seed.
-
-    Returns
-    -------
-    weight : numpy.ndarray
-        (feature, concept) float32; NaN where a concept has too few rows for a probe.
-    auc : numpy.ndarray
-        (concept,) float64: area under the ROC curve on held-out documents.
-
-    Notes
-    -----
-    Memory: the sampled rows (at most ``rows`` and ``rows_of_concept`` for each concept) with their active features,
-    and one slab of :data:`SLAB_ROWS` rows.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without scikit-learn.
+    ``weight`` is (feature, concept) float32, NaN where a concept has too few rows for a probe; ``auc`` (concept,)
+    float64. Memory: the sampled rows (at most ``rows`` and ``rows_of_concept`` for each concept) with their active
+    features, and one slab of :data:`SLAB_ROWS` rows. Needs scikit-learn.
     """
     opened = open_activations(store)
     rows = sample_rows(keywords, opened["sink"].values, rule)
@@ -119,15 +97,9 @@ def _fit(
     active: scipy.sparse.csr_array, label: NDArray[np.bool_], training: NDArray[np.bool_], rule: ProbeRule
 ) -> tuple[NDArray[np.float64], float]:
     """Fit one probe; return its weights and the area under its ROC curve on the rows that did not train it."""
-    try:
-        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an extra
-        from sklearn.metrics import roc_auc_score  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingDependencyError(
-            "The rule 'probe' needs scikit-learn: pip install 'semantic-subspace-matching[semantic]'"
-        ) from error
-    probe = LogisticRegression(
+    models, metrics = (need(f"sklearn.{name}", "semantic", "The rule probe") for name in ("linear_model", "metrics"))
+    probe = models.LogisticRegression(
         l1_ratio=1.0, C=rule.strength, solver="liblinear", class_weight="balanced", max_iter=300, random_state=rule.seed
     )
     probe.fit(active[training], label[training])
-    return probe.coef_[0], float(roc_auc_score(label[~training], probe.decision_function(active[~training])))
+    return probe.coef_[0], float(metrics.roc_auc_score(label[~training], probe.decision_function(active[~training])))

@@ -19,7 +19,7 @@ from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.subspaces import APPROACHES, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
 from pipeline.settings.base import keywords
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
@@ -36,15 +36,7 @@ SHOWN_WORDS = 6
 
 @dataclass(frozen=True)
 class Site:
-    """Results of one model at one site.
-
-    Attributes
-    ----------
-    store, contexts
-        The activation store, and the top contexts of its features.
-    concepts
-        Which features belong to which concept.
-    """
+    """Results of one model at one site: activation store, top contexts, and which features belong to which concept."""
 
     store: Path
     contexts: Path
@@ -221,8 +213,9 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         client=client,
     )
     top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
-    table = _scores(scores).assign(_described(found, top, pool))
-    table = table.assign(_coherence_columns(_coherences(found, top, inputs.words, settings)))
+    table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
+    coherences = _coherences(found, top, inputs.words, settings)
+    table = table.assign(_described(found, top, pool)).assign(_coherence_columns(coherences))
     return table.merge(_members(found)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
 
 
@@ -269,10 +262,6 @@ def _decoder_rows(store: Path, features: NDArray[np.int32]) -> NDArray[np.floati
     return rows
 
 
-def _scores(scores: xr.Dataset) -> xr.Dataset:
-    return scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
-
-
 def _described(
     found: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
 ) -> dict[str, Any]:
@@ -299,7 +288,7 @@ def _described(
 
 
 def _overlap(one: Tested, by_key: Mapping[tuple[str, str], Subspace]) -> float:
-    pair = [by_key.get((one.subspace.name, approach)) for approach in APPROACHES]
+    pair = [by_key.get((one.subspace.name, approach)) for approach in ("global", "within")]
     return float("nan") if pair[0] is None or pair[1] is None else overlap(pair[0], pair[1])
 
 
@@ -344,13 +333,11 @@ def _coherences(
 
 
 def _coherence_columns(found: Sequence[Coherence]) -> dict[str, Any]:
-    columns = {
-        "coherence": [one.score for one in found],
-        "coherence_random": [one.random_mean for one in found],
-        "coherence_z": [one.z for one in found],
-        "coherence_p": [one.p for one in found],
+    columns = {"": "score", "_random": "random_mean", "_z": "z", "_p": "p"}
+    return {
+        f"coherence{suffix}": ("subspace", np.array([getattr(one, name) for one in found], np.float64))
+        for suffix, name in columns.items()
     }
-    return {name: ("subspace", np.array(values, np.float64)) for name, values in columns.items()}
 
 
 def _members(found: Sequence[Tested]) -> xr.Dataset:

@@ -15,36 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from storage.errors import InputError
-
-Approach = Literal["global", "within"]
-APPROACHES: tuple[Approach, ...] = ("global", "within")
-Sides = Literal["both", "either"]
+from pipeline.settings.semantics import Sides
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """The pairs of one meaning at one pair of sites, from the highest r down.
-
-    Attributes
-    ----------
-    name
-        The concept, or the cluster.
-    approach
-        ``global``, ``within``, or ``cluster``.
-    feature_a, feature_b
-        Feature ids, int32, shape (pair,).
-    r, r_heldout
-        float64, shape (pair,).
-    """
+    """The pairs of one meaning at one pair of sites, from the highest r down, in arrays of shape (pair,)."""
 
     name: str
     approach: str
@@ -69,39 +52,17 @@ def from_pairs(name: str, approach: str, pairs: xr.Dataset) -> Subspace:
 
 
 def cut_out(pairs: xr.Dataset, name: str, member_a: Mask, member_b: Mask, sides: Sides = "both") -> Subspace:
-    """Keep the global pairs whose features belong to a concept.
+    """Keep the global pairs whose features belong to a concept: ``both`` of them, or ``either``.
 
-    Parameters
-    ----------
-    pairs
-        Result of :func:`pipeline.match`.
-    name
-        The concept.
-    member_a, member_b
-        bool, shape (feature,): which features of A and of B belong to it.
-    sides
-        ``both`` features of a pair must belong, or ``either``. With ``either`` a pair enters on the word of one model
-        alone: the set is larger, and shows where the other model's partner means something else.
+    With ``either`` a pair enters on the word of one model alone: the set is larger, and shows where the other model's
+    partner means something else. `member_a` and `member_b` are bool, shape (feature,).
 
-    Returns
-    -------
-    Subspace
-
-    Raises
-    ------
-    InputError
-        If `sides` is neither.
-
-    Examples
-    --------
     >>> columns = {"feature_a": [0, 1, 2], "feature_b": [2, 1, 0], "r": [0.9, 0.8, 0.7], "r_heldout": [0.8, 0.7, 0.7]}
     >>> pairs = xr.Dataset({key: ("pair", values) for key, values in columns.items()})
     >>> a, b = np.array([True, True, False]), np.array([True, False, True])
     >>> cut_out(pairs, "time", a, b).feature_a.tolist(), cut_out(pairs, "time", a, b, "either").feature_a.tolist()
     ([0], [0, 1, 2])
     """
-    if sides not in ("both", "either"):
-        raise InputError(f"sides is {sides!r}: both features of a pair belong to the concept, or either does")
     on_a, on_b = member_a[pairs["feature_a"].values], member_b[pairs["feature_b"].values]
     kept = np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
     return from_pairs(name, "global", pairs.isel(pair=kept))

@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
+from pipeline.settings.semantics import SemanticsSettings
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.targets import write_table
 
@@ -29,7 +30,7 @@ STAGE = "semantics-table"
 #: Level below which a corrected p counts.
 LEVEL = 0.05
 #: Metrics and nulls that the verdict is made of.
-JUDGED = ("svcca:k=4", "rsa")
+JUDGED = tuple(SemanticsSettings().judged)
 JUDGED_NULLS = ("shuffled", "random_pairs")
 #: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
 VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
@@ -135,17 +136,7 @@ def _criterion(table: xr.Dataset, runs: int) -> str:
 
 
 def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) -> NDArray[np.int8]:
-    """Return each row's verdict, int8, shape (row,).
-
-    Parameters
-    ----------
-    table
-        With ``p`` and the corrected p.
-    correction
-        The corrected p that decides.
-    judged
-        Two metrics.
-    """
+    """Return each row's verdict by two metrics and the corrected p that decides, int8, shape (row,)."""
     have = set(table["metric"].values.tolist()), set(table["null"].values.tolist())
     if not (set(judged) <= have[0] and set(JUDGED_NULLS) <= have[1]):
         return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
@@ -188,17 +179,7 @@ def unstacked(table: xr.Dataset, kind: str = "concept") -> xr.Dataset:
 
 
 def frame(table: xr.Dataset) -> pd.DataFrame:
-    """Return the table with one line for each subspace, metric and null, for CSV.
-
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-    """
+    """Return the table of :func:`semantics_table` with one line for each subspace, metric and null, for CSV."""
     long = table.drop_attrs().to_dataframe(dim_order=["row", "metric", "null"]).reset_index()
     long["verdict"] = [VERDICTS[value] for value in long["verdict"]]
     first = [*KEYS, "n_pairs", "n_tested", "metric", "null", "score"]
@@ -206,39 +187,22 @@ def frame(table: xr.Dataset) -> pd.DataFrame:
 
 
 def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the table in the columns of the study: one line for each subspace.
+    """Return the table in the columns of the study, one line for each subspace; by default with the judged metrics.
 
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-    metrics
-        Which metrics have columns; the judged ones by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p;
-        then coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
+    Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p; then
+    coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
     """
     correction = str(table.attrs["correction"])
     shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
-    columns: dict[str, Any] = {
-        label: table[key].values
-        for label, key in {
-            "A": "site_a",
-            "B": "site_b",
-            "Concept": "name",
-            "Approach": "approach",
-            "Pairs": "n_pairs",
-        }.items()
-    }
+    labels = {"A": "site_a", "B": "site_b", "Concept": "name", "Approach": "approach", "Pairs": "n_pairs"}
+    columns: dict[str, Any] = {label: table[key].values for label, key in labels.items()}
     for metric in shown:
-        name, one = metric.upper(), table.sel(metric=metric)
-        columns[name] = one["score"].values
+        name, scores = metric.upper(), table.sel(metric=metric)
+        columns[name] = scores["score"].values
         for null in table["null"].values.tolist():
-            columns[f"{name} {NULL_LABELS.get(null, null)}"] = one["null_mean"].sel(null=null).values
-            columns[f"{name} p {NULL_LABELS.get(null, null)}"] = one[correction].sel(null=null).values
+            label = NULL_LABELS.get(null, null)
+            columns[f"{name} {label}"] = scores["null_mean"].sel(null=null).values
+            columns[f"{name} p {label}"] = scores[correction].sel(null=null).values
     labels = {
         "Coherence": "coherence",
         "random coherence": "coherence_random",
@@ -262,19 +226,9 @@ NULL_LABELS = {"shuffled": "shuffled", "random_features": "random", "random_pair
 
 
 def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
-    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study).
+    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study), texts escaped.
 
-    Parameters
-    ----------
-    table
-        From :func:`semantics_table`.
-    stem
-        Path without a suffix.
-
-    Returns
-    -------
-    list of Path
-        The three files, each there completely or as it was before. Text is escaped.
+    Each file is there completely or as it was before.
     """
     study = study_frame(table)
     texts = {

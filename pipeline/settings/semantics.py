@@ -13,6 +13,9 @@ from pipeline.settings.match import MatchMethod
 from pipeline.settings.registries import METHODS, NULLS
 from storage.errors import InputError
 
+Approach = Literal["global", "within"]
+Sides = Literal["both", "either"]
+Geometry = Literal["joint", "a", "b"]
 NonConceptKind = Literal["punctuation", "blank", "beginning", "position", "frequent", "single_token"]
 
 #: Share from which on a feature is of a kind that stands for no concept.
@@ -114,11 +117,11 @@ class ConceptsSettings(Section):
 class SubspaceSettings(Section):
     """How the subspaces of concepts are made and tested."""
 
-    approaches: Annotated[list[Literal["global", "within"]], Flag(name="--approach", metavar="NAME")] = Field(
+    approaches: Annotated[list[Approach], Flag(name="--approach", metavar="NAME")] = Field(
         ["global", "within"],
         description="Pairs of the whole space cut out (global), features paired within the concept (within), or both.",
     )
-    sides: Literal["both", "either"] = Field(
+    sides: Sides = Field(
         "both", description="Whose features must belong to the concept, of pairs cut out of the whole space."
     )
     within: Annotated[MatchMethod, Flag(metavar="NAME", choices=lambda: METHODS)] = Field(
@@ -138,7 +141,7 @@ class SubspaceSettings(Section):
     clusters: Annotated[int, Number, Field(ge=0)] = Field(
         0, description="Clusters of the pairs by decoder geometry that are tested like concepts; 0 for none."
     )
-    geometry: Literal["joint", "a", "b"] = Field("joint", description="Whose decoder rows find the clusters.")
+    geometry: Geometry = Field("joint", description="Whose decoder rows find the clusters.")
 
     @model_validator(mode="after")
     def _something_to_test(self) -> SubspaceSettings:

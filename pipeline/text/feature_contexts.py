@@ -165,25 +165,10 @@ def _commonest_tokens(tops: xr.Dataset, rows: xr.Dataset, corpus: Corpus) -> Ite
 def read_activity(
     path: str | Path, features: NDArray[np.integer], rows: NDArray[np.int64], reach: int = REACH
 ) -> NDArray[np.float32]:
-    """Return what features do on the rows around some of theirs.
+    """Return what features (n,) do on the rows around some of theirs (n, m): float32, shape (n, m, 2 · reach + 1).
 
-    Parameters
-    ----------
-    path
-        The activation store.
-    features
-        Feature ids, shape (n,).
-    rows
-        Rows of each, shape (n, m); −1 where there is none.
-    reach
-        Rows on either side.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, m, 2 · reach + 1)
-        Activations on the rows from `reach` before to `reach` after each, 0 where there are none. Every chunk of the
-        store that holds such a row is read once. Beside the result one chunk is held at a time, with about 50 bytes for
-        each of these rows that are in it.
+    0 where there are none, as for −1. Every chunk of the store that holds such a row is read once. Beside the result
+    one chunk is held at a time, with about 50 bytes for each of these rows that are in it.
     """
     array = zarr.open_array(f"{path}/activation", mode="r")
     (height, width), (n_rows, n_features) = array.chunks, array.shape

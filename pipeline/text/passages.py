@@ -212,27 +212,12 @@ class Passages:
 def gather_passages(
     corpus: Corpus, rows: xr.Dataset, wanted: NDArray[np.int64], *, reach: int = REACH, width: int = WIDTH
 ) -> Passages:
-    """Cut the passages of some rows out of the corpus.
+    """Cut the passages of some rows out of the corpus, up to `reach` rows and `width` characters on either side.
 
-    Parameters
-    ----------
-    corpus
-        The text.
-    rows
-        A store or a table of rows: ``document``, ``char_start``, ``char_end`` over ``token``, and ``window_of_row`` or
-        ``position`` where documents were read in windows.
-    wanted
-        Row numbers, int64, of any shape and in any order; −1 is passed over.
-    reach, width
-        Rows, and characters, on either side.
+    `rows` is a store or a table of rows: ``document``, ``char_start``, ``char_end`` over ``token``, and
+    ``window_of_row`` or ``position`` where documents were read in windows. `wanted` are numbers of rows, of any shape
+    and in any order; −1 is passed over. Held are about 40 bytes a row that any passage takes in, and its text.
 
-    Returns
-    -------
-    Passages
-        About 40 bytes a row that any passage takes in, and its text.
-
-    Examples
-    --------
     >>> import tempfile, storage
     >>> corpus = storage.write_corpus(tempfile.mkdtemp() + "/corpus.zarr", ["she saw it", "not this"])
     >>> columns = {"document": [0, 0, 0, 1], "char_start": [0, 3, 7, 0], "char_end": [3, 7, 10, 8]}

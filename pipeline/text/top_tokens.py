@@ -65,29 +65,10 @@ class TopTokens:
 
 
 def top_tokens(contexts: Sequence[str | Path], store: str | Path, corpus: str | Path) -> list[TopTokens]:
-    """Read the top tokens of the features of one store or several.
+    """Read the top tokens of the features of one store or several, whose `contexts` are all of the same rows.
 
-    Parameters
-    ----------
-    contexts
-        Results of ``contexts``, all of the same rows.
-    store
-        The activation store of any of them; only its token coordinates are read.
-    corpus
-        The text.
-
-    Returns
-    -------
-    list of TopTokens
-        One for each result, with one vocabulary in the order of the text. Memory: the contexts, and the texts of their
-        tokens.
-
-    Raises
-    ------
-    RowMismatchError
-        If contexts, store and corpus are not of the same rows.
-    InputError
-        If the store has no token coordinates.
+    `store` is that of any of them; only its token coordinates are read. The results have one vocabulary, in the order
+    of the text. Memory: the contexts, and the texts of their tokens.
     """
     return _read(contexts, store, corpus, lambda text, start, end: text[start:end].strip())
 

@@ -82,8 +82,6 @@ def test_bad_input() -> None:
         cluster_pairs(a, b, 31)
     with pytest.raises(InputError, match="at least 8 are needed"):
         cluster_pairs(a[:5], b[:5], 2)
-    with pytest.raises(InputError, match="No geometry 'c'"):
-        cluster_pairs(a, b, 2, "c")
 
 
 def test_rare_words_do_not_name_a_cluster() -> None:

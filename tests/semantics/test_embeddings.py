@@ -104,6 +104,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(embeddings.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingDependencyError, match=r"semantic-subspace-matching\[semantic\]"):
         word_vectors(["a"], f"sentence-transformers:{tmp_path}")

@@ -158,9 +158,15 @@ def test_clusters_find_what_the_concepts_found(planted: Any, settings: SubspaceS
 
 
 class TestBadInput:
-    def test_unknown_approach(self) -> None:
+    def test_an_approach_twice(self) -> None:
         with pytest.raises(InputError, match="approaches are some of global, within"):
             SubspaceSettings.make(approaches=["global", "global"])
+
+    @pytest.mark.parametrize("name", ["approaches", "sides", "geometry"])
+    def test_unknown_choice(self, name: str) -> None:
+        value = ["c"] if name == "approaches" else "c"
+        with pytest.raises(InputError, match=rf"{name}.*: Input should be .*\(given: 'c'\)"):
+            SubspaceSettings.make(**{name: value})
 
     def test_missing_pairs(self, planted: Any, tmp_path: Path) -> None:
         with pytest.raises(MissingInputError, match="nowhere"):
