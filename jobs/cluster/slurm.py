@@ -55,7 +55,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
             f"log-directory {log_directory} of profile {name!r} does not exist; Slurm would drop the jobs "
             "without a word. Make it, on a file system that all nodes see"
         )
-    own = {
+    named = {
         "name": job.name, "queue": job.partition, "account": job.account, "walltime": job.walltime,
         "cores": job.cores, "processes": job.processes, "memory": job.memory, "job-cpu": job.job_cpu,
         "job-mem": job.job_mem, "interface": job.interface, "local-directory": job.scratch,
@@ -64,7 +64,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
         "job-directives-skip": job.job_directives_skip, "job-extra-directives": [*directives(job)],
         "job-script-prologue": [*prologue(job, folder)], "worker-extra-args": [*worker_arguments(job)],
     }  # fmt: skip
-    given = {key: value for key, value in own.items() if value is not None}
+    given = {key: value for key, value in named.items() if value is not None}
     site = dask.config.get("jobqueue.slurm", {})
     refuse_control_characters(site, "jobqueue.slurm")
     options: dict[str, Any] = dask.config.merge(_defaults(), site, given)
@@ -165,7 +165,7 @@ def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:
     ['--lifetime', '10m']
     """
     seconds = None if walltime is None else walltime_seconds(walltime)
-    if seconds is None or any(str(one).startswith("--lifetime") for one in arguments):
+    if seconds is None or any(str(argument).startswith("--lifetime") for argument in arguments):
         return list(arguments)
     margin = min(max(MARGIN * seconds, MARGIN_SECONDS[0]), MARGIN_SECONDS[1])
     lifetime = max(seconds - margin - STAGGER * seconds, 0.25 * seconds)

@@ -63,23 +63,24 @@ def test_panels_in_shares(
     stores: dict[str, tuple[Path, Path]], layout: str, measure: str, client: Client, tmp_path: Path
 ) -> None:
     a, b = stores[layout]
-    settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure).model_dump()  # type: ignore[arg-type]
-    whole = correlation.correlate(a, b, out=tmp_path / "whole.zarr", client=client, **settings)
+    settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure)  # type: ignore[arg-type]
+    whole = correlation.correlate(a, b, settings, out=tmp_path / "whole.zarr", client=client)
     out = tmp_path / "shared.zarr"
     with pytest.raises(MissingInputError, match="share begin/3"):
-        correlation.correlate_share(a, b, share=Share(1, 3), out=out, client=client, **settings)
+        correlation.correlate_share(a, b, settings, share=Share(1, 3), out=out, client=client)
     assert not out.with_name("shared.zarr.partial").exists()
-    correlation.correlate_share(a, b, share=Share(None, 3), out=out, client=client, **settings)
+    correlation.correlate_share(a, b, settings, share=Share(None, 3), out=out, client=client)
     n_panels = []
     for i in (2, 0):  # and one that fails: the run behind them makes up for it
-        correlation.correlate_share(a, b, share=Share(i, 3), out=out, client=client, **settings)
+        correlation.correlate_share(a, b, settings, share=Share(i, 3), out=out, client=client)
         n_panels.append(len(list(out.with_name("shared.zarr.partial").glob("panels/panel-*.npz"))))
     assert 0 < n_panels[0] < n_panels[1]
+    other = settings.model_copy(update={"top_k": 4})
     with pytest.raises(MissingInputError, match="with these inputs and settings"):
-        correlation.correlate_share(a, b, share=Share(1, 3), out=out, client=client, **{**settings, "top_k": 4})
-    finished = correlation.correlate(a, b, out=out, client=client, **settings)
+        correlation.correlate_share(a, b, other, share=Share(1, 3), out=out, client=client)
+    finished = correlation.correlate(a, b, settings, out=out, client=client)
     assert same(whole, finished)
-    correlation.correlate_share(a, b, share=Share(1, 3), out=out, client=client, **settings)  # nothing is left to do
+    correlation.correlate_share(a, b, settings, share=Share(1, 3), out=out, client=client)  # nothing is left to do
 
 
 def test_a_run_in_shares(tiny_inputs: Path, tiny_run: RunResult, client: Client, tmp_path: Path) -> None:
