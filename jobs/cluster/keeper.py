@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at Slurm's queue.
 POLL_SECONDS = 10.0
+#: Seconds that Slurm's queue may take to answer.
+ANSWERING = 60.0
 #: Seconds that Dask gets to replace a lost job itself, where it can.
 PATIENCE = 90.0
 #: Seconds that the watcher waits before it replaces a job whose worker never came; doubled each time, up to the second.
@@ -241,7 +243,8 @@ def tail(file: Path) -> str:
 def queued_jobs() -> set[str] | None:
     """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
     try:
-        return set(slurm_output("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A").split())
+        command = ("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A")
+        return set(slurm_output(*command, timeout=ANSWERING).split())
     except SubspaceError as error:
         logger.warning("Slurm's queue is not known: %s", error)
         return None

@@ -297,7 +297,7 @@ def _running(state: ClusterState, service: Service) -> dict[str, Any]:
         with answering(state) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
     except InputError as error:
-        return {"state": "gone", "why": str(error)}
+        return {"state": "gone", "why": f"{error}. It runs on {state.about['host']}, if it does"}
     return {
         "state": "running",
         "scheduler": service.address,

@@ -34,8 +34,6 @@ UNKNOWN = "UNKNOWN"
 SHOWN_LINES = 20
 #: File with the settings of a cluster, in its folder.
 SETTINGS = "settings.yaml"
-#: Seconds that Slurm may take to answer.
-ANSWERING = 120.0
 #: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
 #: their end: without it all would be gone at once.
 MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
@@ -207,14 +205,14 @@ class Job:
         return self.state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
-def slurm_output(*command: str) -> str:
-    """Run one of Slurm's commands and return what it prints; SubspaceError if it fails or does not answer."""
+def slurm_output(*command: str, timeout: float | None = None) -> str:
+    """Run one of Slurm's commands and return what it prints; SubspaceError if it fails or takes longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWERING)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)  # noqa: S603
     except FileNotFoundError as error:
         raise SubspaceError(f"There is no {command[0]} on PATH: this is no host of a Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise SubspaceError(f"`{shlex.join(command)}` did not end within {ANSWERING:g} s") from error
+        raise SubspaceError(f"`{shlex.join(command)}` did not end within {timeout:g} s") from error
     if done.returncode:
         raise SubspaceError(f"`{shlex.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
