@@ -53,13 +53,13 @@ def options(
             return function(*args, **values, settings=chosen if changes else section.make(**chosen))
 
         hints = get_type_hints(function, include_extras=True)
-        others = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
-        at = [p.name for p in others].index("settings")
-        behind = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others[at + 1 :]]
+        own = [one.replace(annotation=hints[name]) for name, one in inspect.signature(function).parameters.items()]
+        at = [one.name for one in own].index("settings")
+        named = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own[at + 1 :]]
         made = [_option(name, field, changes=changes) for name, field in section.model_fields.items()]
-        parameters = [*others[:at], *made, *behind]
+        parameters = [*own[:at], *made, *named]
         command.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        command.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
         return command
 
     return decorate
@@ -85,7 +85,7 @@ def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
 
 
 def _flag(field: FieldInfo) -> Flag:
-    return next((constraint for constraint in field.metadata if isinstance(constraint, Flag)), Flag())
+    return next((one for one in field.metadata if isinstance(one, Flag)), Flag())
 
 
 def _parsed(field: FieldInfo, value: Any) -> Any:
@@ -99,15 +99,15 @@ def _bounds(field: FieldInfo, plain: Any) -> dict[str, Any]:
     """Return the least and the greatest value of a number, where these are allowed themselves."""
     if plain not in (int, float):
         return {}
-    bounds: dict[str, Any] = {}
-    for constraint in field.metadata:
-        if (least := getattr(constraint, "ge", None)) is not None:
-            bounds["min"] = least
-        if plain is int and (below := getattr(constraint, "gt", None)) is not None:
-            bounds["min"] = below + 1
-        if (most := getattr(constraint, "le", None)) is not None and "min" in bounds:
-            bounds["max"] = most
-    return bounds
+    found: dict[str, Any] = {}
+    for one in field.metadata:
+        if (least := getattr(one, "ge", None)) is not None:
+            found["min"] = least
+        if plain is int and (below := getattr(one, "gt", None)) is not None:
+            found["min"] = below + 1
+        if (most := getattr(one, "le", None)) is not None and "min" in found:
+            found["max"] = most
+    return found
 
 
 def _plain(annotation: Any) -> Any:
@@ -116,8 +116,8 @@ def _plain(annotation: Any) -> Any:
     if origin is Annotated:
         return _plain(inner[0])
     if origin in (Union, types.UnionType):
-        kinds = [_plain(part) for part in inner if part is not types.NoneType]
-        return kinds[0] if len(kinds) == 1 else str
+        some = [_plain(one) for one in inner if one is not types.NoneType]
+        return some[0] if len(some) == 1 else str
     if origin is list:
         item = _plain(inner[0])
         return list[item]  # type: ignore[valid-type]

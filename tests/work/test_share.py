@@ -63,7 +63,7 @@ def test_panels_in_shares(
     stores: dict[str, tuple[Path, Path]], layout: str, measure: str, client: Client, tmp_path: Path
 ) -> None:
     a, b = stores[layout]
-    settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure)  # type: ignore[arg-type]
+    settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure)
     whole = correlation.correlate(a, b, settings, out=tmp_path / "whole.zarr", client=client)
     out = tmp_path / "shared.zarr"
     with pytest.raises(MissingInputError, match="share begin/3"):
