@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from jobs.verbs.index import EXPERIMENT, VERBS, Verb
 from pipeline.work.boundary import DEBUG, Debug, guarded
-from pipeline.work.script import Session, set_up_logging
+from pipeline.work.script import set_up_logging
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -113,7 +113,7 @@ def start(
     """Set up what all verbs share."""
     set_up_logging(level=10 if verbose else 20)
     DEBUG.set(debug)
-    context.obj = Session(connect=connect)
+    context.obj = connect
 
 
 def main() -> None:

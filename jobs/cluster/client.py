@@ -191,17 +191,24 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
         target = {"address": profile.address}
     else:
         raise InputError("The profile 'scheduler' needs an address or a scheduler-file; set one in your cluster file")
-    security = read_certificates(Path(profile.certificates)) if profile.certificates is not None else None
-    try:
-        client = Client(**target, security=security)
-    except (OSError, TimeoutError) as error:
-        raise InputError(f"No Dask scheduler answers at {next(iter(target.values()))}: {error}") from error
-    with client:
+    with joined(Path(profile.certificates) if profile.certificates is not None else None, **target) as client:
         if client.scheduler.address.startswith("tcp://") and "127.0.0.1" not in client.scheduler.address:
             logger.warning(
                 "%s is not encrypted: whoever reaches that port can run code as you. Start the scheduler with --tls-…",
                 client.scheduler.address,
             )
+        yield client
+
+
+@contextlib.contextmanager
+def joined(certificates: Path | None, **target: Any) -> Iterator[Client]:
+    """Yield a client of a running scheduler, which `target` tells Dask where to find; InputError if none answers."""
+    security = read_certificates(certificates) if certificates is not None else None
+    try:
+        client = Client(**target, security=security)
+    except (OSError, TimeoutError) as error:
+        raise InputError(f"No Dask scheduler answers at {next(iter(target.values()))}: {error}") from error
+    with client:
         yield client
 
 
@@ -248,11 +255,11 @@ def slurm_cluster(
     if not (folder / SETTINGS).is_file():
         write_private(folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
     security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
-    own = uuid.uuid4().hex
-    with dask.config.set({f"jobqueue.{own}": options}):
+    key = uuid.uuid4().hex
+    with dask.config.set({f"jobqueue.{key}": options}):
         cluster = cluster_class(
-            config_name=own,
-            job_cls=_job_class(own, options),
+            config_name=key,
+            job_cls=_job_class(key, options),
             # without it, dask-jobqueue does not know the names of the workers of a job
             processes=options["processes"],
             job_name=f"{options['name']}-{label}",
@@ -266,7 +273,7 @@ def slurm_cluster(
         _cancel_left(cluster.job_name)
 
 
-def _job_class(own: str, options: dict[str, Any]) -> Any:
+def _job_class(key: str, options: dict[str, Any]) -> Any:
     """Return a class of jobs that have these options for good.
 
     dask-jobqueue reads Dask's configuration again whenever a job is replaced; that is one for the whole process, and
@@ -275,7 +282,7 @@ def _job_class(own: str, options: dict[str, Any]) -> Any:
 
     class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            with dask.config.set({f"jobqueue.{own}": options}):
+            with dask.config.set({f"jobqueue.{key}": options}):
                 super().__init__(*arguments, **keywords)
 
     return OwnJob

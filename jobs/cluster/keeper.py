@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at Slurm's queue.
 POLL_SECONDS = 10.0
+#: Seconds that Slurm's queue may take to answer.
+ANSWERING = 60.0
 #: Seconds that Dask gets to replace a lost job itself, where it can.
 PATIENCE = 90.0
 #: Seconds that the watcher waits before it replaces a job whose worker never came; doubled each time, up to the second.
@@ -127,7 +129,8 @@ class Keeper:
             self._gone[job] = now
             self._stillborn += job not in self._seen
             self.lost.append(LostJob(name, job, now - self._start, job in self._seen))
-            logger.warning("Slurm job %s (%s) is gone%s", job, name, self._why(job))
+            why = "" if job in self._seen else f" before a worker of it came{self._quoted(job)}"
+            logger.warning("Slurm job %s (%s) is gone%s", job, name, why)
         if now - self._gone[job] >= self._delay(job):
             logger.info("Replacing Slurm job %s", job)
             self._replace(name)
@@ -147,9 +150,6 @@ class Keeper:
                 logger.warning("Slurm did not take the job of %s: asking again", name)
                 self._replace(name)
 
-    def _why(self, job: str) -> str:
-        return "" if job in self._seen else f" before a worker of it came{self._quoted(job)}"
-
     def _delay(self, job: str) -> float:
         """Return how long a job that is gone waits for its replacement."""
         if job in self._seen:
@@ -160,7 +160,7 @@ class Keeper:
         """Wait for the first worker; SubspaceError if none comes, with Slurm's reason and the last job's log."""
         end = time.monotonic() + seconds
         while not client.scheduler_info(n_workers=1)["workers"]:
-            dead = [one for one in self.lost if not one.had_worker]
+            dead = [loss for loss in self.lost if not loss.had_worker]
             if len(dead) >= self.jobs + SPARE_JOBS:
                 raise SubspaceError(
                     f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
@@ -182,14 +182,6 @@ class Keeper:
         except SubspaceError as error:
             return str(error)
 
-    # --- logs ---
-
-    def numbers(self, worker: str) -> list[str]:
-        """Return the numbers of the jobs that a worker of this name ran in, the oldest first."""
-        return next(
-            (jobs for name, jobs in self._numbers.items() if worker == name or worker.startswith(f"{name}-")), []
-        )
-
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
         patterns = self._patterns or ["slurm-%J.out"]
@@ -201,13 +193,13 @@ class Keeper:
 
     def explained(self, error: WorkerLostError) -> WorkerLostError:
         """Return the error with the end of the last worker's log."""
-        jobs = self.numbers(error.worker)
-        logs = self._quoted(jobs[-1]) if jobs else ""
+        numbers = next((jobs for name, jobs in self._numbers.items() if _is_of(error.worker, name)), [])
+        logs = "".join(self._quoted(job) for job in numbers[-1:])
         return WorkerLostError(f"{error}{logs}", worker=error.worker)
 
     def copy_logs(self, folder: Path) -> list[Path]:
         """Copy the logs of all jobs so far, or their ends, into a folder; return the copies."""
-        jobs = {job for jobs in self._numbers.values() for job in jobs} | {one.job for one in self.lost}
+        jobs = {job for jobs in self._numbers.values() for job in jobs} | {loss.job for loss in self.lost}
         copied = []
         for file in (file for job in sorted(jobs) for file in self.log_files(job)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +243,8 @@ def tail(file: Path) -> str:
 def queued_jobs() -> set[str] | None:
     """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
     try:
-        return set(slurm_output("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A").split())
+        command = ("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A")
+        return set(slurm_output(*command, timeout=ANSWERING).split())
     except SubspaceError as error:
         logger.warning("Slurm's queue is not known: %s", error)
         return None

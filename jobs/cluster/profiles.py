@@ -50,10 +50,10 @@ def walltime_seconds(walltime: str | int) -> float | None:
     text = str(walltime).strip()
     if text.upper() in ("UNLIMITED", "INFINITE", "-1"):
         return None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
         raise InputError(f"walltime {walltime!r} is none that Slurm reads; write it as HH:MM:SS or D-HH:MM:SS, quoted")
-    days, first, second, third = found.groups()
+    days, first, second, third = match.groups()
     parts = [float(part) for part in (first, second, third) if part is not None]
     # without days or hours, minutes come first
     unit = 3600.0 if days is not None or len(parts) == 3 else 60.0
@@ -312,21 +312,7 @@ def shipped_cluster_file() -> Path:
 def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     """Merge the shipped file, Dask's own configuration and `cluster_file` into one Dask configuration.
 
-    Parameters
-    ----------
-    cluster_file
-        A YAML file like the shipped ``cluster.yaml``; only what differs needs to stand in it.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    MissingInputError
-        If `cluster_file` does not exist.
-    InputError
-        If it is no YAML mapping.
+    Of `cluster_file`, a YAML file like the shipped ``cluster.yaml``, only what differs needs to be there.
 
     Examples
     --------

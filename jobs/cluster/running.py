@@ -40,9 +40,9 @@ CLOCK_SECONDS = 5.0
 
 def state_root() -> Path:
     """Return the folder under which the state of all clusters of this user is kept."""
-    own = os.environ.get("SUBSPACE_STATE")
-    if own:
-        return Path(own).expanduser().absolute()
+    chosen = os.environ.get("SUBSPACE_STATE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "subspace"
 

@@ -29,7 +29,7 @@ import yaml
 from distributed import Client
 
 from jobs.cluster.certificates import make_certificates, read_certificates, write_private
-from jobs.cluster.client import settings_of_workers, slurm_cluster, started, tunnel
+from jobs.cluster.client import joined, settings_of_workers, slurm_cluster, started, tunnel
 from jobs.cluster.keeper import keep_jobs, tail
 from jobs.cluster.profiles import (
     LocalCudaProfile,
@@ -130,9 +130,9 @@ def up(name: str, profile_name: str, cluster_file: Path | None = None) -> Cluste
     process = _launch(state)
     _wait_for(lambda: state.service is not None or process.poll() is not None, STARTING)
     if state.service is None or process.poll() is not None:
-        said = tail(state.folder / LOG)
+        log = tail(state.folder / LOG)
         down(name)
-        raise SubspaceError(f"The cluster {name!r} did not start:\n{said}")
+        raise SubspaceError(f"The cluster {name!r} did not start:\n{log}")
     return state
 
 
@@ -263,19 +263,9 @@ def job_name_of(state: ClusterState) -> str | None:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def answering(state: ClusterState) -> Iterator[Client]:
-    """Yield a client of a running cluster; InputError if it does not run, or does not answer."""
-    address = state.address()
-    try:
-        client = Client(address, security=read_certificates(state.folder), timeout=ANSWERING)
-    except (OSError, TimeoutError) as error:
-        raise InputError(
-            f"The scheduler of {state.name!r} at {address} does not answer: {error}. It runs on "
-            f"{state.about['host']}, if it does"
-        ) from error
-    with client:
-        yield client
+def answering(state: ClusterState) -> contextlib.AbstractContextManager[Client]:
+    """Return a client of a running cluster, as a context; InputError if it does not run, or does not answer."""
+    return joined(state.folder, address=state.address(), timeout=ANSWERING)
 
 
 def status(state: ClusterState) -> dict[str, Any]:
@@ -289,17 +279,17 @@ def status(state: ClusterState) -> dict[str, Any]:
         ``id``, ``state``, ``node``, ``reason``), ``folder``, ``logs``.
     """
     about, service = state.about, state.service
-    said: dict[str, Any] = {"name": state.name, "profile": about["profile"], "host": about["host"]}
-    said |= {"folder": str(state.folder), "state": "starting", "jobs": []}
+    report: dict[str, Any] = {"name": state.name, "profile": about["profile"], "host": about["host"]}
+    report |= {"folder": str(state.folder), "state": "starting", "jobs": []}
     if (gone := state.gone()) is not None:
-        said |= {"state": "gone", "why": gone}
+        report |= {"state": "gone", "why": gone}
     elif service is not None:
-        said |= _running(state, service)
+        report |= _running(state, service)
     job_name = service.job_name if service is not None else job_name_of(state)
     if job_name is not None:
-        said["jobs"] = [vars(job) for job in jobs_named(job_name)]
-        said["logs"] = service.logs if service is not None else None
-    return said
+        report["jobs"] = [vars(job) for job in jobs_named(job_name)]
+        report["logs"] = service.logs if service is not None else None
+    return report
 
 
 def _running(state: ClusterState, service: Service) -> dict[str, Any]:
@@ -307,7 +297,7 @@ def _running(state: ClusterState, service: Service) -> dict[str, Any]:
         with answering(state) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
     except InputError as error:
-        return {"state": "gone", "why": str(error)}
+        return {"state": "gone", "why": f"{error}. It runs on {state.about['host']}, if it does"}
     return {
         "state": "running",
         "scheduler": service.address,

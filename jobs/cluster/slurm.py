@@ -34,8 +34,6 @@ UNKNOWN = "UNKNOWN"
 SHOWN_LINES = 20
 #: File with the settings of a cluster, in its folder.
 SETTINGS = "settings.yaml"
-#: Seconds that Slurm may take to answer.
-ANSWERING = 120.0
 #: Share of the walltime that a worker leaves unused, with its bounds in seconds, and share over which workers spread
 #: their end: without it all would be gone at once.
 MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
@@ -55,7 +53,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
             f"log-directory {log_directory} of profile {name!r} does not exist; Slurm would drop the jobs "
             "without a word. Make it, on a file system that all nodes see"
         )
-    own = {
+    named = {
         "name": job.name, "queue": job.partition, "account": job.account, "walltime": job.walltime,
         "cores": job.cores, "processes": job.processes, "memory": job.memory, "job-cpu": job.job_cpu,
         "job-mem": job.job_mem, "interface": job.interface, "local-directory": job.scratch,
@@ -64,7 +62,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
         "job-directives-skip": job.job_directives_skip, "job-extra-directives": [*directives(job)],
         "job-script-prologue": [*prologue(job, folder)], "worker-extra-args": [*worker_arguments(job)],
     }  # fmt: skip
-    given = {key: value for key, value in own.items() if value is not None}
+    given = {key: value for key, value in named.items() if value is not None}
     site = dask.config.get("jobqueue.slurm", {})
     refuse_control_characters(site, "jobqueue.slurm")
     options: dict[str, Any] = dask.config.merge(_defaults(), site, given)
@@ -165,7 +163,7 @@ def retiring(walltime: str | int | None, arguments: Sequence[str]) -> list[str]:
     ['--lifetime', '10m']
     """
     seconds = None if walltime is None else walltime_seconds(walltime)
-    if seconds is None or any(str(one).startswith("--lifetime") for one in arguments):
+    if seconds is None or any(str(argument).startswith("--lifetime") for argument in arguments):
         return list(arguments)
     margin = min(max(MARGIN * seconds, MARGIN_SECONDS[0]), MARGIN_SECONDS[1])
     lifetime = max(seconds - margin - STAGGER * seconds, 0.25 * seconds)
@@ -207,14 +205,14 @@ class Job:
         return self.state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
-def slurm_output(*command: str) -> str:
-    """Run one of Slurm's commands and return what it prints; SubspaceError if it fails or does not answer."""
+def slurm_output(*command: str, timeout: float | None = None) -> str:
+    """Run one of Slurm's commands and return what it prints; SubspaceError if it fails or takes longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWERING)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)  # noqa: S603
     except FileNotFoundError as error:
         raise SubspaceError(f"There is no {command[0]} on PATH: this is no host of a Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise SubspaceError(f"`{shlex.join(command)}` did not end within {ANSWERING:g} s") from error
+        raise SubspaceError(f"`{shlex.join(command)}` did not end within {timeout:g} s") from error
     if done.returncode:
         raise SubspaceError(f"`{shlex.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

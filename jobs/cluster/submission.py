@@ -107,19 +107,20 @@ def submit_run(
         raise InputError(f"Profile {profile!r} is of kind {chosen.kind!r}; a run is submitted to one of kind 'slurm'")
     if array is not None and array < 1:
         raise InputError(f"An array has at least one task, not {array}")
-    job = find_job(profile, settings)
+    workers = find_job(profile, settings)
     folder = run_dir.absolute() / "jobs"
     common = [str(experiment.absolute()), "--run-dir", str(run_dir.absolute()), *arguments]
     if array is None:
-        steps = [Step("driver", (*common, "--cluster", profile, *_file_option(cluster_file)))]
+        file = [] if cluster_file is None else ["--cluster-file", str(cluster_file.absolute())]
+        steps = [Step("driver", (*common, "--cluster", profile, *file))]
     else:
         steps = list(array_steps(common, array))
-    scripts = {name: _write_script(name, folder, chosen.driver, job, run_dir) for name in {s.script for s in steps}}
+    scripts = {name: _write_script(name, folder, chosen.driver, workers, run_dir) for name in {s.script for s in steps}}
     submitted = []
-    for one in _submit(steps, scripts, dry_run=dry_run):
-        submitted.append(one)
+    for job in _submit(steps, scripts, dry_run=dry_run):
+        submitted.append(job)
         if not dry_run:  # after each, so that none is unknown to `subspace status` when Slurm refuses the next
-            write_atomically(folder / RECORD, [json.dumps([vars(each) for each in submitted], indent=1).encode()])
+            write_atomically(folder / RECORD, [json.dumps([vars(job) for job in submitted], indent=1).encode()])
     return submitted
 
 
@@ -150,10 +151,6 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
         listed, reason = [], "Slurm could not be asked"
     seen = {job.id.split("_")[0] for job in listed}
     return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
-
-
-def _file_option(cluster_file: Path | None) -> list[str]:
-    return [] if cluster_file is None else ["--cluster-file", str(cluster_file.absolute())]
 
 
 def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:

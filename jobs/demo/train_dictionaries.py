@@ -4,8 +4,8 @@
 
 Text that the demo does not read goes through both models with the identity dictionary (our own harvest: the raw
 residual stream); sae-lens's own trainer fits a TopK dictionary to each site; each is judged on the held-out documents
-and written in the layout of sae-lens, in float16. ``README.md`` beside them states what each reached. Everything is
-seeded; a harvest that is there already is not repeated.
+and written in the layout of sae-lens, in float16, with what it reached in ``figures.json``: change the ``README.md`` of
+the dictionaries with them. Everything is seeded; a harvest that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -222,7 +222,6 @@ def command(
     """Train all four dictionaries; the exit status says whether each keeps its limits."""
     warnings.simplefilter("ignore")
     figures = _train_all(harvest_raw(work, settings), out, settings, only)
-    write_readme(out, settings)
     raise typer.Exit(int(any(site["fvu"] > MAX_FVU or site["dead"] > MAX_DEAD for site in figures)))
 
 
@@ -238,40 +237,6 @@ def _train_all(
     for site in figures:
         write_text(out / site["site"] / "figures.json", json.dumps(site, indent=2) + "\n")
     return figures
-
-
-README = """\
-# The demo's dictionaries
-
-TopK sparse autoencoders (k = {recipe.k}, {recipe.n_features} features) of the residual stream of two models,
-float16, in the layout of sae-lens. Made by
-
-    python -m jobs.demo.train_dictionaries --work SCRATCH{options}
-
-with sae-lens's own trainer on activations that our own harvest wrote with the identity dictionary:
-{recipe.documents} documents of Lee news and Wikipedia (the gensim wheel), windows of at most {max_length} tokens,
-{recipe.samples:,} samples (rows seen, with repetition) in batches of {recipe.batch}, learning rate {recipe.lr},
-seed {recipe.seed}. SmolLM2 read each window with its BOS token in front. The figures are on the held-out documents,
-which are the ones that the demo reads, without attention sinks. *Dead* is the share of features that fire on no
-held-out row.
-
-| site | model | training rows | FVU | L0 | dead | held-out rows | training took |
-|---|---|---|---|---|---|---|---|
-{rows}
-"""
-
-
-def write_readme(out: Path, recipe: Recipe) -> None:
-    """Write what each dictionary reached, from the figures beside it."""
-    figures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*/figures.json"))]
-    rows = "\n".join(
-        f"| `{f['site']}` | {f['model']} | {f['training_rows']:,} | {f['fvu']:.3f} | {f['l0']:.1f} | {f['dead']:.1%} "
-        f"| {f['rows']:,} | {f['seconds']:.0f} s |"
-        for f in figures
-    )
-    changed = recipe.model_dump(exclude_defaults=True).items()
-    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed)
-    write_text(out / "README.md", README.format(recipe=recipe, rows=rows, options=flags, max_length=MAX_LENGTH))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def down_command(name: Name, as_json: AsJson = False) -> None:
         show(vars(ended), as_json=True)
         return
     typer.echo(f"{name} is down." if ended.gone is None else f"{name} did not run any more: {ended.gone}.")
-    for what, found in (("processes", ended.processes), ("jobs", ended.jobs)):
-        if found:
-            typer.echo(f"Ended {what} that were left: {', '.join(map(str, found))}")
+    for what, left in (("processes", ended.processes), ("jobs", ended.jobs)):
+        if left:
+            typer.echo(f"Ended {what} that were left: {', '.join(map(str, left))}")
     if ended.elsewhere is not None:
         typer.echo(f"Its process on {ended.elsewhere} did not answer: if it still runs there, end it there.")
 
@@ -53,26 +53,26 @@ def status_command(
     as_json: AsJson = False,
 ) -> None:
     """Show clusters that were started: scheduler, workers, jobs, and the way to the dashboard."""
-    states = [service.known(name)] if name is not None else [service.known(one) for one in known_names()]
-    said = [service.status(state) for state in states]
+    states = [service.known(name)] if name is not None else [service.known(known) for known in known_names()]
+    reports = [service.status(state) for state in states]
     if as_json:
-        show({"clusters": said}, as_json=True)
+        show({"clusters": reports}, as_json=True)
         return
-    if not said:
+    if not reports:
         typer.echo(f"No cluster was started (in {state_root() / 'clusters'}); `subspace cluster up NAME` starts one.")
-    for one in said:
-        _show(one, as_json=False)
+    for report in reports:
+        _show(report, as_json=False)
 
 
-def _show(said: dict[str, Any], *, as_json: bool) -> None:
+def _show(report: dict[str, Any], *, as_json: bool) -> None:
     """Print what is known of a cluster."""
     if as_json:
-        show(said, as_json=True)
+        show(report, as_json=True)
         return
-    jobs, logs = [Job(**job) for job in said.pop("jobs")], said.pop("logs", None)
-    if "memory_bytes" in said:
-        said["memory"] = f"{said.pop('memory_bytes') / 1e9:.1f} GB"
-    show({key: value for key, value in said.items() if value is not None}, as_json=False)
+    jobs, logs = [Job(**job) for job in report.pop("jobs")], report.pop("logs", None)
+    if "memory_bytes" in report:
+        report["memory"] = f"{report.pop('memory_bytes') / 1e9:.1f} GB"
+    show({key: value for key, value in report.items() if value is not None}, as_json=False)
     if jobs:
         wide_console(120).print(job_table(jobs))
     for line in failures(jobs, Path(logs) if logs else None):
@@ -138,13 +138,13 @@ def submit_command(
         experiment, directory, profile=cluster, cluster_file=cluster_file, array=array, dry_run=dry_run
     )
     if as_json:
-        jobs = [] if dry_run else [one.job for one in submitted]
+        jobs = [] if dry_run else [step.job for step in submitted]
         show(
-            {"jobs": jobs, "commands": [one.command for one in submitted], "run_directory": str(directory)},
+            {"jobs": jobs, "commands": [step.command for step in submitted], "run_directory": str(directory)},
             as_json=True,
         )
         return
-    for one in submitted:
-        typer.echo(one.command if dry_run else f"job {one.job}: {one.command}")
+    for step in submitted:
+        typer.echo(step.command if dry_run else f"job {step.job}: {step.command}")
     if not dry_run:
-        typer.echo(f"Logs: {directory / 'logs'}. Cancel: scancel {shlex.join(one.job for one in submitted)}")
+        typer.echo(f"Logs: {directory / 'logs'}. Cancel: scancel {shlex.join(step.job for step in submitted)}")

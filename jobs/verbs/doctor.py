@@ -119,8 +119,8 @@ def _unmet(requirement: Requirement, extra: str = "") -> str:
 def _extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         required = [Requirement(text) for text in _requirements()]
-        mine = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
-        wrong = [line for line in (_unmet(each, extra) for each in mine) if line]
+        relevant = [need for need in required if need.marker is not None and need.marker.evaluate({"extra": extra})]
+        wrong = [line for line in (_unmet(need, extra) for need in relevant) if line]
         remedy = f"for {purpose}: pip install '{DISTRIBUTION}[{extra}]'" if wrong else ""
         yield _finding(f"extra {extra}", "; ".join(wrong) or f"{purpose}: all there", remedy)
 
@@ -160,7 +160,7 @@ def _disk() -> Iterator[Finding]:
 def _file_system(folder: Path) -> str:
     """Return the kind of file system that a folder is on."""
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    return next((mounts[one] for one in (folder, *folder.parents) if one in mounts), "unknown")
+    return next((mounts[parent] for parent in (folder, *folder.parents) if parent in mounts), "unknown")
 
 
 def _limits() -> Iterator[Finding]:
@@ -242,11 +242,11 @@ def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
     """
     findings = examine(cluster_file)
     if as_json:
-        show({"findings": [dataclasses.asdict(each) for each in findings]}, as_json=True)
+        show({"findings": [dataclasses.asdict(finding) for finding in findings]}, as_json=True)
     else:
         console = wide_console(150)
         console.print(table_of(findings))
-    if any(each.state == "problem" for each in findings):
+    if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -155,8 +155,8 @@ class Verb(NamedTuple):
         """The first line of the docstring of its function, which is not imported for that."""
         module, _, function = self.target.partition(":")
         source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        found = re.search(rf'^def {function}\(.*?^    """(.+?)(?:"""|\n)', source, flags=re.DOTALL | re.MULTILINE)
-        return found[1] if found else ""
+        match = re.search(rf'^def {function}\(.*?^    """(.+?)(?:"""|\n)', source, flags=re.DOTALL | re.MULTILINE)
+        return match[1] if match else ""
 
     @property
     def examples(self) -> list[str]:

@@ -88,15 +88,15 @@ def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
     """
     directory = RunDirectory(Path(run_dir))
     run_sites = {(a, b) for a in _sites(directory, "a") for b in _sites(directory, "b")}
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    figures: dict[tuple[str, str, str], dict[str, float]] = {}
     records = []
     for figure in published_figures(name):
         here = figure.site_a, figure.site_b, figure.concept
-        if here[:2] in run_sites and here not in found:
-            found[here] = dict(
+        if here[:2] in run_sites and here not in figures:
+            figures[here] = dict(
                 _concept_figures(directory, *here) if figure.concept else _our_figures(directory, *here[:2])
             )
-        ours, note = _ours(figure, found.get(here))
+        ours, note = _ours(figure, figures.get(here))
         records.append({**figure._asdict(), "ours": ours, "note": note})
     return pd.DataFrame.from_records(records, columns=list(COLUMNS))
 
@@ -105,14 +105,15 @@ def _sites(directory: RunDirectory, side: str) -> list[str]:
     return list(stored_experiment(directory).model_dump()[side]["sites"])
 
 
-def _ours(figure: Figure, found: dict[str, float] | None) -> tuple[float, str]:
-    if found is None:
+def _ours(figure: Figure, figures: dict[str, float] | None) -> tuple[float, str]:
+    if figures is None:
         return np.nan, NOT_RUN
-    if figure.concept and not found:
+    if figure.concept and not figures:
         return np.nan, NO_CONCEPT
-    if figure.quantity not in found:
-        return np.nan, f"not computed: {'the run was stopped before' if not found else 'the metric was not asked for'}"
-    return found[figure.quantity], ""
+    if figure.quantity not in figures:
+        why = "the metric was not asked for" if figures else "the run was stopped before"
+        return np.nan, f"not computed: {why}"
+    return figures[figure.quantity], ""
 
 
 def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[tuple[str, float]]:
@@ -144,11 +145,11 @@ def _concept_figures(directory: RunDirectory, site_a: str, site_b: str, concept:
     wanted = {"site_a": site_a, "site_b": site_b, "name": concept, "approach": APPROACH}
     at = np.flatnonzero(np.logical_and.reduce([rows[key].values == value for key, value in wanted.items()]))
     if len(at):
-        one = rows.isel(row=int(at[0]))
-        yield "pairs", float(one["n_pairs"])
+        row = rows.isel(row=int(at[0]))
+        yield "pairs", float(row["n_pairs"])
         for metric in ("svcca_pc1", "rsa"):
-            if metric in one["metric"].values:
-                yield metric, float(one["score"].sel(metric=metric))
+            if metric in row["metric"].values:
+                yield metric, float(row["score"].sel(metric=metric))
 
 
 def _mean(values: xr.DataArray) -> float:
@@ -213,16 +214,16 @@ def _list(*, as_json: bool) -> None:
 
 
 def _show(name: Name, root: Path, *, as_json: bool) -> None:
-    found = beside_published(name, root)
+    numbers = beside_published(name, root)
     if as_json:
-        clean = found.astype(object).where(found.notna(), None)
+        clean = numbers.astype(object).where(numbers.notna(), None)
         show({"run_directory": str(root), "numbers": clean.to_dict("records")}, as_json=True)
         return
     shown = Table(title=f"{name}: published (arXiv 2410.06981) and ours, {root}")
     for column in ("A", "B", "concept", "published as", "published", "ours", "which of ours it is"):
         shown.add_column(column, justify="right" if column in ("published", "ours") else "left")
     last = None
-    for line in observations(found):
+    for line in observations(numbers):
         here = (line.site_a, line.site_b, line.concept)
         if last is not None and here != last:
             shown.add_section()
@@ -231,7 +232,7 @@ def _show(name: Name, root: Path, *, as_json: bool) -> None:
         last = here
     console = wide_console()
     console.print(shown)
-    for note, rows in found[found["note"] != ""].groupby("note", sort=False):
+    for note, rows in numbers[numbers["note"] != ""].groupby("note", sort=False):
         sites = ", ".join(
             dict.fromkeys(f"{line.site_a} – {line.site_b} {line.concept}".strip() for line in observations(rows))
         )

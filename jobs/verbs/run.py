@@ -98,8 +98,8 @@ def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]
     line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
     line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
     for metric in scores["metric"].values:
-        one = scores.sel(metric=metric).isel(null=0)
-        line[str(metric)] = {key: float(one[key]) for key in ("score", "null_mean", "p")}
+        entry = scores.sel(metric=metric).isel(null=0)
+        line[str(metric)] = {key: float(entry[key]) for key in ("score", "null_mean", "p")}
     return line
 
 

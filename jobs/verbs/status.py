@@ -45,8 +45,8 @@ def command(
     jobs = submitted_jobs(directory.root)
     if as_json:
         listed = [{**dataclasses.asdict(item), "path": str(item.path)} for item in items]
-        said = {"run_directory": str(directory.root), "counts": counts, "results": listed}
-        show({**said, "jobs": [vars(job) for job in jobs]}, as_json=True)
+        summary = {"run_directory": str(directory.root), "counts": counts, "results": listed}
+        show({**summary, "jobs": [vars(job) for job in jobs]}, as_json=True)
         return
     console = wide_console(150)
     console.print(table_of(items))

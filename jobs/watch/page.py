@@ -56,14 +56,14 @@ def watch_page(title: str, state: str, samples: Sequence[Sample], figures: dict[
     >>> page.count("<svg"), "&lt;" in watch_page("a < b", "", [], {})
     (4, True)
     """
-    times = [one.seconds for one in samples]
+    times = [s.seconds for s in samples]
     charts: tuple[tuple[str, dict[str, Sequence[float]], str], ...] = (
-        ("rows a second", {"": rates(times, [one.rows for one in samples])}, ""),
-        ("bytes a second, disk and network of the workers' hosts", {"": [one.moved for one in samples]}, "B"),
-        ("tasks done, threads at work", {"tasks": [one.tasks for one in samples], "threads": _threads(samples)}, ""),
+        ("rows a second", {"": rates(times, [s.rows for s in samples])}, ""),
+        ("bytes a second, disk and network of the workers' hosts", {"": [s.moved for s in samples]}, "B"),
+        ("tasks done, threads at work", {"tasks": [s.tasks for s in samples], "threads": _threads(samples)}, ""),
         (
             "memory of the fullest worker process, against the plan",
-            {"memory": [one.memory for one in samples], "plan": [one.planned for one in samples]},
+            {"memory": [s.memory for s in samples], "plan": [s.planned for s in samples]},
             "B",
         ),
     )
@@ -80,9 +80,9 @@ def watch_page(title: str, state: str, samples: Sequence[Sample], figures: dict[
 
 def _threads(samples: Sequence[Sample]) -> list[float]:
     """Return the threads at work on the scale of the tasks, so that gaps can be seen."""
-    most_threads = max((one.threads for one in samples), default=0) or 1
-    most_tasks = max((one.tasks for one in samples), default=0)
-    return [one.threads / most_threads * most_tasks for one in samples]
+    most_threads = max((s.threads for s in samples), default=0) or 1
+    most_tasks = max((s.tasks for s in samples), default=0)
+    return [s.threads / most_threads * most_tasks for s in samples]
 
 
 def rates(times: Sequence[float], totals: Sequence[float]) -> list[float]:
@@ -91,11 +91,11 @@ def rates(times: Sequence[float], totals: Sequence[float]) -> list[float]:
     >>> rates([0, 1, 2, 3], [0, 10, 20, 60])
     [0.0, 10.0, 10.0, 20.0]
     """
-    found = [0.0] if times else []
+    result = [0.0] if times else []
     for i in range(1, len(times)):
         first = max(0, i - SMOOTHING)
-        found.append((totals[i] - totals[first]) / max(times[i] - times[first], 1e-9))
-    return found
+        result.append((totals[i] - totals[first]) / max(times[i] - times[first], 1e-9))
+    return result
 
 
 def _chart(caption: str, times: Sequence[float], lines: dict[str, Sequence[float]], unit: str) -> str:

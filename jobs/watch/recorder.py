@@ -144,7 +144,7 @@ class Recorder:
         metrics = [worker["metrics"] for worker in workers if worker.get("metrics")]
         threads = sum(worker["nthreads"] for worker in workers)
         self._count_missing(now, threads)
-        memory = max((one["memory"] for one in metrics), default=0)
+        memory = max((worker["memory"] for worker in metrics), default=0)
         self.record.peak_memory = max(self.record.peak_memory, memory)
         self.record.seconds = now
         self.samples.append(
@@ -174,7 +174,7 @@ class Recorder:
         """Write the records of all sessions as they are now."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sessions = [*self.earlier, self.record.to_json()]
-        content = {"seconds_lost": sum(one["seconds_lost"] for one in sessions), "sessions": sessions}
+        content = {"seconds_lost": sum(session["seconds_lost"] for session in sessions), "sessions": sessions}
         write_text(self.folder / "watch.json", json.dumps(content, indent=2) + "\n")
 
     def write_page(self) -> None:

@@ -16,7 +16,6 @@ import math
 import signal
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,13 +70,6 @@ def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
     return experiment.allowing_bad_sites() if allow_bad_site else experiment
 
 
-@dataclass(frozen=True)
-class Session:
-    """What the program that runs a command brings: how it connects to clusters."""
-
-    connect: Callable[[str, Path | None, Path | None], contextlib.AbstractContextManager[Client]]
-
-
 @contextlib.contextmanager
 def open_client(
     context: typer.Context, cluster: str | None, cluster_file: Path | None = None, logs: Path | None = None
@@ -90,9 +82,9 @@ def open_client(
 
     from pipeline.work.workers import ensure_client
 
-    session = context.obj
-    if isinstance(session, Session):
-        with session.connect(cluster or "local", cluster_file, logs) as client:
+    connect = context.obj  # how the program that runs the command opens clusters; None in a script
+    if connect is not None:
+        with connect(cluster or "local", cluster_file, logs) as client:
             yield client
     elif cluster is None:
         with ensure_client(None) as client:
@@ -125,11 +117,11 @@ def readable(value: object) -> str:
     """
     if isinstance(value, dict):
         defined = {
-            name: one
-            for name, one in value.items()
-            if one is not None and not (isinstance(one, float) and math.isnan(one))
+            name: item
+            for name, item in value.items()
+            if item is not None and not (isinstance(item, float) and math.isnan(item))
         }
-        return ", ".join(f"{str(name).replace('_', ' ')} {readable(one)}" for name, one in defined.items())
+        return ", ".join(f"{str(name).replace('_', ' ')} {readable(item)}" for name, item in defined.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -193,7 +193,7 @@ class UsageLog:
     def _write(self, usage: StageUsage) -> None:
         self._stages.append(usage)
         try:
-            content = {"stages": [dataclasses.asdict(one) for one in self._stages]}
+            content = {"stages": [dataclasses.asdict(usage) for usage in self._stages]}
             write_text(self._file, json.dumps(content, indent=2) + "\n")
         except OSError as error:  # what the stage itself has done does not depend on it
             logger.warning("What %s took is not kept: %s", usage.stage, error)
@@ -240,19 +240,19 @@ def read_usage(folder: Path) -> list[StageUsage]:
     found: list[StageUsage] = []
     for file in sorted(folder.glob("*.json")):
         try:
-            found += [StageUsage(**one) for one in read_json_object(file, "", "")["stages"]]
+            found += [StageUsage(**usage) for usage in read_json_object(file, "", "")["stages"]]
         except (InputError, KeyError, TypeError) as error:
             logger.warning("%s is damaged, and is left out: %s", file, error)
-    return sorted(found, key=lambda one: one.begun)
+    return sorted(found, key=lambda usage: usage.begun)
 
 
 def worth_showing(usages: list[StageUsage]) -> list[StageUsage]:
     """Return the records of stages without those of sessions that found the work of a stage done."""
-    longest = {one.stage: max(other.seconds for other in usages if other.stage == one.stage) for one in usages}
+    longest = {usage.stage: max(other.seconds for other in usages if other.stage == usage.stage) for usage in usages}
     shown, seen = [], set()
-    for one in usages:
-        first = one.seconds == longest[one.stage] and one.stage not in seen
-        if first or one.seconds >= IDLE_SECONDS:
-            shown.append(one)
-        seen |= {one.stage} if first else set()
+    for usage in usages:
+        first = usage.seconds == longest[usage.stage] and usage.stage not in seen
+        if first or usage.seconds >= IDLE_SECONDS:
+            shown.append(usage)
+        seen |= {usage.stage} if first else set()
     return shown

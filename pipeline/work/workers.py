@@ -202,16 +202,12 @@ def run_tasks(
 
     Parameters
     ----------
-    client
-        Where to run.
     function
         A module-level function. Its result should be small: large ones are written to disk by the task.
     items
         One task each. Their order is the order of submission, not of completion.
-    name
-        Prefix of the task keys, as the dashboard shows them (``correlate-panel``).
-    label
-        What the progress bar says.
+    name, label
+        Prefix of the task keys, as the dashboard shows them (``correlate-panel``), and what the progress bar says.
     args
         Further arguments, the same for every task.
     retries
@@ -220,11 +216,6 @@ def run_tasks(
         Tasks in flight for each thread of the cluster; bounds the memory that waiting results can take.
     rows
         How many rows of text an item stands for, for those who watch.
-
-    Yields
-    ------
-    tuple
-        The item and what the function returned for it.
 
     Raises
     ------

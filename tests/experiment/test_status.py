@@ -221,6 +221,14 @@ def test_a_stage_that_is_not_there(tiny_run: RunResult, client: Client) -> None:
         run(tiny_run.experiment, run_dir=tiny_run.directory.root, until="count", client=client)
 
 
+def test_a_stage_that_is_misspelt_on_the_command_line(tiny_inputs: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(tiny_inputs / "experiment.yaml"), "--run-dir", str(tmp_path / "run"), "--until", "mach"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "did you mean 'match'" in refused.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_dictionary_is_loaded(tiny_run: RunResult) -> None:
     """A login node has no memory for them, and looking must not take long."""
     code = """

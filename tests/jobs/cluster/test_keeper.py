@@ -179,3 +179,17 @@ def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
     assert (job["memory"], job["job-mem"]) == ("900000000B", "954M")
     assert with_margins({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
     assert json.dumps(job)  # Dask's configuration is plain
+
+
+@pytest.mark.parametrize(
+    ("script", "jobs"), [("echo 7", {"7"}), ("echo away >&2; exit 1", None), ("exec /bin/sleep 9", None), (None, None)]
+)
+def test_the_queue_is_unknown_where_slurm_does_not_answer(
+    script: str | None, jobs: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(watcher, "ANSWERING", 2.0)
+    if script is not None:
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "squeue").chmod(0o755)
+    assert watcher.queued_jobs() == jobs
