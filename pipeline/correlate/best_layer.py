@@ -151,16 +151,16 @@ def _of_site(results: Mapping[SitePair, xr.Dataset], side: str, site: str) -> di
     rest[first, units] = -np.inf
     second = np.argmax(rest, axis=0)
     best, next_best = r[first, units], rest[second, units]
-    found, followed = np.isfinite(best), np.isfinite(next_best)
+    has_best, has_next = np.isfinite(best), np.isfinite(next_best)
     return {
         f"site_{side}": np.full(len(units), site, dtype=object),
         f"feature_{side}": units.astype(np.int32),
-        f"best_site_{other}": sites[np.where(found, first, -1)],
-        f"best_{other}": np.where(found, ids[first, units], -1).astype(np.int32),
-        f"best_r_{side}": np.where(found, best, np.nan),
-        f"best_r_heldout_{side}": np.where(found, held_out[first, units], np.nan),
-        f"runner_up_site_{other}": sites[np.where(followed, second, -1)],
-        f"runner_up_r_{side}": np.where(followed, next_best, np.nan),
+        f"best_site_{other}": sites[np.where(has_best, first, -1)],
+        f"best_{other}": np.where(has_best, ids[first, units], -1).astype(np.int32),
+        f"best_r_{side}": np.where(has_best, best, np.nan),
+        f"best_r_heldout_{side}": np.where(has_best, held_out[first, units], np.nan),
+        f"runner_up_site_{other}": sites[np.where(has_next, second, -1)],
+        f"runner_up_r_{side}": np.where(has_next, next_best, np.nan),
     }
 
 

@@ -34,7 +34,7 @@ from pipeline.correlate.documents import (
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES, BootstrapSettings
 from pipeline.work.workers import ensure_client
-from storage import fingerprint, make_result, new_manifest
+from storage import make_result, new_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -104,23 +104,23 @@ def bootstrap(
     >>> tokens = {"document": place // 8, "char_start": place, "char_end": place + 1}
     >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)
     >>> storage.write_activations(f"{folder}/b.zarr", x + 0.3 * rng.random((400, 3)), tokens=tokens)
-    >>> found = bootstrap(([0, 1], [0, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", runs=200)
-    >>> bool(found.r_heldout_low[0] > 0.9), bool(found.r_heldout_low[1] < 0 < found.r_heldout_high[1])
+    >>> intervals = bootstrap(([0, 1], [0, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", runs=200)
+    >>> bool(intervals.r_heldout_low[0] > 0.9), bool(intervals.r_heldout_low[1] < 0 < intervals.r_heldout_high[1])
     (True, True)
     """
     chosen, paths = read_pairs(pairs), (Path(a), Path(b))
     select = settings.select or chosen.attrs.get("select", "half")
-    measure = settings.measure or chosen.attrs.get("measure", "pearson")
+    measure = chosen.measure(settings.measure)
     check_pairs(chosen, paths, measure)
     draws = settings.model_dump(include={"runs", "level", "seed"})
-    hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
-    manifest = new_manifest(STAGE, hashes, draws | {"select": select, "measure": measure})
+    manifest = new_manifest(STAGE, chosen.inputs(paths), draws | {"select": select, "measure": measure})
 
     def make() -> xr.Dataset:
         job = make_job(chosen, paths, select, measure, draws)
         with ensure_client(client) as active:
             extra = (64 * DRAWS * len(job.units().rows), 8 * 4 * settings.runs)
-            return _dataset(run_blocks(job, bootstrap_block, active, settings.memory, extra, "Bootstrap"), chosen, job)
+            r = run_blocks(job, bootstrap_block, active, settings.memory, extra, "Bootstrap")["r"]
+        return _dataset(r, chosen, job)
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
@@ -129,8 +129,8 @@ def bootstrap_block(i: int, job: PairJob) -> dict[str, NDArray[Any]]:
     """Task: r and its interval in each half, for the pairs of block `i`; (quantity, half, pair)."""
     units, pairs = job.units(), job.pairs(i)
     sums = sum_documents(job, pairs, units)
-    found = [intervals(sums[units.half(h)], units.rows[units.half(h)], job, h) for h in range(job.n_halves)]
-    return {"found": np.stack(found, axis=1)}
+    r = [intervals(sums[units.half(h)], units.rows[units.half(h)], job, h) for h in range(job.n_halves)]
+    return {"r": np.stack(r, axis=1)}
 
 
 def intervals(sums: Floats, rows: NDArray[np.int64], job: PairJob, h: int) -> Floats:
@@ -168,16 +168,16 @@ def draw(sums: Floats, n: Floats, job: PairJob, h: int) -> Floats:
     return drawn
 
 
-def _dataset(arrays: dict[str, NDArray[Any]], chosen: ChosenPairs, job: PairJob) -> xr.Dataset:
+def _dataset(r: Floats, chosen: ChosenPairs, job: PairJob) -> xr.Dataset:
     units = job.units()
     counts = [len(units.rows[units.half(h)]) for h in range(job.n_halves)]
     variables: dict[str, Any] = {"feature_a": ("pair", chosen.ids_a), "feature_b": ("pair", chosen.ids_b)}
     where = ("on the rows that chose the pair", "on the other rows")
     for h, suffix in enumerate(SUFFIXES[: job.n_halves]):
         names = (f"r{suffix}", f"r{suffix}_low", f"r{suffix}_high")
-        for name, values in zip(names, arrays["found"][:, h], strict=False):
+        for name, values in zip(names, r[:, h], strict=False):
             variables[name] = ("pair", values, {"long_name": f"{MEASURE_NAMES[job.measure]} {where[h]}"})
-        variables[f"n_undefined{suffix}"] = ("pair", arrays["found"][3, h].astype(np.int64))
+        variables[f"n_undefined{suffix}"] = ("pair", r[3, h].astype(np.int64))
     attrs = {**job.settings, "select": job.select, "measure": job.measure, "unit": units.kind, "n_documents": counts}
     if note := few_documents(counts, units.kind):
         attrs["note"] = note

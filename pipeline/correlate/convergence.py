@@ -33,7 +33,7 @@ from pipeline.correlate.rows import splitmix64
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES, ConvergenceSettings
 from pipeline.work.workers import ensure_client
-from storage import fingerprint, make_result, new_manifest
+from storage import make_result, new_manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,19 +105,18 @@ def convergence(
     >>> tokens = {"document": place // 20, "char_start": place, "char_end": place + 1}
     >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)
     >>> storage.write_activations(f"{folder}/b.zarr", x + 0.3 * rng.random((4000, 3)), tokens=tokens)
-    >>> found = convergence(([0, 1, 2], [0, 1, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", threshold=0.5)
-    >>> found.n_rows.values.tolist(), found.n_good.values.tolist(), found.verdict
+    >>> curve = convergence(([0, 1, 2], [0, 1, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", threshold=0.5)
+    >>> curve.n_rows.values.tolist(), curve.n_good.values.tolist(), curve.verdict
     ([280, 520, 1000, 2000, 4000], [3, 3, 3, 3, 3], 'enough')
     """
     chosen, paths = read_pairs(pairs), (Path(a), Path(b))
-    measure = settings.measure or chosen.attrs.get("measure", "pearson")
+    measure = chosen.measure(settings.measure)
     check_pairs(chosen, paths, measure)
     threshold = settings.threshold
     if threshold is None:
         threshold = float(chosen.attrs.get("min_correlation", chosen.attrs.get("keep_above", 0.1)))
     rule = {"threshold": threshold, "measure": measure}
-    hashes = {"pairs": chosen.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
-    manifest = new_manifest(STAGE, hashes, rule)
+    manifest = new_manifest(STAGE, chosen.inputs(paths), rule)
 
     def make() -> xr.Dataset:
         job = make_job(chosen, paths, "half", measure, rule)

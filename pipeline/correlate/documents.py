@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.correlate.job import Store
 from pipeline.correlate.kernels.csr import EXCLUDED, Rows
 from pipeline.correlate.measures import RULES
+from pipeline.correlate.plan import nth_slice, slices
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.rows import read_halves
+from pipeline.correlate.rows import read_documents, read_halves
 from pipeline.settings.correlate import Measure, Select
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
@@ -93,10 +94,10 @@ def find_units(half: NDArray[np.int8], documents: NDArray[np.integer] | None) ->
     if documents is None or len(np.unique(documents[counted])) < 2:
         kind, documents = f"blocks of {BLOCK_ROWS} rows", np.arange(len(half)) // BLOCK_ROWS
     keys = np.stack([half[counted].astype(np.int64), documents[counted].astype(np.int64)])
-    found, unit, rows = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+    distinct, unit, rows = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
     of_row = np.full(len(half), EXCLUDED, np.int32)
     of_row[counted] = unit.ravel()
-    return Units(kind, of_row, rows, found[1], int(np.count_nonzero(found[0] == 0)))
+    return Units(kind, of_row, rows, distinct[1], int(np.count_nonzero(distinct[0] == 0)))
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,12 @@ class PairJob:
 
     def pairs(self, i: int) -> slice:
         """Return the pairs of task `i`."""
-        return slice(i * self.step, min((i + 1) * self.step, len(self.ids_a)))
+        return nth_slice(i, self.step, len(self.ids_a))
 
     def units(self) -> Units:
         """Read what is resampled."""
-        half = read_halves(self.a.path, self.b.path, self.select)
-        stores = [open_activations(path) for path in (self.a.path, self.b.path)]
-        with_documents = next((store for store in stores if "document" in store.variables), None)
-        return find_units(half, None if with_documents is None else with_documents["document"].values)
+        paths = self.a.path, self.b.path
+        return find_units(read_halves(*paths, self.select), read_documents(*paths))
 
 
 def sum_documents(job: PairJob, pairs: slice, units: Units) -> Floats:
@@ -168,8 +167,7 @@ def _by_feature(ids: NDArray[np.int32], n_features: int) -> tuple[Array, Array]:
 def _slabs(job: PairJob, n_rows: int) -> Iterator[slice]:
     widest = max([store.n_features for store in (job.a, job.b) if not store.sparse], default=1)
     step = max(1, min(SLAB_ROWS, SLAB_VALUES // widest))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+    return slices(0, n_rows, step)
 
 
 def _read(store: Store, slab: slice, ids: NDArray[np.int32], measure: Measure) -> Rows:
@@ -265,6 +263,14 @@ class ChosenPairs:
     attrs: Mapping[str, Any]
     fingerprint: str
 
+    def measure(self, chosen: Measure | None) -> Measure:
+        """Return the measure that was chosen; if none was, that of the result that the pairs are from."""
+        return chosen or self.attrs.get("measure", "pearson")
+
+    def inputs(self, paths: tuple[Path, Path]) -> dict[str, str]:
+        """Return the fingerprints of all that a result is made from."""
+        return {"pairs": self.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
+
 
 def read_pairs(pairs: Pairs) -> ChosenPairs:
     """Return the pairs of a `match` result, the mutually best partners of a `correlate` result, or given ids.
@@ -294,8 +300,8 @@ def _of_result(ds: xr.Dataset) -> ChosenPairs:
             f"{ds.encoding.get('source', 'The dataset')} holds no pairs: give the result of `match` or `correlate`"
         )
     best_b, best_a = (ds[side].isel(rank=0).values for side in ("best_b", "best_a"))
-    one = np.flatnonzero(best_b >= 0)
-    mutual = one[best_a[best_b[one]] == one].astype(np.int32)
+    feature = np.flatnonzero(best_b >= 0)
+    mutual = feature[best_a[best_b[feature]] == feature].astype(np.int32)
     return _chosen(mutual, best_b[mutual].astype(np.int32), ds.attrs)
 
 
@@ -305,13 +311,7 @@ def _chosen(ids_a: NDArray[np.int32], ids_b: NDArray[np.int32], attrs: Mapping[s
 
 
 def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure) -> None:
-    """Raise unless the pairs are of these stores, and the measure is made of sums.
-
-    Raises
-    ------
-    InputError
-        With what is wrong.
-    """
+    """Raise an InputError unless the pairs are of these stores, and the measure is made of sums."""
     if measure not in RULES:
         raise InputError(f"There is no measure {measure!r}; it is one of {', '.join(RULES)}")
     if RULES[measure].ranked:
@@ -355,7 +355,7 @@ def run_blocks(
     """
     resources = find_resources(client, parse_memory(memory))
     units = job.units()
-    allowed = (resources.memory // resources.processes - resources.reserved) // resources.threads
+    allowed = (resources.allowed - resources.reserved) // resources.threads
     fixed, per_pair = extra[0] + _reading_bytes(job, len(units.of_row)), extra[1] + 8 * len(SUMS) * len(units.rows)
     fitting = (allowed - fixed) // per_pair // PAIRS * PAIRS
     if fitting < PAIRS:
@@ -365,17 +365,11 @@ def run_blocks(
             f"(projected), and {allowed / 1e9:.2f} GB is allowed, after {reserved:.2f} GB that is reserved for the "
             "interpreter and libraries of each process. Raise memory"
         )
-    slots = resources.processes * resources.threads
-    share = -(-len(job.ids_a) // slots // PAIRS) * PAIRS
+    share = -(-len(job.ids_a) // resources.slots // PAIRS) * PAIRS
     sized = replace(job, step=max(PAIRS, min(fitting, share)))
     blocks = range(-(-len(job.ids_a) // sized.step))
-    tasks = run_tasks(client, function, blocks, name="correlate-pairs", label=label, args=(sized,))
-    return _join(dict(tasks))
-
-
-def _join(parts: Mapping[int, dict[str, Array]]) -> dict[str, Array]:
-    ordered: Sequence[dict[str, Array]] = [parts[i] for i in sorted(parts)]
-    return {name: np.concatenate([part[name] for part in ordered], axis=-1) for name in ordered[0]}
+    done = dict(run_tasks(client, function, blocks, name="correlate-pairs", label=label, args=(sized,)))
+    return {name: np.concatenate([done[i][name] for i in blocks], axis=-1) for name in done[0]}
 
 
 def _reading_bytes(job: PairJob, n_rows: int) -> int:

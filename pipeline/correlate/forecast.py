@@ -10,7 +10,7 @@ from distributed import Client
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.inputs import Inputs
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.plan import Plan, Resources, StoreSize, make_plan
+from pipeline.correlate.plan import Plan, Resources, StoreSize, make_plan, sparse_products
 from pipeline.correlate.ranks import measured_sizes, plan_ranks
 from pipeline.correlate.rates import Rates, predict_seconds
 from pipeline.correlate.resources import find_resources, parse_memory
@@ -100,7 +100,7 @@ def forecast_sizes(  # noqa: PLR0917 - what it depends on
     again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": 2 * plan.n_panels + 1}
     ranking, ranks = 0, 0.0
     if RULES[settings.measure].ranked:  # ranks are written beside the result, and read in place of the stores
-        seconds += 4 * float(a.entries.sum() + b.entries.sum()) * rates.entry / slots
+        seconds += 4 * (a.n_entries + b.n_entries) * rates.entry / slots
         ranking = max(plan_ranks(size, n_rows=n_rows, plan=plan, resources=resources).projected for size in (a, b))
         ranks = bytes_a + bytes_b
     places = (a.n_features + b.n_features) * settings.top_k * PLACE_BYTES
@@ -124,9 +124,9 @@ def n_products(a: StoreSize, b: StoreSize, n_rows: int, plan: Plan) -> float:
     """
     if plan.method == "dense":
         return float(n_rows) * a.n_features * b.n_features
-    return float(a.entries.sum()) * float(b.entries.sum()) / n_rows
+    return sparse_products(a, b, n_rows)
 
 
 def stored_bytes(size: StoreSize, n_rows: int) -> float:
     """Return about how many bytes a store's activations have on disk."""
-    return float(size.entries.sum()) * 5.6 if size.sparse else float(n_rows) * size.n_features * 4.0
+    return size.n_entries * 5.6 if size.sparse else float(n_rows) * size.n_features * 4.0

@@ -334,17 +334,23 @@ def forget_rows() -> None:
     PROCESS.rows.clear()
 
 
-def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
-    """Read all rows of some features slab by slab, with their counts, extremes and pivots."""
-    moments = mine.empty_moments(features.stop - features.start)
-    starts, ids, values = [np.zeros(1, np.int64)], [], []
+def scan_rows(mine: Shared, store: Store, features: slice, moments: Moments) -> Iterator[Rows]:
+    """Yield the rows of some sparse features slab by slab, and put their counts, extremes and pivots into `moments`."""
     for slab in mine.slabs():
         rows = store.read_rows(slab, features)
         add_extremes(moments, (rows, mine.half[slab]))
+        yield rows
+    finish_extremes(moments)
+
+
+def load_rows(mine: Shared, store: Store, features: slice) -> tuple[Rows, Moments]:
+    """Read all rows of some features, with their counts, extremes and pivots."""
+    moments = mine.empty_moments(features.stop - features.start)
+    starts, ids, values = [np.zeros(1, np.int64)], [], []
+    for rows in scan_rows(mine, store, features, moments):
         starts.append(rows.start[1:] + starts[-1][-1])
         ids.append(rows.feature)
         values.append(rows.value)
-    finish_extremes(moments)
     return Rows(np.concatenate(starts), joined(ids), joined(values)), moments
 
 

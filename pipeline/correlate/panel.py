@@ -17,7 +17,7 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, Store, joined, load_rows, save_arrays, shared
+from pipeline.correlate.job import Job, Shared, Store, joined, load_rows, save_arrays, scan_rows, shared
 from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import NOWHERE, Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
@@ -30,6 +30,7 @@ from pipeline.correlate.kernels.reduce import (
     Output,
     Scratch,
     Side,
+    empty_best,
     reduce_tile,
     scratch,
 )
@@ -38,8 +39,6 @@ from pipeline.correlate.measures import Scaling, make_half, make_standardised_ha
 from pipeline.correlate.moments import (
     Moments,
     add_dense,
-    add_extremes,
-    finish_extremes,
     in_double,
     repeated,
     shift_and_add,
@@ -47,7 +46,7 @@ from pipeline.correlate.moments import (
 from pipeline.correlate.plan import MATRIX_ROWS, fetched_rows, kept_buffer
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.correlate.rows import SELECTING
-from pipeline.correlate.topk import compact, empty_best
+from pipeline.correlate.topk import compact
 from storage import write_sparse_shard
 
 logger = logging.getLogger(__name__)
@@ -267,9 +266,8 @@ def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
 def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
     """First pass over a panel of sparse features: counts, extremes, pivots."""
     moments = mine.empty_moments(features.stop - features.start)
-    for slab in mine.slabs():
-        add_extremes(moments, (store.read_rows(slab, features), mine.half[slab]))
-    finish_extremes(moments)
+    for _ in scan_rows(mine, store, features, moments):
+        pass
     return moments
 
 

@@ -147,6 +147,11 @@ class StoreSize:
         """How many features the store has."""
         return len(self.entries)
 
+    @property
+    def n_entries(self) -> int:
+        """Entries of all features."""
+        return int(self.entries.sum())
+
     def heaviest(self, panel: int) -> int:
         """Return the entries of the heaviest panel of so many features."""
         starts = np.arange(0, self.n_features, panel)
@@ -264,13 +269,13 @@ def sparse_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu"
 
 def dense_seconds(a: StoreSize, b: StoreSize, n_rows: int, where: Where = "cpu", rates: Rates = DEFAULT) -> float:
     """Estimate the same for the dense kernel: products, and their way into tiles."""
-    each, slabs = rates.on(where), -(-n_rows // DENSE_ROWS)
-    return float(a.n_features) * b.n_features * (n_rows * each.dense_product + slabs * each.tile)
+    rates, slabs = rates.on(where), -(-n_rows // DENSE_ROWS)
+    return float(a.n_features) * b.n_features * (n_rows * rates.dense_product + slabs * rates.tile)
 
 
 def sparse_products(a: StoreSize, b: StoreSize, n_rows: int) -> float:
     """Return how many products of two entries in a row there are, were they spread evenly."""
-    return float(a.entries.sum()) * float(b.entries.sum()) / n_rows
+    return float(a.n_entries) * b.n_entries / n_rows
 
 
 def make_plan(
@@ -329,11 +334,11 @@ def gpu_is_faster(method: Method, shape: _Shape, rates: Rates = DEFAULT) -> bool
     """
     if method == "dense":
         return True
-    each = rates.product if method == "resident" else rates.streamed
+    seconds = rates.product if method == "resident" else rates.streamed
     products = sparse_products(shape.a, shape.b, shape.n_rows)
-    entries = float(shape.a.entries.sum() + shape.b.entries.sum())
+    entries = shape.a.n_entries + shape.b.n_entries
     back = tile_bytes(shape.a.n_features, shape) + 8 * entries
-    return products * rates.gpu_product + back * rates.gpu_copy < products * each / shape.threads
+    return products * rates.gpu_product + back * rates.gpu_copy < products * seconds / shape.resources.threads
 
 
 def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
@@ -391,9 +396,14 @@ class _Shape:
         return self.settings.n_halves
 
     @property
-    def threads(self) -> int:
-        """Tasks of a process at once."""
-        return self.resources.threads
+    def b_features(self) -> int:
+        """B features that are made dense at once."""
+        return min(DENSE_FEATURES, self.b.n_features)
+
+    def entries(self, width: int, slab_rows: int) -> tuple[float, float]:
+        """Return the entries of a slab: of the heaviest panel of A, and of all of B."""
+        share = min(1.0, slab_rows / self.n_rows)
+        return self.a.heaviest(width) * share, self.b.n_entries * share
 
     @property
     def top_k(self) -> int:
@@ -416,9 +426,9 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     task = _lists(width, kept, shape) + _WORK[way](width, slab_rows, shape)
     if method == "dense":
         task = max(task, _rescoring(width, kept, shape))
-    gpu = GPU_BUFFERS + shape.threads * _GPU_WORK[method](width, slab_rows, shape) if device == "cuda" else 0
+    gpu = GPU_BUFFERS + shape.resources.threads * _GPU_WORK[method](width, slab_rows, shape) if device == "cuda" else 0
     shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
-    projected = shape.resources.reserved + max(shared + shape.threads * task, _merge(shape))
+    projected = shape.resources.reserved + max(shared + shape.resources.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
     cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
     return replace(
@@ -428,7 +438,7 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
 
 def _slab_rows(width: int, shape: _Shape) -> int:
     """Return a number of rows, whole chunks of them, that has about `SLAB_ENTRIES` entries on the fuller side."""
-    fullest = max(shape.a.heaviest(width), int(shape.b.entries.sum())) / shape.n_rows
+    fullest = max(shape.a.heaviest(width), shape.b.n_entries) / shape.n_rows
     chunks = round(SLAB_ENTRIES / max(fullest, 1.0) / CHUNK)
     return CHUNK * min(max(chunks, 1), 16)
 
@@ -453,30 +463,32 @@ def kept_buffer(n_features_b: int) -> int:
 
 def _resident(shape: _Shape) -> int:
     """Return the bytes of all rows of B, at the moment when slabs of values are joined."""
-    entries = int(shape.b.entries.sum())
-    return entries * (_id_bytes(shape.b.n_features) + 2 * shape.b.value_bytes) + 16 * shape.n_rows
+    return shape.b.n_entries * (_id_bytes(shape.b.n_features) + 2 * shape.b.value_bytes) + 16 * shape.n_rows
 
 
 def _id_bytes(n_features: int) -> int:
     return 2 if n_features <= 2**16 else 4
 
 
-def _slab(entries: float, value_bytes: int, slab_rows: int) -> int:
-    """Return the bytes of rows as they are read (int32 ids, values, decoded chunks) and with narrower ids."""
-    return int(entries * (4 + 2 * value_bytes + 4)) + 24 * slab_rows
+def _slabs(width: int, slab_rows: int, shape: _Shape) -> tuple[int, int]:
+    """Return the bytes of rows of both sides as they are read (int32 ids, values, decoded chunks) with narrower ids."""
+    a, b = (
+        int(n * (8 + 2 * size.value_bytes)) + 24 * slab_rows
+        for n, size in zip(shape.entries(width, slab_rows), (shape.a, shape.b), strict=True)
+    )
+    return a, b
 
 
 def _work_resident(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes of one panel of A: read by slabs, joined, and turned to columns."""
-    entries, value = shape.a.heaviest(width), shape.a.value_bytes
-    slab = _slab(entries * min(1.0, slab_rows / shape.n_rows), value, slab_rows)
-    b_slab = _slab(shape.b.entries.sum() * min(1.0, slab_rows / shape.n_rows), shape.b.value_bytes, slab_rows)
-    return entries * (6 + 2 * value) + 16 * shape.n_rows + max(slab, b_slab // shape.threads)
+    slab, b_slab = _slabs(width, slab_rows, shape)
+    panel = shape.a.heaviest(width) * (6 + 2 * shape.a.value_bytes)
+    return panel + 16 * shape.n_rows + max(slab, b_slab // shape.resources.threads)
 
 
 def _work_resident_on_gpu(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the same with the sums that come back from the GPU, and a slab of the panel by features."""
-    slab = shape.a.heaviest(width) * min(1.0, slab_rows / shape.n_rows)
+    slab, _ = shape.entries(width, slab_rows)
     return _work_resident(width, slab_rows, shape) + int(slab * (4 + shape.a.value_bytes)) + _fetched(shape)
 
 
@@ -497,11 +509,9 @@ def _work_streaming_on_gpu(width: int, slab_rows: int, shape: _Shape) -> int:
 
 def _work_streaming(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes of a tile of sums for each half, and a slab of both sides."""
-    share = min(1.0, slab_rows / shape.n_rows)
-    a = _slab(shape.a.heaviest(width) * share, shape.a.value_bytes, slab_rows)
-    b = _slab(shape.b.entries.sum() * share, shape.b.value_bytes, slab_rows)
-    columns = int(shape.a.heaviest(width) * share) * (4 + shape.a.value_bytes) + 16 * shape.n_halves * width
-    return tile_bytes(width, shape) + 2 * (a + b) + columns
+    slab, _ = shape.entries(width, slab_rows)
+    columns = int(slab) * (4 + shape.a.value_bytes) + 16 * shape.n_halves * width
+    return tile_bytes(width, shape) + 2 * sum(_slabs(width, slab_rows, shape)) + columns
 
 
 def tile_bytes(width: int, shape: _Shape) -> int:
@@ -511,16 +521,10 @@ def tile_bytes(width: int, shape: _Shape) -> int:
 
 def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes of the tile, of a standardised slab of each side, of a block being read, and of a product."""
-    b_features = min(DENSE_FEATURES, shape.b.n_features)
     rows = min(slab_rows, shape.n_rows)
-    slabs = 4 * rows * (width + b_features)
-    return (
-        _dense_tile(width, shape)
-        + slabs
-        + _blocks(width, rows, shape)
-        + 8 * min(width, FEATURES) * b_features
-        + DENSE_BUFFERS
-    )
+    slabs = 4 * rows * (width + shape.b_features)
+    product = 8 * min(width, FEATURES) * shape.b_features
+    return _dense_tile(width, shape) + slabs + _blocks(width, rows, shape) + product + DENSE_BUFFERS
 
 
 def _dense_tile(width: int, shape: _Shape) -> int:
@@ -530,7 +534,7 @@ def _dense_tile(width: int, shape: _Shape) -> int:
 
 def _blocks(width: int, rows: int, shape: _Shape) -> int:
     """Return the bytes of a block of dense rows of either side, as it is read: a chunk, or csr rows made dense."""
-    sides = ((shape.a, width), (shape.b, min(DENSE_FEATURES, shape.b.n_features)))
+    sides = ((shape.a, width), (shape.b, shape.b_features))
     return 3 * max(
         min(size.piece_rows, rows) * min(columns, size.piece_features or columns) * size.value_bytes
         for size, columns in sides
@@ -541,7 +545,7 @@ def _rescoring(width: int, kept: int, shape: _Shape) -> int:
     """Return the bytes of what is computed again: pairs that are listed or kept, and rows of both sides in float64."""
     listed = shape.top_k * (width + shape.b.n_features)
     rows = min(shape.a.piece_rows, shape.n_rows)
-    turned = 8 * rows * (width + min(DENSE_FEATURES, shape.b.n_features))
+    turned = 8 * rows * (width + shape.b_features)
     sums = 8 * shape.n_halves * RESCORED_AT_ONCE * max(width, shape.b.n_features) * 3
     return RESCORED_BYTES * (listed + kept) + turned + _blocks(width, rows, shape) + sums + DENSE_BUFFERS
 
@@ -558,15 +562,15 @@ _WORK: dict[Way, Callable[[int, int, _Shape], int]] = {
 
 def _gpu_sparse(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes on a GPU of the tiles of a panel, and of two slabs of both sides: CuPy keeps the one before."""
-    share = min(1.0, slab_rows / shape.n_rows)
-    a = int(shape.a.heaviest(width) * share) * (4 + shape.a.value_bytes) + 8 * shape.n_halves * width
-    b = int(shape.b.entries.sum() * share) * (_id_bytes(shape.b.n_features) + shape.b.value_bytes) + 8 * slab_rows
+    of_a, of_b = shape.entries(width, slab_rows)
+    a = int(of_a) * (4 + shape.a.value_bytes) + 8 * shape.n_halves * width
+    b = int(of_b) * (_id_bytes(shape.b.n_features) + shape.b.value_bytes) + 8 * slab_rows
     return tile_bytes(width, shape) + 2 * (a + b)
 
 
 def _gpu_dense(width: int, slab_rows: int, shape: _Shape) -> int:
     """Return the bytes on a GPU: tile, standardised slabs, a block as it passes, a product, operands in float64."""
-    features, rows = min(DENSE_FEATURES, shape.b.n_features), min(slab_rows, shape.n_rows)
+    features, rows = shape.b_features, min(slab_rows, shape.n_rows)
     slabs = 4 * rows * (width + 2 * features)
     pieces = [
         min(size.piece_rows, rows) * columns * (3 * size.value_bytes + 4)

@@ -352,7 +352,7 @@ def _panel_bytes(size: StoreSize, n_rows: int, slab_rows: int, width: int) -> in
     if not size.sparse:
         read = min(slab_rows, n_rows) * min(CHUNK, size.n_features) * value
         return n_rows * width * (2 * value + rank) + 48 * n_rows + read + DENSE_BUFFERS
-    a_row = int(size.entries.sum() / n_rows) + 1
+    a_row = int(size.n_entries / n_rows) + 1
     read = min(slab_rows, n_rows) * a_row * (8 + 2 * value)
     joined = min(shard_rows(size, n_rows), n_rows) * a_row * SHARD_BYTES
     return max(size.heaviest(width) * (12 + 2 * value + 2 * rank) + 48 * n_rows + read, joined)
@@ -360,5 +360,5 @@ def _panel_bytes(size: StoreSize, n_rows: int, slab_rows: int, width: int) -> in
 
 def shard_rows(size: StoreSize, n_rows: int) -> int:
     """Return the rows of a shard of ranks: whole chunks of them, with about :data:`SHARD_ENTRIES` entries."""
-    chunks = int(SHARD_ENTRIES / max(1.0, float(size.entries.sum()) / n_rows) / CHUNK)
+    chunks = int(SHARD_ENTRIES / max(1.0, size.n_entries / n_rows) / CHUNK)
     return CHUNK * min(max(chunks, 1), 16)

@@ -25,10 +25,9 @@ from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.exact import add_pairs
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, scratch
+from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, empty_best, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
-from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer
-from pipeline.correlate.topk import empty_best
+from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer, sparse_products
 from storage import read_csr, read_dense, write_activations
 from storage.errors import CorruptError
 from storage.files import write_text
@@ -94,14 +93,14 @@ class _Work:
 
 
 def _resident(_: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
-    products = _entries(a) * _entries(b) / rows[0]
-    return _Work(_entries(b) * rates.entry, 0.0, _entries(a) * rates.entry + products * rates.product)
+    products = sparse_products(a, b, rows[0])
+    return _Work(b.n_entries * rates.entry, 0.0, a.n_entries * rates.entry + products * rates.product)
 
 
 def _streaming(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
-    products = _entries(a) * _entries(b) / rows[0]
-    reads = 2 * _entries(a) + plan.n_panels * _entries(b)
-    return _Work(0.0, 2 * _entries(b) * rates.entry, reads * rates.entry + products * rates.streamed)
+    products = sparse_products(a, b, rows[0])
+    reads = 2 * a.n_entries + plan.n_panels * b.n_entries
+    return _Work(0.0, 2 * b.n_entries * rates.entry, reads * rates.entry + products * rates.streamed)
 
 
 def _dense(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
@@ -127,14 +126,10 @@ def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_tiles: int) -
     bytes_a, bytes_b = (
         n_rows * size.n_features * size.value_bytes
         if plan.method == "dense"
-        else _entries(size) * (4 + size.value_bytes)
+        else size.n_entries * (4 + size.value_bytes)
         for size in (a, b)
     )
     return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_tiles
-
-
-def _entries(size: StoreSize) -> float:
-    return float(size.entries.sum())
 
 
 def measure_rates(threads: int) -> Rates:

@@ -35,13 +35,13 @@ from numpy.typing import NDArray
 from pipeline.correlate.job import Job, Shared, Store, arrays_of, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
-from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs
+from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs, empty_best
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.moments import Moments
 from pipeline.correlate.panel import R_HELD_OUT, R, b_panels, halves_of
 from pipeline.correlate.plan import RESCORED_AT_ONCE as AT_ONCE
 from pipeline.correlate.rows import HELD_OUT, SELECTING
-from pipeline.correlate.topk import best_of, compact, empty_best, merge_all
+from pipeline.correlate.topk import best_of, compact, merge_all
 from pipeline.work.workers import run_tasks
 from storage import read_csr, write_sparse_shard
 
@@ -127,8 +127,8 @@ def find_open(job: Job, rows: Best, columns: Best) -> Open:
         whole.append(np.flatnonzero(too_many))
         listed = (best.id >= 0) & (np.arange(best.id.shape[1]) < job.settings.top_k) & (job.settings.n_halves > 1)
         for part, chosen in zip(keys, (in_doubt, listed), strict=True):
-            own, place = np.nonzero(chosen)
-            a, b = (own, best.id[own, place]) if is_row else (best.id[own, place], own)
+            feature, place = np.nonzero(chosen)
+            a, b = (feature, best.id[feature, place]) if is_row else (best.id[feature, place], feature)
             part.append(_keys(a, b, job.b.n_features))
     again = np.unique(np.concatenate(keys[0]))
     every = np.union1d(again, np.concatenate(keys[1]))
@@ -185,11 +185,11 @@ def rescore_panel(i: int, job: Job) -> int:
     again[np.searchsorted(keys, kept_keys[kept_again])] = True
     pairs = Pairs(keys, *work.pairs(*np.divmod(keys, n_b), again))
     listed = np.searchsorted(keys, listed_keys)
-    found = {"key": listed_keys, "r": pairs.r[listed], "held_out": pairs.held_out[listed]}
+    exact = {"key": listed_keys, "r": pairs.r[listed], "held_out": pairs.held_out[listed]}
     for side, ids in (("a", left.whole_a - work.features.start), ("b", work.mine.positions[left.whole_b])):
         lists = work.whole(side, ids)
-        found |= {f"whole_{side}_{name}": array for name, array in lists._asdict().items()}
-    save_arrays(found, _file("exact", i, job))
+        exact |= {f"whole_{side}_{name}": array for name, array in lists._asdict().items()}
+    save_arrays(exact, _file("exact", i, job))
     return _finish_kept(i, job, kept, *_updated(pairs, kept_keys, kept.data, np.full(kept.nnz, np.nan)))
 
 
@@ -265,8 +265,8 @@ class _Work:
         chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.settings.n_halves]
         columns_a = [np.unique(a[some]) for some in chosen]
         parts = [
-            {part.panel.start: part for part in self._parts(a, b, *each)}
-            for each in zip(chosen, columns_a, strict=True)
+            {part.panel.start: part for part in self._parts(a, b, *half)}
+            for half in zip(chosen, columns_a, strict=True)
         ]
         self._add_up(columns_a, parts)
         r = np.full((2, len(a)), np.nan)
@@ -292,12 +292,12 @@ class _Work:
             for start, panel in panels.items():
                 here = [some.get(start) for some in parts]
                 y = self._read_b(piece, panel, [_NONE if part is None else part.columns_b for part in here])
-                for part, one, other in zip(here, x, y, strict=True):
+                for part, of_a, of_b in zip(here, x, y, strict=True):
                     if part is not None:
-                        add_pairs(part.sums, one, other, part.at_a, part.at_b)
+                        add_pairs(part.sums, of_a, of_b, part.at_a, part.at_b)
 
     def whole(self, side: str, some: Array) -> Best:
-        """Return the best partners of some features of one side, in this panel if they are of B."""
+        """Return the best partners of some features of of_a side, in this panel if they are of B."""
         k = self.mine.job.n_candidates
         batches = [self._whole_batch(side, some[i : i + AT_ONCE], k) for i in range(0, len(some), AT_ONCE)]
         return Best(*(np.concatenate(parts) for parts in zip(empty_best(0, k), *batches, strict=True)))
@@ -311,17 +311,18 @@ class _Work:
         others = np.arange(sums.shape[2])
         ids = self.mine.defined if side == "a" else np.arange(self.features.start, self.features.stop)
         a, b = (some[:, None], others) if side == "a" else (others, some[:, None])
-        both = [_correlation(part, half, a, b) for part, half in zip(sums, self.halves, strict=False)]
-        held_out = both[HELD_OUT] if len(both) > 1 else np.full_like(both[0], np.nan)
-        return best_of(ids.astype(np.int32), both[SELECTING], held_out, k)
+        r = np.full((2, *sums.shape[1:]), np.nan)
+        for h, products in enumerate(sums):
+            r[h] = _correlation(products, self.halves[h], a, b)
+        return best_of(ids.astype(np.int32), r[SELECTING], r[HELD_OUT], k)
 
     def _add_whole_a(self, sums: Array, piece: slice, some: Array) -> None:
         columns, place = np.unique(some, return_inverse=True)
         x = self._read_a(piece, [columns] * len(sums))
         for panel, at in b_panels(self.mine):
             y = self._read_b(piece, panel, [at.within] * len(sums))
-            for h, (one, other) in enumerate(zip(x, y, strict=True)):
-                add_all(sums[h, :, at.columns], one[place], other)
+            for h, (of_a, of_b) in enumerate(zip(x, y, strict=True)):
+                add_all(sums[h, :, at.columns], of_a[place], of_b)
 
     def _add_whole_b(self, sums: Array, piece: slice, some: Array) -> None:
         x = self._read_a(piece, [np.arange(self.features.stop - self.features.start)] * len(sums))
@@ -330,9 +331,9 @@ class _Work:
             if len(chosen):
                 columns, place = np.unique(some[chosen] - at.columns.start, return_inverse=True)
                 y = self._read_b(piece, panel, [at.within[columns]] * len(sums))
-                for h, (one, other) in enumerate(zip(x, y, strict=True)):
-                    part = np.zeros((len(chosen), len(one)))
-                    add_all(part, other[place], one)
+                for h, (of_a, of_b) in enumerate(zip(x, y, strict=True)):
+                    part = np.zeros((len(chosen), len(of_a)))
+                    add_all(part, of_b[place], of_a)
                     sums[h, chosen] += part
 
     def _pieces(self) -> Iterator[slice]:
@@ -353,13 +354,15 @@ class _Work:
         """
         half, centred = self.mine.half[piece], RULES[self.mine.job.settings.measure].centred
         rows = [np.flatnonzero(half == h) for h in range(len(columns))]
-        out = [np.empty((len(some), len(own))) for some, own in zip(columns, rows, strict=True)]
+        out = [np.empty((len(some), len(taken))) for some, taken in zip(columns, rows, strict=True)]
         for inside, part, block in store.iter_blocks(piece, features):
             top, left = inside.start - piece.start, part.start - features.start
-            for h, (some, own) in enumerate(zip(columns, rows, strict=True)):
+            for h, (some, taken) in enumerate(zip(columns, rows, strict=True)):
                 i, j = np.searchsorted(some, [left, part.stop - features.start])
-                t, u = np.searchsorted(own, [top, inside.stop - piece.start])
-                centre_columns(block, own[t:u] - top, some[i:j] - left, centred * mean[h, some[i:j]], out[h][i:j, t:u])
+                t, u = np.searchsorted(taken, [top, inside.stop - piece.start])
+                centre_columns(
+                    block, taken[t:u] - top, some[i:j] - left, centred * mean[h, some[i:j]], out[h][i:j, t:u]
+                )
         return out
 
 
@@ -420,9 +423,9 @@ def _updated(pairs: Pairs, key: Array, r: Array, held_out: Array) -> tuple[Array
         return r, held_out
     at = np.searchsorted(pairs.key, key)
     at[at == len(pairs.key)] = 0
-    found = pairs.key[at] == key
-    new = found & ~np.isnan(pairs.r[at])
-    return np.where(new, pairs.r[at], r), np.where(found, pairs.held_out[at], held_out)
+    computed = pairs.key[at] == key
+    new = computed & ~np.isnan(pairs.r[at])
+    return np.where(new, pairs.r[at], r), np.where(computed, pairs.held_out[at], held_out)
 
 
 def _rewrite(  # noqa: PLR0917 - where, then what

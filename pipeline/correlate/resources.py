@@ -107,13 +107,13 @@ def _ask(client: Client, device: DeviceName) -> list[_Worker]:
 
 def _gpu_allowance(processes: list[list[_Worker]]) -> int | None:
     """Return the bytes that each process may take of its GPU; processes that see one GPU share what is free of it."""
-    found = [group[0].gpu for group in processes]
-    if any(gpu is None for gpu in found):
-        if any(found):
+    gpus = [group[0].gpu for group in processes]
+    if any(gpu is None for gpu in gpus):
+        if any(gpus):
             logger.info("Some workers have no GPU: products are computed on the CPU by all, so that all do the same")
         return None
-    using = Counter((group[0].host, gpu.name) for group, gpu in zip(processes, found, strict=True) if gpu)
-    free = [gpu.free // using[group[0].host, gpu.name] for group, gpu in zip(processes, found, strict=True) if gpu]
+    using = Counter((group[0].host, gpu.name) for group, gpu in zip(processes, gpus, strict=True) if gpu)
+    free = [gpu.free // using[group[0].host, gpu.name] for group, gpu in zip(processes, gpus, strict=True) if gpu]
     return int(GPU_SHARE * min(free))
 
 

@@ -34,9 +34,7 @@ def read_halves(path_a: Path, path_b: Path, select: Select) -> NDArray[np.int8]:
     """
     a, b = open_activations(path_a), open_activations(path_b)
     sink = a["sink"].values | b["sink"].values
-    with_documents = next((store for store in (a, b) if "document" in store.variables), None)
-    documents = None if with_documents is None else with_documents["document"].values
-    half = split_rows(documents, sink, select)
+    half = split_rows(read_documents(path_a, path_b), sink, select)
     for number, name in enumerate(("chooses", "is held out") if select == "half" else ("counts",)):
         rows = int(np.count_nonzero(half == number))
         if rows < FEWEST_ROWS:
@@ -45,6 +43,12 @@ def read_halves(path_a: Path, path_b: Path, select: Select) -> NDArray[np.int8]:
                 f"select={select!r}; correlation needs at least {FEWEST_ROWS}. Harvest more text, or use select='all'"
             )
     return half
+
+
+def read_documents(path_a: Path, path_b: Path) -> NDArray[np.integer] | None:
+    """Return the document of each row, (token,), from the first of two stores that knows it; None if neither does."""
+    stores = (open_activations(path) for path in (path_a, path_b))
+    return next((store["document"].values for store in stores if "document" in store.variables), None)
 
 
 def split_rows(documents: NDArray[np.integer] | None, excluded: NDArray[np.bool_], select: Select) -> NDArray[np.int8]:

@@ -338,7 +338,19 @@ def _plan(inputs: Inputs, settings: CorrelateSettings, resources: Resources, fol
 
 def _announce(plan: Plan, inputs: Inputs, settings: CorrelateSettings, resources: Resources) -> None:
     """Say what will be done in which memory; what cannot be ranked is refused here, before anything is on disk."""
-    _log_plan(plan, inputs)
+    density = [
+        size.n_entries / size.n_features / max(inputs.n_rows, 1) * 100 if size.sparse else 100.0
+        for size in inputs.sizes
+    ]
+    gpu = ""
+    if plan.device == "cuda":
+        gpu = f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
+    logger.info(
+        "Correlating %d × %d features over %d rows (densities %.3g %% and %.3g %%): %s kernel, %s; %d panels of %d "
+        "features, at most %.2f of %.2f GB in each worker process%s",
+        inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
+        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, gpu,
+    )  # fmt: skip
     most = plan.projected
     if RULES[settings.measure].ranked:
         ranking = max(cut.projected for cut in _rank_plans(inputs, plan, resources))
@@ -357,25 +369,6 @@ def _begun_width(folder: Path) -> int | None:
     if not isinstance(width, int) or width < 1:
         raise CorruptError(f"{file} names no width of panels; {remedy}")
     return width
-
-
-def _log_plan(plan: Plan, inputs: Inputs) -> None:
-    density = [
-        size.entries.sum() / size.n_features / max(inputs.n_rows, 1) * 100 if size.sparse else 100.0
-        for size in inputs.sizes
-    ]
-    logger.info(
-        "Correlating %d × %d features over %d rows (densities %.3g %% and %.3g %%): %s kernel, %s; %d panels of %d "
-        "features, at most %.2f of %.2f GB in each worker process%s",
-        inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
-        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, _of_gpu(plan),
-    )  # fmt: skip
-
-
-def _of_gpu(plan: Plan) -> str:
-    if plan.device == "cpu":
-        return ""
-    return f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
 
 
 def _prepare(job: Job, half: NDArray[np.int8]) -> None:
@@ -454,7 +447,7 @@ def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> N
     mine = range(job.plan.n_panels) if share is None else share.of(range(job.plan.n_panels))
     missing = sorted(set(mine) - set(done))
     n_rows = np.load(job.halves_file, mmap_mode="r", allow_pickle=False).size
-    each = n_rows / job.plan.n_panels  # of the rows, though each panel reads them all: the sum is right
+    rows_a_panel = n_rows / job.plan.n_panels  # though each panel reads them all: the sum is right
     tasks = run_tasks(
         client,
         correlate_panel,
@@ -462,7 +455,7 @@ def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> N
         name="correlate-panel",
         label="Correlating",
         args=(job,),
-        rows=lambda _: each,
+        rows=lambda _: rows_a_panel,
     )
     for _, summary in tasks:
         tally.add(summary)

@@ -67,17 +67,17 @@ def _cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook
         outlook.client, parse_memory(settings.memory), settings.device
     )
     a, b = (_size_of(run.activations(side, site), n_rows, outlook) for side, site in zip(SIDES, sites, strict=True))
-    found = forecast_sizes(a, b, n_rows, settings, outlook.resources, outlook.rates)
+    forecast = forecast_sizes(a, b, n_rows, settings, outlook.resources, outlook.rates)
     outlook.kept[run.correlation(*sites)] = CHOSEN_SHARE * a.n_features * b.n_features
     return Cost(
-        seconds=found.seconds,
+        seconds=forecast.seconds,
         rows=n_rows,
-        tasks=found.plan.n_panels,
-        flops=found.flops,
-        read=found.read,
-        disk=found.disk,
-        memory=float(found.memory),
-        note=_method(found),
+        tasks=forecast.plan.n_panels,
+        flops=forecast.flops,
+        read=forecast.read,
+        disk=forecast.disk,
+        memory=float(forecast.memory),
+        note=_method(forecast),
     )
 
 
@@ -91,11 +91,11 @@ def _size_of(path: Path, n_rows: int, outlook: Outlook) -> StoreSize:
     return StoreSize(known.sparse, 4, entries, CHUNK if known.sparse else DENSE_CHUNK[0])
 
 
-def _method(found: CorrelateForecast) -> str:
+def _method(forecast: CorrelateForecast) -> str:
     """Return how a correlation is made, and what it takes of a GPU."""
-    ranks = "ranks, " if found.ranking else ""
-    gpu = f", {found.plan.gpu_projected / 1e9:.1f} GB of the GPU" if found.plan.device == "cuda" else ""
-    return f"{ranks}{found.plan.method}{gpu}"
+    ranks = "ranks, " if forecast.ranking else ""
+    gpu = f", {forecast.plan.gpu_projected / 1e9:.1f} GB of the GPU" if forecast.plan.device == "cuda" else ""
+    return f"{ranks}{forecast.plan.method}{gpu}"
 
 
 STAGE = Stage("correlate", tasks, around=forget_rows_after)

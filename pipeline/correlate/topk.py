@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.correlate.kernels.reduce import Best, merge
+from pipeline.correlate.kernels.reduce import Best, empty_best, merge
 
 Array = NDArray[Any]
-
-
-def empty_best(n_features: int, top_k: int) -> Best:
-    """Return lists without partners: ids -1, r -inf, held-out r NaN; each (feature, k)."""
-    shape = (n_features, top_k)
-    return Best(np.full(shape, -1, np.int32), np.full(shape, -np.inf), np.full(shape, np.nan))
 
 
 def compact(best: Best, feature: Array) -> dict[str, Array]:
@@ -58,8 +52,7 @@ def best_of(ids: Array, r: Array, held_out: Array, top_k: int) -> Best:
     """
     best = empty_best(len(r), top_k)
     order = np.argsort(np.where(np.isnan(r), np.inf, -r), axis=1, kind="stable")[:, :top_k]
-    found = ~np.isnan(np.take_along_axis(r, order, axis=1))
-    places = np.nonzero(found)
+    places = np.nonzero(~np.isnan(np.take_along_axis(r, order, axis=1)))
     chosen = (places[0], order[places])
     best.id[places], best.r[places], best.held_out[places] = ids[chosen[1]], r[chosen], held_out[chosen]
     return best

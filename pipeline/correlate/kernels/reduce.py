@@ -85,6 +85,12 @@ class Best(NamedTuple):
     held_out: Array
 
 
+def empty_best(n_features: int, top_k: int) -> Best:
+    """Return lists without partners: ids -1, r -inf, held-out r NaN; each (feature, k)."""
+    shape = (n_features, top_k)
+    return Best(np.full(shape, -1, np.int32), np.full(shape, -np.inf), np.full(shape, np.nan))
+
+
 class Kept(NamedTuple):
     """Kept pairs in the order of their rows: how many each row has, and their column, r and held-out r."""
 
