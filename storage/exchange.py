@@ -34,7 +34,7 @@ from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, need, open_source, read_decoder, read_tokens
-from storage.rows import ROW_HASH, TOKEN_COORDINATES
+from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH
 from storage.slabs import reslab, share_not_zero
 from storage.targets import STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
@@ -48,7 +48,7 @@ LARGEST_DENSE = 4 * 10**9
 #: Attributes that a store gets anew.
 OWN_ATTRS = (
     *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
-    *(MANIFEST, CONTENT_HASH, ROW_HASH),
+    *(MANIFEST, CONTENT_HASH, ROW_HASH, TOKEN_HASH),
 )
 
 

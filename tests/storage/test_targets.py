@@ -556,11 +556,13 @@ class TestReading:
         ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
         assert storage.fingerprint(store) == before
         ds["activation"][3, 3] = 7
+        storage.write_activations(tmp_path / "same.zarr", ds.activation.values, shard_rows=20, chunk=(10, 9))
+        statistics = xr.open_zarr(tmp_path / "same.zarr").load()
+        ds = ds.assign({name: statistics[name].drop_attrs() for name in ("mean", "std", "max", "n_active")})
         ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
         assert xr.open_zarr(store, consolidated=False).attrs["content_hash"] == before
         edited = storage.fingerprint(store)
         assert edited != before
-        storage.write_activations(tmp_path / "same.zarr", ds.activation.values, shard_rows=20, chunk=(10, 9))
         assert edited == storage.fingerprint(tmp_path / "same.zarr")
 
     def test_a_result_that_was_edited_is_used_and_what_is_made_from_it_is_made_again(self, tmp_path, caplog):
@@ -612,3 +614,41 @@ def test_every_public_writer_goes_through_the_door():
         name for name, function in writers.items() if "overwrite" not in inspect.signature(function).parameters
     ] == []
     assert importlib.import_module("storage.targets").claim is storage.claim
+
+
+class TestEdited:
+    """What a user changes with xarray is noticed, whatever the attributes that xarray copies say."""
+
+    @pytest.fixture
+    def store(self, tmp_path, tokens):
+        rng = np.random.default_rng(3)
+        decoder = rng.standard_normal((9, 4))
+        storage.write_activations(tmp_path / "a.zarr", np.eye(40, 9), tokens=tokens(40), decoder=decoder)
+        return tmp_path / "a.zarr"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("document", "position", "char_start", "char_end", "token_id", "sink", "decoder"),
+            *("mean", "std", "max", "n_active"),
+        ],
+    )
+    def test_every_array_of_a_store_counts(self, store, name):
+        before = storage.fingerprint(store)
+        ds = xr.open_zarr(store)[[name]].load()
+        ds.to_zarr(store, mode="a")
+        assert storage.fingerprint(store) == before
+        assert xr.open_zarr(store).attrs["content_hash"] == before
+        values = ds[name].values
+        ds[name] = ds[name].dims, ~values if values.dtype == bool else values + 1
+        ds.drop_encoding().to_zarr(store, mode="a")
+        assert storage.fingerprint(store) != before
+
+    def test_attributes_of_a_result_count(self, tmp_path):
+        path, fingerprints = tmp_path / "x.zarr", []
+        storage.write_result(result(1, 2).assign_attrs(threshold=0.5), path, manifest())
+        for threshold in (0.5, 0.6):
+            xr.Dataset(attrs=xr.open_zarr(path).attrs | {"threshold": threshold}).to_zarr(path, mode="a")
+            fingerprints.append(storage.fingerprint(path))
+        xr.Dataset(attrs=xr.open_zarr(path).attrs).to_zarr(path, mode="a")
+        assert fingerprints[0] != fingerprints[1] == storage.fingerprint(path)
