@@ -38,7 +38,7 @@ from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
-from storage.rows import ROW_HASH, TOKEN_COORDINATES
+from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH
 from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
 from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
@@ -53,7 +53,7 @@ LARGEST_DENSE = 4 * 10**9
 #: Attributes that a store gets anew.
 OWN_ATTRS = (
     *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
-    *(MANIFEST, CONTENT_HASH, ROW_HASH),
+    *(MANIFEST, CONTENT_HASH, ROW_HASH, TOKEN_HASH),
 )
 
 

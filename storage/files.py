@@ -48,7 +48,9 @@ def target_path(path: str | Path) -> Path:
         If it is no path of a file system, or has a name that unfinished work and locks have.
     """
     local = local_path(path)
-    name = local.name or local.absolute().name
+    if local.name in ("", ".."):  # of the working directory, or of one above it
+        local = Path(os.path.realpath(local))
+    name = local.name
     if not name:
         raise InputError(f"{local} is the root of the file system: give the path of a folder that is to be made in it")
     if _NO_TARGET.fullmatch(name) or leftover_of(name) is not None:

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from storage.errors import CorruptError, FormatError
-from storage.inventory import array_names, is_intact, listed_checksums
+from storage.inventory import array_names, attributes_hash, is_intact, listed_checksums
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Return the hash of what a group holds now, whatever its attributes say."""
+    """Return the hash of what a group holds now, attributes of a result included that its stage has set."""
     from storage.corpus import hash_of_text  # noqa: PLC0415 - they finish their groups through this module
     from storage.targets import CORPUS  # noqa: PLC0415
     from storage.writer import hash_of_content  # noqa: PLC0415
@@ -74,4 +74,7 @@ def content_hash(path: Path) -> str:
         return hash_of_text(path)
     checksums = listed_checksums(path, array_names(path))
     lines = [f"{name} {size} {crc}\n" for name, (size, crc) in sorted(checksums.items())]
+    lines.append(attributes_hash({name: value for name, value in attrs.items() if name != MANIFEST}))
+    if MANIFEST in attrs:
+        lines.append(Manifest.from_attrs(attrs).fingerprint)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

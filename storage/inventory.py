@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from typing import Any
 
 import google_crc32c
 
-from storage.errors import CorruptError
-from storage.files import is_stray_file, leftover_of, remove_stray_files, write_atomically
+from storage.errors import CorruptError, MissingInputError
+from storage.files import PARTIAL_SUFFIX, is_stray_file, leftover_of, remove_stray_files, write_atomically
 from storage.sparse_array import read_metadata
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ INVENTORY = "inventory"
 #: Bytes of a group up to which every file is read when the group is opened after it was copied or touched.
 READ_WHEN_OPENED = 2**30
 READ_BYTES = 2**22
+#: Folders in unfinished work that are no arrays; they go when it is finished.
+WORKING_FOLDERS = ("panels",)
+_NUMBER = re.compile("0|[1-9][0-9]{0,18}")
+_CHUNK_KEY = re.compile(rf"c(/({_NUMBER.pattern}))*")
 
 
 @dataclass(frozen=True)
@@ -248,28 +253,75 @@ def is_intact(path: str | Path) -> bool:
 
 
 def strangers(folder: Path) -> list[str]:
-    """Return the names of files below a group, finished or not, that are no part of it."""
+    """Return the names of files below a group, finished or not, that are no part of it.
+
+    The parts of one without an inventory are metadata of arrays, and chunks that lie inside of their arrays. Unfinished
+    work has working folders, too (:data:`WORKING_FOLDERS`).
+    """
     inventory = Inventory.read(read_metadata(folder), folder)
-    if inventory is not None:
-        names = (file.relative_to(folder).as_posix() for file in _files(folder))
-        return sorted(name for name in names if name not in inventory.files and not _passes(name))
-    return sorted(entry.name for entry in os.scandir(folder) if not _may_be_zarr(entry))
+    is_unfinished = folder.name.endswith(PARTIAL_SUFFIX)
+    belongs = inventory.files.__contains__ if inventory is not None else _Parts(folder, is_unfinished=is_unfinished)
+    working = WORKING_FOLDERS if is_unfinished else ()
+    names = (file.relative_to(folder).as_posix() for file in _files(folder))
+    return sorted(name for name in names if not (belongs(name) or _passes(name) or name.split("/")[0] in working))
+
+
+def is_working_folder(entry: Path) -> bool:
+    """Say whether something in unfinished work is no part of the result: a working folder, or a dead writer's."""
+    return entry.is_dir() and (entry.name in WORKING_FOLDERS or _passes(f"{entry.name}/{GROUP_FILE}"))
 
 
 def _passes(name: str) -> bool:
     """Say whether a file is the group's own, or one that a dead writer left."""
-    *folders, file = name.split("/")
-    return name == GROUP_FILE or is_stray_file(file) or any(leftover_of(part) for part in folders)
+    first, *inner = name.split("/")
+    if is_stray_file(name.rsplit("/", 1)[-1]) or name == GROUP_FILE:
+        return True
+    return bool(inner) and leftover_of(first) is not None and not first.endswith(".old")
 
 
-def _may_be_zarr(entry: os.DirEntry[str]) -> bool:
-    """Say whether something in a group without an inventory may belong to it: metadata, an array, or a group."""
-    if not entry.is_dir(follow_symlinks=False):
-        return _passes(entry.name)
-    # Zarr deletes an array file by file, and creates its folder first
-    names = [child.name for child in Path(entry.path).iterdir()]
-    known = all(name in ("c", GROUP_FILE) or is_stray_file(name) for name in names)
-    return known or GROUP_FILE in names or leftover_of(entry.name) is not None
+class _Parts:
+    """Says whether a file belongs to an array of a group without an inventory; called with its name."""
+
+    def __init__(self, folder: Path, *, is_unfinished: bool) -> None:
+        self.folder, self.is_unfinished = folder, is_unfinished
+        self.known: dict[str, dict[str, Any] | None] = {}
+
+    def __call__(self, name: str) -> bool:
+        array, _, key = name.partition("/")
+        if key == GROUP_FILE:
+            return True
+        if array not in self.known:
+            try:
+                self.known[array] = read_metadata(self.folder / array)
+            except (MissingInputError, CorruptError):
+                self.known[array] = None
+        metadata = self.known[array]
+        if metadata is None:
+            # It is deleted file by file when it is written again, or is damaged
+            has_metadata = (self.folder / array / GROUP_FILE).is_file()
+            return (has_metadata or self.is_unfinished) and _CHUNK_KEY.fullmatch(key) is not None
+        return metadata["node_type"] == "array" and _is_chunk_key(key, metadata)
+
+
+def _is_chunk_key(key: str, metadata: Mapping[str, Any]) -> bool:
+    """Say whether a chunk of an array has this key."""
+    encoding = metadata.get("chunk_key_encoding") or {}
+    style = encoding.get("name", "default") if isinstance(encoding, dict) else encoding
+    settings = encoding.get("configuration") if isinstance(encoding, dict) else None
+    separator = (settings or {}).get("separator", "/" if style == "default" else ".")
+    grid = [
+        -(-length // step)
+        for length, step in zip(metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
+    ]
+    numbers = key.split(separator)
+    if style == "default":
+        if numbers.pop(0) != "c":
+            return False
+    elif not grid:
+        return key == "0"
+    return len(numbers) == len(grid) and all(
+        _NUMBER.fullmatch(number) is not None and int(number) < n for number, n in zip(numbers, grid, strict=True)
+    )
 
 
 def _listing(folder: Path, arrays: list[str]) -> Iterator[tuple[str, int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ TOKEN_COORDINATES = {
 # What makes two rows the same piece of text. Token ids are not in it: two tokenizers can agree on a piece.
 IDENTITY = ("document", "char_start", "char_end")
 ROW_HASH = "row_hash"
+# Of the coordinates that are not in the row hash.
+TOKEN_HASH = "token_hash"  # noqa: S105 - of tokens of text
 BLOCK_ROWS = 1_000_000
 
 
@@ -93,9 +95,23 @@ def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
     >>> row_hash({"document": zeros, "char_start": zeros, "char_end": zeros})[:8]
     '17b0761f'
     """
+    return _hash_of_columns([tokens[name] for name in IDENTITY])
+
+
+def token_hash(tokens: Mapping[str, NDArray[Any]]) -> str | None:
+    """Return the SHA-256 over those of (position, token_id) that there are, as :func:`row_hash`; None without any.
+
+    >>> token_hash({"document": np.zeros(2, int)}) is None
+    True
+    """
+    columns = [tokens[name] for name in TOKEN_COORDINATES if name in tokens and name not in IDENTITY]
+    return _hash_of_columns(columns) if columns else None
+
+
+def _hash_of_columns(columns: Sequence[Any]) -> str:
     sha = hashlib.sha256()
-    for rows in iter_slices(len(tokens[IDENTITY[0]]), BLOCK_ROWS):
-        block = [np.asarray(tokens[name][rows], "<i8") for name in IDENTITY]
+    for rows in iter_slices(columns[0].shape[0], BLOCK_ROWS):
+        block = [np.asarray(column[rows], "<i8") for column in columns]
         sha.update(np.stack(block, axis=1).tobytes())
     return sha.hexdigest()
 

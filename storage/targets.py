@@ -46,7 +46,7 @@ from storage.files import (
     temporary_path,
 )
 from storage.identity import is_current
-from storage.inventory import GROUP_FILE, array_names, close_group, is_closed, strangers
+from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
 from storage.locks import check_lock, lock
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.variables import write_variables
@@ -108,6 +108,11 @@ class Target:
         self._check_place(self.partial)
 
     def _check_place(self, place: Path) -> None:
+        if _stays_in_place(place):
+            raise InputError(
+                f"{place} is a mount point or the working directory, and a folder that is written is replaced "
+                "as a whole: give the path of a folder in it"
+            )
         attrs = _attrs_of_ours(place, self.kind)
         if attrs is None:
             return
@@ -134,8 +139,15 @@ class Target:
         return self.manifest is not None and is_current(self.path, self.manifest)
 
     def recover(self) -> None:
-        """Put right what a process left that died: finish what is whole, put back the old one, sweep the rest."""
+        """Put right what a process left that died: finish what is whole, put back the old one, sweep the rest.
+
+        Raises
+        ------
+        InputError
+            As :meth:`check`, before whole work takes its place.
+        """
         sweep(self.path)
+        self.check()
         if self.resumes() and is_closed(self.partial):
             logger.info("%s was whole when its process died: it takes its place", self.partial)
             self.finish()
@@ -161,7 +173,7 @@ class Target:
             folder.rename(self.partial)
 
     def finish(self, attrs: Mapping[str, Any] | None = None, *, drop: Collection[str] = ()) -> None:
-        """Declare the unfinished work complete: it takes its place; folders in it that are no arrays go.
+        """Declare the unfinished work complete: it takes its place; working folders in it go.
 
         Parameters
         ----------
@@ -183,8 +195,7 @@ class Target:
             raise FormatError(f"{self.partial} has no manifest; give that of the stage")
         if not is_closed(self.partial):
             close_group(self.partial, attrs, drop=drop)
-        arrays = set(array_names(self.partial))
-        for folder in [entry for entry in self.partial.iterdir() if entry.is_dir() and entry.name not in arrays]:
+        for folder in [entry for entry in self.partial.iterdir() if is_working_folder(entry)]:
             self._set_aside(folder)
         self.replace(self.partial)
 
@@ -238,6 +249,8 @@ class Target:
             raise
 
 
+#: Files that make a folder a Zarr group or array, of format 3 or 2.
+ZARR_FILES = (GROUP_FILE, ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 ELSEWHERE = "give another path, or move it away"
 
 
@@ -289,15 +302,17 @@ def claim(
     with _parent_of(target.path), lock(target.path, part):
         if part is None:
             target.recover()
-        target.check()
+        else:
+            target.check()
         yield target
 
 
 @contextlib.contextmanager
 def _parent_of(path: Path) -> Iterator[None]:
     """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
-    for parent in path.absolute().parents:
-        if (parent / GROUP_FILE).is_file():
+    # A link may lead into a store, or out of one
+    for parent in {**dict.fromkeys(path.absolute().parents), **dict.fromkeys(Path(os.path.realpath(path)).parents)}:
+        if any((parent / name).is_file() for name in ZARR_FILES):
             raise InputError(f"{path} is inside of the store or result {parent}: give a path beside it")
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -354,6 +369,13 @@ def _attrs_of_ours(place: Path, kind: str) -> dict[str, Any] | None:
         what = "beside its own files" if ours else "and is nothing that this package wrote"
         raise InputError(f"{place} holds {shown} {what}: nothing there is replaced; {ELSEWHERE}")
     return attrs
+
+
+def _stays_in_place(place: Path) -> bool:
+    """Say whether a folder cannot be renamed, or a shell would be left in the old one."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.ismount(place) or (place.is_dir() and place.samefile(Path.cwd()))
+    return False
 
 
 def _removed_if_empty(path: Path) -> bool:

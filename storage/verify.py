@@ -42,11 +42,11 @@ from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.inventory import GROUP_FILE, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
-from storage.rows import IDENTITY, ROW_HASH, row_hash
+from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
 from storage.rundir import EXPERIMENT, RunDirectory
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
 from storage.targets import CORPUS
-from storage.writer import ACTIVATION, ActivationWriter, read_shard, statistics, survey
+from storage.writer import ACTIVATION, ActivationWriter, coordinates, read_shard, statistics, survey
 
 #: How far statistics may be from those computed again, relative to the largest value of a feature: other versions of
 #: NumPy may add up in another order.
@@ -296,8 +296,11 @@ class _Check:
     def _check_store(self, attrs: dict[str, Any]) -> None:
         """Compute row hash, statistics and content hash again, from one shard after the other."""
         group = zarr.open_group(str(self.path), mode="r")
-        if ROW_HASH in attrs and row_hash({name: group[name][...] for name in IDENTITY}) != attrs[ROW_HASH]:
-            self._fault("the coordinates do not have the row hash of the attributes", "document, char_start, char_end")
+        columns = coordinates(self.path)
+        if ROW_HASH in attrs and row_hash(columns) != attrs[ROW_HASH]:
+            self._fault("the coordinates do not have the row hash of the attributes", ", ".join(IDENTITY))
+        if TOKEN_HASH in attrs and token_hash(columns) != attrs[TOKEN_HASH]:
+            self._fault("the coordinates do not have the token hash of the attributes", "position, token_id")
         writer = ActivationWriter.from_disk(self.path, self.path)
         shards = in_order(self.pool, lambda i: read_shard(writer, self.path, i), range(writer.n_shards))
         moments, content_hash = survey(writer, self.path, shards)

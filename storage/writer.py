@@ -39,7 +39,7 @@ from storage.manifest import (
     read_manifest,
 )
 from storage.moments import FeatureMoments
-from storage.rows import ROW_HASH, check_tokens, row_hash
+from storage.rows import IDENTITY, ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH, check_tokens, row_hash, token_hash
 from storage.shards import Shards
 from storage.sparse_array import (
     DEFAULT_CHUNK,
@@ -175,13 +175,13 @@ class ActivationWriter:
                 return cls.open(target.path)
             with target.beginning() as folder:
                 _create_arrays(writer, folder, chunk, str(kept_attrs.get("kind", "raw")))
-                if columns is not None:
-                    write_coordinates(folder, columns)
                 if rows is not None:
                     _put(folder, {"decoder": rows}, ("feature", "d_model"), chunk[1])
                 own = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
                 begun = {UNFINISHED: {"session": writer.session, "overwrite": overwrite}}
                 update_attrs(folder, {**kept_attrs, **own, **begun, **(manifest.to_attrs() if manifest else {})})
+                if columns is not None:
+                    write_coordinates(folder, columns)
         return writer
 
     @classmethod
@@ -441,7 +441,8 @@ def _create(
 def write_coordinates(folder: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write token coordinates and their hash into an unfinished store."""
     _put(folder, columns, DIMS[:1], chunk_shape(folder)[0])
-    update_attrs(folder, {"coordinates": " ".join(columns), ROW_HASH: row_hash(columns)})
+    hashes = {ROW_HASH: row_hash(columns), TOKEN_HASH: token_hash(columns)}
+    update_attrs(folder, {"coordinates": " ".join(columns), **hashes})
 
 
 def _put(folder: Path, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...], chunk_length: int) -> None:
@@ -483,10 +484,31 @@ def read_shard(writer: ActivationWriter, folder: Path, i: int) -> Any:
 
 
 def hash_of_content(path: Path) -> str:
-    """Return the hash of what a finished store holds now; one shard is in memory at a time."""
+    """Return the hash of what a finished store holds now, whatever its attributes say.
+
+    It is the content hash, unless what that leaves out was changed, too: statistics, and coordinates that do not
+    identify a row. One shard is in memory at a time.
+    """
     writer = ActivationWriter.from_disk(path, path)
     shards = (read_shard(writer, path, i) for i in range(writer.n_shards))
-    return survey(writer, path, shards)[1]
+    moments, content_hash = survey(writer, path, shards)
+    group = zarr.open_group(str(path), mode="r")
+    stored = {name: np.asarray(group[name][...]) for name in statistics(moments) if name in group}
+    changed = [name for name, values in statistics(moments).items() if not _same(stored.get(name), values)]
+    more = [f"{name} {stored[name].tobytes().hex() if name in stored else None}" for name in changed]
+    if (tokens := token_hash(coordinates(path))) != read_attrs(path).get(TOKEN_HASH):
+        more.append(f"{TOKEN_HASH} {tokens}")
+    return hashlib.sha256(" ".join([content_hash, *more]).encode()).hexdigest() if more else content_hash
+
+
+def _same(stored: NDArray[Any] | None, computed: NDArray[Any]) -> bool:
+    return stored is not None and np.array_equal(stored, computed, equal_nan=True)
+
+
+def coordinates(folder: Path) -> dict[str, Any]:
+    """Return the token coordinates of a store, as arrays of Zarr."""
+    group = zarr.open_group(str(folder), mode="r")
+    return {name: group[name] for name in TOKEN_COORDINATES if name in group}
 
 
 class _ContentHash:
@@ -497,7 +519,9 @@ class _ContentHash:
         self.whole = hashlib.sha256(
             repr((writer.layout, str(writer.dtype), writer.n_tokens, writer.n_features)).encode()
         )
-        self.whole.update(str(read_attrs(folder).get(ROW_HASH)).encode())
+        # Attributes may be those of another store: xarray copies them
+        columns = coordinates(folder)
+        self.whole.update(str(row_hash(columns) if {*IDENTITY} <= {*columns} else None).encode())
         if (folder / "decoder").exists():
             self.whole.update(zarr.open_array(folder / "decoder", mode="r")[...].astype("<f4").tobytes())
 

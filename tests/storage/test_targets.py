@@ -595,11 +595,13 @@ class TestReading:
         ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
         assert storage.fingerprint(store) == before
         ds["activation"][3, 3] = 7
+        storage.write_activations(tmp_path / "same.zarr", ds.activation.values, shard_rows=20, chunk=(10, 9))
+        statistics = xr.open_zarr(tmp_path / "same.zarr").load()
+        ds = ds.assign({name: statistics[name].drop_attrs() for name in ("mean", "std", "max", "n_active")})
         ds.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
         assert xr.open_zarr(store, consolidated=False).attrs["content_hash"] == before
         edited = storage.fingerprint(store)
         assert edited != before
-        storage.write_activations(tmp_path / "same.zarr", ds.activation.values, shard_rows=20, chunk=(10, 9))
         assert edited == storage.fingerprint(tmp_path / "same.zarr")
 
     def test_a_result_that_was_edited_is_used_and_what_is_made_from_it_is_made_again(self, tmp_path, caplog):
@@ -651,3 +653,146 @@ def test_every_public_writer_goes_through_the_door():
         name for name, function in writers.items() if "overwrite" not in inspect.signature(function).parameters
     ] == []
     assert importlib.import_module("storage.targets").claim is storage.claim
+
+
+class TestEdited:
+    """What a user changes with xarray is noticed, whatever the attributes that xarray copies say."""
+
+    @pytest.fixture
+    def store(self, tmp_path, tokens):
+        rng = np.random.default_rng(3)
+        decoder = rng.standard_normal((9, 4))
+        storage.write_activations(tmp_path / "a.zarr", np.eye(40, 9), tokens=tokens(40), decoder=decoder)
+        return tmp_path / "a.zarr"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("document", "position", "char_start", "char_end", "token_id", "sink", "decoder"),
+            *("mean", "std", "max", "n_active"),
+        ],
+    )
+    def test_every_array_of_a_store_counts(self, store, name):
+        before = storage.fingerprint(store)
+        ds = xr.open_zarr(store)[[name]].load()
+        ds.to_zarr(store, mode="a")
+        assert storage.fingerprint(store) == before
+        assert xr.open_zarr(store).attrs["content_hash"] == before
+        values = ds[name].values
+        ds[name] = ds[name].dims, ~values if values.dtype == bool else values + 1
+        ds.drop_encoding().to_zarr(store, mode="a")
+        assert storage.fingerprint(store) != before
+
+    def test_attributes_of_a_result_count(self, tmp_path):
+        path, fingerprints = tmp_path / "x.zarr", []
+        storage.write_result(result(1, 2).assign_attrs(threshold=0.5), path, manifest())
+        for threshold in (0.5, 0.6):
+            xr.Dataset(attrs=xr.open_zarr(path).attrs | {"threshold": threshold}).to_zarr(path, mode="a")
+            fingerprints.append(storage.fingerprint(path))
+        xr.Dataset(attrs=xr.open_zarr(path).attrs).to_zarr(path, mode="a")
+        assert fingerprints[0] != fingerprints[1] == storage.fingerprint(path)
+
+
+class TestStrangers:
+    """What a user put into a group of ours, or into unfinished work, stays."""
+
+    @pytest.fixture
+    def edited(self, tmp_path):
+        """A result without an inventory, with a variable that a user added."""
+        write_result(tmp_path / "x.zarr")
+        attrs = xr.open_zarr(tmp_path / "x.zarr").attrs  # xarray replaces them
+        xr.Dataset({"mine": ("z", [1.0, 2.0])}, attrs=attrs).to_zarr(tmp_path / "x.zarr", mode="a")
+        return tmp_path / "x.zarr"
+
+    def test_one_that_another_program_changed_is_replaced(self, edited):
+        write_result(edited)
+        storage.write_result(result(3), edited, manifest("two"), overwrite=True)
+        assert storage.open_result(edited).x.values.tolist() == [3]
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            *("mine/thesis.txt", "mine/c/thesis.txt", "mine/c/1/thesis.txt", "mine/c/1", "mine/c/00", "mine/c/1/0"),
+            *("x/0", "c/thesis.txt", "notes/c/0", "notes/c", "c", "panels/thesis.txt", "notes/sub/zarr.json"),
+            "old/thesis.txt",
+        ],
+    )
+    def test_a_file_at_any_depth_is_a_stranger(self, edited, place):
+        if place.startswith("old"):
+            place = place.replace("old", files.temporary_path(edited / "y.zarr", "old").name)
+        (edited / place).parent.mkdir(exist_ok=True, parents=True)
+        (edited / place).write_text("ten years")
+        with pytest.raises(InputError, match=f"{place} beside its own files"):
+            storage.write_result(result(3), edited, manifest("two"), overwrite=True)
+        assert (edited / place).read_text() == "ten years"
+
+    def test_a_group_inside_of_one_is_a_stranger(self, edited):
+        xr.Dataset({"v": ("z", [1.0, 2.0])}).to_zarr(edited, group="sub", mode="a")
+        with pytest.raises(InputError, match="sub/v/c/0"):
+            write_result(edited)
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_links_do_not_lead_into_stores(self, tmp_path, write):
+        write_store(tmp_path / "s.zarr")
+        before = tree(tmp_path)
+        (tmp_path / "link").symlink_to(tmp_path / "s.zarr/activation/c")
+        (tmp_path / "inner.zarr").symlink_to(tmp_path / "s.zarr/activation/c/new.zarr")
+        for path in (tmp_path / "link/x.zarr", tmp_path / "link/sub/x.zarr", tmp_path / "inner.zarr"):
+            with pytest.raises(InputError, match=r"is inside of the store or result .*s\.zarr"):
+                write(path)
+        assert {name: data for name, data in tree(tmp_path).items() if not name.startswith("link")} == before
+
+    @pytest.mark.parametrize("name", [".zgroup", ".zattrs", ".zarray"])
+    def test_groups_of_the_older_format_are_groups(self, tmp_path, name):
+        (tmp_path / "v2.zarr").mkdir()
+        (tmp_path / "v2.zarr" / name).write_text("{}")
+        with pytest.raises(InputError, match="is inside of the store or result"):
+            write_store(tmp_path / "v2.zarr/sub/mine.zarr")
+        assert tree(tmp_path) == {f"v2.zarr/{name}": b"{}"}
+
+    def test_a_mount_point_and_the_working_directory_are_refused_at_the_door(self, tmp_path, monkeypatch):
+        (tmp_path / "disk").mkdir()
+        monkeypatch.setattr(targets.os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+        with pytest.raises(InputError, match="give the path of a folder in it"):
+            storage.make_result(tmp_path / "disk", manifest(), lambda: pytest.fail("computed"))
+        monkeypatch.undo()
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        for path in (".", tmp_path / "empty", "../empty"):
+            with pytest.raises(InputError, match="working directory"):
+                storage.make_result(path, manifest(), lambda: pytest.fail("computed"))
+        with pytest.raises(InputError, match="empty"):
+            storage.make_result("..", manifest(), lambda: pytest.fail("computed"))
+        assert sorted(tmp_path.rglob("*")) == [tmp_path / "disk", tmp_path / "empty"]
+
+    @pytest.mark.parametrize("closed", [True, False])
+    def test_whole_work_is_looked_at_before_it_takes_its_place(self, tmp_path, monkeypatch, closed):
+        path = tmp_path / "x.zarr"
+        with storage.claim(path, manifest()) as target:
+            partial = target.begin()
+            storage.add_variables(result(8), partial)
+            (partial / "panels").mkdir()
+            (partial / "panels/panel-00000.npz").touch()
+            if closed:
+                with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                    patch.setattr(targets.Target, "_set_aside", lambda *_: os.kill(os.getpid(), 2))
+                    target.finish()
+        (partial / "mine").mkdir()
+        (partial / "mine/thesis.txt").write_text("ten years")
+        for overwrite in (True, False):
+            with pytest.raises(InputError, match=r"mine/thesis\.txt beside its own files"):
+                storage.claim(path, manifest(), overwrite=overwrite).__enter__()
+        assert (partial / "mine/thesis.txt").read_text() == "ten years"
+        shutil.rmtree(partial / "mine")
+        with storage.claim(path, manifest()) as target:
+            assert target.is_current() == closed
+            assert target.resumes() != closed
+
+    def test_a_folder_that_comes_while_work_is_done_is_not_set_aside(self, tmp_path):
+        with storage.claim(tmp_path / "x.zarr", manifest()) as target:
+            partial = target.begin()
+            storage.add_variables(result(8), partial)
+            (partial / "mine").mkdir()
+            (partial / "mine/thesis.txt").write_text("ten years")
+            target.finish()
+        assert (tmp_path / "x.zarr/mine/thesis.txt").read_text() == "ten years"

@@ -266,6 +266,7 @@ def without_inventory(store):
         ("n_active", lambda x: x + (np.arange(50) == 7), "1 features have another n_active than their values: 7"),
         ("max", lambda x: x * 2, "another max"),
         ("char_end", lambda x: x + 1, "row hash"),
+        ("token_id", lambda x: x + 1, "token hash"),
         ("decoder", lambda x: x + 1, "content has the hash"),
         ("sink", lambda x: ~x, "content has the hash"),
     ],
