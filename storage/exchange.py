@@ -19,6 +19,7 @@ import logging
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -119,8 +120,11 @@ def import_activations(
         IMPORT_STAGE,
         {name: identity_of_file(file) for name, file in files.items() if file is not None},
         {
-            **{"key": key, "attrs": dict(attrs or {}), "dtype": None if dtype is None else str(np.dtype(dtype))},
-            **{"drop_tokens": sorted(drop_tokens), "shard_rows": shard_rows},
+            "key": key,
+            "attrs": dict(attrs or {}),
+            "dtype": None if dtype is None else str(np.dtype(dtype)),
+            "drop_tokens": sorted(drop_tokens),
+            "shard_rows": shard_rows,
         },
     )
     with claim(out, manifest, kind=STORE, overwrite=overwrite) as target:
@@ -259,8 +263,8 @@ def export_activations(
     largest_dense
         Bytes above which a dense array is refused.
     overwrite
-        Whether an earlier export at `out` may be replaced, when the new one is complete. A ``.npy`` never is: nothing
-        in it says where it comes from.
+        Whether an earlier export at `out` may be replaced, when the new one is complete; one with the same content
+        always stays. A ``.npy`` with other values is never replaced: nothing in it says where it comes from.
 
     Returns
     -------
@@ -279,7 +283,7 @@ def export_activations(
     suffixes = {"anndata": (".h5ad", ".zarr"), "npz": (".npz",), "npy": (".npy",)}
     if fmt not in suffixes:
         raise InputError(f"There is no format {fmt!r}; it is one of {', '.join(FORMATS)}")
-    with claim_file(out, _is_export, suffixes=suffixes[fmt], overwrite=overwrite) as target:
+    with claim_file(out, partial(_is_export, Path(store)), suffixes=suffixes[fmt], overwrite=overwrite) as target:
         ds = open_activations(store)
         if fmt == "npy":
             _check_size(ds, largest_dense)
@@ -291,8 +295,10 @@ def export_activations(
     }
 
 
-def _is_export(path: Path) -> bool:
-    """Say whether what stands at a path carries a store's attributes, as exports do."""
+def _is_export(store: Path, path: Path) -> bool:
+    """Say whether what stands at a path carries a store's attributes, as exports do, or all of the store's values."""
+    if path.suffix == ".npy":
+        return _has_values_of(store, path)
     if path.is_dir():
         known = {GROUP_FILE, "X", "obs", "var", "uns", "varm", "obsm", "obsp", "varp", "layers", "raw"}
         return (path / "uns" / ATTRS_KEY).is_dir() and known.issuperset(entry.name for entry in path.iterdir())
@@ -306,6 +312,20 @@ def _is_export(path: Path) -> bool:
     except (OSError, zipfile.BadZipFile):
         return False
     return False
+
+
+def _has_values_of(store: Path, path: Path) -> bool:
+    """Say whether a ``.npy`` holds the values of a store; one shard is in memory at a time."""
+    writer = ActivationWriter.from_disk(store, store)
+    shape = writer.n_tokens, writer.n_features
+    try:
+        there = open_source(path)
+        if (there.n_tokens, there.n_features, there.dtype) != (*shape, writer.dtype):
+            return False
+        shards = (shard if isinstance(shard, np.ndarray) else shard.toarray() for _, shard in iter_shards(store))
+        return all(map(np.array_equal, there.slabs(writer.shard_rows), shards))
+    except InputError:
+        return False
 
 
 def _check_size(ds: xr.Dataset, allowed: int) -> None:
@@ -388,7 +408,8 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
     options: dict[str, Any] = {"zarr_write_format": 3}
     if hasattr(anndata.settings, "auto_shard_zarr_v3"):
         options["auto_shard_zarr_v3"] = False  # undecided, it warns at every array
-    with anndata.settings.override(**options), contextlib.ExitStack() as stack:
+    with anndata.settings.override(**options), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         if suffix == ".h5ad":
             frame.write_h5ad(out)
             group = stack.enter_context(need("h5py", "exchange").File(out, "r+"))
@@ -402,9 +423,7 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
             _append_sparse(group, io, shards)
         else:
             _fill_dense(group, ds, shards)
-    if suffix == ".zarr":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        if suffix == ".zarr":
             zarr.consolidate_metadata(str(out))
     return []
 

@@ -383,7 +383,8 @@ def test_an_import_is_made_once(tmp_path, matrix, caplog):
     assert manifest.stage == "import"
     assert set(manifest.inputs) == {"source", "decoder"}
     # other settings of the same files replace it, other files only if asked to
-    assert import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", dtype="float64")["dtype"] == "float64"
+    second = import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", dtype="float64")
+    assert second["dtype"] == "float64"
     np.save(tmp_path / "W.npy", np.zeros((50, 3), "f4"))
     with pytest.raises(InputError, match="came from other inputs"):
         import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy")
@@ -415,7 +416,8 @@ def test_imports_and_stores_of_data_replace_each_other(tmp_path, matrix):
 def test_an_import_after_one_that_died(tmp_path, matrix):
     np.save(tmp_path / "x.npy", matrix.toarray())
     np.save(tmp_path / "y.npy", matrix.toarray() * 2)
-    out, dies = tmp_path / "a.zarr", "import os, storage.exchange as e; e.ActivationWriter.finalise = lambda _: os._exit(9)"
+    out = tmp_path / "a.zarr"
+    dies = "import os, storage.exchange as e; e.ActivationWriter.finalise = lambda _: os._exit(9)"
     for name in ("x.npy", "y.npy"):  # the same files, and others
         call = f"e.import_activations({str(tmp_path / 'x.npy')!r}, {str(out)!r}, shard_rows=32)"
         assert subprocess.run([sys.executable, "-c", f"{dies}; {call}"], check=False).returncode == 9
@@ -423,3 +425,20 @@ def test_an_import_after_one_that_died(tmp_path, matrix):
         import_activations(tmp_path / name, out, shard_rows=32)
         np.testing.assert_array_equal(whole(out), np.load(tmp_path / name))
         shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5ad", "x.zarr"])
+def test_an_export_is_made_once(tmp_path, rng, make_csr, tokens, layout, name, caplog):
+    caplog.set_level("INFO")
+    original = store(tmp_path / "a.zarr", rng, make_csr, tokens, layout, "float32")
+    fmt, out = {"x.npy": "npy", "x.npz": "npz"}.get(name, "anndata"), tmp_path / name
+    first = export_activations(original, out, fmt)
+    inode = out.stat().st_ino
+    assert export_activations(original, out, fmt) == first
+    assert out.stat().st_ino == inode
+    assert f"{name} is up to date" in caplog.text
+    other = store(tmp_path / "b.zarr", rng, make_csr, tokens, layout, "float32")
+    with pytest.raises(InputError, match="not written by this command" if fmt == "npy" else "with other content"):
+        export_activations(other, out, fmt)
+    assert out.stat().st_ino == inode
