@@ -349,12 +349,14 @@ def _coordinates(ds: xr.Dataset) -> dict[str, NDArray[Any]]:
 
 def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
     shape = ds.sizes["token"], ds.sizes["feature"]
-    array = np.lib.format.open_memmap(out, "w+", dtype=ds[ACTIVATION].dtype, shape=shape)
-    for rows, shard in iter_shards(store):
-        for start in range(rows.start, rows.stop, step := max(1, 2**24 // shape[1])):
-            part = shard[start - rows.start : min(start + step, rows.stop) - rows.start]
-            array[start : start + part.shape[0]] = part if isinstance(part, np.ndarray) else part.toarray()
-    array.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(ds[ACTIVATION].dtype), "fortran_order": False, "shape": shape}
+    with out.open("wb") as file:  # not mapped: a full disk is an error then, and not the end of the process
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows, shard in iter_shards(store):
+            for start in range(0, rows.stop - rows.start, step := max(1, 2**24 // shape[1])):
+                part = shard[start : start + step]
+                values = part if isinstance(part, np.ndarray) else part.toarray()
+                file.write(values.astype(ds[ACTIVATION].dtype, copy=False).tobytes())
     return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
 
 

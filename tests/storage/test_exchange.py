@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,7 +17,7 @@ import zarr
 
 import storage
 from storage import readers
-from storage.errors import BudgetError, FormatError, InputError, MissingDependencyError, MissingInputError
+from storage.errors import BudgetError, CorruptError, FormatError, InputError, MissingDependencyError, MissingInputError
 from storage.exchange import export_activations, import_activations
 from storage.writer import ActivationWriter
 
@@ -216,7 +218,7 @@ def bad_files(folder):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("objects.npy", InputError, "Python objects, which are never unpickled"),
+        ("objects.npy", InputError, "objects.npy is an array of Python objects, which are never unpickled"),
         ("objects.npz", InputError, "Python objects, which are never unpickled"),
         ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\)"),
         ("empty.npy", InputError, r"shape \(0, 5\)"),
@@ -442,3 +444,46 @@ def test_an_export_is_made_once(tmp_path, rng, make_csr, tokens, layout, name, c
     with pytest.raises(InputError, match="not written by this command" if fmt == "npy" else "with other content"):
         export_activations(other, out, fmt)
     assert out.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, rng, suffix, order):
+    """Mapped into memory, it would end the process (SIGBUS)."""
+    x, file = np.asarray(rng.standard_normal((50, 4000)), order=order), tmp_path / f"x{suffix}"
+    np.save(file, x) if suffix == ".npy" else safetensors.numpy.save_file({"x": np.ascontiguousarray(x)}, file)
+    slabs = readers.open_source(file).slabs(20)
+    np.testing.assert_array_equal(next(slabs), x[:20])
+    os.truncate(file, 4096)
+    with pytest.raises(CorruptError, match=f"x{suffix} ended while it was read"):
+        next(slabs)
+
+
+def big_endian(path, kind, x):
+    if kind == "npy":
+        np.save(path / "x.npy", x)
+    elif kind == "npz":
+        np.savez(path / "x.npz", x)
+    elif kind == "csr.npz":
+        csr = scipy.sparse.csr_array(x.astype("f4"))
+        parts = {
+            "indptr": csr.indptr.astype(">i4"),
+            "indices": csr.indices.astype(">i4"),
+            "data": csr.data.astype(">f4"),
+        }
+        np.savez(path / "x.csr.npz", format=b"csr", shape=x.shape, **parts)
+    else:
+        with h5py.File(path / "x.h5ad", "w") as file:
+            file.attrs["encoding-type"] = "anndata"
+            file.create_group("obs")
+            file.create_dataset("X", data=x).attrs["encoding-type"] = "array"
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i4"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "csr.npz", "h5ad"])
+def test_the_other_byte_order(tmp_path, matrix, kind, dtype):
+    x = (matrix.toarray() * 10).astype(dtype)
+    big_endian(tmp_path, kind, x)
+    written = import_activations(tmp_path / f"x.{kind}", tmp_path / "a.zarr")
+    assert written["dtype"] == "float32"
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
