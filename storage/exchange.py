@@ -297,11 +297,16 @@ def export_activations(
 
 def _is_export(store: Path, path: Path) -> bool:
     """Say whether what stands at a path carries a store's attributes, as exports do, or all of the store's values."""
-    if path.suffix == ".npy":
-        return _has_values_of(store, path)
     if path.is_dir():
         known = {GROUP_FILE, "X", "obs", "var", "uns", "varm", "obsm", "obsp", "varp", "layers", "raw"}
         return (path / "uns" / ATTRS_KEY).is_dir() and known.issuperset(entry.name for entry in path.iterdir())
+    if path.suffix == ".npy":
+        return _has_values_of(store, path)
+    return path.is_file() and _carries_attributes(path)  # a pipe would be waited for
+
+
+def _carries_attributes(path: Path) -> bool:
+    """Say whether a ``.npz`` or ``.h5ad`` carries a store's attributes."""
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:

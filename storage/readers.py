@@ -29,7 +29,7 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from storage.bounds import check_expansion, check_file, check_memory, n_bytes
+from storage.bounds import check_chunk, check_expansion, check_file, check_memory, check_tree, n_bytes
 from storage.codec import is_sparse_matrix
 from storage.damage import reading
 from storage.errors import (
@@ -519,16 +519,22 @@ _MOST_GROUPS = 1000
 def _check_dataset(where: str, dataset: Any) -> None:
     if dataset.external or dataset.is_virtual:
         raise InputError(f"{where} is stored in another file; copy it into this one (h5repack does)")
-    check_expansion(where, n_bytes(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size())
+    _check_array(where, dataset, dataset.id.get_storage_size())
+
+
+def _check_array(where: str, array: Any, stored: int) -> None:
+    """Refuse an array of HDF5 or Zarr that is far larger than what is stored of it, or whose chunks are."""
+    check_expansion(where, n_bytes(array.shape or (), array.dtype.itemsize), stored)
+    check_chunk(where, n_bytes(array.chunks or (), array.dtype.itemsize), stored)
 
 
 def _open_zarr(path: Path) -> Any:
-    """Open a Zarr group, unless an array in it is larger than what is stored of it."""
+    """Open a Zarr group, unless there are pipes in it, or an array is larger than what is stored of it."""
+    check_tree(path)
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            stored = size_on_disk(path.joinpath(*name.split("/")))
-            check_expansion(f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), stored)
+            _check_array(f"{path}/{name}", member, size_on_disk(path.joinpath(*name.split("/"))))
     return group
 
 
