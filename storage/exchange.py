@@ -136,7 +136,7 @@ def import_activations(
                 opened.decoder = read_decoder(decoder, opened.n_features)
             if tokens is not None:
                 opened.tokens = read_tokens(tokens, opened.n_tokens)
-            _write(opened, target, manifest.settings)
+            _write(opened, Path(source), target, manifest.settings)
         written = _summary(target.path)
     if not written["coordinates"]:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
@@ -182,7 +182,16 @@ def _summary(store: Path) -> dict[str, Any]:
     }
 
 
-def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Have errors about values name the file that they come from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _write(source: Source, file: Path, target: Target, settings: Mapping[str, Any]) -> None:
     attrs = settings["attrs"]
     kind = attrs.get("kind", source.attrs.get("kind", KINDS[0]))
     if kind not in KINDS:
@@ -212,7 +221,8 @@ def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
     try:
         whole = itertools.chain([first], slabs)
         for i, slab in enumerate(reslab((canonical(part) for part in whole) if sparse else whole, writer.shard_rows)):
-            writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
+            with _naming(file):
+                writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
         writer.finalise()
     except BaseException:
         writer.discard()

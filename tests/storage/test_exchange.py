@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import anndata
+import dask.array
 import h5py
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def bad_files(folder):
         ("empty.npy", InputError, r"shape \(0, 5\)"),
         ("complex.npy", InputError, "complex128 values; activations are real"),
         ("text.npy", InputError, "activations are real"),
-        ("nan.npy", InputError, "Row 7, feature 3 .*is nan, which is not a finite number"),
+        ("nan.npy", InputError, r"nan.npy: Row 7, feature 3 .*is nan, which is not a finite number"),
         ("two.npz", InputError, r"2 arrays \(x, y\); name one with --key"),
         ("cut.npy", FormatError, "is it complete"),
         ("cut.npz", FormatError, "is it complete"),
@@ -487,3 +488,44 @@ def test_the_other_byte_order(tmp_path, matrix, kind, dtype):
     written = import_activations(tmp_path / f"x.{kind}", tmp_path / "a.zarr")
     assert written["dtype"] == "float32"
     np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e80, None, "is 1e.80, which is more than float32 can hold, and statistics would overflow: rescale"),
+        (-1e300, "float64", "is -1e.300, which is more than float32 can hold, and statistics would overflow: rescale"),
+        (1e300, "float32", "is more than float32 can hold: keep it as a larger type"),
+        (16777217, None, r"is 16777217, which float32 would change to 16777216: keep it as float64 \(--dtype float64"),
+        (2**53 + 1, "float64", "float64 would change to 9007199254740992: divide"),
+        (2**63 - 1, "float64", "float64 would change to"),
+        (70_000, "float16", "is more than float16 can hold: keep it as a larger type"),
+    ],
+)
+def test_values_that_a_store_cannot_keep(tmp_path, value, dtype, message, sparse):
+    x = np.zeros((9, 5), type(value) if isinstance(value, float) else np.int64)
+    x[7, 3] = value
+    file = tmp_path / f"x.np{'z' if sparse else 'y'}"
+    scipy.sparse.save_npz(file, scipy.sparse.csr_array(x)) if sparse else np.save(file, x)
+    with pytest.raises(InputError, match=f"{file.name}: Row 7, feature 3 .*{message}"):
+        import_activations(file, tmp_path / "a.zarr", dtype=dtype)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_integers_that_a_store_keeps(tmp_path):
+    x = np.array([[16777217, 2**53, -(2**62)], [1, 2, 3]])
+    np.save(tmp_path / "x.npy", x)
+    import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", dtype="float64")
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
+
+
+def test_masked_values_are_not_unmasked(tmp_path):
+    x = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3))
+    for data in (x, iter([x]), dask.array.from_array(x, chunks=(2, 3))):
+        with pytest.raises(InputError, match=r"values are masked; say what they are first: array.filled"):
+            storage.write_activations(tmp_path / "a.zarr", data)
+    writer = ActivationWriter.create(tmp_path / "a.zarr", n_tokens=4, n_features=3)
+    with pytest.raises(InputError, match="3 values are masked"):
+        writer.write_shard(0, x)
+    writer.write_shard(0, x.filled(0))
