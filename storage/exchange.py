@@ -38,7 +38,7 @@ from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, need, open_source, read_decoder, read_tokens
-from storage.rows import ROW_HASH, TOKEN_COORDINATES
+from storage.rows import ROW_HASH, TOKEN_COORDINATES, check_tokens
 from storage.slabs import reslab, share_not_zero
 from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
@@ -134,8 +134,12 @@ def import_activations(
             opened = open_source(source, key=key, drop_tokens=drop_tokens)
             if decoder is not None:
                 opened.decoder = read_decoder(decoder, opened.n_features)
+            _check_decoder(opened.decoder, decoder or source)
             if tokens is not None:
                 opened.tokens = read_tokens(tokens, opened.n_tokens)
+            if opened.tokens is not None:
+                with _naming(tokens or source):
+                    opened.tokens = check_tokens(opened.tokens, opened.n_tokens)
             _write(opened, Path(source), target, manifest.settings)
         written = _summary(target.path)
     if not written["coordinates"]:
@@ -183,7 +187,7 @@ def _summary(store: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _naming(file: Path) -> Iterator[None]:
+def _naming(file: str | Path) -> Iterator[None]:
     """Have errors about values name the file that they come from."""
     try:
         yield
@@ -200,11 +204,9 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs, None)
     if first is None:
-        raise CorruptError(
-            f"The source of {target.path} declares {source.n_tokens} rows, and has none; is it complete?"
-        )
+        raise CorruptError(f"{file} declares {source.n_tokens} rows, and has none; is it complete?")
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
-    _check_rest(source)
+    _check_sinks(source, file)
     writer = ActivationWriter.create(
         target.path,
         n_tokens=source.n_tokens,
@@ -212,7 +214,7 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
         tokens=source.tokens,
         decoder=source.decoder,
         attrs={**kept, **attrs},
-        dtype=settings["dtype"] or _stored_dtype(source),
+        dtype=settings["dtype"] or _stored_dtype(source, file),
         layout="csr" if sparse else "dense",
         shard_rows=settings["shard_rows"],
         manifest=target.manifest,
@@ -229,23 +231,31 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
         raise
 
 
-def _stored_dtype(source: Source) -> np.dtype[Any]:
+def _stored_dtype(source: Source, file: Path) -> np.dtype[Any]:
     """Return the type in the store: that of the store that was exported, or of the source."""
     told = source.attrs.get("dtype")
     if told is None:
         return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
     if told not in ("float16", "float32", "float64"):
-        raise CorruptError(f"The file says that its store had the type {shown(told)}, which no store has")
+        raise CorruptError(
+            f"{file} says that its store had the type {shown(told)}, which no store has; give one with --dtype"
+        )
     return np.dtype(told)
 
 
-def _check_rest(source: Source) -> None:
-    """Refuse sinks and decoders that do not fit the matrix."""
+def _check_sinks(source: Source, file: Path) -> None:
     if source.sink is not None and np.shape(source.sink) != (source.n_tokens,):
-        raise InputError(f"The file marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows")
-    decoder = source.decoder
+        raise InputError(
+            f"{file} marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows; "
+            "mark each row, or leave them out"
+        )
+
+
+def _check_decoder(decoder: NDArray[Any] | None, file: str | Path) -> None:
     if decoder is not None and (decoder.dtype.kind not in "fiu" or not np.isfinite(decoder).all()):
-        raise InputError(f"The decoder holds {decoder.dtype} values that are no finite numbers; save it as float32")
+        raise InputError(
+            f"The decoder in {file} holds {decoder.dtype} values that are no finite numbers; save it as float32"
+        )
 
 
 def export_activations(

@@ -217,7 +217,9 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     if dtype.kind not in "fiub":
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature)")
+        raise InputError(
+            f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature): reshape it"
+        )
 
 
 def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
@@ -357,7 +359,9 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
     kind = _whole(archive, "format").item()
     shape = [int(length) for length in _whole(archive, "shape")]
     if len(shape) != 2 or min(shape) < 0:
-        raise FormatError(f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature)")
+        raise FormatError(
+            f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature): reshape it"
+        )
     if (kind.decode() if isinstance(kind, bytes) else kind) != "csr":
         return _other_sparse_npz(path, archive, names, shape)
     indptr = _whole(archive, "indptr").astype(np.int64)
@@ -365,9 +369,11 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
     check_matrix(path, (shape[0], shape[1]), values.dtype)
     steps = np.diff(indptr)
     if indptr.shape != (shape[0] + 1,) or indptr[0] or (steps < 0).any():
-        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit")
+        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit; save it again")
     if not ids.shape == values.shape == (indptr[-1],) or ids.dtype.kind not in "iu":
-        raise FormatError(f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}")
+        raise FormatError(
+            f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}; save it again"
+        )
     return Source(shape[0], shape[1], values.dtype, lambda rows: _csr_slabs(path, indptr, shape[1], rows), sparse=True)
 
 

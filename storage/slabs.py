@@ -57,7 +57,9 @@ def plain_array(data: Any) -> NDArray[Any]:
     array([1, 2])
     """
     if np.ma.is_masked(data):
-        raise InputError(f"{np.ma.count_masked(data)} values are masked; say what they are first: array.filled(0)")
+        raise InputError(
+            f"{np.count_nonzero(np.ma.getmask(data))} values are masked; say what they are first: array.filled(0)"
+        )
     return np.asarray(data)
 
 

@@ -230,7 +230,7 @@ TOKENS = {"document": np.zeros(ROWS, int), "char_start": np.arange(ROWS), "char_
 def test_tokens_that_cannot_be(tmp_path, matrix, changed, said):
     np.save(tmp_path / "x.npy", matrix)
     pd.DataFrame({**TOKENS, **changed}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=f"t.csv: .*{said}"):
         import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", tokens=tmp_path / "t.csv")
     with pytest.raises(InputError, match=said):
         storage.write_activations(tmp_path / "a.zarr", matrix, tokens={**TOKENS, **changed})

@@ -251,6 +251,14 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
     np.save(tmp_path / "decoder.npy", np.ones((4, 3)))
     with pytest.raises(InputError, match=r"has the shape \(4, 3\); it must have a row for each of 5 features"):
         import_activations(good, out, decoder=tmp_path / "decoder.npy")
+    np.save(tmp_path / "nan_decoder.npy", np.full((5, 3), np.nan))
+    with pytest.raises(
+        InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are no finite numbers"
+    ):
+        import_activations(good, out, decoder=tmp_path / "nan_decoder.npy")
+    np.savez(tmp_path / "sinks.npz", x=np.ones((9, 5)), sink=np.ones(3, bool))
+    with pytest.raises(InputError, match=r"sinks.npz marks sinks in \(3,\) rows, but has 9 rows"):
+        import_activations(tmp_path / "sinks.npz", out)
     np.savez(tmp_path / "tokens.npz", **tokens(8))
     with pytest.raises(InputError, match=r"has the shape .*; there are 9 activations"):
         import_activations(good, out, tokens=tmp_path / "tokens.npz")
