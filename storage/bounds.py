@@ -7,6 +7,7 @@ values. What is declared is compared with what is there.
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ LARGEST_EXPANSION = 500
 SMALL = 64 * 2**20
 #: Share of the free memory that what must be read whole may take.
 MEMORY_SHARE = 0.5
+READ_IN_SLABS = "Save it as csr, uncompressed, or in rows (C order), which are read in slabs"
 
 KINDS_OF_FILES = {
     stat.S_ISDIR: "a folder",
@@ -27,6 +29,7 @@ KINDS_OF_FILES = {
     stat.S_ISSOCK: "a socket",
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
+    stat.S_ISLNK: "a link",
 }
 
 
@@ -40,8 +43,7 @@ def check_file(path: Path, missing: str, largest: int | None = None) -> int:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
         raise MissingInputError(missing) from None
     if not stat.S_ISREG(status.st_mode):
-        kind = next((name for is_kind, name in KINDS_OF_FILES.items() if is_kind(status.st_mode)), "no file")
-        raise InputError(f"{path} is {kind}; give a regular file")
+        raise InputError(f"{path} is {_kind(status.st_mode)}; give a regular file")
     if largest is not None and status.st_size > largest:
         raise InputError(
             f"{path} has {status.st_size / 1e6:,.1f} MB; what is expected there has at most {largest / 1e6:,.0f} MB"
@@ -63,7 +65,46 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
         )
 
 
-def check_memory(what: str, declared: int) -> None:
+def check_chunk(what: str, declared: int, stored: int) -> None:
+    """Refuse an array whose chunks, each of which is unpacked whole, are far larger than what is stored of it.
+
+    Raises
+    ------
+    FormatError
+        If they are.
+    BudgetError
+        If one takes more than half of the memory that is free.
+    """
+    check_expansion(f"A chunk of {what}", declared, stored)
+    if declared > SMALL:
+        check_memory(f"A chunk of {what}", declared, "Save it in smaller chunks")
+
+
+def check_tree(folder: Path) -> None:
+    """Refuse a folder with anything in it, at any depth, but regular files and folders: a pipe would be waited for.
+
+    Links to regular files are followed; links to folders are not, since what is behind them may be anything.
+
+    Raises
+    ------
+    FormatError
+        If there is; the message names the first.
+    """
+    for root, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            path = Path(root, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and path.is_file():
+                continue
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise FormatError(f"{path} is {_kind(mode)}; in a Zarr folder there are files and folders: remove it")
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_kind, name in KINDS_OF_FILES.items() if is_kind(mode)), "no file")
+
+
+def check_memory(what: str, declared: int, remedy: str = READ_IN_SLABS) -> None:
     """Raise a BudgetError for what has to be read whole and takes more than half of the free memory."""
     import psutil  # noqa: PLC0415 - most files are small
 
@@ -71,7 +112,7 @@ def check_memory(what: str, declared: int) -> None:
     if declared > allowed:
         raise BudgetError(
             f"{what} has to be read whole: {declared / 1e9:,.4g} GB are needed, {allowed / 1e9:,.4g} GB (half of the "
-            "free memory) are allowed. Save it as csr, uncompressed, or in rows (C order), which are read in slabs"
+            f"free memory) are allowed. {remedy}"
         )
 
 

@@ -19,6 +19,7 @@ import logging
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,7 +39,7 @@ from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
-from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH
+from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH, check_tokens
 from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
 from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
@@ -135,9 +136,13 @@ def import_activations(
             opened = open_source(source, key=key, drop_tokens=drop_tokens)
             if decoder is not None:
                 opened.decoder = read_decoder(decoder, opened.n_features)
+            _check_decoder(opened.decoder, decoder or source)
             if tokens is not None:
                 opened.tokens = read_tokens(tokens, opened.n_tokens)
-            _write(opened, target, manifest.settings)
+            if opened.tokens is not None:
+                with _naming(tokens or source):
+                    opened.tokens = check_tokens(opened.tokens, opened.n_tokens)
+            _write(opened, Path(source), target, manifest.settings)
         written = _summary(target.path)
     if not written["coordinates"]:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
@@ -183,7 +188,16 @@ def _summary(store: Path) -> dict[str, Any]:
     }
 
 
-def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _naming(file: str | Path) -> Iterator[None]:
+    """Have errors about values name the file that they come from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _write(source: Source, file: Path, target: Target, settings: Mapping[str, Any]) -> None:
     attrs = settings["attrs"]
     kind = attrs.get("kind", source.attrs.get("kind", KINDS[0]))
     if kind not in KINDS:
@@ -192,11 +206,9 @@ def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs, None)
     if first is None:
-        raise CorruptError(
-            f"The source of {target.path} declares {source.n_tokens} rows, and has none; is it complete?"
-        )
+        raise CorruptError(f"{file} declares {source.n_tokens} rows, and has none; is it complete?")
     sparse = source.sparse or (source.attrs.get("layout") != "dense" and share_not_zero(first) < SPARSE_BELOW)
-    _check_rest(source)
+    _check_sinks(source, file)
     writer = ActivationWriter.create(
         target.path,
         n_tokens=source.n_tokens,
@@ -204,7 +216,7 @@ def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
         tokens=source.tokens,
         decoder=source.decoder,
         attrs={**kept, **attrs},
-        dtype=settings["dtype"] or _stored_dtype(source),
+        dtype=settings["dtype"] or _stored_dtype(source, file),
         layout="csr" if sparse else "dense",
         shard_rows=settings["shard_rows"],
         manifest=target.manifest,
@@ -213,30 +225,39 @@ def _write(source: Source, target: Target, settings: Mapping[str, Any]) -> None:
     try:
         whole = itertools.chain([first], slabs)
         for i, slab in enumerate(reslab((canonical(part) for part in whole) if sparse else whole, writer.shard_rows)):
-            writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
+            with _naming(file):
+                writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
         writer.finalise()
     except BaseException:
         writer.discard()
         raise
 
 
-def _stored_dtype(source: Source) -> np.dtype[Any]:
+def _stored_dtype(source: Source, file: Path) -> np.dtype[Any]:
     """Return the type in the store: that of the store that was exported, or of the source."""
     exported = source.attrs.get("dtype")
     if exported is None:
         return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
     if exported not in ("float16", "float32", "float64"):
-        raise CorruptError(f"The file says that its store had the type {shown(exported)}, which no store has")
+        raise CorruptError(
+            f"{file} says that its store had the type {shown(exported)}, which no store has; give one with --dtype"
+        )
     return np.dtype(exported)
 
 
-def _check_rest(source: Source) -> None:
-    """Refuse sinks and decoders that do not fit the matrix."""
+def _check_sinks(source: Source, file: Path) -> None:
     if source.sink is not None and np.shape(source.sink) != (source.n_tokens,):
-        raise InputError(f"The file marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows")
-    decoder = source.decoder
+        raise InputError(
+            f"{file} marks sinks in {shown(np.shape(source.sink))} rows, but has {source.n_tokens} rows; "
+            "mark each row, or leave them out"
+        )
+
+
+def _check_decoder(decoder: NDArray[Any] | None, file: str | Path) -> None:
     if decoder is not None and (decoder.dtype.kind not in "fiu" or not np.isfinite(decoder).all()):
-        raise InputError(f"The decoder holds {decoder.dtype} values that are no finite numbers; save it as float32")
+        raise InputError(
+            f"The decoder in {file} holds {decoder.dtype} values that are no finite numbers; save it as float32"
+        )
 
 
 def export_activations(
@@ -264,8 +285,8 @@ def export_activations(
     largest_dense
         Bytes above which a dense array is refused.
     overwrite
-        Whether an earlier export at `out` may be replaced, when the new one is complete. A ``.npy`` never is: nothing
-        in it says where it comes from.
+        Whether an earlier export at `out` may be replaced, when the new one is complete; one with the same content
+        always stays. A ``.npy`` with other values is never replaced: nothing in it says where it comes from.
 
     Returns
     -------
@@ -284,7 +305,7 @@ def export_activations(
     suffixes = {"anndata": (".h5ad", ".zarr"), "npz": (".npz",), "npy": (".npy",)}
     if fmt not in suffixes:
         raise InputError(f"There is no format {fmt!r}; it is one of {', '.join(FORMATS)}")
-    with claim_file(out, _is_export, suffixes=suffixes[fmt], overwrite=overwrite) as target:
+    with claim_file(out, partial(_is_export, Path(store)), suffixes=suffixes[fmt], overwrite=overwrite) as target:
         ds = open_activations(store)
         if fmt == "npy":
             _check_size(ds, largest_dense)
@@ -296,11 +317,18 @@ def export_activations(
     }
 
 
-def _is_export(path: Path) -> bool:
-    """Say whether what stands at a path carries a store's attributes, as exports do."""
+def _is_export(store: Path, path: Path) -> bool:
+    """Say whether what stands at a path carries a store's attributes, as exports do, or all of the store's values."""
     if path.is_dir():
         known = {GROUP_FILE, "X", "obs", "var", "uns", "varm", "obsm", "obsp", "varp", "layers", "raw"}
         return (path / "uns" / ATTRS_KEY).is_dir() and known.issuperset(entry.name for entry in path.iterdir())
+    if path.suffix == ".npy":
+        return _has_values_of(store, path)
+    return path.is_file() and _carries_attributes(path)  # a pipe would be waited for
+
+
+def _carries_attributes(path: Path) -> bool:
+    """Say whether a ``.npz`` or ``.h5ad`` carries a store's attributes."""
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
@@ -311,6 +339,20 @@ def _is_export(path: Path) -> bool:
     except (OSError, zipfile.BadZipFile):
         return False
     return False
+
+
+def _has_values_of(store: Path, path: Path) -> bool:
+    """Say whether a ``.npy`` holds the values of a store; one shard is in memory at a time."""
+    writer = ActivationWriter.from_disk(store, store)
+    shape = writer.n_tokens, writer.n_features
+    try:
+        there = open_source(path)
+        if (there.n_tokens, there.n_features, there.dtype) != (*shape, writer.dtype):
+            return False
+        shards = (shard if isinstance(shard, np.ndarray) else shard.toarray() for _, shard in iter_shards(store))
+        return all(map(np.array_equal, there.slabs(writer.shard_rows), shards))
+    except InputError:
+        return False
 
 
 def _check_size(ds: xr.Dataset, allowed: int) -> None:
@@ -334,12 +376,14 @@ def _coordinates(ds: xr.Dataset) -> dict[str, NDArray[Any]]:
 
 def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
     shape = ds.sizes["token"], ds.sizes["feature"]
-    array = np.lib.format.open_memmap(out, "w+", dtype=ds[ACTIVATION].dtype, shape=shape)
-    for rows, shard in iter_shards(store):
-        for part in iter_slices(shard.shape[0], max(1, 2**24 // shape[1])):
-            slab = shard[part]
-            array[rows][part] = slab if isinstance(slab, np.ndarray) else slab.toarray()
-    array.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(ds[ACTIVATION].dtype), "fortran_order": False, "shape": shape}
+    with out.open("wb") as file:  # not mapped: a full disk is an error then, and not the end of the process
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows, shard in iter_shards(store):
+            for some in iter_slices(rows.stop - rows.start, max(1, 2**24 // shape[1])):
+                part = shard[some]
+                values = part if isinstance(part, np.ndarray) else part.toarray()
+                file.write(values.astype(ds[ACTIVATION].dtype, copy=False).tobytes())
     return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
 
 
@@ -393,7 +437,8 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
     options: dict[str, Any] = {"zarr_write_format": 3}
     if hasattr(anndata.settings, "auto_shard_zarr_v3"):
         options["auto_shard_zarr_v3"] = False  # undecided, it warns at every array
-    with anndata.settings.override(**options), contextlib.ExitStack() as stack:
+    with anndata.settings.override(**options), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         if suffix == ".h5ad":
             frame.write_h5ad(out)
             group = stack.enter_context(need("h5py", "exchange").File(out, "r+"))
@@ -407,9 +452,7 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
             _append_sparse(group, io, shards)
         else:
             _fill_dense(group, ds, shards)
-    if suffix == ".zarr":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        if suffix == ".zarr":
             zarr.consolidate_metadata(str(out))
     return []
 

@@ -23,9 +23,12 @@ from typing import Any
 
 import google_crc32c
 
+from storage.bounds import check_chunk, check_tree
+from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, is_stray_file, leftover_of, remove_stray_files, write_atomically
-from storage.sparse_array import read_metadata
+from storage.listing import size_on_disk
+from storage.sparse_array import chunk_bytes, read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +217,7 @@ def check_whole(path: str | Path, metadata: dict[str, Any] | None = None) -> Non
     metadata = read_metadata(folder) if metadata is None else metadata
     inventory = Inventory.read(metadata, folder)
     if inventory is None:
+        check_foreign(folder)
         return
     touched = not _is_untouched(folder, inventory)
     small = sum(size for size, _ in inventory.files.values()) <= READ_WHEN_OPENED
@@ -225,6 +229,27 @@ def check_whole(path: str | Path, metadata: dict[str, Any] | None = None) -> Non
             "`subspace verify` reads them",
             folder,
         )
+
+
+def check_foreign(folder: Path) -> None:
+    """Refuse a group that reading would hang at, or fill the memory with: no inventory vouches for its files.
+
+    Raises
+    ------
+    FormatError
+        If there is anything in its arrays but files and folders, or a chunk is far larger than what is stored of it.
+    BudgetError
+        If a chunk does not fit the memory.
+    """
+    for name in array_names(folder):
+        check_array(folder / name)
+
+
+def check_array(array: Path) -> None:
+    """Do what :func:`check_foreign` does for one array; its folder may be a link."""
+    check_tree(array)
+    with reading(array):
+        check_chunk(str(array), chunk_bytes(read_metadata(array)), size_on_disk(array))
 
 
 def _is_untouched(folder: Path, inventory: Inventory) -> bool:
@@ -246,6 +271,7 @@ def is_intact(path: str | Path) -> bool:
     metadata = read_metadata(folder)
     inventory = Inventory.read(metadata, folder)
     if inventory is None:
+        check_foreign(folder)
         return False
     for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
         raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")

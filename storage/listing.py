@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import stat
 from collections.abc import Iterator
@@ -30,6 +31,23 @@ def files_below(folder: str | Path) -> Iterator[Path]:
             file = Path(root, name)
             if file.is_file():
                 yield file
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Say whether two files have the same bytes, or two folders the same files.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "a")
+    >>> _ = file.write_text("a")
+    >>> same_content(file, file), same_content(file, file.parent)
+    (True, False)
+    """
+    if one.is_file() and other.is_file():
+        return filecmp.cmp(one, other, shallow=False)
+    if not (one.is_dir() and other.is_dir()):
+        return False
+    names = [sorted(str(file.relative_to(folder)) for file in files_below(folder)) for folder in (one, other)]
+    return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
 
 
 def size_on_disk(path: str | Path) -> int:

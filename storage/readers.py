@@ -3,7 +3,7 @@
 ==============================  ===========================================  ================================
 file                            written by                                   rows in memory at a time
 ==============================  ===========================================  ================================
-``.npy``                        ``numpy.save``                               one slab (memory-mapped)
+``.npy``                        ``numpy.save``                               one slab
 ``.npz``                        ``scipy.sparse.save_npz``, ``numpy.savez``   one slab (csr, C order); else all
 ``.h5ad``, AnnData ``.zarr``    ``AnnData.write_h5ad``, ``.write_zarr``      one slab (csr or dense)
 ``.safetensors``                ``safetensors``                              one slab
@@ -29,9 +29,9 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from storage.bounds import check_expansion, check_file, check_memory, n_bytes
+from storage.bounds import check_chunk, check_expansion, check_file, check_memory, check_tree, n_bytes
 from storage.codec import is_sparse_matrix
-from storage.damage import cause_of, reading
+from storage.damage import reading
 from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
 from storage.extras import need
 from storage.json_files import read_json_object
@@ -146,6 +146,7 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
     # counts of rows and statistics of features are kept in memory, also of a sparse matrix with next to nothing in it
     shape = (source.n_tokens, source.n_features)
     check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), size_on_disk(path))
+    source.dtype = source.dtype.newbyteorder("=")
     source.slabs = _checked_slabs(path, source.slabs)
     return source
 
@@ -173,14 +174,14 @@ def importer_of(path: Path) -> Importer:
 
 
 def _checked_slabs(path: Path, slabs: Slabs) -> Slabs:
-    """Return the same slabs, with errors that name the file, and sparse ones only if all their ids are inside."""
+    """Return the slabs in native byte order, with errors that name the file; of sparse ones, all ids are inside."""
 
     def checked(rows: int) -> Iterator[Any]:
         with reading(path):
             for slab in slabs(rows):
                 if is_sparse_matrix(slab):
                     _check_csr(slab)
-                yield slab
+                yield slab.astype(slab.dtype.newbyteorder("="), copy=False)
 
     return checked
 
@@ -206,7 +207,9 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     if dtype.kind not in "fiub":
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature)")
+        raise InputError(
+            f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature): reshape it"
+        )
 
 
 def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
@@ -223,19 +226,65 @@ def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
 def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
     if key is not None:
         raise InputError(f"{path} holds one array without a name; leave --key out")
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-    return _from_array(path, array, array.dtype)
+    with path.open("rb") as file:
+        shape, fortran, dtype = _read_header(file, str(path))
+        start = file.tell()
+    check_matrix(path, shape, dtype)
+    array = _ArrayInFile(path, start, (shape[0], shape[1]), dtype, fortran)
+    array.check_size()
+    return Source(*array.shape, dtype, array.slabs)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    if any(word in str(error) for word in ("pickle", "Object arrays", "Python objects")):
-        return InputError(
-            f"{path} holds Python objects, which are never unpickled here (that could run code); save a numeric array"
+def _read_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether it is in Fortran order, and type of an array in NumPy's format."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise InputError(
+            f"{where} is an array of Python objects, which are never unpickled here (that could run code); save a "
+            "numeric array"
         )
-    return CorruptError(f"{path} cannot be read ({cause_of(error)}); is it complete?")
+    return shape, fortran, dtype
+
+
+@dataclass(frozen=True)
+class _ArrayInFile:
+    """A matrix whose values lie in a file from byte `start` on.
+
+    It is read, not mapped: a file that gets shorter meanwhile is an error then, and not the end of the process.
+    """
+
+    path: Path
+    start: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    fortran: bool = False
+
+    def check_size(self) -> None:
+        declared, there = n_bytes(self.shape, self.dtype.itemsize), self.path.stat().st_size - self.start
+        if there < declared:
+            raise CorruptError(
+                f"{self.path} declares {self.dtype} values of shape {shown(self.shape)}, which are {declared:,} bytes, "
+                f"but has {there:,}; is it complete?"
+            )
+
+    def slabs(self, rows: int) -> Iterator[NDArray[Any]]:
+        n_rows, n_columns = self.shape
+        with self.path.open("rb", buffering=0) as file:
+            for first in range(0, n_rows, rows):
+                n = min(rows, n_rows - first)
+                if self.fortran:
+                    yield np.stack([self._take(file, j * n_rows + first, n) for j in range(n_columns)], axis=1)
+                else:
+                    yield self._take(file, first * n_columns, n * n_columns).reshape(n, -1)
+
+    def _take(self, file: Any, first: int, n: int) -> NDArray[Any]:
+        file.seek(self.start + first * self.dtype.itemsize)
+        values = np.fromfile(file, self.dtype, n)
+        if len(values) < n:
+            raise CorruptError(f"{self.path} ended while it was read; is somebody writing it?")
+        return values
 
 
 def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
@@ -294,7 +343,9 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
     kind = _whole(archive, "format").item()
     shape = [int(length) for length in _whole(archive, "shape")]
     if len(shape) != 2 or min(shape) < 0:
-        raise FormatError(f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature)")
+        raise FormatError(
+            f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature): reshape it"
+        )
     if (kind.decode() if isinstance(kind, bytes) else kind) != "csr":
         return _other_sparse_npz(path, archive, names, shape)
     indptr = _whole(archive, "indptr").astype(np.int64)
@@ -302,9 +353,11 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
     check_matrix(path, (shape[0], shape[1]), values.dtype)
     steps = np.diff(indptr)
     if indptr.shape != (shape[0] + 1,) or indptr[0] or (steps < 0).any():
-        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit")
+        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit; save it again")
     if not ids.shape == values.shape == (indptr[-1],) or ids.dtype.kind not in "iu":
-        raise FormatError(f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}")
+        raise FormatError(
+            f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}; save it again"
+        )
     return Source(shape[0], shape[1], values.dtype, lambda rows: _csr_slabs(path, indptr, shape[1], rows), sparse=True)
 
 
@@ -372,14 +425,7 @@ class _Member:
         entry = archive.getinfo(f"{name}.npy")
         check_expansion(where, entry.file_size, entry.compress_size)
         self.stream = archive.open(entry)
-        version = np.lib.format.read_magic(self.stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, self.fortran, self.dtype = read(self.stream)
-        if self.dtype.hasobject:
-            raise InputError(
-                f"{where} is an array of Python objects, which are never unpickled here (that could run code); save a "
-                "numeric array"
-            )
+        self.shape, self.fortran, self.dtype = _read_header(self.stream, where)
         there = entry.file_size - self.stream.tell()
         if not self.dtype.itemsize or min(self.shape, default=0) < 0 or self._size() != there:
             raise CorruptError(
@@ -393,24 +439,27 @@ class _Member:
         data = self.stream.read(n * self.dtype.itemsize)
         if len(data) < n * self.dtype.itemsize:
             raise CorruptError(f"{self.stream.name} ends too early; is the file complete?")
-        return np.frombuffer(data, self.dtype)
+        return np.frombuffer(data, self.dtype).astype(self.dtype.newbyteorder("="), copy=False)
 
 
 def _read_safetensors(path: Path, key: str | None, _: Collection[int]) -> Source:
     safetensors = need("safetensors", "models")
-    file = safetensors.safe_open(str(path), framework="numpy")
-    part = file.get_slice(_choose(path, sorted(file.keys()), key))
-    kind = part.get_dtype()
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+        name = _choose(path, sorted(file.keys()), key)
+        part = file.get_slice(name)
+        kind, shape = part.get_dtype(), tuple(part.get_shape())
     if kind not in _SAFETENSORS_TYPES:
         raise InputError(f"{path} holds {kind!r} values; save them as float32 or float16")
     dtype = np.dtype(_SAFETENSORS_TYPES[kind])
-    shape = tuple(part.get_shape())
     check_matrix(path, shape, dtype)
+    with path.open("rb") as file:  # the library, which maps the file, has found all of it right
+        length = int.from_bytes(file.read(8), "little")
+        start = 8 + length + json.loads(file.read(length))[name]["data_offsets"][0]
+    array = _ArrayInFile(path, start, (shape[0], shape[1]), dtype)
+    return Source(*array.shape, dtype, array.slabs)
 
-    return Source(shape[0], shape[1], dtype, lambda rows: (part[some] for some in iter_slices(shape[0], rows)))
 
-
-_SAFETENSORS_TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I8": "i1", "U8": "u1"}
+_SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
 
 
 def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
@@ -459,16 +508,22 @@ _MOST_GROUPS = 1000
 def _check_dataset(where: str, dataset: Any) -> None:
     if dataset.external or dataset.is_virtual:
         raise InputError(f"{where} is stored in another file; copy it into this one (h5repack does)")
-    check_expansion(where, n_bytes(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size())
+    _check_array(where, dataset, dataset.id.get_storage_size())
+
+
+def _check_array(where: str, array: Any, stored: int) -> None:
+    """Refuse an array of HDF5 or Zarr that is far larger than what is stored of it, or whose chunks are."""
+    check_expansion(where, n_bytes(array.shape or (), array.dtype.itemsize), stored)
+    check_chunk(where, n_bytes(array.chunks or (), array.dtype.itemsize), stored)
 
 
 def _open_zarr(path: Path) -> Any:
-    """Open a Zarr group, unless an array in it is larger than what is stored of it."""
+    """Open a Zarr group, unless there are pipes in it, or an array is larger than what is stored of it."""
+    check_tree(path)
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            stored = size_on_disk(path.joinpath(*name.split("/")))
-            check_expansion(f"{path}/{name}", n_bytes(member.shape, member.dtype.itemsize), stored)
+            _check_array(f"{path}/{name}", member, size_on_disk(path.joinpath(*name.split("/"))))
     return group
 
 

@@ -13,6 +13,7 @@ import dask.array
 import numpy as np
 import scipy.sparse
 import xarray as xr
+from numpy.typing import NDArray
 
 from storage.codec import canonical, is_sparse_matrix
 from storage.errors import InputError
@@ -33,13 +34,33 @@ def iter_slabs(data: Any, rows: int) -> Iterator[Any]:
         csr = scipy.sparse.csr_array(data)
         return (csr[part] for part in iter_slices(csr.shape[0], rows))
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
-        return iter([np.asarray(data)])
+        return iter([plain_array(data)])
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise InputError(
             f"Activations come as a NumPy array, a SciPy sparse matrix, a Dask array, or an iterable of those, "
             f"not {type(data).__name__}"
         )
     return iter(data)
+
+
+def plain_array(data: Any) -> NDArray[Any]:
+    """Return data as a NumPy array; values behind a mask would come to light, so there must be none.
+
+    Raises
+    ------
+    InputError
+        If values are masked.
+
+    Examples
+    --------
+    >>> plain_array(np.ma.array([1, 2], mask=[False, False]))
+    array([1, 2])
+    """
+    if np.ma.is_masked(data):
+        raise InputError(
+            f"{np.count_nonzero(np.ma.getmask(data))} values are masked; say what they are first: array.filled(0)"
+        )
+    return np.asarray(data)
 
 
 def reslab(slabs: Iterable[Any], rows: int) -> Iterator[Any]:
@@ -61,7 +82,7 @@ def reslab(slabs: Iterable[Any], rows: int) -> Iterator[Any]:
 
 
 def _check_slab(slab: Any, width: int | None) -> Any:
-    slab = scipy.sparse.csr_array(slab) if is_sparse_matrix(slab) else np.asarray(slab)
+    slab = scipy.sparse.csr_array(slab) if is_sparse_matrix(slab) else plain_array(slab)
     if slab.ndim != 2 or (width is not None and slab.shape[1] != width):
         raise InputError(f"Every slab must be (any, {width or 'feature'}); one has the shape {slab.shape}")
     return slab

@@ -31,6 +31,7 @@ import zarr
 import zarr.codecs
 from numpy.typing import DTypeLike, NDArray
 
+from storage.bounds import n_bytes
 from storage.codec import (
     CODEC_NAME,
     LARGEST_INT32,
@@ -164,6 +165,18 @@ def _problem_of_array(metadata: dict[str, Any]) -> str:
     if chunks > MOST_CHUNKS:
         return f"has the shape {shown(shape)}, which are {chunks:,} chunks"
     return "" if "data_type" in metadata else "names no type of values"
+
+
+def chunk_bytes(metadata: Mapping[str, Any]) -> int:
+    """Return the bytes that a chunk of an array is unpacked to, by its metadata; 0 if it is sparse and never is."""
+    shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    codec = next(iter(metadata.get("codecs") or [{}]))
+    if codec.get("name") == "sharding_indexed":
+        shape, inner = codec["configuration"]["chunk_shape"], codec["configuration"]["codecs"]
+        codec = next(iter(inner or [{}]))
+    if codec.get("name") == CODEC_NAME or not isinstance(metadata["data_type"], str):
+        return 0
+    return n_bytes(shape, np.dtype(metadata["data_type"]).itemsize)
 
 
 def _is_shape(value: Any) -> TypeGuard[list[int]]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import filecmp
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ from storage.files import (
 )
 from storage.identity import is_current
 from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
+from storage.listing import same_content
 from storage.locks import check_lock, lock
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.variables import write_variables
@@ -432,7 +432,8 @@ class FileTarget:
         if not os.path.lexists(self.path):
             new.rename(self.path)
             return
-        if self.path.is_file() and filecmp.cmp(self.path, new, shallow=False):
+        if same_content(self.path, new):
+            logger.info("%s is up to date", self.path)
             return
         self.check()
         if not self.overwrite:

@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from storage.codec import Panel
 from storage.corpus import hash_of_text
-from storage.errors import CorruptError, FormatError, MissingInputError
+from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
-from storage.inventory import GROUP_FILE, faults
+from storage.inventory import GROUP_FILE, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
@@ -279,8 +279,9 @@ class _Check:
 
     def _check_array(self, name: str) -> None:
         try:
+            check_array(self.path / name)  # a pipe would be waited for, before the inventory could name it
             check: Any = _CsrArray(self.path, name) if is_csr_array(self.path, name) else _DenseArray(self.path, name)
-        except DAMAGE as error:
+        except (*DAMAGE, BudgetError) as error:
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
             return
         for n_chunks, problems in in_order(self.pool, check, check.shards()):

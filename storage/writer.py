@@ -41,6 +41,7 @@ from storage.manifest import (
 from storage.moments import FeatureMoments
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH, check_tokens, row_hash, token_hash
 from storage.shards import Shards
+from storage.slabs import plain_array
 from storage.sparse_array import (
     DEFAULT_CHUNK,
     DENSE_CHUNK,
@@ -246,8 +247,9 @@ class ActivationWriter:
         Raises
         ------
         InputError
-            If the shape is wrong, or a value is NaN, infinite, or too large for the store's type; the message names
-            the row and the feature. Nothing is written then.
+            If the shape is wrong, or a value is masked, NaN, infinite, larger than the store's type or float32 can
+            hold, or an integer that the store's type would change; the message names the row and the feature. Nothing
+            is written then.
         BusyError
             If another writer has begun the store anew.
         """
@@ -275,7 +277,7 @@ class ActivationWriter:
         """Return `data` in the store's layout, after checking its shape and every value."""
         expected = (rows.stop - rows.start, self.n_features)
         if not is_sparse_matrix(data):
-            data = np.asarray(data)
+            data = plain_array(data)
         if data.shape != expected or data.dtype.kind not in "fiub":
             raise InputError(
                 f"Rows {rows.start} to {rows.stop} of {self.path} need real numbers of shape {expected}, "
@@ -291,11 +293,7 @@ class ActivationWriter:
 
     def _check_values(self, data: Any, first_row: int) -> None:
         values = data.data if self.layout == "csr" else data
-        if values.dtype.kind != "f":
-            values = values.astype(np.float64)
-        largest = min(float(np.finfo(dtype).max) for dtype in (self.dtype, values.dtype))
-        bad = ~(np.abs(values) <= largest)
-        if not bad.any():
+        if not (bad := ~_fits(values, self.dtype)).any():
             return
         if self.layout == "csr":
             at = int(np.flatnonzero(bad)[0])
@@ -304,7 +302,7 @@ class ActivationWriter:
         else:
             row, feature = (int(number) for number in np.argwhere(bad)[0])
             value = values[row, feature]
-        what = f"is more than {self.dtype} can hold" if np.isfinite(value) else "is not a finite number"
+        what = _why_not(value, self.dtype)
         raise InputError(f"Row {first_row + row}, feature {feature} of {self.path} is {value}, which {what}")
 
     def finalise(self) -> None:
@@ -349,6 +347,34 @@ class ActivationWriter:
             array = zarr.open_array(self.partial / name, mode="r+")
             array.resize((n_tokens, *array.shape[1:]))
         return replace(self, n_tokens=n_tokens)
+
+
+def _fits(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Say which values a store of some type can hold: finite, no larger than float32 has them, integers unchanged."""
+    if values.dtype.kind in "iu":
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = values.astype(dtype)
+            return np.isfinite(stored) & (stored.astype(values.dtype) == values)
+    if values.dtype.kind == "b":
+        return np.ones(values.shape, bool)
+    # squares and products of larger ones overflow even as float64
+    largest = min(float(np.finfo(one).max) for one in (dtype, values.dtype, np.dtype(np.float32)))
+    fits: NDArray[np.bool_] = np.abs(values) <= largest
+    return fits
+
+
+def _why_not(value: Any, dtype: np.dtype[Any]) -> str:
+    """Say why a value cannot be kept as some type, and what can be done."""
+    if not np.isfinite(value):
+        return "is not a finite number: leave the row out, or put a number there"
+    if abs(float(value)) > float(np.finfo(dtype).max):
+        return f"is more than {dtype} can hold: keep it as a larger type (--dtype), or rescale the activations"
+    if abs(float(value)) > float(np.finfo(np.float32).max):
+        return "is more than float32 can hold, and statistics would overflow: rescale the activations"
+    wider = (
+        "divide the activations by a power of two" if dtype == np.float64 else "keep it as float64 (--dtype float64)"
+    )
+    return f"{dtype} would change to {int(dtype.type(value))}: {wider}"
 
 
 def _listed(numbers: list[int]) -> str:

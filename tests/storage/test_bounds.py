@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
+import tracemalloc
 import zipfile
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -18,9 +21,10 @@ from pipeline.settings.experiment import load_experiment, stored_experiment
 from storage import readers
 from storage.bounds import check_file
 from storage.errors import CorruptError, FormatError, InputError, shown
-from storage.exchange import import_activations
+from storage.exchange import export_activations, import_activations
 from storage.json_files import read_json_object
 from storage.rundir import RunDirectory
+from storage.verify import verify
 from storage.yaml_files import read_yaml
 
 SUFFIXES = [".npy", ".npz", ".safetensors", ".h5ad"]
@@ -226,7 +230,7 @@ TOKENS = {"document": np.zeros(ROWS, int), "char_start": np.arange(ROWS), "char_
 def test_tokens_that_cannot_be(tmp_path, matrix, changed, said):
     np.save(tmp_path / "x.npy", matrix)
     pd.DataFrame({**TOKENS, **changed}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=f"t.csv: .*{said}"):
         import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", tokens=tmp_path / "t.csv")
     with pytest.raises(InputError, match=said):
         storage.write_activations(tmp_path / "a.zarr", matrix, tokens={**TOKENS, **changed})
@@ -252,3 +256,112 @@ def test_a_json_file_that_is_no_object(tmp_path):
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(CorruptError, match=r"x.json must hold a JSON object, not \[1\]; make it again"):
         read_json_object(tmp_path / "x.json", "nothing", "make it again")
+
+
+def anndata_zarr(path, matrix):
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        anndata.AnnData(X=matrix).write_zarr(path)
+
+
+def change(file, **members):
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **members}))
+
+
+def foreign_store(path, matrix):
+    """A store without an inventory, as another program leaves it."""
+    storage.write_activations(path, matrix)
+    change(path / "zarr.json", consolidated_metadata=None)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["X/c/0/0", "X/zarr.json", "obs/pipe"])
+def test_a_pipe_in_a_zarr_folder_is_not_waited_for(tmp_path, matrix, place):
+    anndata_zarr(tmp_path / "x.zarr", matrix)
+    (pipe := tmp_path / "x.zarr" / place).unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=f"{place} is a named pipe"):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [storage.write_activations, foreign_store])
+@pytest.mark.parametrize("place", ["mean/c/0", "activation/c/0/0"])
+def test_a_pipe_in_a_store_is_not_waited_for(tmp_path, matrix, place, make):
+    make(tmp_path / "a.zarr", matrix)
+    (pipe := tmp_path / "a.zarr" / place).unlink()
+    os.mkfifo(pipe)
+    assert f"{place} is a named pipe" in str(verify(tmp_path / "a.zarr").faults[0])
+    with pytest.raises(InputError, match=place):
+        storage.open_activations(tmp_path / "a.zarr")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5ad"])
+def test_a_pipe_in_the_place_of_an_export(tmp_path, matrix, suffix):
+    storage.write_activations(tmp_path / "a.zarr", matrix)
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(InputError, match="not written by this command"):
+        export_activations(tmp_path / "a.zarr", tmp_path / f"x{suffix}", suffix[1:].replace("h5ad", "anndata"))
+
+
+def test_a_linked_folder_in_a_zarr_folder(tmp_path, matrix):
+    anndata_zarr(tmp_path / "x.zarr", matrix)
+    (tmp_path / "x.zarr" / "X").rename(tmp_path / "X")
+    (tmp_path / "x.zarr" / "X").symlink_to(tmp_path / "X")
+    with pytest.raises(InputError, match=r"x.zarr/X is a link"):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
+def test_an_array_of_a_store_may_be_a_link(tmp_path, matrix):
+    foreign_store(tmp_path / "a.zarr", matrix)
+    (tmp_path / "a.zarr" / "mean").rename(tmp_path / "mean")
+    (tmp_path / "a.zarr" / "mean").symlink_to(tmp_path / "mean")
+    assert verify(tmp_path / "a.zarr").ok
+    assert storage.open_activations(tmp_path / "a.zarr").sizes["feature"] == FEATURES
+
+
+@pytest.fixture
+def peak():
+    """Have a block fail that allocates more than 100 MB."""
+    tracemalloc.start()
+    yield
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+
+
+SMALL_MATRIX_IN_A_LARGE_CHUNK = "A chunk of .*X declares 4.295 GB, and .* bytes of it are stored"
+
+
+@pytest.mark.usefixtures("peak")
+def test_a_chunk_of_gigabytes_in_zarr(tmp_path, matrix):
+    anndata_zarr(tmp_path / "x.zarr", matrix)
+    grid = {"name": "regular", "configuration": {"chunk_shape": [32768, 32768]}}
+    change(tmp_path / "x.zarr" / "X" / "zarr.json", chunk_grid=grid)
+    change(tmp_path / "x.zarr" / "zarr.json", consolidated_metadata=None)
+    with pytest.raises(FormatError, match=SMALL_MATRIX_IN_A_LARGE_CHUNK):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
+@pytest.mark.usefixtures("peak")
+def test_a_chunk_of_gigabytes_in_hdf5(tmp_path):
+    options = {"maxshape": (None, None), "chunks": (32768, 32767), "compression": "gzip"}
+    h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", (30, 8), "f4", **options))
+    with pytest.raises(FormatError, match=SMALL_MATRIX_IN_A_LARGE_CHUNK):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
+@pytest.mark.usefixtures("peak")
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_chunk_of_gigabytes_in_a_store(tmp_path, matrix, inner):
+    foreign_store(tmp_path / "a.zarr", matrix)
+    file = tmp_path / "a.zarr" / "mean" / "zarr.json"
+    content = json.loads(file.read_bytes())
+    content["chunk_grid"]["configuration"]["chunk_shape"] = [2**28]
+    content["codecs"][0]["configuration"]["chunk_shape"] = [2**28]
+    if not inner:
+        content["codecs"] = content["codecs"][0]["configuration"]["codecs"]
+    file.write_text(json.dumps(content))
+    said = "A chunk of .*mean declares 2.147 GB"
+    assert [bool(re.search(said, str(fault))) for fault in verify(tmp_path / "a.zarr").faults] == [True]
+    with pytest.raises(FormatError, match=said):
+        storage.open_activations(tmp_path / "a.zarr")

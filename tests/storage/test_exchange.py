@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 
 import anndata
+import dask.array
+import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,7 +18,7 @@ import zarr
 
 import storage
 from storage import readers
-from storage.errors import BudgetError, FormatError, InputError, MissingDependencyError, MissingInputError
+from storage.errors import BudgetError, CorruptError, FormatError, InputError, MissingDependencyError, MissingInputError
 from storage.exchange import export_activations, import_activations
 from storage.writer import ActivationWriter
 
@@ -216,13 +219,13 @@ def bad_files(folder):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("objects.npy", InputError, "Python objects, which are never unpickled"),
+        ("objects.npy", InputError, "objects.npy is an array of Python objects, which are never unpickled"),
         ("objects.npz", InputError, "Python objects, which are never unpickled"),
         ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\)"),
         ("empty.npy", InputError, r"shape \(0, 5\)"),
         ("complex.npy", InputError, "complex128 values; activations are real"),
         ("text.npy", InputError, "activations are real"),
-        ("nan.npy", InputError, "Row 7, feature 3 .*is nan, which is not a finite number"),
+        ("nan.npy", InputError, r"nan.npy: Row 7, feature 3 .*is nan, which is not a finite number"),
         ("two.npz", InputError, r"2 arrays \(x, y\); name one with --key"),
         ("cut.npy", FormatError, "is it complete"),
         ("cut.npz", FormatError, "is it complete"),
@@ -248,6 +251,14 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
     np.save(tmp_path / "decoder.npy", np.ones((4, 3)))
     with pytest.raises(InputError, match=r"has the shape \(4, 3\); it must have a row for each of 5 features"):
         import_activations(good, out, decoder=tmp_path / "decoder.npy")
+    np.save(tmp_path / "nan_decoder.npy", np.full((5, 3), np.nan))
+    with pytest.raises(
+        InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are no finite numbers"
+    ):
+        import_activations(good, out, decoder=tmp_path / "nan_decoder.npy")
+    np.savez(tmp_path / "sinks.npz", x=np.ones((9, 5)), sink=np.ones(3, bool))
+    with pytest.raises(InputError, match=r"sinks.npz marks sinks in \(3,\) rows, but has 9 rows"):
+        import_activations(tmp_path / "sinks.npz", out)
     np.savez(tmp_path / "tokens.npz", **tokens(8))
     with pytest.raises(InputError, match=r"has the shape .*; there are 9 activations"):
         import_activations(good, out, tokens=tmp_path / "tokens.npz")
@@ -383,9 +394,8 @@ def test_an_import_is_made_once(tmp_path, matrix, caplog):
     assert manifest.stage == "import"
     assert set(manifest.inputs) == {"source", "decoder"}
     # other settings of the same files replace it, other files only if asked to
-    assert (
-        import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", dtype="float64")["dtype"] == "float64"
-    )
+    second = import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy", dtype="float64")
+    assert second["dtype"] == "float64"
     np.save(tmp_path / "W.npy", np.zeros((50, 3), "f4"))
     with pytest.raises(InputError, match="came from other inputs"):
         import_activations(tmp_path / "y.npy", out, decoder=tmp_path / "W.npy")
@@ -417,10 +427,8 @@ def test_imports_and_stores_of_data_replace_each_other(tmp_path, matrix):
 def test_an_import_after_one_that_died(tmp_path, matrix):
     np.save(tmp_path / "x.npy", matrix.toarray())
     np.save(tmp_path / "y.npy", matrix.toarray() * 2)
-    out, dies = (
-        tmp_path / "a.zarr",
-        "import os, storage.exchange as e; e.ActivationWriter.finalise = lambda _: os._exit(9)",
-    )
+    out = tmp_path / "a.zarr"
+    dies = "import os, storage.exchange as e; e.ActivationWriter.finalise = lambda _: os._exit(9)"
     for name in ("x.npy", "y.npy"):  # the same files, and others
         call = f"e.import_activations({str(tmp_path / 'x.npy')!r}, {str(out)!r}, shard_rows=32)"
         assert subprocess.run([sys.executable, "-c", f"{dies}; {call}"], check=False).returncode == 9
@@ -428,3 +436,104 @@ def test_an_import_after_one_that_died(tmp_path, matrix):
         import_activations(tmp_path / name, out, shard_rows=32)
         np.testing.assert_array_equal(whole(out), np.load(tmp_path / name))
         shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5ad", "x.zarr"])
+def test_an_export_is_made_once(tmp_path, rng, make_csr, tokens, layout, name, caplog):
+    caplog.set_level("INFO")
+    original = store(tmp_path / "a.zarr", rng, make_csr, tokens, layout, "float32")
+    fmt, out = {"x.npy": "npy", "x.npz": "npz"}.get(name, "anndata"), tmp_path / name
+    first = export_activations(original, out, fmt)
+    inode = out.stat().st_ino
+    assert export_activations(original, out, fmt) == first
+    assert out.stat().st_ino == inode
+    assert f"{name} is up to date" in caplog.text
+    other = store(tmp_path / "b.zarr", rng, make_csr, tokens, layout, "float32")
+    with pytest.raises(InputError, match="not written by this command" if fmt == "npy" else "with other content"):
+        export_activations(other, out, fmt)
+    assert out.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, rng, suffix, order):
+    """Mapped into memory, it would end the process (SIGBUS)."""
+    x, file = np.asarray(rng.standard_normal((50, 4000)), order=order), tmp_path / f"x{suffix}"
+    np.save(file, x) if suffix == ".npy" else safetensors.numpy.save_file({"x": np.ascontiguousarray(x)}, file)
+    slabs = readers.open_source(file).slabs(20)
+    np.testing.assert_array_equal(next(slabs), x[:20])
+    os.truncate(file, 4096)
+    with pytest.raises(CorruptError, match=f"x{suffix} ended while it was read"):
+        next(slabs)
+
+
+def big_endian(path, kind, x):
+    if kind == "npy":
+        np.save(path / "x.npy", x)
+    elif kind == "npz":
+        np.savez(path / "x.npz", x)
+    elif kind == "csr.npz":
+        csr = scipy.sparse.csr_array(x.astype("f4"))
+        parts = {
+            "indptr": csr.indptr.astype(">i4"),
+            "indices": csr.indices.astype(">i4"),
+            "data": csr.data.astype(">f4"),
+        }
+        np.savez(path / "x.csr.npz", format=b"csr", shape=x.shape, **parts)
+    else:
+        with h5py.File(path / "x.h5ad", "w") as file:
+            file.attrs["encoding-type"] = "anndata"
+            file.create_group("obs")
+            file.create_dataset("X", data=x).attrs["encoding-type"] = "array"
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i4"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "csr.npz", "h5ad"])
+def test_the_other_byte_order(tmp_path, matrix, kind, dtype):
+    x = (matrix.toarray() * 10).astype(dtype)
+    big_endian(tmp_path, kind, x)
+    written = import_activations(tmp_path / f"x.{kind}", tmp_path / "a.zarr")
+    assert written["dtype"] == "float32"
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e80, None, "is 1e.80, which is more than float32 can hold, and statistics would overflow: rescale"),
+        (-1e300, "float64", "is -1e.300, which is more than float32 can hold, and statistics would overflow: rescale"),
+        (1e300, "float32", "is more than float32 can hold: keep it as a larger type"),
+        (16777217, None, r"is 16777217, which float32 would change to 16777216: keep it as float64 \(--dtype float64"),
+        (2**53 + 1, "float64", "float64 would change to 9007199254740992: divide"),
+        (2**63 - 1, "float64", "float64 would change to"),
+        (70_000, "float16", "is more than float16 can hold: keep it as a larger type"),
+    ],
+)
+def test_values_that_a_store_cannot_keep(tmp_path, value, dtype, message, sparse):
+    x = np.zeros((9, 5), type(value) if isinstance(value, float) else np.int64)
+    x[7, 3] = value
+    file = tmp_path / f"x.np{'z' if sparse else 'y'}"
+    scipy.sparse.save_npz(file, scipy.sparse.csr_array(x)) if sparse else np.save(file, x)
+    with pytest.raises(InputError, match=f"{file.name}: Row 7, feature 3 .*{message}"):
+        import_activations(file, tmp_path / "a.zarr", dtype=dtype)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_integers_that_a_store_keeps(tmp_path):
+    x = np.array([[16777217, 2**53, -(2**62)], [1, 2, 3]])
+    np.save(tmp_path / "x.npy", x)
+    import_activations(tmp_path / "x.npy", tmp_path / "a.zarr", dtype="float64")
+    np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), x)
+
+
+def test_masked_values_are_not_unmasked(tmp_path):
+    x = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3))
+    for data in (x, iter([x]), dask.array.from_array(x, chunks=(2, 3))):
+        with pytest.raises(InputError, match=r"values are masked; say what they are first: array.filled"):
+            storage.write_activations(tmp_path / "a.zarr", data)
+    writer = ActivationWriter.create(tmp_path / "a.zarr", n_tokens=4, n_features=3)
+    with pytest.raises(InputError, match="3 values are masked"):
+        writer.write_shard(0, x)
+    writer.write_shard(0, x.filled(0))
