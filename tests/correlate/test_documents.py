@@ -223,7 +223,7 @@ def test_bad_input_is_named(client, texts):
         convergence(([], []), case.a, case.b, client=client)
     with pytest.raises(storage.InputError, match="holds no pairs"):
         convergence(case.a, case.a, case.b, client=client)
-    with pytest.raises(storage.InputError, match="threshold: .* less than or equal to 1"):
+    with pytest.raises(storage.InputError, match=r"threshold: .* less than or equal to 1"):
         convergence(pairs, case.a, case.b, threshold=2, client=client)
 
 
