@@ -47,7 +47,7 @@ from storage.files import (
 )
 from storage.identity import is_current
 from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
-from storage.locks import check_lock, lock
+from storage.locks import check_lock, lock, refuse_if_held
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.variables import write_variables
 
@@ -159,7 +159,14 @@ class Target:
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[Path]:
-        """Yield a new folder that becomes the unfinished work, all of what is put there at once."""
+        """Yield a new folder that becomes the unfinished work, all of what is put there at once.
+
+        Raises
+        ------
+        BusyError
+            If a writer is at work on the unfinished work that it would replace.
+        """
+        refuse_if_held(self.partial)
         with self.building() as folder:
             yield folder
             self._check_place(self.partial)

@@ -299,7 +299,7 @@ def _create(  # noqa: PLR0917
         "sink_multiple": SINK_MULTIPLE,
         "calibration": dataclasses.asdict(calibration),
     }
-    return ActivationWriter.create(
+    ActivationWriter.create(
         job.stores[site],
         n_tokens=len(tokens["document"]),
         n_features=dictionary.n_features,
@@ -312,6 +312,8 @@ def _create(  # noqa: PLR0917
         manifest=manifest,
         overwrite=True,
     )
+    # The harvest's claim keeps others out. A writer with a hold would live on in the traceback of an interrupt
+    return ActivationWriter.open(job.stores[site])
 
 
 def read_pool(rows_path: str) -> Pool:
