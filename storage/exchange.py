@@ -74,7 +74,7 @@ def import_activations(
     """Make an activation store from a file that another program wrote.
 
     A store that came from the same files with the same settings is left as it is; the files are read to know it.
-    Memory: one shard, and one slab of 64 MB; a sparse matrix stays sparse. A ``.npz`` in other than csr or C order
+    Memory: one shard, and three slabs of 16 MB; a sparse matrix stays sparse. A ``.npz`` in other than csr or C order
     is read whole.
 
     Parameters

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,6 +185,46 @@ def lock(path: Path, part: str | None = None) -> Iterator[None]:
             if not mine.depth:
                 del _locks[file]
                 mine.release()
+
+
+class Hold:
+    """The lock of unfinished work, held from now on until it is released, or nobody refers to it any more.
+
+    Unlike :func:`lock`, it is no thread's: whoever takes it a second time is refused, in this process too.
+
+    Parameters
+    ----------
+    path
+        The unfinished work.
+
+    Raises
+    ------
+    BusyError
+        If somebody holds it; the message says who.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = path.absolute()
+        with _locks_guard:
+            mine = _take(path.with_name(path.name + LOCK_SUFFIX), path)
+        self._finalizer = weakref.finalize(self, _release_here, mine, os.getpid())
+
+    def release(self) -> None:
+        """Let others have it; nothing happens where it was released before."""
+        self._finalizer()
+
+
+def _release_here(mine: _Lock, process: int) -> None:
+    """Release a lock, but not in a fork of the process that took it."""
+    if os.getpid() == process:
+        mine.release()
+
+
+def refuse_if_held(path: Path) -> None:
+    """Raise :class:`BusyError` if somebody has a :class:`Hold` on unfinished work."""
+    path = path.absolute()
+    with _locks_guard:
+        _refuse_if_busy([path.with_name(path.name + LOCK_SUFFIX)], path)
 
 
 def check_lock(path: Path) -> None:

@@ -41,7 +41,7 @@ from storage.rows import TOKEN_COORDINATES
 from storage.shards import iter_slices
 
 #: Bytes of one slab, were it dense.
-SLAB_BYTES = 64 * 2**20
+SLAB_BYTES = 16 * 2**20
 #: Under these names the exporters keep what is not the matrix itself.
 ATTRS_KEY = "subspace_attrs"
 TOKEN_PREFIX = "token_coordinate_"  # noqa: S105 - no password

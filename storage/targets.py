@@ -47,7 +47,7 @@ from storage.files import (
 from storage.identity import is_current
 from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
 from storage.listing import same_content
-from storage.locks import check_lock, lock
+from storage.locks import check_lock, lock, refuse_if_held
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.variables import write_variables
 
@@ -120,7 +120,7 @@ class Target:
             raise InputError(f"{place} is {_article(stands)}, and {_article(self.kind)} is to be written: {ELSEWHERE}")
         stored, wanted = attrs.get(MANIFEST), self.manifest
         made_by, maker = (stored or {}).get("stage", DATA_STAGE), DATA_STAGE if wanted is None else wanted.stage
-        if self.kind == STORE and made_by not in (*DATA_STAGES, maker):
+        if place == self.path and self.kind == STORE and made_by not in (*DATA_STAGES, maker):
             raise InputError(f"{place} is a store that {made_by!r} made, and {maker!r} is at work: {ELSEWHERE}")
         if wanted is not None and {attrs.get(CONTENT_HASH), (stored or {}).get("fingerprint")} & {
             *wanted.inputs.values()
@@ -165,7 +165,14 @@ class Target:
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[Path]:
-        """Yield a new folder that becomes the unfinished work, all of what is put there at once."""
+        """Yield a new folder that becomes the unfinished work, all of what is put there at once.
+
+        Raises
+        ------
+        BusyError
+            If a writer is at work on the unfinished work that it would replace.
+        """
+        refuse_if_held(self.partial)
         with self.building() as folder:
             yield folder
             self._check_place(self.partial)

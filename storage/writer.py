@@ -12,6 +12,7 @@ what is left to do. :func:`storage.write_activations` does the three steps for d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from storage.codec import canonical, is_sparse_matrix
 from storage.errors import BusyError, InputError, MissingInputError
 from storage.files import partial_path
+from storage.inventory import is_closed
 from storage.kinds import KINDS
+from storage.locks import Hold
 from storage.manifest import (
     CONTENT_HASH,
     MANIFEST,
@@ -108,6 +111,11 @@ class ActivationWriter:
     layout: Layout
     session: str = field(default="", compare=False)
     overwrite: bool = field(default=False, compare=False)
+    _hold: Hold | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: a copy in another process writes shards, and holds nothing."""
+        return {**self.__dict__, "_hold": None}
 
     @classmethod
     def create(
@@ -127,6 +135,9 @@ class ActivationWriter:
         overwrite: bool = False,
     ) -> ActivationWriter:
         """Begin a store, or go on with one that was begun with the same manifest and shape.
+
+        The writer holds ``PATH.partial.lock`` until it is finished, discarded, or no longer referred to: nobody begins
+        the store anew in the meantime. Other processes may :meth:`open` it and write shards.
 
         Parameters
         ----------
@@ -161,7 +172,7 @@ class ActivationWriter:
             If an argument is wrong, or something else stands at the path (:mod:`storage.targets`). Nothing is written
             then.
         BusyError
-            If another process is writing there.
+            If another writer is at work there.
         """
         columns = None if tokens is None else check_tokens(tokens, n_tokens)
         rows = None if decoder is None else _check_decoder(decoder, n_features)
@@ -173,6 +184,8 @@ class ActivationWriter:
         with claim(path, manifest, kind=STORE, overwrite=overwrite) as target:
             writer = cls(target.path, n_tokens, n_features, shard_rows, stored_as, layout, uuid.uuid4().hex, overwrite)
             if writer._resumable(manifest):
+                with contextlib.suppress(BusyError):  # it works together with another one of the same manifest
+                    return replace(cls.open(target.path), _hold=Hold(target.partial))
                 return cls.open(target.path)
             with target.beginning() as folder:
                 _create_arrays(writer, folder, chunk, str(kept_attrs.get("kind", "raw")))
@@ -183,7 +196,7 @@ class ActivationWriter:
                 update_attrs(folder, {**kept_attrs, **own, **begun, **(manifest.to_attrs() if manifest else {})})
                 if columns is not None:
                     write_coordinates(folder, columns)
-        return writer
+            return replace(writer, _hold=Hold(target.partial))
 
     @classmethod
     def open(cls, path: str | Path) -> ActivationWriter:
@@ -270,8 +283,11 @@ class ActivationWriter:
         """Raise if the unfinished work is no longer this writer's: rows of two writers must not be mixed."""
         if not (self.partial / ACTIVATION).is_dir():
             raise MissingInputError(f"There is no unfinished store at {self.partial}")
-        if read_attrs(self.partial).get(UNFINISHED, {}).get("session") != self.session:
+        if not self._is_mine():
             raise BusyError(f"Another process has begun {self.path} anew: this one's rows are not written")
+
+    def _is_mine(self) -> bool:
+        return bool(read_attrs(self.partial).get(UNFINISHED, {}).get("session") == self.session)
 
     def _checked(self, data: Any, rows: slice) -> Any:
         """Return `data` in the store's layout, after checking its shape and every value."""
@@ -318,6 +334,11 @@ class ActivationWriter:
             # A process that died between closing and renaming has left it whole: the claim has finished it
             if target.partial.is_dir() or not target.is_current():
                 self._finish(target)
+        self._release()
+
+    def _release(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
 
     def _finish(self, target: Target) -> None:
         self._check_session()
@@ -332,9 +353,11 @@ class ActivationWriter:
         target.finish(attrs, drop=[UNFINISHED])
 
     def discard(self) -> None:
-        """Delete the unfinished work."""
+        """Delete the unfinished work, unless it is another writer's by now."""
         with claim(self.path, read_manifest(self.partial), kind=STORE, overwrite=self.overwrite) as target:
-            target.discard()
+            if target.partial.is_dir() and (is_closed(target.partial) or self._is_mine()):
+                target.discard()
+        self._release()
 
     def _resumable(self, manifest: Manifest | None) -> bool:
         if manifest is None or not same_work(self.partial, manifest):

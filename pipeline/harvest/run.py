@@ -286,7 +286,7 @@ def _create(job: Job, site: str, calibration: Calibration, decoder: Rows) -> Act
         "sink_multiple": SINK_MULTIPLE,
         "calibration": dataclasses.asdict(calibration),
     }
-    return ActivationWriter.create(
+    ActivationWriter.create(
         job.stores[site],
         n_tokens=len(tokens["document"]),
         n_features=dictionary.n_features,
@@ -299,6 +299,8 @@ def _create(job: Job, site: str, calibration: Calibration, decoder: Rows) -> Act
         manifest=manifest,
         overwrite=True,
     )
+    # The harvest's claim keeps others out. A writer with a hold would live on in the traceback of an interrupt
+    return ActivationWriter.open(job.stores[site])
 
 
 def read_pool(rows_path: str) -> Pool:

@@ -248,6 +248,7 @@ def test_other_unfinished_work_is_replaced(tmp_path, rng, make_csr, change):
     arguments = {"n_tokens": 100, "n_features": 50, "manifest": manifest, "dtype": "float32", **SMALL}
     writer = storage.ActivationWriter.create(tmp_path / "a.zarr", **arguments)
     writer.write_shard(0, make_csr(rng, 32, 50, 0.1))
+    del writer
     arguments |= {
         "manifest": {"manifest": storage.new_manifest("harvest", {}, {"site": "layers.4"})},
         "no manifest": {"manifest": None},

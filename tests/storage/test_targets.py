@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -455,10 +456,13 @@ class TestLock:
     def test_rows_of_two_writers_are_not_mixed(self, tmp_path):
         one = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=6, n_features=3, shard_rows=3)
         one.write_shard(0, np.eye(3))
+        copy = pickle.loads(pickle.dumps(one))
+        del one
         two = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=6, n_features=3, shard_rows=3)
         assert two.missing() == [0, 1]
         with pytest.raises(BusyError, match=r"begun .* anew"):
-            one.write_shard(1, np.eye(3))
+            copy.write_shard(1, np.eye(3))
+        copy.discard()
         for i in two.missing():
             two.write_shard(i, 2 * np.eye(3))
         two.finalise()
@@ -796,3 +800,86 @@ class TestStrangers:
             (partial / "mine/thesis.txt").write_text("ten years")
             target.finish()
         assert (tmp_path / "x.zarr/mine/thesis.txt").read_text() == "ten years"
+
+
+WRITE = """
+    import sys, numpy, storage
+    {make}
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+SHAPE = {"n_tokens": 6, "n_features": 3, "shard_rows": 3}
+
+
+class TestLivingWriter:
+    """Nobody throws away the work of a writer that lives."""
+
+    def begin(self, tmp_path, **options):
+        return storage.ActivationWriter.create(tmp_path / "a.zarr", **SHAPE, **options)
+
+    @pytest.fixture
+    def elsewhere(self, tmp_path):
+        """Another process that has begun a.zarr and written a shard."""
+        make = 'writer = storage.ActivationWriter.create("a.zarr", n_tokens=6, n_features=3, shard_rows=3)'
+        code = textwrap.dedent(WRITE).format(make=f"{make}; writer.write_shard(0, numpy.eye(3))")
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "begun\n"
+            yield process
+            process.kill()
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("made", [None, "harvest"])
+    def test_a_second_one_is_refused_with_the_name_of_the_first(self, tmp_path, elsewhere, overwrite, made):
+        made = made and storage.new_manifest(made, {"text": "1"}, {})
+        before = tree(tmp_path)
+        with pytest.raises(BusyError, match=f"process {elsewhere.pid} on"):
+            self.begin(tmp_path, overwrite=overwrite, manifest=made)
+        with pytest.raises(BusyError, match=f"process {elsewhere.pid} on"):
+            write_store(tmp_path / "a.zarr", overwrite=overwrite)
+        assert tree(tmp_path) == before
+        writer = storage.ActivationWriter.open(tmp_path / "a.zarr")
+        writer.write_shard(1, np.eye(3))
+        assert writer.missing() == []
+        writer.finalise()
+        assert storage.open_activations(tmp_path / "a.zarr").activation.values.sum() == 6
+
+    @pytest.mark.parametrize("end", ["kill", "exit"])
+    def test_a_dead_one_gives_way(self, tmp_path, elsewhere, end):
+        elsewhere.kill() if end == "kill" else elsewhere.stdin.close()
+        elsewhere.wait()
+        writer = self.begin(tmp_path)
+        assert writer.missing() == [0, 1]
+        writer.discard()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("end", ["discard", "finalise", "forget", "fail"])
+    def test_in_one_process(self, tmp_path, end):
+        writer = self.begin(tmp_path)
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on"):
+            self.begin(tmp_path)
+        for i in (0, 1):
+            writer.write_shard(i, np.eye(3))
+        if end in ("discard", "finalise"):
+            getattr(writer, end)()
+        elif end == "fail":
+            with pytest.raises(InputError):
+                writer.write_shard(0, np.eye(4))
+        writer = None if end != "fail" else writer.discard()
+        again = self.begin(tmp_path, overwrite=True)
+        again.discard()
+        assert not list(tmp_path.glob("*.lock"))
+        assert not list(tmp_path.glob("*.partial"))
+
+    def test_one_that_goes_on_holds_it_too(self, tmp_path):
+        made, other = (storage.new_manifest("harvest", {"text": text}, {}) for text in "12")
+        first = self.begin(tmp_path, manifest=made)
+        second = self.begin(tmp_path, manifest=made)
+        del first
+        third = self.begin(tmp_path, manifest=made)
+        del second
+        with pytest.raises(BusyError):
+            self.begin(tmp_path, manifest=other, overwrite=True)
+        del third
+        self.begin(tmp_path, manifest=other, overwrite=True).discard()
