@@ -23,6 +23,7 @@ from typing import Any
 
 import google_crc32c
 
+from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, is_stray_file, leftover_of, remove_stray_files, write_atomically
 from storage.sparse_array import read_metadata
@@ -211,7 +212,11 @@ def check_whole(path: str | Path, metadata: dict[str, Any] | None = None) -> Non
         If a file is missing, foreign, of another size, or of other content; the message names the first.
     """
     folder = Path(path)
-    metadata = read_metadata(folder) if metadata is None else metadata
+    with reading(folder, REMEDY):
+        _check_whole(folder, read_metadata(folder) if metadata is None else metadata)
+
+
+def _check_whole(folder: Path, metadata: dict[str, Any]) -> None:
     inventory = Inventory.read(metadata, folder)
     if inventory is None:
         return
@@ -247,8 +252,9 @@ def is_intact(path: str | Path) -> bool:
     inventory = Inventory.read(metadata, folder)
     if inventory is None:
         return False
-    for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
-        raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
+    with reading(folder, REMEDY):
+        for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
+            raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
     return True
 
 

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from storage.codec import Panel
 from storage.corpus import hash_of_text
+from storage.damage import reading
 from storage.errors import CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
@@ -49,7 +50,7 @@ from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
 from storage.rundir import EXPERIMENT, RunDirectory, Side
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
 from storage.targets import CORPUS
-from storage.writer import ACTIVATION, ActivationWriter, coordinates, read_shard, statistics, survey
+from storage.writer import ACTIVATION, STATISTICS, ActivationWriter, coordinates, read_shard, statistics, survey
 
 logger = logging.getLogger(__name__)
 
@@ -318,17 +319,30 @@ class _Check:
 
     def run(self) -> None:
         self.found.checked[str(self.path)] = 0
-        try:
+        metadata: dict[str, Any] = {}
+        arrays: list[str] = []
+        with self._noting("the metadata cannot be read", GROUP_FILE):
             metadata = read_metadata(self.path)
             arrays = self._check_metadata(metadata)
-        except (FormatError, AttributeError, TypeError) as error:
-            self._fault(f"the metadata cannot be read: {error}", "zarr.json")
+        if not metadata:
             return
         for name in arrays:
-            self._check_array(name)
-        self._check_files(metadata)
+            with self._noting("the array cannot be read", f"{name}/{GROUP_FILE}"):
+                self._check_array(name)
+        with self._noting("the inventory cannot be read", GROUP_FILE):
+            self._check_files(metadata)
         if len(self.found.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
-            self._check_content(metadata["attributes"])
+            with self._noting("the content cannot be read"):
+                self._check_content(metadata["attributes"])
+
+    @contextlib.contextmanager
+    def _noting(self, what: str, file: str = "") -> Iterator[None]:
+        """Note whatever is raised inside as a fault, so that the rest is checked."""
+        try:
+            with reading(self.path / file):
+                yield
+        except FormatError as error:
+            self._fault(f"{what}: {error}", file)
 
     def _fault(self, what: str, file: str = "", **place: Any) -> None:
         self.found.faults.append(Fault(str(self.path), what, file, **place))
@@ -341,14 +355,11 @@ class _Check:
         consolidated = (metadata.get("consolidated_metadata") or {}).get("metadata", {})
         names = sorted({*consolidated, *(file.parent.name for file in self.path.glob(f"*/{GROUP_FILE}"))})
         good = []
+        lengths: dict[str, tuple[int, str]] = {}
         for name in names:
-            try:
-                read_metadata(self.path / name)
-            except (CorruptError, MissingInputError) as error:
-                self._fault(f"the metadata cannot be read: {error}", f"{name}/{GROUP_FILE}")
-                continue
-            good.append(name)
-        self._check_dimensions(good)
+            with self._noting("the metadata cannot be read", f"{name}/{GROUP_FILE}"):
+                self._check_dimensions(name, lengths)
+                good.append(name)
         return good
 
     def _check_files(self, metadata: dict[str, Any]) -> None:
@@ -359,15 +370,19 @@ class _Check:
                 numbers = name.split("/c/", 1)[-1].split("/")
                 self._fault(what, name, shard=int(numbers[0]) if numbers[0].isdigit() else None)
 
-    def _check_dimensions(self, names: Iterable[str]) -> None:
-        """Arrays that share a dimension must agree on its length."""
-        lengths: dict[str, tuple[int, str]] = {}
-        for name in names:
+    def _check_dimensions(self, name: str, lengths: dict[str, tuple[int, str]]) -> None:
+        """Arrays that share a dimension must agree on its length, which the first of them puts into `lengths`."""
+        try:
             metadata = read_metadata(self.path / name)
-            for dimension, length in zip(metadata.get("dimension_names") or [], metadata["shape"], strict=True):
-                known, first = lengths.setdefault(dimension, (length, name))
-                if known != length:
-                    self._fault(f"{dimension} has {length} entries, but {known} in {first}", f"{name}/zarr.json")
+        except MissingInputError as error:
+            raise CorruptError(str(error)) from error
+        if metadata["node_type"] != "array":
+            return
+        dimensions = metadata.get("dimension_names") or [None] * len(metadata["shape"])
+        for dimension, length in zip(dimensions, metadata["shape"], strict=True):
+            known, first = lengths.setdefault(dimension, (length, name)) if dimension is not None else (length, name)
+            if known != length:
+                self._fault(f"{dimension} has {length} entries, but {known} in {first}", f"{name}/{GROUP_FILE}")
 
     def _check_array(self, name: str) -> None:
         try:
@@ -393,6 +408,9 @@ class _Check:
             self._fault("the coordinates do not have the row hash of the attributes", ", ".join(IDENTITY))
         if TOKEN_HASH in attrs and token_hash(columns) != attrs[TOKEN_HASH]:
             self._fault("the coordinates do not have the token hash of the attributes", "position, token_id")
+        if lost := [name for name in ("sink", *STATISTICS) if name not in group]:
+            self._fault(f"the store has no {', '.join(lost)}")
+            return
         writer = ActivationWriter.from_disk(self.path, self.path)
         shards = in_order(self.pool, lambda i: read_shard(writer, self.path, i), range(writer.n_shards))
         moments, content_hash = survey(writer, self.path, shards)
