@@ -16,8 +16,10 @@ import zarr
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from storage.codec import is_sparse_matrix
+from storage.damage import reading
 from storage.dense_array import read_block, read_chunks, read_dense_layout
 from storage.errors import FormatError, InputError
+from storage.inventory import REMEDY
 from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
 from storage.rows import check_tokens
@@ -160,7 +162,8 @@ def open_activations(path: str | Path) -> xr.Dataset:
     attrs = read_finished_attrs(path)
     _check_schema(path, attrs)
     ds = open_group(path)
-    rows, columns = ds[ACTIVATION].encoding["shards"]
+    with reading(path, REMEDY):
+        rows, columns = ds[ACTIVATION].encoding["shards"]
     if rows * columns * ds[ACTIVATION].dtype.itemsize > LARGEST_DASK_CHUNK:
         columns = ds[ACTIVATION].encoding["chunks"][1]
     # It holds for the files here, not for copies that xarray writes of them

@@ -11,8 +11,9 @@ import hashlib
 import logging
 from pathlib import Path
 
+from storage.damage import reading
 from storage.errors import CorruptError, FormatError
-from storage.inventory import array_names, attributes_hash, is_intact, listed_checksums
+from storage.inventory import REMEDY, array_names, attributes_hash, is_intact, listed_checksums
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def fingerprint(path: str | Path) -> str:
     if is_intact(path):
         return str(attrs[CONTENT_HASH]) if CONTENT_HASH in attrs else Manifest.from_attrs(attrs).fingerprint
     logger.info("%s was not finished by this version, or changed since: its hash is computed from its content", path)
-    return content_hash(Path(path))
+    with reading(path, REMEDY):
+        return content_hash(Path(path))
 
 
 def content_hash(path: Path) -> str:

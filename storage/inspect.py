@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import zarr
 
+from storage.damage import reading
 from storage.errors import MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
+from storage.inventory import array_names
 from storage.listing import files_below, size_on_disk
 from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
 from storage.rows import ROW_HASH
@@ -68,7 +70,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _inspect_group(folder: Path) -> dict[str, Any]:
-    attrs = read_attrs(folder)
+    with reading(folder):
+        return _describe_group(folder, read_attrs(folder))
+
+
+def _describe_group(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
     common = {"path": str(folder), "bytes": size_on_disk(folder), "complete": not folder.name.endswith(PARTIAL_SUFFIX)}
     if "layout" in attrs:
         return {"kind_of_data": "activations", **common, **_store(folder, attrs), **_origin(attrs)}
@@ -134,7 +140,7 @@ def _corpus(folder: Path) -> dict[str, Any]:
 
 def _result(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays of a result, and those of its attributes that are single values."""
-    arrays = sorted(file.parent.name for file in folder.glob("*/zarr.json"))
+    arrays = array_names(folder)
     known = (*PROVENANCE, MANIFEST)
     plain = {
         name: value

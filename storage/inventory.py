@@ -214,7 +214,11 @@ def check_whole(path: str | Path, metadata: dict[str, Any] | None = None) -> Non
         If a file is missing, foreign, of another size, or of other content; the message names the first.
     """
     folder = Path(path)
-    metadata = read_metadata(folder) if metadata is None else metadata
+    with reading(folder, REMEDY):
+        _check_whole(folder, read_metadata(folder) if metadata is None else metadata)
+
+
+def _check_whole(folder: Path, metadata: dict[str, Any]) -> None:
     inventory = Inventory.read(metadata, folder)
     if inventory is None:
         check_foreign(folder)
@@ -273,8 +277,9 @@ def is_intact(path: str | Path) -> bool:
     if inventory is None:
         check_foreign(folder)
         return False
-    for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
-        raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
+    with reading(folder, REMEDY):
+        for name, fault in faults(folder, checksums=not _is_untouched(folder, inventory), metadata=metadata):
+            raise CorruptError(f"{folder / name}: {fault}; {REMEDY}")
     return True
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import xarray as xr
 
+from storage.damage import reading
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, local_path, partial_path
-from storage.inventory import GROUP_FILE, check_whole
+from storage.inventory import GROUP_FILE, REMEDY, check_whole
 from storage.lazy import name_errors
 from storage.manifest import MANIFEST, Manifest
 from storage.sparse_array import read_metadata
@@ -125,7 +126,9 @@ def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
         If another stage wrote it, or it is no result.
     """
     attrs = read_finished_attrs(path)
-    if stage is not None and (found := attrs.get(MANIFEST, {}).get("stage")) != stage:
+    with reading(path, REMEDY):
+        found = attrs.get(MANIFEST, {}).get("stage")
+    if stage is not None and found != stage:
         raise FormatError(
             f"{path} was written by the stage {found!r}, not {stage!r}: give the path of a {stage} result"
         )
@@ -166,6 +169,7 @@ def open_group(path: str | Path) -> xr.Dataset:
     path = local_path(path)
     # Ours have it; copies that users write with xarray may not, and guessing would warn
     consolidated = read_metadata(path).get("consolidated_metadata") is not None
-    ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
+    with reading(path, REMEDY):
+        ds = xr.open_zarr(str(path), chunks=None, consolidated=consolidated, zarr_format=3)
     ds.encoding["source"] = str(path)
     return name_errors(ds, path)

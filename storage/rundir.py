@@ -221,21 +221,24 @@ class RunDirectory:
 
         MissingInputError if the folder is no run directory, FormatError if its experiment is damaged.
         """
-        experiment = self.read_experiment()
-        try:
-            sites = {side: list(experiment[side]["sites"]) for side in ("a", "b")}
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{self.root / EXPERIMENT} is damaged ({error!r}); {_WRITTEN_AGAIN}") from error
-        stores = [(side, site) for side, names in sites.items() for site in names]
-        grid = [(a, b) for a in sites["a"] for b in sites["b"]]
+        stores = self.sites()
+        grid = [(a, b) for side_a, a in stores for side_b, b in stores if (side_a, side_b) == SIDES]
         return [
             [self.corpus],
             [self.rows],
-            [self.activations(side, site) for side, site in stores],  # type: ignore[arg-type]
-            [self.contexts(side, site) for side, site in stores],  # type: ignore[arg-type]
+            [self.activations(side, site) for side, site in stores],
+            [self.contexts(side, site) for side, site in stores],
             *([of(*pair) for pair in grid] for of in (self.correlation, self.pairs, self.scores)),
             [self.report],
         ]
+
+    def sites(self) -> list[tuple[Side, str]]:
+        """Return the side and the name of every site of the experiment; errors are those of :meth:`expected`."""
+        experiment = self.read_experiment()
+        try:
+            return [(side, str(site)) for side in SIDES for site in experiment[side]["sites"]]
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{self.root / EXPERIMENT} is damaged ({error!r}); {_WRITTEN_AGAIN}") from error
 
     def read_experiment(self) -> dict[str, Any]:
         """Return what :meth:`write_experiment` kept; errors as :meth:`expected`."""

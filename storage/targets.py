@@ -33,6 +33,7 @@ from typing import Any
 import xarray as xr
 import zarr
 
+from storage.damage import reading
 from storage.errors import BusyError, FormatError, InputError, MissingInputError
 from storage.files import (
     LOCK_SUFFIX,
@@ -113,9 +114,12 @@ class Target:
                 f"{place} is a mount point or the working directory, and a folder that is written is replaced "
                 "as a whole: give the path of a folder in it"
             )
-        attrs = _attrs_of_ours(place, self.kind)
-        if attrs is None:
-            return
+        with reading(place, ELSEWHERE):
+            attrs = _attrs_of_ours(place, self.kind)
+            if attrs is not None:
+                self._check_attrs(place, attrs)
+
+    def _check_attrs(self, place: Path, attrs: Mapping[str, Any]) -> None:
         if (stands := kind_of(attrs)) != self.kind:
             raise InputError(f"{place} is {_article(stands)}, and {_article(self.kind)} is to be written: {ELSEWHERE}")
         stored, wanted = attrs.get(MANIFEST), self.manifest

@@ -7,7 +7,7 @@ every chunk               checksum (crc32c), decompression, shape
 ``csr`` chunks            ids strictly increasing inside a row, nothing outside of the array
 activation stores         values finite, row hash, statistics, content hash
 corpora                   content hash
-run directories           what results were made from is there
+run directories           what results were made from is there, and is what it was
 ========================  =============================================================================
 
 >>> import tempfile, storage
@@ -22,7 +22,9 @@ activation/c/0/0, shard 0 - The index
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,24 +39,55 @@ from numpy.typing import NDArray
 
 from storage.codec import Panel
 from storage.corpus import hash_of_text
-from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError
+from storage.damage import reading
+from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
+from storage.identity import fingerprint
 from storage.inventory import GROUP_FILE, check_array, faults
 from storage.kernels import rows_are_canonical
-from storage.manifest import CONTENT_HASH, MANIFEST, Manifest
+from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
-from storage.rundir import EXPERIMENT, RunDirectory
+from storage.rundir import EXPERIMENT, RunDirectory, Side
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
 from storage.targets import CORPUS
-from storage.writer import ACTIVATION, ActivationWriter, coordinates, read_shard, statistics, survey
+from storage.writer import ACTIVATION, STATISTICS, ActivationWriter, coordinates, read_shard, statistics, survey
+
+logger = logging.getLogger(__name__)
 
 #: How far statistics may be from those computed again, relative to the largest value of a feature: other versions of
 #: NumPy may add up in another order.
 TOLERANCE = 1e-9
 MOST_THREADS = 8
 GONE = "the file is missing"
+OTHER_INPUTS = "was made from other inputs than are there now"
 #: What Zarr and its codecs raise on damaged chunks.
 DAMAGE = (ValueError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class ExpectedResult:
+    """A result that an experiment makes.
+
+    Attributes
+    ----------
+    path
+        Where it is, or will be.
+    inputs
+        Paths of the results that it is made from.
+    recorded
+        Returns the manifest that it has; None if there is none.
+    manifest
+        Returns the manifest that it would have if it were made from what is there now; None where only a model knows.
+    """
+
+    path: Path
+    inputs: tuple[Path, ...]
+    recorded: Callable[[], Manifest | None]
+    manifest: Callable[[], Manifest] | None
+
+
+#: Returns the results of a run directory, each behind those that it is made from.
+Expect = Callable[[RunDirectory], Sequence[ExpectedResult]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +159,7 @@ class Verification:
         return {"ok": self.ok, "checked": self.checked, **passed, "faults": faults}
 
 
-def verify(*paths: str | Path, threads: int | None = None) -> Verification:
+def verify(*paths: str | Path, threads: int | None = None, expect: Expect | None = None) -> Verification:
     """Check stores, corpora and results, or whole folders of them, such as a run directory.
 
     Shards are checked in parallel; a damaged part does not keep the rest from being checked. Memory: one decoded
@@ -138,6 +171,9 @@ def verify(*paths: str | Path, threads: int | None = None) -> Verification:
         Stores, results, or folders that hold some at any depth.
     threads
         How many shards at a time; as many as there are cores, at most 8, if absent.
+    expect
+        Returns what a run directory should hold, in the order of making: :func:`pipeline.experiment.status.expected`.
+        Without it, only what every run has is looked for, and only stores are compared with what they were made from.
 
     Returns
     -------
@@ -149,14 +185,14 @@ def verify(*paths: str | Path, threads: int | None = None) -> Verification:
         If there is nothing at a path, or nothing in it that could be checked.
     """
     found = Verification()
-    groups = [group for path in paths for group in _groups_below(local_path(path), found)]
+    groups = [group for path in paths for group in _groups_below(local_path(path), found, expect)]
     with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         for group in groups:
             _Check(group, pool, found).run()
     return found
 
 
-def _groups_below(path: Path, found: Verification) -> Iterator[Path]:
+def _groups_below(path: Path, found: Verification, expect: Expect | None) -> Iterator[Path]:
     """Yield the Zarr groups at or below a path; note what is unfinished, missing, or no longer a group."""
     if not path.is_dir():
         raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
@@ -171,7 +207,7 @@ def _groups_below(path: Path, found: Verification) -> Iterator[Path]:
     elif path.suffix == ".zarr":
         found.faults.append(Fault(str(path), GONE, GROUP_FILE))
     else:
-        yield from _groups_in_folder(path, found)
+        yield from _groups_in_folder(path, found, expect)
 
 
 def _is_of_another_program(path: Path) -> bool:
@@ -182,37 +218,94 @@ def _is_of_another_program(path: Path) -> bool:
     return not {MANIFEST, CONTENT_HASH, "layout"} & {*attrs}
 
 
-def _groups_in_folder(path: Path, found: Verification) -> Iterator[Path]:
+def _groups_in_folder(path: Path, found: Verification, expect: Expect | None) -> Iterator[Path]:
     n_before = len(found.unfinished) + len(found.faults)
-    inner = [group for child in sorted(path.iterdir()) if child.is_dir() for group in _groups_or_none(child, found)]
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir()]
+    inner = [group for child in folders for group in _groups_or_none(child, found, expect)]
     if (path / EXPERIMENT).is_file():
-        _check_run(path, found)
+        _check_run(RunDirectory(path), found, expect)
     if not inner and len(found.unfinished) + len(found.faults) == n_before:
         raise MissingInputError(f"There is no store or result in {path}; give a store, a result, or a run directory")
     yield from inner
 
 
-def _groups_or_none(path: Path, found: Verification) -> list[Path]:
+def _groups_or_none(path: Path, found: Verification, expect: Expect | None) -> list[Path]:
     try:
-        return list(_groups_below(path, found))
+        return list(_groups_below(path, found, expect))
     except MissingInputError:
         return []
 
 
-def _check_run(path: Path, found: Verification) -> None:
-    """Note a run's file that cannot be read, and what is missing of its results."""
+def _check_run(run: RunDirectory, found: Verification, expect: Expect | None) -> None:
+    """Note a run's file that cannot be read, what is missing of its results, and what was made from something else."""
     try:
-        stages = RunDirectory(path).expected()
+        stages = run.expected()
+        results = [] if expect is None else expect(run)
     except FormatError as error:
-        found.faults.append(Fault(str(path), str(error), EXPERIMENT))
+        found.faults.append(Fault(str(run.root), str(error), EXPERIMENT))
         return
-    for i, results in enumerate(stages):
-        made_from = any(later.exists() for stage in stages[i + 1 :] for later in stage)
-        for result in (result for result in results if not result.exists()):
-            if made_from:
-                found.faults.append(Fault(str(result), "is missing, and results that were made from it are there"))
-            else:
-                found.missing.append(str(result))
+    needed = _needed(run, stages, results)
+    paths = [path for stage in stages for path in stage] + [result.path for result in results]
+    for path in dict.fromkeys([*paths, run.models]):
+        if path.exists():
+            continue
+        if path in needed:
+            found.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))
+        elif path != run.models:
+            found.missing.append(str(path))
+    for side, site in run.sites():
+        _check_place(run, side, site, found)
+    for result in results:
+        if result.manifest is not None and result.path.exists():
+            _check_inputs(result, found)
+
+
+def _needed(run: RunDirectory, stages: list[list[Path]], results: Sequence[ExpectedResult]) -> set[Path]:
+    """Return the results that others which are there were made from."""
+    needed = {path for i, stage in enumerate(stages) for path in stage if _any_exists(stages[i + 1 :])}
+    if _any_exists([[run.contexts(side, site) for side, site in run.sites()]]):
+        needed.add(run.models)
+    for result in reversed(results):
+        if result.path.exists() or result.path in needed:
+            needed |= {*result.inputs}
+    return needed - {run.labels(side, site) for side, site in run.sites()}  # which only users make
+
+
+def _any_exists(stages: Iterable[Iterable[Path]]) -> bool:
+    return any(path.exists() for stage in stages for path in stage)
+
+
+def _check_place(run: RunDirectory, side: Side, site: str, found: Verification) -> None:
+    """Note a store that is another one's, or was made from another text."""
+    store = run.activations(side, site)
+    if (manifest := read_manifest(store)) is None:
+        return
+    made = str(read_attrs(store).get("site", site)), str(manifest.settings.get("side", side))
+    if made != (site, side):
+        found.faults.append(Fault(str(store), f"is the store of {made[0]} of side {made[1]}"))
+    changed = []
+    for name, path in (("corpus", run.corpus), ("rows", run.rows)):
+        with contextlib.suppress(FormatError, MissingInputError):  # which the check of that one says
+            if manifest.inputs.get(name, now := fingerprint(path)) != now:
+                changed.append(name)
+    if changed:
+        found.faults.append(Fault(str(store), f"{OTHER_INPUTS}: {', '.join(changed)}"))
+
+
+def _check_inputs(result: ExpectedResult, found: Verification) -> None:
+    """Note a result whose inputs are others than those that are there now."""
+    recorded = result.recorded()
+    if recorded is None or result.manifest is None:
+        return
+    try:
+        now = result.manifest()
+    except SubspaceError as error:  # an input is missing or damaged, which its own check says
+        logger.info("What %s was made from is not compared: %s", result.path, error)
+        return
+    names = sorted({*recorded.inputs, *now.inputs})
+    changed = [name for name in names if recorded.inputs.get(name) != now.inputs.get(name)]
+    if changed:
+        found.faults.append(Fault(str(result.path), f"{OTHER_INPUTS}: {', '.join(changed)}"))
 
 
 class _Check:
@@ -226,17 +319,30 @@ class _Check:
 
     def run(self) -> None:
         self.found.checked[str(self.path)] = 0
-        try:
+        metadata: dict[str, Any] = {}
+        arrays: list[str] = []
+        with self._noting("the metadata cannot be read", GROUP_FILE):
             metadata = read_metadata(self.path)
             arrays = self._check_metadata(metadata)
-        except (FormatError, AttributeError, TypeError) as error:
-            self._fault(f"the metadata cannot be read: {error}", "zarr.json")
+        if not metadata:
             return
         for name in arrays:
-            self._check_array(name)
-        self._check_files(metadata)
+            with self._noting("the array cannot be read", f"{name}/{GROUP_FILE}"):
+                self._check_array(name)
+        with self._noting("the inventory cannot be read", GROUP_FILE):
+            self._check_files(metadata)
         if len(self.found.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
-            self._check_content(metadata["attributes"])
+            with self._noting("the content cannot be read"):
+                self._check_content(metadata["attributes"])
+
+    @contextlib.contextmanager
+    def _noting(self, what: str, file: str = "") -> Iterator[None]:
+        """Note whatever is raised inside as a fault, so that the rest is checked."""
+        try:
+            with reading(self.path / file):
+                yield
+        except FormatError as error:
+            self._fault(f"{what}: {error}", file)
 
     def _fault(self, what: str, file: str = "", **place: Any) -> None:
         self.found.faults.append(Fault(str(self.path), what, file, **place))
@@ -249,14 +355,11 @@ class _Check:
         consolidated = (metadata.get("consolidated_metadata") or {}).get("metadata", {})
         names = sorted({*consolidated, *(file.parent.name for file in self.path.glob(f"*/{GROUP_FILE}"))})
         good = []
+        lengths: dict[str, tuple[int, str]] = {}
         for name in names:
-            try:
-                read_metadata(self.path / name)
-            except (CorruptError, MissingInputError) as error:
-                self._fault(f"the metadata cannot be read: {error}", f"{name}/{GROUP_FILE}")
-                continue
-            good.append(name)
-        self._check_dimensions(good)
+            with self._noting("the metadata cannot be read", f"{name}/{GROUP_FILE}"):
+                self._check_dimensions(name, lengths)
+                good.append(name)
         return good
 
     def _check_files(self, metadata: dict[str, Any]) -> None:
@@ -267,15 +370,19 @@ class _Check:
                 numbers = name.split("/c/", 1)[-1].split("/")
                 self._fault(what, name, shard=int(numbers[0]) if numbers[0].isdigit() else None)
 
-    def _check_dimensions(self, names: Iterable[str]) -> None:
-        """Arrays that share a dimension must agree on its length."""
-        lengths: dict[str, tuple[int, str]] = {}
-        for name in names:
+    def _check_dimensions(self, name: str, lengths: dict[str, tuple[int, str]]) -> None:
+        """Arrays that share a dimension must agree on its length, which the first of them puts into `lengths`."""
+        try:
             metadata = read_metadata(self.path / name)
-            for dimension, length in zip(metadata.get("dimension_names") or [], metadata["shape"], strict=True):
-                known, first = lengths.setdefault(dimension, (length, name))
-                if known != length:
-                    self._fault(f"{dimension} has {length} entries, but {known} in {first}", f"{name}/zarr.json")
+        except MissingInputError as error:
+            raise CorruptError(str(error)) from error
+        if metadata["node_type"] != "array":
+            return
+        dimensions = metadata.get("dimension_names") or [None] * len(metadata["shape"])
+        for dimension, length in zip(dimensions, metadata["shape"], strict=True):
+            known, first = lengths.setdefault(dimension, (length, name)) if dimension is not None else (length, name)
+            if known != length:
+                self._fault(f"{dimension} has {length} entries, but {known} in {first}", f"{name}/{GROUP_FILE}")
 
     def _check_array(self, name: str) -> None:
         try:
@@ -302,6 +409,9 @@ class _Check:
             self._fault("the coordinates do not have the row hash of the attributes", ", ".join(IDENTITY))
         if TOKEN_HASH in attrs and token_hash(columns) != attrs[TOKEN_HASH]:
             self._fault("the coordinates do not have the token hash of the attributes", "position, token_id")
+        if lost := [name for name in ("sink", *STATISTICS) if name not in group]:
+            self._fault(f"the store has no {', '.join(lost)}")
+            return
         writer = ActivationWriter.from_disk(self.path, self.path)
         shards = in_order(self.pool, lambda i: read_shard(writer, self.path, i), range(writer.n_shards))
         moments, content_hash = survey(writer, self.path, shards)

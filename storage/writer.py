@@ -62,6 +62,7 @@ Layout = Literal["csr", "dense"]
 
 SCHEMA_VERSION = 1
 ACTIVATION = "activation"
+STATISTICS = ("mean", "std", "n_active", "max")
 DIMS = ("token", "feature")
 DEFAULT_SHARD_ROWS = 16_384
 #: Attribute of an unfinished store: which writer began it, and what it may replace.
@@ -591,4 +592,5 @@ class _ContentHash:
 
 def statistics(moments: FeatureMoments) -> dict[str, NDArray[Any]]:
     """Return what a store keeps of the moments of its features, by name."""
-    return {"mean": moments.mean, "std": moments.std, "n_active": moments.n_active, "max": moments.maximum}
+    values = moments.mean, moments.std, moments.n_active, moments.maximum
+    return dict(zip(STATISTICS, values, strict=True))

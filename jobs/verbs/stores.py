@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from pipeline.experiment.status import expected
 from pipeline.settings.harvest import ActivationKind
 from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
@@ -105,7 +106,7 @@ def verify_command(
 
     Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk.
     """
-    found = verify(*paths, threads=threads)
+    found = verify(*paths, threads=threads, expect=expected)
     if as_json:
         show(found.as_dict(), as_json=True)
     else:

@@ -6,10 +6,14 @@ run. What a run would make is what :func:`pipeline.run` makes, since both ask th
 
 from __future__ import annotations
 
+import functools
+
 from pipeline.experiment.stages import all_tasks
-from pipeline.settings.experiment import Experiment
+from pipeline.settings.experiment import Experiment, stored_experiment
 from pipeline.work.task import Assessment, Item
+from storage import fingerprint
 from storage.rundir import RunDirectory
+from storage.verify import ExpectedResult
 
 
 def status(config: Experiment, directory: RunDirectory) -> list[Item]:
@@ -35,3 +39,27 @@ def status(config: Experiment, directory: RunDirectory) -> list[Item]:
     [('corpus', 'missing', 'not there yet'), ('rows', 'missing', 'waits for corpus')]
     """
     return Assessment(task for tasks in all_tasks(config, directory).values() for task in tasks).items()
+
+
+def expected(directory: RunDirectory) -> list[ExpectedResult]:
+    """Return all results of the experiment that was last run in a run directory, for :func:`storage.verify.verify`.
+
+    What text, rows and stores depend on is left out: models would have to be loaded.
+
+    Raises
+    ------
+    FormatError
+        If the experiment that the directory keeps cannot be read.
+    """
+    by_stage = all_tasks(stored_experiment(directory), directory)
+    return [
+        ExpectedResult(
+            path,
+            task.inputs,
+            functools.partial(task.recorded, path),
+            None if task.by_content or task.prepares else functools.partial(expect, fingerprint),
+        )
+        for tasks in by_stage.values()
+        for task in tasks
+        for path, expect in task.targets.items()
+    ]

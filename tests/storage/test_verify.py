@@ -14,6 +14,7 @@ import zarr
 import storage
 from storage.errors import MissingInputError
 from storage.inventory import CONSOLIDATED, INVENTORY
+from storage.rundir import RunDirectory
 from storage.verify import verify
 
 
@@ -344,3 +345,28 @@ def test_shards_in_memory_are_bounded():
         for done, i in enumerate(in_order(pool, lambda i: started.append(i) or i, range(20))):
             assert i == done
             assert len(started) <= done + 1 + 2 + 1
+
+
+def test_stores_that_were_exchanged_or_made_from_other_rows_are_found(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.write_experiment({"a": {"sites": ["x", "y"]}, "b": {"sites": []}})
+    storage.write_corpus(run.corpus, ["one", "two"])
+    storage.write_result(xr.Dataset({"row": ("token", [1])}), run.rows, storage.new_manifest("rows", {}, {}))
+    inputs = {"corpus": storage.fingerprint(run.corpus), "rows": storage.fingerprint(run.rows)}
+    for i, site in enumerate("xy"):
+        made = storage.new_manifest("harvest", inputs, {"side": "a"})
+        storage.write_activations(run.activations("a", site), (i + 1) * np.eye(3), manifest=made, attrs={"site": site})
+    assert verify(run.root).ok
+    x, y = (run.activations("a", site) for site in "xy")
+    for source, to in ((x, tmp_path / "z"), (y, x), (tmp_path / "z", y)):
+        source.rename(to)
+    assert {str(fault) for fault in verify(run.root).faults} == {
+        f"{x}: is the store of y of side a",
+        f"{y}: is the store of x of side a",
+    }
+    for source, to in ((x, tmp_path / "z"), (y, x), (tmp_path / "z", y)):
+        source.rename(to)
+    storage.write_corpus(run.corpus, ["three"], overwrite=True)
+    assert {str(fault) for fault in verify(run.root).faults} == {
+        f"{path}: was made from other inputs than are there now: corpus" for path in (x, y)
+    }
