@@ -36,21 +36,7 @@ KINDS_OF_FILES = {
 def check_file(path: Path, missing: str, largest: int | None = None) -> int:
     """Return the size of a regular file; refuse anything else before it is opened (a pipe would be waited for).
 
-    Parameters
-    ----------
-    path
-        The file; links are followed.
-    missing
-        What to say where there is none.
-    largest
-        Bytes above which it is refused.
-
-    Raises
-    ------
-    MissingInputError
-        If there is nothing at the path.
-    InputError
-        If it is a folder, pipe, socket or device, or too large.
+    `missing` is what to say where there is nothing; a file of more than `largest` bytes is an InputError too.
     """
     try:
         status = path.stat()
@@ -68,13 +54,6 @@ def check_file(path: Path, missing: str, largest: int | None = None) -> int:
 def check_expansion(what: str, declared: int, stored: int) -> None:
     """Refuse an array that declares far more bytes than its file can hold.
 
-    Raises
-    ------
-    FormatError
-        If it does.
-
-    Examples
-    --------
     >>> check_expansion("x.h5ad, X", 2**40, 800)
     Traceback (most recent call last):
     storage.errors.FormatError: x.h5ad, X declares 1,100 GB, and 800 bytes of it are stored; it is damaged, ...
@@ -87,15 +66,7 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
 
 
 def check_chunk(what: str, declared: int, stored: int) -> None:
-    """Refuse an array whose chunks, each of which is unpacked whole, are far larger than what is stored of it.
-
-    Raises
-    ------
-    FormatError
-        If they are.
-    BudgetError
-        If one takes more than half of the memory that is free.
-    """
+    """Refuse an array whose chunks, each unpacked whole, do not fit the memory or what is stored of the array."""
     check_expansion(f"A chunk of {what}", declared, stored)
     if declared > SMALL:
         check_memory(f"A chunk of {what}", declared, "Save it in smaller chunks")
@@ -105,11 +76,6 @@ def check_tree(folder: Path) -> None:
     """Refuse a folder with anything in it, at any depth, but regular files and folders: a pipe would be waited for.
 
     Links to regular files are followed; links to folders are not, since what is behind them may be anything.
-
-    Raises
-    ------
-    FormatError
-        If there is; the message names the first.
     """
     for root, folders, names in os.walk(folder):
         for name in sorted([*folders, *names]):
@@ -126,13 +92,7 @@ def _kind(mode: int) -> str:
 
 
 def check_memory(what: str, declared: int, remedy: str = READ_IN_SLABS) -> None:
-    """Refuse what has to be read whole and does not fit the memory.
-
-    Raises
-    ------
-    BudgetError
-        If it takes more than half of what is free.
-    """
+    """Raise a BudgetError for what has to be read whole and takes more than half of the free memory."""
     import psutil  # noqa: PLC0415 - most files are small
 
     allowed = int(MEMORY_SHARE * psutil.virtual_memory().available)
@@ -149,15 +109,8 @@ def n_bytes(shape: Iterable[int], itemsize: int) -> int:
 
 
 def parse_size(size: str | float, name: str = "memory") -> int:
-    """Return a number of bytes, from how people write it.
+    """Return a positive number of bytes, from how people write it.
 
-    Raises
-    ------
-    InputError
-        If it is no positive number of bytes.
-
-    Examples
-    --------
     >>> parse_size("4GB"), parse_size("1 MiB")
     (4000000000, 1048576)
     """

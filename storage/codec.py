@@ -107,22 +107,7 @@ def pack(panel: Panel) -> bytes:
 
 
 def unpack(payload: bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Panel:
-    """Return the parts of a chunk's payload as views, after checking that they fit together.
-
-    Parameters
-    ----------
-    payload
-        What :func:`pack` returned.
-    shape
-        Rows and columns of the chunk.
-    dtype
-        The array's float type.
-
-    Raises
-    ------
-    CorruptError
-        If the payload is not that of a chunk of this shape and type.
-    """
+    """Return the parts of a chunk's payload as views; CorruptError if they do not fit `shape` and `dtype`."""
     rows, columns = shape
     ids_as, bits_as = id_dtype(columns), bits_dtype(dtype)
     n = _read_header(payload, ids_as, bits_as)

@@ -27,23 +27,11 @@ CAUSE_CHARACTERS = 300
 
 @contextlib.contextmanager
 def reading(what: str | Path, remedy: str = "is it complete?") -> Iterator[None]:
-    """Have whatever a parser raises inside the block arrive as one error that names the file.
+    """Have whatever a parser raises inside the block arrive as a CorruptError that names the file and the remedy.
 
     Parsers of foreign formats raise anything on damaged input: ``KeyError``, ``struct.error``, ``RuntimeError``,
     ``zlib.error``. Errors on purpose, lack of memory, missing libraries and trouble of the system (no permission, a
     full disk) pass as they are.
-
-    Parameters
-    ----------
-    what
-        The file, or the part of it, as the message names it.
-    remedy
-        What the user can do.
-
-    Raises
-    ------
-    CorruptError
-        If anything else is raised inside.
     """
     try:
         yield
@@ -66,5 +54,10 @@ def cause_of(error: BaseException) -> str:
     >>> cause_of(KeyError("shape"))
     "KeyError: 'shape'"
     """
-    first = next(iter(str(error).strip().splitlines()), "")
-    return shorten(f"{type(error).__name__}: {first}" if first else type(error).__name__, CAUSE_CHARACTERS)
+    name, first = type(error).__name__, first_line(error)
+    return shorten(name if first == name else f"{name}: {first}", CAUSE_CHARACTERS)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

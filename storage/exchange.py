@@ -33,12 +33,14 @@ from storage.activations import SPARSE_BELOW, is_sparse, iter_shards, open_activ
 from storage.bounds import check_file
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
+from storage.extras import need
 from storage.inventory import GROUP_FILE, crc32c
 from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
-from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, need, open_source, read_decoder, read_tokens
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
 from storage.rows import ROW_HASH, TOKEN_COORDINATES, check_tokens
+from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
 from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
 from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
@@ -233,14 +235,14 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
 
 def _stored_dtype(source: Source, file: Path) -> np.dtype[Any]:
     """Return the type in the store: that of the store that was exported, or of the source."""
-    told = source.attrs.get("dtype")
-    if told is None:
+    exported = source.attrs.get("dtype")
+    if exported is None:
         return source.dtype if source.dtype.kind == "f" else np.dtype("float32")
-    if told not in ("float16", "float32", "float64"):
+    if exported not in ("float16", "float32", "float64"):
         raise CorruptError(
-            f"{file} says that its store had the type {shown(told)}, which no store has; give one with --dtype"
+            f"{file} says that its store had the type {shown(exported)}, which no store has; give one with --dtype"
         )
-    return np.dtype(told)
+    return np.dtype(exported)
 
 
 def _check_sinks(source: Source, file: Path) -> None:
@@ -377,10 +379,10 @@ def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
     header = {"descr": np.lib.format.dtype_to_descr(ds[ACTIVATION].dtype), "fortran_order": False, "shape": shape}
     with out.open("wb") as file:  # not mapped: a full disk is an error then, and not the end of the process
         np.lib.format.write_array_header_1_0(file, header)
-        for rows, shard in iter_shards(store):
-            for start in range(0, rows.stop - rows.start, step := max(1, 2**24 // shape[1])):
-                part = shard[start : start + step]
-                values = part if isinstance(part, np.ndarray) else part.toarray()
+        for _rows, shard in iter_shards(store):
+            for part in iter_slices(shard.shape[0], max(1, 2**24 // shape[1])):
+                slab = shard[part]
+                values = slab if isinstance(slab, np.ndarray) else slab.toarray()
                 file.write(values.astype(ds[ACTIVATION].dtype, copy=False).tobytes())
     return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
 

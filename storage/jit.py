@@ -43,20 +43,8 @@ NOT_KEPT = "Compiled functions are not kept, so every process compiles them agai
 def cached_njit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function with ``numba.njit`` when it is first called, without the GIL; later runs load its code.
 
-    Parameters
-    ----------
-    function
-        In the source file of a module.
-    **options
-        Of ``numba.njit``, as ``fastmath``.
+    The options are those of ``numba.njit``, as ``fastmath``; without a function, a decorator is returned.
 
-    Returns
-    -------
-    numba.core.dispatcher.Dispatcher
-        The compiled function; without `function`, a decorator.
-
-    Examples
-    --------
     >>> @cached_njit
     ... def add(a, b):
     ...     return a + b
@@ -91,13 +79,7 @@ class TemporaryCacheLocator(UserWideCacheLocator):
         self._cache_path = str(self._root / self.get_suitable_cache_subpath(file))
 
     def ensure_cache_path(self) -> None:
-        """Make the folder.
-
-        Raises
-        ------
-        InputError
-            If others could put code there.
-        """
+        """Make the folder; InputError if others could put code there."""
         private_folder(self._root)
         super().ensure_cache_path()
 
@@ -180,12 +162,9 @@ def _is_intact(file: Path) -> bool:
 
 
 def sources(function: Any) -> str:
-    """Return a digest of the source files, and of the global numbers, that a function is compiled from.
+    """Return a digest of the source files, and of the global numbers, that a Python function is compiled from.
 
-    Parameters
-    ----------
-    function
-        A Python function; functions that it calls are followed where Numba compiles them.
+    Functions that it calls are followed where Numba compiles them.
     """
     digest = hashlib.sha256()
     for part in sorted(_parts(function, set())):

@@ -22,27 +22,10 @@ LARGEST_FILE = 256 * 2**20
 
 
 def read_json(file: Path, missing: str, remedy: str, *, largest: int = LARGEST_FILE) -> Any:
-    """Return what a JSON file holds.
+    """Return what a JSON file of at most `largest` bytes holds; the error names the file.
 
-    Parameters
-    ----------
-    file
-        The file.
-    missing
-        What to say where there is none.
-    remedy
-        What the user can do where it is damaged.
-    largest
-        Bytes above which it is refused.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file.
-    InputError
-        If it is no regular file, or too large.
-    CorruptError
-        If it is not JSON in UTF-8, or nests without end.
+    `missing` is what to say where there is none, `remedy` what the user can do where it is damaged: a CorruptError if
+    it is not JSON in UTF-8, or nests without end.
     """
     check_file(file, missing, largest)
     try:

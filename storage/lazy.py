@@ -43,17 +43,7 @@ class _Named(BackendArray):
 def name_errors(ds: xr.Dataset, path: str | Path) -> xr.Dataset:
     """Have whatever Zarr raises as variables are read arrive as a CorruptError that names the array.
 
-    Parameters
-    ----------
-    ds
-        As :func:`xarray.open_zarr` opened it, without Dask; it is changed in place.
-    path
-        Where it is.
-
-    Returns
-    -------
-    xarray.Dataset
-        The same.
+    The dataset is as :func:`xarray.open_zarr` opened it at `path`, without Dask; it is changed in place and returned.
     """
     for name, variable in ds.variables.items():
         if not variable._in_memory:

@@ -67,13 +67,7 @@ class Manifest:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
-        """Make a manifest from what :meth:`to_attrs` returned.
-
-        Raises
-        ------
-        FormatError
-            If there is none in `attrs`, or it is not complete.
-        """
+        """Make a manifest from what :meth:`to_attrs` returned; FormatError if it is not there, or not complete."""
         try:
             stored = attrs[MANIFEST]
             if stored.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
@@ -144,13 +138,7 @@ def library_versions() -> dict[str, str]:
 
 
 def read_attrs(path: str | Path) -> dict[str, Any]:
-    """Return the attributes of the Zarr group at `path`.
-
-    Raises
-    ------
-    MissingInputError
-        If there is none.
-    """
+    """Return the attributes of the Zarr group at `path`; MissingInputError if there is none."""
     attributes: dict[str, Any] = read_metadata(Path(path)).get("attributes", {})
     return attributes
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.codec import is_sparse_matrix
+from storage.shards import iter_slices
 
 # Rows of a dense array that are widened to float64 at a time.
 BLOCK_ROWS = 1024
@@ -92,7 +93,7 @@ def _sparse_parts(csr: Any) -> Parts:
 def _dense_parts(dense: NDArray[Any]) -> Parts:
     """Return mean, squared deviations, active rows and maximum of the columns of a dense array."""
     origin = dense[0].astype(np.float64)
-    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(dense), BLOCK_ROWS)]
+    blocks = list(iter_slices(len(dense), BLOCK_ROWS))
     mean = origin + sum((dense[block] - origin).sum(axis=0) for block in blocks) / len(dense)
     squares = sum(((dense[block] - mean) ** 2).sum(axis=0) for block in blocks)
     return mean, squares, np.count_nonzero(dense, axis=0), dense.max(axis=0).astype(np.float64)

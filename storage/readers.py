@@ -19,8 +19,8 @@ import contextlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,13 @@ from numpy.typing import NDArray
 from storage.bounds import check_chunk, check_expansion, check_file, check_memory, check_tree, n_bytes
 from storage.codec import is_sparse_matrix
 from storage.damage import reading
-from storage.errors import (
-    CorruptError,
-    FormatError,
-    InputError,
-    MissingDependencyError,
-    MissingInputError,
-    shorten,
-    shown,
-)
+from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
+from storage.extras import need
 from storage.json_files import read_json_object
 from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
+from storage.shards import iter_slices
 
 #: Bytes of one slab, were it dense.
 SLAB_BYTES = 64 * 2**20
@@ -62,10 +56,8 @@ class Source:
 
     Attributes
     ----------
-    n_tokens, n_features
-        Shape.
-    dtype
-        Type of the values.
+    n_tokens, n_features, dtype
+        Shape and type of the matrix.
     slabs
         From a number of rows to slabs of at most so many rows, NumPy or SciPy CSR, in order; called once.
     sparse
@@ -140,10 +132,8 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
 
     Raises
     ------
-    MissingInputError
-        If there is nothing at the path.
     InputError
-        If the format is not known, or what is in it is no matrix of real numbers.
+        If there is nothing at the path, the format is not known, or it holds no matrix of real numbers.
     MissingDependencyError
         If the library that reads it is not installed.
     """
@@ -228,7 +218,7 @@ def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
     check_matrix(path, shape, dtype)
 
     def slabs(rows: int) -> Iterator[Any]:
-        return (array[start : start + rows] for start in range(0, shape[0], rows))
+        return (array[part] for part in iter_slices(shape[0], rows))
 
     return Source(shape[0], shape[1], dtype, slabs, sparse=is_sparse_matrix(array))
 
@@ -282,8 +272,8 @@ class _ArrayInFile:
     def slabs(self, rows: int) -> Iterator[NDArray[Any]]:
         n_rows, n_columns = self.shape
         with self.path.open("rb", buffering=0) as file:
-            for first in range(0, n_rows, rows):
-                n = min(rows, n_rows - first)
+            for part in iter_slices(n_rows, rows):
+                first, n = part.start, part.stop - part.start
                 if self.fortran:
                     yield np.stack([self._take(file, j * n_rows + first, n) for j in range(n_columns)], axis=1)
                 else:
@@ -305,7 +295,7 @@ def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
             source = _sparse_npz(path, archive, names)
         else:
             source = _dense_npz(path, names, key)
-    return _with(source, extras)
+    return replace(source, **extras)
 
 
 @contextlib.contextmanager
@@ -347,12 +337,6 @@ def _attributes(path: Path, text: Any) -> dict[str, Any]:
     if not isinstance(attrs, dict):
         raise CorruptError(f"{path} holds attributes ({ATTRS_KEY}) that are no JSON object: {shown(str(text))}")
     return attrs
-
-
-def _with(source: Source, extras: Mapping[str, Any]) -> Source:
-    for name, value in extras.items():
-        setattr(source, name, value)
-    return source
 
 
 def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source:
@@ -414,8 +398,8 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
     def slabs(rows: int) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
             stream = _Member(archive, name)
-            for start in range(0, member.shape[0], rows):
-                n = min(rows, member.shape[0] - start)
+            for part in iter_slices(member.shape[0], rows):
+                n = part.stop - part.start
                 yield stream.take(n * member.shape[1]).reshape(n, -1)
 
     return Source(member.shape[0], member.shape[1], member.dtype, slabs)
@@ -493,8 +477,7 @@ def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
     sparse = encoding == "csr_matrix"
     array = io.sparse_dataset(element) if sparse else element
     source = _from_array(path, array, np.dtype(element["data"].dtype if sparse else element.dtype))
-    source.sparse = sparse
-    return _with(source, _anndata_extras(path, group, io))
+    return replace(source, sparse=sparse, **_anndata_extras(path, group, io))
 
 
 def _open_h5ad(path: Path) -> Any:
@@ -574,10 +557,8 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
     check_matrix(path, (int(kept.sum()), width), dtype)
 
     def slabs(n_rows: int) -> Iterator[Any]:
-        step = max(1, n_rows // context)
-        for start in range(0, len(rows), step):
-            part = np.asarray(rows[start : start + step][hook]).reshape(-1, width)
-            yield part[kept[start : start + step].ravel()]
+        for part in iter_slices(len(rows), max(1, n_rows // context)):
+            yield np.asarray(rows[part][hook]).reshape(-1, width)[kept[part].ravel()]
 
     attrs = {"site": hook, "kind": "raw", "context_size": context, "dropped_tokens": sorted(drop_tokens)}
     return Source(int(kept.sum()), width, dtype, slabs, attrs=attrs)
@@ -602,25 +583,10 @@ def _kept_positions(path: Path, rows: Any, context: int, drop_tokens: Collection
         return kept
     if "token_ids" not in rows.column_names:
         raise InputError(f"{path} holds no token_ids, so no tokens can be dropped; leave --drop-token out")
-    step = max(1, SLAB_BYTES // (4 * context))
     ids = rows.select_columns(["token_ids"])
-    for start in range(0, len(rows), step):
-        part = np.asarray(ids[start : start + step]["token_ids"])
-        kept[start : start + step] = ~np.isin(part, list(drop_tokens))
+    for part in iter_slices(len(rows), max(1, SLAB_BYTES // (4 * context))):
+        kept[part] = ~np.isin(np.asarray(ids[part]["token_ids"]), list(drop_tokens))
     return kept
-
-
-def need(module: str, extra: str) -> Any:
-    """Import a library that only some installations have."""
-    import importlib  # noqa: PLC0415
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"This needs {module.split('.', maxsplit=1)[0]}, which is not installed: "
-            f"pip install 'semantic-subspace-matching[{extra}]'"
-        ) from error
 
 
 for _importer in (
@@ -634,23 +600,14 @@ for _importer in (
 
 
 def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
-    """Return decoder rows, (feature, d_model), from a ``.npy``, ``.npz`` or ``.safetensors`` file.
+    """Return decoder rows, (n_features, d_model), from a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Where there are several arrays, it is the one named ``decoder``, ``W_dec`` or ``decoder.weight``.
 
-    Parameters
-    ----------
-    path
-        The file.
-    n_features
-        How many rows it must have.
-
     Raises
     ------
-    MissingInputError
-        If there is no file.
     InputError
-        If it is no decoder of so many features.
+        If there is no file, or it is no decoder of so many features.
     BudgetError
         If it does not fit the memory.
     """
@@ -678,21 +635,12 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
 
 
 def read_tokens(path: str | Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    """Return token coordinates from a ``.npz``, ``.csv`` or ``.parquet`` file with one array or column each.
-
-    Parameters
-    ----------
-    path
-        The file.
-    n_tokens
-        How many rows it must have.
+    """Return coordinates of `n_tokens` rows from a ``.npz``, ``.csv`` or ``.parquet`` file, one array or column each.
 
     Raises
     ------
-    MissingInputError
-        If there is no file.
     InputError
-        If it has other columns or another number of rows, or cannot be read.
+        If there is no file, it has other columns or another number of rows, or it cannot be read.
     MissingDependencyError
         If the library that reads it is not installed.
     """

@@ -54,10 +54,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
     def add(self, name: str, item: Item) -> Item:
         """Add an item and return it; the same definition may be run again, as a cell of a notebook is.
 
-        Raises
-        ------
-        InputError
-            If something else has this name.
+        InputError if something else has this name.
         """
         if name in self._items and _origin(self._items[name]) != _origin(item):
             raise InputError(f"there is a {self.kind} {name!r} already; give yours another name")
@@ -70,13 +67,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return item
 
     def __getitem__(self, name: str) -> Item:
-        """Return the item of a name; its package is imported if need be.
-
-        Raises
-        ------
-        InputError
-            If there is none; the message has the nearest name and all names.
-        """
+        """Return the item of a name, importing its package if need be; an InputError lists all names."""
         self._import_builtin()
         if name not in self._items and name in self._entry_points:
             self._import_entry_point(self._entry_points[name])

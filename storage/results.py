@@ -135,14 +135,8 @@ def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
 def read_finished_attrs(path: str | Path) -> dict[str, Any]:
     """Return the attributes of a finished store or result, after a look at whether all of its files are there.
 
-    Raises
-    ------
-    MissingInputError
-        If there is none, or only unfinished work.
-    FormatError
-        If the path is that of unfinished work, of a file, or of something that is not on a file system.
-    CorruptError
-        If a file of it is missing or foreign; the message names the first.
+    MissingInputError if there is none, or only unfinished work; FormatError if the path is that of unfinished work, of
+    a file, or of something that is not on a file system; CorruptError if a file of it is missing or foreign.
     """
     path = local_path(path)
     if path.name.endswith(PARTIAL_SUFFIX):

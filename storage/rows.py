@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import InputError, RowMismatchError
+from storage.shards import iter_slices
 from storage.sparse_array import read_metadata
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
     '17b0761f'
     """
     sha = hashlib.sha256()
-    for start in range(0, len(tokens[IDENTITY[0]]), BLOCK_ROWS):
-        block = [np.asarray(tokens[name][start : start + BLOCK_ROWS], "<i8") for name in IDENTITY]
+    for rows in iter_slices(len(tokens[IDENTITY[0]]), BLOCK_ROWS):
+        block = [np.asarray(tokens[name][rows], "<i8") for name in IDENTITY]
         sha.update(np.stack(block, axis=1).tobytes())
     return sha.hexdigest()
 
@@ -140,14 +141,13 @@ def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
     """Say where the rows of two stores first differ, up to the length of the shorter one."""
     groups = [zarr.open_group(str(path), mode="r") for path in (path_a, path_b)]
     length = min(group["document"].shape[0] for group in groups)
-    for start in range(0, length, BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, length))
+    for rows in iter_slices(length, BLOCK_ROWS):
         a, b = (np.stack([group[name][rows] for name in IDENTITY], axis=1) for group in groups)
         different = np.flatnonzero((a != b).any(axis=1))
         if different.size:
             row = different[0]
             found = f"{path_a} has {_describe(a[row])}, {path_b} has {_describe(b[row])}"
-            return f"Rows differ from row {start + row} on: {found}"
+            return f"Rows differ from row {rows.start + row} on: {found}"
     return None
 
 

@@ -67,8 +67,6 @@ class RunDirectory:
     def around(cls, store: Path) -> tuple[RunDirectory, Side, str]:
         """Return the run directory that an activation store stands in, the store's side and its site.
 
-        Examples
-        --------
         >>> run, side, site = RunDirectory.around(Path("runs/toy/activations/b/layers.1.zarr"))
         >>> run.root.as_posix(), side, site
         ('runs/toy', 'b', 'layers.1')
@@ -184,14 +182,9 @@ class RunDirectory:
         write_text(self.root / EXPERIMENT, json.dumps(experiment, indent=2, sort_keys=True) + "\n")
 
     def check(self) -> None:
-        """Raise unless the folder is a run directory, or may become one.
+        """Raise an InputError unless the folder is a run directory, or may become one.
 
         It may if it is absent, empty, or holds only what commands leave there before a run has begun.
-
-        Raises
-        ------
-        InputError
-            If something else is there; nothing is changed.
         """
         if not self.root.is_dir():
             if os.path.lexists(self.root):
@@ -209,12 +202,7 @@ class RunDirectory:
     def claim(self) -> Iterator[None]:
         """Hold the run directory: nobody else runs there. Files that dead processes were writing are swept.
 
-        Raises
-        ------
-        InputError
-            If the folder holds something else than a run.
-        BusyError
-            If another process runs there.
+        InputError if the folder holds something else than a run, BusyError if another process runs there.
         """
         self.check()
         self.root.mkdir(parents=True, exist_ok=True)
@@ -231,12 +219,7 @@ class RunDirectory:
     def expected(self) -> list[list[Path]]:
         """Return the results that the experiment asks for, in the order in which they are made from each other.
 
-        Raises
-        ------
-        MissingInputError
-            If the folder is no run directory.
-        FormatError
-            If its experiment is damaged.
+        MissingInputError if the folder is no run directory, FormatError if its experiment is damaged.
         """
         experiment = self.read_experiment()
         try:
@@ -255,15 +238,7 @@ class RunDirectory:
         ]
 
     def read_experiment(self) -> dict[str, Any]:
-        """Return what :meth:`write_experiment` kept.
-
-        Raises
-        ------
-        MissingInputError
-            If the folder is no run directory.
-        FormatError
-            If the file is damaged.
-        """
+        """Return what :meth:`write_experiment` kept; errors as :meth:`expected`."""
         file = self.root / EXPERIMENT
         if not file.is_file():
             raise MissingInputError(

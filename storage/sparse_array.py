@@ -102,12 +102,8 @@ class SparseLayout(Shards):
 def read_layout(path: str | Path, name: str) -> SparseLayout:
     """Read the layout of array `name` in the group at `path` from its Zarr metadata.
 
-    Raises
-    ------
-    MissingInputError
-        If there is no such array.
-    FormatError
-        If it is not a csr array of the kind that this module writes.
+    MissingInputError if there is no such array, FormatError if it is not a csr array of the kind that this module
+    writes.
     """
     folder = Path(path) / name
     metadata = read_metadata(folder)
@@ -224,22 +220,9 @@ def _require(found: Any, expected: Any) -> None:
 def fit_shards(n_rows: int, n_columns: int, shard_rows: int, chunk: Sequence[int]) -> tuple[int, tuple[int, int]]:
     """Return the rows of a shard and the shape of a chunk, shrunk to a small array.
 
-    Parameters
-    ----------
-    n_rows, n_columns
-        Shape of the array.
-    shard_rows
-        Rows of a shard as asked for.
-    chunk
-        Rows and columns of a chunk as asked for. A chunk gets fewer rows where those do not divide a shard.
+    A chunk gets fewer rows than asked for where those do not divide a shard; InputError if no number near it does, or
+    the array is empty.
 
-    Raises
-    ------
-    InputError
-        If the array is empty, or no number of rows near that of a chunk divides a shard.
-
-    Examples
-    --------
     >>> fit_shards(100_000, 32_768, 16_384, (4096, 4096))
     (16384, (4096, 4096))
     >>> fit_shards(10, 300, 16_384, (4096, 4096))
@@ -652,12 +635,8 @@ REMEDY = "the file is damaged: delete it and run the stage that wrote it again"
 def iter_chunks(layout: SparseLayout, i: int) -> Iterator[tuple[tuple[int, int], Panel | CorruptError]]:
     """Yield the place (down, across) and the content of every chunk of shard `i`, one in memory at a time.
 
-    Of a damaged chunk, the error is yielded in place of the content, so that the others can still be looked at.
-
-    Raises
-    ------
-    CorruptError
-        If the shard itself is missing, too short, or its index is damaged.
+    Of a damaged chunk, the error is yielded in place of the content, so that the others can still be looked at. If the
+    shard itself is missing, too short, or its index is damaged, a CorruptError is raised.
     """
     with Shard(layout, i) as shard:
         for down, across in np.argwhere(shard.index[..., 0] != NO_CHUNK).tolist():

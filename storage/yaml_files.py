@@ -43,23 +43,9 @@ _WRONG_VALUES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticE
 
 
 def read_yaml(file: Path, missing: str) -> Any:
-    """Return what a YAML file holds.
+    """Return what a YAML file holds; `missing` is what to say where there is none.
 
-    Parameters
-    ----------
-    file
-        The file.
-    missing
-        What to say where there is none.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file.
-    InputError
-        If it is no regular file, or too large.
-    FormatError
-        If it is not YAML in UTF-8, or nests or repeats beyond reason.
+    FormatError if it is not YAML in UTF-8, or nests or repeats beyond reason.
     """
     check_file(file, missing, LARGEST_FILE)
     try:
@@ -72,22 +58,8 @@ def read_yaml(file: Path, missing: str) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return what a YAML text holds.
+    """Return what a YAML text holds; messages say that it comes from `where`.
 
-    Parameters
-    ----------
-    text
-        The text.
-    where
-        Where it comes from, for messages.
-
-    Raises
-    ------
-    FormatError
-        If it is not YAML, or nests or repeats beyond reason.
-
-    Examples
-    --------
     >>> parse_yaml("n: [1, 2]", "a.yaml")
     {'n': [1, 2]}
     >>> parse_yaml("[" * 99, "a.yaml")

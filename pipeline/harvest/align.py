@@ -42,15 +42,8 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, ids: ArrayLike, offsets: ArrayLike) -> Tokens:
-        """Make from ids and an array-like (tokens, 2) of offsets.
+        """Make from ids and an array-like (tokens, 2) of offsets; InputError if these run backwards.
 
-        Raises
-        ------
-        InputError
-            If ends decrease, or an end lies before its start.
-
-        Examples
-        --------
         >>> Tokens.of([5, 6], [(0, 1), (1, 3)]).ends
         array([1, 3])
         """
@@ -76,8 +69,6 @@ class Boundaries(NamedTuple):
 def last_tokens(tokens: Tokens) -> tuple[Ints, Ints]:
     """Return the distinct ends of tokens that have characters, and the last token at each.
 
-    Examples
-    --------
     The second and third token are two bytes of one character:
 
     >>> last_tokens(Tokens.of([1, 2, 3], [(0, 1), (1, 2), (1, 2)]))
@@ -91,15 +82,8 @@ def last_tokens(tokens: Tokens) -> tuple[Ints, Ints]:
 
 
 def shared_boundaries(a: Tokens, b: Tokens) -> Boundaries:
-    """Return the offsets at which both sides end a token.
+    """Return the offsets at which both sides end a token of a document.
 
-    Parameters
-    ----------
-    a, b
-        The tokens of one document on either side.
-
-    Examples
-    --------
     >>> a = Tokens.of([1, 2, 3], [(0, 3), (3, 9), (9, 15)])
     >>> b = Tokens.of([4, 5, 6, 7], [(0, 3), (3, 5), (5, 9), (10, 15)])
     >>> shared_boundaries(a, b).ends
@@ -113,19 +97,10 @@ def shared_boundaries(a: Tokens, b: Tokens) -> Boundaries:
 def pooled_tokens(last: Ints, kept: Ints, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which tokens of one side lie in the segment of a row; bool (tokens,).
 
-    Going through the tokens in order, each marked one belongs to the next row at or behind it.
+    `last` is the last token of each boundary's segment, `kept` are the boundaries that are rows, ascending, and
+    `usable` says of each token whether it may be pooled (it has characters and is not special). Going through the
+    tokens in order, each marked one belongs to the next row at or behind it.
 
-    Parameters
-    ----------
-    last
-        The last token of each boundary's segment, int64 (boundaries,).
-    kept
-        Which boundaries are rows, ascending.
-    usable
-        Whether a token may be pooled (it has characters and is not special), bool (tokens,).
-
-    Examples
-    --------
     Boundaries behind the tokens 1, 2 and 5; the second is no row, and token 3 is special:
 
     >>> pooled_tokens(np.array([1, 2, 5]), np.array([0, 2]), np.array([1, 1, 1, 0, 1, 1, 1], bool)).astype(int)
@@ -140,11 +115,9 @@ def pooled_tokens(last: Ints, kept: Ints, usable: NDArray[np.bool_]) -> NDArray[
 def segment_starts(boundaries: Boundaries, a: Tokens, b: Tokens) -> Ints:
     """Return the first character of each segment: where both sides' first token of it has begun.
 
-    A byte-level token counts the space before a word as its own, a word-piece token does not; the later of the two
-    is taken, so that a row's text has no blank in front when one side says so.
+    A byte-level token counts the space before a word as its own, a word-piece token does not; the later of the two is
+    taken, so that a row's text has no blank in front when one side says so.
 
-    Examples
-    --------
     >>> a, b = Tokens.of([1, 2], [(0, 2), (2, 5)]), Tokens.of([1, 2], [(0, 2), (3, 5)])
     >>> segment_starts(shared_boundaries(a, b), a, b)
     array([0, 3])
@@ -178,22 +151,10 @@ class Windows(NamedTuple):
 
 
 def cut_windows(boundaries: Boundaries, capacity_a: int, capacity_b: int) -> Windows:
-    """Cut a document into windows at shared boundaries, each as long as both capacities allow.
+    """Cut a document into windows at shared boundaries, each as long as both capacities (tokens of text) allow.
 
-    Parameters
-    ----------
-    boundaries
-        Of one document.
-    capacity_a, capacity_b
-        Tokens of text that a window may hold on either side, special tokens not counted; at least 1.
+    Windows are in order and do not overlap. A segment that alone outgrows a capacity is in no window.
 
-    Returns
-    -------
-    Windows
-        In order, not overlapping. A segment that alone outgrows a capacity is in no window.
-
-    Examples
-    --------
     >>> boundaries = Boundaries(*(np.arange(5) + shift for shift in (1, 0, 0)))
     >>> cut_windows(boundaries, 2, 9).stop_a
     array([2, 4, 5])

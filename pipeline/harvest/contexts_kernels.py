@@ -170,17 +170,7 @@ def _take(kept: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
 
 @cached_njit
 def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: Kept) -> None:
-    """Take the stored entries of a CSR slab into all that is kept.
-
-    Parameters
-    ----------
-    slab
-        Its row pointers, column ids and values; shape (rows of the slab, features of the panel), float32.
-    rows
-        What is known of its rows.
-    kept
-        Changed in place.
-    """
+    """Take the stored entries of a CSR slab (row pointers, column ids, float32 values) into all that is kept."""
     indptr, indices, data = slab
     for i in range(len(indptr) - 1):
         if not rows.skip[i]:
@@ -191,7 +181,7 @@ def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: 
 
 @cached_njit
 def take_dense(slab: np.ndarray, rows: Rows, kept: Kept) -> None:
-    """Take the entries of a dense slab that are not zero; parameters as in :func:`take_csr`."""
+    """Take the entries of a dense slab that are not zero into all that is kept."""
     for i in range(slab.shape[0]):
         if not rows.skip[i]:
             for j in range(slab.shape[1]):

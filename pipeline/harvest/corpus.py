@@ -16,6 +16,7 @@ import heapq
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,16 +44,11 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
     model
         Model A, whose tokenizer counts; needed for ``tokens`` only.
 
-    Returns
-    -------
-    storage.Corpus
-
     Raises
     ------
-    MissingInputError
-        If the file, folder or dataset is not there.
     InputError
-        If it is of another kind, lacks the column or split, or holds no text; or ``tokens`` is set without a model.
+        If the source is not there, is of another kind, lacks the column or split, or holds no text; or ``tokens`` is
+        set without a model.
 
     Notes
     -----
@@ -63,15 +59,17 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
         if target.is_current():
             return open_corpus(out)
         count = None if config.tokens is None or model is None else _counter(model)
-        kept = _Counted(open_source(config))
-        chosen = _choose(kept, config, count)
+        empty = Counter[str]()
+        chosen = _choose(_with_text(open_source(config), empty), config, count)
         first = next(chosen, None)
         if first is None:
-            raise InputError(f"The corpus {config.path or config.dataset} holds no text: {kept.empty} empty documents")
+            raise InputError(
+                f"The corpus {config.path or config.dataset} holds no text: {empty.total()} empty documents"
+            )
         names, texts = _unzip(itertools.chain([first], chosen))
         attrs = {"source": config.path or config.dataset}
         corpus = write_corpus(out, texts, names=names, attrs=attrs, manifest=manifest, overwrite=True)
-        logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), kept.empty)
+        logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), empty.total())
         return corpus
 
 
@@ -81,19 +79,13 @@ def _counter(model: ModelSettings) -> Callable[[str], int]:
     return lambda text: count_tokens(tokenizer, text)
 
 
-class _Counted:
-    """Passes on documents that hold a visible character, and counts the others."""
-
-    def __init__(self, documents: Iterable[Document]) -> None:
-        self._documents = documents
-        self.empty = 0
-
-    def __iter__(self) -> Iterator[Document]:
-        for name, text in self._documents:
-            if text.strip():
-                yield name, text
-            else:
-                self.empty += 1
+def _with_text(documents: Iterable[Document], empty: Counter[str]) -> Iterator[Document]:
+    """Yield the documents that hold a visible character, and count the others."""
+    for name, text in documents:
+        if text.strip():
+            yield name, text
+        else:
+            empty["documents"] += 1
 
 
 def _unzip(documents: Iterable[Document]) -> tuple[Iterator[str], Iterator[str]]:
@@ -163,15 +155,15 @@ def _sample_tokens(
     """
     generator = random.Random(seed)  # noqa: S311 - a sample, not a secret
     drawn: list[_Drawn] = []
-    found = 0
+    total = 0
     for number, document in enumerate(documents):
         place = -generator.random()
-        if drawn and (found >= tokens or len(drawn) == most) and place < drawn[0].place:
+        if drawn and (total >= tokens or len(drawn) == most) and place < drawn[0].place:
             continue
-        one = _Drawn(place, number, count(document[1]), document)
-        heapq.heappush(drawn, one)
-        found += one.tokens
-        while found - drawn[0].tokens >= tokens or (most is not None and len(drawn) > most):
-            found -= heapq.heappop(drawn).tokens
-    _warn_of_too_few(found, tokens)
-    return (one.document for one in sorted(drawn, key=lambda one: one.number))
+        candidate = _Drawn(place, number, count(document[1]), document)
+        heapq.heappush(drawn, candidate)
+        total += candidate.tokens
+        while total - drawn[0].tokens >= tokens or (most is not None and len(drawn) > most):
+            total -= heapq.heappop(drawn).tokens
+    _warn_of_too_few(total, tokens)
+    return (drawing.document for drawing in sorted(drawn, key=lambda drawing: drawing.number))

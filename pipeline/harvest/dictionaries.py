@@ -29,6 +29,7 @@ from typing import Any
 
 from pipeline.harvest.dictionary import CONFIG, IDENTITY, Asked, Dictionary, Encoded, Format, read_config
 from pipeline.harvest.formats import saelens
+from pipeline.harvest.hub import why_not_readable
 from pipeline.settings.harvest import ActivationKind
 from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
@@ -54,20 +55,14 @@ def load_dictionary(
         See the table of this module.
     d_model
         Width of the rows at the site.
-    site
-        The site, to choose the subfolder.
+    site, names
+        The site and its other names, to choose the subfolder.
     kind
         Which activation to give; ``identity`` is always ``raw``.
-    names
-        Other names of the site.
     neurons
         Whether the site is the hidden neurons of an MLP.
     device
         The torch device that it computes on.
-
-    Returns
-    -------
-    Dictionary
 
     Raises
     ------
@@ -104,17 +99,8 @@ def load_dictionary(
 def dictionary_folder(spec: str, *sites: str) -> Path | None:
     """Return the local folder of a dictionary (its subfolder for the site, if it has one); None if it is elsewhere.
 
-    Parameters
-    ----------
-    spec
-        What the experiment names.
-    sites
-        All names of the site.
-
-    Raises
-    ------
-    MissingInputError
-        If the folder does not exist, or has no dictionary for the site.
+    `sites` are all names of the site. MissingInputError if the folder does not exist, or has no dictionary for the
+    site.
     """
     root = Path(spec)
     found = next((folder for folder in (root, *(root / site for site in sites)) if _holds_dictionary(folder)), None)
@@ -239,18 +225,5 @@ def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
 
 
 def _why_missing(spec: str, repository: str, error: Exception) -> str:
-    """Return the message for a dictionary that the hub does not give."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return (
-            f"The dictionary {spec!r} is in a gated repository: ask for access at https://huggingface.co/{repository}, "
-            "then log in with `hf auth login`"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"No dictionary {spec!r}: there is no such folder, SAELens's list has no such release, and the hub has no "
-            f"repository {repository} that you may read; check the name, or log in with `hf auth login`"
-        )
-    first = str(error).strip().split("\n", maxsplit=1)[0]
-    return f"No dictionary {spec!r}: there is no such folder here, and the hub does not give {repository} ({first})"
+    hint = f"Check the name (a folder, a release of SAELens's list, or the repository {repository})"
+    return why_not_readable(f"Dictionary {spec!r}", repository, error, hint)

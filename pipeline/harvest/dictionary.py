@@ -16,6 +16,7 @@ from pipeline.settings.harvest import ActivationKind
 from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError
 from storage.json_files import read_json_object
+from storage.shards import iter_slices
 
 IDENTITY = "identity"
 CONFIG = "cfg.json"
@@ -137,13 +138,7 @@ def dictionary_format(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what is in a folder's ``cfg.json``.
-
-    Raises
-    ------
-    InputError
-        If it is no JSON mapping.
-    """
+    """Return what is in a folder's ``cfg.json``, which has to be a JSON mapping."""
     return read_json_object(folder / CONFIG, f"There is no {folder / CONFIG}", "download the dictionary again")
 
 
@@ -153,8 +148,7 @@ def in_blocks(rows: Rows, n_features: int) -> Iterator[slice]:
     >>> list(in_blocks(np.zeros((3, 1), np.float32), 16_777_216))
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
     """
-    step = max(1, _BLOCK_BYTES // (4 * n_features))
-    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
+    return iter_slices(len(rows), max(1, _BLOCK_BYTES // (4 * n_features)))
 
 
 def to_csr(values: Any) -> sp.csr_array:

@@ -27,19 +27,8 @@ class Origin:
 def require_finite(tokens: NDArray[np.float32], rows: NDArray[np.int64], site: str, origin: Origin) -> None:
     """Refuse the model's own activations where they are no numbers, as soon as they leave the network.
 
-    Parameters
-    ----------
-    tokens
-        float32 (tokens, d_model).
-    rows
-        The row that each token belongs to, in the table.
-    site, origin
-        Where they come from.
-
-    Raises
-    ------
-    InputError
-        If a value is NaN or infinite; the message names site, document and position.
+    `tokens` is float32 (tokens, d_model), `rows` the row of the table that each token belongs to. The message of the
+    InputError names site, document and position.
     """
     bad = ~np.isfinite(tokens).all(axis=1)
     if bad.any():
@@ -55,12 +44,9 @@ def require_finite(tokens: NDArray[np.float32], rows: NDArray[np.int64], site: s
 
 
 def require_storable(encoded: Any, rows: NDArray[np.int64], site: str, origin: Origin, dtype: np.dtype[Any]) -> None:
-    """Refuse feature activations that the store's type cannot hold.
+    """Refuse feature activations that the store's type cannot hold: NaN, infinite or too large.
 
-    Raises
-    ------
-    InputError
-        If a value is NaN, infinite, or too large for `dtype`; the message names site, document and position.
+    The message of the InputError names site, document and position.
     """
     sparse = is_sparse_matrix(encoded)
     fits = np.abs(encoded.data if sparse else encoded) <= np.finfo(dtype).max

@@ -48,23 +48,8 @@ def _sha256(path: Path, _size: int, _modified: int) -> str:
 def converted(path: Path) -> Path:
     """Return the folder with the dequantised copy of a GGUF file, making it on first use.
 
-    Parameters
-    ----------
-    path
-        The ``.gguf`` file of a causal language model that transformers can read.
-
-    Returns
-    -------
-    Path
-        A folder with ``config.json``, ``model.safetensors`` (float32) and the tokenizer. Its name holds the SHA-256
-        of the GGUF file, so that another file never gets this one's copy.
-
-    Raises
-    ------
-    MissingDependencyError
-        If ``gguf`` or ``accelerate`` is not installed and there is no copy yet.
-    InputError
-        If transformers cannot read the file.
+    It holds ``config.json``, ``model.safetensors`` (float32) and the tokenizer. Its name holds the SHA-256 of the GGUF
+    file, so that another file never gets this one's copy.
     """
     folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:16]}-v{CONVERSION_VERSION}"
     if (folder / "config.json").is_file():

@@ -181,14 +181,9 @@ def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text
 def special_tokens(model: ModelSettings, info: ModelInfo) -> Template:
     """Return the special tokens around every window: the tokenizer's own, and BOS as the dictionary was trained.
 
-    A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a
-    norm hundreds of times the others'; BOS in front takes that part. Dictionaries may say that they were trained
-    without it, and ``prepend_bos`` in the experiment overrides both.
-
-    Raises
-    ------
-    InputError
-        If BOS is asked for and the tokenizer has none.
+    A causal model whose tokenizer adds nothing (SmolLM2, GPT-2) uses its first token as an attention sink, with a norm
+    hundreds of times the others'; BOS in front takes that part. Dictionaries may say that they were trained without
+    it, and ``prepend_bos`` in the experiment overrides both.
     """
     encoding = info.tokenizer.backend_tokenizer.encode("a")
     special = np.asarray(encoding.special_tokens_mask, bool)

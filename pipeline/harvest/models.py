@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.harvest.gguf import converted
+from pipeline.harvest.hub import why_not_readable
 from pipeline.harvest.reader import SiteReader, with_widths
 from pipeline.harvest.sites import Site, Sites
 from pipeline.settings.harvest import ModelSettings
-from storage.errors import InputError, MissingDependencyError, MissingInputError
+from storage.damage import first_line
+from storage.errors import InputError, MissingInputError
+from storage.extras import need
 
 logger = logging.getLogger(__name__)
 
@@ -68,27 +71,12 @@ class ModelInfo:
 
 def require_models() -> None:
     """Raise a clear error if the optional packages for models are not installed."""
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Harvesting needs {error.name}: pip install 'semantic-subspace-matching[models]'"
-        ) from error
-    del torch
+    for module in ("torch", "transformers"):
+        need(module, "models", "Harvesting")
 
 
 def describe(model: ModelSettings) -> ModelInfo:
     """Find a model, read its configuration and tokenizer, and resolve its sites; no weights are read.
-
-    Parameters
-    ----------
-    model
-        One side of the experiment.
-
-    Returns
-    -------
-    ModelInfo
 
     Raises
     ------
@@ -144,7 +132,7 @@ def _measured(skeleton: Any, sites: list[Site], d_model: int) -> list[Site]:
         raise
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         # mixtures of experts choose by values; the width is checked when the first values are read
-        logger.info("Widths of sites are taken to be %d: no pass without numbers (%s)", d_model, _first_line(error))
+        logger.info("Widths of sites are taken to be %d: no pass without numbers (%s)", d_model, first_line(error))
         return [replace(site, width=d_model) for site in sites]
 
 
@@ -173,28 +161,10 @@ def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: 
             folder, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
         )
     except OSError as error:
-        raise MissingInputError(_why_missing(model.model, error)) from error
+        hint = "Give the path of a local folder or GGUF file, or check the id"
+        raise MissingInputError(why_not_readable(f"Model {model.model!r}", model.model, error, hint)) from error
     except (ValueError, KeyError) as error:
-        raise InputError(f"Model {model.model!r} cannot be loaded: {_first_line(error)}") from error
-
-
-def _why_missing(name: str, error: OSError) -> str:
-    """Return the message for a model that cannot be read, from what the hub said."""
-    from huggingface_hub.errors import GatedRepoError
-
-    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
-        return (
-            f"Model {name!r} is gated: ask for access at https://huggingface.co/{name}, then log in with "
-            "`hf auth login`"
-        )
-    return (
-        f"Model {name!r} is neither a folder here nor readable from the hub ({_first_line(error)}). "
-        "Give the path of a local folder or GGUF file, or check the id, your network and `hf auth login`"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0]
+        raise InputError(f"Model {model.model!r} cannot be loaded: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -282,20 +252,9 @@ class LoadedModel:
 
 
 def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedModel:
-    """Load a model's weights and put the hooks in place.
+    """Load a model's weights and put hooks at `sites`, by default those of the model.
 
     Blocks behind the deepest site are dropped before the network goes to its device.
-
-    Parameters
-    ----------
-    model
-        One side of the experiment.
-    sites
-        Where to read; the sites of `model` by default.
-
-    Returns
-    -------
-    LoadedModel
 
     Raises
     ------
@@ -343,15 +302,9 @@ def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
 def torch_device(name: str) -> str:
     """Return the torch device that a setting means here: ``auto`` is this process's GPU, if it sees one.
 
-    Dask-CUDA shows each worker its own GPU first, so that ``cuda`` is another one in every worker.
+    Dask-CUDA shows each worker its own GPU first, so that ``cuda`` is another one in every worker. InputError if torch
+    does not know the device, or there is none of that kind.
 
-    Raises
-    ------
-    InputError
-        If torch does not know the device, or there is none of that kind.
-
-    Examples
-    --------
     >>> torch_device("cpu")
     'cpu'
     """

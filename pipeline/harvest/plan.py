@@ -81,17 +81,7 @@ class SiteNeed:
 
 
 def predicted_bytes(need: SiteNeed, n_rows: int, coordinates: int) -> int:
-    """Return the bytes that a finished store will take on disk.
-
-    Parameters
-    ----------
-    need
-        The store.
-    n_rows
-        Its rows.
-    coordinates
-        Bytes of its token coordinates.
-    """
+    """Return the bytes that a finished store will take on disk; `coordinates` are those of its token coordinates."""
     activations = n_rows * bytes_of_row(need)
     return int(activations + coordinates + _decoder_bytes(need.decoder) + _STATISTICS_BYTES * need.n_features)
 
@@ -127,17 +117,8 @@ def _decoder_bytes(decoder: NDArray[np.float32]) -> float:
 def task_bytes(needs: Mapping[str, SiteNeed], shard_rows: int, batch_tokens: int) -> int:
     """Return the bytes that one task may take, beside the model and the dictionaries.
 
-    Parameters
-    ----------
-    needs
-        Site → its store.
-    shard_rows
-        Rows of a shard.
-    batch_tokens
-        Tokens of the largest batch, padding included.
+    `needs` are the stores by site, `batch_tokens` the tokens of the largest batch, padding included.
 
-    Examples
-    --------
     >>> decoder = np.zeros((4096, 8), np.float32)
     >>> task_bytes({"layers.3": SiteNeed(4096, 32, "csr", "float32", decoder)}, 16_384, 8 * 256) >> 20
     278
@@ -152,21 +133,10 @@ def task_bytes(needs: Mapping[str, SiteNeed], shard_rows: int, batch_tokens: int
 
 
 def check_disk(stores: Mapping[str, Path], predicted: Mapping[str, int]) -> None:
-    """Refuse to begin what the disk cannot hold; log the prediction otherwise.
+    """Raise a BudgetError if the disk has less free than is still to be written; log the prediction otherwise.
 
-    What unfinished stores hold already is not needed again.
-
-    Parameters
-    ----------
-    stores
-        Site → its store; all in one folder.
-    predicted
-        Site → bytes of its finished store.
-
-    Raises
-    ------
-    BudgetError
-        If less is free than is still to be written.
+    `stores` are the stores by site, all in one folder, and `predicted` the bytes of each when it is finished. What
+    unfinished stores hold already is not needed again.
     """
     written = sum(size_on_disk(partial_path(path)) for path in stores.values())
     needed = max(0, sum(predicted.values()) - written)

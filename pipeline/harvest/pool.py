@@ -31,28 +31,12 @@ def runs(numbers: Ints) -> tuple[Ints, Ints]:
 
 
 def pool_tokens(encoded: Any, numbers: Ints, how: Pool) -> Any:
-    """Return one row of activations for each run of equal row numbers.
+    """Return one row of activations for each run of equal row numbers; of the type of `encoded`, sums in float64.
 
-    Parameters
-    ----------
-    encoded
-        float32 array or csr_array (tokens, features).
-    numbers
-        Row number of each token, int64 (tokens,); the tokens of a row stand together, in the order of the text.
-    how
-        ``last``, ``max`` or ``mean`` over the tokens of a row.
+    `encoded` is a float32 array or csr_array (tokens, features), `numbers` the row number of each token: those of a
+    row stand together, in the order of the text. Memory: about 40 bytes for each entry of a sparse `encoded`; the size
+    of a dense one.
 
-    Returns
-    -------
-    numpy.ndarray or scipy.sparse.csr_array
-        (rows, features) of the type of `encoded`. Sums are in float64.
-
-    Notes
-    -----
-    Memory: about 40 bytes for each entry of a sparse `encoded`; the size of a dense one.
-
-    Examples
-    --------
     >>> tokens = sp.csr_array(np.array([[1, 0, -2], [3, 0, 0], [0, 5, 0]], np.float32))
     >>> pool_tokens(tokens, np.array([0, 0, 1]), "max").toarray()
     array([[3., 0., 0.],

@@ -31,14 +31,8 @@ class _AllSeenError(Exception):
 class SiteReader:
     """A network that gives back its activations at some sites, and computes nothing behind the deepest.
 
-    Several threads may use one reader: what a pass has seen is kept per thread.
-
-    Parameters
-    ----------
-    network
-        The base model, in evaluation mode. Hooks are put on it, and blocks behind the deepest site are removed.
-    sites
-        Where to read.
+    Several threads may use one reader: what a pass has seen is kept per thread. The network is a base model in
+    evaluation mode; hooks are put on it, and blocks behind the deepest site are removed.
 
     Examples
     --------
@@ -94,24 +88,11 @@ class SiteReader:
         return other
 
     def __call__(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-        """Run the network as far as needed.
+        """Run the network as far as needed; return site → float32 tensor (batch, length, width).
 
-        Parameters
-        ----------
-        input_ids
-            Tensor (batch, length) of token ids, padded on the right.
-        attention_mask
-            Tensor (batch, length), 0 where padded; None if nothing is.
-
-        Returns
-        -------
-        dict
-            Site → float32 tensor (batch, length, width).
-
-        Raises
-        ------
-        InputError
-            If a site gives no tensor of that shape: it is no place where every token has a row.
+        Both arguments are tensors (batch, length): token ids, padded on the right, and a mask that is 0 where padded,
+        or None if nothing is. InputError if a site gives no tensor of that shape: it is no place where every token has
+        a row.
         """
         import torch
 
@@ -160,19 +141,9 @@ def _drop_deeper_blocks(network: Any, paths: Collection[str]) -> None:
 def with_widths(network: Any, sites: Iterable[Site]) -> list[Site]:
     """Return the sites with the width of their rows, from a pass without numbers.
 
-    Parameters
-    ----------
-    network
-        The base model on torch's ``meta`` device: shapes are computed, nothing else. It loses its deepest blocks.
-    sites
-        Sites without a width.
-
-    Raises
-    ------
-    InputError
-        If a site gives no row for each token.
-    RuntimeError, ValueError, TypeError, NotImplementedError
-        Whatever the network raises if it cannot run without numbers.
+    The network is a base model on torch's ``meta`` device: shapes are computed, nothing else. It loses its deepest
+    blocks. InputError if a site gives no row for each token; else whatever the network raises if it cannot run without
+    numbers.
     """
     import torch
 

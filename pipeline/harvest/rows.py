@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.harvest.align import (
+    Boundaries,
     Tokens,
     Windows,
     cut_windows,
@@ -36,10 +37,9 @@ from pipeline.settings.harvest import ModelSettings, Pool
 from pipeline.work.workers import ensure_client, in_order, run_tasks
 from storage import Corpus, claim, open_corpus
 from storage.errors import InputError
+from storage.rundir import SIDES, Side
 
 logger = logging.getLogger(__name__)
-
-Side = Literal["a", "b"]
 
 #: Documents that one task tokenizes.
 _BLOCK_DOCUMENTS = 64
@@ -112,11 +112,9 @@ def make_rows(
     """
     out = Path(out)
     corpus = open_corpus(corpus_path)
-    known: dict[Side, ModelIdentity] = {"a": identify_model(a), "b": identify_model(b)}
-    sides: dict[str, _Side] = {
-        "a": _side(a, known["a"], max_length),
-        "b": _side(b, known["b"], max_length),
-    }
+    models: dict[Side, ModelSettings] = {"a": a, "b": b}
+    known = {side: identify_model(model) for side, model in models.items()}
+    sides = {side: _side(models[side], known[side], max_length) for side in SIDES}
     manifest = rows_manifest(corpus.hash, known, max_length, pool)
     with claim(out, manifest, overwrite=True) as target:
         if not target.is_current():
@@ -128,7 +126,7 @@ def make_rows(
     return out
 
 
-def _align(corpus: Corpus, sides: Mapping[str, _Side], pool: Pool, client: Client | None) -> xr.Dataset:
+def _align(corpus: Corpus, sides: Mapping[Side, _Side], pool: Pool, client: Client | None) -> xr.Dataset:
     """Return the rows of all documents, before attributes."""
     starts = range(0, len(corpus), _BLOCK_DOCUMENTS)
     with ensure_client(client) as used:
@@ -168,12 +166,7 @@ def _tokenizer(model: ModelSettings) -> Any:
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Tokenize texts without special tokens, truncation or padding.
 
-    Parameters
-    ----------
-    tokenizer
-        A fast tokenizer of transformers, as :func:`pipeline.harvest.models.describe` prepares it.
-    texts
-        Any number of them.
+    The tokenizer is a fast one, as :func:`pipeline.harvest.models.describe` prepares it.
     """
     encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [Tokens.of(encoding.ids, encoding.offsets) for encoding in encodings]
@@ -246,17 +239,9 @@ def _align_document(number: int, a: _Reading, b: _Reading, pool: Pool) -> dict[s
         "window_document": np.full(len(windows.first_row), number, np.int32),
         "window_start": starts[windows.first_row],
         "window_end": boundaries.ends[windows.last_row],
-        **_side_part(
-            "a", a, boundaries.last_a[kept] - windows.first_a[window], (windows.first_a, windows.stop_a), window
-        ),
-        **_side_part(
-            "b", b, boundaries.last_b[kept] - windows.first_b[window], (windows.first_b, windows.stop_b), window
-        ),
-        **(
-            {}
-            if pool == "last"
-            else _pooled_inputs(windows, kept, {"a": (a, boundaries.last_a), "b": (b, boundaries.last_b)})
-        ),
+        **_side_part("a", a, boundaries.last_a[kept], (windows.first_a, windows.stop_a), window),
+        **_side_part("b", b, boundaries.last_b[kept], (windows.first_b, windows.stop_b), window),
+        **(_pooled_inputs(windows, boundaries, kept, {"a": a, "b": b}) if pool != "last" else {}),
         "n_special": len(inside) - len(kept),
         "n_outside": len(boundaries.ends) - len(inside),
     }
@@ -271,13 +256,13 @@ def _rows_of(windows: Windows) -> NDArray[np.int64]:
 def _side_part(
     name: str,
     reading: _Reading,
-    offset: NDArray[np.int64],
+    token: NDArray[np.int64],
     spans: tuple[NDArray[np.int64], NDArray[np.int64]],
     window: NDArray[np.int64],
 ) -> dict[str, Any]:
     """Return one side's columns of a document: positions, token ids, and the model inputs of its windows.
 
-    `offset` is each row's token counted from its window's first; `spans` are the windows' first and stop tokens.
+    `token` is each row's token; `spans` are the windows' first and stop tokens.
     """
     first, stop = spans
     ids, template = reading.tokens.ids, reading.side.template
@@ -285,8 +270,8 @@ def _side_part(
     lengths = stop - first + len(template)
     ends = np.cumsum(lengths)
     return {
-        f"position_{name}": (offset + len(template.prefix)).astype(np.int32),
-        f"token_id_{name}": ids[first[window] + offset].astype(np.int32),
+        f"position_{name}": (token - first[window] + len(template.prefix)).astype(np.int32),
+        f"token_id_{name}": ids[token].astype(np.int32),
         f"first_{name}": ends - lengths,
         f"stop_{name}": ends,
         f"input_{name}": np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int32),
@@ -295,12 +280,13 @@ def _side_part(
 
 
 def _pooled_inputs(
-    windows: Windows, kept: NDArray[np.int64], sides: dict[Side, tuple[_Reading, NDArray[np.int64]]]
+    windows: Windows, boundaries: Boundaries, kept: NDArray[np.int64], readings: dict[Side, _Reading]
 ) -> dict[str, Any]:
     """Return which model inputs of a document's windows enter the value of a row, on both sides."""
     columns = {}
-    for side, (reading, last) in sides.items():
+    for side, reading in readings.items():
         tokens, template = reading.tokens, reading.side.template
+        last = getattr(boundaries, f"last_{side}")
         pooled = pooled_tokens(last, kept, (tokens.ends > tokens.starts) & ~reading.special)
         first, stop = (getattr(windows, f"{edge}_{side}") for edge in ("first", "stop"))
         around = np.zeros(len(template.prefix), bool), np.zeros(len(template.suffix), bool)
@@ -372,7 +358,7 @@ def _dimension(name: str) -> str:
     return "token"
 
 
-def _template_attrs(sides: Mapping[str, _Side]) -> dict[str, Any]:
+def _template_attrs(sides: Mapping[Side, _Side]) -> dict[str, Any]:
     return {
         f"{part}_{side}": list(getattr(s.template, part)) for side, s in sides.items() for part in ("prefix", "suffix")
     }

@@ -42,7 +42,7 @@ from pipeline.harvest.manifests import identify_model, store_manifest
 from pipeline.harvest.models import LoadedModel, shared
 from pipeline.harvest.plan import SiteNeed, check_disk, predicted_bytes, task_bytes
 from pipeline.harvest.pool import any_of_tokens, pool_tokens, runs
-from pipeline.harvest.rows import Side, make_rows
+from pipeline.harvest.rows import make_rows
 from pipeline.harvest.site_check import (
     SINK_MULTIPLE,
     Calibration,
@@ -62,6 +62,7 @@ from storage.errors import MissingInputError
 from storage.files import partial_path
 from storage.listing import size_on_disk
 from storage.manifest import read_attrs
+from storage.rundir import Side
 from storage.targets import STORE, claim, same_work
 
 __all__ = ["SINK_MULTIPLE", "harvest", "make_rows"]
@@ -77,22 +78,24 @@ class Job:
 
     Attributes
     ----------
-    rows_path, side, model
+    rows_path, side, model, store
         As given to :func:`harvest`.
     sites
         The sites to be harvested, by their names.
     neighbours
         Site → the sites around it, which the site check reads too.
-    stores
-        Site → the store to be written.
+    stores, manifests
+        Site → the store to be written, and what it is made from; of all sites.
     """
 
     rows_path: str
     side: Side
     model: ModelSettings
+    store: StoreSettings
     sites: dict[str, Site]
     neighbours: dict[str, tuple[Site, ...]]
     stores: dict[str, Path]
+    manifests: dict[str, Manifest]
 
     def dictionary(self, site: str, device: str = "cpu") -> Dictionary:
         """Return the dictionary of a site; it is loaded once a process. The driver may be without the workers' GPU."""
@@ -148,43 +151,40 @@ def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
         If a site or dictionary does not fit the model, a dictionary does not belong to its site (see
         :mod:`pipeline.harvest.site_check`), or an activation is not finite.
     """
-    job, manifests = begin(corpus_path, rows_path, model, side, store, out_dir)
+    job = begin(corpus_path, rows_path, model, side, store, out_dir)
     part = None if share is None or share.begins else str(share)
     with contextlib.ExitStack() as claims:
         targets = {
-            site: claims.enter_context(claim(job.stores[site], manifests[site], kind=STORE, overwrite=True, part=part))
+            site: claims.enter_context(
+                claim(job.stores[site], job.manifests[site], kind=STORE, overwrite=True, part=part)
+            )
             for site in job.sites
         }
         # The claim has finished what a process left that died between its last shard and the renaming
         todo = {site: job.sites[site] for site, target in targets.items() if not target.is_current()}
         if todo:
-            _harvest(dataclasses.replace(job, sites=todo), manifests, store, share, client)
+            _harvest(dataclasses.replace(job, sites=todo), share, client)
     return job.stores
 
 
-def _harvest(
-    job: Job, manifests: dict[str, Manifest], store: StoreSettings, share: Share | None, client: Client | None
-) -> None:
+def _harvest(job: Job, share: Share | None, client: Client | None) -> None:
     """Write the stores of a job, or a share of their shards."""
-    stores, todo = job.stores, list(job.sites)
     with ensure_client(client) as used:
         if share is not None and not share.begins:
-            _write_share(job, manifests, share, used)
+            _write_share(job, share, used)
             return
         calibrations, decoders = measure(job, used)
-        predicted = predict(job, store, calibrations, decoders)
-        check_disk({site: stores[site] for site in todo}, predicted.disk)
+        predicted = predict(job, calibrations, decoders)
+        check_disk({site: job.stores[site] for site in job.sites}, predicted.disk)
         # model and dictionaries are loaded by now: this comes on top
         tell(Planned(f"harvest {job.side.upper()}", predicted.memory * max(used.nthreads().values(), default=1)))
-        writers = {
-            site: _create(job, site, manifests[site], store, calibrations[site], decoders[site]) for site in todo
-        }
+        writers = {site: _create(job, site, calibrations[site], decoders[site]) for site in job.sites}
         if share is not None:
             return
-        _write_shards(job, {site: calibrations[site].threshold for site in todo}, writers, used)
+        _write_shards(job, {site: calibrations[site].threshold for site in job.sites}, writers, used)
     for site, writer in writers.items():
         writer.finalise()
-        _log_store(site, stores[site])
+        _log_store(site, job.stores[site])
 
 
 def begin(  # noqa: PLR0917 - as harvest
@@ -194,29 +194,24 @@ def begin(  # noqa: PLR0917 - as harvest
     side: Side,
     store: StoreSettings,
     out_dir: str | Path,
-) -> tuple[Job, dict[str, Manifest]]:
-    """Return what tasks are told, with the sites that are still to be harvested, and the manifests of all sites."""
-    info = check_model(model)
+) -> Job:
+    """Return what tasks are told, with the sites that are still to be harvested."""
+    info, known = check_model(model), identify_model(model)
     stores = {site: Path(out_dir) / f"{site}.zarr" for site in model.sites}
-    job = Job(str(rows_path), side, model, info.sites, {}, stores)
-    known = identify_model(model)
     corpus, rows = open_corpus(corpus_path).hash, fingerprint(rows_path)
     manifests = {site: store_manifest(corpus, rows, known, site, side, model, store) for site in model.sites}
-    todo = [site for site in model.sites if not is_current(stores[site], manifests[site])]
-    around = {
-        site: tuple(info.names.neighbours(info.sites[site])) for site in todo if job.dictionary(site).reconstructs
+    sites = {name: site for name, site in info.sites.items() if not is_current(stores[name], manifests[name])}
+    neighbours = {
+        name: tuple(info.names.neighbours(site)) if dictionary_at(model, site).reconstructs else ()
+        for name, site in sites.items()
     }
-    sites = {site: info.sites[site] for site in todo}
-    return dataclasses.replace(job, sites=sites, neighbours={site: around.get(site, ()) for site in todo}), manifests
+    return Job(str(rows_path), side, model, store, sites, neighbours, stores, manifests)
 
 
 def measure(job: Job, client: Client) -> tuple[dict[str, Calibration], dict[str, Rows]]:
     """Run a sample of the text through the model: return what it says of each site, and each site's decoder.
 
-    Raises
-    ------
-    InputError
-        If a dictionary does not belong to its site, and that is not allowed.
+    InputError if a dictionary does not belong to its site, and that is not allowed.
     """
     calibrations = _calibrate(job, client)
     refuse_bad_sites(calibrations, allowed=job.model.allow_bad_site)
@@ -246,9 +241,7 @@ class Prediction:
     memory: int
 
 
-def predict(
-    job: Job, store: StoreSettings, calibrations: dict[str, Calibration], decoders: dict[str, Rows]
-) -> Prediction:
+def predict(job: Job, calibrations: dict[str, Calibration], decoders: dict[str, Rows]) -> Prediction:
     """Predict memory and disk from each site's mean number of active features and its decoder; the memory is logged."""
     table = zarr.open_group(job.rows_path, mode="r")
     n_rows = table["document"].shape[0]
@@ -259,7 +252,7 @@ def predict(
             decoder.shape[0],
             min(calibrations[site].l0 * tokens, decoder.shape[0]),
             job.dictionary(site).layout,
-            store.dtype,
+            job.store.dtype,
             decoder,
         )
         for site, decoder in decoders.items()
@@ -267,22 +260,15 @@ def predict(
     names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
     coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in names)
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
-    held = task_bytes(needs, min(store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
+    held = task_bytes(needs, min(job.store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
 
 
-def _create(  # noqa: PLR0917
-    job: Job,
-    site: str,
-    manifest: Manifest,
-    store: StoreSettings,
-    calibration: Calibration,
-    decoder: Rows,
-) -> ActivationWriter:
+def _create(job: Job, site: str, calibration: Calibration, decoder: Rows) -> ActivationWriter:
     """Start or resume a site's store."""
-    dictionary = job.dictionary(site)
+    dictionary, manifest = job.dictionary(site), job.manifests[site]
     tokens = _token_coordinates(job.rows_path, job.side)
     attrs = {
         "kind": dictionary.kind,
@@ -307,9 +293,9 @@ def _create(  # noqa: PLR0917
         tokens=tokens,
         decoder=decoder,
         attrs=attrs,
-        dtype=store.dtype,
+        dtype=job.store.dtype,
         layout=dictionary.layout,
-        shard_rows=store.shard_rows,
+        shard_rows=job.store.shard_rows,
         manifest=manifest,
         overwrite=True,
     )
@@ -500,19 +486,13 @@ def _down_projection(site: str, job: Job) -> Rows:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _write_share(job: Job, manifests: dict[str, Manifest], share: Share, client: Client) -> None:
-    """Write a share of the shards of stores that another process has begun.
-
-    Raises
-    ------
-    MissingInputError
-        If they are not begun, or were begun from other inputs or settings.
-    """
-    for site, path in ((site, job.stores[site]) for site in job.sites):
-        if not same_work(partial_path(path), manifests[site]):
+def _write_share(job: Job, share: Share, client: Client) -> None:
+    """Write a share of the shards of stores that another process has begun, from the same inputs and settings."""
+    for site in job.sites:
+        if not same_work(partial_path(job.stores[site]), job.manifests[site]):
             raise MissingInputError(
-                f"{path} is not begun with these inputs and settings: run --until harvest --share begin/{share.count} "
-                "first, and let it end"
+                f"{job.stores[site]} is not begun with these inputs and settings: run --until harvest --share "
+                f"begin/{share.count} first, and let it end"
             )
     thresholds = {site: float(read_attrs(partial_path(job.stores[site]))["sink_threshold"]) for site in job.sites}
     writers = {site: ActivationWriter.open(job.stores[site]) for site in job.sites}
@@ -534,21 +514,15 @@ def _write_shards(
     shards = sorted(set().union(*missing.values()))
     items = [(shard, tuple(site for site in writers if shard in missing[site])) for shard in shards]
     label = f"harvest {job.side.upper()}"
-    one = next(iter(writers.values()))
+    any_writer = next(iter(writers.values()))
 
     def rows(item: tuple[int, tuple[str, ...]]) -> float:
-        part = one.shard_slice(item[0])
+        part = any_writer.shard_slice(item[0])
         return float(part.stop - part.start)
 
+    arguments = (job, thresholds)
     for _ in run_tasks(
-        client,
-        _harvest_shard,
-        items,
-        name="harvest-shard",
-        label=label,
-        args=(job, thresholds),
-        per_slot=1,
-        rows=rows,
+        client, _harvest_shard, items, name="harvest-shard", label=label, args=arguments, per_slot=1, rows=rows
     ):
         pass  # the shards are on disk
 
@@ -557,8 +531,8 @@ def _harvest_shard(item: tuple[int, tuple[str, ...]], job: Job, thresholds: dict
     """Run every window of one shard and write the shard of each site; one task."""
     shard, sites = item
     writers = {site: ActivationWriter.open(job.stores[site]) for site in sites}
-    one = next(iter(writers.values()))
-    collected = run_rows(job, one.shard_slice(shard), sites, thresholds, one.dtype)
+    any_writer = writers[sites[0]]
+    collected = run_rows(job, any_writer.shard_slice(shard), sites, thresholds, any_writer.dtype)
     for site in sites:
         writers[site].write_shard(shard, *collected.pop(site).finish())
 
@@ -568,18 +542,8 @@ def run_rows(
 ) -> dict[str, _Collected]:
     """Run every window that overlaps some rows; return what each site's dictionary makes of them.
 
-    Parameters
-    ----------
-    job
-        Where rows, model and dictionaries are.
-    rows
-        Which rows.
-    sites
-        At which sites.
-    thresholds
-        Site → norm above which a row is a sink.
-    dtype
-        The type that stores have: what it cannot hold is an error.
+    `thresholds` are the norms above which a row is a sink; what `dtype`, the type of the stores, cannot hold is an
+    error.
     """
     _one_thread()
     pool, origin = read_pool(job.rows_path), Origin(job.rows_path, job.side, job.model)
@@ -628,13 +592,9 @@ class _Collected:
         if self._dictionary.layout == "dense":
             return self._dense, self._sink
         order = np.argsort(np.concatenate(self._numbers))
-        stacked = _stack_csr(self._sparse)
+        stacked = sp.vstack(self._sparse, format="csr")
         self._sparse.clear()
         return stacked[order], self._sink
-
-
-def _stack_csr(blocks: Sequence[Encoded]) -> sp.csr_array:
-    return sp.vstack(blocks, format="csr")
 
 
 def _log_store(site: str, path: Path) -> None:

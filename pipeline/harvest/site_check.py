@@ -58,13 +58,7 @@ _OVERRIDE = "set allow_bad_site: true, or give --allow-bad-site, to harvest it a
 
 
 def dictionary_at(model: ModelSettings, site: Site, device: str = "cpu") -> Dictionary:
-    """Return the dictionary of a site; it is loaded once a process.
-
-    Raises
-    ------
-    InputError
-        See :func:`pipeline.harvest.dictionaries.load_dictionary`.
-    """
+    """Return the dictionary of a site; it is loaded once a process."""
     return load_dictionary(
         model.dictionary_of(site.name), site.width, site.name, model.kind,
         names=site.names, neurons=site.role == "neurons", device=torch_device(device),
@@ -78,12 +72,8 @@ _checked_lock = threading.Lock()
 def check_model(model: ModelSettings) -> ModelInfo:
     """Describe a model and load its dictionaries, so that what does not fit is known before any work.
 
-    The answer is kept for as long as the files stay what they are: a harvest asks several times.
-
-    Returns
-    -------
-    ModelInfo
-        Its `context` is that of the model or of a dictionary, whichever is shorter.
+    The answer is kept for as long as the files stay what they are: a harvest asks several times. Its `context` is that
+    of the model or of a dictionary, whichever is shorter.
 
     Raises
     ------
@@ -245,21 +235,9 @@ def calibration_rows(window_of_row: NDArray[np.int32]) -> list[slice]:
 def judge(site: Site, sample: Sample, neighbours: Mapping[str, Sample], dictionary: Dictionary) -> Calibration:
     """Compute a site's sink threshold, FVU and L0, and the FVU of its neighbours.
 
-    Parameters
-    ----------
-    site
-        The site.
-    sample
-        Its rows; some 1,000 are kept, so that 3 × 4 × 1,000 × (width + n_features) bytes bound the memory.
-    neighbours
-        The rows of the neighbouring sites, by their names; one that overflows is no better site.
-    dictionary
-        The dictionary of the site.
-
-    Returns
-    -------
-    Calibration
-        The FVU are of the dictionary's own output, also where its kind is ``pre_topk``; `l0` is of what is stored.
+    Some 1,000 rows of `sample` are kept, so that 3 × 4 × 1,000 × (width + n_features) bytes bound the memory. A
+    neighbour that overflows is no better site. The FVU are of the dictionary's own output, also where its kind is
+    ``pre_topk``; `l0` is of what is stored.
     """
     sink = sample.norms[sample.chosen] > sample.threshold
     error = sample.rows - dictionary.reconstruct(sample.rows)
@@ -318,20 +296,7 @@ def _log(site: Site, calibration: Calibration, dictionary: Dictionary) -> None:
 
 
 def refuse_bad_sites(calibrations: Mapping[str, Calibration], *, allowed: bool) -> None:
-    """Refuse the sites that are bad, all at once.
-
-    Parameters
-    ----------
-    calibrations
-        Site → what its sample says.
-    allowed
-        Warn instead.
-
-    Raises
-    ------
-    InputError
-        If a dictionary does not belong to its site; nothing has been written then.
-    """
+    """Raise an InputError that names all bad sites at once, or warn of them if they are `allowed`."""
     verdicts = [calibration.verdict for calibration in calibrations.values() if calibration.verdict]
     if verdicts and not allowed:
         raise InputError("\n".join([*verdicts, f"If this is meant: {_OVERRIDE}"]))
@@ -342,13 +307,8 @@ def refuse_bad_sites(calibrations: Mapping[str, Calibration], *, allowed: bool) 
 def variance_unexplained(rows: Rows, error: Rows) -> float:
     """Return the fraction of variance unexplained: Σ‖error‖² / Σ‖row − mean row‖², in float64.
 
-    Parameters
-    ----------
-    rows, error
-        Arrays (rows, d_model): activations, and activations minus their reconstruction.
+    `rows` are activations, `error` activations minus their reconstruction; both (rows, d_model).
 
-    Examples
-    --------
     >>> variance_unexplained(np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32))
     0.0
     """

@@ -100,17 +100,8 @@ class Site:
 
 
 class Sites:
-    """The sites of one network.
+    """The sites of a base model (a ``torch.nn.Module`` without its weights); `name` is the model, for messages.
 
-    Parameters
-    ----------
-    network
-        The base model (a ``torch.nn.Module``); its weights are not needed.
-    name
-        The model, for messages.
-
-    Examples
-    --------
     >>> import torch
     >>> from transformers import GPT2Config, GPT2Model
     >>> sites = Sites(GPT2Model(GPT2Config(vocab_size=11, n_embd=8, n_layer=2, n_head=2)))
@@ -130,13 +121,7 @@ class Sites:
         self._known = {site.name: site for i in range(self.n_blocks) for site in self._of_block(i)}
 
     def resolve(self, name: str) -> Site:
-        """Return the site that `name` means.
-
-        Raises
-        ------
-        InputError
-            If there is none; the message lists the near ones.
-        """
+        """Return the site that `name` means; if there is none, an InputError lists the near ones."""
         found = self._find(name)
         if found is None:
             raise InputError(self._unknown(name))

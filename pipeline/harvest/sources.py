@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.harvest.gguf import file_sha256
+from pipeline.harvest.hub import why_not_readable
 from pipeline.settings.harvest import CorpusSettings
-from storage.errors import InputError, MissingDependencyError, MissingInputError
+from storage.damage import first_line
+from storage.errors import InputError, MissingInputError
+from storage.extras import need
 from storage.listing import files_below
 
 Document = tuple[str, str]
@@ -34,15 +38,8 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 def source_identity(config: CorpusSettings) -> str:
     """Return what identifies the source's content.
 
-    Local sources are identified by the hash of their files; a hub dataset by its name, revision, subset and split,
-    so that a finished corpus is known without a network. Pin ``revision`` to be sure which text it is.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file or folder.
-    InputError
-        If the folder holds no file of a known kind.
+    Local sources are identified by the hash of their files; a hub dataset by its name, revision, subset and split, so
+    that a finished corpus is known without a network. Pin ``revision`` to be sure which text it is.
     """
     if config.dataset is not None:
         return _dataset_identity(config)
@@ -71,15 +68,7 @@ def open_source(config: CorpusSettings) -> Iterator[Document]:
 
 
 def local_files(path: Path) -> list[Path]:
-    """Return the files of a corpus that is a file or a folder of this host.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file or folder.
-    InputError
-        If the folder holds no file of a known kind.
-    """
+    """Return the files of a corpus that is a file or a folder of this host; InputError if there are none."""
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix in _SUFFIXES)
         if not files:
@@ -149,13 +138,7 @@ def _json_document(line: str, column: str, where: str, number: str) -> Document:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
-    try:
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading Parquet needs pyarrow: pip install 'semantic-subspace-matching[models]'"
-        ) from error
-    file = pq.ParquetFile(path)
+    file = need("pyarrow.parquet", "models", "Reading Parquet").ParquetFile(path)
     if column not in file.schema_arrow.names:
         raise InputError(f"{path} has no column {column!r} (it has {file.schema_arrow.names}): set 'corpus: column'")
     texts = (text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
@@ -211,7 +194,7 @@ def is_streamed(config: CorpusSettings) -> bool:
 
 def _open_dataset(config: CorpusSettings) -> Any:
     """Open a dataset; nothing local is copied into Hugging Face's cache."""
-    datasets = _datasets()
+    datasets = need("datasets", "models", "Reading a dataset")
     folder = Path(str(config.dataset))
     if folder.is_file():
         raise InputError(f"{folder} is a file: give it as 'corpus: path'")
@@ -220,7 +203,7 @@ def _open_dataset(config: CorpusSettings) -> Any:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_dataset(datasets, config, folder)
     streaming = folder.is_dir() or is_streamed(config)
-    with _Explained(config):
+    with _explained(config):
         return datasets.load_dataset(
             config.dataset, config.subset, split=config.split, revision=config.revision, streaming=streaming
         )
@@ -228,7 +211,7 @@ def _open_dataset(config: CorpusSettings) -> Any:
 
 def _saved_dataset(datasets: Any, config: CorpusSettings, folder: Path) -> Any:
     """Open what ``save_to_disk`` wrote: one split, or a folder of splits."""
-    with _Explained(config):
+    with _explained(config):
         stored = datasets.load_from_disk(str(folder))
     if not isinstance(stored, datasets.DatasetDict):
         return stored
@@ -241,46 +224,24 @@ def _guarded(config: CorpusSettings, dataset: Any) -> Iterator[dict[str, Any]]:
     """Yield records; what goes wrong on the way is said in our words."""
     records = iter(dataset)
     while True:
-        with _Explained(config):
+        with _explained(config):
             record = next(records, None)
         if record is None:
             return
         yield record
 
 
-class _Explained:
-    """Turns the errors of ``datasets`` and ``huggingface_hub`` into ours."""
-
-    def __init__(self, config: CorpusSettings) -> None:
-        self._config = config
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | ValueError) or isinstance(error, InputError):
-            return
-        name, said = self._config.dataset, (str(error).strip() or type(error).__name__).split("\n", maxsplit=1)[0]
-        if "gated" in said.lower() or type(error).__name__ == "GatedRepoError":
-            raise MissingInputError(
-                f"Dataset {name!r} is gated ({said}): accept its terms on its page at huggingface.co, "
-                "then run `hf auth login`"
-            ) from error
-        if isinstance(error, OSError):
-            raise MissingInputError(
-                f"Dataset {name!r} is neither a folder here nor readable from the hub ({said}). Check the id, your "
-                "network and, if it is private, `hf auth login`"
-            ) from error
-        raise InputError(
-            f"Dataset {name!r}, split {self._config.split!r}, subset {self._config.subset!r}, cannot be read: {said}"
-        ) from error
-
-
-def _datasets() -> Any:
+@contextlib.contextmanager
+def _explained(config: CorpusSettings) -> Iterator[None]:
+    """Turn the errors of ``datasets`` and ``huggingface_hub`` into ours."""
+    name = config.dataset
     try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Datasets need the package datasets: pip install 'semantic-subspace-matching[models]'"
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise MissingInputError(why_not_readable(f"Dataset {name!r}", str(name), error)) from error
+    except ValueError as error:
+        raise InputError(
+            f"Dataset {name!r}, split {config.split!r}, subset {config.subset!r}, cannot be read: {first_line(error)}"
         ) from error
-    return datasets

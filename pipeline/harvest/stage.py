@@ -12,7 +12,7 @@ from pipeline.harvest.contexts import contexts, contexts_manifest
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
 from pipeline.work.share import Share
-from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, StoreForecast, Task
+from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, Task
 from pipeline.work.workers import deferred_interrupt
 from storage.errors import FormatError, MissingInputError
 from storage.manifest import Manifest
@@ -81,22 +81,9 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
 
     def cost(outlook: Outlook) -> Cost:
         from pipeline.harvest.forecast import forecast_harvest
+        from pipeline.harvest.run import begin
 
-        forecast = forecast_harvest(*arguments, client=outlook.client)
-        if forecast is None:
-            return Cost(0.0, tasks=0)
-        found = forecast.prediction
-        for site, need in found.needs.items():
-            outlook.stores[stores[site]] = StoreForecast(need.n_features, need.active, need.layout == "csr")
-        return Cost(
-            seconds=forecast.seconds,
-            rows=found.n_rows,
-            tasks=forecast.n_tasks,
-            flops=forecast.flops,
-            disk=float(sum(found.disk.values())),
-            memory=float(found.memory),
-            note=model.label or model.id,
-        )
+        return forecast_harvest(begin(*arguments), outlook)
 
     return Task(
         "harvest",

@@ -65,23 +65,8 @@ class TopKWeights:
 
 
 class TopKDictionary(Dictionary):
-    """A dictionary of :class:`TopKWeights`.
+    """A dictionary of :class:`TopKWeights`; ``pre_topk`` gives the activations that the k are chosen from.
 
-    Parameters
-    ----------
-    weights
-        What it consists of.
-    id
-        What to record as its origin.
-    kind
-        ``post``, or ``pre_topk`` for the activations that the k are chosen from.
-    config
-        Its own configuration, to be recorded.
-    device
-        Where it computes.
-
-    Examples
-    --------
     >>> from pipeline.harvest.dictionaries import load_dictionary
     >>> encoded = load_dictionary("random:64:4", 8).encode(np.ones((2, 8), np.float32))
     >>> encoded.shape, encoded.nnz

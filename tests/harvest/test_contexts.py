@@ -12,8 +12,10 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from typer.testing import CliRunner
 
 import storage
+from jobs.cli import app
 from pipeline.harvest.contexts import contexts
 from storage.errors import InputError, MissingInputError
 
@@ -239,3 +241,16 @@ def test_numbers_out_of_range(client, tmp_path) -> None:
     assert (found["quantile"].values.tolist(), found.sizes["bin"]) == ([0.5], 2)
     found = contexts(path, quantiles=(), bins=0, tokens=0, client=client)
     assert set(found.variables) == {"row", "value", "firing_rate"}
+
+
+def test_settings_are_options(tmp_path) -> None:
+    path = write(tmp_path / "s.zarr", np.eye(3, dtype=np.float32), np.zeros(3, bool))
+    options = ["contexts", str(path), "--quantile", "0.5", "--quantile", "1", "--bins", "4"]
+    refused = CliRunner().invoke(app, options)
+    assert refused.exit_code == 2
+    assert "quantiles, bins must be made first" in refused.output
+    made = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "c.zarr")])
+    assert made.exit_code == 0, made.output
+    found = storage.open_result(tmp_path / "c.zarr", "contexts")
+    assert (found["quantile"].values.tolist(), found.sizes["bin"], found.sizes["rank"]) == ([0.5, 1], 4, 8)
+    assert storage.read_manifest(tmp_path / "c.zarr").settings["tokens"] == 16

@@ -339,11 +339,14 @@ def test_gated_and_missing_repositories(monkeypatch):
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     errors = {
-        "gated": (hub_error(GatedRepoError), r"gated repository: ask for access at https://huggingface\.co/x/gated"),
-        "missing": (hub_error(RepositoryNotFoundError), "the hub has no repository x/missing that you may read"),
+        "gated": (hub_error(GatedRepoError), r"'x/gated' is gated: ask for access at https://huggingface\.co/x/gated"),
+        "missing": (
+            hub_error(RepositoryNotFoundError),
+            r"nor readable from the hub .*the repository x/missing\)",
+        ),
         "offline": (
             LocalEntryNotFoundError("cannot reach the hub"),
-            r"does not give x/offline \(cannot reach the hub\)",
+            r"nor readable from the hub \(cannot reach the hub\)",
         ),
     }
     for name, (error, message) in errors.items():
@@ -378,5 +381,5 @@ def test_release_of_sae_lens(make_sae, monkeypatch):
         raise hub_error(GatedRepoError)
 
     monkeypatch.setattr(SAE, "from_pretrained", refuse)
-    with pytest.raises(MissingInputError, match=r"gated repository.*huggingface\.co/google/gemma-scope-2b-pt-res"):
+    with pytest.raises(MissingInputError, match=r"is gated: .*huggingface\.co/google/gemma-scope-2b-pt-res"):
         load_dictionary("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", D)

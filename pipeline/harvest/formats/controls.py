@@ -16,17 +16,8 @@ _RANDOM = re.compile(r"random:(\d+):(\d+)(?::(\d+))?")
 
 
 class Identity(Dictionary):
-    """The raw units themselves.
+    """The raw units themselves; of hidden `neurons` of an MLP, the decoder is the model's own down projection.
 
-    Parameters
-    ----------
-    d_model
-        Number of units.
-    neurons
-        Whether they are hidden neurons of an MLP: their decoder is the model's own down projection.
-
-    Examples
-    --------
     >>> Identity(3).encode(np.ones((2, 3), np.float32)).shape
     (2, 3)
     """
@@ -66,12 +57,7 @@ class RandomDictionary(TopKDictionary):
 def random_dictionary(asked: Asked) -> RandomDictionary:
     """Draw the control dictionary: ``random:FEATURES:K`` or ``random:FEATURES:K:SEED``.
 
-    Give K the L0 of the dictionary that it is a control for.
-
-    Raises
-    ------
-    InputError
-        If it is not written like that, or K is no number from 1 to FEATURES.
+    Give K, from 1 to FEATURES, the L0 of the dictionary that it is a control for.
     """
     import torch
 

@@ -30,7 +30,9 @@ from pipeline.harvest.dictionary import (
     to_csr,
 )
 from pipeline.settings.harvest import ActivationKind
-from storage.errors import InputError, MissingDependencyError
+from storage.damage import first_line
+from storage.errors import InputError
+from storage.extras import need
 
 WEIGHTS = "sae_weights.safetensors"
 GEMMA_SCOPE = "params.npz"
@@ -47,36 +49,15 @@ _RECORDED_METADATA = ("model_name", "hook_name", "context_size", "prepend_bos", 
 
 def sae_lens() -> Any:
     """Import sae-lens; its own import warns of its dependencies' names."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import sae_lens
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Sparse autoencoders need sae-lens ({error.name} is missing): "
-            "pip install 'semantic-subspace-matching[models]'"
-        ) from error
-    return sae_lens
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return need("sae_lens", "models", "A sparse autoencoder")
 
 
 class SaeLensDictionary(Dictionary):
-    """A dictionary that SAELens has loaded.
+    """A ``sae_lens.SAE``; its weights are used in float32, whatever they were stored in.
 
-    Parameters
-    ----------
-    sae
-        A ``sae_lens.SAE``; its weights are used in float32 whatever they were stored in.
-    id
-        What to record as its origin.
-    kind
-        ``post`` or, for TopK dictionaries, ``pre_topk``.
-    device
-        Where it computes.
-
-    Raises
-    ------
-    InputError
-        If it has no such kind of activation, or states something that cannot be honoured.
+    InputError if it has no such kind of activation, or states something that cannot be honoured.
     """
 
     def __init__(self, sae: Any, id: str, kind: ActivationKind, device: str = "cpu") -> None:  # noqa: A002
@@ -175,13 +156,7 @@ def _without_top_k(sae: Any) -> Any:
 
 @dictionary_format("sae-lens", WEIGHTS)
 def load_folder(asked: Asked) -> SaeLensDictionary:
-    """Load a SAELens folder.
-
-    Raises
-    ------
-    InputError
-        If SAELens cannot read it.
-    """
+    """Load a SAELens folder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -192,26 +167,14 @@ def load_folder(asked: Asked) -> SaeLensDictionary:
 
 
 def load_release(release: str, sae_id: str, kind: ActivationKind, device: str = "cpu") -> SaeLensDictionary:
-    """Load a dictionary of SAELens's list of releases; it is downloaded to the hub's cache.
-
-    Raises
-    ------
-    OSError
-        If the hub does not give it.
-    InputError
-        If the release has no such id.
-    """
+    """Load a dictionary of SAELens's list of releases, downloaded to the hub's cache; OSError if it cannot be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sae = sae_lens().SAE.from_pretrained(release, sae_id, device="cpu")
     except (ValueError, KeyError) as error:
-        raise InputError(f"SAELens cannot load id {sae_id!r} of release {release!r}: {_first_line(error)}") from error
+        raise InputError(f"SAELens cannot load id {sae_id!r} of release {release!r}: {first_line(error)}") from error
     return SaeLensDictionary(sae, f"{release}/{sae_id}", kind, device)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0]
 
 
 @dictionary_format("gemma-scope", GEMMA_SCOPE)
@@ -219,12 +182,8 @@ def load_gemma_scope(asked: Asked) -> SaeLensDictionary:
     """Load a folder of Gemma Scope (arXiv 2408.05147): a JumpReLU dictionary in ``params.npz``, no configuration.
 
     Trained with BOS on windows of 1,024 tokens; the bias is not subtracted from the input. Which block and tensor it
-    reads stands in the path only (``gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82``), and is taken from there.
-
-    Raises
-    ------
-    InputError
-        If the file does not hold the five arrays of a JumpReLU dictionary.
+    reads stands in the path only (``gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82``), and is taken from
+    there.
     """
     import torch
 

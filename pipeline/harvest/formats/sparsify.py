@@ -26,10 +26,8 @@ _RECORDED = ("activation", "k", "signed", "multi_topk", "normalize_decoder")
 def load_sparsify(asked: Asked) -> TopKDictionary:
     """Load one hookpoint's coder; the name of its folder is the hookpoint.
 
-    Raises
-    ------
-    InputError
-        If it is a transcoder, its weights are not those of a sparse coder, or the configuration contradicts them.
+    InputError if it is a transcoder, its weights are not those of a sparse coder, or the configuration contradicts
+    them.
     """
     folder, config = asked.folder, read_config(asked.folder)
     _refuse_transcoder(config, folder)
