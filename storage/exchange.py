@@ -379,10 +379,10 @@ def _write_npy(store: Path, ds: xr.Dataset, out: Path, _: str) -> list[str]:
     header = {"descr": np.lib.format.dtype_to_descr(ds[ACTIVATION].dtype), "fortran_order": False, "shape": shape}
     with out.open("wb") as file:  # not mapped: a full disk is an error then, and not the end of the process
         np.lib.format.write_array_header_1_0(file, header)
-        for _rows, shard in iter_shards(store):
-            for part in iter_slices(shard.shape[0], max(1, 2**24 // shape[1])):
-                slab = shard[part]
-                values = slab if isinstance(slab, np.ndarray) else slab.toarray()
+        for rows, shard in iter_shards(store):
+            for some in iter_slices(rows.stop - rows.start, max(1, 2**24 // shape[1])):
+                part = shard[some]
+                values = part if isinstance(part, np.ndarray) else part.toarray()
                 file.write(values.astype(ds[ACTIVATION].dtype, copy=False).tobytes())
     return ["attributes", "sinks", *_coordinates(ds), *(["decoder"] if "decoder" in ds else [])]
 
