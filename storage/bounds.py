@@ -66,15 +66,7 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
 
 
 def check_chunk(what: str, declared: int, stored: int) -> None:
-    """Refuse an array whose chunks, each of which is unpacked whole, are far larger than what is stored of it.
-
-    Raises
-    ------
-    FormatError
-        If they are.
-    BudgetError
-        If one takes more than half of the memory that is free.
-    """
+    """Refuse an array whose chunks, each unpacked whole, do not fit the memory or what is stored of the array."""
     check_expansion(f"A chunk of {what}", declared, stored)
     if declared > SMALL:
         check_memory(f"A chunk of {what}", declared, "Save it in smaller chunks")
@@ -84,11 +76,6 @@ def check_tree(folder: Path) -> None:
     """Refuse a folder with anything in it, at any depth, but regular files and folders: a pipe would be waited for.
 
     Links to regular files are followed; links to folders are not, since what is behind them may be anything.
-
-    Raises
-    ------
-    FormatError
-        If there is; the message names the first.
     """
     for root, folders, names in os.walk(folder):
         for name in sorted([*folders, *names]):

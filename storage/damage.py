@@ -38,9 +38,14 @@ def reading(what: str | Path, remedy: str = "is it complete?") -> Iterator[None]
     except (SubspaceError, MemoryError, ImportError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in SYSTEM:
+        if is_out_of_threads(error) or (isinstance(error, OSError) and error.errno in SYSTEM):
             raise
         raise CorruptError(f"{what} cannot be read ({cause_of(error)}); {remedy}") from error
+
+
+def is_out_of_threads(error: BaseException) -> bool:
+    """Say whether the system refused a thread: Python has no class for it."""
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 def cause_of(error: BaseException) -> str:

@@ -272,8 +272,8 @@ class _ArrayInFile:
     def slabs(self, rows: int) -> Iterator[NDArray[Any]]:
         n_rows, n_columns = self.shape
         with self.path.open("rb", buffering=0) as file:
-            for first in range(0, n_rows, rows):
-                n = min(rows, n_rows - first)
+            for part in iter_slices(n_rows, rows):
+                first, n = part.start, part.stop - part.start
                 if self.fortran:
                     yield np.stack([self._take(file, j * n_rows + first, n) for j in range(n_columns)], axis=1)
                 else:

@@ -20,8 +20,24 @@ LARGEST_FILE = 4 * 10**6
 DEEPEST = 50
 MOST_NODES = 500_000
 
+#: Whole numbers have no more bits than this: what a setting is compared or divided with is a float at times.
+MOST_BITS = 64
+
 # libyaml where it is there: ten times as fast
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_BASE):
+    """A safe loader without endless integers."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        number = int(super().construct_yaml_int(node))
+        if number.bit_length() > MOST_BITS:
+            raise ValueError(f"a whole number of {number.bit_length():,} bits, line {node.start_mark.line + 1}")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 #: What PyYAML's constructors raise on values such as ``!!bool 7``, ``2024-99-99``, or a number of 5,000 digits.
 _WRONG_VALUES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
@@ -52,7 +68,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         _count(text, where)
-        return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise FormatError(f"{where} is not valid YAML: {error}") from error
     except FormatError:
@@ -66,7 +82,7 @@ def _count(text: str, where: str) -> None:
     open_counts = [0]  # nodes of each collection that is open, and of the whole text
     open_anchors: list[str | None] = []
     sizes: dict[str | None, int] = {}
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_Loader):
         match event:
             case yaml.CollectionStartEvent():
                 open_counts.append(1)

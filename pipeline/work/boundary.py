@@ -35,7 +35,7 @@ from typing import Annotated, Any
 
 import typer
 
-from storage.damage import cause_of
+from storage.damage import cause_of, is_out_of_threads
 from storage.errors import BudgetError, FormatError, SubspaceError, readable_message
 from storage.files import free_space
 
@@ -72,6 +72,8 @@ _SYSTEM_ERRORS: Mapping[int, tuple[str, str, int]] = {
 }
 #: Libraries that read data and raise all sorts of things where it is damaged.
 _READERS = ("zarr", "numcodecs", "h5py")
+#: Libraries that write to standard output, and to no file.
+_PRINTERS = ("typer", "rich")
 #: Options that say where something is written.
 _OUTPUTS = ("out", "run_dir", "csv", "plot", "table")
 #: Wrong usage; the class has no public name in typer.
@@ -118,10 +120,9 @@ def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:
     """
     if isinstance(error, SubspaceError):
         return str(error), error.exit_code
-    if isinstance(error, MemoryError):
-        return f"There is not enough memory ({cause_of(error)}). Lower --memory, or use a machine with more", (
-            BudgetError.exit_code
-        )
+    if isinstance(error, MemoryError) or is_out_of_threads(error):
+        where = "a machine with more, or with higher limits (ulimit -v, ulimit -u)"
+        return f"There is not enough memory ({cause_of(error)}). Lower --memory, or use {where}", BudgetError.exit_code
     if isinstance(error, OSError) and (known := _system_error(error, paths)):
         return known
     if (place := _damaged_place(error)) is not None:
@@ -140,10 +141,18 @@ def _system_error(error: OSError, paths: Iterable[Path]) -> tuple[str, int] | No
         return None
     what, remedy, status = _SYSTEM_ERRORS[error.errno]
     files = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
+    if not files and _last_module(error) in _PRINTERS:
+        return f"Standard output: {what}. Redirect it elsewhere", status
     files = files or [str(path) for path in paths]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what += " (" + "; ".join(_free(file) for file in dict.fromkeys(files or ["."])) + ")"
     return f"{' or '.join(files) or 'A file'}: {what}. {remedy}", status
+
+
+def _last_module(error: BaseException) -> str:
+    """Return the package in which an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
 
 
 def _free(file: str) -> str:

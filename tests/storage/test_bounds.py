@@ -48,6 +48,8 @@ def laughs(levels):
         ("[" * 100_000, "nests deeper than 50 levels"),
         ("{a: " * 3000, "nests deeper than 50 levels"),
         ("a: " + "9" * 6000, "a value cannot be read"),
+        ("a: 0x" + "f" * 40_000, "a value cannot be read .*a whole number of 160,000 bits, line 1"),
+        ("a:\n- 0b1" + "0" * 64, "a value cannot be read .*a whole number of 65 bits, line 2"),
         ("a: 2024-99-99", "a value cannot be read"),
         ("a: !!bool 7", "a value cannot be read"),
         ("a: !!python/object/apply:os.system [id]", "is not valid YAML"),
@@ -66,6 +68,11 @@ def test_yaml_that_asks_for_too_much(tmp_path, text, said):
 def test_aliases_within_reason_are_read(tmp_path):
     (tmp_path / "x.yaml").write_text("a: &a [1, 2]\nb: *a\nc: {<<: {d: 3}}")
     assert read_yaml(tmp_path / "x.yaml", "") == {"a": [1, 2], "b": [1, 2], "c": {"d": 3}}
+
+
+def test_integers_of_yaml(tmp_path):
+    (tmp_path / "x.yaml").write_text("[0xffffffffffffffff, -9223372036854775808, 0o17, 1_000]")
+    assert read_yaml(tmp_path / "x.yaml", "") == [2**64 - 1, -(2**63), "0o17", 1000]
 
 
 def test_yaml_of_another_encoding_or_size(tmp_path):

@@ -24,6 +24,7 @@ from jobs.cli import app
 from pipeline.correlate.run import correlate
 from pipeline.work import boundary
 from storage import errors
+from storage.damage import reading
 
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -244,3 +245,35 @@ def test_the_first_interrupt_cleans_up_the_second_does_not_wait(cleaning: int, t
     assert len(said.splitlines()) == 1
     assert said.startswith("Interrupted.")
     assert ("clean\n" in output) == (times == 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("arguments", [["import", "x.npy", "--out", "a.zarr"], ["inspect", "b.zarr"], ["--help"]])
+def test_standard_output_that_takes_nothing(tmp_path: Path, arguments: list[str]) -> None:
+    np.save(tmp_path / "x.npy", np.ones((9, 5)))
+    storage.write_activations(tmp_path / "b.zarr", np.ones((9, 5)))
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "jobs", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("Error: Standard output: the disk is full")
+    assert TRACEBACK not in done.stderr
+    assert "a.zarr:" not in done.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [300_000, 450_000, 600_000])
+def test_too_little_memory_to_start(tmp_path: Path, kilobytes: int) -> None:
+    """Some libraries raise something while they are imported, others wait for memory without end."""
+    np.save(tmp_path / "x.npy", np.ones((9, 5)))
+    command = f"ulimit -v {kilobytes}; exec {sys.executable} -m jobs import x.npy --out a.zarr"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert re.match(r"Error: .*ulimit -v", done.stderr)
+
+
+def test_a_thread_that_the_system_does_not_start() -> None:
+    message, status = boundary.explain(RuntimeError("can't start new thread"))
+    assert "memory (RuntimeError: can't start new thread)" in message
+    assert status == 3
+    with pytest.raises(RuntimeError, match="can't start"), reading("x.zarr"):
+        raise RuntimeError("can't start new thread")
