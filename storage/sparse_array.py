@@ -158,7 +158,8 @@ def _problem_of_array(metadata: dict[str, Any]) -> str:
     shape, grid = metadata.get("shape"), metadata.get("chunk_grid")
     if not _is_shape(shape):
         return f"has the shape {shown(shape)}"
-    chunk = (grid.get("configuration") or {}).get("chunk_shape") if isinstance(grid, dict) else None
+    configuration = grid.get("configuration") if isinstance(grid, dict) else None
+    chunk = configuration.get("chunk_shape") if isinstance(configuration, dict) else None
     if not _is_shape(chunk) or len(chunk) != len(shape) or 0 in chunk:
         return f"has chunks of the shape {shown(chunk)} in an array of the shape {shown(shape)}"
     chunks = math.prod(-(-length // step) for length, step in zip(shape, chunk, strict=True))

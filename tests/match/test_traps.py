@@ -53,7 +53,7 @@ def test_a_permutation_of_columns_is_recovered_exactly(world, method):
 def test_a_permutation_of_rows_leaves_nothing_above_the_null(world, method):
     """One shuffle of rows against five others: neither r nor the number of pairs stands out, and none is near 0.3."""
     folder, _ = world
-    found = [match(folder / f"rows{i}-cor.zarr", method, 0.01) for i in range(6)]
+    found = [match(folder / f"rows{i}-cor.zarr", method=method, min_correlation=0.01) for i in range(6)]
     assert max(float(pairs.r.max()) for pairs in found) < 0.3
     mean_r = np.array([pairs.mean_r for pairs in found])
     assert mean_r[0] <= mean_r[1:].mean() + 4 * max(mean_r[1:].std(), 0.01)
