@@ -128,13 +128,12 @@ def test_a_mean_of_ten_thousand_standard_deviations(client, make_case, values):
 def test_values_that_float64_cannot_square_are_undefined_not_wrong(client, make_case, values):
     rng = np.random.default_rng(6)
     x = values(rng, 100, 6, 0.5).astype(np.float64)
-    x[:, 1] *= 1e100
-    x[:, 2] *= 1e-100
+    x[:, 2] *= 1e-100  # what is too large is refused where the store is written
     ds = make_case(x, x, dtype="float64").correlate(top_k=6, kernel="sparse", client=client)
-    np.testing.assert_array_equal(ds["defined_a"].values, [True, False, False, True, True, True])
-    assert (ds["r_b"].values[[0, 3, 4, 5], 0] == 1).all()
-    assert (ds["best_b"].values[1:3] == -1).all()
-    assert not np.isin(ds["best_b"].values, [1, 2]).any()
+    np.testing.assert_array_equal(ds["defined_a"].values, [True, True, False, True, True, True])
+    assert (ds["r_b"].values[[0, 1, 3, 4, 5], 0] == 1).all()
+    assert (ds["best_b"].values[2] == -1).all()
+    assert not np.isin(ds["best_b"].values, [2]).any()
 
 
 def test_mean_far_away_in_one_half_only(client, make_case):

@@ -202,7 +202,7 @@ def test_datasets_in_place_of_paths_and_a_temporary_result(client, make_case, re
     ds = correlate(storage.open_activations(case.a), storage.open_activations(case.b), top_k=1, client=client)
     assert ds["best_b"].shape == (80, 1)
     assert "sparse kernel" in caplog.text
-    with pytest.raises(storage.InputError, match="pass the path"):
+    with pytest.raises(storage.InputError, match="give the path"):
         correlate(xr.Dataset(), case.b, client=client)
 
 
