@@ -177,7 +177,9 @@ def chunk_bytes(metadata: Mapping[str, Any]) -> int:
         codec = next(iter(inner or [{}]))
     if codec.get("name") == CODEC_NAME or not isinstance(metadata["data_type"], str):
         return 0
-    return n_bytes(shape, np.dtype(metadata["data_type"]).itemsize)
+    # of a text there is at least where it is
+    itemsize = 8 if metadata["data_type"] == "string" else np.dtype(metadata["data_type"]).itemsize
+    return n_bytes(shape, itemsize)
 
 
 def _is_shape(value: Any) -> TypeGuard[list[int]]:

@@ -370,3 +370,9 @@ def test_stores_that_were_exchanged_or_made_from_other_rows_are_found(tmp_path):
     assert {str(fault) for fault in verify(run.root).faults} == {
         f"{path}: was made from other inputs than are there now: corpus" for path in (x, y)
     }
+
+
+def test_texts_are_no_fault(tmp_path):
+    ds = xr.Dataset({"name": ("i", np.array(["one", "two"], dtype=object))})
+    storage.write_result(ds, tmp_path / "x.zarr", storage.new_manifest("match", {}, {}))
+    assert not storage.verify.verify(tmp_path / "x.zarr").faults
