@@ -263,12 +263,22 @@ def _check_run(run: RunDirectory, found: Verification, expect: Expect | None) ->
 def _needed(run: RunDirectory, stages: list[list[Path]], results: Sequence[ExpectedResult]) -> set[Path]:
     """Return the results that others which are there were made from."""
     needed = {path for i, stage in enumerate(stages) for path in stage if _any_exists(stages[i + 1 :])}
-    if _any_exists([[run.contexts(side, site) for side, site in run.sites()]]):
+    harvested = (_stage_of(run.activations(side, site)) == "harvest" for side, site in run.sites())
+    if any(harvested):  # stores that were brought in know of no models
         needed.add(run.models)
     for result in reversed(results):
         if result.path.exists() or result.path in needed:
             needed |= {*result.inputs}
     return needed - {run.labels(side, site) for side, site in run.sites()}  # which only users make
+
+
+def _stage_of(path: Path) -> str | None:
+    """Return the stage that wrote what is at a path; None if nothing is, or its metadata is damaged."""
+    try:
+        manifest = read_manifest(path)
+    except FormatError:
+        return None
+    return None if manifest is None else manifest.stage
 
 
 def _any_exists(stages: Iterable[Iterable[Path]]) -> bool:
