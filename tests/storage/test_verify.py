@@ -350,6 +350,7 @@ def test_shards_in_memory_are_bounded():
 def test_stores_that_were_exchanged_or_made_from_other_rows_are_found(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.write_experiment({"a": {"sites": ["x", "y"]}, "b": {"sites": []}})
+    run.models.write_text("{}")
     storage.write_corpus(run.corpus, ["one", "two"])
     storage.write_result(xr.Dataset({"row": ("token", [1])}), run.rows, storage.new_manifest("rows", {}, {}))
     inputs = {"corpus": storage.fingerprint(run.corpus), "rows": storage.fingerprint(run.rows)}
