@@ -7,12 +7,12 @@ values. What is declared is compared with what is there.
 from __future__ import annotations
 
 import math
-import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from storage.errors import BudgetError, FormatError, InputError, MissingInputError, shown
+from storage.listing import entries_below
 
 #: How many times larger than on disk an array may be once it is unpacked. Real activations of a dictionary, dense and
 #: compressed, come to about 300; what deflate makes of nothing but zeros is 1,030.
@@ -72,19 +72,22 @@ def check_chunk(what: str, declared: int, stored: int) -> None:
         check_memory(f"A chunk of {what}", declared, "Save it in smaller chunks")
 
 
-def check_tree(folder: Path) -> None:
-    """Refuse a folder with anything in it, at any depth, but regular files and folders: a pipe would be waited for.
+def check_tree(folder: Path) -> int:
+    """Return the bytes below a folder; refuse one with anything in it but regular files and folders, at any depth.
 
-    Links to regular files are followed; links to folders are not, since what is behind them may be anything.
+    A pipe would be waited for. Links to regular files are followed; links to folders are not, since what is behind them
+    may be anything.
     """
-    for root, folders, names in os.walk(folder):
-        for name in sorted([*folders, *names]):
-            path = Path(root, name)
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) and path.is_file():
-                continue
-            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                raise FormatError(f"{path} is {_kind(mode)}; in a Zarr folder there are files and folders: remove it")
+    total = 0
+    for path in entries_below(folder):
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) and path.is_file():
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = _kind(status.st_mode)
+            raise FormatError(f"{path} is {kind}; in a Zarr folder there are files and folders: remove it")
+        total += status.st_size
+    return total
 
 
 def _kind(mode: int) -> str:

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from storage.errors import InputError
+from storage.listing import files_below
 
 PARTIAL_SUFFIX = ".partial"
 LOCK_SUFFIX = ".lock"
@@ -226,8 +227,8 @@ def is_stray_file(name: str) -> bool:
 
 def remove_stray_files(folder: Path) -> None:
     """Delete the temporary files that killed writers left below `folder`, which is ours."""
-    for stray in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
-        if is_stray_file(stray.name) and stray.is_file():
+    for stray in list(files_below(folder)):
+        if is_stray_file(stray.name):
             stray.unlink(missing_ok=True)
 
 

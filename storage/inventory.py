@@ -27,7 +27,7 @@ from storage.bounds import check_chunk, check_tree
 from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, is_stray_file, leftover_of, remove_stray_files, write_atomically
-from storage.listing import size_on_disk
+from storage.listing import entries_below
 from storage.sparse_array import chunk_bytes, read_metadata
 
 logger = logging.getLogger(__name__)
@@ -251,9 +251,9 @@ def check_foreign(folder: Path) -> None:
 
 def check_array(array: Path) -> None:
     """Do what :func:`check_foreign` does for one array; its folder may be a link."""
-    check_tree(array)
+    stored = check_tree(array)
     with reading(array):
-        check_chunk(str(array), chunk_bytes(read_metadata(array)), size_on_disk(array))
+        check_chunk(str(array), chunk_bytes(read_metadata(array)), stored)
 
 
 def _is_untouched(folder: Path, inventory: Inventory) -> bool:
@@ -293,7 +293,7 @@ def strangers(folder: Path) -> list[str]:
     is_unfinished = folder.name.endswith(PARTIAL_SUFFIX)
     belongs = inventory.files.__contains__ if inventory is not None else _Parts(folder, is_unfinished=is_unfinished)
     working = WORKING_FOLDERS if is_unfinished else ()
-    names = (file.relative_to(folder).as_posix() for file in _files(folder))
+    names = (file.relative_to(folder).as_posix() for file in entries_below(folder))
     return sorted(name for name in names if not (belongs(name) or _passes(name) or name.split("/")[0] in working))
 
 
@@ -376,11 +376,6 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
             yield from _entries(entry.path)
         elif entry.is_file():
             yield entry
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield everything below a folder that is no folder, links and pipes too."""
-    return (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
 def crc32c(file: Path) -> int:

@@ -10,11 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def files_below(folder: str | Path) -> Iterator[Path]:
-    """Yield the regular files below a folder, folder by folder, each in the order of its names.
+def entries_below(folder: str | Path) -> Iterator[Path]:
+    """Yield everything below a folder that is no folder, links and pipes too, folder by folder, in order of names.
 
     A folder that is renamed or deleted while it is listed is passed over, where ``Path.rglob`` of Python 3.11 raises
     FileNotFoundError. Links to folders are not followed.
+    """
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        links = (name for name in folders if Path(root, name).is_symlink())
+        for name in sorted([*names, *links]):
+            yield Path(root, name)
+
+
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Yield the regular files among :func:`entries_below`.
 
     Examples
     --------
@@ -25,12 +35,7 @@ def files_below(folder: str | Path) -> Iterator[Path]:
     >>> [file.name for file in files_below(folder)]
     ['b', 'a']
     """
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            file = Path(root, name)
-            if file.is_file():
-                yield file
+    return (entry for entry in entries_below(folder) if entry.is_file())
 
 
 def same_content(one: Path, other: Path) -> bool:

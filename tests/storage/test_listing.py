@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 import storage
 from storage.inspect import inspect
-from storage.listing import files_below, size_on_disk
+from storage.listing import entries_below, files_below, size_on_disk
 from storage.rundir import RunDirectory
 
 
@@ -42,6 +43,7 @@ def restless(tmp_path):
 def test_folders_that_are_renamed_meanwhile(restless) -> None:
     for _ in range(50):
         assert restless / "still" in list(files_below(restless))
+        assert restless / "still" in list(entries_below(restless))
         assert 1 <= size_on_disk(restless) <= 2 * 8 * 8 + 1
 
 
@@ -63,6 +65,16 @@ def test_only_regular_files_count(tmp_path) -> None:
     assert size_on_disk(tmp_path) == 6
     assert size_on_disk(tmp_path / "file") == 3
     assert size_on_disk(tmp_path / "nothing") == 0
+
+
+def test_entries_are_all_that_is_no_folder(tmp_path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    os.mkfifo(tmp_path / "a" / "pipe")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "a")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    names = [path.relative_to(tmp_path).as_posix() for path in entries_below(tmp_path)]
+    assert names == ["dangling", "elsewhere", "a/pipe", "a/b/file"]
 
 
 def test_a_run_is_inspected_while_stores_are_finished(tmp_path) -> None:
