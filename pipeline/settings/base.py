@@ -139,7 +139,7 @@ def keywords(section: type[Section]) -> Callable[[Callable[..., Result]], Callab
         own = inspect.signature(function)
         optional = own.parameters["settings"].replace(default=None)
         signature = own.replace(
-            parameters=[optional if name == "settings" else one for name, one in own.parameters.items()]
+            parameters=[optional if name == "settings" else part for name, part in own.parameters.items()]
         )
         call.__signature__ = with_fields(own, section)  # type: ignore[attr-defined]
         call.__doc__ = document(function.__doc__ or "", section)
@@ -154,9 +154,9 @@ def with_fields(signature: inspect.Signature, section: type[Section]) -> inspect
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=field.annotation)
         for name, field in section.model_fields.items()
     ]
-    own = [one for one in signature.parameters.values() if one.name != "settings"]
-    positional = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
-    return signature.replace(parameters=[*positional, *fields, *(one for one in own if one not in positional)])
+    others = [part for part in signature.parameters.values() if part.name != "settings"]
+    positional = [part for part in others if part.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return signature.replace(parameters=[*positional, *fields, *others[len(positional) :]])
 
 
 def default_of(field: FieldInfo) -> Any:

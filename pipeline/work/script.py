@@ -57,9 +57,6 @@ Overwrite = Annotated[
 ]
 StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
 StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
-Memory = Annotated[
-    str, typer.Option(metavar="SIZE", help="Budget over all workers, as 4GB; auto: half of the free memory.")
-]
 
 
 def read_experiment(path: Path, *, allow_bad_site: bool = False) -> Experiment:
