@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 
 from storage.damage import reading
-from storage.errors import MissingInputError
+from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
 from storage.inventory import array_names
 from storage.listing import files_below, size_on_disk
@@ -181,7 +181,7 @@ def _parts(root: Path) -> Iterator[dict[str, Any]]:
     for group in sorted(folder for folder in metadata if folder.parent not in metadata):
         try:
             part = _inspect_group(group)
-        except (FileNotFoundError, KeyError):
+        except (FileNotFoundError, KeyError, CorruptError):
             if (group / "zarr.json").exists():
                 raise
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import storage
 from storage.inspect import inspect
@@ -97,3 +98,23 @@ def test_a_run_is_inspected_while_stores_are_finished(tmp_path) -> None:
         assert "y.zarr" in names
     thread.join()
     assert len(inspect(run.root)["parts"]) == 13
+
+
+@pytest.mark.parametrize("step", ["read_attrs", "size_on_disk", "zarr.open_group", "missing_shards", "_statistics"])
+def test_a_store_that_is_finished_while_it_is_inspected_is_left_out(tmp_path, monkeypatch, step: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_experiment({"name": "toy", "a": {"sites": ["x"]}, "b": {"sites": ["y"]}})
+    storage.write_activations(run.activations("b", "y"), np.eye(5))
+    unfinished = storage.partial_path(run.activations("a", "x"))
+    shutil.copytree(run.activations("b", "y"), unfinished)
+    module, name = (zarr, "open_group") if step == "zarr.open_group" else (storage.inspect, step)
+    original = getattr(module, name)
+
+    def finish_first(*args: object, **keywords: object) -> object:
+        if unfinished.exists() and any(str(arg).startswith(str(unfinished)) for arg in args):
+            unfinished.rename(run.activations("a", "x"))
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(module, name, finish_first)
+    assert [Path(part["path"]).name for part in inspect(run.root)["parts"]] == ["y.zarr"]
+    assert run.activations("a", "x").exists()
