@@ -34,7 +34,7 @@ from storage.bounds import check_file
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.extras import need
-from storage.inventory import GROUP_FILE, crc32c
+from storage.inventory import GROUP_FILE, crc32
 from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
@@ -150,7 +150,7 @@ def import_activations(
 
 
 def identity_of_file(path: str | Path) -> str:
-    """Return the CRC-32C and the size of a file; of a folder, the SHA-256 of those of every file below it, by name.
+    """Return the CRC-32 and the size of a file; of a folder, the SHA-256 of those of every file below it, by name.
 
     Raises
     ------
@@ -165,14 +165,14 @@ def identity_of_file(path: str | Path) -> str:
     >>> file = Path(tempfile.mkdtemp(), "x.npy")
     >>> _ = file.write_bytes(b"123456789")
     >>> identity_of_file(file)
-    'crc32c e3069283 of 9 bytes'
+    'crc32 cbf43926 of 9 bytes'
     """
     path = Path(path)
     if path.is_dir():
         lines = (f"{file.relative_to(path).as_posix()} {identity_of_file(file)}\n" for file in files_below(path))
         return f"sha256 {hashlib.sha256(''.join(lines).encode('utf-8', 'surrogateescape')).hexdigest()} of a folder"
     size = check_file(path, f"There is nothing at {path}; check the path")
-    return f"crc32c {crc32c(path):08x} of {size} bytes"
+    return f"crc32 {crc32(path):08x} of {size} bytes"
 
 
 def _summary(store: Path) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import zarr
 from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
-from storage.inventory import array_names
+from storage.inventory import GROUP_FILE, REMEDY, array_names, check_whole
 from storage.listing import files_below, size_on_disk
-from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs
+from storage.manifest import CONTENT_HASH, MANIFEST
 from storage.rows import ROW_HASH
 from storage.rundir import RunDirectory
 from storage.sparse_array import is_csr_array, missing_shards, read_metadata
@@ -56,6 +56,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     ------
     MissingInputError
         If there is nothing there that this package wrote.
+    CorruptError
+        If files are missing, foreign, or not those that were written; the message names the first.
     """
     folder = Path(path)
     if not folder.exists() and partial_path(folder).exists():
@@ -70,8 +72,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _inspect_group(folder: Path) -> dict[str, Any]:
+    metadata = read_metadata(folder)
+    if metadata.get("node_type") == "array" and folder.parent.suffix == ".zarr":
+        raise CorruptError(f"{folder.parent} has lost its {GROUP_FILE}; {REMEDY}")
+    check_whole(folder, metadata)
     with reading(folder):
-        return _describe_group(folder, read_attrs(folder))
+        return _describe_group(folder, metadata.get("attributes", {}))
 
 
 def _describe_group(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ writes the group anew copies attributes, but makes or drops consolidated metadat
 * a group with an inventory must agree with it, and is damaged where it does not;
 * a group without one was written or changed by another program (or an early version of this one): it can be read,
   but what its attributes say of its content has to be computed again before it is believed.
+
+The checksum is CRC-32 and not CRC-32C: a chunk ends with its own CRC-32C, and the CRC-32C of data that its own
+CRC-32C follows is the same number whatever the data, so that one whole chunk would pass for another of its size.
 """
 
 from __future__ import annotations
@@ -16,12 +19,11 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import google_crc32c
 
 from storage.bounds import check_chunk, check_tree
 from storage.damage import reading
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 GROUP_FILE = "zarr.json"
 CONSOLIDATED = "consolidated_metadata"
 INVENTORY = "inventory"
+#: The checksum of files, as an inventory names it.
+CHECKSUM = "crc32"
 #: Bytes of a group up to which every file is read when the group is opened after it was copied or touched.
 READ_WHEN_OPENED = 2**30
 READ_BYTES = 2**22
@@ -51,7 +55,7 @@ class Inventory:
     Attributes
     ----------
     files
-        Path below the group, with ``/`` → size in bytes and CRC-32C, of every file but the group's ``zarr.json``.
+        Path below the group, with ``/`` → size in bytes and CRC-32, of every file but the group's ``zarr.json``.
     attributes
         SHA-256 of the group's attributes.
     stamp
@@ -73,7 +77,8 @@ class Inventory:
             If there is one that cannot be read.
         """
         stored = (metadata.get(CONSOLIDATED) or {}).get(INVENTORY)
-        if stored is None:
+        # Early versions named no checksum; theirs tells nothing of the content of a chunk
+        if stored is None or (isinstance(stored, dict) and stored.get("checksum") != CHECKSUM):
             return None
         try:
             files = {str(name): (int(size), int(crc)) for name, (size, crc) in stored["files"].items()}
@@ -105,6 +110,7 @@ def close_group(folder: Path, attrs: Mapping[str, Any] | None = None, *, drop: C
     attributes = {name: value for name, value in attributes.items() if name not in drop}
     arrays = {name: array for name in array_names(folder) if (array := read_metadata(folder / name))}
     inventory = {
+        "checksum": CHECKSUM,
         "files": listed_checksums(folder, list(arrays)),
         "attributes_sha256": attributes_hash(attributes),
         "stamp": stamp(folder, list(arrays)),
@@ -136,8 +142,8 @@ def attributes_hash(attributes: dict[str, Any]) -> str:
 
 
 def listed_checksums(folder: Path, arrays: list[str]) -> dict[str, tuple[int, int]]:
-    """Return path below the group → size and CRC-32C of every file of some arrays."""
-    return {name: (size, crc32c(folder / name)) for name, size, _ in _listing(folder, arrays)}
+    """Return path below the group → size and CRC-32 of every file of some arrays."""
+    return {name: (size, crc32(folder / name)) for name, size, _ in _listing(folder, arrays)}
 
 
 def stamp(folder: Path, arrays: list[str]) -> str:
@@ -183,7 +189,7 @@ def _fault(folder: Path, name: str, written: tuple[int, int] | None, size: int |
         return "a folder is in the place of the file" if is_other else "the file is missing"
     if size != written[0]:
         return f"the file has {size} bytes, {written[0]} were written"
-    if checksums and crc32c(folder / name) != written[1]:
+    if checksums and crc32(folder / name) != written[1]:
         return "the file fails its checksum"
     return ""
 
@@ -378,10 +384,10 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def crc32c(file: Path) -> int:
-    """Return the CRC-32C of a file, of which 4 MiB are in memory at a time."""
-    checksum = google_crc32c.Checksum()
+def crc32(file: Path) -> int:
+    """Return the CRC-32 of a file, of which 4 MiB are in memory at a time."""
+    checksum = 0
     with file.open("rb") as stream:
         while block := stream.read(READ_BYTES):
-            checksum.update(block)
-    return int.from_bytes(checksum.digest(), "big")
+            checksum = zlib.crc32(block, checksum)
+    return checksum

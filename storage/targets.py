@@ -151,6 +151,8 @@ class Target:
             As :meth:`check`, before whole work takes its place.
         """
         sweep(self.path)
+        with contextlib.suppress(BusyError, InputError):  # the lock of a writer that died goes; others stay
+            refuse_if_held(self.partial)
         self.check()
         if self.resumes() and is_closed(self.partial):
             logger.info("%s was whole when its process died: it takes its place", self.partial)

@@ -43,7 +43,7 @@ from storage.damage import reading
 from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
-from storage.inventory import GROUP_FILE, check_array, faults
+from storage.inventory import GROUP_FILE, Inventory, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
@@ -212,7 +212,10 @@ def _groups_below(path: Path, found: Verification, expect: Expect | None) -> Ite
 
 def _is_of_another_program(path: Path) -> bool:
     try:
-        attrs = read_metadata(path).get("attributes", {})
+        metadata = read_metadata(path)
+        if Inventory.read(metadata, path) is not None:
+            return False
+        attrs = metadata.get("attributes", {})
     except (FormatError, AttributeError):
         return False  # damage is for the check to say
     return not {MANIFEST, CONTENT_HASH, "layout"} & {*attrs}
@@ -248,6 +251,8 @@ def _check_run(run: RunDirectory, found: Verification, expect: Expect | None) ->
     paths = [path for stage in stages for path in stage] + [result.path for result in results]
     for path in dict.fromkeys([*paths, run.models]):
         if path.exists():
+            if (path / GROUP_FILE).exists() and _is_of_another_program(path):
+                found.faults.append(Fault(str(path), "another program wrote what is in the place of this", GROUP_FILE))
             continue
         if path in needed:
             found.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))

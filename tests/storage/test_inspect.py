@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import xarray as xr
 
 import storage
-from storage.errors import MissingInputError
+from storage.errors import CorruptError, MissingInputError
 from storage.inspect import inspect
 from storage.listing import size_on_disk
 from storage.rundir import RunDirectory
@@ -102,3 +103,40 @@ def test_a_run_says_what_is_missing(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(MissingInputError, match="no store, result or run directory"):
         inspect(tmp_path)
+
+
+class TestDamage:
+    """What is damaged is not described as if it were whole."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = RunDirectory(tmp_path / "run")
+        run.write_experiment({"name": "toy", "a": {"sites": ["x"]}, "b": {"sites": ["y"]}})
+        storage.write_activations(run.activations("a", "x"), np.eye(5, 6))
+        return run
+
+    def refused(self, run, message):
+        for path in (run.root, run.activations("a", "x")):
+            with pytest.raises(CorruptError, match=message):
+                inspect(path)
+
+    def test_a_store_that_lost_its_metadata(self, run):
+        (run.activations("a", "x") / "zarr.json").unlink()
+        with pytest.raises(CorruptError, match=r"a/x.zarr has lost its zarr.json"):
+            inspect(run.root)
+
+    def test_a_lost_array(self, run):
+        shutil.rmtree(run.activations("a", "x") / "mean")
+        self.refused(run, r"x.zarr/mean/c/0: the file is missing")
+
+    def test_arrays_that_changed_places(self, run):
+        store = run.activations("a", "x")
+        (store / "mean").rename(store / "swap")
+        (store / "max").rename(store / "mean")
+        (store / "swap").rename(store / "max")
+        self.refused(run, r"x.zarr/m(ax|ean)/")
+
+    def test_other_attributes(self, run):
+        file = run.activations("a", "x") / "zarr.json"
+        file.write_text(file.read_text().replace('"layout": "csr"', '"layout": "dense"'))
+        self.refused(run, "the attributes are not those that were written")

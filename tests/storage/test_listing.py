@@ -100,7 +100,9 @@ def test_a_run_is_inspected_while_stores_are_finished(tmp_path) -> None:
     assert len(inspect(run.root)["parts"]) == 13
 
 
-@pytest.mark.parametrize("step", ["read_attrs", "size_on_disk", "zarr.open_group", "missing_shards", "_statistics"])
+@pytest.mark.parametrize(
+    "step", ["read_metadata", "check_whole", "size_on_disk", "zarr.open_group", "missing_shards", "_statistics"]
+)
 def test_a_store_that_is_finished_while_it_is_inspected_is_left_out(tmp_path, monkeypatch, step: str) -> None:
     run = RunDirectory(tmp_path / "run")
     run.write_experiment({"name": "toy", "a": {"sites": ["x"]}, "b": {"sites": ["y"]}})

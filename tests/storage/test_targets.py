@@ -23,6 +23,7 @@ from pipeline.work.outputs import save_figure
 from storage import files, inventory, locks, targets
 from storage.errors import BusyError, CorruptError, InputError, MissingInputError
 from storage.rundir import RunDirectory
+from storage.verify import verify
 
 
 def result(*values):
@@ -577,10 +578,22 @@ class TestReading:
         with pytest.raises(CorruptError, match="activation/c/0/0"):
             storage.open_activations(store)
 
+    def test_whole_chunks_of_the_same_size_are_told_apart(self, tmp_path, rng):
+        """The CRC-32C of data that its own CRC-32C follows is the same number, whatever the data."""
+        path = tmp_path / "x.zarr"
+        with storage.claim(path, manifest()) as target:
+            target.write(xr.Dataset({name: ("pair", rng.random(50)) for name in "ab"}))
+        a, b = path / "a/c/0", path / "b/c/0"
+        assert a.stat().st_size == b.stat().st_size
+        shutil.copyfile(a, b)
+        assert [fault.file for fault in verify(path).faults] == ["b/c/0"]
+        with pytest.raises(CorruptError, match="b/c/0: the file fails its checksum"):
+            storage.open_result(path)
+
     def test_files_are_read_again_only_where_they_were_touched(self, store, tmp_path, monkeypatch):
         sums = []
-        checksum = inventory.crc32c
-        monkeypatch.setattr(inventory, "crc32c", lambda file: sums.append(file) or checksum(file))
+        checksum = inventory.crc32
+        monkeypatch.setattr(inventory, "crc32", lambda file: sums.append(file) or checksum(file))
         hashed = storage.fingerprint(store)
         shutil.copytree(store, tmp_path / "same.zarr")  # keeps times
         assert storage.fingerprint(tmp_path / "same.zarr") == hashed
@@ -831,6 +844,20 @@ class TestLivingWriter:
             assert process.stdout.readline() == "begun\n"
             yield process
             process.kill()
+
+    def test_the_lock_of_a_dead_one_goes_where_the_store_is_current(self, tmp_path, elsewhere):
+        """The writer of an import dies between its last rename and the release of its lock."""
+        np.save(tmp_path / "x.npy", np.eye(6, 3))
+        storage.import_activations(tmp_path / "x.npy", tmp_path / "b.zarr")
+        elsewhere.kill()
+        elsewhere.wait()
+        lock = tmp_path / "b.zarr.partial.lock"
+        (tmp_path / "a.zarr.partial.lock").rename(lock)
+        storage.import_activations(tmp_path / "x.npy", tmp_path / "b.zarr")
+        assert not lock.exists()
+        lock.write_text("of another program")
+        storage.import_activations(tmp_path / "x.npy", tmp_path / "b.zarr")
+        assert lock.read_text() == "of another program"
 
     @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("made", [None, "harvest"])

@@ -218,6 +218,23 @@ def test_a_store_that_lost_its_metadata_is_found(run):
     assert str(fault) == f"{run}/activations/a/x.zarr: zarr.json: the file is missing"
 
 
+def test_a_group_that_lost_its_attributes_is_found(run):
+    file = run / "correlation/x--y.zarr/zarr.json"
+    metadata = json.loads(file.read_text())
+    del metadata["attributes"]
+    file.write_text(json.dumps(metadata))
+    assert "the attributes are not those that were written" in {fault.what for fault in verify(run).faults}
+
+
+def test_what_another_program_wrote_in_the_place_of_a_result_is_found(run):
+    (run / "experiment.json").write_text('{"a": {"sites": ["x"]}, "b": {"sites": ["y"]}}')
+    shutil.rmtree(run / "correlation/x--y.zarr")
+    xr.Dataset({"r": ("pair", [0.5])}).to_zarr(run / "correlation/x--y.zarr", zarr_format=3, consolidated=False)
+    assert f"{run}/correlation/x--y.zarr: zarr.json: another program wrote what is in the place of this" in {
+        str(fault) for fault in verify(run).faults
+    }
+
+
 def test_results_that_a_run_lacks_are_faults_where_others_were_made_from_them(run):
     (run / "experiment.json").write_text('{"a": {"sites": ["x"]}, "b": {"sites": ["y"]}}')
     found = verify(run)
