@@ -87,6 +87,17 @@ def local_path(path: str | Path) -> Path:
     )
 
 
+#: Files that make a folder a Zarr group or array, of format 3 or 2.
+ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+
+
+def refuse_inside_of_store(path: Path, remedy: str = "give a path beside it") -> None:
+    """Raise :class:`InputError` if a path lies in a Zarr group or array, be it through links."""
+    for parent in {**dict.fromkeys(path.absolute().parents), **dict.fromkeys(Path(os.path.realpath(path)).parents)}:
+        if any((parent / name).is_file() for name in ZARR_FILES):
+            raise InputError(f"{path} is inside of the store or result {parent}: {remedy}")
+
+
 def free_space(path: str | Path) -> tuple[int, Path]:
     """Return the bytes that are free where `path` is or will be, and the nearest folder above it that exists."""
     absolute = Path(path).absolute()

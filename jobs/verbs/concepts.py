@@ -59,6 +59,8 @@ def contexts_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
+    if labels is not None and not labels.exists():
+        raise MissingInputError(f"There are no labels at {labels}; `subspace labels` and `subspace label` make them")
     if out is not None:
         with open_client(context, cluster, cluster_file) as client:
             made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=client)

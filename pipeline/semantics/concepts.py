@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from pipeline.settings.base import reason
 from pipeline.settings.semantics import ConceptsSettings
 from storage.errors import FormatError, InputError, shown
 from storage.yaml_files import read_yaml
@@ -166,9 +167,7 @@ def _read(file: Path) -> dict[str, _Group]:
 
 def _line(name: Any, item: Any) -> str:
     where = ".".join(map(str, (name, *item["loc"])))
-    message = item["msg"].removeprefix("Value error, ")
-    hint = "; put it in quotes" if item["type"] == "string_type" else ""
-    return f"  {where}: {message}{hint} (given: {shown(item['input'])})"
+    return f"  {where}: {reason(item)} (given: {shown(item['input'])})"
 
 
 def _concept(name: str, group: _Group, inflections: bool | None) -> Concept:

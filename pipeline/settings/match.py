@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.settings.base import Flag, Number, Section, known
+from pipeline.settings.base import Flag, Number, Section, known, reason
 from pipeline.settings.compare import Count, Metrics, NullRuns
 from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
 from storage.errors import InputError, shorten
@@ -33,7 +33,7 @@ def _filter(value: Any) -> Any:
     except ValidationError as error:
         found = [
             InitErrorDetails(
-                type=PydanticCustomError(item["type"], "{message}", {"message": item["msg"]}),
+                type=PydanticCustomError(item["type"], "{message}", {"message": reason(item)}),
                 loc=(name, *item["loc"]),
                 input=item["input"],
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from pipeline.settings.base import Flag, Number, Section
+from pipeline.settings.base import Flag, Number, Section, reason
 from pipeline.settings.compare import Metric, Null
 from pipeline.settings.match import MatchMethod
 from pipeline.settings.registries import METHODS, NULLS
@@ -86,7 +86,7 @@ def parse_rule(text: str) -> AnyRule:
     try:
         rule: AnyRule = TypeAdapter(AnyRule).validate_python({"name": name, **settings})
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {reason(item)}" for item in error.errors())
         raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
     return rule
 

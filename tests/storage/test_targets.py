@@ -283,6 +283,15 @@ class TestRunDirectory:
             RunDirectory(precious / "thesis.txt").check()
         assert tree(precious) == {"thesis.txt": b"ten years"}
 
+    def test_a_run_directory_inside_of_a_store_is_refused(self, tmp_path):
+        write_store(tmp_path / "a.zarr")
+        before = tree(tmp_path)
+        (tmp_path / "link").symlink_to(tmp_path / "a.zarr/activation")
+        for folder in (tmp_path / "a.zarr/run", tmp_path / "a.zarr/activation/x/run", tmp_path / "link/run"):
+            with pytest.raises(InputError, match=r"run is inside of the store or result .*give another --run-dir"):
+                RunDirectory(folder).write_experiment({"name": "x"})
+        assert tree(tmp_path) == before
+
     def test_what_commands_leave_before_a_run_is_no_obstacle(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
         run.check()
@@ -395,6 +404,17 @@ class TestLock:
             self.claim(tmp_path).__enter__()
         long_ago = time.time() - 2 * locks.STALE_AFTER
         os.utime(file, (long_ago, long_ago))
+        with self.claim(tmp_path):
+            pass
+
+    def test_a_heartbeat_in_the_future_does_not_hold_a_lock_for_ever(self, tmp_path):
+        file = tmp_path / "x.zarr.lock"
+        file.write_text(json.dumps({**locks.Holder.this_process().__dict__, "host": "elsewhere"}))
+        soon = time.time() + locks.STALE_AFTER / 2  # a clock that is a little ahead
+        os.utime(file, (soon, soon))
+        with pytest.raises(BusyError, match="on elsewhere"):
+            self.claim(tmp_path).__enter__()
+        os.utime(file, (time.time() + 10**6,) * 2)
         with self.claim(tmp_path):
             pass
 
