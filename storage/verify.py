@@ -43,7 +43,7 @@ from storage.damage import reading
 from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
-from storage.inventory import GROUP_FILE, check_array, faults
+from storage.inventory import GROUP_FILE, Inventory, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
@@ -326,6 +326,7 @@ class _Check:
         self.pool = pool
         self.found = found
         self.n_faults = len(found.faults)
+        self.has_inventory = False
 
     def run(self) -> None:
         self.found.checked[str(self.path)] = 0
@@ -333,6 +334,7 @@ class _Check:
         arrays: list[str] = []
         with self._noting("the metadata cannot be read", GROUP_FILE):
             metadata = read_metadata(self.path)
+            self.has_inventory = Inventory.read(metadata, self.path) is not None
             arrays = self._check_metadata(metadata)
         if not metadata:
             return
@@ -396,7 +398,8 @@ class _Check:
 
     def _check_array(self, name: str) -> None:
         try:
-            check_array(self.path / name)  # a pipe would be waited for, before the inventory could name it
+            # a pipe would be waited for, before the inventory could name it
+            check_array(self.path / name, is_vouched_for=self.has_inventory)
             check: Any = _CsrArray(self.path, name) if is_csr_array(self.path, name) else _DenseArray(self.path, name)
         except (*DAMAGE, BudgetError) as error:
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
