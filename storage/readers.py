@@ -34,11 +34,13 @@ from storage.codec import is_sparse_matrix
 from storage.damage import reading
 from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
 from storage.extras import need
+from storage.frames import check_frames
 from storage.json_files import read_json_object
 from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 from storage.shards import iter_slices
+from storage.sparse_array import largest_chunk, read_metadata
 
 #: Bytes of one slab, were it dense.
 SLAB_BYTES = 16 * 2**20
@@ -523,7 +525,11 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            _check_array(f"{path}/{name}", member, size_on_disk(path.joinpath(*name.split("/"))))
+            folder = path.joinpath(*name.split("/"))
+            _check_array(str(folder), member, size_on_disk(folder))
+            if member.metadata.zarr_format == 3:
+                metadata = read_metadata(folder)
+                check_frames(folder, metadata, largest_chunk(metadata))
     return group
 
 

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from storage.codec import Panel
 from storage.corpus import hash_of_text
-from storage.damage import reading
+from storage.damage import is_out_of_threads, reading
 from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
@@ -402,6 +402,8 @@ class _Check:
             check_array(self.path / name, is_vouched_for=self.has_inventory)
             check: Any = _CsrArray(self.path, name) if is_csr_array(self.path, name) else _DenseArray(self.path, name)
         except (*DAMAGE, BudgetError) as error:
+            if is_out_of_threads(error):
+                raise
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
             return
         for n_chunks, problems in in_order(self.pool, check, check.shards()):
@@ -543,6 +545,8 @@ class _DenseArray:
         try:
             values = np.asarray(self.array[where])
         except DAMAGE as error:
+            if is_out_of_threads(error):
+                raise
             return f"the chunk cannot be read: {error}"
         if self.name in (ACTIVATION, "decoder") and not np.isfinite(values).all():
             return "values are not finite numbers"

@@ -109,7 +109,8 @@ def _matchings(
     for settings in points:
         at = np.flatnonzero(edges.r >= settings.min_correlation)
         pairs = make_pairs(Candidates(str(cor), correlation, edges.take(at), text), settings)
-        logger.info("r ≥ %g: %d pairs, mean r %s", settings.min_correlation, pairs.n_pairs, pairs.mean_r)
+        mean = f", mean r {pairs.mean_r:.4g}" if pairs.n_pairs else ""
+        logger.info("r ≥ %g: %d pairs%s", settings.min_correlation, pairs.n_pairs, mean)
         yield pairs
 
 

@@ -97,12 +97,13 @@ def open_client(
 
 
 def show(summary: dict[str, Any], *, as_json: bool) -> None:
-    """Print a summary on standard output: a line for each entry, or one JSON object."""
+    """Print a summary on standard output: a line for each entry that is defined, or one JSON object."""
     if as_json:
         typer.echo(json.dumps(summary, default=str))
         return
-    width = max(map(len, summary))
-    for key, value in summary.items():
+    defined = {key: value for key, value in summary.items() if is_defined(value)}
+    width = max(map(len, defined))
+    for key, value in defined.items():
         typer.echo(f"{key.replace('_', ' '):<{width}}  {readable(value)}")
 
 
@@ -113,13 +114,14 @@ def readable(value: object) -> str:
     ('0.1235', 'score 0.5, null mean 0.25', '12')
     """
     if isinstance(value, dict):
-        defined = {
-            name: item
-            for name, item in value.items()
-            if item is not None and not (isinstance(item, float) and math.isnan(item))
-        }
+        defined = {name: item for name, item in value.items() if is_defined(item)}
         return ", ".join(f"{str(name).replace('_', ' ')} {readable(item)}" for name, item in defined.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def is_defined(value: object) -> bool:
+    """Say whether a figure is one: a mean over nothing is None or NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def wide_console(width: int = 140) -> Console:

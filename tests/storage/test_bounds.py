@@ -406,6 +406,16 @@ def test_a_small_chunk_that_unpacks_to_gigabytes(tmp_path, matrix, kind, says_it
             storage.read_csr(tmp_path / "a.zarr")
 
 
+@pytest.mark.usefixtures("peak")
+def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix):
+    anndata_zarr(tmp_path / "x.zarr", matrix)
+    codecs = json.loads((tmp_path / "x.zarr/X/zarr.json").read_bytes())["codecs"]
+    assert [codec["name"] for codec in codecs] == ["bytes", "zstd"]
+    (tmp_path / "x.zarr/X/c/0/0").write_bytes(zstd_bomb(says_its_size=True))
+    with pytest.raises(CorruptError, match=r"x.zarr/X/c/0/0 holds a chunk that unpacks to 268,435,456 bytes"):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
 def test_a_store_of_large_chunks_with_next_to_nothing_in_them(tmp_path):
     """They compress by more than what is believed of a foreign array."""
     matrix = np.zeros((4096, 4200), "f4")

@@ -257,6 +257,23 @@ class TestFiles:
             assert path.read_text() == "ten years"
 
 
+@pytest.fixture(params=[0o000, 0o002, 0o027, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("write", WRITERS[:3])
+def test_who_may_read_and_write_is_for_the_umask_to_say(tmp_path, write, umask):
+    write(tmp_path / "new/x.zarr")
+    targets.write_table(tmp_path / "new/x.csv", "a,b\n")
+    RunDirectory(tmp_path / "new/run").write_experiment({"name": "x"})
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o777 & ~umask}
+    assert {mode for path, mode in modes.items() if not path.is_dir()} == {0o666 & ~umask}
+
+
 class TestRunDirectory:
     def test_what_dead_processes_left_anywhere_is_swept(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
