@@ -253,7 +253,8 @@ def _panel_task(panel: Panel, path: str, keywords: scipy.sparse.csr_array) -> ND
             slab = read_csr(path, rows, slice(*panel))
             kernels.count_csr((slab.indptr, slab.indices, slab.data), (here.indptr, here.indices), counts)
         else:
-            kernels.count_dense(read_dense(path, rows, slice(*panel)), (here.indptr, here.indices), counts)
+            is_active = read_dense(path, rows, slice(*panel)) != 0  # also of float16, which Numba does not know
+            kernels.count_dense(is_active, (here.indptr, here.indices), counts)
     return counts
 
 
