@@ -17,8 +17,8 @@ import xarray as xr
 from storage.damage import reading
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, local_path, partial_path
+from storage.guarded import name_errors
 from storage.inventory import GROUP_FILE, REMEDY, check_whole
-from storage.lazy import name_errors
 from storage.manifest import MANIFEST, Manifest
 from storage.sparse_array import read_metadata
 from storage.targets import claim

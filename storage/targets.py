@@ -34,7 +34,7 @@ import xarray as xr
 import zarr
 
 from storage.damage import reading
-from storage.errors import BusyError, FormatError, InputError, MissingInputError
+from storage.errors import BusyError, CorruptError, FormatError, InputError, MissingInputError
 from storage.files import (
     LOCK_SUFFIX,
     is_stray_file,
@@ -46,8 +46,7 @@ from storage.files import (
     target_path,
     temporary_path,
 )
-from storage.identity import is_current
-from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
+from storage.inventory import GROUP_FILE, close_group, is_closed, is_intact, is_working_folder, strangers
 from storage.listing import same_content
 from storage.locks import check_lock, lock, refuse_if_held
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
@@ -330,6 +329,25 @@ def _parent_of(path: Path) -> Iterator[None]:
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def is_current(path: str | Path, manifest: Manifest) -> bool:
+    """Say whether a finished result at `path` was made from the same inputs and settings.
+
+    One that another program changed since is left as it is, with a warning: what is made from it is made again. One
+    that is damaged is not current.
+    """
+    stored = read_manifest(path)
+    if stored is None or stored.fingerprint != manifest.fingerprint:
+        return False
+    try:
+        intact = is_intact(path)
+    except CorruptError as error:
+        logger.warning("It is made again: %s", error)
+        return False
+    if not intact:
+        logger.warning("%s was changed by another program since it was made; it is used as it is now", path)
+    return True
 
 
 def same_work(partial: Path, manifest: Manifest) -> bool:
