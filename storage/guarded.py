@@ -49,5 +49,6 @@ def name_errors(ds: xr.Dataset, path: str | Path) -> xr.Dataset:
         if not variable._in_memory:
             guarded: Any = _GuardedArray(variable._data, f"{path}/{name}")
             lazy: Any = indexing.LazilyIndexedArray(guarded)
-            variable._data = indexing.CopyOnWriteArray(lazy)
+            guarded_copy: Any = indexing.CopyOnWriteArray(lazy)
+            variable._data = guarded_copy
     return ds
