@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,17 @@ from pipeline.text.feature_contexts import FeatureContexts, read_contexts, read_
 from pipeline.text.passages import Passage
 from pipeline.text.spans import readable, readable_token
 from pipeline.work.options import options
-from pipeline.work.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
+from pipeline.work.script import (
+    AsJson,
+    Connect,
+    Out,
+    Overwrite,
+    in_place_of,
+    on_cluster,
+    option,
+    show,
+    wide_console,
+)
 from storage import open_result
 from storage.errors import InputError, MissingInputError
 from storage.rundir import RunDirectory
@@ -39,9 +50,35 @@ CorpusPath = Annotated[Path | None, typer.Option(help="The text; that of its run
 Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; can be repeated.")]
 
 
+def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
+    """Return contexts, store and corpus; by default those of the store's run directory, which must be there."""
+    run, side, site = RunDirectory.around(store)
+    contexts_path, corpus = contexts_path or run.contexts(side, site), corpus or run.corpus
+    if contexts_path == run.contexts(side, site) and not contexts_path.exists():
+        raise MissingInputError(
+            f"There are no contexts at {contexts_path}; make them with `subspace contexts STORE --out PATH`"
+        )
+    if corpus == run.corpus and not corpus.exists():
+        raise MissingInputError(f"There is no corpus at {corpus}; say where the text is, with --corpus PATH")
+    return contexts_path, store, corpus
+
+
+#: Gives a command a store, its contexts and its text in place of its parameter `paths`.
+with_text = in_place_of(
+    "paths",
+    _paths,
+    [
+        inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Store),
+        option("corpus", CorpusPath),
+        option("contexts_path", Contexts),
+    ],
+)
+
+
 @options(ContextsSettings, changes=True)
+@on_cluster
 def contexts_command(
-    context: typer.Context,
+    connect: Connect,
     store: Store,
     feature: Features = None,
     corpus: CorpusPath = None,
@@ -53,8 +90,6 @@ def contexts_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Make contexts, and keep them.")
     ] = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +97,7 @@ def contexts_command(
     if labels is not None and not labels.exists():
         raise MissingInputError(f"There are no labels at {labels}; `subspace labels` and `subspace label` make them")
     if out is not None:
-        with open_client(context, cluster, cluster_file) as client:
+        with connect() as client:
             made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=client)
         if not feature:
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
@@ -80,19 +115,6 @@ def contexts_command(
     console = wide_console()
     for each in found:
         console.print(shaded(each, names.get(each.feature)))
-
-
-def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
-    """Return contexts, store and corpus; by default those of the store's run directory, which must be there."""
-    run, side, site = RunDirectory.around(store)
-    found = contexts_path or run.contexts(side, site), store, corpus or run.corpus
-    if contexts_path is None and not found[0].exists():
-        raise MissingInputError(
-            f"There are no contexts at {found[0]}; make them with `subspace contexts STORE --out PATH`"
-        )
-    if corpus is None and not run.corpus.exists():
-        raise MissingInputError(f"There is no corpus at {run.corpus}; say where the text is, with --corpus PATH")
-    return found
 
 
 def shaded(found: FeatureContexts, label: str | None = None) -> Group:
@@ -135,21 +157,19 @@ def _style(strength: float, *, peak: bool) -> str:
 
 
 @options(ConceptsSettings)
+@on_cluster
+@with_text
 def concepts_command(
-    context: typer.Context,
-    store: Store,
+    connect: Connect,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: ConceptsSettings,
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the features that fire on the words of each concept."""
-    paths, concepts = _paths(store, contexts_path, corpus), chosen_concepts(settings)
-    with open_client(context, cluster, cluster_file) as client:
+    concepts = chosen_concepts(settings)
+    with connect() as client:
         found = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
     lines = list(_concept_lines(found))
     if as_json:
@@ -176,21 +196,18 @@ def _concept_lines(found: xr.Dataset) -> Iterator[dict[str, Any]]:
 
 
 @options(NonConceptSettings)
+@on_cluster
+@with_text
 def non_concept_command(
-    context: typer.Context,
-    store: Store,
+    connect: Connect,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: NonConceptSettings,
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
-    paths = _paths(store, contexts_path, corpus)
-    with open_client(context, cluster, cluster_file) as client:
+    with connect() as client:
         found = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
     reason = found["reason"].values
     features = {
@@ -223,22 +240,21 @@ def labels_command(
 
 
 @options(LabelSettings)
+@with_text
 def label_command(
-    store: Store,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: LabelSettings,
     feature: Features = None,
     pairs: Annotated[Path | None, typer.Option(help="Label the features that are matched in this result.")] = None,
     side: Annotated[str, typer.Option(help="a or b: the store's side in the pairs.")] = "a",
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
     request_headers(settings)  # what is wrong with the address is said before contexts are read
-    asked = prompts(_paths(store, contexts_path, corpus), _wanted(feature, pairs, side), settings)
+    asked = prompts(paths, _wanted(feature, pairs, side), settings)
     cost = estimate(asked)
     Console(stderr=True).print(
         f"{cost.features:,} features in {cost.requests:,} requests to {settings.url}: about {cost.tokens_in:,} tokens "
@@ -246,7 +262,7 @@ def label_command(
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
-    found = label_features(asked, settings, out, store=store, overwrite=overwrite)
+    found = label_features(asked, settings, out, store=paths[1], overwrite=overwrite)
     show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
 
 
