@@ -127,10 +127,10 @@ def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
     """
     attrs = read_finished_attrs(path)
     with reading(path, REMEDY):
-        found = attrs.get(MANIFEST, {}).get("stage")
-    if stage is not None and found != stage:
+        written_by = attrs.get(MANIFEST, {}).get("stage")
+    if stage is not None and written_by != stage:
         raise FormatError(
-            f"{path} was written by the stage {found!r}, not {stage!r}: give the path of a {stage} result"
+            f"{path} was written by the stage {written_by!r}, not {stage!r}: give the path of a {stage} result"
         )
     return open_group(path)
 

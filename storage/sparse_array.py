@@ -232,9 +232,9 @@ def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> Spars
     )
 
 
-def _require(found: Any, expected: Any) -> None:
-    if found != expected:
-        raise ValueError(f"found {found!r} in place of {expected!r}")
+def _require(value: Any, expected: Any) -> None:
+    if value != expected:
+        raise ValueError(f"found {value!r} in place of {expected!r}")
 
 
 def fit_shards(n_rows: int, n_columns: int, shard_rows: int, chunk: Sequence[int]) -> tuple[int, tuple[int, int]]:

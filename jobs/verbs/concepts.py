@@ -106,27 +106,27 @@ def contexts_command(
         raise InputError(f"Contexts with {', '.join(settings)} must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
-    found = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
+    views = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
     run, side, site = RunDirectory.around(store)
     names = read_labels(labels or run.labels(side, site))
     if as_json:
-        show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
+        show({"features": [view.as_dict() | {"label": names.get(view.feature)} for view in views]}, as_json=True)
         return
     console = wide_console()
-    for each in found:
-        console.print(shaded(each, names.get(each.feature)))
+    for view in views:
+        console.print(shaded(view, names.get(view.feature)))
 
 
-def shaded(found: FeatureContexts, label: str | None = None) -> Group:
+def shaded(view: FeatureContexts, label: str | None = None) -> Group:
     """Return what a feature fires on, for a terminal: every token on a ground as red as its activation."""
-    missed = f" (at most {found.token_missed} more)" if found.token_missed else ""
-    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in found.tokens[:10])
-    head = Text(f"feature {found.feature}", style="bold")
+    missed = f" (at most {view.token_missed} more)" if view.token_missed else ""
+    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in view.tokens[:10])
+    head = Text(f"feature {view.feature}", style="bold")
     if label:
         head.append(f"  {label}", style="italic")
-    head.append(f"  fires on {found.firing_rate:.3%} of rows, at most {found.maximum:.3g}", style="not bold")
-    lines = [head, Text(f"  tokens: {tokens}{missed}"), Text(f"  {_bars(found.histogram)}  0 to {found.maximum:.3g}")]
-    return Group(*lines, *(_line(each, found.maximum) for each in (*found.top, *found.sampled)), Text())
+    head.append(f"  fires on {view.firing_rate:.3%} of rows, at most {view.maximum:.3g}", style="not bold")
+    lines = [head, Text(f"  tokens: {tokens}{missed}"), Text(f"  {_bars(view.histogram)}  0 to {view.maximum:.3g}")]
+    return Group(*lines, *(_line(passage, view.maximum) for passage in (*view.top, *view.sampled)), Text())
 
 
 def _bars(counts: tuple[int, ...]) -> str:
@@ -170,10 +170,10 @@ def concepts_command(
     """Find the features that fire on the words of each concept."""
     concepts = chosen_concepts(settings)
     with connect() as client:
-        found = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
-    lines = list(_concept_lines(found))
+        result = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
+    lines = list(_concept_lines(result))
     if as_json:
-        show({"result": str(out), "rule": found.attrs["rule"], "concepts": lines}, as_json=True)
+        show({"result": str(out), "rule": result.attrs["rule"], "concepts": lines}, as_json=True)
         return
     table = Table("concept", "rows", "features", "clearest", title=f"rule {settings.rule.name}")
     for line in lines:
@@ -182,15 +182,15 @@ def concepts_command(
     wide_console().print(table)
 
 
-def _concept_lines(found: xr.Dataset) -> Iterator[dict[str, Any]]:
-    for i, name in enumerate(found["concept"].values.tolist()):
-        one = found.isel(concept=i)
-        members = np.flatnonzero(one["member"].values)
-        best = members[np.argsort(-one["pmi"].values[members], kind="stable")]
+def _concept_lines(result: xr.Dataset) -> Iterator[dict[str, Any]]:
+    for i, name in enumerate(result["concept"].values.tolist()):
+        concept = result.isel(concept=i)
+        members = np.flatnonzero(concept["member"].values)
+        best = members[np.argsort(-concept["pmi"].values[members], kind="stable")]
         yield {
             "concept": name,
-            "rows": int(one["rows"]),
-            "members": int(one["members"]),
+            "rows": int(concept["rows"]),
+            "members": int(concept["members"]),
             "features": best.tolist(),
         }
 
@@ -208,11 +208,11 @@ def non_concept_command(
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
     with connect() as client:
-        found = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
-    reason = found["reason"].values
+        result = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
+    reason = result["reason"].values
     features = {
         kind: np.flatnonzero(reason == i).tolist()
-        for i, kind in enumerate(found["kind"].values.tolist())
+        for i, kind in enumerate(result["kind"].values.tolist())
         if kind in settings.kinds
     }
     if as_json:
@@ -235,8 +235,8 @@ def labels_command(
     as_json: AsJson = False,
 ) -> None:
     """Bring labels of features in that were made elsewhere."""
-    found = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
-    show({"result": str(out), "labels": found.sizes["feature"], "of": found.attrs["source"]}, as_json=as_json)
+    result = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
+    show({"result": str(out), "labels": result.sizes["feature"], "of": result.attrs["source"]}, as_json=as_json)
 
 
 @options(LabelSettings)
@@ -262,8 +262,8 @@ def label_command(
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
-    found = label_features(asked, settings, out, store=paths[1], overwrite=overwrite)
-    show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
+    result = label_features(asked, settings, out, store=paths[1], overwrite=overwrite)
+    show({"result": str(out), "labels": result.sizes["feature"], **asdict(cost)}, as_json=as_json)
 
 
 def _wanted(features: list[int] | None, pairs: Path | None, side: str) -> list[int]:

@@ -163,5 +163,5 @@ def _panels(result: xr.Dataset) -> Iterator[tuple[str, xr.DataArray, xr.DataArra
     yield "mean r", result["mean_r"], None
     if "score" in result:
         for metric in result["metric"].values.tolist():
-            one = result.sel(metric=metric)
-            yield f"{metric} (dashed: null)", one["score"], one["null_mean"]
+            scores = result.sel(metric=metric)
+            yield f"{metric} (dashed: null)", scores["score"], scores["null_mean"]

@@ -136,12 +136,12 @@ def keywords(section: type[Section]) -> Callable[[Callable[..., Result]], Callab
                 bound.arguments["settings"] = section.make(**start | values)
             return function(*bound.args, **bound.kwargs)
 
-        own = inspect.signature(function)
-        optional = own.parameters["settings"].replace(default=None)
-        signature = own.replace(
-            parameters=[optional if name == "settings" else part for name, part in own.parameters.items()]
+        written = inspect.signature(function)
+        optional = written.parameters["settings"].replace(default=None)
+        signature = written.replace(
+            parameters=[optional if name == "settings" else part for name, part in written.parameters.items()]
         )
-        call.__signature__ = with_fields(own, section)  # type: ignore[attr-defined]
+        call.__signature__ = with_fields(written, section)  # type: ignore[attr-defined]
         call.__doc__ = document(function.__doc__ or "", section)
         return call
 
@@ -251,7 +251,7 @@ def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
 
 def _section_of(annotation: Any) -> Any:
     """Return the section that a field holds; of an optional one, what it is when it is there."""
-    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
+    return next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
 
 
 def _filter_named(part: object) -> Any:
