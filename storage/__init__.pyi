@@ -9,6 +9,8 @@ from . import (
     exchange,
     extras,
     files,
+    frames,
+    guarded,
     identity,
     inspect,
     inventory,
@@ -74,7 +76,6 @@ from .files import (
 )
 from .identity import (
     fingerprint,
-    is_current,
 )
 from .kinds import (
     check_same_kind,
@@ -101,6 +102,7 @@ from .sparse_array import (
 from .targets import (
     Target,
     claim,
+    is_current,
 )
 from .variables import (
     add_variables,
@@ -143,7 +145,9 @@ __all__ = [
     "extras",
     "files",
     "fingerprint",
+    "frames",
     "free_space",
+    "guarded",
     "identity",
     "import_activations",
     "inspect",

@@ -106,6 +106,13 @@ def pack(panel: Panel) -> bytes:
     return b"".join([header, panel.lengths.tobytes(), panel.ids.tobytes(), padding, panel.bits.tobytes()])
 
 
+def largest_payload(shape: tuple[int, int], dtype: DTypeLike) -> int:
+    """Return the bytes of the largest payload of a chunk: that in which every value is kept."""
+    rows, columns = shape
+    per_value = id_dtype(columns).itemsize + np.dtype(dtype).itemsize
+    return HEADER.size + 4 * rows + VALUE_ALIGNMENT + rows * columns * per_value
+
+
 def unpack(payload: bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Panel:
     """Return the parts of a chunk's payload as views; CorruptError if they do not fit `shape` and `dtype`."""
     rows, columns = shape

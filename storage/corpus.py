@@ -147,8 +147,8 @@ def write_corpus(
         group = zarr.create_group(str(folder), zarr_format=3, attributes=json_values(dict(attrs or {})))
         content_hash = _write_documents(group, path, texts, names)
         manifest = manifest or new_manifest(CORPUS, {"text": content_hash}, {})
-        own = {"format": CORPUS, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
-        target.replace(folder, {**own, **manifest.to_attrs()})
+        own_attrs = {"format": CORPUS, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
+        target.replace(folder, {**own_attrs, **manifest.to_attrs()})
     return open_corpus(path)
 
 

@@ -202,7 +202,7 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
     kind = attrs.get("kind", source.attrs.get("kind", KINDS[0]))
     if kind not in KINDS:
         raise InputError(f"The kind of activations is one of {', '.join(KINDS)}, not {shown(kind)}")
-    kept = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
+    file_attrs = {name: value for name, value in source.attrs.items() if name not in {*OWN_ATTRS, "dtype", "layout"}}
     slabs = (slab for slab in source.slabs(source.slab_rows) if slab.shape[0])  # all of a slab may be dropped tokens
     first = next(slabs, None)
     if first is None:
@@ -215,7 +215,7 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
         n_features=source.n_features,
         tokens=source.tokens,
         decoder=source.decoder,
-        attrs={**kept, **attrs},
+        attrs={**file_attrs, **attrs},
         dtype=settings["dtype"] or _stored_dtype(source, file),
         layout="csr" if sparse else "dense",
         shard_rows=settings["shard_rows"],
@@ -365,9 +365,9 @@ def _check_size(ds: xr.Dataset, allowed: int) -> None:
 
 
 def _attrs_of(ds: xr.Dataset) -> str:
-    kept = {name: value for name, value in ds.attrs.items() if name not in OWN_ATTRS}
-    own = {"dtype": str(ds[ACTIVATION].dtype), "layout": ds.attrs["layout"]}
-    return json.dumps(json_values({**kept, **own}), sort_keys=True)
+    attrs = {name: value for name, value in ds.attrs.items() if name not in OWN_ATTRS}
+    types = {"dtype": str(ds[ACTIVATION].dtype), "layout": ds.attrs["layout"]}
+    return json.dumps(json_values({**attrs, **types}), sort_keys=True)
 
 
 def _coordinates(ds: xr.Dataset) -> dict[str, NDArray[Any]]:

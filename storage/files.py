@@ -24,7 +24,7 @@ import shutil
 import stat
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from storage.errors import InputError
@@ -85,6 +85,17 @@ def local_path(path: str | Path) -> Path:
         f"{url[1]}://{url[2]} is not on a file system: stores are read and written as folders. Copy the store to a "
         "local or shared disk, or mount the bucket, and give the path of the folder"
     )
+
+
+#: Files that make a folder a Zarr group or array, of format 3 or 2.
+ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+
+
+def refuse_inside_of_store(path: Path, remedy: str = "give a path beside it") -> None:
+    """Raise :class:`InputError` if a path lies in a Zarr group or array, be it through links."""
+    for parent in {**dict.fromkeys(path.absolute().parents), **dict.fromkeys(Path(os.path.realpath(path)).parents)}:
+        if any((parent / name).is_file() for name in ZARR_FILES):
+            raise InputError(f"{path} is inside of the store or result {parent}: {remedy}")
 
 
 def free_space(path: str | Path) -> tuple[int, Path]:
@@ -170,12 +181,14 @@ def require_private(folder: Path) -> None:
         If it belongs to somebody else, or its group or all may write to it, or it is no folder.
     """
     # a link of one's own may lead to another file system; one of somebody else's leads where they like
-    for found in (folder.lstat(), folder.stat()):
-        if found.st_uid != os.getuid():
-            raise InputError(f"{folder} belongs to user {found.st_uid}, not to you ({os.getuid()}): use another folder")
-    if not stat.S_ISDIR(found.st_mode):
+    for status in (folder.lstat(), folder.stat()):
+        if status.st_uid != os.getuid():
+            raise InputError(
+                f"{folder} belongs to user {status.st_uid}, not to you ({os.getuid()}): use another folder"
+            )
+    if not stat.S_ISDIR(status.st_mode):
         raise InputError(f"{folder} is not a folder: rename it")
-    if found.st_mode & 0o022:
+    if status.st_mode & 0o022:
         raise InputError(f"Others may write to {folder}, and so change what is run as you: chmod go-w {folder}")
 
 
@@ -202,22 +215,6 @@ def write_atomically(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8 with Unix line ends, whole or not at all."""
     write_atomically(path, [text.encode()])
-
-
-@contextlib.contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` for libraries that write files themselves; it becomes `path` at the end.
-
-    The temporary name ends like `path`, since libraries choose a format by the ending.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = temporary_path(path, "new")
-    folder.mkdir()
-    try:
-        yield folder / path.name
-        (folder / path.name).replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_stray_file(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What identifies the content of a store or result, and whether a finished one is current.
+"""What identifies the content of a store or result.
 
 A hash among the attributes is believed only where the group still agrees with its inventory
 (:mod:`storage.inventory`). A group without one was written or changed by another program: its hash is computed again,
@@ -11,31 +11,15 @@ import hashlib
 import logging
 from pathlib import Path
 
+from storage.corpus import hash_of_text
 from storage.damage import reading
-from storage.errors import CorruptError, FormatError
+from storage.errors import FormatError
 from storage.inventory import REMEDY, array_names, attributes_hash, is_intact, listed_checksums
-from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
+from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs
+from storage.targets import CORPUS
+from storage.writer import hash_of_content
 
 logger = logging.getLogger(__name__)
-
-
-def is_current(path: str | Path, manifest: Manifest) -> bool:
-    """Say whether a finished result at `path` was made from the same inputs and settings.
-
-    One that another program changed since is left as it is, with a warning: what is made from it is made again. One
-    that is damaged is not current.
-    """
-    stored = read_manifest(path)
-    if stored is None or stored.fingerprint != manifest.fingerprint:
-        return False
-    try:
-        intact = is_intact(path)
-    except CorruptError as error:
-        logger.warning("It is made again: %s", error)
-        return False
-    if not intact:
-        logger.warning("%s was changed by another program since it was made; it is used as it is now", path)
-    return True
 
 
 def fingerprint(path: str | Path) -> str:
@@ -65,10 +49,6 @@ def fingerprint(path: str | Path) -> str:
 
 def content_hash(path: Path) -> str:
     """Return the hash of what a group holds now, attributes of a result included that its stage has set."""
-    from storage.corpus import hash_of_text  # noqa: PLC0415 - they finish their groups through this module
-    from storage.targets import CORPUS  # noqa: PLC0415
-    from storage.writer import hash_of_content  # noqa: PLC0415
-
     attrs = read_attrs(path)
     if "layout" in attrs:
         return hash_of_content(path)

@@ -106,7 +106,7 @@ def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
     writer = ActivationWriter.from_disk(folder, folder)
     group = zarr.open_group(str(folder), mode="r")
     rows, columns = chunk_shape(folder)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "tokens": writer.n_tokens,
         "features": writer.n_features,
         "dtype": str(writer.dtype),
@@ -119,7 +119,7 @@ def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
         "coordinates": attrs.get("coordinates", "").split(),
         "missing_shards": missing_shards(folder, ACTIVATION),
     }
-    return found | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
+    return summary | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
 
 
 def _statistics(writer: ActivationWriter, group: zarr.Group, folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from storage.bounds import check_chunk, check_tree
 from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, is_stray_file, leftover_of, remove_stray_files, write_atomically
+from storage.frames import check_frames
 from storage.listing import entries_below
-from storage.sparse_array import chunk_bytes, read_metadata
+from storage.sparse_array import chunk_bytes, largest_chunk, read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -255,11 +256,17 @@ def check_foreign(folder: Path) -> None:
         check_array(folder / name)
 
 
-def check_array(array: Path) -> None:
-    """Do what :func:`check_foreign` does for one array; its folder may be a link."""
+def check_array(array: Path, *, is_vouched_for: bool = False) -> None:
+    """Do what :func:`check_foreign` does for one array; its folder may be a link.
+
+    Where an inventory vouches for its metadata, next to nothing may be stored of a large chunk.
+    """
     stored = check_tree(array)
     with reading(array):
-        check_chunk(str(array), chunk_bytes(read_metadata(array)), stored)
+        metadata = read_metadata(array)
+        if metadata["node_type"] == "array":
+            check_chunk(str(array), chunk_bytes(metadata), None if is_vouched_for else stored)
+            check_frames(array, metadata, largest_chunk(metadata))
 
 
 def _is_untouched(folder: Path, inventory: Inventory) -> bool:

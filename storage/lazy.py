@@ -1,16 +1,4 @@
-"""Variables that are read later, and whose damage is then named: Zarr says what is wrong, but not where.
-
->>> import tempfile, zarr
->>> folder = tempfile.mkdtemp()
->>> _ = xr.Dataset({"r": ("pair", [0.5, 0.25])}).to_zarr(folder, zarr_format=3, consolidated=False)
->>> ds = name_errors(xr.open_zarr(folder, consolidated=False, chunks=None), folder)
->>> ds.r.values
-array([0.5 , 0.25])
->>> _ = Path(folder, "r", "c", "0").write_bytes(b"none")
->>> name_errors(xr.open_zarr(folder, consolidated=False, chunks=None), folder).r.values  # doctest: +ELLIPSIS
-Traceback (most recent call last):
-storage.errors.CorruptError: /.../r cannot be read (...); `subspace verify` says what of it is damaged
-"""
+"""Where a dataset is read from that was opened lazily: its files are what counts, not what was done to it since."""
 
 from __future__ import annotations
 
@@ -20,41 +8,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from storage.damage import reading
+from storage.activations import open_activations
 from storage.errors import InputError
-
-REMEDY = "`subspace verify` says what of it is damaged"
-
-
-class _Named(BackendArray):
-    """An array that is read when it is used, with errors that name it."""
-
-    def __init__(self, array: Any, place: str) -> None:
-        self.array = array
-        self.place = place
-        self.shape = array.shape
-        self.dtype = array.dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        with reading(self.place, REMEDY):
-            return indexing.apply_indexer(self.array, key).get_duck_array()
-
-
-def name_errors(ds: xr.Dataset, path: str | Path) -> xr.Dataset:
-    """Have whatever Zarr raises as variables are read arrive as a CorruptError that names the array.
-
-    The dataset is as :func:`xarray.open_zarr` opened it at `path`, without Dask; it is changed in place and returned.
-    """
-    for name, variable in ds.variables.items():
-        if not variable._in_memory:
-            named: Any = _Named(variable._data, f"{path}/{name}")
-            lazy: Any = indexing.LazilyIndexedArray(named)
-            guarded: Any = indexing.CopyOnWriteArray(lazy)
-            variable._data = guarded
-    return ds
+from storage.results import open_group
+from storage.writer import ACTIVATION
 
 
 def source_of(data: xr.Dataset | str | Path) -> Path:
@@ -98,10 +57,6 @@ def source_of(data: xr.Dataset | str | Path) -> Path:
 
 def _changed(ds: xr.Dataset, source: Path) -> Iterator[str]:
     """Yield the names of the variables that are no longer what the files hold."""
-    from storage.activations import open_activations  # noqa: PLC0415 - they open through this module
-    from storage.results import open_group  # noqa: PLC0415
-    from storage.writer import ACTIVATION  # noqa: PLC0415
-
     fresh = open_activations(source) if ACTIVATION in ds else open_group(source)
     for name, variable in fresh.variables.items():
         if name not in ds.variables:

@@ -38,7 +38,7 @@ def files_below(folder: str | Path) -> Iterator[Path]:
     return (entry for entry in entries_below(folder) if entry.is_file())
 
 
-def same_content(one: Path, other: Path) -> bool:
+def same_content(first: Path, second: Path) -> bool:
     """Say whether two files have the same bytes, or two folders the same files.
 
     >>> import tempfile
@@ -47,12 +47,12 @@ def same_content(one: Path, other: Path) -> bool:
     >>> same_content(file, file), same_content(file, file.parent)
     (True, False)
     """
-    if one.is_file() and other.is_file():
-        return filecmp.cmp(one, other, shallow=False)
-    if not (one.is_dir() and other.is_dir()):
+    if first.is_file() and second.is_file():
+        return filecmp.cmp(first, second, shallow=False)
+    if not (first.is_dir() and second.is_dir()):
         return False
-    names = [sorted(str(file.relative_to(folder)) for file in files_below(folder)) for folder in (one, other)]
-    return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
+    names = [sorted(str(file.relative_to(folder)) for file in files_below(folder)) for folder in (first, second)]
+    return names[0] == names[1] and all(filecmp.cmp(first / name, second / name, shallow=False) for name in names[0])
 
 
 def size_on_disk(path: str | Path) -> int:

@@ -6,6 +6,8 @@ the file system does not pass locks on. A lock is taken over
 
 * at once, if its holder was on this host and is dead (the operating system's lock is free);
 * after :data:`STALE_AFTER` seconds without a heartbeat, by the clock of the file system, if it was on another host.
+  Heartbeats take their time from that clock too, whatever the hosts' own clocks say. A heartbeat that lies as many
+  seconds in the future is no sign of life either: that clock was set back, or the file was copied or restored.
 
 Processes that share one target's work (:mod:`pipeline.work.share`) hold a lock for their part, ``PATH.PART.lock``.
 Parts do not exclude one another; they and the lock of the whole exclude each other.
@@ -341,7 +343,7 @@ def _lives(holder: Holder, file: Path, *, by_flock: bool) -> bool:
     """Say whether a holder may still be at work, given that the operating system's lock of `file` was to be had."""
     if holder.host == socket.gethostname():
         return not by_flock and _started(holder.process) == holder.started
-    return _file_system_time(file) - file.stat().st_mtime < STALE_AFTER
+    return abs(_file_system_time(file) - file.stat().st_mtime) < STALE_AFTER
 
 
 def _file_system_time(file: Path) -> float:

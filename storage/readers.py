@@ -34,11 +34,13 @@ from storage.codec import is_sparse_matrix
 from storage.damage import reading
 from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
 from storage.extras import need
+from storage.frames import check_frames
 from storage.json_files import read_json_object
 from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 from storage.shards import iter_slices
+from storage.sparse_array import largest_chunk, read_metadata
 
 #: Bytes of one slab, were it dense.
 SLAB_BYTES = 16 * 2**20
@@ -165,7 +167,7 @@ def importer_of(path: Path) -> Importer:
     if not path.exists():
         raise MissingInputError(missing)
     # importers of other packages are not looked at, and so not imported, where one of our own reads the file
-    importer = next((one for one in IMPORTERS.values() if one.recognises(path)), None)
+    importer = next((candidate for candidate in IMPORTERS.values() if candidate.recognises(path)), None)
     if importer is None:
         raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
     if not path.is_dir():
@@ -199,7 +201,9 @@ def importers_listed() -> str:
     >>> importers_listed()
     'sae-lens (a folder with state.json and dataset_info.json), numpy (.npy), npz (.npz), anndata (.h5ad or .zarr), ...
     """
-    return ", ".join(f"{name} ({' or '.join(one.suffixes) or one.folder})" for name, one in IMPORTERS.items())
+    return ", ".join(
+        f"{name} ({' or '.join(importer.suffixes) or importer.folder})" for name, importer in IMPORTERS.items()
+    )
 
 
 def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -523,7 +527,11 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open_group(str(path), mode="r")
     for name, member in group.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            _check_array(f"{path}/{name}", member, size_on_disk(path.joinpath(*name.split("/"))))
+            folder = path.joinpath(*name.split("/"))
+            _check_array(str(folder), member, size_on_disk(folder))
+            if member.metadata.zarr_format == 3:
+                metadata = read_metadata(folder)
+                check_frames(folder, metadata, largest_chunk(metadata))
     return group
 
 
@@ -553,15 +561,15 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
     hook = _choose(path, hooks, key)
     context, width = rows.features[hook].shape
     dtype = np.dtype(rows.features[hook].dtype)
-    kept = _kept_positions(path, rows, context, drop_tokens)
-    check_matrix(path, (int(kept.sum()), width), dtype)
+    is_row = _kept_positions(path, rows, context, drop_tokens)
+    check_matrix(path, (int(is_row.sum()), width), dtype)
 
     def slabs(n_rows: int) -> Iterator[Any]:
         for part in iter_slices(len(rows), max(1, n_rows // context)):
-            yield np.asarray(rows[part][hook]).reshape(-1, width)[kept[part].ravel()]
+            yield np.asarray(rows[part][hook]).reshape(-1, width)[is_row[part].ravel()]
 
     attrs = {"site": hook, "kind": "raw", "context_size": context, "dropped_tokens": sorted(drop_tokens)}
-    return Source(int(kept.sum()), width, dtype, slabs, attrs=attrs)
+    return Source(int(is_row.sum()), width, dtype, slabs, attrs=attrs)
 
 
 def _check_saelens(path: Path) -> None:
@@ -578,15 +586,15 @@ def _check_saelens(path: Path) -> None:
 
 def _kept_positions(path: Path, rows: Any, context: int, drop_tokens: Collection[int]) -> NDArray[np.bool_]:
     """Return (context, position) bool, read from the token ids, one column of small integers."""
-    kept = np.ones((len(rows), context), bool)
+    is_row = np.ones((len(rows), context), bool)
     if not drop_tokens:
-        return kept
+        return is_row
     if "token_ids" not in rows.column_names:
         raise InputError(f"{path} holds no token_ids, so no tokens can be dropped; leave --drop-token out")
     ids = rows.select_columns(["token_ids"])
     for part in iter_slices(len(rows), max(1, SLAB_BYTES // (4 * context))):
-        kept[part] = ~np.isin(np.asarray(ids[part]["token_ids"]), list(drop_tokens))
-    return kept
+        is_row[part] = ~np.isin(np.asarray(ids[part]["token_ids"]), list(drop_tokens))
+    return is_row
 
 
 for _importer in (

@@ -17,8 +17,8 @@ import xarray as xr
 from storage.damage import reading
 from storage.errors import FormatError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, local_path, partial_path
+from storage.guarded import name_errors
 from storage.inventory import GROUP_FILE, REMEDY, check_whole
-from storage.lazy import name_errors
 from storage.manifest import MANIFEST, Manifest
 from storage.sparse_array import read_metadata
 from storage.targets import claim
@@ -127,10 +127,10 @@ def open_result(path: str | Path, stage: str | None = None) -> xr.Dataset:
     """
     attrs = read_finished_attrs(path)
     with reading(path, REMEDY):
-        found = attrs.get(MANIFEST, {}).get("stage")
-    if stage is not None and found != stage:
+        written_by = attrs.get(MANIFEST, {}).get("stage")
+    if stage is not None and written_by != stage:
         raise FormatError(
-            f"{path} was written by the stage {found!r}, not {stage!r}: give the path of a {stage} result"
+            f"{path} was written by the stage {written_by!r}, not {stage!r}: give the path of a {stage} result"
         )
     return open_group(path)
 

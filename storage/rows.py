@@ -162,8 +162,8 @@ def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
         different = np.flatnonzero((a != b).any(axis=1))
         if different.size:
             row = different[0]
-            found = f"{path_a} has {_describe(a[row])}, {path_b} has {_describe(b[row])}"
-            return f"Rows differ from row {rows.start + row} on: {found}"
+            values = f"{path_a} has {_describe(a[row])}, {path_b} has {_describe(b[row])}"
+            return f"Rows differ from row {rows.start + row} on: {values}"
     return None
 
 

@@ -35,7 +35,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage.errors import FormatError, InputError, MissingInputError
-from storage.files import LOCK_SUFFIX, PARTIAL_SUFFIX, is_stray_file, leftover_of, write_text
+from storage.files import (
+    LOCK_SUFFIX,
+    PARTIAL_SUFFIX,
+    is_stray_file,
+    leftover_of,
+    refuse_inside_of_store,
+    write_text,
+)
 from storage.json_files import read_json_object
 from storage.locks import lock
 
@@ -184,8 +191,10 @@ class RunDirectory:
     def check(self) -> None:
         """Raise an InputError unless the folder is a run directory, or may become one.
 
-        It may if it is absent, empty, or holds only what commands leave there before a run has begun.
+        It may if it is absent, empty, or holds only what commands leave there before a run has begun, and is not inside
+        of a store or result.
         """
+        refuse_inside_of_store(self.root, "give another --run-dir")
         if not self.root.is_dir():
             if os.path.lexists(self.root):
                 raise InputError(f"{self.root} is a file, and a run directory is a folder: give another --run-dir")

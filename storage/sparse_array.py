@@ -41,12 +41,14 @@ from storage.codec import (
     canonical,
     id_dtype,
     is_sparse_matrix,
+    largest_payload,
     pack,
     scipy_dtype,
     unpack,
 )
 from storage.errors import CorruptError, FormatError, InputError, shown
 from storage.files import write_atomically
+from storage.frames import check_size, frame_size
 from storage.json_files import read_json_object
 from storage.kernels import count_by_panel, cut_columns, place_panel, scatter_by_panel
 from storage.shards import Shards
@@ -168,18 +170,33 @@ def _problem_of_array(metadata: dict[str, Any]) -> str:
     return "" if "data_type" in metadata else "names no type of values"
 
 
-def chunk_bytes(metadata: Mapping[str, Any]) -> int:
-    """Return the bytes that a chunk of an array is unpacked to, by its metadata; 0 if it is sparse and never is."""
+def inner_chunk(metadata: Mapping[str, Any]) -> tuple[list[int], str | None]:
+    """Return the shape of an array's chunks, inside of shards if it has any, and the name of their first codec."""
     shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
     codec = next(iter(metadata.get("codecs") or [{}]))
     if codec.get("name") == "sharding_indexed":
         shape, inner = codec["configuration"]["chunk_shape"], codec["configuration"]["codecs"]
         codec = next(iter(inner or [{}]))
-    if codec.get("name") == CODEC_NAME or not isinstance(metadata["data_type"], str):
+    return shape, codec.get("name")
+
+
+def chunk_bytes(metadata: Mapping[str, Any]) -> int:
+    """Return the bytes that a chunk of an array is unpacked to, by its metadata; 0 if it is sparse and never is."""
+    shape, codec = inner_chunk(metadata)
+    if codec == CODEC_NAME or not isinstance(metadata["data_type"], str):
         return 0
     # of a text there is at least where it is
     itemsize = 8 if metadata["data_type"] == "string" else np.dtype(metadata["data_type"]).itemsize
     return n_bytes(shape, itemsize)
+
+
+def largest_chunk(metadata: Mapping[str, Any]) -> int:
+    """Return the bytes that a chunk of an array is decompressed to at most; 0 if it is of texts."""
+    if metadata["data_type"] == "string" or not isinstance(metadata["data_type"], str):
+        return 0
+    shape, codec = inner_chunk(metadata)
+    dtype = np.dtype(metadata["data_type"])
+    return largest_payload((shape[0], shape[1]), dtype) if codec == CODEC_NAME else n_bytes(shape, dtype.itemsize)
 
 
 def _is_shape(value: Any) -> TypeGuard[list[int]]:
@@ -215,9 +232,9 @@ def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> Spars
     )
 
 
-def _require(found: Any, expected: Any) -> None:
-    if found != expected:
-        raise ValueError(f"found {found!r} in place of {expected!r}")
+def _require(value: Any, expected: Any) -> None:
+    if value != expected:
+        raise ValueError(f"found {value!r} in place of {expected!r}")
 
 
 def fit_shards(n_rows: int, n_columns: int, shard_rows: int, chunk: Sequence[int]) -> tuple[int, tuple[int, int]]:
@@ -615,6 +632,8 @@ class Shard:
         return content
 
     def _decompressed(self, data: bytes) -> bytes:
+        size = frame_size(lambda start, n: data[start : start + n])
+        check_size(str(self.path), size, largest_payload(self.layout.chunk, self.layout.dtype))
         try:
             return numcodecs.zstd.decompress(data)
         except RuntimeError as error:

@@ -34,19 +34,19 @@ import xarray as xr
 import zarr
 
 from storage.damage import reading
-from storage.errors import BusyError, FormatError, InputError, MissingInputError
+from storage.errors import BusyError, CorruptError, FormatError, InputError, MissingInputError
 from storage.files import (
     LOCK_SUFFIX,
     is_stray_file,
     leftover_of,
     leftovers,
     partial_path,
+    refuse_inside_of_store,
     remove_folder,
     target_path,
     temporary_path,
 )
-from storage.identity import is_current
-from storage.inventory import GROUP_FILE, close_group, is_closed, is_working_folder, strangers
+from storage.inventory import GROUP_FILE, close_group, is_closed, is_intact, is_working_folder, strangers
 from storage.listing import same_content
 from storage.locks import check_lock, lock, refuse_if_held
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
@@ -262,8 +262,6 @@ class Target:
             raise
 
 
-#: Files that make a folder a Zarr group or array, of format 3 or 2.
-ZARR_FILES = (GROUP_FILE, ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 ELSEWHERE = "give another path, or move it away"
 
 
@@ -323,10 +321,7 @@ def claim(
 @contextlib.contextmanager
 def _parent_of(path: Path) -> Iterator[None]:
     """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
-    # A link may lead into a store, or out of one
-    for parent in {**dict.fromkeys(path.absolute().parents), **dict.fromkeys(Path(os.path.realpath(path)).parents)}:
-        if any((parent / name).is_file() for name in ZARR_FILES):
-            raise InputError(f"{path} is inside of the store or result {parent}: give a path beside it")
+    refuse_inside_of_store(path)
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -336,6 +331,25 @@ def _parent_of(path: Path) -> Iterator[None]:
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def is_current(path: str | Path, manifest: Manifest) -> bool:
+    """Say whether a finished result at `path` was made from the same inputs and settings.
+
+    One that another program changed since is left as it is, with a warning: what is made from it is made again. One
+    that is damaged is not current.
+    """
+    stored = read_manifest(path)
+    if stored is None or stored.fingerprint != manifest.fingerprint:
+        return False
+    try:
+        intact = is_intact(path)
+    except CorruptError as error:
+        logger.warning("It is made again: %s", error)
+        return False
+    if not intact:
+        logger.warning("%s was changed by another program since it was made; it is used as it is now", path)
+    return True
 
 
 def same_work(partial: Path, manifest: Manifest) -> bool:
@@ -403,7 +417,7 @@ def _removed_if_empty(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileTarget:
-    """A table, figure or export that this thread alone may write. Made by :func:`claim_file`.
+    """A table, figure or export, which the thread that made it by :func:`claim_file` alone may write.
 
     Attributes
     ----------
@@ -431,7 +445,7 @@ class FileTarget:
         folder.mkdir()
         try:
             yield folder / self.path.name
-            self._replace(folder / self.path.name)
+            self.replace(folder / self.path.name)
         finally:
             remove_folder(folder)
 
@@ -440,18 +454,24 @@ class FileTarget:
         with self.writing() as path:
             path.write_text(text, encoding="utf-8", newline="\n")
 
-    def _replace(self, new: Path) -> None:
-        check_lock(self.path)
+    def check_new(self, new: Path) -> bool:
+        """Say whether a new file is to take its place; raise :class:`InputError` if what stands there stays."""
         if not os.path.lexists(self.path):
-            new.rename(self.path)
-            return
+            return True
         if same_content(self.path, new):
             logger.info("%s is up to date", self.path)
-            return
+            return False
         self.check()
         if not self.overwrite:
             raise InputError(f"{self.path} is there, with other content: {OVERWRITE}")
-        if self.path.is_file():
+        return True
+
+    def replace(self, new: Path) -> None:
+        """Put a new file in its place; one with the same content stays."""
+        check_lock(self.path)
+        if not self.check_new(new):
+            return
+        if not self.path.is_dir():
             new.replace(self.path)
             return
         old = temporary_path(self.path, "old")

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from storage.codec import Panel
 from storage.corpus import hash_of_text
-from storage.damage import reading
+from storage.damage import is_out_of_threads, reading
 from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
 from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
@@ -184,20 +184,20 @@ def verify(*paths: str | Path, threads: int | None = None, expect: Expect | None
     MissingInputError
         If there is nothing at a path, or nothing in it that could be checked.
     """
-    found = Verification()
-    groups = [group for path in paths for group in _groups_below(local_path(path), found, expect)]
+    report = Verification()
+    groups = [group for path in paths for group in _groups_below(local_path(path), report, expect)]
     with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         for group in groups:
-            _Check(group, pool, found).run()
-    return found
+            _Check(group, pool, report).run()
+    return report
 
 
-def _groups_below(path: Path, found: Verification, expect: Expect | None) -> Iterator[Path]:
+def _groups_below(path: Path, report: Verification, expect: Expect | None) -> Iterator[Path]:
     """Yield the Zarr groups at or below a path; note what is unfinished, missing, or no longer a group."""
     if not path.is_dir():
         raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
     if path.name.endswith(PARTIAL_SUFFIX) or leftover_of(path.name) is not None:
-        found.unfinished.append(str(path))
+        report.unfinished.append(str(path))
     elif (path / GROUP_FILE).exists():
         if _is_of_another_program(path):
             raise MissingInputError(
@@ -205,9 +205,9 @@ def _groups_below(path: Path, found: Verification, expect: Expect | None) -> Ite
             )
         yield path
     elif path.suffix == ".zarr":
-        found.faults.append(Fault(str(path), GONE, GROUP_FILE))
+        report.faults.append(Fault(str(path), GONE, GROUP_FILE))
     else:
-        yield from _groups_in_folder(path, found, expect)
+        yield from _groups_in_folder(path, report, expect)
 
 
 def _is_of_another_program(path: Path) -> bool:
@@ -221,31 +221,31 @@ def _is_of_another_program(path: Path) -> bool:
     return not {MANIFEST, CONTENT_HASH, "layout"} & {*attrs}
 
 
-def _groups_in_folder(path: Path, found: Verification, expect: Expect | None) -> Iterator[Path]:
-    n_before = len(found.unfinished) + len(found.faults)
+def _groups_in_folder(path: Path, report: Verification, expect: Expect | None) -> Iterator[Path]:
+    n_before = len(report.unfinished) + len(report.faults)
     folders = [child for child in sorted(path.iterdir()) if child.is_dir()]
-    inner = [group for child in folders for group in _groups_or_none(child, found, expect)]
+    inner = [group for child in folders for group in _groups_or_none(child, report, expect)]
     if (path / EXPERIMENT).is_file():
-        _check_run(RunDirectory(path), found, expect)
-    if not inner and len(found.unfinished) + len(found.faults) == n_before:
+        _check_run(RunDirectory(path), report, expect)
+    if not inner and len(report.unfinished) + len(report.faults) == n_before:
         raise MissingInputError(f"There is no store or result in {path}; give a store, a result, or a run directory")
     yield from inner
 
 
-def _groups_or_none(path: Path, found: Verification, expect: Expect | None) -> list[Path]:
+def _groups_or_none(path: Path, report: Verification, expect: Expect | None) -> list[Path]:
     try:
-        return list(_groups_below(path, found, expect))
+        return list(_groups_below(path, report, expect))
     except MissingInputError:
         return []
 
 
-def _check_run(run: RunDirectory, found: Verification, expect: Expect | None) -> None:
+def _check_run(run: RunDirectory, report: Verification, expect: Expect | None) -> None:
     """Note a run's file that cannot be read, what is missing of its results, and what was made from something else."""
     try:
         stages = run.expected()
         results = [] if expect is None else expect(run)
     except FormatError as error:
-        found.faults.append(Fault(str(run.root), str(error), EXPERIMENT))
+        report.faults.append(Fault(str(run.root), str(error), EXPERIMENT))
         return
     needed = _needed(run, stages, results)
     paths = [path for stage in stages for path in stage] + [result.path for result in results]
@@ -255,14 +255,14 @@ def _check_run(run: RunDirectory, found: Verification, expect: Expect | None) ->
                 found.faults.append(Fault(str(path), "another program wrote what is in the place of this", GROUP_FILE))
             continue
         if path in needed:
-            found.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))
+            report.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))
         elif path != run.models:
-            found.missing.append(str(path))
+            report.missing.append(str(path))
     for side, site in run.sites():
-        _check_place(run, side, site, found)
+        _check_place(run, side, site, report)
     for result in results:
         if result.manifest is not None and result.path.exists():
-            _check_inputs(result, found)
+            _check_inputs(result, report)
 
 
 def _needed(run: RunDirectory, stages: list[list[Path]], results: Sequence[ExpectedResult]) -> set[Path]:
@@ -290,24 +290,24 @@ def _any_exists(stages: Iterable[Iterable[Path]]) -> bool:
     return any(path.exists() for stage in stages for path in stage)
 
 
-def _check_place(run: RunDirectory, side: Side, site: str, found: Verification) -> None:
+def _check_place(run: RunDirectory, side: Side, site: str, report: Verification) -> None:
     """Note a store that is another one's, or was made from another text."""
     store = run.activations(side, site)
     if (manifest := read_manifest(store)) is None:
         return
     made = str(read_attrs(store).get("site", site)), str(manifest.settings.get("side", side))
     if made != (site, side):
-        found.faults.append(Fault(str(store), f"is the store of {made[0]} of side {made[1]}"))
+        report.faults.append(Fault(str(store), f"is the store of {made[0]} of side {made[1]}"))
     changed = []
     for name, path in (("corpus", run.corpus), ("rows", run.rows)):
         with contextlib.suppress(FormatError, MissingInputError):  # which the check of that one says
             if manifest.inputs.get(name, now := fingerprint(path)) != now:
                 changed.append(name)
     if changed:
-        found.faults.append(Fault(str(store), f"{OTHER_INPUTS}: {', '.join(changed)}"))
+        report.faults.append(Fault(str(store), f"{OTHER_INPUTS}: {', '.join(changed)}"))
 
 
-def _check_inputs(result: ExpectedResult, found: Verification) -> None:
+def _check_inputs(result: ExpectedResult, report: Verification) -> None:
     """Note a result whose inputs are others than those that are there now."""
     recorded = result.recorded()
     if recorded is None or result.manifest is None:
@@ -320,17 +320,18 @@ def _check_inputs(result: ExpectedResult, found: Verification) -> None:
     names = sorted({*recorded.inputs, *now.inputs})
     changed = [name for name in names if recorded.inputs.get(name) != now.inputs.get(name)]
     if changed:
-        found.faults.append(Fault(str(result.path), f"{OTHER_INPUTS}: {', '.join(changed)}"))
+        report.faults.append(Fault(str(result.path), f"{OTHER_INPUTS}: {', '.join(changed)}"))
 
 
 class _Check:
     """The check of one group."""
 
-    def __init__(self, path: Path, pool: ThreadPoolExecutor, found: Verification) -> None:
+    def __init__(self, path: Path, pool: ThreadPoolExecutor, report: Verification) -> None:
         self.path = path
         self.pool = pool
-        self.found = found
-        self.n_faults = len(found.faults)
+        self.found = report
+        self.n_faults = len(report.faults)
+        self.has_inventory = False
 
     def run(self) -> None:
         self.found.checked[str(self.path)] = 0
@@ -338,6 +339,7 @@ class _Check:
         arrays: list[str] = []
         with self._noting("the metadata cannot be read", GROUP_FILE):
             metadata = read_metadata(self.path)
+            self.has_inventory = Inventory.read(metadata, self.path) is not None
             arrays = self._check_metadata(metadata)
         if not metadata:
             return
@@ -401,9 +403,12 @@ class _Check:
 
     def _check_array(self, name: str) -> None:
         try:
-            check_array(self.path / name)  # a pipe would be waited for, before the inventory could name it
+            # a pipe would be waited for, before the inventory could name it
+            check_array(self.path / name, is_vouched_for=self.has_inventory)
             check: Any = _CsrArray(self.path, name) if is_csr_array(self.path, name) else _DenseArray(self.path, name)
         except (*DAMAGE, BudgetError) as error:
+            if is_out_of_threads(error):
+                raise
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
             return
         for n_chunks, problems in in_order(self.pool, check, check.shards()):
@@ -545,6 +550,8 @@ class _DenseArray:
         try:
             values = np.asarray(self.array[where])
         except DAMAGE as error:
+            if is_out_of_threads(error):
+                raise
             return f"the chunk cannot be read: {error}"
         if self.name in (ACTIVATION, "decoder") and not np.isfinite(values).all():
             return "values are not finite numbers"

@@ -192,9 +192,11 @@ class ActivationWriter:
                 _create_arrays(writer, folder, chunk, str(kept_attrs.get("kind", "raw")))
                 if rows is not None:
                     _put(folder, {"decoder": rows}, ("feature", "d_model"), chunk[1])
-                own = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
+                format_attrs = {"schema_version": SCHEMA_VERSION, "layout": layout, "versions": library_versions()}
                 begun = {UNFINISHED: {"session": writer.session, "overwrite": overwrite}}
-                update_attrs(folder, {**kept_attrs, **own, **begun, **(manifest.to_attrs() if manifest else {})})
+                update_attrs(
+                    folder, {**kept_attrs, **format_attrs, **begun, **(manifest.to_attrs() if manifest else {})}
+                )
                 if columns is not None:
                     write_coordinates(folder, columns)
             return replace(writer, _hold=Hold(target.partial))
@@ -382,7 +384,7 @@ def _fits(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     if values.dtype.kind == "b":
         return np.ones(values.shape, bool)
     # squares and products of larger ones overflow even as float64
-    largest = min(float(np.finfo(one).max) for one in (dtype, values.dtype, np.dtype(np.float32)))
+    largest = min(float(np.finfo(kind).max) for kind in (dtype, values.dtype, np.dtype(np.float32)))
     fits: NDArray[np.bool_] = np.abs(values) <= largest
     return fits
 

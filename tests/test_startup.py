@@ -93,8 +93,8 @@ def test_nothing_heavy_is_imported(code: tuple[str, ...], environment: dict[str,
     assert HEAVY & loaded <= by_typer
 
 
-# not `compare`, `match` and `semantics`, whose help lists what is registered
-@pytest.mark.parametrize("stage", ["harvest", "correlate", "report"])
+# not `compare` and `match`, whose help lists what is registered
+@pytest.mark.parametrize("stage", ["harvest", "correlate", "report", "semantics"])
 def test_the_help_of_a_stage_script_imports_nothing_heavy(stage: str) -> None:
     loaded = imported(
         "import runpy; runpy.run_module(sys.argv.pop(1), run_name='__main__')", f"pipeline.{stage}", "--help"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,17 @@ from pipeline.text.feature_contexts import FeatureContexts, read_contexts, read_
 from pipeline.text.passages import Passage
 from pipeline.text.spans import readable, readable_token
 from pipeline.work.options import options
-from pipeline.work.script import AsJson, Cluster, ClusterFile, Out, Overwrite, open_client, show, wide_console
+from pipeline.work.script import (
+    AsJson,
+    Connect,
+    Out,
+    Overwrite,
+    in_place_of,
+    on_cluster,
+    option,
+    show,
+    wide_console,
+)
 from storage import open_result
 from storage.errors import InputError, MissingInputError
 from storage.rundir import RunDirectory
@@ -39,9 +50,35 @@ CorpusPath = Annotated[Path | None, typer.Option(help="The text; that of its run
 Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; can be repeated.")]
 
 
+def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
+    """Return contexts, store and corpus; by default those of the store's run directory, which must be there."""
+    run, side, site = RunDirectory.around(store)
+    contexts_path, corpus = contexts_path or run.contexts(side, site), corpus or run.corpus
+    if contexts_path == run.contexts(side, site) and not contexts_path.exists():
+        raise MissingInputError(
+            f"There are no contexts at {contexts_path}; make them with `subspace contexts STORE --out PATH`"
+        )
+    if corpus == run.corpus and not corpus.exists():
+        raise MissingInputError(f"There is no corpus at {corpus}; say where the text is, with --corpus PATH")
+    return contexts_path, store, corpus
+
+
+#: Gives a command a store, its contexts and its text in place of its parameter `paths`.
+with_text = in_place_of(
+    "paths",
+    _paths,
+    [
+        inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Store),
+        option("corpus", CorpusPath),
+        option("contexts_path", Contexts),
+    ],
+)
+
+
 @options(ContextsSettings, changes=True)
+@on_cluster
 def contexts_command(
-    context: typer.Context,
+    connect: Connect,
     store: Store,
     feature: Features = None,
     corpus: CorpusPath = None,
@@ -53,14 +90,14 @@ def contexts_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Make contexts, and keep them.")
     ] = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
+    if labels is not None and not labels.exists():
+        raise MissingInputError(f"There are no labels at {labels}; `subspace labels` and `subspace label` make them")
     if out is not None:
-        with open_client(context, cluster, cluster_file) as client:
+        with connect() as client:
             made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=client)
         if not feature:
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
@@ -69,40 +106,27 @@ def contexts_command(
         raise InputError(f"Contexts with {', '.join(settings)} must be made first: say where they go, with --out PATH")
     if not feature:
         raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
-    found = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
+    views = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
     run, side, site = RunDirectory.around(store)
     names = read_labels(labels or run.labels(side, site))
     if as_json:
-        show({"features": [each.as_dict() | {"label": names.get(each.feature)} for each in found]}, as_json=True)
+        show({"features": [view.as_dict() | {"label": names.get(view.feature)} for view in views]}, as_json=True)
         return
     console = wide_console()
-    for each in found:
-        console.print(shaded(each, names.get(each.feature)))
+    for view in views:
+        console.print(shaded(view, names.get(view.feature)))
 
 
-def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
-    """Return contexts, store and corpus; by default those of the store's run directory, which must be there."""
-    run, side, site = RunDirectory.around(store)
-    found = contexts_path or run.contexts(side, site), store, corpus or run.corpus
-    if contexts_path is None and not found[0].exists():
-        raise MissingInputError(
-            f"There are no contexts at {found[0]}; make them with `subspace contexts STORE --out PATH`"
-        )
-    if corpus is None and not run.corpus.exists():
-        raise MissingInputError(f"There is no corpus at {run.corpus}; say where the text is, with --corpus PATH")
-    return found
-
-
-def shaded(found: FeatureContexts, label: str | None = None) -> Group:
+def shaded(view: FeatureContexts, label: str | None = None) -> Group:
     """Return what a feature fires on, for a terminal: every token on a ground as red as its activation."""
-    missed = f" (at most {found.token_missed} more)" if found.token_missed else ""
-    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in found.tokens[:10])
-    head = Text(f"feature {found.feature}", style="bold")
+    missed = f" (at most {view.token_missed} more)" if view.token_missed else ""
+    tokens = ", ".join(f"{readable_token(token)} {count:,}" for token, count in view.tokens[:10])
+    head = Text(f"feature {view.feature}", style="bold")
     if label:
         head.append(f"  {label}", style="italic")
-    head.append(f"  fires on {found.firing_rate:.3%} of rows, at most {found.maximum:.3g}", style="not bold")
-    lines = [head, Text(f"  tokens: {tokens}{missed}"), Text(f"  {_bars(found.histogram)}  0 to {found.maximum:.3g}")]
-    return Group(*lines, *(_line(each, found.maximum) for each in (*found.top, *found.sampled)), Text())
+    head.append(f"  fires on {view.firing_rate:.3%} of rows, at most {view.maximum:.3g}", style="not bold")
+    lines = [head, Text(f"  tokens: {tokens}{missed}"), Text(f"  {_bars(view.histogram)}  0 to {view.maximum:.3g}")]
+    return Group(*lines, *(_line(passage, view.maximum) for passage in (*view.top, *view.sampled)), Text())
 
 
 def _bars(counts: tuple[int, ...]) -> str:
@@ -133,25 +157,23 @@ def _style(strength: float, *, peak: bool) -> str:
 
 
 @options(ConceptsSettings)
+@on_cluster
+@with_text
 def concepts_command(
-    context: typer.Context,
-    store: Store,
+    connect: Connect,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: ConceptsSettings,
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the features that fire on the words of each concept."""
-    paths, concepts = _paths(store, contexts_path, corpus), chosen_concepts(settings)
-    with open_client(context, cluster, cluster_file) as client:
-        found = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
-    lines = list(_concept_lines(found))
+    concepts = chosen_concepts(settings)
+    with connect() as client:
+        result = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
+    lines = list(_concept_lines(result))
     if as_json:
-        show({"result": str(out), "rule": found.attrs["rule"], "concepts": lines}, as_json=True)
+        show({"result": str(out), "rule": result.attrs["rule"], "concepts": lines}, as_json=True)
         return
     table = Table("concept", "rows", "features", "clearest", title=f"rule {settings.rule.name}")
     for line in lines:
@@ -160,40 +182,37 @@ def concepts_command(
     wide_console().print(table)
 
 
-def _concept_lines(found: xr.Dataset) -> Iterator[dict[str, Any]]:
-    for i, name in enumerate(found["concept"].values.tolist()):
-        one = found.isel(concept=i)
-        members = np.flatnonzero(one["member"].values)
-        best = members[np.argsort(-one["pmi"].values[members], kind="stable")]
+def _concept_lines(result: xr.Dataset) -> Iterator[dict[str, Any]]:
+    for i, name in enumerate(result["concept"].values.tolist()):
+        concept = result.isel(concept=i)
+        members = np.flatnonzero(concept["member"].values)
+        best = members[np.argsort(-concept["pmi"].values[members], kind="stable")]
         yield {
             "concept": name,
-            "rows": int(one["rows"]),
-            "members": int(one["members"]),
+            "rows": int(concept["rows"]),
+            "members": int(concept["members"]),
             "features": best.tolist(),
         }
 
 
 @options(NonConceptSettings)
+@on_cluster
+@with_text
 def non_concept_command(
-    context: typer.Context,
-    store: Store,
+    connect: Connect,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: NonConceptSettings,
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
-    paths = _paths(store, contexts_path, corpus)
-    with open_client(context, cluster, cluster_file) as client:
-        found = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
-    reason = found["reason"].values
+    with connect() as client:
+        result = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
+    reason = result["reason"].values
     features = {
         kind: np.flatnonzero(reason == i).tolist()
-        for i, kind in enumerate(found["kind"].values.tolist())
+        for i, kind in enumerate(result["kind"].values.tolist())
         if kind in settings.kinds
     }
     if as_json:
@@ -216,27 +235,26 @@ def labels_command(
     as_json: AsJson = False,
 ) -> None:
     """Bring labels of features in that were made elsewhere."""
-    found = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
-    show({"result": str(out), "labels": found.sizes["feature"], "of": found.attrs["source"]}, as_json=as_json)
+    result = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
+    show({"result": str(out), "labels": result.sizes["feature"], "of": result.attrs["source"]}, as_json=as_json)
 
 
 @options(LabelSettings)
+@with_text
 def label_command(
-    store: Store,
+    paths: tuple[Path, Path, Path],
     out: Out,
     settings: LabelSettings,
     feature: Features = None,
     pairs: Annotated[Path | None, typer.Option(help="Label the features that are matched in this result.")] = None,
     side: Annotated[str, typer.Option(help="a or b: the store's side in the pairs.")] = "a",
-    corpus: CorpusPath = None,
-    contexts_path: Contexts = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
     request_headers(settings)  # what is wrong with the address is said before contexts are read
-    asked = prompts(_paths(store, contexts_path, corpus), _wanted(feature, pairs, side), settings)
+    asked = prompts(paths, _wanted(feature, pairs, side), settings)
     cost = estimate(asked)
     Console(stderr=True).print(
         f"{cost.features:,} features in {cost.requests:,} requests to {settings.url}: about {cost.tokens_in:,} tokens "
@@ -244,8 +262,8 @@ def label_command(
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
-    found = label_features(asked, settings, out, store=store, overwrite=overwrite)
-    show({"result": str(out), "labels": found.sizes["feature"], **asdict(cost)}, as_json=as_json)
+    result = label_features(asked, settings, out, store=paths[1], overwrite=overwrite)
+    show({"result": str(out), "labels": result.sizes["feature"], **asdict(cost)}, as_json=as_json)
 
 
 def _wanted(features: list[int] | None, pairs: Path | None, side: str) -> list[int]:

@@ -87,9 +87,9 @@ def examine(cluster_file: Path | None = None) -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
-def _finding(check: str, found: str, remedy: str = "", state: State = "note") -> Finding:
+def _finding(check: str, value: str, remedy: str = "", state: State = "note") -> Finding:
     """Return what a check found: all is well where there is no remedy."""
-    return Finding(check, state if remedy else "ok", found, remedy)
+    return Finding(check, state if remedy else "ok", value, remedy)
 
 
 def _packages() -> Iterator[Finding]:
@@ -128,9 +128,9 @@ def _extras() -> Iterator[Finding]:
 def _processors() -> Iterator[Finding]:
     allowed, total = n_cpus(), os.cpu_count() or 1
     free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    found = f"{allowed} of {total} processors, {free / 1e9:.1f} of {MEMORY_LIMIT / 1e9:.1f} GB of memory free"
+    text = f"{allowed} of {total} processors, {free / 1e9:.1f} of {MEMORY_LIMIT / 1e9:.1f} GB of memory free"
     remedy = "budgets are half of what is free: end other programs, or ask Slurm for more (--mem)"
-    yield _finding("processors and memory", found, remedy if free < LITTLE_MEMORY else "")
+    yield _finding("processors and memory", text, remedy if free < LITTLE_MEMORY else "")
 
 
 def _kernels() -> Iterator[Finding]:

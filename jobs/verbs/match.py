@@ -18,13 +18,12 @@ from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     Out,
     Overwrite,
     StoreA,
     StoreB,
-    open_client,
+    on_cluster,
     show,
     wide_console,
 )
@@ -34,8 +33,9 @@ from storage.rundir import RunDirectory, Side
 
 
 @options(SweepSettings)
+@on_cluster
 def sweep_command(
-    context: typer.Context,
+    connect: Connect,
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
     out: Out,
     settings: SweepSettings,
@@ -46,15 +46,13 @@ def sweep_command(
     non_concept: NonConcept = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Match at every combination of minimum r and maximum uses; count, score, draw."""
     with (
         claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs,
-        open_client(context, cluster, cluster_file) as client,
+        connect() as client,
     ):
         result = sweep(
             correlation,

@@ -12,11 +12,10 @@ from pipeline.experiment.forecast import Step, plan
 from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import (
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     ExperimentFile,
     RunDir,
-    open_client,
+    on_cluster,
     show,
     text_table,
     wide_console,
@@ -25,15 +24,14 @@ from pipeline.work.script import (
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
 
 
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     experiment: ExperimentFile,
     run_dir: RunDir = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine's rates first, and keep them.")
     ] = False,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an experiment will take: rows, tasks, operations, disk, memory of a worker, and time.
@@ -41,7 +39,7 @@ def command(
     Text and rows are made (a run starts from them), and a sample of them goes through the models.
     """
     load_experiment(experiment)  # a wrong key stops here, before a cluster is started
-    with open_client(context, cluster, cluster_file) as client:
+    with connect() as client:
         steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, client=client)
     total = {
         "seconds": sum(step.seconds for step in steps),

@@ -24,10 +24,9 @@ from pipeline.settings.experiment import load_experiment, stored_experiment
 from pipeline.work.script import (
     AllowBadSite,
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     RunDir,
-    open_client,
+    on_cluster,
     read_experiment,
     show,
     text_table,
@@ -157,8 +156,9 @@ def _mean(values: xr.DataArray) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     name: Annotated[Name | None, typer.Argument(help="Which experiment; see --list.", show_default=False)] = None,
     run_dir: RunDir = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
@@ -170,8 +170,6 @@ def command(
         Path | None, typer.Option(metavar="YAML", help="Run your own file: local copies, fewer sites.")
     ] = None,
     allow_bad_site: AllowBadSite = False,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a published experiment again, and print the published numbers beside ours. Needs the model hub."""
@@ -186,7 +184,7 @@ def command(
     RunDirectory.of(config.name, run_dir).check()
     root = RunDirectory.of(config.name, run_dir).root
     if not table:
-        with open_client(context, cluster, cluster_file) as client:
+        with connect() as client:
             run(config, run_dir=root, client=client)
     _show(name, root, as_json=as_json)
 

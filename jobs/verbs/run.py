@@ -14,11 +14,10 @@ from pipeline.experiment.stages import STAGES
 from pipeline.work.script import (
     AllowBadSite,
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     ExperimentFile,
     RunDir,
-    open_client,
+    on_cluster,
     read_experiment,
     show,
     text_table,
@@ -28,8 +27,9 @@ from pipeline.work.share import Share
 from storage.rundir import RunDirectory
 
 
+@on_cluster
 def run_command(
-    context: typer.Context,
+    connect: Connect,
     experiment: ExperimentFile,
     run_dir: RunDir = None,
     until: Annotated[str, typer.Option(metavar="STAGE", help=f"The last stage of {', '.join(STAGES)}.")] = "report",
@@ -40,8 +40,6 @@ def run_command(
         ),
     ] = None,
     allow_bad_site: AllowBadSite = False,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment from text to report, or go on with it where it stopped."""
@@ -53,18 +51,17 @@ def run_command(
     folder = directory.root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
-    if cluster is not None:
+    if connect.cluster is not None:
         check_inputs(config)  # before workers are waited for, which in a queue takes hours
-    with open_client(context, cluster, cluster_file, folder / "logs") as client, recorded(client, record):
+    with connect(folder / "logs") as client, recorded(client, record):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
 
+@on_cluster
 def demo_command(
-    context: typer.Context,
+    connect: Connect,
     run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo writes.")] = Path("demo-run"),
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
@@ -72,7 +69,7 @@ def demo_command(
 
     RunDirectory(run_dir).check()
     experiment = prepare(run_dir / "input")
-    with open_client(context, cluster, cluster_file, run_dir / "logs") as client, recorded(client, run_dir):
+    with connect(run_dir / "logs") as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
 

@@ -27,26 +27,26 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what a store, a result or a run holds: size, density, dead features, completeness, origin."""
-    found = inspect(path)
+    summary = inspect(path)
     if as_json:
-        show(found, as_json=True)
+        show(summary, as_json=True)
         return
     console = wide_console()
-    console.print(_table_of(found))
-    if found["kind_of_data"] == "run":
-        console.print(_table_of_parts(found["parts"]))
-    elif "arrays" in found:
-        console.print(_table_of_arrays(found["arrays"]))
+    console.print(_table_of(summary))
+    if summary["kind_of_data"] == "run":
+        console.print(_table_of_parts(summary["parts"]))
+    elif "arrays" in summary:
+        console.print(_table_of_arrays(summary["arrays"]))
 
 
-def _table_of(found: dict[str, Any]) -> Table:
-    table = Table(show_header=False, title=found["path"])
+def _table_of(summary: dict[str, Any]) -> Table:
+    table = Table(show_header=False, title=summary["path"])
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in {**found, **found.get("attributes", {})}.items():
+    for name, value in {**summary, **summary.get("attributes", {})}.items():
         if name not in NOT_SHOWN and value not in (None, {}, []):
             table.add_row(name.replace("_", " "), readable(name, value))
-    for name, value in found.get("settings", {}).items():
+    for name, value in summary.get("settings", {}).items():
         table.add_row(f"setting {name}", readable(name, value))
     return table
 
@@ -106,22 +106,22 @@ def verify_command(
 
     Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk.
     """
-    found = verify(*paths, threads=threads, expect=expected)
+    report = verify(*paths, threads=threads, expect=expected)
     if as_json:
-        show(found.as_dict(), as_json=True)
+        show(report.as_dict(), as_json=True)
     else:
-        for line in _lines(found.as_dict(), [str(fault) for fault in found.faults]):
+        for line in _lines(report.as_dict(), [str(fault) for fault in report.faults]):
             typer.echo(line)
-    if not found.ok:
+    if not report.ok:
         raise typer.Exit(FAULTY)
 
 
-def _lines(found: dict[str, Any], faults: list[str]) -> Iterator[str]:
-    yield from (f"unfinished, not checked  {path}" for path in found["unfinished"])
-    yield from (f"not made yet             {path}" for path in found["missing"])
+def _lines(report: dict[str, Any], faults: list[str]) -> Iterator[str]:
+    yield from (f"unfinished, not checked  {path}" for path in report["unfinished"])
+    yield from (f"not made yet             {path}" for path in report["missing"])
     yield from (f"FAULT  {fault}" for fault in faults)
     verdict = f"{len(faults)} faults" if faults else "no faults"
-    yield f"{len(found['checked'])} stores and results, {sum(found['checked'].values()):,} chunks: {verdict}"
+    yield f"{len(report['checked'])} stores and results, {sum(report['checked'].values()):,} chunks: {verdict}"
 
 
 def import_command(

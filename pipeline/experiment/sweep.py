@@ -109,7 +109,8 @@ def _matchings(
     for settings in points:
         at = np.flatnonzero(edges.r >= settings.min_correlation)
         pairs = make_pairs(Candidates(str(cor), correlation, edges.take(at), text), settings)
-        logger.info("r ≥ %g: %d pairs, mean r %s", settings.min_correlation, pairs.n_pairs, pairs.mean_r)
+        mean = f", mean r {pairs.mean_r:.4g}" if pairs.n_pairs else ""
+        logger.info("r ≥ %g: %d pairs%s", settings.min_correlation, pairs.n_pairs, mean)
         yield pairs
 
 
@@ -162,5 +163,5 @@ def _panels(result: xr.Dataset) -> Iterator[tuple[str, xr.DataArray, xr.DataArra
     yield "mean r", result["mean_r"], None
     if "score" in result:
         for metric in result["metric"].values.tolist():
-            one = result.sel(metric=metric)
-            yield f"{metric} (dashed: null)", one["score"], one["null_mean"]
+            scores = result.sel(metric=metric)
+            yield f"{metric} (dashed: null)", scores["score"], scores["null_mean"]

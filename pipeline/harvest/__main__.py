@@ -11,27 +11,25 @@ import pipeline
 from pipeline.work.script import (
     AllowBadSite,
     AsJson,
-    Cluster,
-    ClusterFile,
-    open_client,
+    Connect,
+    on_cluster,
     read_experiment,
     run_script,
     show,
 )
 
 
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
     allow_bad_site: AllowBadSite = False,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the text with both models and write one activation store a site."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
-    with open_client(context, cluster, cluster_file) as client:
+    with connect() as client:
         result = pipeline.run(config, run_dir=run_dir, until="harvest", client=client)
     directory, models = result.directory, result.experiment
     stores = {f"a {site}": str(directory.activations("a", site)) for site in models.a.sites}

@@ -94,7 +94,7 @@ def shared_boundaries(a: Tokens, b: Tokens) -> Boundaries:
     return Boundaries(ends, index_a[where_a], index_b[where_b])
 
 
-def pooled_tokens(last: Ints, kept: Ints, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def pooled_tokens(last: Ints, boundaries: Ints, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which tokens of one side lie in the segment of a row; bool (tokens,).
 
     `last` is the last token of each boundary's segment, `kept` are the boundaries that are rows, ascending, and
@@ -108,7 +108,7 @@ def pooled_tokens(last: Ints, kept: Ints, usable: NDArray[np.bool_]) -> NDArray[
     """
     segment = np.searchsorted(last, np.arange(len(usable)))
     is_row = np.zeros(len(last) + 1, bool)
-    is_row[kept] = True
+    is_row[boundaries] = True
     return usable & is_row[segment]
 
 

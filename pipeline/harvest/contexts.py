@@ -152,17 +152,17 @@ def _panel_task(panel: slice, path: str, top_n: int, settings: ContextsSettings)
     from pipeline.harvest import contexts_kernels as kernels
 
     store = open_activations(path)
-    kept = _nothing_kept(store, panel, top_n, settings)
+    state = _nothing_kept(store, panel, top_n, settings)
     sparse = is_sparse(path)
     for where, rows in _slabs(path, store, panel, settings):
         if sparse:
             slab = read_csr(path, where, panel)
             entries = slab.indptr, slab.indices, slab.data.astype(np.float32, copy=False)
-            kernels.take_csr(entries, rows, kept)
+            kernels.take_csr(entries, rows, state)
         else:
             dense = read_dense(path, where, panel).astype(np.float32, copy=False)
-            kernels.take_dense(dense, rows, kept)
-    return _finished(kept, settings, tokens="token_id" in store.variables)
+            kernels.take_dense(dense, rows, state)
+    return _finished(state, settings, tokens="token_id" in store.variables)
 
 
 def _nothing_kept(store: xr.Dataset, panel: slice, top_n: int, settings: ContextsSettings) -> Any:
@@ -215,38 +215,38 @@ def _column(store: xr.Dataset, name: str | None, rows: slice) -> NDArray[np.int6
     return np.zeros(0, np.int64) if name is None else store[name][rows].values.astype(np.int64)
 
 
-def _finished(kept: Any, settings: ContextsSettings, *, tokens: bool) -> Arrays:
+def _finished(state: Any, settings: ContextsSettings, *, tokens: bool) -> Arrays:
     """Return what is kept in the form of the result."""
-    kept.values[kept.rows < 0] = np.nan
-    found: Arrays = {"row": kept.rows, "value": kept.values}
+    state.values[state.rows < 0] = np.nan
+    arrays: Arrays = {"row": state.rows, "value": state.values}
     if settings.quantiles:
-        found |= _at_quantiles(kept, settings.quantiles)
+        arrays |= _at_quantiles(state, settings.quantiles)
     if settings.bins:
-        found["histogram"] = kept.bins.astype(np.int32)
+        arrays["histogram"] = state.bins.astype(np.int32)
     if settings.tokens and tokens:
-        found |= _commonest(kept, settings.tokens)
-    return found
+        arrays |= _commonest(state, settings.tokens)
+    return arrays
 
 
-def _at_quantiles(kept: Any, quantiles: Sequence[float]) -> Arrays:
+def _at_quantiles(state: Any, quantiles: Sequence[float]) -> Arrays:
     """Return the rows of each sample that are nearest to the quantiles of its activations."""
     # by activation, then by row; what is no row comes last
-    order = np.lexsort((kept.sample_rows, kept.sample_values), axis=1)
-    size = np.count_nonzero(kept.sample_rows >= 0, axis=1)
+    order = np.lexsort((state.sample_rows, state.sample_values), axis=1)
+    size = np.count_nonzero(state.sample_rows >= 0, axis=1)
     at = np.rint(np.maximum(size - 1, 0)[:, None] * np.array(quantiles)).astype(np.int64)
     chosen = np.take_along_axis(order, at, axis=1)
     return {
-        "quantile_row": np.take_along_axis(kept.sample_rows, chosen, axis=1),
-        "quantile_value": np.take_along_axis(kept.sample_values, chosen, axis=1),
+        "quantile_row": np.take_along_axis(state.sample_rows, chosen, axis=1),
+        "quantile_value": np.take_along_axis(state.sample_values, chosen, axis=1),
     }
 
 
-def _commonest(kept: Any, n: int) -> Arrays:
+def _commonest(state: Any, n: int) -> Arrays:
     """Return the tokens with the highest counts, ties by the row that stands for them."""
-    order = np.lexsort((kept.token_rows, -kept.token_counts), axis=1)[:, :n]
-    counts = np.take_along_axis(kept.token_counts, order, axis=1)
-    rows = np.where(counts > 0, np.take_along_axis(kept.token_rows, order, axis=1), -1)
-    return {"token_row": rows, "token_count": counts.astype(np.int32), "token_missed": kept.missed.astype(np.int32)}
+    order = np.lexsort((state.token_rows, -state.token_counts), axis=1)[:, :n]
+    counts = np.take_along_axis(state.token_counts, order, axis=1)
+    rows = np.where(counts > 0, np.take_along_axis(state.token_rows, order, axis=1), -1)
+    return {"token_row": rows, "token_count": counts.astype(np.int32), "token_missed": state.missed.astype(np.int32)}
 
 
 #: Dimensions besides `feature`, and what each variable is.
@@ -262,9 +262,9 @@ _VARIABLES = {
 }
 
 
-def _dataset(found: Arrays, store: xr.Dataset, settings: ContextsSettings) -> xr.Dataset:
+def _dataset(arrays: Arrays, store: xr.Dataset, settings: ContextsSettings) -> xr.Dataset:
     variables: dict[str, Any] = {}
-    for name, values in found.items():
+    for name, values in arrays.items():
         dim, long_name = _VARIABLES[name]
         variables[name] = (("feature",) if dim is None else ("feature", dim), values, {"long_name": long_name})
     n_rows = store.sizes["token"] - int(store.attrs["n_sinks"])

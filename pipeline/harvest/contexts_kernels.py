@@ -83,9 +83,9 @@ class Rows(NamedTuple):
 
 
 @cached_njit
-def _offer(kept: Kept, feature: int, value: float, row: int, document: int) -> None:
+def _offer(state: Kept, feature: int, value: float, row: int, document: int) -> None:
     """Insert `row` into one feature's descending list, if `value` beats its last entry or its document's."""
-    values, rows, documents = kept.values[feature], kept.rows[feature], kept.documents[feature]
+    values, rows, documents = state.values[feature], state.rows[feature], state.documents[feature]
     last = len(values) - 1
     if document >= 0:
         for k in range(len(values)):
@@ -116,9 +116,9 @@ def _hash(seed: np.uint64, feature: int, row: int) -> np.uint64:
 
 
 @cached_njit
-def _draw(kept: Kept, feature: int, key: np.uint64, value: float, row: int) -> None:
+def _draw(state: Kept, feature: int, key: np.uint64, value: float, row: int) -> None:
     """Insert a row into one feature's sample, if its hash is among the smallest."""
-    hashes, rows, values = kept.sample_hash[feature], kept.sample_rows[feature], kept.sample_values[feature]
+    hashes, rows, values = state.sample_hash[feature], state.sample_rows[feature], state.sample_values[feature]
     if len(hashes) == 0 or key >= hashes[-1]:
         return
     place = len(hashes) - 1
@@ -133,9 +133,9 @@ def _draw(kept: Kept, feature: int, key: np.uint64, value: float, row: int) -> N
 
 
 @cached_njit
-def _count_token(kept: Kept, feature: int, token: int, row: int) -> None:
+def _count_token(state: Kept, feature: int, token: int, row: int) -> None:
     """Count one token of one feature."""
-    tokens, counts = kept.tokens[feature], kept.token_counts[feature]
+    tokens, counts = state.tokens[feature], state.token_counts[feature]
     free = -1
     for k in range(len(tokens)):
         if counts[k] == 0:
@@ -146,44 +146,44 @@ def _count_token(kept: Kept, feature: int, token: int, row: int) -> None:
     if free >= 0:
         tokens[free] = token
         counts[free] = 1
-        kept.token_rows[feature, free] = row
+        state.token_rows[feature, free] = row
     else:
         counts -= 1
-        kept.missed[feature] += 1
+        state.missed[feature] += 1
 
 
 @cached_njit
-def _take(kept: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
+def _take(state: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
     """Take one entry that is not zero into all that is kept."""
     row = rows.first + i
-    if value > kept.values[feature, -1]:
+    if value > state.values[feature, -1]:
         document = rows.documents[i] if len(rows.documents) else -1
-        _offer(kept, feature, value, row, document)
+        _offer(state, feature, value, row, document)
     if value > 0:
-        n_bins = kept.bins.shape[1]
+        n_bins = state.bins.shape[1]
         if n_bins:
-            kept.bins[feature, min(int(value * kept.scale[feature]), n_bins - 1)] += 1
-        _draw(kept, feature, _hash(kept.seed, kept.first + feature, row), value, row)
+            state.bins[feature, min(int(value * state.scale[feature]), n_bins - 1)] += 1
+        _draw(state, feature, _hash(state.seed, state.first + feature, row), value, row)
         if len(rows.tokens):
-            _count_token(kept, feature, rows.tokens[i], row)
+            _count_token(state, feature, rows.tokens[i], row)
 
 
 @cached_njit
-def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: Kept) -> None:
+def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, state: Kept) -> None:
     """Take the stored entries of a CSR slab (row pointers, column ids, float32 values) into all that is kept."""
     indptr, indices, data = slab
     for i in range(len(indptr) - 1):
         if not rows.skip[i]:
             for j in range(indptr[i], indptr[i + 1]):
                 if data[j] != 0:
-                    _take(kept, rows, i, indices[j], data[j])
+                    _take(state, rows, i, indices[j], data[j])
 
 
 @cached_njit
-def take_dense(slab: np.ndarray, rows: Rows, kept: Kept) -> None:
+def take_dense(slab: np.ndarray, rows: Rows, state: Kept) -> None:
     """Take the entries of a dense slab that are not zero into all that is kept."""
     for i in range(slab.shape[0]):
         if not rows.skip[i]:
             for j in range(slab.shape[1]):
                 if slab[i, j] != 0:
-                    _take(kept, rows, i, j, slab[i, j])
+                    _take(state, rows, i, j, slab[i, j])

@@ -90,8 +90,8 @@ def _with_text(documents: Iterable[Document], empty: Counter[str]) -> Iterator[D
 
 def _unzip(documents: Iterable[Document]) -> tuple[Iterator[str], Iterator[str]]:
     """Split into names and texts; they must be drawn in step for memory to stay flat."""
-    one, two = itertools.tee(documents)
-    return (name for name, _ in one), (text for _, text in two)
+    first, second = itertools.tee(documents)
+    return (name for name, _ in first), (text for _, text in second)
 
 
 def _choose(
@@ -109,18 +109,18 @@ def _choose(
 
 def _until(documents: Iterable[Document], tokens: int, count: Callable[[str], int]) -> Iterator[Document]:
     """Yield documents up to the one with which `tokens` is reached."""
-    found = 0
+    n_tokens = 0
     for document in documents:
         yield document
-        found += count(document[1])
-        if found >= tokens:
+        n_tokens += count(document[1])
+        if n_tokens >= tokens:
             return
-    _warn_of_too_few(found, tokens)
+    _warn_of_too_few(n_tokens, tokens)
 
 
-def _warn_of_too_few(found: int, wanted: int) -> None:
-    if found < wanted:
-        logger.warning("The documents that may be taken hold %d tokens; %d were asked for", found, wanted)
+def _warn_of_too_few(n_tokens: int, wanted: int) -> None:
+    if n_tokens < wanted:
+        logger.warning("The documents that may be taken hold %d tokens; %d were asked for", n_tokens, wanted)
 
 
 def _sample(documents: Iterable[Document], size: int, seed: int) -> Iterator[Document]:

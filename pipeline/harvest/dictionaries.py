@@ -103,9 +103,9 @@ def dictionary_folder(spec: str, *sites: str) -> Path | None:
     site.
     """
     root = Path(spec)
-    found = next((folder for folder in (root, *(root / site for site in sites)) if _holds_dictionary(folder)), None)
-    if found is not None:
-        return found
+    inner = next((folder for folder in (root, *(root / site for site in sites)) if _holds_dictionary(folder)), None)
+    if inner is not None:
+        return inner
     if root.is_dir():
         inside = sorted(child.name for child in root.iterdir() if _holds_dictionary(child))
         wanted = sites[0] if sites else ""
@@ -201,8 +201,8 @@ def _repository_of(release: str) -> str | None:
     saelens.sae_lens()
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    found = get_pretrained_saes_directory().get(release)
-    return None if found is None else str(found.repo_id)
+    entry = get_pretrained_saes_directory().get(release)
+    return None if entry is None else str(entry.repo_id)
 
 
 def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
@@ -217,11 +217,11 @@ def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
         root = Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
         raise MissingInputError(_why_missing(asked.spec, repository, error)) from error
-    found = dictionary_folder(str(root / folder) if folder else str(root), *sites)
-    if found is None or not any((found / file).is_file() for file in _folder_formats()):
+    local = dictionary_folder(str(root / folder) if folder else str(root), *sites)
+    if local is None or not any((local / file).is_file() for file in _folder_formats()):
         raise MissingInputError(f"The repository {repository} holds no dictionary for site {sites[0]!r}")
-    own = replace(asked, spec=str(found), id=f"{repository}/{found.relative_to(root)}")
-    return _load_folder(own, _signature(found))
+    source = replace(asked, spec=str(local), id=f"{repository}/{local.relative_to(root)}")
+    return _load_folder(source, _signature(local))
 
 
 def _why_missing(spec: str, repository: str, error: Exception) -> str:

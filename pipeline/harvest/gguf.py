@@ -27,9 +27,9 @@ CONVERSION_VERSION = 1
 
 def cache_folder() -> Path:
     """Return the folder of converted models: ``$SUBSPACE_CACHE``, or one under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("SUBSPACE_CACHE")
-    if own:
-        return Path(own)
+    chosen = os.environ.get("SUBSPACE_CACHE")
+    if chosen:
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_NAME
 
 

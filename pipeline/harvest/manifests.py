@@ -96,9 +96,9 @@ _KEPT: TypeAdapter[dict[Side, _Kept]] = TypeAdapter(dict[Side, _Kept])
 
 def keep_identity(file: Path, side: Side, model: ModelSettings) -> None:
     """Keep what identifies a model, so that :func:`known_identity` finds it without loading dictionaries."""
-    kept = _read_kept(file) | {side: _Kept(model_key(model), identify_model(model))}
+    identities = _read_kept(file) | {side: _Kept(model_key(model), identify_model(model))}
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(_KEPT.dump_json(kept, indent=2))
+    partial.write_bytes(_KEPT.dump_json(identities, indent=2))
     partial.replace(file)
 
 
@@ -107,8 +107,8 @@ def known_identity(file: Path, side: Side, model: ModelSettings) -> ModelIdentit
 
     That a branch on a hub has moved is seen where the model has been described by this process, as a run does.
     """
-    kept = None if is_checked(model) else _read_kept(file).get(side)
-    return kept.identity if kept is not None and kept.key == model_key(model) else identify_model(model)
+    stored = None if is_checked(model) else _read_kept(file).get(side)
+    return stored.identity if stored is not None and stored.key == model_key(model) else identify_model(model)
 
 
 def _read_kept(file: Path) -> dict[Side, _Kept]:

@@ -269,8 +269,8 @@ def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedM
     with _quiet_transformers():
         network, missing = _drawn(model) if model.randomise is not None else _read(model)
     reader = SiteReader(network.eval().requires_grad_(requires_grad=False), places)
-    kept = set(network.state_dict())
-    lacking = sorted(name for name in missing if name in kept and "pooler" not in name)
+    persistent = set(network.state_dict())
+    lacking = sorted(name for name in missing if name in persistent and "pooler" not in name)
     if lacking:
         raise InputError(f"The files of {model.model!r} lack weights that its architecture needs: {lacking[:5]}")
     network.to(torch.device(device))

@@ -74,10 +74,11 @@ def _pool_sparse(encoded: sp.csr_array, sizes: Ints, how: Pool) -> sp.csr_array:
         pooled = np.where(present < sizes[run], np.maximum(pooled, 0), pooled)
     else:
         pooled = (np.add.reduceat(values, first, dtype=np.float64) / sizes[run]).astype(values.dtype)
-    kept = pooled != 0
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(run[kept], minlength=len(sizes)))])
+    is_active = pooled != 0
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(run[is_active], minlength=len(sizes)))])
     return sp.csr_array(
-        (pooled[kept], feature[kept].astype(np.int32), indptr.astype(np.int32)), shape=(len(sizes), n_features)
+        (pooled[is_active], feature[is_active].astype(np.int32), indptr.astype(np.int32)),
+        shape=(len(sizes), n_features),
     )
 
 

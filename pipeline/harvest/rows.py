@@ -228,21 +228,21 @@ def _align_document(number: int, a: _Reading, b: _Reading, pool: Pool) -> dict[s
     boundaries = shared_boundaries(a.tokens, b.tokens)
     windows = cut_windows(boundaries, a.side.capacity, b.side.capacity)
     inside = _rows_of(windows)
-    kept = inside[~(a.special[boundaries.last_a[inside]] | b.special[boundaries.last_b[inside]])]
-    window = np.searchsorted(windows.last_row, kept)
+    shared = inside[~(a.special[boundaries.last_a[inside]] | b.special[boundaries.last_b[inside]])]
+    window = np.searchsorted(windows.last_row, shared)
     starts = segment_starts(boundaries, a.tokens, b.tokens)
     return {
-        "document": np.full(len(kept), number, np.int32),
-        "char_start": starts[kept],
-        "char_end": boundaries.ends[kept],
+        "document": np.full(len(shared), number, np.int32),
+        "char_start": starts[shared],
+        "char_end": boundaries.ends[shared],
         "window_of_row": window.astype(np.int32),
         "window_document": np.full(len(windows.first_row), number, np.int32),
         "window_start": starts[windows.first_row],
         "window_end": boundaries.ends[windows.last_row],
-        **_side_part("a", a, boundaries.last_a[kept], (windows.first_a, windows.stop_a), window),
-        **_side_part("b", b, boundaries.last_b[kept], (windows.first_b, windows.stop_b), window),
-        **(_pooled_inputs(windows, boundaries, kept, {"a": a, "b": b}) if pool != "last" else {}),
-        "n_special": len(inside) - len(kept),
+        **_side_part("a", a, boundaries.last_a[shared], (windows.first_a, windows.stop_a), window),
+        **_side_part("b", b, boundaries.last_b[shared], (windows.first_b, windows.stop_b), window),
+        **(_pooled_inputs(windows, boundaries, shared, {"a": a, "b": b}) if pool != "last" else {}),
+        "n_special": len(inside) - len(shared),
         "n_outside": len(boundaries.ends) - len(inside),
     }
 
@@ -280,14 +280,14 @@ def _side_part(
 
 
 def _pooled_inputs(
-    windows: Windows, boundaries: Boundaries, kept: NDArray[np.int64], readings: dict[Side, _Reading]
+    windows: Windows, boundaries: Boundaries, shared: NDArray[np.int64], readings: dict[Side, _Reading]
 ) -> dict[str, Any]:
     """Return which model inputs of a document's windows enter the value of a row, on both sides."""
     columns = {}
     for side, reading in readings.items():
         tokens, template = reading.tokens, reading.side.template
         last = getattr(boundaries, f"last_{side}")
-        pooled = pooled_tokens(last, kept, (tokens.ends > tokens.starts) & ~reading.special)
+        pooled = pooled_tokens(last, shared, (tokens.ends > tokens.starts) & ~reading.special)
         first, stop = (getattr(windows, f"{edge}_{side}") for edge in ("first", "stop"))
         around = np.zeros(len(template.prefix), bool), np.zeros(len(template.suffix), bool)
         pieces = [part for i, j in zip(first, stop, strict=True) for part in (around[0], pooled[i:j], around[1])]

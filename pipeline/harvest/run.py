@@ -260,10 +260,10 @@ def predict(job: Job, calibrations: dict[str, Calibration], decoders: dict[str, 
     names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
     coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in names)
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
-    held = task_bytes(needs, min(job.store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
-    logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", held / 1e6)
+    memory = task_bytes(needs, min(job.store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
+    logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", memory / 1e6)
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
-    return Prediction(n_rows, int(lengths.sum()), needs, disk, held)
+    return Prediction(n_rows, int(lengths.sum()), needs, disk, memory)
 
 
 def _create(job: Job, site: str, calibration: Calibration, decoder: Rows) -> ActivationWriter:
@@ -385,14 +385,14 @@ def _tokens_of_rows(
 
     `numbers` and `positions` are of the rows' last tokens; of the first window, only what lies behind `before`.
     """
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for mask, number, position in zip(masks, numbers, positions, strict=True):
         slots = np.flatnonzero(mask)
-        slots = slots[slots > (-1 if found else before)]
+        slots = slots[slots > (-1 if parts else before)]
         row = np.searchsorted(position, slots)
         inside = row < len(position)
-        found.append((number[row[inside]], slots[inside]))
-    return [rows for rows, _ in found], [slots for _, slots in found]
+        parts.append((number[row[inside]], slots[inside]))
+    return [rows for rows, _ in parts], [slots for _, slots in parts]
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -428,9 +428,9 @@ def _padded(inputs: Sequence[NDArray[np.int32]], model: LoadedModel) -> tuple[An
     longest = max(len(ids) for ids in inputs)
     ids = torch.zeros((len(inputs), longest), dtype=torch.long)
     mask = torch.zeros((len(inputs), longest), dtype=torch.long)
-    for i, one in enumerate(inputs):
-        ids[i, : len(one)] = torch.from_numpy(one.astype(np.int64))
-        mask[i, : len(one)] = 1
+    for i, token_ids in enumerate(inputs):
+        ids[i, : len(token_ids)] = torch.from_numpy(token_ids.astype(np.int64))
+        mask[i, : len(token_ids)] = 1
     return ids.to(model.device), mask.to(model.device)
 
 
@@ -471,13 +471,13 @@ def _sample(item: tuple[int, slice], job: Job) -> dict[str, Sample]:
 
 def _decoders(job: Job, client: Client) -> dict[str, Rows]:
     """Return the decoder rows of every site; those of hidden neurons are the model's own weights, read by a worker."""
-    own = {site: job.dictionary(site).decoder for site in job.sites}
-    neurons = [site for site, decoder in own.items() if decoder is None]
+    decoders = {site: job.dictionary(site).decoder for site in job.sites}
+    neurons = [site for site, decoder in decoders.items() if decoder is None]
     label = f"decoders {job.side.upper()}"
     read = (
         dict(run_tasks(client, _down_projection, neurons, name="decoder", label=label, args=(job,))) if neurons else {}
     )
-    return {site: read[site] if decoder is None else decoder for site, decoder in own.items()}
+    return {site: read[site] if decoder is None else decoder for site, decoder in decoders.items()}
 
 
 def _down_projection(site: str, job: Job) -> Rows:

@@ -129,17 +129,18 @@ def _check_own_site(model: ModelSettings, info: ModelInfo, site: Site, dictionar
     if dictionary.site is None or dictionary.site in site.names:
         return
     try:
-        own = info.names.resolve(dictionary.site)
+        trained_at = info.names.resolve(dictionary.site)
     except InputError:
         logger.warning(
             "%s says that it was trained at %r; %s has no such site", dictionary.id, dictionary.site, model.model
         )
         return
-    if info.names.same(own, site):
+    if info.names.same(trained_at, site):
         return
     message = (
-        f"The dictionary {dictionary.id} was trained at {dictionary.site} ({own.tensor} of {own.path}), not at "
-        f"{site.name} ({site.tensor} of {site.path}): name the site {dictionary.site}"
+        f"The dictionary {dictionary.id} was trained at {dictionary.site} "
+        f"({trained_at.tensor} of {trained_at.path}), not at {site.name} "
+        f"({site.tensor} of {site.path}): name the site {dictionary.site}"
     )
     if not model.allow_bad_site:
         raise InputError(f"{message}, or {_OVERRIDE}")

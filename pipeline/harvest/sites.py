@@ -122,11 +122,11 @@ class Sites:
 
     def resolve(self, name: str) -> Site:
         """Return the site that `name` means; if there is none, an InputError lists the near ones."""
-        found = self._find(name)
-        if found is None:
+        site_found = self._find(name)
+        if site_found is None:
             raise InputError(self._unknown(name))
-        role = next((site.role for site in self._known.values() if site.key == found.key), found.role)
-        site = Site(name, found.path, found.tensor, role)
+        role = next((site.role for site in self._known.values() if site.key == site_found.key), site_found.role)
+        site = Site(name, site_found.path, site_found.tensor, role)
         return replace(site, names=self._names(site))
 
     def _find(self, name: str) -> Site | None:
@@ -152,12 +152,12 @@ class Sites:
         """Yield for each part of a block what follows the block's name, TransformerLens's hook, and the site."""
         yield "", "hook_resid_post", Site("", block, "output", "residual")
         yield ".input", "hook_resid_pre", Site("", block, "input", "residual")
-        found: tuple[tuple[str, str, tuple[str, ...], Tensor, Role], ...] = (
+        parts_of_block: tuple[tuple[str, str, tuple[str, ...], Tensor, Role], ...] = (
             (".mlp", "hook_mlp_out", _MLP, "output", "mlp"),
             (".attention", "hook_attn_out", _ATTENTION, "output", "attention"),
             (".mlp.neurons", "mlp.hook_post", _DOWN, "input", "neurons"),
         )
-        for short, hook, parts, tensor, role in found:
+        for short, hook, parts, tensor, role in parts_of_block:
             path = next((f"{block}.{part}" for part in parts if f"{block}.{part}" in self._modules), None)
             if path is not None:
                 yield short, hook, Site("", path, tensor, role)
@@ -169,16 +169,16 @@ class Sites:
 
     def _names(self, site: Site) -> tuple[str, ...]:
         """Return every name of a site's tensor, the one asked for first."""
-        own = [site.name, *([site.path] if site.tensor == "output" else [])]
+        main = [site.name, *([site.path] if site.tensor == "output" else [])]
         known = [other.name for other in self._known.values() if self.same(site, other) and self._means(other)]
-        names = list(dict.fromkeys(own + known))
+        names = list(dict.fromkeys(main + known))
         prefixed = [f"{self._prefix}{name}" for name in names if self._prefix and name in self._modules]
         return tuple(dict.fromkeys(names + prefixed))
 
     def _means(self, known: Site) -> bool:
         """Return whether a known name really leads to its site: a module of that name goes first."""
-        found = self._find(known.name)
-        return found is not None and found.key == known.key
+        other = self._find(known.name)
+        return other is not None and other.key == known.key
 
     def same(self, a: Site, b: Site) -> bool:
         """Return whether two sites read the same tensor: block 2's output is block 3's input."""

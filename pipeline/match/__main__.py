@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -140,9 +141,15 @@ def show_all(methods: xr.Dataset, *, as_json: bool) -> None:
     for name in ("method", *COLUMNS.values()):
         table.add_column(name, justify="left" if name == "method" else "right")
     for line in lines:
-        cells = (f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in list(line.values())[1:])
+        cells = (_cell(value) for value in list(line.values())[1:])
         table.add_row(line["method"], *cells)
     wide_console().print(table)
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if np.isnan(value) else f"{value:,.3f}"
 
 
 if __name__ == "__main__":

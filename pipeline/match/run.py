@@ -191,7 +191,8 @@ def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
             *(report[name] for name in ("name", "when", "pairs_dropped", "pairs_before")),
         )
     minimum = settings.min_correlation
-    logger.info("%d pairs by %s with r ≥ %g, mean r %s", pairs.n_pairs, settings.method, minimum, pairs.mean_r)
+    mean = f", mean r {pairs.mean_r:.4g}" if pairs.n_pairs else ""
+    logger.info("%d pairs by %s with r ≥ %g%s", pairs.n_pairs, settings.method, minimum, mean)
 
 
 def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:

@@ -110,7 +110,7 @@ class Meanings:
 
     def counts(self, approach: str) -> dict[str, int]:
         """Return how many cells of one approach have each verdict."""
-        cells = [view.verdict for (_, own, _), view in self.grid.items() if own == approach]
+        cells = [view.verdict for (_, made_by, _), view in self.grid.items() if made_by == approach]
         return {verdict: cells.count(verdict) for verdict in dict.fromkeys(cells)}
 
     @property
@@ -121,7 +121,7 @@ class Meanings:
     def _sentence(self, approach: str) -> str:
         counts = self.counts(approach)
         tested = sum(counts.values()) - counts.get(UNTESTED, 0)
-        passed = len({name for (name, own, _), view in self.grid.items() if own == approach and view.passes})
+        passed = len({name for (name, made_by, _), view in self.grid.items() if made_by == approach and view.passes})
         how = {"global": "Cut out of all matched pairs", "within": "Paired within the concept"}[approach]
         return (
             f"{how}, {counts.get(PASSES, 0)} of {tested} subspaces with enough pairs beat chance by both metrics "
@@ -162,18 +162,18 @@ def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
     columns = {name: table[name].values.tolist() for name in names}
     cells = list(zip(*(list(_cells(table, metric)) for metric in metrics), strict=True))
     for i in range(table.sizes["row"]):
-        one = {name: values[i] for name, values in columns.items()}
-        read = {"words": json.loads(one.pop("words")), "verdict": meanings[one.pop("verdict")]}
-        yield SubspaceView(**one, **read, metrics=list(cells[i]), row=i)
+        values_of_row = {name: values[i] for name, values in columns.items()}
+        read = {"words": json.loads(values_of_row.pop("words")), "verdict": meanings[values_of_row.pop("verdict")]}
+        yield SubspaceView(**values_of_row, **read, metrics=list(cells[i]), row=i)
 
 
 def _cells(table: xr.Dataset, metric: str) -> Iterator[MetricCell]:
     """Yield one metric's cell of every row."""
-    one = table.sel(metric=metric)
+    scores = table.sel(metric=metric)
     nulls = [str(null) for null in table["null"].values]
-    score, note = one["score"].values.tolist(), one["note"].values.tolist()
-    mean = one["null_mean"].transpose("row", "null").values.tolist()
-    p = one[table.attrs["correction"]].transpose("row", "null").values.tolist()
+    score, note = scores["score"].values.tolist(), scores["note"].values.tolist()
+    mean = scores["null_mean"].transpose("row", "null").values.tolist()
+    p = scores[table.attrs["correction"]].transpose("row", "null").values.tolist()
     for i in range(table.sizes["row"]):
         yield MetricCell(metric, score[i], list(zip(nulls, mean[i], p[i], strict=True)), str(note[i]))
 
@@ -184,15 +184,15 @@ def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptVie
     for row in rows:
         # clusters of different pairs of sites have nothing but their number in common
         by_name.setdefault(row.name if kind == "concept" else (row.name, row.site_a, row.site_b), []).append(row)
-    chosen = [(own, max(own, key=lambda row: row.rank)) for own in by_name.values()]
-    shown = [each for each in chosen if each[1].n_pairs >= FEWEST_SHOWN]
+    chosen = [(same_name, max(same_name, key=lambda row: row.rank)) for same_name in by_name.values()]
+    shown = [named for named in chosen if named[1].n_pairs >= FEWEST_SHOWN]
     limit, n_pairs = (MOST_SHOWN, CLEAREST) if kind == "concept" else (MOST_CLUSTERS, CLEAREST_OF_CLUSTER)
-    most = sorted(shown, key=lambda each: -each[1].n_pairs)[:limit]
+    most = sorted(shown, key=lambda named: -named[1].n_pairs)[:limit]
     keep = {id(best) for _, best in most}
-    kept = [each for each in shown if id(each[1]) in keep]
-    clearest = _clearest(run, [best for _, best in kept], n_pairs)
-    for i, (own, best) in enumerate(kept):
-        yield ConceptView(f"{kind}-{i + 1}", best, own, clearest[best.row])
+    views = [named for named in shown if id(named[1]) in keep]
+    clearest = _clearest(run, [best for _, best in views], n_pairs)
+    for i, (same_name, best) in enumerate(views):
+        yield ConceptView(f"{kind}-{i + 1}", best, same_name, clearest[best.row])
 
 
 def _clearest(run: Run, views: list[SubspaceView], n_pairs: int) -> dict[int, list[PairView]]:
@@ -202,8 +202,8 @@ def _clearest(run: Run, views: list[SubspaceView], n_pairs: int) -> dict[int, li
         by_sites.setdefault((view.site_a, view.site_b), []).append(view)
     return {
         view.row: pairs
-        for sites, own in by_sites.items()
-        for view, pairs in zip(own, _clearest_at(run, sites, own, n_pairs), strict=True)
+        for sites, views_there in by_sites.items()
+        for view, pairs in zip(views_there, _clearest_at(run, sites, views_there, n_pairs), strict=True)
     }
 
 
@@ -211,27 +211,27 @@ def _clearest_at(
     run: Run, site_pair: tuple[str, str], views: list[SubspaceView], n_pairs: int
 ) -> Iterator[list[PairView]]:
     """Yield the pairs of each subspace with the highest r on both halves of the text, with their contexts."""
-    with open_result(run.directory.semantics(*site_pair), "semantics") as found:
-        members = [_members(found, view).head(n_pairs) for view in views]
+    with open_result(run.directory.semantics(*site_pair), "semantics") as result:
+        members = [_members(result, view).head(n_pairs) for view in views]
     pairs = pd.concat(members)
     sites = [run.site(side, name) for side, name in zip(SIDES, site_pair, strict=True)]
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
     passages = gather_passages(run.corpus, run.rows, np.concatenate(top))
     sides = [
-        feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (own, other), passages)
-        for site, own, other in zip(sites, top, top[::-1], strict=True)
+        feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (features, other), passages)
+        for site, features, other in zip(sites, top, top[::-1], strict=True)
     ]
-    each = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
-    for own in members:
-        some = enumerate(itertools.islice(each, len(own)))
+    lines = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
+    for pairs_of_view in members:
+        some = enumerate(itertools.islice(lines, len(pairs_of_view)))
         yield [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in some]
 
 
-def _members(found: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
+def _members(result: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
     """Return the pairs of a subspace, the clearest first."""
-    names, approaches = found["name"].values, found["approach"].values
+    names, approaches = result["name"].values, result["approach"].values
     (place,) = np.flatnonzero((names == view.name) & (approaches == view.approach))
-    own = np.flatnonzero(found["subspace_of"].values == place)
+    at = np.flatnonzero(result["subspace_of"].values == place)
     columns = ("feature_a", "feature_b", "r", "r_heldout")
-    pairs = pd.DataFrame({name: found[name].values[own] for name in columns})
+    pairs = pd.DataFrame({name: result[name].values[at] for name in columns})
     return pairs.iloc[np.argsort(-lower_r(pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()), kind="stable")]

@@ -111,8 +111,8 @@ class Explorer:
 
     def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
         key = (site.side, site.name)
-        found: np.ndarray = self._rows[key][np.searchsorted(self._matched[key], features)]
-        return found
+        rows: np.ndarray = self._rows[key][np.searchsorted(self._matched[key], features)]
+        return rows
 
     def texts(self) -> dict[tuple[Side, str], pd.DataFrame]:
         """Return, by side and site, what every matched feature fires on, as :func:`feature_texts` says it."""
@@ -150,11 +150,11 @@ def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages
     # many features fire on the same rows: each is cut once
     tokens = {row: passages.token(row) for row in np.unique(top_rows).tolist() if row >= 0}
     quoted = {row: passages.passage(row).quoted for row in np.unique(top_rows[:, :1]).tolist() if row >= 0}
-    found = [[row for row in rows if row >= 0] for rows in top_rows.tolist()]
+    listed = [[row for row in rows if row >= 0] for rows in top_rows.tolist()]
     return pd.DataFrame(
         {
-            "tokens": [json.dumps(distinct(tokens[row] for row in rows), ensure_ascii=False) for rows in found],
-            "context": [quoted[rows[0]] if rows else "" for rows in found],
+            "tokens": [json.dumps(distinct(tokens[row] for row in rows), ensure_ascii=False) for rows in listed],
+            "context": [quoted[rows[0]] if rows else "" for rows in listed],
         },
         index=pd.Index(features, name="feature"),
     )
@@ -179,13 +179,13 @@ def feature_views(
     labels = read_labels(RunDirectory.around(site.path)[0].labels(site.side, site.name))
     views = []
     for i, feature in enumerate(features.tolist()):
-        found = [
+        contexts = [
             _context_view(passages.passage(row, around), value, largest[i], shared=row in partners[i])
             for row, value, around in zip(rows[i].tolist(), values[i].tolist(), activity[i], strict=True)
             if row >= 0
         ]
-        tokens = distinct(passages.token(context.row) for context in found)
-        views.append(FeatureView(site.side, feature, tokens, found, labels.get(feature, "")))
+        tokens = distinct(passages.token(context.row) for context in contexts)
+        views.append(FeatureView(site.side, feature, tokens, contexts, labels.get(feature, "")))
     return views
 
 
@@ -226,7 +226,7 @@ def lower_r(r: np.ndarray, heldout: np.ndarray) -> np.ndarray:
 
 def _matched(run: Run, site: Site) -> np.ndarray:
     """Return the ids of a site's features that are in any pair, ascending."""
-    found = [
+    features = [
         pair.pairs[f"feature_{site.side}"].values for pair in run.site_pairs if pair.site(site.side).name == site.name
     ]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    return np.unique(np.concatenate(features)) if features else np.zeros(0, dtype=np.int64)

@@ -114,10 +114,10 @@ def _entry(pair: SitePair, name: str, names: dict[tuple[Side, str], str]) -> dic
 
 
 def _view(site: Site, site_pairs: Sequence[SitePair]) -> _SiteView:
-    own = [pair for pair in site_pairs if pair.site(site.side).name == site.name]
-    found = [pair.pairs[f"feature_{site.side}"].values.astype(np.int64) for pair in own]
-    found += [_neighbours(pair, site.side)[0].ravel() for pair in own]
-    features = np.unique(np.concatenate(found))
+    pairs_here = [pair for pair in site_pairs if pair.site(site.side).name == site.name]
+    ids = [pair.pairs[f"feature_{site.side}"].values.astype(np.int64) for pair in pairs_here]
+    ids += [_neighbours(pair, site.side)[0].ravel() for pair in pairs_here]
+    features = np.unique(np.concatenate(ids))
     features = features[features >= 0]
     best = {"feature": features, "rank": slice(CONTEXTS)}
     contexts = site.contexts[["row", "value"]].isel(best)
@@ -151,8 +151,8 @@ def _pack_text(run: Run, passages: Passages, peaks: np.ndarray) -> str:
     word, words = np.zeros(len(passages.rows), np.uint32), dict[str, int]()
     peak_spans = Spans(*(bound[peaks] for bound in passages.spans))
     for place, text, start, end in iter_documents(run.corpus, peak_spans):
-        if found := word_around(text, start, end):
-            word[peaks[place]] = words.setdefault(found, len(words) + 1)
+        if peak_word := word_around(text, start, end):
+            word[peaks[place]] = words.setdefault(peak_word, len(words) + 1)
     arrays: dict[str, np.ndarray] = {
         "gap": np.array([_units(gap) for gap, _ in texts], np.uint16),
         "length": np.array([_units(token) for _, token in texts], np.uint16),
@@ -213,8 +213,8 @@ def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
     member = [open_result(path, "concepts")["member"].transpose("feature", "concept").load() for path in paths]
     shared = [name for name in member[0]["concept"].values if name in member[1]["concept"].values]
     on_a, on_b = (
-        one.sel(concept=shared).values[pair.pairs[f"feature_{side}"].values]
-        for side, one in zip(SIDES, member, strict=True)
+        is_member.sel(concept=shared).values[pair.pairs[f"feature_{side}"].values]
+        for side, is_member in zip(SIDES, member, strict=True)
     )
     both = on_a & on_b
     used = np.flatnonzero(both.any(0))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +13,8 @@ import pandas as pd
 from pipeline.report import plots, tables
 from pipeline.report.page import report_figures
 from pipeline.report.results import Run, open_run
-from pipeline.work.outputs import FIGURE_SUFFIXES
 from storage.errors import InputError
-from storage.targets import claim_file, names_program, starts_with
+from storage.targets import FileTarget, claim_file, names_program, starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -54,27 +55,36 @@ def export_figures(
     --------
     >>> export_figures("runs/demo", "paper", ["pdf", "png"])  # doctest: +SKIP
     """
-    for unknown in [one for one in formats if one not in FORMATS]:
+    for unknown in [name for name in formats if name not in FORMATS]:
         raise InputError(f"Format {unknown!r} of figures is not known; one of {', '.join(FORMATS)}")
-    run, where = open_run(run_dir), Path(folder)
-    files = [*_figures(run, where, formats, overwrite=overwrite), *_tables(run, where, overwrite=overwrite)]
-    logger.info("%d files in %s", len(files), where)
-    return files
+    where = Path(folder)
+    with tempfile.TemporaryDirectory() as folder_of_drafts:
+        drafts = list(_drafts(open_run(run_dir), Path(folder_of_drafts), formats))
+        for draft, is_ours in drafts:  # all of them, before the first is written
+            FileTarget(where / draft.name, is_ours, overwrite).check_new(draft)
+        for draft, is_ours in drafts:
+            claimed = claim_file(where / draft.name, is_ours, suffixes=[draft.suffix], overwrite=overwrite)
+            with claimed as target, target.writing() as new:
+                shutil.copyfile(draft, new)
+    logger.info("%d files in %s", len(drafts), where)
+    return [where / draft.name for draft, _ in drafts]
 
 
-def _figures(run: Run, folder: Path, formats: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+def _drafts(run: Run, folder: Path, formats: Sequence[str]) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
+    """Write all files to a folder of their own; yield each, and what says whether a file of its name is ours."""
     for name, view in report_figures(run):
         for ending in dict.fromkeys(formats):
             path = folder / f"{name}.{ending}"
-            with (
-                claim_file(path, names_program, suffixes=FIGURE_SUFFIXES, overwrite=overwrite) as target,
-                target.writing() as new,
-            ):
-                plots.save(view.figure, new)
-            yield path
+            plots.save(view.figure, path)
+            yield path, names_program
+    for name, table in _tables(run).items():
+        for ending, text in {".csv": table.to_csv(index=False), ".tex": to_latex(table)}.items():
+            path = folder / f"{name}{ending}"
+            path.write_text(text, encoding="utf-8", newline="\n")
+            yield path, starts_with(text.split("\n", 1)[0])
 
 
-def _tables(run: Run, folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def _tables(run: Run) -> dict[str, pd.DataFrame]:
     made = {
         "scores": tables.scores_table(run),
         "matching": tables.matching_table(run),
@@ -82,14 +92,7 @@ def _tables(run: Run, folder: Path, *, overwrite: bool) -> Iterator[Path]:
         "sites": tables.sites_table(run),
     }
     usage = tables.usage_table(run)
-    made |= {"usage": usage} if len(usage) else {}
-    for name, table in made.items():
-        texts = {".csv": table.to_csv(index=False), ".tex": to_latex(table)}
-        for ending, text in texts.items():
-            path, is_ours = folder / f"{name}{ending}", starts_with(text.split("\n", 1)[0])
-            with claim_file(path, is_ours, suffixes=[ending], overwrite=overwrite) as target:
-                target.write_text(text)
-            yield path
+    return made | ({"usage": usage} if len(usage) else {})
 
 
 def to_latex(table: pd.DataFrame) -> str:

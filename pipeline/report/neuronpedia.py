@@ -28,8 +28,8 @@ def feature_page(dictionary: str) -> str | None:
     True
     """
     release, _, sae_id = dictionary.partition("/")
-    found = _listed(release).get(sae_id)
-    return f"{SITE}/{found}" if found and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
+    page = _listed(release).get(sae_id)
+    return f"{SITE}/{page}" if page and re.fullmatch(r"[\w.-]+/[\w.-]+", page) else None
 
 
 @functools.lru_cache(maxsize=8)

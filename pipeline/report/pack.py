@@ -71,5 +71,5 @@ def short_floats(values: np.ndarray) -> np.ndarray:
     array([3.140625], dtype=float32)
     """
     bits = values.astype(np.float32).view(np.uint32)
-    kept: np.ndarray = (bits & np.uint32(0xFFFFF000)).view(np.float32)
-    return kept
+    rounded: np.ndarray = (bits & np.uint32(0xFFFFF000)).view(np.float32)
+    return rounded

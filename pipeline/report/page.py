@@ -71,7 +71,7 @@ class SitePairView:
 
 
 def render_page(
-    run: Run, explorer: Explorer, scores: pd.DataFrame, found: ExplorerView, meanings: Meanings | None = None
+    run: Run, explorer: Explorer, scores: pd.DataFrame, explorer_view: ExplorerView, meanings: Meanings | None = None
 ) -> str:
     """Return the report as one HTML document that needs nothing else.
 
@@ -82,14 +82,14 @@ def render_page(
     judged = verdict.judged_null(scores)
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
-    scripts = explorer_scripts() if found.data else ()
+    scripts = explorer_scripts() if explorer_view.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
     template = environment().get_template("report.html.j2")
     return template.render(
         run=run,
         meanings=meanings,
         legend=None if meanings is None else _legend(meanings, run.directory.concepts_page.name),
-        explorer=found,
+        explorer=explorer_view,
         scripts=scripts,
         policy=content_policy(scripts),
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -237,7 +237,7 @@ def _map(run: Run, table: pd.DataFrame, cell: Callable[[Any], Cell], title: str,
     """Return the grid of sites, with a cell for each row of a table."""
     cells = {(row.site_a, row.site_b): cell(row) for row in tables.observations(table)}
     figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
-    spoken = "; ".join(f"{a} and {b}: {one.figure} ({', '.join(one.lines)})" for (a, b), one in cells.items())
+    spoken = "; ".join(f"{a} and {b}: {drawn.figure} ({', '.join(drawn.lines)})" for (a, b), drawn in cells.items())
     return FigureView(figure, title, caption, cells=spoken)
 
 
@@ -246,21 +246,21 @@ def _site_pair_views(
 ) -> Iterator[SitePairView]:
     fates = tables.fate_table(run)
     for i, pair in enumerate(run.site_pairs):
-        own = {"site_a": pair.a.name, "site_b": pair.b.name}
-        rows = _of(scores, own).assign(beats=verdict.beats_chance(scores))
+        sites = {"site_a": pair.a.name, "site_b": pair.b.name}
+        rows = _of(scores, sites).assign(beats=verdict.beats_chance(scores))
         yield SitePairView(
             anchor=f"pair-{i + 1}",
             pair=pair,
             scores=rows,
-            matching=next(tables.observations(_of(matching, own))),
-            fates=_of(fates, own).pivot_table(index="fate", columns="side", values="features", sort=False),
+            matching=next(tables.observations(_of(matching, sites))),
+            fates=_of(fates, sites).pivot_table(index="fate", columns="side", values="features", sort=False),
             figures=list(_site_pair_figures(pair, rows)),
             pairs=explorer.pairs(pair),
         )
 
 
-def _of(table: pd.DataFrame, own: dict[str, str]) -> pd.DataFrame:
-    return table[(table["site_a"] == own["site_a"]) & (table["site_b"] == own["site_b"])]
+def _of(table: pd.DataFrame, sites: dict[str, str]) -> pd.DataFrame:
+    return table[(table["site_a"] == sites["site_a"]) & (table["site_b"] == sites["site_b"])]
 
 
 def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
@@ -314,10 +314,10 @@ def _all_r_figure(pair: SitePair, where: str) -> FigureView:
     correlation = pair.correlation
     counts, left, right = (correlation[name].values for name in ("histogram", "bin_left", "bin_right"))
     keep_above = float(correlation.attrs["keep_above"])
-    kept = int(correlation.attrs["n_kept"])
+    n_kept = int(correlation.attrs["n_kept"])
     title = "All correlations"
     caption = (
-        f"{kept:,} of {int(counts.sum()):,} pairs of features ({kept / max(1, int(counts.sum())):.2%}) reach "
+        f"{n_kept:,} of {int(counts.sum()):,} pairs of features ({n_kept / max(1, int(counts.sum())):.2%}) reach "
         f"r ≥ {keep_above:g} and were kept. Logarithmic scale.{_measure(pair)}"
     )
     return FigureView(plots.all_r_histogram(counts, left, right, keep_above), title, caption, where)

@@ -90,8 +90,8 @@ def uses(pair: SitePair) -> np.ndarray:
     """Return of how many A features each B feature that varies is the best match, int64."""
     best, r = (pair.correlation[name].isel(rank=0).values for name in ("best_b", "r_b"))
     counts = np.bincount(best[np.isfinite(r)], minlength=pair.correlation.sizes["feature_b"])
-    found: np.ndarray = counts[pair.correlation["defined_b"].values]
-    return found
+    uses_of_b: np.ndarray = counts[pair.correlation["defined_b"].values]
+    return uses_of_b
 
 
 def mean_of_all(correlation: xr.Dataset) -> float:
@@ -179,7 +179,7 @@ def usage_table(run: Run) -> pd.DataFrame:
     Empty where the run directory keeps no record.
     """
     shown = worth_showing(read_usage(run.directory.usage))
-    table = pd.DataFrame.from_records([dataclasses.asdict(one) for one in shown], columns=USAGE_COLUMNS)
+    table = pd.DataFrame.from_records([dataclasses.asdict(usage) for usage in shown], columns=USAGE_COLUMNS)
     return table.astype(dict.fromkeys(("planned", "peak", "peak_sum", "peak_driver"), "float64"))
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline.settings.experiment import Experiment, stored_experiment
 from pipeline.settings.semantics import SemanticsSettings
 from pipeline.work.options import options
-from pipeline.work.script import AsJson, Cluster, ClusterFile, open_client, run_script, show, wide_console
+from pipeline.work.script import AsJson, Connect, on_cluster, run_script, show, wide_console
 from storage.errors import InputError
 from storage.rundir import RunDirectory
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 @options(SemanticsSettings, changes=True)
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     run: Annotated[Path, typer.Argument(help="Run directory with matched pairs.", show_default=False)],
     settings: dict[str, Any],
     show_all: Annotated[bool, typer.Option("--all", help="Print subspaces with too few pairs too.")] = False,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the subspaces of concepts in a run and test whether both models arrange them alike.
@@ -38,7 +37,7 @@ def command(
 
     directory = RunDirectory(run)
     config = with_semantics(stored_experiment(directory), settings)
-    with open_client(context, cluster, cluster_file) as client:
+    with connect() as client:
         table = run_semantics(config, directory, client)
     # the report and a later run read the settings from there
     directory.write_experiment(config.model_dump(mode="json"))

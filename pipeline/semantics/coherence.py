@@ -90,10 +90,10 @@ def feature_vectors(words: Sequence[Sequence[int]], vectors: NDArray[np.float64]
     """
     sums = np.full((len(words), vectors.shape[1]), np.nan)
     known = np.asarray(np.isfinite(vectors).all(axis=1))
-    for feature, own in enumerate(words):
-        found = [word for word in own if known[word]]
-        if found:
-            sums[feature] = vectors[found].sum(axis=0)
+    for feature, top_words in enumerate(words):
+        known_words = [word for word in top_words if known[word]]
+        if known_words:
+            sums[feature] = vectors[known_words].sum(axis=0)
     return centred_unit(sums, centre=False)
 
 
@@ -115,7 +115,10 @@ def coherence(
     """
     if runs < 1:
         raise InputError(f"runs is {runs}: a coherence means nothing without at least one random set")
-    parts = [_of_side(side, own, runs, (seed, i)) for i, (side, own) in enumerate(zip(vectors, members, strict=True))]
+    parts = [
+        _of_side(side, features, runs, (seed, i))
+        for i, (side, features) in enumerate(zip(vectors, members, strict=True))
+    ]
     return Coherence(float(np.mean([score for score, _ in parts])), np.mean([random for _, random in parts], axis=0))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from pipeline.settings.base import reason
 from pipeline.settings.semantics import ConceptsSettings
 from storage.errors import FormatError, InputError, shown
 from storage.yaml_files import read_yaml
@@ -131,8 +132,8 @@ def load_concepts(
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     groups: dict[str, list[_Group]] = {}
-    for one in sources:
-        for name, group in _read(DEFAULT_FILE if str(one) == DEFAULT else Path(one)).items():
+    for listed in sources:
+        for name, group in _read(DEFAULT_FILE if str(listed) == DEFAULT else Path(listed)).items():
             groups[name] = [*groups.get(name, []), group] if group.extend else [group]
     if only is not None:
         groups = _chosen(groups, list(only))  # before keywords are inflected, which takes a second for all
@@ -166,9 +167,7 @@ def _read(file: Path) -> dict[str, _Group]:
 
 def _line(name: Any, item: Any) -> str:
     where = ".".join(map(str, (name, *item["loc"])))
-    message = item["msg"].removeprefix("Value error, ")
-    hint = "; put it in quotes" if item["type"] == "string_type" else ""
-    return f"  {where}: {message}{hint} (given: {shown(item['input'])})"
+    return f"  {where}: {reason(item)} (given: {shown(item['input'])})"
 
 
 def _concept(name: str, group: _Group, inflections: bool | None) -> Concept:
@@ -192,11 +191,11 @@ def _distinct(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _chosen(found: Mapping[str, list[_Group]], names: list[str]) -> dict[str, list[_Group]]:
-    unknown = [name for name in names if name not in found]
+def _chosen(groups: Mapping[str, list[_Group]], names: list[str]) -> dict[str, list[_Group]]:
+    unknown = [name for name in names if name not in groups]
     if unknown:
-        raise InputError(f"There are no concepts {unknown}; those that were read: {', '.join(found)}")
-    return {name: found[name] for name in names}
+        raise InputError(f"There are no concepts {unknown}; those that were read: {', '.join(groups)}")
+    return {name: groups[name] for name in names}
 
 
 def inflect(keyword: str, kinds: Sequence[Inflection] = ("plural", "verb")) -> list[str]:

@@ -93,8 +93,8 @@ def _k_means(rows: NDArray[np.float64], n_clusters: int, seed: int) -> NDArray[n
     cluster = need("sklearn.cluster", "semantic", "Clustering features")
     # one thread: its sums are then in one order, and the labels the same on every machine of the cluster
     with need("threadpoolctl", "semantic").threadpool_limits(1):
-        found = cluster.KMeans(n_clusters, n_init=STARTS, random_state=seed).fit_predict(rows)
-    return np.asarray(found, np.int64)
+        labels = cluster.KMeans(n_clusters, n_init=STARTS, random_state=seed).fit_predict(rows)
+    return np.asarray(labels, np.int64)
 
 
 def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -126,12 +126,12 @@ def distinctive_words(
     """
     prior = counts.sum(axis=0) + 0.01  # a word that occurs nowhere else still has odds
     total = prior.sum()
-    found = []
-    for own in counts:
-        rest = counts.sum(axis=0) - own
-        mine = np.log((own + prior) / (own.sum() + total - own - prior))
+    words_of_clusters = []
+    for in_cluster in counts:
+        rest = counts.sum(axis=0) - in_cluster
+        mine = np.log((in_cluster + prior) / (in_cluster.sum() + total - in_cluster - prior))
         theirs = np.log((rest + prior) / (rest.sum() + total - rest - prior))
-        z = (mine - theirs) / np.sqrt(1 / (own + prior) + 1 / (rest + prior))
-        best = [word for word in np.argsort(-z, kind="stable")[:n].tolist() if z[word] > 0 and own[word] > 0]
-        found.append([(vocabulary[word], float(z[word])) for word in best])
-    return found
+        z = (mine - theirs) / np.sqrt(1 / (in_cluster + prior) + 1 / (rest + prior))
+        best = [word for word in np.argsort(-z, kind="stable")[:n].tolist() if z[word] > 0 and in_cluster[word] > 0]
+        words_of_clusters.append([(vocabulary[word], float(z[word])) for word in best])
+    return words_of_clusters

@@ -85,17 +85,17 @@ def _gensim(words: Sequence[str], path: Path) -> Vectors:
 
 def _read_text(path: Path, wanted: set[str]) -> dict[str, Vectors]:
     """Return the wanted vectors of a text file, with word2vec's header (two counts) or, as GloVe's files, without."""
-    found: dict[str, Vectors] = {}
+    vectors: dict[str, Vectors] = {}
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             word, *numbers = line.rstrip().split(" ")
             if word not in wanted or (number == 1 and len(numbers) == 1):
                 continue
             try:
-                found[word] = np.array(numbers, np.float32)
+                vectors[word] = np.array(numbers, np.float32)
             except ValueError as error:
                 raise InputError(f"{path} is no file of word vectors: line {number} is {line[:60]!r}…") from error
-    return found
+    return vectors
 
 
 def _forms(word: str) -> tuple[str, str]:
@@ -126,9 +126,9 @@ def _model(words: Sequence[str], folder: Path) -> Vectors:
     needed = np.unique(np.concatenate([np.zeros(0, np.int64), *tokens]))
     rows = _embedding_rows(folder, needed)
     result = np.full((len(words), rows.shape[1]), np.nan, np.float32)
-    for i, own in enumerate(tokens):
-        if len(own):
-            result[i] = rows[np.searchsorted(needed, own)].mean(axis=0)
+    for i, ids in enumerate(tokens):
+        if len(ids):
+            result[i] = rows[np.searchsorted(needed, ids)].mean(axis=0)
     return result
 
 
@@ -142,7 +142,7 @@ def _tokens_of(words: Sequence[str], folder: Path) -> list[NDArray[np.int64]]:
     forms = [[f" {word}", word, f" {word.capitalize()}"] for word in words]
     encoded = tokenizer([form for three in forms for form in three], add_special_tokens=False)["input_ids"]
     best = [min(encoded[3 * i : 3 * i + 3], key=len) for i in range(len(words))]
-    return [np.array([token for token in own if token != tokenizer.unk_token_id], np.int64) for own in best]
+    return [np.array([token for token in ids if token != tokenizer.unk_token_id], np.int64) for ids in best]
 
 
 def _embedding_rows(folder: Path, ids: NDArray[np.int64]) -> Vectors:
@@ -162,13 +162,13 @@ def _embedding_rows(folder: Path, ids: NDArray[np.int64]) -> Vectors:
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
     """Return the file that holds the input embeddings and their name in it."""
-    found = [(file, name) for file, name in _tensors(folder) if name.endswith(EMBEDDING_NAMES)]
-    if not found:
+    candidates = [(file, name) for file, name in _tensors(folder) if name.endswith(EMBEDDING_NAMES)]
+    if not candidates:
         raise InputError(
             f"{folder} has no safetensors with input embeddings (a tensor that ends in "
             f"{', '.join(EMBEDDING_NAMES)}); save the model with save_pretrained(…, safe_serialization=True)"
         )
-    return min(found, key=lambda each: len(each[1]))
+    return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:

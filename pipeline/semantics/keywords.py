@@ -68,7 +68,9 @@ class Matcher:
     def __init__(self, concepts: Sequence[Concept]) -> None:
         self._words: dict[tuple[str, bool], set[int]] = defaultdict(set)
         self._phrases: dict[tuple[str, bool], list[_Phrase]] = defaultdict(list)
-        self._patterns = [(re.compile(each), i) for i, one in enumerate(concepts) for each in one.patterns]
+        self._patterns = [
+            (re.compile(pattern), i) for i, meaning in enumerate(concepts) for pattern in meaning.patterns
+        ]
         self._seen: dict[str, _Entry | None] = {}
         for i, concept in enumerate(concepts):
             for keyword in concept.keywords:
@@ -77,7 +79,7 @@ class Matcher:
                 self._add(keyword, i, exact=True)
 
     def _add(self, keyword: str, concept: int, *, exact: bool) -> None:
-        spans = [found.span() for found in word_pattern().finditer(keyword)]
+        spans = [match.span() for match in word_pattern().finditer(keyword)]
         words = [_form(keyword[start:end], exact=exact) for start, end in spans]
         gaps = tuple(_gap(keyword[a[1] : b[0]]) for a, b in itertools.pairwise(spans))
         if gaps:
@@ -87,16 +89,16 @@ class Matcher:
 
     def occurrences(self, text: str) -> list[Occurrence]:
         """Return every keyword in a text, by where it begins; keywords inside of others are among them."""
-        found: list[Occurrence] = []
+        result: list[Occurrence] = []
         spans = [match.span() for match in word_pattern().finditer(text)]
         seen = self._seen
         for i, (start, end) in enumerate(spans):
             word = text[start:end]
             entry = seen[word] if word in seen else self._look_up(word)
             if entry is not None:
-                found += [Occurrence(start, end, concept) for concept in entry.concepts]
-                found += self._expressions(entry.phrases, text, spans, i)
-        return found
+                result += [Occurrence(start, end, concept) for concept in entry.concepts]
+                result += self._expressions(entry.phrases, text, spans, i)
+        return result
 
     def _look_up(self, word: str) -> _Entry | None:
         """Find out what a word is, and remember it."""
@@ -156,8 +158,8 @@ def keyword_rows(
     order = np.lexsort((start, document))
     matcher = Matcher(list(concepts.values()))
     blocks = _blocks(corpus, matcher, document[order], start[order], end[order])
-    found = [np.stack([order[block][pairs[0]], pairs[1]]) for block, pairs in blocks]
-    row, concept = np.concatenate(found, axis=1) if found else np.zeros((2, 0), np.int64)
+    parts = [np.stack([order[block][pairs[0]], pairs[1]]) for block, pairs in blocks]
+    row, concept = np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), np.int64)
     shape = (len(document), len(concepts))
     return scipy.sparse.csr_array((np.ones(len(row), bool), (row, concept)), shape=shape)
 

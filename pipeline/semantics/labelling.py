@@ -87,16 +87,16 @@ class Cost:
 
 def prompts(paths: tuple[Path, Path, Path], features: Sequence[int], settings: LabelSettings) -> list[Request]:
     """Return what is asked about some features of contexts, store and corpus; those that never fire are left out."""
-    found = read_contexts(*paths, features, top_n=settings.texts)
-    asked = [(each.feature, _shown(each)) for each in found if each.top]
+    views = read_contexts(*paths, features, top_n=settings.texts)
+    asked = [(view.feature, _shown(view)) for view in views if view.top]
     batches = (asked[i : i + settings.batch] for i in range(0, len(asked), settings.batch))
     return [([feature for feature, _ in batch], "\n\n".join(text for _, text in batch)) for batch in batches]
 
 
-def _shown(found: FeatureContexts) -> str:
-    lines = [f"Feature {found.feature}"]
-    for context in found.top:
-        pieces = [f"«{p.text}»" if p.activation >= found.maximum / 2 or p.peak else p.text for p in context.pieces]
+def _shown(view: FeatureContexts) -> str:
+    lines = [f"Feature {view.feature}"]
+    for context in view.top:
+        pieces = [f"«{p.text}»" if p.activation >= view.maximum / 2 or p.peak else p.text for p in context.pieces]
         lines.append("- " + " ".join("".join(pieces).split()))
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def estimate(asked: Sequence[Request]) -> Cost:
     >>> estimate([([1, 2], "x" * 400)]).tokens_out
     40
     """
-    features = sum(len(own) for own, _ in asked)
+    features = sum(len(batch) for batch, _ in asked)
     characters = sum(len(INSTRUCTIONS) + len(text) for _, text in asked)
     return Cost(features, len(asked), -(-characters // CHARACTERS_PER_TOKEN), ANSWER_TOKENS * features)
 
@@ -143,17 +143,17 @@ def label_features(
         identity = {"model": settings.model, **inputs}
         done = _earlier(answers, identity)
         _begin(answers, identity, done)
-        waiting = [(own, text) for own, text in asked if not done.keys() >= set(own)]
+        waiting = [(batch, text) for batch, text in asked if not done.keys() >= set(batch)]
         with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(settings.parallel) as pool:
             ask = _asker(settings, headers, first_wait)
             with progress("labels", len(waiting)) as advance:
-                for (own, _), found in zip(waiting, pool.map(ask, waiting), strict=True):
-                    fresh = {feature: clean(text) for feature, text in found.items() if feature in own}
+                for (batch, _), answer in zip(waiting, pool.map(ask, waiting), strict=True):
+                    fresh = {feature: clean(text) for feature, text in answer.items() if feature in batch}
                     file.write(_lines(fresh))
                     file.flush()
                     done |= fresh
                     advance(1)
-        wanted = [feature for own, _ in asked for feature in own]
+        wanted = [feature for batch, _ in asked for feature in batch]
         labels = [Label(feature, done[feature], settings.model) for feature in wanted if feature in done]
         if n_without := len(wanted) - len(labels):
             logger.warning("%d features got no label in any answer; the same command asks again", n_without)
@@ -240,13 +240,13 @@ def parse_answer(answer: str | bytes) -> dict[int, str]:
     """
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
-        found = json.loads(content[content.index("{") : content.rindex("}") + 1])
+        parsed = json.loads(content[content.index("{") : content.rindex("}") + 1])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the answer holds no JSON object of labels ({error})") from error
-    return dict(_pairs(found))
+    return dict(_pairs(parsed))
 
 
-def _pairs(found: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    for key, value in found.items():
+def _pairs(answer: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    for key, value in answer.items():
         if str(key).isdecimal() and isinstance(value, str) and value.strip():
             yield int(key), value

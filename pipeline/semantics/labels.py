@@ -149,18 +149,18 @@ def _chosen(file: Path, labels: list[Label], source: str | None, method: str | N
     sources = sorted({label.source for label in labels})
     if source is None and len(sources) > 1:
         raise InputError(f"{file} has labels of {', '.join(map(repr, sources))}; choose one with source")
-    own = [label for label in labels if source is None or label.source == source]
-    if not own:
+    of_source = [label for label in labels if source is None or label.source == source]
+    if not of_source:
         raise InputError(f"{file} has no labels of {source!r}; it has those of {', '.join(map(repr, sources))}")
-    methods = sorted({label.method for label in own})
+    methods = sorted({label.method for label in of_source})
     if method is not None and method not in methods:
         raise InputError(f"{file} has no labels by {method!r}; it has those by {', '.join(map(repr, methods))}")
     first: dict[int, Label] = {}
-    for label in own:
+    for label in of_source:
         if method is None or label.method == method:
             first.setdefault(label.feature, label)
-    if len(first) < len(own):
-        logger.info("%d more labels of the same features are left out", len(own) - len(first))
+    if len(first) < len(of_source):
+        logger.info("%d more labels of the same features are left out", len(of_source) - len(first))
     return list(first.values())
 
 

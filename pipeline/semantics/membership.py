@@ -152,10 +152,10 @@ def concepts_manifest(
 
 
 def _check_rank(rule: Rule, tops: xr.Dataset) -> None:
-    wanted, kept, contexts = getattr(rule, "of", 1), tops.sizes["rank"], tops.encoding["source"]
-    if wanted > kept:
+    wanted, n_kept, contexts = getattr(rule, "of", 1), tops.sizes["rank"], tops.encoding["source"]
+    if wanted > n_kept:
         raise InputError(
-            f"The rule looks at {wanted} contexts of each feature, and {contexts} keeps {kept}; make contexts with "
+            f"The rule looks at {wanted} contexts of each feature, and {contexts} keeps {n_kept}; make contexts with "
             f"top_n={wanted} (report.contexts in an experiment file), or lower `of`"
         )
 
@@ -227,12 +227,12 @@ def count_rows(
     count = np.zeros((n_features, keywords.shape[1]), np.int64)
     width = zarr.open_array(f"{path}/activation", mode="r").chunks[1]
     panels = [(start, min(start + width, n_features)) for start in range(0, n_features, width)]
-    with ensure_client(client) as own:
+    with ensure_client(client) as used:
         # one copy for each worker, not one for each task
-        shared = own.scatter(keywords, hash=False)
+        shared = used.scatter(keywords, hash=False)
         label = f"concepts, {Path(path).stem}"
         for (start, stop), part in run_tasks(
-            own, _panel_task, panels, name="concepts-panel", label=label, args=(path, shared)
+            used, _panel_task, panels, name="concepts-panel", label=label, args=(path, shared)
         ):
             count[start:stop] = part
     return count
@@ -253,7 +253,8 @@ def _panel_task(panel: Panel, path: str, keywords: scipy.sparse.csr_array) -> ND
             slab = read_csr(path, rows, slice(*panel))
             kernels.count_csr((slab.indptr, slab.indices, slab.data), (here.indptr, here.indices), counts)
         else:
-            kernels.count_dense(read_dense(path, rows, slice(*panel)), (here.indptr, here.indices), counts)
+            is_active = read_dense(path, rows, slice(*panel)) != 0  # also of float16, which Numba does not know
+            kernels.count_dense(is_active, (here.indptr, here.indices), counts)
     return counts
 
 

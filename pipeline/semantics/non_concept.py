@@ -141,14 +141,14 @@ def row_kinds(corpus: Corpus, rows: xr.Dataset) -> scipy.sparse.csr_array:
 
     Memory: the coordinates of all rows, and the texts of a block of documents.
     """
-    found = np.zeros((rows.sizes["token"], len(OF_ROWS)), bool)
+    is_of_kind = np.zeros((rows.sizes["token"], len(OF_ROWS)), bool)
     for row, text, start, end in iter_documents(corpus, read_spans(rows)):
         token = text[start:end]
         if not any(map(str.isalnum, token)):
-            found[row, :2] = True, token.isspace()
-    found[:, 2] = first_in_window(rows)
-    found[rows["sink"].values] = False
-    return scipy.sparse.csr_array(found)
+            is_of_kind[row, :2] = True, token.isspace()
+    is_of_kind[:, 2] = first_in_window(rows)
+    is_of_kind[rows["sink"].values] = False
+    return scipy.sparse.csr_array(is_of_kind)
 
 
 def _same_position(tops: xr.Dataset, rows: xr.Dataset) -> NDArray[np.float64]:
@@ -156,11 +156,11 @@ def _same_position(tops: xr.Dataset, rows: xr.Dataset) -> NDArray[np.float64]:
     n_features = tops.sizes["feature"]
     if "position" not in rows.variables:
         return np.full(n_features, np.nan)
-    kept = [tops[name].values for name in ("row", "quantile_row") if name in tops]
+    listed = [tops[name].values for name in ("row", "quantile_row") if name in tops]
     position = rows["position"].values.astype(np.int64)
     share = np.full(n_features, np.nan)
-    for feature, own in enumerate(np.concatenate(kept, axis=1)):
-        distinct = np.unique(own[own >= 0])
+    for feature, rows_of_feature in enumerate(np.concatenate(listed, axis=1)):
+        distinct = np.unique(rows_of_feature[rows_of_feature >= 0])
         if len(distinct) >= FEWEST_CONTEXTS:
             share[feature] = np.unique(position[distinct], return_counts=True)[1].max() / len(distinct)
     return share

@@ -69,8 +69,8 @@ def sample_rows(keywords: scipy.sparse.csr_array, sink: NDArray[np.bool_], rule:
     plain = np.flatnonzero((np.diff(keywords.indptr) == 0) & ~sink)
     parts = [_some(rng, plain, rule.rows)]
     for concept in range(keywords.shape[1]):
-        own = by_concept.indices[by_concept.indptr[concept] : by_concept.indptr[concept + 1]]
-        parts.append(_some(rng, np.sort(own), rule.rows_of_concept))
+        rows_of_concept = by_concept.indices[by_concept.indptr[concept] : by_concept.indptr[concept + 1]]
+        parts.append(_some(rng, np.sort(rows_of_concept), rule.rows_of_concept))
     return np.unique(np.concatenate(parts)).astype(np.int64)
 
 

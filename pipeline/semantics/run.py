@@ -181,10 +181,10 @@ class Inputs:
 
     def paths(self) -> dict[str, Path]:
         """Return all of them, by the names that they have in manifests."""
-        found = {"pairs": self.pairs, "correlation": self.correlation, "corpus": self.corpus}
+        paths = {"pairs": self.pairs, "correlation": self.correlation, "corpus": self.corpus}
         for side, site in zip("ab", self.sites, strict=True):
-            found |= {f"{name}_{side}": path for name, path in asdict(site).items()}
-        return found | ({} if self.words is None else {"words": Path(self.words)})
+            paths |= {f"{name}_{side}": path for name, path in asdict(site).items()}
+        return paths | ({} if self.words is None else {"words": Path(self.words)})
 
 
 def semantics_manifest(
@@ -199,10 +199,13 @@ def semantics_manifest(
 def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> xr.Dataset:
     with open_result(inputs.pairs, "match") as opened:
         matched = opened[["feature_a", "feature_b", "r", "r_heldout"]].load()
-    found = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
+    subspaces = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
     pool = matched["feature_a"].values, matched["feature_b"].values
     scores = compare_subsets(
-        {one.key: (one.subspace.feature_a[one.tested], one.subspace.feature_b[one.tested]) for one in found},
+        {
+            entry.key: (entry.subspace.feature_a[entry.tested], entry.subspace.feature_b[entry.tested])
+            for entry in subspaces
+        },
         *(site.store for site in inputs.sites),
         pool=pool,
         metrics=settings.metrics,
@@ -214,9 +217,9 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     )
     top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
     table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
-    coherences = _coherences(found, top, inputs.words, settings)
-    table = table.assign(_described(found, top, pool)).assign(_coherence_columns(coherences))
-    return table.merge(_members(found)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
+    coherences = _coherences(subspaces, top, inputs.words, settings)
+    table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
+    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
 
 
 def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:
@@ -247,12 +250,12 @@ def _clusters(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
         _decoder_rows(site.store, matched[f"feature_{side}"].values)
         for side, site in zip("ab", inputs.sites, strict=True)
     ]
-    found = cluster_pairs(rows[0], rows[1], settings.clusters, settings.geometry, settings.seed)
+    clusters = cluster_pairs(rows[0], rows[1], settings.clusters, settings.geometry, settings.seed)
     for number in range(settings.clusters):
-        own = np.flatnonzero(found.label == number)
-        subspace = from_pairs(f"cluster {number + 1}", "cluster", matched.isel(pair=own))
+        members = np.flatnonzero(clusters.label == number)
+        subspace = from_pairs(f"cluster {number + 1}", "cluster", matched.isel(pair=members))
         sizes = len(np.unique(subspace.feature_a)), len(np.unique(subspace.feature_b))
-        yield Tested("cluster", subspace, found.testable[own], *sizes)
+        yield Tested("cluster", subspace, clusters.testable[members], *sizes)
 
 
 def _decoder_rows(store: Path, features: NDArray[np.int32]) -> NDArray[np.floating]:
@@ -263,44 +266,44 @@ def _decoder_rows(store: Path, features: NDArray[np.int32]) -> NDArray[np.floati
 
 
 def _described(
-    found: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+    subspaces: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
 ) -> dict[str, Any]:
     """Return what the subspaces are called, how many pairs they have, and what words set them apart."""
-    by_key = {(one.subspace.name, one.subspace.approach): one.subspace for one in found}
-    words = _words(found, top, pool)
+    by_key = {(entry.subspace.name, entry.subspace.approach): entry.subspace for entry in subspaces}
+    words = _words(subspaces, top, pool)
     text = {
-        "kind": [one.kind for one in found],
-        "name": [one.subspace.name for one in found],
-        "approach": [one.subspace.approach for one in found],
-        "words": [json.dumps(own, ensure_ascii=False) for own in words],
+        "kind": [entry.kind for entry in subspaces],
+        "name": [entry.subspace.name for entry in subspaces],
+        "approach": [entry.subspace.approach for entry in subspaces],
+        "words": [json.dumps(words_of, ensure_ascii=False) for words_of in words],
     }
     counts = {
-        "n_pairs": [len(one.subspace) for one in found],
-        "n_tested": [int(one.tested.sum()) for one in found],
-        "n_a": [one.n_a for one in found],
-        "n_b": [one.n_b for one in found],
+        "n_pairs": [len(entry.subspace) for entry in subspaces],
+        "n_tested": [int(entry.tested.sum()) for entry in subspaces],
+        "n_a": [entry.n_a for entry in subspaces],
+        "n_b": [entry.n_b for entry in subspaces],
     }
     return {
         **{name: ("subspace", np.array(values, object)) for name, values in text.items()},
         **{name: ("subspace", np.array(values, np.int64)) for name, values in counts.items()},
-        "overlap": ("subspace", np.array([_overlap(one, by_key) for one in found])),
+        "overlap": ("subspace", np.array([_overlap(entry, by_key) for entry in subspaces])),
     }
 
 
-def _overlap(one: Tested, by_key: Mapping[tuple[str, str], Subspace]) -> float:
-    pair = [by_key.get((one.subspace.name, approach)) for approach in ("global", "within")]
+def _overlap(entry: Tested, by_key: Mapping[tuple[str, str], Subspace]) -> float:
+    pair = [by_key.get((entry.subspace.name, approach)) for approach in ("global", "within")]
     return float("nan") if pair[0] is None or pair[1] is None else overlap(pair[0], pair[1])
 
 
 def _words(
-    found: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
+    subspaces: Sequence[Tested], top: Sequence[TopTokens], pool: tuple[NDArray[np.int32], NDArray[np.int32]]
 ) -> list[list[str]]:
     """Return, for each subspace, the words that set its features apart from those of all matched pairs."""
     everything = _count_words(top, pool)
     words = []
-    for one in found:
-        own = _count_words(top, (one.subspace.feature_a, one.subspace.feature_b))
-        counts = np.stack([own, np.maximum(everything - own, 0)])
+    for entry in subspaces:
+        inside = _count_words(top, (entry.subspace.feature_a, entry.subspace.feature_b))
+        counts = np.stack([inside, np.maximum(everything - inside, 0)])
         words.append([word for word, _ in distinctive_words(counts, top[0].vocabulary, SHOWN_WORDS)[0]])
     return words
 
@@ -312,11 +315,11 @@ def _count_words(top: Sequence[TopTokens], features: Sequence[NDArray[np.int32]]
 
 
 def _coherences(
-    found: Sequence[Tested], top: Sequence[TopTokens], words: str | Path | None, settings: SubspaceSettings
+    subspaces: Sequence[Tested], top: Sequence[TopTokens], words: str | Path | None, settings: SubspaceSettings
 ) -> list[Coherence]:
     if words is None:
         nothing = Coherence(float("nan"), np.full(1, np.nan))
-        return [nothing for _ in found]
+        return [nothing for _ in subspaces]
     with open_result(words, WORDS_STAGE) as opened:
         n_words, dimension = opened["vector"].shape
         n_features = sum(len(side.ids) for side in top)
@@ -327,31 +330,31 @@ def _coherences(
         feature_vectors([[place[word] for word in side.texts(i)] for i in range(len(side.ids))], unit) for side in top
     ]
     return [
-        coherence(vectors, (one.subspace.feature_a, one.subspace.feature_b), settings.null_runs, settings.seed)
-        for one in found
+        coherence(vectors, (entry.subspace.feature_a, entry.subspace.feature_b), settings.null_runs, settings.seed)
+        for entry in subspaces
     ]
 
 
-def _coherence_columns(found: Sequence[Coherence]) -> dict[str, Any]:
+def _coherence_columns(coherences: Sequence[Coherence]) -> dict[str, Any]:
     columns = {"": "score", "_random": "random_mean", "_z": "z", "_p": "p"}
     return {
-        f"coherence{suffix}": ("subspace", np.array([getattr(one, name) for one in found], np.float64))
+        f"coherence{suffix}": ("subspace", np.array([getattr(measured, name) for measured in coherences], np.float64))
         for suffix, name in columns.items()
     }
 
 
-def _members(found: Sequence[Tested]) -> xr.Dataset:
+def _members(subspaces: Sequence[Tested]) -> xr.Dataset:
     """Return the pairs of all subspaces, one after the other."""
 
     def joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
         return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
 
     columns = {
-        "subspace_of": joined([np.full(len(one.subspace), i) for i, one in enumerate(found)], np.int32),
+        "subspace_of": joined([np.full(len(entry.subspace), i) for i, entry in enumerate(subspaces)], np.int32),
         **{
-            name: joined([getattr(one.subspace, name) for one in found], dtype)
+            name: joined([getattr(entry.subspace, name) for entry in subspaces], dtype)
             for name, dtype in {"feature_a": np.int32, "feature_b": np.int32, "r": float, "r_heldout": float}.items()
         },
-        "tested": joined([one.tested for one in found], bool),
+        "tested": joined([entry.tested for entry in subspaces], bool),
     }
     return xr.Dataset({name: ("member", values) for name, values in columns.items()})

@@ -105,13 +105,13 @@ def _concepts(
 
 def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]) -> Task:
     """Return the task that looks up the embeddings that coherence needs."""
-    own: tuple[Side, ModelSettings] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
+    of_run: tuple[Side, ModelSettings] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
 
     def identity() -> dict[str, Any]:
-        return _files(source) if own is None else _identity(run, *own)
+        return _files(source) if of_run is None else _identity(run, *of_run)
 
     def locate() -> str:
-        return source if own is None else f"model:{_folder(own[1])}"
+        return source if of_run is None else f"model:{_folder(of_run[1])}"
 
     def look_up(_: Client) -> None:
         with deferred_interrupt():  # imports transformers
@@ -121,7 +121,7 @@ def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]
         return words_manifest(sites, run.corpus, source, identity(), identify)
 
     inputs = (run.corpus, *(path for site in sites for path in (site.contexts, site.store)))
-    opens = () if own is None else (run.activations(own[0], own[1].sites[0]),)
+    opens = () if of_run is None else (run.activations(of_run[0], of_run[1].sites[0]),)
     return Task("words", "", {run.words: manifest}, inputs, look_up, opens=opens)
 
 

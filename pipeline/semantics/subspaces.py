@@ -64,11 +64,11 @@ def cut_out(pairs: xr.Dataset, name: str, member_a: Mask, member_b: Mask, sides:
     ([0], [0, 1, 2])
     """
     on_a, on_b = member_a[pairs["feature_a"].values], member_b[pairs["feature_b"].values]
-    kept = np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
-    return from_pairs(name, "global", pairs.isel(pair=kept))
+    inside = np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
+    return from_pairs(name, "global", pairs.isel(pair=inside))
 
 
-def overlap(one: Subspace, other: Subspace) -> float:
+def overlap(first: Subspace, second: Subspace) -> float:
     """Return how far two subspaces consist of the same pairs: pairs in both ÷ pairs in either; NaN if both are empty.
 
     Examples
@@ -78,8 +78,8 @@ def overlap(one: Subspace, other: Subspace) -> float:
     >>> overlap(one, Subspace("x", "within", np.array([0, 2]), np.array([0, 2]), none, none)).__round__(2)
     0.33
     """
-    either = one.pairs | other.pairs
-    return len(one.pairs & other.pairs) / len(either) if either else float("nan")
+    either = first.pairs | second.pairs
+    return len(first.pairs & second.pairs) / len(either) if either else float("nan")
 
 
 def members(concepts: xr.Dataset) -> Mapping[str, Mask]:

@@ -125,7 +125,7 @@ def _families(table: xr.Dataset) -> Iterator[NDArray[np.int64]]:
     """Yield the rows that count as tests of one kind."""
     keys = list(zip(table["kind"].values, table["approach"].values, strict=True))
     for key in dict.fromkeys(keys):
-        yield np.flatnonzero([own == key for own in keys])
+        yield np.flatnonzero([key_of_row == key for key_of_row in keys])
 
 
 def _criterion(table: xr.Dataset, runs: int) -> str:

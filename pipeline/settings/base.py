@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar, get_args
 
@@ -136,12 +136,12 @@ def keywords(section: type[Section]) -> Callable[[Callable[..., Result]], Callab
                 bound.arguments["settings"] = section.make(**start | values)
             return function(*bound.args, **bound.kwargs)
 
-        own = inspect.signature(function)
-        optional = own.parameters["settings"].replace(default=None)
-        signature = own.replace(
-            parameters=[optional if name == "settings" else part for name, part in own.parameters.items()]
+        written = inspect.signature(function)
+        optional = written.parameters["settings"].replace(default=None)
+        signature = written.replace(
+            parameters=[optional if name == "settings" else part for name, part in written.parameters.items()]
         )
-        call.__signature__ = with_fields(own, section)  # type: ignore[attr-defined]
+        call.__signature__ = with_fields(written, section)  # type: ignore[attr-defined]
         call.__doc__ = document(function.__doc__ or "", section)
         return call
 
@@ -182,16 +182,60 @@ def document(docstring: str, section: type[Section]) -> str:
 
 def explain(error: ValidationError, root: type[Section]) -> Iterator[str]:
     """Yield one line for each wrong key or value, with the nearest valid key where a key is unknown."""
+    reasons: dict[tuple[int | str, ...], list[str]] = {}
+    values: dict[tuple[int | str, ...], object] = {}
     for item in error.errors():
-        where = ".".join(shorten(str(part), 80) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            valid = list(_fields_at(root, item["loc"][:-1]))
-            near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), valid, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-            yield f"  {where}: unknown key; {hint}"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            yield f"  {where}: {message} (given: {shown(item['input'])})" if where else f"  {message}"
+        place = tuple(part for part in item["loc"] if not _TYPE.fullmatch(str(part)))
+        reasons.setdefault(place, []).append(_unknown_key(item, root) or reason(item))
+        values[place] = item["input"]
+    for place, several in reasons.items():
+        # what may be of several types is refused once for each
+        alternatives = dict.fromkeys(text.removeprefix("must be ") for text in several[1:])
+        message = " or ".join([several[0], *alternatives])
+        given = "" if message.startswith(("unknown key", REQUIRED)) else f" (given: {shown(values[place])})"
+        yield f"  {'.'.join(shorten(str(part), 80) for part in place)}: {message}{given}" if place else f"  {message}"
+
+
+#: What pydantic puts into a place to say which of several types it tried.
+_TYPE = re.compile(r"str|int|float|bool|list\[.*")
+REQUIRED = "is required"
+#: What a value must be, by the type of pydantic's error.
+_REASONS = {
+    "string": "must be text",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "list": "must be a list",
+    "model": "must be a section of keys and values",
+    "dict": "must be a section of keys and values",
+    "missing": REQUIRED,
+}
+
+
+def reason(item: Mapping[str, Any]) -> str:
+    """Return what a value must be, from one of the errors of pydantic.
+
+    >>> reason({"type": "int_parsing", "msg": "Input should be a valid integer, unable to parse"})
+    'must be a whole number'
+    """
+    kind = str(item["type"])
+    if kind == "union_tag_invalid":
+        return f"{item['ctx']['discriminator']} must be one of {item['ctx']['expected_tags']}"
+    message = str(item["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    message = re.sub(r"^(Input|List) should ", "must ", message)
+    is_of_type = kind == "missing" or kind.endswith(("_type", "_parsing", "_from_float"))
+    if kind == "string_type" and isinstance(item["input"], int | float):  # YAML reads no as false
+        return "must be text; put it in quotes"
+    return _REASONS.get(kind.partition("_")[0], message) if is_of_type else message
+
+
+def _unknown_key(item: Any, root: type[Section]) -> str:
+    """Say which keys there are, or the nearest, if an error is about a key; else nothing."""
+    if item["type"] != "extra_forbidden":
+        return ""
+    valid = list(_fields_at(root, item["loc"][:-1]))
+    near = difflib.get_close_matches(shorten(str(item["loc"][-1]), 80), valid, n=1)
+    return "unknown key; " + (f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}")
 
 
 def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
@@ -207,7 +251,7 @@ def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
 
 def _section_of(annotation: Any) -> Any:
     """Return the section that a field holds; of an optional one, what it is when it is there."""
-    return next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
+    return next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
 
 
 def _filter_named(part: object) -> Any:

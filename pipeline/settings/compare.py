@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from pipeline.settings.base import Flag, Memory, Number, Section, known
+from pipeline.settings.base import Flag, Memory, Number, Section, known, reason
 from pipeline.settings.registries import METRICS, NULLS
 from storage.errors import InputError
 
@@ -72,8 +72,7 @@ def parse_metric(text: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{text!r} is no metric: {option}: {message}; {hint}") from error
+        raise InputError(f"{text!r} is no metric: {option} {reason(first)}; {hint}") from error
 
 
 def _option(text: str, part: str) -> tuple[str, str]:

@@ -158,8 +158,8 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     )
     sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
     filters = [
-        each.model_copy(update={name: _resolve(getattr(each, name), folder) for name in each.paths})
-        for each in experiment.match.filters
+        item.model_copy(update={name: _resolve(getattr(item, name), folder) for name in item.paths})
+        for item in experiment.match.filters
     ]
     match = experiment.match.model_copy(update={"filters": filters})
     semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
@@ -168,16 +168,16 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
 
 def _resolve_semantics(semantics: SemanticsSettings, folder: Path) -> SemanticsSettings:
     kind, _, place = (semantics.embedding or "").partition(":")
-    found = {"concepts": _resolve_concepts(semantics.concepts, folder)}
+    changes = {"concepts": _resolve_concepts(semantics.concepts, folder)}
     if place not in ("", "a", "b"):
-        found["embedding"] = f"{kind}:{_resolve(place, folder)}"
-    return semantics.model_copy(update=found)
+        changes["embedding"] = f"{kind}:{_resolve(place, folder)}"
+    return semantics.model_copy(update=changes)
 
 
 def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str]:
     if isinstance(concepts, str):
         return _resolve(concepts, folder) or concepts
-    return [_resolve(each, folder) or each for each in concepts]
+    return [_resolve(file, folder) or file for file in concepts]
 
 
 def _resolve_model(side: ModelSettings, folder: Path) -> ModelSettings:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.settings.base import Flag, Number, Section, known
+from pipeline.settings.base import Flag, Number, Section, known, reason
 from pipeline.settings.compare import Count, Metrics, NullRuns
 from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
 from storage.errors import InputError, shorten
@@ -31,15 +31,15 @@ def _filter(value: Any) -> Any:
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
-        found = [
+        errors = [
             InitErrorDetails(
-                type=PydanticCustomError(item["type"], "{message}", {"message": item["msg"]}),
+                type=PydanticCustomError(item["type"], "{message}", {"message": reason(item)}),
                 loc=(name, *item["loc"]),
                 input=item["input"],
             )
             for item in error.errors()
         ]
-        raise ValidationError.from_exception_data("filter", found) from error
+        raise ValidationError.from_exception_data("filter", errors) from error
 
 
 def parse_filter(text: str) -> dict[str, Any]:
@@ -120,18 +120,18 @@ class MatchSettings(Section):
 
     def record(self) -> dict[str, Any]:
         """Return all that the pairs depend on besides the inputs."""
-        filters = [each.settings() for each in self.filters]
+        filters = [item.settings() for item in self.filters]
         return {"method": self.method, "min_correlation": self.min_correlation, "filters": filters} | self.options
 
     @property
     def needs_non_concept(self) -> bool:
         """Whether a filter reads which features stand for no concept."""
-        return any("non_concept" in each.needs for each in self.filters)
+        return any("non_concept" in item.needs for item in self.filters)
 
     @property
     def needs_contexts(self) -> bool:
         """Whether a filter reads contexts."""
-        return any("contexts" in each.needs for each in self.filters)
+        return any("contexts" in item.needs for item in self.filters)
 
 
 def steps(text: str) -> list[float]:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from pipeline.settings.base import Flag, Number, Section
+from pipeline.settings.base import Flag, Number, Section, known, reason
 from pipeline.settings.compare import Metric, Null
-from pipeline.settings.match import MatchMethod
 from pipeline.settings.registries import METHODS, NULLS
 from storage.errors import InputError
 
@@ -86,7 +85,7 @@ def parse_rule(text: str) -> AnyRule:
     try:
         rule: AnyRule = TypeAdapter(AnyRule).validate_python({"name": name, **settings})
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {reason(item)}" for item in error.errors())
         raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
     return rule
 
@@ -124,8 +123,8 @@ class SubspaceSettings(Section):
     sides: Sides = Field(
         "both", description="Whose features must belong to the concept, of pairs cut out of the whole space."
     )
-    within: Annotated[MatchMethod, Flag(metavar="NAME", choices=lambda: METHODS)] = Field(
-        "greedy", description="How features are paired within a concept."
+    within: Annotated[str, known(METHODS.__getitem__), Flag(metavar="NAME")] = Field(
+        "greedy", description="How features are paired within a concept: a method, as `match --help` lists them."
     )
     min_pairs: Annotated[int, Number, Field(ge=3)] = Field(
         10, description="Subspaces of fewer pairs than this are not tested."
@@ -133,8 +132,8 @@ class SubspaceSettings(Section):
     metrics: Annotated[list[Metric], Flag(name="--metric", metavar="NAME[:OPTIONS]")] = Field(
         ["svcca:k=4", "rsa", "svcca_pc1", "svcca"], description="Metrics, as in the comparison of whole spaces."
     )
-    nulls: Annotated[list[Null], Flag(name="--null", metavar="NAME", choices=lambda: NULLS)] = Field(
-        ["shuffled", "random_features", "random_pairs"], description="What chance is."
+    nulls: Annotated[list[Null], Flag(name="--null", metavar="NAME")] = Field(
+        ["shuffled", "random_features", "random_pairs"], description="What chance is, as `compare --help` lists it."
     )
     null_runs: Count = Field(1000, description="Runs of every null.")
     seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the nulls and of the clusters.")

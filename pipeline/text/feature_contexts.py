@@ -133,7 +133,7 @@ def _read_block(
     activity = read_activity(rows.encoding["source"], features, both, reach)
     tokens, maximum = list(_commonest_tokens(tops, rows, corpus)), rows["max"].values
     for i, feature in enumerate(features.tolist()):
-        found = [
+        shown = [
             passages.passage(row, around, quantile)
             for row, around, quantile in zip(both[i].tolist(), activity[i], quantiles, strict=True)
             if row >= 0
@@ -142,8 +142,8 @@ def _read_block(
             feature=feature,
             firing_rate=float(tops["firing_rate"].values[i]),
             maximum=float(maximum[feature]),
-            top=tuple(each for each in found if each.quantile is None),
-            sampled=tuple(each for each in found if each.quantile is not None),
+            top=tuple(passage for passage in shown if passage.quantile is None),
+            sampled=tuple(passage for passage in shown if passage.quantile is not None),
             tokens=tokens[i] if tokens else (),
             token_missed=int(tops["token_missed"].values[i]) if "token_missed" in tops else 0,
             histogram=tuple(tops["histogram"].values[i].tolist()) if "histogram" in tops else (),
@@ -158,8 +158,8 @@ def _commonest_tokens(tops: xr.Dataset, rows: xr.Dataset, corpus: Corpus) -> Ite
     used = used[used >= 0]
     spans = read_spans(rows, used)
     texts = {int(used[place]): text[start:end] for place, text, start, end in iter_documents(corpus, spans)}
-    for own, counts in zip(tops["token_row"].values.tolist(), tops["token_count"].values.tolist(), strict=True):
-        yield tuple((texts[row], count) for row, count in zip(own, counts, strict=True) if row >= 0)
+    for firing, counts in zip(tops["token_row"].values.tolist(), tops["token_count"].values.tolist(), strict=True):
+        yield tuple((texts[row], count) for row, count in zip(firing, counts, strict=True) if row >= 0)
 
 
 def read_activity(
@@ -178,10 +178,10 @@ def read_activity(
     order = np.lexsort((row, feature // width))
     around = np.zeros((len(row), 2 * reach + 1), np.float32)
     for panel in np.unique(feature // width).tolist():
-        own = order[slice(*np.searchsorted(feature[order] // width, [panel, panel + 1]))]
+        in_panel = order[slice(*np.searchsorted(feature[order] // width, [panel, panel + 1]))]
         for start in range(0, n_rows, height):
             stop = min(start + height, n_rows)
-            here = own[slice(*np.searchsorted(row[own], [start - reach, stop + reach]))]
+            here = in_panel[slice(*np.searchsorted(row[in_panel], [start - reach, stop + reach]))]
             if not len(here):
                 continue
             chunk = read(path, slice(start, stop), slice(panel * width, min((panel + 1) * width, n_features)))
@@ -190,9 +190,9 @@ def read_activity(
             inside = (place >= 0) & (place < stop - start)
             values = chunk[place.clip(0, stop - start - 1), column]
             around[here] += np.where(inside, values if isinstance(values, np.ndarray) else values.toarray(), 0)
-    found = np.zeros((*rows.shape, 2 * reach + 1), np.float32)
-    found[listed] = around
-    return found
+    activity = np.zeros((*rows.shape, 2 * reach + 1), np.float32)
+    activity[listed] = around
+    return activity
 
 
 def read_labels(path: Path) -> dict[int, str]:

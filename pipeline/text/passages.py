@@ -268,11 +268,11 @@ def _read_stretches(corpus: Corpus, spans: Spans, first: NDArray[np.int64]) -> l
     if not len(first):
         return []
     starts, ends = np.minimum.reduceat(spans.start, first), np.maximum.reduceat(spans.end, first)
-    found = {
+    stretches = {
         place: Stretch(text[start:end], start, len(text))
         for place, text, start, end in iter_documents(corpus, Spans(spans.document[first], starts, ends))
     }
-    return [found[place] for place in range(len(first))]
+    return [stretches[place] for place in range(len(first))]
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:

@@ -90,14 +90,14 @@ def _read(
         check_same_text(result, rows, text)
     top = [np.asarray(result["row"].values, np.int64) for result in results]
     # the last one stands for "none", so that −1 finds it
-    used = np.append(np.unique(np.concatenate([own[own >= 0] for own in top])), NONE)
+    used = np.append(np.unique(np.concatenate([rows_of_side[rows_of_side >= 0] for rows_of_side in top])), NONE)
     ids, vocabulary = np.full(len(used), NONE), dict[str, int]()
     for place, document, start, end in iter_documents(text, read_spans(rows, used[:-1])):
-        found = cut(document, start, end)
-        if found is not None:
-            ids[place] = vocabulary.setdefault(found.casefold(), len(vocabulary))
+        token = cut(document, start, end)
+        if token is not None:
+            ids[place] = vocabulary.setdefault(token.casefold(), len(vocabulary))
     positions = _positions(rows, used)
-    places = [np.where(own < 0, NONE, np.searchsorted(used[:-1], own)) for own in top]
+    places = [np.where(rows_of_side < 0, NONE, np.searchsorted(used[:-1], rows_of_side)) for rows_of_side in top]
     return [TopTokens(ids[place], positions[place], list(vocabulary)) for place in places]
 
 

@@ -54,7 +54,7 @@ def word_around(text: str, start: int, end: int) -> str | None:
     right = end
     while right < len(text) and not text[right].isspace():
         right += 1
-    for found in word_pattern(whole=True).finditer(text, left, right):
-        if found.start() < end and found.end() > start:
-            return found.group()
+    for match in word_pattern(whole=True).finditer(text, left, right):
+        if match.start() < end and match.end() > start:
+            return match.group()
     return None

@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -101,6 +102,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if debug or DEBUG.get():
                 traceback.print_exception(error)
             _say(f"Error: {message}", style="red")
+            if is_out_of_threads(error):
+                _forget_threads_of_zarr()
             raise typer.Exit(status) from error
 
     signature = inspect.signature(command, eval_str=True)
@@ -108,6 +111,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
     run.__annotations__ = {name: part.annotation for name, part in signature.parameters.items()} | {"debug": Debug}
     return run
+
+
+def _forget_threads_of_zarr() -> None:
+    """Have Zarr end without a traceback where its thread could not be started: it would wait for it."""
+    sync = sys.modules.get("zarr.core.sync")
+    if sync is not None:
+        sync.reset_resources_after_fork()
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
 
 def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:

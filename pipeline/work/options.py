@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 from pipeline.settings.base import Flag, Section, default_of
+from pipeline.work.script import in_place_of, option
 
 Result = TypeVar("Result")
 
@@ -43,26 +43,14 @@ def options(
     'ab\n'
     """
 
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
-        @functools.wraps(function)
-        def command(*args: Any, **values: Any) -> Result:
-            chosen = {name: values.pop(name) for name in section.model_fields}
-            chosen = {
-                name: _parsed(section.model_fields[name], value) for name, value in chosen.items() if value is not None
-            }
-            return function(*args, **values, settings=chosen if changes else section.make(**chosen))
+    def make(**values: Any) -> Any:
+        given = {
+            name: _parsed(section.model_fields[name], value) for name, value in values.items() if value is not None
+        }
+        return given if changes else section.make(**given)
 
-        hints = get_type_hints(function, include_extras=True)
-        own = [one.replace(annotation=hints[name]) for name, one in inspect.signature(function).parameters.items()]
-        at = [one.name for one in own].index("settings")
-        named = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own[at + 1 :]]
-        made = [_option(name, field, changes=changes) for name, field in section.model_fields.items()]
-        parameters = [*own[:at], *made, *named]
-        command.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-        return command
-
-    return decorate
+    made = [_option(name, field, changes=changes) for name, field in section.model_fields.items()]
+    return in_place_of("settings", make, made)
 
 
 def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
@@ -82,12 +70,12 @@ def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
         help_ = f"{help_} Can be given several times."
     declared = [flag.name] if flag.name else []
     shown = default not in (None, [])
-    option = typer.Option(*declared, help=help_, metavar=flag.metavar, show_default=shown, **bounds)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[plain, option])
+    declaration = typer.Option(*declared, help=help_, metavar=flag.metavar, show_default=shown, **bounds)
+    return option(name, Annotated[plain, declaration], default)
 
 
 def _flag(field: FieldInfo) -> Flag:
-    return next((one for one in field.metadata if isinstance(one, Flag)), Flag())
+    return next((part for part in field.metadata if isinstance(part, Flag)), Flag())
 
 
 def _parsed(field: FieldInfo, value: Any) -> Any:
@@ -101,15 +89,15 @@ def _bounds(field: FieldInfo, plain: Any) -> dict[str, Any]:
     """Return the least and the greatest value of a number, where these are allowed themselves."""
     if plain not in (int, float):
         return {}
-    found: dict[str, Any] = {}
-    for one in field.metadata:
-        if (least := getattr(one, "ge", None)) is not None:
-            found["min"] = least
-        if plain is int and (below := getattr(one, "gt", None)) is not None:
-            found["min"] = below + 1
-        if (most := getattr(one, "le", None)) is not None and "min" in found:
-            found["max"] = most
-    return found
+    bounds: dict[str, Any] = {}
+    for constraint in field.metadata:
+        if (least := getattr(constraint, "ge", None)) is not None:
+            bounds["min"] = least
+        if plain is int and (below := getattr(constraint, "gt", None)) is not None:
+            bounds["min"] = below + 1
+        if (most := getattr(constraint, "le", None)) is not None and "min" in bounds:
+            bounds["max"] = most
+    return bounds
 
 
 def _plain(annotation: Any) -> Any:
@@ -118,9 +106,9 @@ def _plain(annotation: Any) -> Any:
     if origin is Annotated:
         return _plain(inner[0])
     if origin in (Union, types.UnionType):
-        some = [_plain(one) for one in inner if one is not types.NoneType]
+        kinds = [_plain(kind) for kind in inner if kind is not types.NoneType]
         # one or several are given as several
-        return next((one for one in some if len(some) == 1 or get_origin(one) is list), str)
+        return next((kind for kind in kinds if len(kinds) == 1 or get_origin(kind) is list), str)
     if origin is dict:
         return list[str]  # KEY=VALUE, each
     if origin is list:

@@ -10,14 +10,17 @@ This module is imported to show any help: what only a verb at work needs is impo
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import math
 import signal
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.settings.experiment import Experiment
+
+Result = TypeVar("Result")
 
 Cluster = Annotated[
     str | None,
@@ -96,13 +101,75 @@ def open_client(
         )
 
 
+def in_place_of(
+    name: str, make: Callable[..., Any], parameters: Sequence[inspect.Parameter], *, last: bool = False
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Give a command several parameters in place of the one of a name; `make` returns its value from theirs.
+
+    Those that follow the one are given by their names. `last` lists the several behind all others in the help.
+    """
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def command(*args: Any, **values: Any) -> Result:
+            bound = signature.bind(*args, **values)
+            bound.apply_defaults()
+            given = {part.name: bound.arguments.pop(part.name) for part in parameters}
+            return function(**bound.arguments, **{name: make(**given)})
+
+        hints = get_type_hints(function, include_extras=True)
+        others = [part.replace(annotation=hints[part.name]) for part in inspect.signature(function).parameters.values()]
+        at = [part.name for part in others].index(name)
+        named = [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in others[at + 1 :]]
+        following = [*named, *parameters] if last else [*parameters, *named]
+        signature = inspect.Signature([*others[:at], *following], return_annotation=None)
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {part.name: part.annotation for part in signature.parameters.values()}
+        command.__annotations__["return"] = None
+        return command
+
+    return decorate
+
+
+def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    """Return a parameter of a command that is given by its name."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Opens, when it is called, the client that ``--cluster`` asks for; `logs` is as in :func:`open_client`."""
+
+    context: typer.Context
+    cluster: str | None
+    cluster_file: Path | None
+
+    def __call__(self, logs: Path | None = None) -> contextlib.AbstractContextManager[Client]:
+        """Return the context of the client."""
+        return open_client(self.context, self.cluster, self.cluster_file, logs)
+
+
+#: Gives a command ``--cluster`` and ``--cluster-file`` in place of its parameter `connect`, a :class:`Connect`.
+on_cluster = in_place_of(
+    "connect",
+    Connect,
+    [
+        option("context", typer.Context, inspect.Parameter.empty),
+        option("cluster", Cluster),
+        option("cluster_file", ClusterFile),
+    ],
+    last=True,
+)
+
+
 def show(summary: dict[str, Any], *, as_json: bool) -> None:
-    """Print a summary on standard output: a line for each entry, or one JSON object."""
+    """Print a summary on standard output: a line for each entry that is defined, or one JSON object."""
     if as_json:
         typer.echo(json.dumps(summary, default=str))
         return
-    width = max(map(len, summary))
-    for key, value in summary.items():
+    defined = {key: value for key, value in summary.items() if is_defined(value)}
+    width = max(map(len, defined))
+    for key, value in defined.items():
         typer.echo(f"{key.replace('_', ' '):<{width}}  {readable(value)}")
 
 
@@ -113,13 +180,14 @@ def readable(value: object) -> str:
     ('0.1235', 'score 0.5, null mean 0.25', '12')
     """
     if isinstance(value, dict):
-        defined = {
-            name: item
-            for name, item in value.items()
-            if item is not None and not (isinstance(item, float) and math.isnan(item))
-        }
+        defined = {name: item for name, item in value.items() if is_defined(item)}
         return ", ".join(f"{str(name).replace('_', ' ')} {readable(item)}" for name, item in defined.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def is_defined(value: object) -> bool:
+    """Say whether a figure is one: a mean over nothing is None or NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def wide_console(width: int = 140) -> Console:

@@ -237,13 +237,13 @@ def read_usage(folder: Path) -> list[StageUsage]:
     folder
         The run directory's ``usage``.
     """
-    found: list[StageUsage] = []
+    usages: list[StageUsage] = []
     for file in sorted(folder.glob("*.json")):
         try:
-            found += [StageUsage(**usage) for usage in read_json_object(file, "", "")["stages"]]
+            usages += [StageUsage(**usage) for usage in read_json_object(file, "", "")["stages"]]
         except (InputError, KeyError, TypeError) as error:
             logger.warning("%s is damaged, and is left out: %s", file, error)
-    return sorted(found, key=lambda usage: usage.begun)
+    return sorted(usages, key=lambda usage: usage.begun)
 
 
 def worth_showing(usages: list[StageUsage]) -> list[StageUsage]:

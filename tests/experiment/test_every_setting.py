@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from distributed import Client
 from pydantic import BaseModel
 
 from pipeline.experiment.run import run
+from pipeline.experiment.stages import all_tasks
 from pipeline.experiment.status import status
 from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.task import Item
@@ -45,86 +45,122 @@ EXPERIMENT: dict[str, Any] = {
     "report": {"contexts": 4, "pairs": 5},
 }
 
-#: Another valid value of every setting, by its place; a pair is a value and what has to be changed with it.
-CHANGES: dict[str, Any] = {
-    "name": "other",
-    "corpus.path": "fewer.jsonl",
-    "corpus.split": "test",
-    "corpus.subset": "other",
-    "corpus.column": "body",
-    "corpus.revision": "main",
-    "corpus.streaming": True,
-    "corpus.documents": 25,
-    "corpus.tokens": 300,
-    "corpus.seed": 1,
-    "corpus.max_length": 30,
-    "align.pool": "max",
-    "a.model": "llama-2",
-    "a.label": "A",
-    "a.revision": "main",
-    "a.dictionary": "identity",
-    "a.sites": ["layers.1"],
-    "a.kind": ("pre_topk", {"b.kind": "pre_topk"}),
-    "a.dtype": "bfloat16",
-    "a.prepend_bos": False,
-    "a.batch_size": 3,
-    "a.device": "cpu",
-    "a.randomise": 3,
-    "a.allow_bad_site": True,
-    "a.trust_remote_code": True,
-    "store.dtype": "float16",
-    "store.shard_rows": 512,
-    "correlate.top_k": 5,
-    "correlate.keep_above": 0.04,
-    "correlate.select": "all",
-    "correlate.measure": "cosine",
-    "correlate.kernel": "dense",
-    "correlate.full": "float32",
-    "correlate.device": "cpu",
-    "correlate.memory": "2GB",
-    "match.method": "mutual",
-    "match.min_correlation": 0.06,
-    "match.max_uses": (2, {"match.method": "unique"}),
-    "match.filters": [],
-    "compare.metrics": ["svcca_pc1"],
-    "compare.nulls": ["random_features"],
-    "compare.null_runs": 6,
-    "compare.seed": 1,
-    "compare.intervals": 5,
-    "compare.memory": "2GB",
-    "contexts.distinct_documents": True,
-    "contexts.quantiles": [0.5],
-    "contexts.bins": 10,
-    "contexts.tokens": 8,
-    "contexts.seed": 1,
-    "concepts": ("default", {"report.contexts": 5}),
-    "semantics": None,
-    "semantics.concepts": "concepts.yaml",
-    "semantics.only": ["calendar"],
-    "semantics.inflections": False,
-    "semantics.rule": {"name": "share", "of": 2},
-    "semantics.approaches": ["global"],
-    "semantics.sides": "either",
-    "semantics.within": "mutual",
-    "semantics.min_pairs": 4,
-    "semantics.metrics": ["rsa", "svcca_pc1", "svcca"],
-    "semantics.judged": ["svcca_pc1", "rsa"],
-    "semantics.nulls": ["random_pairs"],
-    "semantics.null_runs": 6,
-    "semantics.seed": 1,
-    "semantics.embedding": None,
-    "semantics.clusters": 2,
-    "semantics.geometry": "a",
-    "report.contexts": 5,
-    "report.pairs": 6,
+#: What a change of a setting makes a run make again, by the results whose manifests change.
+NOTHING: frozenset[str] = frozenset()
+CORPUS = frozenset({"corpus"})
+STORE_A = frozenset({"harvest A"})
+STORES = STORE_A | {"harvest B"}
+ROWS = STORES | {"rows"}
+SEMANTICS = frozenset({"semantics"})
+CONCEPTS = SEMANTICS | {"concepts A", "concepts B"}
+CONTEXTS = CONCEPTS | {"contexts A", "contexts B", "words"}
+MATCH = SEMANTICS | {"match"}
+NON_CONCEPT = frozenset({"non_concept A", "non_concept B"})
+CORRELATE = MATCH | {"correlate", "best_layer"}
+COMPARE = frozenset({"compare", "scores"})
+NEW_SITE = MATCH | {"harvest A", "contexts A", "concepts A", "correlate", "compare"}
+
+Change = tuple[Any, frozenset[str]] | tuple[Any, frozenset[str], dict[str, Any]]
+#: Another valid value of every setting, by its place; what follows from it; and what has to be changed with it.
+CHANGES: dict[str, Change] = {
+    "name": ("other", NOTHING),
+    "corpus.path": ("fewer.jsonl", CORPUS),
+    "corpus.split": ("test", NOTHING),
+    "corpus.subset": ("other", NOTHING),
+    "corpus.column": ("body", CORPUS),
+    "corpus.revision": ("main", NOTHING),
+    "corpus.streaming": (True, NOTHING),
+    "corpus.documents": (25, CORPUS),
+    "corpus.tokens": (300, CORPUS),
+    "corpus.seed": (1, CORPUS),
+    "corpus.max_length": (30, ROWS),
+    "align.pool": ("max", ROWS),
+    "a.model": ("llama-2", ROWS),
+    "a.label": ("A", NOTHING),
+    "a.revision": ("main", NOTHING),
+    "a.dictionary": ("identity", STORE_A),
+    "a.sites": (["layers.1"], NEW_SITE),
+    "a.kind": ("pre_topk", STORES, {"b.kind": "pre_topk"}),
+    "a.dtype": ("bfloat16", STORE_A),
+    "a.prepend_bos": (False, ROWS),
+    "a.batch_size": (3, STORE_A),
+    "a.device": ("cpu", NOTHING),
+    "a.randomise": (3, ROWS),
+    "a.allow_bad_site": (True, NOTHING),
+    "a.trust_remote_code": (True, NOTHING),
+    "store.dtype": ("float16", STORES),
+    "store.shard_rows": (512, STORES),
+    "correlate.top_k": (5, CORRELATE),
+    "correlate.keep_above": (0.04, CORRELATE),
+    "correlate.select": ("all", CORRELATE),
+    "correlate.measure": ("cosine", CORRELATE),
+    "correlate.kernel": ("dense", NOTHING),
+    "correlate.full": ("float32", CORRELATE),
+    "correlate.device": ("cpu", NOTHING),
+    "correlate.memory": ("2GB", NOTHING),
+    "match.method": ("mutual", MATCH),
+    "match.min_correlation": (0.06, MATCH),
+    "match.max_uses": (2, MATCH, {"match.method": "unique"}),
+    "match.filters": ([], MATCH),
+    "compare.metrics": (["svcca_pc1"], COMPARE),
+    "compare.nulls": (["random_features"], COMPARE),
+    "compare.null_runs": (6, COMPARE),
+    "compare.seed": (1, COMPARE),
+    "compare.intervals": (5, COMPARE),
+    "compare.memory": ("2GB", NOTHING),
+    "contexts.distinct_documents": (True, CONTEXTS),
+    "contexts.quantiles": ([0.5], CONTEXTS),
+    "contexts.bins": (10, CONTEXTS),
+    "contexts.tokens": (8, CONTEXTS),
+    "contexts.seed": (1, CONTEXTS),
+    "concepts": ("default", CONTEXTS, {"report.contexts": 5}),
+    "semantics": (None, NOTHING),
+    "semantics.concepts": ("concepts.yaml", CONCEPTS),
+    "semantics.only": (["calendar"], CONCEPTS),
+    "semantics.inflections": (False, CONCEPTS),
+    "semantics.rule": ({"name": "share", "of": 2}, CONCEPTS),
+    "semantics.approaches": (["global"], SEMANTICS),
+    "semantics.sides": ("either", SEMANTICS),
+    "semantics.within": ("mutual", SEMANTICS),
+    "semantics.min_pairs": (4, SEMANTICS),
+    "semantics.metrics": (["rsa", "svcca_pc1", "svcca"], SEMANTICS),
+    "semantics.judged": (["svcca_pc1", "rsa"], SEMANTICS),
+    "semantics.nulls": (["random_pairs"], SEMANTICS),
+    "semantics.null_runs": (6, SEMANTICS),
+    "semantics.seed": (1, SEMANTICS),
+    "semantics.embedding": (None, SEMANTICS),
+    "semantics.clusters": (2, SEMANTICS),
+    "semantics.geometry": ("a", SEMANTICS),
+    "report.contexts": (5, CONTEXTS),
+    "report.pairs": (6, NOTHING),
+}
+#: Other values, that bring other tasks.
+MORE_CHANGES: dict[str, Change] = {
+    "match.filters by data": ([{"name": "non_concept", "by": "data"}], NON_CONCEPT | MATCH),
+    "semantics.rule at_least": ({"name": "count", "at_least": 2, "of": 2}, CONCEPTS),
+    "semantics.rule pmi": ({"name": "pmi"}, CONCEPTS),
 }
 #: Results that others depend on by their content: whether it changes is known when they are made.
 CONTENT = {"corpus.zarr", "activations", "pairs"}
-#: What is read beside the experiment, and what is not in it by default: found in a test of its own.
-OTHER_CHANGES: dict[str, Any] = {
-    "match.filters.by_data": [{"name": "non_concept", "by": "data"}],
-    "semantics.rule.at_least": {"name": "count", "at_least": 2, "of": 2},
-    "semantics.rule.pmi": {"name": "pmi"},
+#: Settings that are changed at once for a run: what each of them alone makes it do is what `status` names.
+TOGETHER: dict[str, list[str]] = {
+    "the text": ["corpus.path", "corpus.column", "corpus.documents", "corpus.tokens", "corpus.seed"],
+    "the rows": ["corpus.max_length", "align.pool", "a.prepend_bos", "a.randomise", "a.model"],
+    "the stores": ["a.kind", "a.dtype", "a.batch_size", "store.dtype", "store.shard_rows"],
+    "a dictionary": ["a.dictionary"],
+    "a site": ["a.sites"],
+    "contexts": [place for place in CHANGES if place.startswith("contexts.")] + ["report.contexts"],
+    "correlate": [place for place in CHANGES if place.startswith("correlate.")],
+    "match": ["match.method", "match.min_correlation", "match.filters by data"],
+    "uses": ["match.max_uses", "match.filters"],
+    "compare": [place for place in CHANGES if place.startswith("compare.")],
+    "concepts": ["semantics.only", "semantics.inflections", "semantics.rule"],
+    "a file of concepts": ["semantics.concepts", "semantics.rule pmi"],
+    "semantics": [
+        *(f"semantics.{name}" for name in ("approaches", "sides", "within", "min_pairs", "metrics", "judged", "nulls")),
+        *(f"semantics.{name}" for name in ("null_runs", "seed", "embedding", "clusters", "geometry")),
+    ],
+    "nothing": [place for place, change in CHANGES.items() if not change[1] and place != "semantics"],
 }
 
 
@@ -149,14 +185,13 @@ def test_every_setting_is_changed() -> None:
     assert set(leaves(Experiment)) - {"corpus.dataset"} == set(CHANGES)
 
 
+def test_every_setting_that_matters_is_run() -> None:
+    run_with = {place for places in TOGETHER.values() for place in places}
+    by_default = {"concepts"}  # as semantics without anything of its own
+    assert {place for place, change in CHANGES.items() if change[1]} - run_with == by_default
+
+
 Make = Callable[[Path], None]
-
-
-def today() -> list[str]:
-    """Return a third of the settings, another one every day; all with ``SUBSPACE_EVERY_SETTING=1``."""
-    if os.environ.get("SUBSPACE_EVERY_SETTING"):
-        return list(CHANGES)
-    return list(CHANGES)[dt.datetime.now(dt.UTC).date().toordinal() % 3 :: 3]
 
 
 @pytest.fixture(scope="module")
@@ -188,19 +223,20 @@ def void(_: object) -> None:
     """Forget a value."""
 
 
-def changed(inputs: Path, place: str, value: Any) -> Experiment:
-    """Return the experiment with another value of a setting."""
+def changed(inputs: Path, *places: str) -> Experiment:
+    """Return the experiment with other values of some settings."""
     content = yaml.safe_load((inputs / "experiment.yaml").read_text())
-    value, besides = value if isinstance(value, tuple) else (value, {})
-    if place == "concepts":
+    if "concepts" in places:
         del content["semantics"]
-    for where, what in {place: value, **besides}.items():
-        *sections, name = where.split(".")
-        section = content
-        for key in sections:
-            section = section.setdefault(key, {})
-        section[name] = what
-    path = inputs / f"experiment-{place}.yaml"
+    for place in places:
+        value, _, *besides = {**CHANGES, **MORE_CHANGES}[place]
+        for where, what in {place.split()[0]: value, **(besides[0] if besides else {})}.items():
+            *sections, name = where.split(".")
+            section = content
+            for key in sections:
+                section = section.setdefault(key, {})
+            section[name] = what
+    path = inputs / f"experiment-{uuid.uuid4().hex}.yaml"
     path.write_text(yaml.safe_dump(content))
     return load_experiment(path)
 
@@ -218,26 +254,38 @@ def of_state(items: list[Item], *states: str) -> set[Path]:
     return {item.path for item in items if item.state in states}
 
 
-@pytest.mark.parametrize("place", today())
+def name_of(item: Item) -> str:
+    """Return the kind of a result, with the side of the model that it is of."""
+    side = item.what.partition(" ")[0]
+    return f"{item.stage} {side}" if side in ("A", "B") else item.stage
+
+
+def downstream(config: Experiment, directory: RunDirectory, paths: set[Path]) -> set[Path]:
+    """Return these results and all that are made from them."""
+    for task in (task for tasks in all_tasks(config, directory).values() for task in tasks):
+        if paths & {*task.inputs, *task.targets}:
+            paths = paths | {*task.targets}
+    return paths
+
+
+@pytest.mark.parametrize("place", [*CHANGES, *MORE_CHANGES])
+def test_what_status_names(place: str, finished: Path, inputs: Path) -> None:
+    config, directory = changed(inputs, place), RunDirectory(finished)
+    *items, report = status(config, directory)
+    assert (report.stage, report.state in ("outdated", "waiting")) == ("report", True), "it shows the whole experiment"
+    certain = [item for item in items if item.state in ("outdated", "missing")]
+    assert {name_of(item) for item in certain} == {**CHANGES, **MORE_CHANGES}[place][1]
+    affected = downstream(config, directory, {item.path for item in certain}) - {report.path}
+    assert {item.path for item in items if item.state != "current"} == affected
+
+
+@pytest.mark.parametrize("name", TOGETHER)
 def test_what_status_names_is_what_a_run_makes(
-    place: str, finished: Path, inputs: Path, tmp_path: Path, client: Client
+    name: str, finished: Path, inputs: Path, tmp_path: Path, client: Client
 ) -> None:
-    hold_status_against_run(changed(inputs, place, CHANGES[place]), finished, tmp_path / "run", client)
-
-
-@pytest.mark.parametrize("case", OTHER_CHANGES)
-def test_values_that_bring_other_tasks(case: str, finished: Path, inputs: Path, tmp_path: Path, client: Client) -> None:
-    config = changed(inputs, case.rpartition(".")[0], OTHER_CHANGES[case])
-    hold_status_against_run(config, finished, tmp_path / "run", client)
-
-
-def hold_status_against_run(config: Experiment, finished: Path, folder: Path, client: Client) -> None:
+    config, folder = changed(inputs, *TOGETHER[name]), tmp_path / "run"
     shutil.copytree(finished, folder)
-    directory = RunDirectory(folder)
-    items = status(config, directory)
-    report = items.pop()
-    assert report.stage == "report"
-    assert report.state in ("outdated", "waiting"), "it shows the whole experiment"
+    items = status(config, RunDirectory(folder))[:-1]
     before = written(folder)
     fingerprints = {path: fingerprint_of(path) for path in before}
 
@@ -248,7 +296,7 @@ def hold_status_against_run(config: Experiment, finished: Path, folder: Path, cl
     # what waits is made again if, and only if, what it waits for came out otherwise
     assert again == certain | {path for path in waiting if fingerprint_of(path) != fingerprints[path]}
     assert not waiting or {path.relative_to(folder).parts[0] for path in certain} & CONTENT
-    after = [item for item in status(config, directory) if item.stage != "report"]
+    after = [item for item in status(config, RunDirectory(folder)) if item.stage != "report"]
     assert not [item for item in after if item.state != "current"]
 
 

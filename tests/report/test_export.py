@@ -65,6 +65,24 @@ def test_the_same_run_gives_the_same_files(run, tmp_path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.parametrize("content", ["ten years", "of ours"])
+def test_nothing_is_written_where_one_file_stays(run, tmp_path, content) -> None:
+    """Be it somebody else's, or ours with other content: then it needs --overwrite."""
+    first = export_figures(run.root, tmp_path / "first", ["svg"])
+    for file in first[::5]:
+        folder = tmp_path / file.stem / file.suffix
+        folder.mkdir(parents=True)
+        before = content if content == "ten years" else file.read_text() + "x"
+        (folder / file.name).write_text(before)
+        with pytest.raises(InputError, match=f"{file.name} is there"):
+            export_figures(run.root, folder, ["svg"])
+        assert [path.name for path in folder.iterdir()] == [file.name]
+        assert (folder / file.name).read_text() == before
+    if content == "of ours":
+        export_figures(run.root, folder, ["svg"], overwrite=True)
+        assert (folder / file.name).read_text() == file.read_text()
+
+
 def test_an_unknown_format(run, tmp_path) -> None:
     with pytest.raises(InputError, match="'gif'"):
         export_figures(run.root, tmp_path / "none", ["gif"])

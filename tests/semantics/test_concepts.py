@@ -58,7 +58,7 @@ def test_the_hash_is_of_the_content(tmp_path) -> None:
     [
         ("- cat", "must map names"),
         ("pets: {words: [cat]}", r"pets\.words: Extra inputs"),
-        ("answers: [yes, no]", r"answers\.keywords\.0: .*put it in quotes \(given: True\)"),
+        ("answers: [yes, no]", r"answers\.keywords\.0: must be text; put it in quotes \(given: True\)"),
         ("pets: ['...']", "no letter or digit"),
         ("pets: {patterns: ['(']}", "no regular expression"),
         ("pets: {inflections: [plural]}", "neither keywords"),

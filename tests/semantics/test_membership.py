@@ -65,10 +65,11 @@ def test_share_rule(text, client) -> None:
     assert found["member"].values[:, 1].tolist() == [False, True, False, False, False]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("layout", ["csr", "dense"])
-def test_pmi(text, client, layout: str, monkeypatch) -> None:
+def test_pmi(text, client, layout: str, dtype: str, monkeypatch) -> None:
     monkeypatch.setattr(membership, "SLAB_BYTES", 1)
-    found = find(text, client, PmiRule(at_least=2, min_count=2), layout=layout, chunk=(4, 2), shard_rows=8)
+    found = find(text, client, PmiRule(at_least=2, min_count=2), layout=layout, dtype=dtype, chunk=(4, 2), shard_rows=8)
     x, n = active(text), len(text.pieces)
     stands = {"pets": text.rows_of("cat", "dog"), "cities": np.array([4, 5, 21, 22])}
     assert [text.pieces[i].strip() for i in stands["cities"]] == ["New", "York"] * 2

@@ -165,7 +165,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["approaches", "sides", "geometry"])
     def test_unknown_choice(self, name: str) -> None:
         value = ["c"] if name == "approaches" else "c"
-        with pytest.raises(InputError, match=rf"{name}.*: Input should be .*\(given: 'c'\)"):
+        with pytest.raises(InputError, match=rf"{name}.*: must be .*\(given: 'c'\)"):
             SubspaceSettings.make(**{name: value})
 
     def test_missing_pairs(self, planted: Any, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         (changed(mach={}), r"mach: unknown key; did you mean 'match'\?"),
         (changed(correlate={"topk": 3}), r"correlate.topk: unknown key; did you mean 'top_k'\?"),
         (changed(corpus={"path": "x", "dataset": "y"}), "exactly one of 'dataset' and 'path'"),
-        (changed(align={"pool": "sum"}), "align.pool: Input should be 'last', 'max' or 'mean' .*given: 'sum'"),
+        (changed(align={"pool": "sum"}), "align.pool: must be 'last', 'max' or 'mean' .*given: 'sum'"),
         (changed(corpus={"path": "x", "tokens": 0}), "corpus.tokens: .* greater than 0"),
         (changed(correlate={"top_k": 0}), "correlate.top_k: .* greater than or equal to 1 .*given: 0"),
         (changed(match={"min_correlation": 0.05}), "below correlate.keep_above"),
@@ -74,7 +74,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         (changed(match={"filters": [{"name": "max_uses", "k": 1, "n": 2}]}), r"max_uses.k: unknown key; .*n"),
         (changed(match={"filters": [{"name": "min_r", "value": 0.2, "wen": "after"}]}), r"wen: .*did you mean 'when'"),
         (changed(a={**MINIMAL["a"], "sites": ["x", "x"]}), "named twice"),
-        ({"name": "toy"}, "corpus: Field required"),
+        ({"name": "toy"}, "corpus: is required"),
         ("- a list", "must hold a mapping"),
         ("a: [", "not valid YAML"),
     ],
@@ -82,6 +82,36 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
 def test_wrong_files_say_what_is_wrong(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_experiment(write(tmp_path, content))
+
+
+WRONG_TYPES: list[tuple[str, Any, str]] = [
+    ("name", 5, "must be text; put it in quotes (given: 5)"),
+    ("corpus.max_length", "many", "must be a whole number (given: 'many')"),
+    ("corpus.streaming", "perhaps", "must be true or false (given: 'perhaps')"),
+    ("a.sites", "layers.1", "must be a list (given: 'layers.1')"),
+    ("b", [1, 2], "must be a section of keys and values (given: [1, 2])"),
+    ("correlate.memory", [1], "must be text or a whole number (given: [1])"),
+    ("match.min_correlation", "abc", "must be a number (given: 'abc')"),
+    ("match.filters", [{"name": "min_r", "value": "x"}], "must be a number (given: 'x')"),
+    ("compare.null_runs", 1.5, "must be a whole number (given: 1.5)"),
+    ("semantics.concepts", 12, "must be text; put it in quotes or a list (given: 12)"),
+    ("semantics.rule", {"name": "x"}, "'name' must be one of 'count', 'share', 'pmi', 'probe' (given: {'name': 'x'})"),
+    ("semantics.rule", {"name": "count", "of": []}, "must be a whole number (given: [])"),
+    ("semantics.judged", ["rsa"], "must have at least 2 items, not 1 (given: ['rsa'])"),
+    ("report", "nope", "must be a section of keys and values (given: 'nope')"),
+    ("report.pairs", None, "must be a whole number (given: None)"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), WRONG_TYPES)
+def test_a_value_of_another_type(tmp_path: Path, place: str, value: Any, message: str) -> None:
+    section, _, key = place.partition(".")
+    content = {**MINIMAL, section: {**MINIMAL.get(section, {}), key: value} if key else value}
+    with pytest.raises(InputError) as caught:
+        load_experiment(write(tmp_path, content))
+    assert str(caught.value).startswith(f"{tmp_path / 'experiment.yaml'}:\n  {place}")
+    assert str(caught.value).endswith(f": {message}")
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_filters_keep_their_order_and_their_lists_start_at_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import tracemalloc
 import zipfile
 
 import anndata
+import google_crc32c
 import h5py
 import numpy as np
 import pandas as pd
@@ -355,6 +356,73 @@ def test_a_chunk_of_gigabytes_in_hdf5(tmp_path):
     h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", (30, 8), "f4", **options))
     with pytest.raises(FormatError, match=SMALL_MATRIX_IN_A_LARGE_CHUNK):
         import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
+def zstd_bomb(*, says_its_size):
+    """Return a frame of Zstandard of 8 kB that unpacks to a quarter of a gigabyte of zeros."""
+    header = bytes([3 << 6 if says_its_size else 0, 7 << 3]) + (2**28).to_bytes(8, "little") * says_its_size
+    # blocks of 128 KiB, each one byte that is repeated
+    blocks = [(2**17 << 3 | 1 << 1 | last).to_bytes(3, "little") + bytes(1) for last in [*[0] * 2047, 1]]
+    return b"\x28\xb5\x2f\xfd" + header + b"".join(blocks)
+
+
+def shard_of(chunk, n_chunks):
+    """Return a shard whose first chunk holds these bytes, followed by their checksum, and no other."""
+    chunk += google_crc32c.value(chunk).to_bytes(4, "little")
+    index = np.full((n_chunks, 2), 2**64 - 1, "<u8")
+    index[0] = 0, len(chunk)
+    return chunk + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+
+
+@pytest.mark.usefixtures("peak")
+@pytest.mark.parametrize("says_its_size", [False, True])
+@pytest.mark.parametrize("kind", ["csr", "dense", "mean", "unsharded", "text"])
+def test_a_small_chunk_that_unpacks_to_gigabytes(tmp_path, matrix, kind, says_its_size):
+    chunk = zstd_bomb(says_its_size=says_its_size)
+    options = {"n_chunks": 1}
+    if kind == "text":
+        storage.write_corpus(tmp_path / "a.zarr", ["one", "two"])
+        change(tmp_path / "a.zarr/zarr.json", consolidated_metadata=None)
+        array = next(path.parent for path in (tmp_path / "a.zarr").glob("*/zarr.json") if "text" in path.parent.name)
+    else:
+        foreign_store(tmp_path / "a.zarr", scipy.sparse.csr_array(matrix) if kind == "csr" else matrix)
+        array = tmp_path / "a.zarr" / ("mean" if kind in ("mean", "unsharded") else "activation")
+    content = json.loads((array / "zarr.json").read_bytes())
+    names = [codec["name"] for codec in content["codecs"]]
+    sharding = content["codecs"][0] if names == ["sharding_indexed"] else None
+    codecs = content["codecs"] if sharding is None else sharding["configuration"]["codecs"]
+    codecs[1:] = [{"name": "zstd", "configuration": {"level": 3, "checksum": False}}, {"name": "crc32c"}]
+    if kind == "unsharded" and sharding is not None:
+        content["codecs"], sharding = codecs, None
+    (array / "zarr.json").write_text(json.dumps(content))
+    file = next(path for path in (array / "c").rglob("*") if path.is_file())
+    file.write_bytes(shard_of(chunk, **options) if sharding is not None else chunk + bytes(4))
+    said = "unpacks to 268,435,456 bytes"
+    assert [said in str(fault) for fault in verify(tmp_path / "a.zarr").faults] == [True]
+    with pytest.raises(CorruptError, match=said):
+        storage.open_activations(tmp_path / "a.zarr")
+    if kind == "csr":
+        with pytest.raises(CorruptError, match=said):
+            storage.read_csr(tmp_path / "a.zarr")
+
+
+@pytest.mark.usefixtures("peak")
+def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix):
+    anndata_zarr(tmp_path / "x.zarr", matrix)
+    codecs = json.loads((tmp_path / "x.zarr/X/zarr.json").read_bytes())["codecs"]
+    assert [codec["name"] for codec in codecs] == ["bytes", "zstd"]
+    (tmp_path / "x.zarr/X/c/0/0").write_bytes(zstd_bomb(says_its_size=True))
+    with pytest.raises(CorruptError, match=r"x.zarr/X/c/0/0 holds a chunk that unpacks to 268,435,456 bytes"):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
+def test_a_store_of_large_chunks_with_next_to_nothing_in_them(tmp_path):
+    """They compress by more than what is believed of a foreign array."""
+    matrix = np.zeros((4096, 4200), "f4")
+    matrix[::7, ::9] = 1
+    attrs = {"kind": "post"}  # of raw units, nothing is compressed
+    storage.write_activations(tmp_path / "a.zarr", matrix, chunk=(4096, 4200), layout="dense", attrs=attrs)
+    assert verify(tmp_path / "a.zarr").faults == []
 
 
 @pytest.mark.usefixtures("peak")

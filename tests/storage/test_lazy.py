@@ -10,7 +10,8 @@ import xarray as xr
 
 import storage
 from storage.errors import CorruptError, InputError
-from storage.lazy import name_errors, source_of
+from storage.guarded import name_errors
+from storage.lazy import source_of
 from storage.results import open_group
 
 

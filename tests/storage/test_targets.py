@@ -258,6 +258,23 @@ class TestFiles:
             assert path.read_text() == "ten years"
 
 
+@pytest.fixture(params=[0o000, 0o002, 0o027, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("write", WRITERS[:3])
+def test_who_may_read_and_write_is_for_the_umask_to_say(tmp_path, write, umask):
+    write(tmp_path / "new/x.zarr")
+    targets.write_table(tmp_path / "new/x.csv", "a,b\n")
+    RunDirectory(tmp_path / "new/run").write_experiment({"name": "x"})
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o777 & ~umask}
+    assert {mode for path, mode in modes.items() if not path.is_dir()} == {0o666 & ~umask}
+
+
 class TestRunDirectory:
     def test_what_dead_processes_left_anywhere_is_swept(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
@@ -283,6 +300,15 @@ class TestRunDirectory:
         with pytest.raises(InputError, match="is a file"):
             RunDirectory(precious / "thesis.txt").check()
         assert tree(precious) == {"thesis.txt": b"ten years"}
+
+    def test_a_run_directory_inside_of_a_store_is_refused(self, tmp_path):
+        write_store(tmp_path / "a.zarr")
+        before = tree(tmp_path)
+        (tmp_path / "link").symlink_to(tmp_path / "a.zarr/activation")
+        for folder in (tmp_path / "a.zarr/run", tmp_path / "a.zarr/activation/x/run", tmp_path / "link/run"):
+            with pytest.raises(InputError, match=r"run is inside of the store or result .*give another --run-dir"):
+                RunDirectory(folder).write_experiment({"name": "x"})
+        assert tree(tmp_path) == before
 
     def test_what_commands_leave_before_a_run_is_no_obstacle(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
@@ -396,6 +422,17 @@ class TestLock:
             self.claim(tmp_path).__enter__()
         long_ago = time.time() - 2 * locks.STALE_AFTER
         os.utime(file, (long_ago, long_ago))
+        with self.claim(tmp_path):
+            pass
+
+    def test_a_heartbeat_in_the_future_does_not_hold_a_lock_for_ever(self, tmp_path):
+        file = tmp_path / "x.zarr.lock"
+        file.write_text(json.dumps({**locks.Holder.this_process().__dict__, "host": "elsewhere"}))
+        soon = time.time() + locks.STALE_AFTER / 2  # a clock that is a little ahead
+        os.utime(file, (soon, soon))
+        with pytest.raises(BusyError, match="on elsewhere"):
+            self.claim(tmp_path).__enter__()
+        os.utime(file, (time.time() + 10**6,) * 2)
         with self.claim(tmp_path):
             pass
 

@@ -114,10 +114,12 @@ def test_the_verb(case) -> None:
 
 
 def test_the_verb_says_what_is_missing(case) -> None:
-    _, _, store, _ = case
+    text, _, store, path = case
+    given = ("--corpus", text.corpus, "--contexts", path)
     for arguments, message in (
         ((store,), "Say which features"),
         ((store, "--feature", 1), "make them with `subspace contexts STORE --out PATH`"),
+        ((store, "--feature", 1, *given, "--labels", "none.zarr"), "There are no labels at none.zarr"),
     ):
         done = CliRunner().invoke(app, ["contexts", *map(str, arguments)])
         assert done.exit_code == 2

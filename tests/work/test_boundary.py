@@ -271,6 +271,30 @@ def test_too_little_memory_to_start(tmp_path: Path, kilobytes: int) -> None:
     assert re.match(r"Error: .*ulimit -v", done.stderr)
 
 
+NO_THREAD = """
+import threading
+start = threading.Thread.start
+
+def refuse(thread):
+    if thread.name == "zarr_io":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = refuse
+from jobs.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", ["verify {0}/a.zarr", "inspect {0}/a.zarr", "match {0}/c.zarr --out p.zarr"])
+def test_a_thread_of_zarr_that_the_system_does_not_start(results: Path, tmp_path: Path, arguments: str) -> None:
+    """It is not waited for: Zarr itself would, at the second call and at the end of the process."""
+    command = [sys.executable, "-c", NO_THREAD, *arguments.format(results).split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+    assert done.stderr.startswith("Error: There is not enough memory (RuntimeError: can't start new thread)")
+
+
 def test_a_thread_that_the_system_does_not_start() -> None:
     message, status = boundary.explain(RuntimeError("can't start new thread"))
     assert "memory (RuntimeError: can't start new thread)" in message

@@ -139,9 +139,9 @@ def _check(config: Any, name: str) -> None:
 
 def _recorded(config: Any) -> dict[str, Any]:
     """Return what a dictionary says of itself, before its weights are made float32."""
-    own = {name: getattr(config, name) for name in _RECORDED if hasattr(config, name)}
+    settings = {name: getattr(config, name) for name in _RECORDED if hasattr(config, name)}
     metadata = {name: config.metadata[name] for name in _RECORDED_METADATA if config.metadata[name] is not None}
-    return {"format": "sae-lens", "architecture": config.architecture(), **own, **metadata}
+    return {"format": "sae-lens", "architecture": config.architecture(), **settings, **metadata}
 
 
 def _without_top_k(sae: Any) -> Any:
