@@ -252,7 +252,7 @@ def _check_run(run: RunDirectory, report: Verification, expect: Expect | None) -
     for path in dict.fromkeys([*paths, run.models]):
         if path.exists():
             if (path / GROUP_FILE).exists() and _is_of_another_program(path):
-                found.faults.append(Fault(str(path), "another program wrote what is in the place of this", GROUP_FILE))
+                report.faults.append(Fault(str(path), "another program wrote what is in the place of this", GROUP_FILE))
             continue
         if path in needed:
             report.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))
