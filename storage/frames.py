@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +112,8 @@ def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None
                 _check_file(file, codec, largest, _index_of(metadata, sharding))
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where a shard's index is, and how long: of how many chunks, with how many bytes of checksum."""
-
-    n_chunks: int
-    checksum: int
-    at_start: bool
+#: Of the index of a shard: how many chunks it is of, how many bytes its checksum has, and whether it comes first.
+_Index = tuple[int, int, bool]
 
 
 def _index_of(metadata: Mapping[str, Any], sharding: Mapping[str, Any] | None) -> _Index | None:
@@ -128,7 +122,7 @@ def _index_of(metadata: Mapping[str, Any], sharding: Mapping[str, Any] | None) -
     outer = metadata["chunk_grid"]["configuration"]["chunk_shape"]
     n_chunks = math.prod(-(-n // step) for n, step in zip(outer, sharding["chunk_shape"], strict=True))
     checksum = 4 * any(codec.get("name") == "crc32c" for codec in sharding["index_codecs"])
-    return _Index(n_chunks, checksum, sharding.get("index_location") == "start")
+    return n_chunks, checksum, sharding.get("index_location") == "start"
 
 
 def _check_file(file: Path, codec: str, largest: int, index: _Index | None) -> None:
@@ -150,8 +144,9 @@ def _chunks(descriptor: int, index: _Index | None) -> Iterator[tuple[int, int]]:
     if index is None:
         yield 0, length
         return
-    index_bytes = 2 * INDEX_ENTRY.itemsize * index.n_chunks
-    place = 0 if index.at_start else length - index_bytes - index.checksum
+    n_chunks, checksum, comes_first = index
+    index_bytes = 2 * INDEX_ENTRY.itemsize * n_chunks
+    place = 0 if comes_first else length - index_bytes - checksum
     if place < 0 or len(data := os.pread(descriptor, index_bytes, place)) < index_bytes:
         return  # too short for an index: whoever reads it says so
     entries = np.frombuffer(data, INDEX_ENTRY).reshape(-1, 2)

@@ -49,20 +49,15 @@ class _OfSite:
 
     folder: str
     __doc__: str
-
-    def __get__(self, run: RunDirectory, owner: type) -> Callable[[Side, str], Path]:
-        return lambda side, site: run.root / self.folder / side / f"{site}.zarr"
-
-
-@dataclass(frozen=True)
-class _OfPair:
-    """The paths of one kind of result below a run directory, by two sites; called like a method."""
-
-    folder: str
-    __doc__: str
+    joint: str = "/"
 
     def __get__(self, run: RunDirectory, owner: type) -> Callable[[str, str], Path]:
-        return lambda site_a, site_b: run.root / self.folder / f"{site_a}--{site_b}.zarr"
+        return lambda first, second: run.root / self.folder / f"{first}{self.joint}{second}.zarr"
+
+
+def _of_pair(folder: str, doc: str) -> _OfSite:
+    """Return the paths of one kind of result, by the sites of A and B."""
+    return _OfSite(folder, doc, "--")
 
 
 @dataclass(frozen=True)
@@ -112,10 +107,10 @@ class RunDirectory:
     labels = _OfSite("labels", "Return the path of what a site's features are called, where the user has put it.")
     concepts = _OfSite("concepts", "Return the path of one site's features by concept.")
 
-    correlation = _OfPair("correlation", "Return the path of the correlation of two sites.")
-    pairs = _OfPair("pairs", "Return the path of the matched pairs of two sites.")
-    scores = _OfPair("scores", "Return the path of the comparison of two sites: metrics and nulls.")
-    semantics = _OfPair("semantics", "Return the path of the subspaces of meanings at two sites.")
+    correlation = _of_pair("correlation", "Return the path of the correlation of two sites.")
+    pairs = _of_pair("pairs", "Return the path of the matched pairs of two sites.")
+    scores = _of_pair("scores", "Return the path of the comparison of two sites: metrics and nulls.")
+    semantics = _of_pair("semantics", "Return the path of the subspaces of meanings at two sites.")
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""
