@@ -1,4 +1,4 @@
-"""What compressed chunks are unpacked to, by the headers of their Zstandard frames (RFC 8878).
+"""What compressed chunks are unpacked to, by the headers of their frames: Zstandard (RFC 8878) and Blosc.
 
 A few bytes can be unpacked to gigabytes, whatever the array says of its chunks, and a decoder asks for the memory
 before it unpacks anything. So the headers are read first.
@@ -11,6 +11,7 @@ before it unpacks anything. So the headers are read first.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,15 @@ def _blocks(read: Read, position: int) -> Iterator[int]:
         position += 3 + (1 if kind == REPEATED else length)
 
 
+def blosc_size(read: Read, start: int = 0) -> int:
+    """Return how many bytes a buffer of Blosc is unpacked to."""
+    return int.from_bytes(read(start, 8)[4:], "little")
+
+
+#: Says how many bytes a chunk is unpacked to, by the name of its codec.
+SIZES = {"zstd": frame_size, "blosc": blosc_size}
+
+
 def check_size(what: str, size: int, largest: int) -> None:
     """Refuse to unpack a chunk to more than the largest that there can be in its array, or than fits the memory.
 
@@ -78,30 +88,48 @@ def check_size(what: str, size: int, largest: int) -> None:
 
 
 def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None:
-    """Do what :func:`check_size` does for every chunk of a Zarr array that is compressed by Zstandard.
+    """Do what :func:`check_size` does for every chunk of a Zarr array, if its codec is among :data:`SIZES`.
 
     Parameters
     ----------
     array
-        The folder of the array, of Zarr's format 3.
+        The folder of the array.
     metadata
-        What is in its ``zarr.json``.
+        What is in its ``zarr.json``, or ``.zarray``.
     largest
         Bytes of its largest chunk; 0 where that does not follow from the metadata, as for texts.
     """
-    codecs = metadata.get("codecs") or []
-    sharding = codecs[0]["configuration"] if codecs and codecs[0].get("name") == "sharding_indexed" else None
-    names = [codec.get("name") for codec in (codecs if sharding is None else sharding["codecs"])]
-    if "zstd" in names and not set(names[names.index("zstd") + 1 :]) - {"crc32c"}:
-        for file in files_below(array / "c"):
-            _check_file(file, metadata, sharding, largest)
+    if "compressor" in metadata:  # format 2
+        codec, sharding = (metadata["compressor"] or {}).get("id"), None
+    else:
+        codecs = metadata.get("codecs") or []
+        sharding = codecs[0]["configuration"] if codecs and codecs[0].get("name") == "sharding_indexed" else None
+        names = [codec.get("name") for codec in (codecs if sharding is None else sharding["codecs"])]
+        codec = next((name for name in reversed(names) if name != "crc32c"), None)
+    if codec in SIZES:
+        for file in files_below(array):
+            if file.parent != array or not file.name.startswith((".", "zarr.json")):
+                _check_file(file, codec, largest, _index_of(metadata, sharding))
 
 
-def _check_file(file: Path, metadata: Mapping[str, Any], sharding: Mapping[str, Any] | None, largest: int) -> None:
+#: Of the index of a shard: how many chunks it is of, how many bytes its checksum has, and whether it comes first.
+_Index = tuple[int, int, bool]
+
+
+def _index_of(metadata: Mapping[str, Any], sharding: Mapping[str, Any] | None) -> _Index | None:
+    if sharding is None:
+        return None
+    outer = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    n_chunks = math.prod(-(-n // step) for n, step in zip(outer, sharding["chunk_shape"], strict=True))
+    checksum = 4 * any(codec.get("name") == "crc32c" for codec in sharding["index_codecs"])
+    return n_chunks, checksum, sharding.get("index_location") == "start"
+
+
+def _check_file(file: Path, codec: str, largest: int, index: _Index | None) -> None:
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        for start, length in _chunks(descriptor, metadata, sharding):
-            size = frame_size(lambda place, n: os.pread(descriptor, n, place), start)
+        for start, length in _chunks(descriptor, index):
+            size = SIZES[codec](lambda place, n: os.pread(descriptor, n, place), start)
             if largest:
                 check_size(str(file), size, largest)
             else:
@@ -110,22 +138,18 @@ def _check_file(file: Path, metadata: Mapping[str, Any], sharding: Mapping[str, 
         os.close(descriptor)
 
 
-def _chunks(
-    descriptor: int, metadata: Mapping[str, Any], sharding: Mapping[str, Any] | None
-) -> Iterator[tuple[int, int]]:
+def _chunks(descriptor: int, index: _Index | None) -> Iterator[tuple[int, int]]:
     """Yield where the chunks of an open file begin, and their lengths."""
     length = os.fstat(descriptor).st_size
-    if sharding is None:
+    if index is None:
         yield 0, length
         return
-    outer = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    n_chunks = int(np.prod([-(-n // step) for n, step in zip(outer, sharding["chunk_shape"], strict=True)]))
+    n_chunks, checksum, comes_first = index
     index_bytes = 2 * INDEX_ENTRY.itemsize * n_chunks
-    checksum = 4 * any(codec.get("name") == "crc32c" for codec in sharding["index_codecs"])
-    place = 0 if sharding.get("index_location") == "start" else length - index_bytes - checksum
-    if place < 0 or len(index := os.pread(descriptor, index_bytes, place)) < index_bytes:
+    place = 0 if comes_first else length - index_bytes - checksum
+    if place < 0 or len(data := os.pread(descriptor, index_bytes, place)) < index_bytes:
         return  # too short for an index: whoever reads it says so
-    entries = np.frombuffer(index, INDEX_ENTRY).reshape(-1, 2)
+    entries = np.frombuffer(data, INDEX_ENTRY).reshape(-1, 2)
     ends = entries.sum(axis=1, dtype="u8")
     # what lies outside of the file is absent, or the index is damaged, which its checksum says
     yield from entries[(entries[:, 0] < length) & (ends <= length) & (ends > entries[:, 0])].tolist()

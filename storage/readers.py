@@ -40,7 +40,6 @@ from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
 from storage.rows import TOKEN_COORDINATES
 from storage.shards import iter_slices
-from storage.sparse_array import largest_chunk, read_metadata
 
 #: Bytes of one slab, were it dense.
 SLAB_BYTES = 16 * 2**20
@@ -529,10 +528,13 @@ def _open_zarr(path: Path) -> Any:
         if isinstance(member, zarr.Array):
             folder = path.joinpath(*name.split("/"))
             _check_array(str(folder), member, size_on_disk(folder))
-            if member.metadata.zarr_format == 3:
-                metadata = read_metadata(folder)
-                check_frames(folder, metadata, largest_chunk(metadata))
+            check_frames(folder, member.metadata.to_dict(), _largest_chunk(member))
     return group
+
+
+def _largest_chunk(array: zarr.Array) -> int:
+    """Return the bytes that a chunk of an array is unpacked to; 0 if its values have no fixed size."""
+    return 0 if array.dtype.kind in "OT" else n_bytes(array.chunks, array.dtype.itemsize)
 
 
 def _anndata_extras(path: Path, group: Any, io: Any) -> dict[str, Any]:

@@ -1,27 +1,7 @@
 """Where an experiment's results stand below its run directory.
 
-======================================  ===============================================================
-``corpus.zarr``                         the text
-``rows.zarr``                           the token rows that both models share
-``activations/{a,b}/SITE.zarr``         activation stores
-``models.json``                         what identifies both models and their dictionaries
-``contexts/{a,b}/SITE.zarr``            top activating rows of every feature
-``non_concept/{a,b}/SITE.zarr``         features that stand for no concept, where a filter asks for them
-``labels/{a,b}/SITE.zarr``              what features are called, where `subspace labels` has put it
-``correlation/SITE_A--SITE_B.zarr``     top-k, kept pairs, statistics
-``best_layer.zarr``, ``….csv``         each feature's best site of the other model
-``pairs/SITE_A--SITE_B.zarr``           matched pairs
-``scores/SITE_A--SITE_B.zarr``          metrics and nulls
-``scores.zarr``, ``….csv``, ``….tex``  all of these, with p corrected for their number
-``concepts/{a,b}/SITE.zarr``            which features belong to which concept
-``semantics/SITE_A--SITE_B.zarr``       subspaces of meanings, their scores and nulls
-``semantics/words.zarr``                embeddings of the words that features fire on
-``semantics.zarr``, ``….csv, .html, .tex``  the table of concepts × pairs of sites
-``report.html``, ``concepts.html``, ``*.csv``  the report
-``report.json``                         what it was made from
-``explorer/``                           its explorer, where that is too large for the report
-``usage/*.json``                        what each stage took, time and memory, session by session
-======================================  ===============================================================
+Beside them, as CSV, HTML or LaTeX, stand the tables: ``best_layer_{a,b}.csv``, ``scores.csv`` and ``.tex``,
+``semantics.csv``, ``.html`` and ``.tex``, ``pairs.csv``.
 """
 
 from __future__ import annotations
@@ -29,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +30,34 @@ Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
 
 EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A path below a run directory, read like an attribute."""
+
+    name: str
+    __doc__: str
+
+    def __get__(self, run: RunDirectory, owner: type) -> Path:
+        return run.root / self.name
+
+
+@dataclass(frozen=True)
+class _OfSite:
+    """The paths of one kind of result below a run directory, by side and site; called like a method."""
+
+    folder: str
+    __doc__: str
+    joint: str = "/"
+
+    def __get__(self, run: RunDirectory, owner: type) -> Callable[[str, str], Path]:
+        return lambda first, second: run.root / self.folder / f"{first}{self.joint}{second}.zarr"
+
+
+def _of_pair(folder: str, doc: str) -> _OfSite:
+    """Return the paths of one kind of result, by the sites of A and B."""
+    return _OfSite(folder, doc, "--")
 
 
 @dataclass(frozen=True)
@@ -80,108 +88,33 @@ class RunDirectory:
         """
         return cls(store.parent.parent.parent), "a" if store.parent.name == "a" else "b", store.stem
 
-    @property
-    def corpus(self) -> Path:
-        """The text."""
-        return self.root / "corpus.zarr"
+    corpus = _File("corpus.zarr", "The text.")
+    rows = _File("rows.zarr", "The token rows that both models share.")
+    models = _File("models.json", "What identifies both models and their dictionaries.")
+    best_layer = _File("best_layer.zarr", "Each feature's best site of the other model, over all correlation results.")
+    score_grid = _File("scores.zarr", "All scores of the grid, with p corrected for their number.")
+    words = _File("semantics/words.zarr", "Embeddings of the words that features fire on.")
+    semantics_table = _File("semantics.zarr", "The table of concepts × pairs of sites.")
+    report = _File("report.html", "The report.")
+    report_manifest = _File("report.json", "What the report was made from.")
+    concepts_page = _File("concepts.html", "The report's page of concepts.")
+    explorer = _File("explorer", "The explorer's pages, where they are too large for the report.")
+    usage = _File("usage", "What each stage took, time and memory; one JSON file for each session.")
 
-    @property
-    def rows(self) -> Path:
-        """The token rows."""
-        return self.root / "rows.zarr"
+    activations = _OfSite("activations", "Return the path of one site's activation store.")
+    contexts = _OfSite("contexts", "Return the path of the top activating rows of one site's features.")
+    non_concept = _OfSite("non_concept", "Return the path of which features stand for no concept, if a filter asks.")
+    labels = _OfSite("labels", "Return the path of what a site's features are called, where the user has put it.")
+    concepts = _OfSite("concepts", "Return the path of one site's features by concept.")
 
-    @property
-    def models(self) -> Path:
-        """What identifies both models and their dictionaries."""
-        return self.root / "models.json"
+    correlation = _of_pair("correlation", "Return the path of the correlation of two sites.")
+    pairs = _of_pair("pairs", "Return the path of the matched pairs of two sites.")
+    scores = _of_pair("scores", "Return the path of the comparison of two sites: metrics and nulls.")
+    semantics = _of_pair("semantics", "Return the path of the subspaces of meanings at two sites.")
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""
         return self.root / "activations" / side
-
-    def activations(self, side: Side, site: str) -> Path:
-        """Return the path of one site's activation store."""
-        return self.activations_folder(side) / f"{site}.zarr"
-
-    def contexts(self, side: Side, site: str) -> Path:
-        """Return the path of the top activating rows of one site's features."""
-        return self.root / "contexts" / side / f"{site}.zarr"
-
-    def non_concept(self, side: Side, site: str) -> Path:
-        """Return the path of what says which features of a site stand for no concept."""
-        return self.root / "non_concept" / side / f"{site}.zarr"
-
-    def labels(self, side: Side, site: str) -> Path:
-        """Return the path of the labels of a site's features, where the user has put them."""
-        return self.root / "labels" / side / f"{site}.zarr"
-
-    def correlation(self, site_a: str, site_b: str) -> Path:
-        """Return the path of the correlation result of two sites."""
-        return self._of_pair("correlation", site_a, site_b)
-
-    @property
-    def best_layer(self) -> Path:
-        """Each feature's best site of the other model, over the grid of correlation results."""
-        return self.root / "best_layer.zarr"
-
-    def pairs(self, site_a: str, site_b: str) -> Path:
-        """Return the path of the matched pairs of two sites."""
-        return self._of_pair("pairs", site_a, site_b)
-
-    def scores(self, site_a: str, site_b: str) -> Path:
-        """Return the path of the comparison of two sites."""
-        return self._of_pair("scores", site_a, site_b)
-
-    def concepts(self, side: Side, site: str) -> Path:
-        """Return the path of one site's features by concept."""
-        return self.root / "concepts" / side / f"{site}.zarr"
-
-    def semantics(self, site_a: str, site_b: str) -> Path:
-        """Return the path of the subspaces of meanings at two sites."""
-        return self._of_pair("semantics", site_a, site_b)
-
-    @property
-    def words(self) -> Path:
-        """Embeddings of the words that features fire on."""
-        return self.root / "semantics" / "words.zarr"
-
-    @property
-    def semantics_table(self) -> Path:
-        """The table of concepts × pairs of sites; as CSV, HTML and LaTeX beside it."""
-        return self.root / "semantics.zarr"
-
-    @property
-    def score_grid(self) -> Path:
-        """Return the path of all scores of the grid, with p corrected for their number."""
-        return self.root / "scores.zarr"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.root / "report.html"
-
-    @property
-    def report_manifest(self) -> Path:
-        """What the report was made from."""
-        return self.root / "report.json"
-
-    @property
-    def concepts_page(self) -> Path:
-        """The report's page of concepts."""
-        return self.root / "concepts.html"
-
-    @property
-    def explorer(self) -> Path:
-        """The explorer's pages, where they are too large for the report."""
-        return self.root / "explorer"
-
-    @property
-    def usage(self) -> Path:
-        """What each stage took, time and memory, session by session."""
-        return self.root / "usage"
-
-    def _of_pair(self, stage: str, site_a: str, site_b: str) -> Path:
-        return self.root / stage / f"{site_a}--{site_b}.zarr"
 
     def write_experiment(self, experiment: dict[str, Any]) -> None:
         """Keep the validated experiment, so that later stages know the grid without its YAML file."""

@@ -329,12 +329,12 @@ class _Check:
     def __init__(self, path: Path, pool: ThreadPoolExecutor, report: Verification) -> None:
         self.path = path
         self.pool = pool
-        self.found = report
+        self.report = report
         self.n_faults = len(report.faults)
         self.has_inventory = False
 
     def run(self) -> None:
-        self.found.checked[str(self.path)] = 0
+        self.report.checked[str(self.path)] = 0
         metadata: dict[str, Any] = {}
         arrays: list[str] = []
         with self._noting("the metadata cannot be read", GROUP_FILE):
@@ -348,7 +348,7 @@ class _Check:
                 self._check_array(name)
         with self._noting("the inventory cannot be read", GROUP_FILE):
             self._check_files(metadata)
-        if len(self.found.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
+        if len(self.report.faults) == self.n_faults:  # what is computed again from damaged parts would say nothing new
             with self._noting("the content cannot be read"):
                 self._check_content(metadata["attributes"])
 
@@ -362,7 +362,7 @@ class _Check:
             self._fault(f"{what}: {error}", file)
 
     def _fault(self, what: str, file: str = "", **place: Any) -> None:
-        self.found.faults.append(Fault(str(self.path), what, file, **place))
+        self.report.faults.append(Fault(str(self.path), what, file, **place))
 
     def _check_metadata(self, metadata: dict[str, Any]) -> list[str]:
         """Compare the arrays' own metadata with the consolidated copy; return the arrays that can be checked."""
@@ -381,7 +381,7 @@ class _Check:
 
     def _check_files(self, metadata: dict[str, Any]) -> None:
         """Compare the files with the inventory; one with a fault that is more exact is not named again."""
-        known = {fault.file for fault in self.found.faults if fault.path == str(self.path)}
+        known = {fault.file for fault in self.report.faults if fault.path == str(self.path)}
         for name, what in faults(self.path, checksums=True, metadata=metadata):
             if name not in known:
                 numbers = name.split("/c/", 1)[-1].split("/")
@@ -412,8 +412,8 @@ class _Check:
             self._fault(f"the array cannot be opened: {error}", f"{name}/zarr.json")
             return
         for n_chunks, problems in in_order(self.pool, check, check.shards()):
-            self.found.checked[str(self.path)] += n_chunks
-            self.found.faults += problems
+            self.report.checked[str(self.path)] += n_chunks
+            self.report.faults += problems
 
     def _check_content(self, attrs: dict[str, Any]) -> None:
         if "layout" in attrs:

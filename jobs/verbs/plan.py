@@ -19,6 +19,7 @@ from pipeline.work.script import (
     show,
     text_table,
     wide_console,
+    with_prefix,
 )
 
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
@@ -52,8 +53,8 @@ def command(
     console = wide_console(150)
     console.print(table_of(steps))
     console.print(
-        f"In all about {duration(total['seconds'])}, {size(total['disk_bytes'])} of disk, and at most "
-        f"{size(total['peak_memory_of_a_worker_bytes'])} in a worker process beside the models."
+        f"In all about {duration(total['seconds'])}, {_bytes(total['disk_bytes'])} of disk, and at most "
+        f"{_bytes(total['peak_memory_of_a_worker_bytes'])} in a worker process beside the models."
     )
 
 
@@ -64,9 +65,9 @@ def table_of(steps: list[Step]) -> Table:
         figures = (
             f"{step.tasks:,}",
             f"{step.flops:.1e}" if step.flops else "",
-            size(step.read),
-            size(step.disk),
-            size(step.memory),
+            _bytes(step.read),
+            _bytes(step.disk),
+            _bytes(step.memory),
             duration(step.seconds),
         )
         there = ("", "", "", "", "", "there")
@@ -75,15 +76,8 @@ def table_of(steps: list[Step]) -> Table:
     return text_table(COLUMNS, rows, title="what is to come", right=COLUMNS[2:])
 
 
-def size(n_bytes: float) -> str:
-    """Return a number of bytes for people.
-
-    >>> size(0), size(52_000), size(3.21e9)
-    ('', '0.05 MB', '3.21 GB')
-    """
-    if not n_bytes:
-        return ""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+def _bytes(number: float) -> str:
+    return f"{with_prefix(number)}B" if number else ""
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.experiment.status import expected
 from pipeline.settings.harvest import ActivationKind
-from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console
+from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console, with_prefix
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
 from storage.registry import IMPORTERS
@@ -58,7 +58,7 @@ def readable(name: str, value: Any) -> str:
     ('12.5 MB', '32', '4,096 × 2,048')
     """
     if name == "bytes" or name.startswith("bytes_of"):
-        return _bytes(value)
+        return f"{with_prefix(value)}B"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -70,14 +70,6 @@ def readable(name: str, value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _bytes(n: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
-
-
 def _table_of_parts(parts: list[dict[str, Any]]) -> Table:
     table = Table("part", "what", "size", "complete", "shape", "L0", "dead", "sinks")
     for part in parts:
@@ -86,7 +78,9 @@ def _table_of_parts(parts: list[dict[str, Any]]) -> Table:
         shape = f"{part['tokens']:,} × {part['features']:,}" if "tokens" in part else ""
         shown = ["" if number is None else readable("", number) for number in numbers]
         name = "/".join(path.parts[-3:] if part["kind_of_data"] in ("activations", "contexts") else path.parts[-2:])
-        table.add_row(name, part["kind_of_data"], _bytes(part["bytes"]), readable("", part["complete"]), shape, *shown)
+        table.add_row(
+            name, part["kind_of_data"], readable("bytes", part["bytes"]), readable("", part["complete"]), shape, *shown
+        )
     return table
 
 

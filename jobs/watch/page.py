@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.work.script import with_prefix
+
 WIDTH, HEIGHT, MARGIN = 460, 150, 8
 #: Samples over which a rate is taken.
 SMOOTHING = 5
@@ -112,18 +114,6 @@ def _chart(caption: str, times: Sequence[float], lines: dict[str, Sequence[float
         legend.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     return (
         f'<figure><figcaption>{html.escape(caption)}</figcaption><svg width="{WIDTH}" height="{HEIGHT}" role="img">'
-        f'<text x="{MARGIN}" y="14">{short(top)}{unit}</text><text x="{WIDTH - 60}" y="14">{end:.0f} s</text>'
+        f'<text x="{MARGIN}" y="14">{with_prefix(top)}{unit}</text><text x="{WIDTH - 60}" y="14">{end:.0f} s</text>'
         f'<text x="{WIDTH / 2}" y="14">{"".join(legend)}</text>{"".join(drawn)}</svg></figure>'
     )
-
-
-def short(number: float) -> str:
-    """Return a number with three digits and a metric prefix.
-
-    >>> short(0.5), short(1234), short(3.2e9)
-    ('0.5 ', '1.23 k', '3.2 G')
-    """
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {prefix}"
-    return f"{number:.3g} "

@@ -31,7 +31,8 @@ from dask.utils import key_split
 from distributed import Client
 
 from jobs.cluster.keeper import keeper_of
-from jobs.watch.page import Sample, short, watch_page
+from jobs.watch.page import Sample, watch_page
+from pipeline.work.script import with_prefix
 from pipeline.work.workers import Advanced, Planned, listening
 from storage.errors import InputError
 from storage.files import write_text
@@ -191,12 +192,12 @@ class Recorder:
 
     def _figures(self) -> dict[str, str]:
         record = self.record
-        planned = f"{self.planned.what}: {short(self.limit)}B" if self.planned else "nothing yet"
+        planned = f"{self.planned.what}: {with_prefix(self.limit)}B" if self.planned else "nothing yet"
         return {
             "session": str(self.number),
             "rows read": f"{record.rows:,.0f}",
             "tasks done": f"{record.tasks:,}",
-            "most memory of a worker process": f"{short(record.peak_memory)}B (at most, as planned last, {planned})",
+            "most memory of a worker process": f"{with_prefix(record.peak_memory)}B (planned, at most: {planned})",
             "workers lost": f"{record.workers_lost}; {record.tasks_restarted} tasks were begun again",
             "time lost": f"{record.seconds_lost:.1f} s: {record.seconds_short:.1f} short of workers, "
             f"{record.seconds_twice:.1f} of work done twice, {record.seconds_between:.1f} between sessions",

@@ -185,6 +185,18 @@ def readable(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def with_prefix(number: float) -> str:
+    """Return a number with three digits and a metric prefix.
+
+    >>> with_prefix(0.5), with_prefix(1234), with_prefix(3.2e9)
+    ('0.5 ', '1.23 k', '3.2 G')
+    """
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
 def is_defined(value: object) -> bool:
     """Say whether a figure is one: a mean over nothing is None or NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))

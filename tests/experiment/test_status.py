@@ -38,11 +38,11 @@ def changed(config: Experiment, section: str, **values: object) -> Experiment:
 
 
 def not_done(items: list[Item]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for item in items:
         if item.state != "current":
-            found.setdefault(item.stage, set()).add(item.state)
-    return found
+            result.setdefault(item.stage, set()).add(item.state)
+    return result
 
 
 def test_nothing_is_there(tiny_inputs: Path, tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_a_missing_result_and_all_behind_it(copied: RunDirectory, tiny_run: RunR
     assert not_done(items) == {"correlate": {"missing"}}
     shutil.rmtree(copied.activations("a", "layers.0"))
     shutil.rmtree(copied.contexts("a", "layers.0"))
-    found = {item.stage: item for item in status(tiny_run.experiment, copied) if item.state != "current"}
-    assert found["harvest"].why == "not there yet"
-    assert (found["contexts"].state, found["contexts"].why) == ("missing", "waits for harvest A layers.0")
-    assert (found["match"].state, found["match"].why) == ("waiting", "waits for harvest A layers.0")
+    result = {item.stage: item for item in status(tiny_run.experiment, copied) if item.state != "current"}
+    assert result["harvest"].why == "not there yet"
+    assert (result["contexts"].state, result["contexts"].why) == ("missing", "waits for harvest A layers.0")
+    assert (result["match"].state, result["match"].why) == ("waiting", "waits for harvest A layers.0")
 
 
 def test_a_replaced_input_is_seen(copied: RunDirectory, tiny_run: RunResult) -> None:

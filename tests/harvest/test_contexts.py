@@ -65,11 +65,11 @@ MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40).fla
 def test_equals_a_sort(client, case: tuple[np.ndarray, np.ndarray], top_n: int, layout: str) -> None:
     data, sink = case
     with tempfile.TemporaryDirectory() as folder:
-        found = contexts(write(Path(folder) / "s.zarr", data, sink, layout), top_n=top_n, client=client)
+        result = contexts(write(Path(folder) / "s.zarr", data, sink, layout), top_n=top_n, client=client)
     rows, values = expected(data, sink, top_n)
-    assert found["row"].dims == found["value"].dims == ("feature", "rank")
-    np.testing.assert_array_equal(found["row"], rows)
-    np.testing.assert_array_equal(found["value"], values)
+    assert result["row"].dims == result["value"].dims == ("feature", "rank")
+    np.testing.assert_array_equal(result["row"], rows)
+    np.testing.assert_array_equal(result["value"], values)
 
 
 def test_several_panels_and_slabs(client, tmp_path, monkeypatch) -> None:
@@ -78,10 +78,10 @@ def test_several_panels_and_slabs(client, tmp_path, monkeypatch) -> None:
     sink = rng.random(100) < 0.1
     path = write(tmp_path / "s.zarr", data, sink)
     monkeypatch.setattr(importlib.import_module("pipeline.harvest.contexts"), "SLAB_BYTES", 1)
-    found = contexts(path, client=client)
+    result = contexts(path, client=client)
     rows, values = expected(data, sink, 8)
-    np.testing.assert_array_equal(found["row"], rows)
-    np.testing.assert_array_equal(found["value"], values)
+    np.testing.assert_array_equal(result["row"], rows)
+    np.testing.assert_array_equal(result["value"], values)
 
 
 def test_negative_activations_of_raw_units_are_listed_after_positive_ones(client, tmp_path) -> None:
@@ -147,33 +147,33 @@ def random_case(n_rows: int = 300, n_features: int = 11) -> tuple[np.ndarray, np
 def test_one_row_of_a_document(client, tmp_path, layout: str) -> None:
     data, sink, tokens = random_case()
     path = write(tmp_path / "s.zarr", data, sink, layout, tokens=tokens)
-    found = contexts(path, top_n=5, distinct_documents=True, client=client)
+    result = contexts(path, top_n=5, distinct_documents=True, client=client)
     best = np.where(sink[:, None] | (data == 0), -np.inf, data)
     for feature in range(data.shape[1]):
         # the best row of every document, the lowest where there are several, then the best of these
         rows = [min(np.flatnonzero(tokens["document"] == d), key=lambda r: (-best[r, feature], r)) for d in range(25)
                 if (tokens["document"] == d).any()]  # fmt: skip
         expected = sorted((r for r in rows if best[r, feature] > -np.inf), key=lambda r: (-best[r, feature], r))[:5]
-        assert found["row"].values[feature].tolist() == expected + [-1] * (5 - len(expected))
+        assert result["row"].values[feature].tolist() == expected + [-1] * (5 - len(expected))
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])
 def test_histogram_rate_and_tokens(client, tmp_path, layout: str) -> None:
     data, sink, tokens = random_case()
     path = write(tmp_path / "s.zarr", data, sink, layout, tokens=tokens)
-    found = contexts(path, bins=7, tokens=5, client=client)
-    assert found["bin"].values[-1] == 1
+    result = contexts(path, bins=7, tokens=5, client=client)
+    assert result["bin"].values[-1] == 1
     counted = data[~sink]
-    np.testing.assert_allclose(found["firing_rate"], (counted != 0).mean(axis=0))
+    np.testing.assert_allclose(result["firing_rate"], (counted != 0).mean(axis=0))
     for feature, column in enumerate(counted.T):
         positive = column[column > 0]
         edges = np.linspace(0, positive.max(initial=1), 8)
-        np.testing.assert_array_equal(found["histogram"][feature], np.histogram(positive, edges)[0])
+        np.testing.assert_array_equal(result["histogram"][feature], np.histogram(positive, edges)[0])
         ids, counts = np.unique(tokens["token_id"][~sink][column > 0], return_counts=True)
         largest = np.sort(counts)[::-1][:5]
-        assert found["token_missed"][feature] == 0  # fewer different tokens than counters
-        assert found["token_count"].values[feature].tolist() == [*largest, *[0] * (5 - len(largest))]
-        rows = found["token_row"].values[feature, : len(largest)]
+        assert result["token_missed"][feature] == 0  # fewer different tokens than counters
+        assert result["token_count"].values[feature].tolist() == [*largest, *[0] * (5 - len(largest))]
+        rows = result["token_row"].values[feature, : len(largest)]
         assert (data[rows, feature] > 0).all()
         assert [counts[ids == tokens["token_id"][row]].item() for row in rows] == largest.tolist()
 
@@ -187,31 +187,31 @@ def test_counts_of_tokens_are_bounded_where_there_are_too_many(client, tmp_path)
     storage.write_activations(
         path, data, tokens={**tokens, "token_id": ids}, chunk=(1000, 2), layout="csr", overwrite=True
     )
-    found = contexts(path, tokens=8, client=client)
+    result = contexts(path, tokens=8, client=client)
     for feature in range(3):
         fires = np.flatnonzero(data[:, feature])
-        missed = int(found["token_missed"][feature])
+        missed = int(result["token_missed"][feature])
         assert missed <= len(fires) / (64 + 1)  # Misra and Gries' bound
         assert (missed > 0) == (len(set(ids[fires])) > 64)
-        for row, count in zip(found["token_row"].values[feature], found["token_count"].values[feature], strict=True):
+        for row, count in zip(result["token_row"].values[feature], result["token_count"].values[feature], strict=True):
             true = np.count_nonzero(ids[fires] == ids[row])
             assert count <= true <= count + missed
-    assert ids[found["token_row"].values[1, 0]] == np.bincount(ids[data[:, 1] > 0]).argmax()
+    assert ids[result["token_row"].values[1, 0]] == np.bincount(ids[data[:, 1] > 0]).argmax()
 
 
 def test_quantiles_of_all_rows_where_few_fire(client, tmp_path) -> None:
     data, sink, _ = random_case(n_rows=120)
     path = write(tmp_path / "s.zarr", data, sink)
-    found = contexts(path, quantiles=(0, 0.25, 0.5, 1), client=client)
+    result = contexts(path, quantiles=(0, 0.25, 0.5, 1), client=client)
     for feature, column in enumerate(np.where(sink[:, None], 0, data).T):
         positive = np.sort(column[column > 0])
         if not len(positive):
-            assert (found["quantile_row"].values[feature] == -1).all()
-            assert np.isnan(found["quantile_value"].values[feature]).all()
+            assert (result["quantile_row"].values[feature] == -1).all()
+            assert np.isnan(result["quantile_value"].values[feature]).all()
             continue
         expected = positive[np.rint((len(positive) - 1) * np.array([0, 0.25, 0.5, 1])).astype(int)]
-        np.testing.assert_array_equal(found["quantile_value"][feature], expected)
-        np.testing.assert_array_equal(column[found["quantile_row"].values[feature]], expected)
+        np.testing.assert_array_equal(result["quantile_value"][feature], expected)
+        np.testing.assert_array_equal(column[result["quantile_row"].values[feature]], expected)
 
 
 def test_samples_are_seeded_and_fair(client, tmp_path) -> None:
@@ -237,10 +237,10 @@ def test_numbers_out_of_range(client, tmp_path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             contexts(path, client=client, **wrong)
-    found = contexts(path, quantiles=np.array([0.5]), bins=np.int64(2), client=client)
-    assert (found["quantile"].values.tolist(), found.sizes["bin"]) == ([0.5], 2)
-    found = contexts(path, quantiles=(), bins=0, tokens=0, client=client)
-    assert set(found.variables) == {"row", "value", "firing_rate"}
+    result = contexts(path, quantiles=np.array([0.5]), bins=np.int64(2), client=client)
+    assert (result["quantile"].values.tolist(), result.sizes["bin"]) == ([0.5], 2)
+    result = contexts(path, quantiles=(), bins=0, tokens=0, client=client)
+    assert set(result.variables) == {"row", "value", "firing_rate"}
 
 
 def test_settings_are_options(tmp_path) -> None:
@@ -251,6 +251,6 @@ def test_settings_are_options(tmp_path) -> None:
     assert "quantiles, bins must be made first" in refused.output
     made = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "c.zarr")])
     assert made.exit_code == 0, made.output
-    found = storage.open_result(tmp_path / "c.zarr", "contexts")
-    assert (found["quantile"].values.tolist(), found.sizes["bin"], found.sizes["rank"]) == ([0.5, 1], 4, 8)
+    result = storage.open_result(tmp_path / "c.zarr", "contexts")
+    assert (result["quantile"].values.tolist(), result.sizes["bin"], result.sizes["rank"]) == ([0.5, 1], 4, 8)
     assert storage.read_manifest(tmp_path / "c.zarr").settings["tokens"] == 16

@@ -55,9 +55,9 @@ def measure(folder, model, client, n_documents, shard_rows):
     (folder / "t.jsonl").write_text("\n".join(lines))
     corpus = build_corpus(CorpusSettings(path=str(folder / "t.jsonl")), folder / "corpus.zarr").path
     rows = make_rows(corpus, model, model, 128, folder / "rows.zarr", client=client)
-    told = {"corpus_path": str(corpus), "rows_path": str(rows), "out_dir": str(folder / "a")}
-    told |= {"model": model.model_dump(mode="json"), "shard_rows": shard_rows}
-    return run_measured(PROGRAM, told)["peak_gb"] * 1e9
+    said = {"corpus_path": str(corpus), "rows_path": str(rows), "out_dir": str(folder / "a")}
+    said |= {"model": model.model_dump(mode="json"), "shard_rows": shard_rows}
+    return run_measured(PROGRAM, said)["peak_gb"] * 1e9
 
 
 def test_peak_memory_grows_as_the_formula_says(tmp_path, model, client):

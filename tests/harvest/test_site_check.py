@@ -116,10 +116,10 @@ def test_the_right_site_is_harvested_and_its_figures_are_kept(
     right = config_of(make_model("llama"), "layers.1", dictionary=dictionary_of_block_1)
     stores = harvest(corpus, rows, right, "a", STORE, tmp_path / "a", client=client)
     attrs = open_activations(stores["layers.1"]).attrs
-    found = attrs["calibration"]
-    assert list(found["neighbours"]) == ["layers.0", "layers.2"]
-    assert found["verdict"] == ""
-    assert found["fvu"] * 1.5 < min(found["neighbours"].values())
+    result = attrs["calibration"]
+    assert list(result["neighbours"]) == ["layers.0", "layers.2"]
+    assert result["verdict"] == ""
+    assert result["fvu"] * 1.5 < min(result["neighbours"].values())
     assert (attrs["module"], attrs["tensor"]) == ("layers.1", "output")
     assert attrs["dictionary_config"]["architecture"] == "topk"
     assert attrs["dictionary_config"]["apply_b_dec_to_input"] is True
@@ -313,15 +313,15 @@ def sample_at(number):
 )
 def test_verdicts(here, before, behind, message):
     dictionary = Explains([here, before, behind])
-    found = judge(SITE, sample_at(0), {"layers.2": sample_at(1), "layers.4": sample_at(2)}, dictionary)
-    assert found.fvu == pytest.approx(here, rel=1e-4)
-    assert found.neighbours == pytest.approx({"layers.2": before, "layers.4": behind}, rel=1e-3)
+    result = judge(SITE, sample_at(0), {"layers.2": sample_at(1), "layers.4": sample_at(2)}, dictionary)
+    assert result.fvu == pytest.approx(here, rel=1e-4)
+    assert result.neighbours == pytest.approx({"layers.2": before, "layers.4": behind}, rel=1e-3)
     if message is None:
-        refuse_bad_sites({"layers.3": found}, allowed=False)
+        refuse_bad_sites({"layers.3": result}, allowed=False)
     else:
         with pytest.raises(InputError, match=message):
-            refuse_bad_sites({"layers.3": found}, allowed=False)
-        refuse_bad_sites({"layers.3": found}, allowed=True)
+            refuse_bad_sites({"layers.3": result}, allowed=False)
+        refuse_bad_sites({"layers.3": result}, allowed=True)
 
 
 def test_neighbour_that_is_a_little_better_is_said(caplog):
@@ -341,8 +341,8 @@ def test_all_bad_sites_are_named_at_once():
 
 def test_neighbour_that_overflows_is_no_better_site():
     broken = Sample.of(np.full((10, D), np.nan, np.float32))
-    found = judge(SITE, sample_at(0), {"layers.2": broken}, Explains([0.3]))
-    assert (found.neighbours, found.verdict) == ({}, "")
+    result = judge(SITE, sample_at(0), {"layers.2": broken}, Explains([0.3]))
+    assert (result.neighbours, result.verdict) == ({}, "")
 
 
 def test_sample_keeps_some_rows_and_all_norms():

@@ -76,7 +76,9 @@ def write_texts(rng: np.random.Generator, n_documents: int) -> list[str]:
 def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
     """Make every word and every sign a row."""
     spans = [
-        (d, found.start(), found.end()) for d, text in enumerate(texts) for found in re.finditer(r"\w+|[^\w\s]", text)
+        (d, result.start(), result.end())
+        for d, text in enumerate(texts)
+        for result in re.finditer(r"\w+|[^\w\s]", text)
     ]
     document, start, end = np.array(spans).T
     return {

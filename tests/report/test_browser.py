@@ -247,13 +247,13 @@ def test_the_maps_open_the_pair_that_is_clicked(opened, file) -> None:
         box = page.locator("#x-map-b").bounding_box()
         for step in range(1, 40):
             page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] / 2)
-            told = page.locator("#x-hover").inner_text()
-            if told.strip() and " and ".join(told.split()[:2]) not in before:
+            said = page.locator("#x-hover").inner_text()
+            if said.strip() and " and ".join(said.split()[:2]) not in before:
                 page.mouse.down()
                 page.mouse.up()
                 break
         title = page.locator("#x-title").inner_text()
-        assert title.split(" and ")[0] == " ".join(told.split()[:2])
+        assert title.split(" and ")[0] == " ".join(said.split()[:2])
 
 
 def test_markup_in_the_corpus_is_text_and_runs_nothing(opened, file) -> None:
@@ -297,8 +297,8 @@ def test_thirty_thousand_pairs(opened, large) -> None:
             assert int(search(page, query).split()[0].replace(",", "")) > 0
             times.append(1e3 * (busy(session) - before))
         assert statistics.median(times) < MOST_MILLISECONDS, times
-        found = search(page, f"{word(17)} {word(18)}").split()[0]
-        assert int(found) < int(search(page, word(17)).split()[0])
+        result = search(page, f"{word(17)} {word(18)}").split()[0]
+        assert int(result) < int(search(page, word(17)).split()[0])
 
 
 def busy(session: Any) -> float:

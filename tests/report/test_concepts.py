@@ -72,9 +72,9 @@ def run(write_run: Callable[..., RunDirectory], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def meanings(run: RunDirectory) -> Meanings:
-    found = read_meanings(open_run(run.root))
-    assert found is not None
-    return found
+    result = read_meanings(open_run(run.root))
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -64,10 +64,10 @@ def test_a_pack_gives_back_what_was_put_in() -> None:
         "two": np.array([[1.5, np.nan]], dtype=np.float32),
         "three": np.array([-7], dtype=np.int32),
     }
-    found = take_apart(pack(arrays, name="é"))
-    assert found.pop("name") == "é"
+    result = take_apart(pack(arrays, name="é"))
+    assert result.pop("name") == "é"
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array.ravel())
+        np.testing.assert_array_equal(result[name], array.ravel())
     with pytest.raises(TypeError, match="four is int64"):
         pack({"four": np.zeros(1, dtype=np.int64)})
 
@@ -82,21 +82,21 @@ def test_the_same_run_gives_the_same_packs(run, data) -> None:
 
 def test_pairs_and_neighbours_are_the_stored_ones(run, data, packs) -> None:
     for entry, pair in zip(data.index["site_pairs"], run.site_pairs, strict=True):
-        found = packs[entry["pack"]]
+        result = packs[entry["pack"]]
         sites = {side: packs[entry["packs"][side]]["feature"] for side in "ab"}
         for side in "ab":
-            np.testing.assert_array_equal(sites[side][found[side]], pair.pairs[f"feature_{side}"])
-        np.testing.assert_allclose(found["r"], pair.pairs["r"], rtol=1e-6)
-        np.testing.assert_allclose(found["heldout"], pair.pairs["r_heldout"], rtol=1e-6)
-        width = found["neighbours"]
+            np.testing.assert_array_equal(sites[side][result[side]], pair.pairs[f"feature_{side}"])
+        np.testing.assert_allclose(result["r"], pair.pairs["r"], rtol=1e-6)
+        np.testing.assert_allclose(result["heldout"], pair.pairs["r_heldout"], rtol=1e-6)
+        width = result["neighbours"]
         assert width == min(NEIGHBOURS, pair.correlation.sizes["rank"])
         for side, other in ("ab", "ba"):
-            near = found[f"near_{other}"].reshape(-1, width)
+            near = result[f"near_{other}"].reshape(-1, width)
             stored = pair.correlation.sel({f"feature_{side}": pair.pairs[f"feature_{side}"]}).isel(rank=slice(width))
             there = np.isfinite(stored[f"r_{other}"].values)
             np.testing.assert_array_equal(near >= 0, there)
             np.testing.assert_array_equal(sites[other][near[there]], stored[f"best_{other}"].values[there])
-            r = found[f"near_r_{other}"].reshape(-1, width)
+            r = result[f"near_r_{other}"].reshape(-1, width)
             np.testing.assert_allclose(r[there] * 1e-4, stored[f"r_{other}"].values[there], atol=6e-5)
 
 
@@ -192,14 +192,14 @@ def test_concepts_are_those_of_both_features(write_run, tmp_path) -> None:
         )
     run = open_run(directory.root)
     (pair,) = run.site_pairs
-    found = take_apart(explorer_data(run, [pair]).packs["pair-0"])
+    result = take_apart(explorer_data(run, [pair]).packs["pair-0"])
     for i, (a, b) in enumerate(zip(pair.pairs["feature_a"].values, pair.pairs["feature_b"].values, strict=True)):
-        own = {found["concepts"][k] for k in found["concept_id"][slice(*found["concept_start"][i : i + 2])]}
+        own = {result["concepts"][k] for k in result["concept_id"][slice(*result["concept_start"][i : i + 2])]}
         both = {
             name for name in ("time", "war") if member["a"].sel(concept=name)[a] and member["b"].sel(concept=name)[b]
         }
         assert own == both
-    assert len(found["concept_id"]) > 5
+    assert len(result["concept_id"]) > 5
 
 
 def test_maps_are_principal_components_turned_onto_each_other() -> None:

@@ -46,13 +46,13 @@ class Element:
         return "".join(child if isinstance(child, str) else child.text for child in self.children)
 
     def all(self, tag: str, **attrs: str) -> list[Element]:
-        found = []
+        result = []
         for child in self.children:
             if isinstance(child, Element):
                 if child.tag == tag and all(child.attrs.get(k.rstrip("_")) == v for k, v in attrs.items()):
-                    found.append(child)
-                found += child.all(tag, **attrs)
-        return found
+                    result.append(child)
+                result += child.all(tag, **attrs)
+        return result
 
     def walk(self) -> list[Element]:
         return [self, *(e for child in self.children if isinstance(child, Element) for e in child.walk())]
@@ -155,7 +155,9 @@ def test_ids_are_unique_and_links_lead_somewhere(page) -> None:
     ids = [e.attrs["id"] for e in page.walk() if "id" in e.attrs]
     assert len(ids) == len(set(ids))
     wanted = [e.attrs[name] for e in page.walk() for name in ("href", "aria-labelledby") if name in e.attrs]
-    clips = [found for e in page.walk() for value in e.attrs.values() for found in re.findall(r"url\(#(.*?)\)", value)]
+    clips = [
+        result for e in page.walk() for value in e.attrs.values() for result in re.findall(r"url\(#(.*?)\)", value)
+    ]
     assert {name.lstrip("#") for name in wanted + clips} <= set(ids)
     assert len(wanted) > 10
 
@@ -332,9 +334,9 @@ def test_a_session_that_could_measure_nothing(write_run, tmp_path) -> None:
 
 
 def test_the_licences_of_the_libraries_come_along(page) -> None:
-    (found,) = [one for one in page.all("details") if "Licences" in one.all("summary")[0].text]
+    (result,) = [one for one in page.all("details") if "Licences" in one.all("summary")[0].text]
     for holder in ("Tanner Linsley", "Mike Bostock", "Luca Ongaro"):
-        assert holder in found.text
+        assert holder in result.text
 
 
 def test_real_scores(write_run, tmp_path) -> None:
@@ -351,8 +353,8 @@ def test_labels_stand_beside_features(write_run, tmp_path) -> None:
     named = xr.Dataset({"label": ("feature", ["<b>storms</b>"])}, {"feature": [feature]})
     storage.write_result(named, run.labels("a", site), storage.new_manifest("labels", {}, {}), overwrite=True)
     html = report(run.root).read_text(encoding="utf-8")
-    found = {e.text for e in Page(html).root.all("span", class_="label")}
-    assert found == {"<b>storms</b>"}
+    result = {e.text for e in Page(html).root.all("span", class_="label")}
+    assert result == {"<b>storms</b>"}
     assert "<b>storms" not in html
     assert f"labels/a/{site}.zarr" in html
 

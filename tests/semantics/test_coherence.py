@@ -50,18 +50,18 @@ def test_p_is_uniform_for_random_sets() -> None:
 def test_sides_are_not_compared_with_each_other() -> None:
     # the two sides have the same words: any set of pairs would look coherent if they were
     vectors = centred_unit(np.random.default_rng(3).normal(size=(100, 8)))
-    found = coherence([vectors, vectors], [range(10), range(10)], runs=99)
-    assert found.score == pytest.approx(mean_cosine(vectors[:10]))
-    assert found.p > 0.01
+    result = coherence([vectors, vectors], [range(10), range(10)], runs=99)
+    assert result.score == pytest.approx(mean_cosine(vectors[:10]))
+    assert result.p > 0.01
 
 
 def test_unknown_words_and_small_sets_are_undefined() -> None:
     vectors = feature_vectors([[0], [], [0, 1]], np.array([[1.0, 0.0], [np.nan, np.nan]]))
     assert np.isnan(vectors[1]).all()
     np.testing.assert_array_equal(vectors[2], [1, 0])
-    found = coherence([vectors], [[0, 1]], runs=9)
-    assert np.isnan(found.score)
-    assert np.isnan(found.p)
+    result = coherence([vectors], [[0, 1]], runs=9)
+    assert np.isnan(result.score)
+    assert np.isnan(result.p)
 
 
 def test_same_seed_same_runs() -> None:

@@ -22,9 +22,9 @@ def rows(seed: int, groups: int = 4, size: int = 30, noise: float = 0.4) -> tupl
 @pytest.mark.parametrize("geometry", ["joint", "a", "b"])
 def test_planted_clusters_are_found(geometry: str) -> None:
     a, b, truth = rows(0)
-    found = cluster_pairs(a, b, 4, geometry)
-    assert adjusted_rand_score(truth, found.label) > 0.9
-    assert found.testable.sum() == (60 if geometry == "joint" else 120)
+    result = cluster_pairs(a, b, 4, geometry)
+    assert adjusted_rand_score(truth, result.label) > 0.9
+    assert result.testable.sum() == (60 if geometry == "joint" else 120)
 
 
 def test_scale_and_origin_do_not_matter() -> None:
@@ -70,8 +70,8 @@ def test_no_more_false_alarms_than_asked_for() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         a, b = rng.normal(size=(80, 2)), rng.normal(size=(80, 2))
-        found = cluster_pairs(a, b, 4, "joint", seed)
-        p.append(correlation_inside(a, b, found.label, found.testable, seed))
+        result = cluster_pairs(a, b, 4, "joint", seed)
+        p.append(correlation_inside(a, b, result.label, result.testable, seed))
     # at level 0.1, 60 tests alarm 6 times; 13 or more happen in less than 1 of 200 runs (binomial)
     assert sum(value <= 0.1 for value in p) < 13
 

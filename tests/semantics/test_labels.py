@@ -55,10 +55,10 @@ def test_a_folder_of_neuronpedias_batches(tmp_path) -> None:
     folder.mkdir()
     for i, lines in enumerate([[neuronpedia(1, "one"), neuronpedia(0, "zero")], [neuronpedia(2, "two", method="o3")]]):
         (folder / f"batch-{i}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    found = import_labels(folder, tmp_path / "out.zarr", overwrite=True)
-    assert found.attrs["source"] == "gpt2-small/6-res-jb"
-    assert found["feature"].values.tolist() == [0, 1, 2]
-    assert found["method"].values.tolist() == ["gpt-4o-mini", "gpt-4o-mini", "o3"]
+    result = import_labels(folder, tmp_path / "out.zarr", overwrite=True)
+    assert result.attrs["source"] == "gpt2-small/6-res-jb"
+    assert result["feature"].values.tolist() == [0, 1, 2]
+    assert result["method"].values.tolist() == ["gpt-4o-mini", "gpt-4o-mini", "o3"]
     import_labels(folder, tmp_path / "out.zarr", method="o3", overwrite=True)
     assert read_labels(tmp_path / "out.zarr") == {2: "two"}
 
@@ -166,12 +166,12 @@ def test_labels_from_an_endpoint(case, server: Server, monkeypatch, caplog) -> N
     assert [own for own, _ in asked] == [[0, 1], [2, 3], [5]]  # feature 4 never fires
     assert "«" in asked[0][1]
     with caplog.at_level(logging.DEBUG):
-        found = label_features(asked, settings, text.folder / "l.zarr", store=store, first_wait=0)
+        result = label_features(asked, settings, text.folder / "l.zarr", store=store, first_wait=0)
     assert read_labels(text.folder / "l.zarr") == {i: f"label {i}" for i in (0, 1, 2, 3, 5)}
-    assert set(found["method"].values) == {"toy"}
+    assert set(result["method"].values) == {"toy"}
     assert len(server.seen) == 3 + 3  # three requests, three of them tried again
     assert set(server.keys) == {"Bearer sk-very-secret"}
-    assert "sk-very-secret" not in caplog.text + json.dumps(found.attrs, default=str)
+    assert "sk-very-secret" not in caplog.text + json.dumps(result.attrs, default=str)
     assert not list(text.folder.glob("*.jsonl*"))
     assert estimate(asked).requests == 3
 

@@ -45,31 +45,33 @@ def find(text, client, rule, top_n: int = 6, name: str = "a", **options):
 
 
 def test_hits_and_shares(text, client) -> None:
-    found = find(text, client, CountRule(at_least=3, of=4))
-    assert found["hits"].dims == ("feature", "concept")
-    assert found["hits"].values.tolist() == [[4, 0], [0, 2], [0, 2], [0, 0], [2, 0]]
-    assert found["member"].values.tolist() == [[True, False]] + 4 * [[False, False]]
+    result = find(text, client, CountRule(at_least=3, of=4))
+    assert result["hits"].dims == ("feature", "concept")
+    assert result["hits"].values.tolist() == [[4, 0], [0, 2], [0, 2], [0, 0], [2, 0]]
+    assert result["member"].values.tolist() == [[True, False]] + 4 * [[False, False]]
     # of feature 1, the four strongest: York 9 (not in New York), New 5 (shoes), New York 4 and 3
-    np.testing.assert_allclose(found["share"].values[1], [0, 7 / 21])
-    np.testing.assert_allclose(found["share"].values[4], [2 / 14, 0], rtol=1e-6)
-    assert np.isnan(found["share"].values[3]).all()
-    assert found["rows"].values.tolist() == [4, 4]
-    assert found["members"].values.tolist() == [1, 0]
-    assert found.attrs["rule"] == {"name": "count", "at_least": 3, "of": 4}
+    np.testing.assert_allclose(result["share"].values[1], [0, 7 / 21])
+    np.testing.assert_allclose(result["share"].values[4], [2 / 14, 0], rtol=1e-6)
+    assert np.isnan(result["share"].values[3]).all()
+    assert result["rows"].values.tolist() == [4, 4]
+    assert result["members"].values.tolist() == [1, 0]
+    assert result.attrs["rule"] == {"name": "count", "at_least": 3, "of": 4}
 
 
 def test_share_rule(text, client) -> None:
-    found = find(text, client, ShareRule(at_least=0.4, of=6))
-    np.testing.assert_allclose(found["share"].values[1, 1], 10 / 24)
-    assert found["member"].values[:, 0].tolist() == [True, False, False, False, False]
-    assert found["member"].values[:, 1].tolist() == [False, True, False, False, False]
+    result = find(text, client, ShareRule(at_least=0.4, of=6))
+    np.testing.assert_allclose(result["share"].values[1, 1], 10 / 24)
+    assert result["member"].values[:, 0].tolist() == [True, False, False, False, False]
+    assert result["member"].values[:, 1].tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("layout", ["csr", "dense"])
 def test_pmi(text, client, layout: str, dtype: str, monkeypatch) -> None:
     monkeypatch.setattr(membership, "SLAB_BYTES", 1)
-    found = find(text, client, PmiRule(at_least=2, min_count=2), layout=layout, dtype=dtype, chunk=(4, 2), shard_rows=8)
+    result = find(
+        text, client, PmiRule(at_least=2, min_count=2), layout=layout, dtype=dtype, chunk=(4, 2), shard_rows=8
+    )
     x, n = active(text), len(text.pieces)
     stands = {"pets": text.rows_of("cat", "dog"), "cities": np.array([4, 5, 21, 22])}
     assert [text.pieces[i].strip() for i in stands["cities"]] == ["New", "York"] * 2
@@ -77,10 +79,10 @@ def test_pmi(text, client, layout: str, dtype: str, monkeypatch) -> None:
         for feature in range(5):
             fires = np.flatnonzero(x[:, feature])
             both = len(np.intersect1d(fires, rows))
-            assert found["count"].values[feature, i] == both
+            assert result["count"].values[feature, i] == both
             expected = math.nan if not len(fires) else -math.inf if not both else math.log2(both * n / len(fires) / 4)
-            np.testing.assert_allclose(found["pmi"].values[feature, i], expected, rtol=1e-6)
-    assert found["member"].values[:, 0].tolist() == [True, False, False, False, False]
+            np.testing.assert_allclose(result["pmi"].values[feature, i], expected, rtol=1e-6)
+    assert result["member"].values[:, 0].tolist() == [True, False, False, False, False]
 
 
 def test_pmi_adds_up_to_mutual_information() -> None:
@@ -112,10 +114,10 @@ def test_sinks_do_not_count(text, client) -> None:
     writer.finalise()
     contexts(text.folder / "s.zarr", text.folder / "c.zarr", client=client)
     paths = (text.folder / "c.zarr", text.folder / "s.zarr", text.corpus)
-    found = concept_features(*paths, CONCEPTS, client=client)
-    assert found["rows"].values.tolist() == [3, 4]
-    assert found["count"].values[0, 0] == 3
-    assert found["pmi"].values[0, 0] == pytest.approx(math.log2((len(x) - 1) / 3), rel=1e-6)
+    result = concept_features(*paths, CONCEPTS, client=client)
+    assert result["rows"].values.tolist() == [3, 4]
+    assert result["count"].values[0, 0] == 3
+    assert result["pmi"].values[0, 0] == pytest.approx(math.log2((len(x) - 1) / 3), rel=1e-6)
 
 
 def test_probe(text_of, client) -> None:
@@ -130,20 +132,20 @@ def test_probe(text_of, client) -> None:
     contexts(store, text.folder / "c.zarr", client=client)
     rule = ProbeRule(features=1, rows=300, rows_of_concept=200, strength=0.1)
     paths = (text.folder / "c.zarr", store, text.corpus)
-    found = concept_features(*paths, CONCEPTS, rule, out=text.folder / "found.zarr", client=client)
-    assert np.flatnonzero(found["member"].values[:, 0]).tolist() == [7]
-    assert found["weight"].values[3, 0] <= 0
-    assert found["probe_auc"].values[0] > 0.95
-    assert found["members"].values[0] == 1
+    result = concept_features(*paths, CONCEPTS, rule, out=text.folder / "found.zarr", client=client)
+    assert np.flatnonzero(result["member"].values[:, 0]).tolist() == [7]
+    assert result["weight"].values[3, 0] <= 0
+    assert result["probe_auc"].values[0] > 0.95
+    assert result["members"].values[0] == 1
     again = concept_features(*paths, CONCEPTS, rule, client=client)
-    assert again.equals(found.load())
+    assert again.equals(result.load())
 
 
 def test_a_probe_needs_rows_on_both_sides(text, client, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        found = find(text, client, ProbeRule())
-    assert np.isnan(found["probe_auc"]).all()
-    assert not found["member"].any()
+        result = find(text, client, ProbeRule())
+    assert np.isnan(result["probe_auc"]).all()
+    assert not result["member"].any()
     assert "too few rows for a probe" in caplog.text
 
 

@@ -45,9 +45,9 @@ def case(text_of, client):
 
 def test_shares_and_reasons(case, client) -> None:
     text, x, store, path = case
-    found = non_concept_features(path, store, text.corpus, client=client)
-    assert found["kind"].values.tolist() == KINDS
-    share = found["share"].values
+    result = non_concept_features(path, store, text.corpus, client=client)
+    assert result["kind"].values.tolist() == KINDS
+    share = result["share"].values
     pieces = np.array(text.pieces)
     rows = {
         "punctuation": np.array([not any(map(str.isalnum, piece)) for piece in pieces]),
@@ -63,9 +63,9 @@ def test_shares_and_reasons(case, client) -> None:
         commonest = np.bincount(text.tokens["token_id"][fires]).max()
         assert share[feature, 5] == pytest.approx(commonest / fires.sum())
     assert np.isnan(share[7, [0, 1, 2, 3, 5]]).all()
-    reasons = [KINDS[reason] if reason >= 0 else None for reason in found["reason"].values.tolist()]
+    reasons = [KINDS[reason] if reason >= 0 else None for reason in result["reason"].values.tolist()]
     assert reasons == ["punctuation", "blank", "beginning", "position", "frequent", None, None, None]
-    assert found["non_concept"].values.tolist() == 5 * [True] + 3 * [False]
+    assert result["non_concept"].values.tolist() == 5 * [True] + 3 * [False]
 
 
 def test_kinds_and_limits_are_chosen(case, client) -> None:
@@ -112,8 +112,8 @@ def test_the_verbs(case) -> None:
     given = [str(store), "--contexts", str(path), "--corpus", str(text.corpus), "--json", "--out"]
     done = CliRunner().invoke(app, ["non-concept", *given, str(text.folder / "n.zarr"), "--limit", "frequent=0.5"])
     assert done.exit_code == 0, done.output
-    found = {line["kind"]: line["features"] for line in json.loads(done.stdout)["kinds"]}
-    assert found == {"punctuation": [0], "blank": [1], "beginning": [2], "position": [3], "frequent": [4]}
+    result = {line["kind"]: line["features"] for line in json.loads(done.stdout)["kinds"]}
+    assert result == {"punctuation": [0], "blank": [1], "beginning": [2], "position": [3], "frequent": [4]}
     concepts = text.folder / "mine.yaml"
     concepts.write_text("cats: [cat]\n")
     rule = ["--concepts", str(concepts), "--rule", "count:at_least=4:of=5"]

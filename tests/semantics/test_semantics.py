@@ -150,8 +150,8 @@ def test_a_changed_setting_makes_it_again(
 
 def test_clusters_find_what_the_concepts_found(planted: Any, settings: SubspaceSettings, client: Any) -> None:
     paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
-    found = semantics(*paths, settings, clusters=3, geometry="a", null_runs=20, min_pairs=3, client=client)
-    clusters = found.isel(subspace=np.flatnonzero(found["kind"].values == "cluster"))
+    result = semantics(*paths, settings, clusters=3, geometry="a", null_runs=20, min_pairs=3, client=client)
+    clusters = result.isel(subspace=np.flatnonzero(result["kind"].values == "cluster"))
     assert clusters["name"].values.tolist() == ["cluster 1", "cluster 2", "cluster 3"]
     assert int(clusters["n_pairs"].sum()) == open_result(planted.pairs, "match").sizes["pair"]
     assert np.isnan(clusters["overlap"].values).all()

@@ -118,7 +118,7 @@ def test_filters_keep_their_order_and_their_lists_start_at_the_file(tmp_path: Pa
     (tmp_path / "mine.yaml").write_text("- the\n")
     filters = [{"name": "non_concept", "tokens": "mine.yaml"}, {"name": "min_r", "value": 0.3, "when": "after"}]
     config = load_experiment(write(tmp_path, changed(match={"filters": filters})))
-    assert [(each.name, each.when) for each in config.match.filters] == [("non_concept", "before"), ("min_r", "after")]
+    assert [(item.name, item.when) for item in config.match.filters] == [("non_concept", "before"), ("min_r", "after")]
     assert config.match.model_dump()["filters"][0]["tokens"] == str(tmp_path / "mine.yaml")
     assert config.match.needs_contexts
 

@@ -12,10 +12,12 @@ import zipfile
 import anndata
 import google_crc32c
 import h5py
+import numcodecs
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import zarr
 
 import storage
 from pipeline.settings.experiment import load_experiment, stored_experiment
@@ -407,12 +409,21 @@ def test_a_small_chunk_that_unpacks_to_gigabytes(tmp_path, matrix, kind, says_it
 
 
 @pytest.mark.usefixtures("peak")
-def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix):
-    anndata_zarr(tmp_path / "x.zarr", matrix)
-    codecs = json.loads((tmp_path / "x.zarr/X/zarr.json").read_bytes())["codecs"]
-    assert [codec["name"] for codec in codecs] == ["bytes", "zstd"]
-    (tmp_path / "x.zarr/X/c/0/0").write_bytes(zstd_bomb(says_its_size=True))
-    with pytest.raises(CorruptError, match=r"x.zarr/X/c/0/0 holds a chunk that unpacks to 268,435,456 bytes"):
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data", "ignore:Consolidated metadata is currently not part")
+@pytest.mark.parametrize("codec", ["zstd", "blosc"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix, zarr_format, codec):
+    compressor = {2: numcodecs.get_codec({"id": codec}), 3: {"name": codec, "configuration": {}}}[zarr_format]
+    with anndata.settings.override(zarr_write_format=zarr_format, auto_shard_zarr_v3=False):
+        anndata.AnnData(X=matrix).write_zarr(tmp_path / "x.zarr")
+    group = zarr.open_group(tmp_path / "x.zarr", mode="r+", use_consolidated=False)
+    group.create_array("X", data=matrix, compressors=[compressor], overwrite=True, attributes={**group["X"].attrs})
+    zarr.consolidate_metadata(tmp_path / "x.zarr")
+    import_activations(tmp_path / "x.zarr", tmp_path / "good.zarr")
+    chunk = tmp_path / "x.zarr/X" / ("c/0/0" if zarr_format == 3 else "0.0")
+    blosc = chunk.read_bytes()[:4] + (2**28).to_bytes(4, "little") + chunk.read_bytes()[8:]
+    chunk.write_bytes(blosc if codec == "blosc" else zstd_bomb(says_its_size=True))
+    with pytest.raises(CorruptError, match=r"x.zarr/X/(c/0/|0\.)0 holds a chunk that unpacks to 268,435,456 bytes"):
         import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
 
 

@@ -27,25 +27,25 @@ def test_a_sparse_store(tmp_path, rng, make_csr, tokens):
     storage.write_activations(
         path, matrix, tokens=tokens(100), decoder=np.ones((50, 6)), attrs=attrs, shard_rows=32, chunk=(16, 20)
     )
-    found = inspect(path)
+    summary = inspect(path)
     dead = np.asarray((matrix != 0).sum(axis=0)).ravel() == 0
     files = sum(file.stat().st_size for file in (path / "activation").rglob("*") if file.is_file())
-    assert found["kind_of_data"] == "activations"
-    assert found["complete"]
-    assert (found["tokens"], found["features"], found["shards"], found["chunks_per_shard"]) == (100, 50, 4, 6)
-    assert found["chunk"] == [16, 20]
-    assert found["dead_features"] == dead.sum() > 0
-    assert found["constant_features"] == dead.sum() + 1
-    assert found["l0"] == pytest.approx(matrix.count_nonzero() / 100)
-    assert found["density"] == pytest.approx(matrix.count_nonzero() / 5000)
-    assert found["bytes_per_value"] == pytest.approx(files / matrix.count_nonzero())
-    assert found["ratio_to_dense"] == pytest.approx(100 * 50 * 4 / files)
-    assert found["decoder"] == [50, 6]
-    assert found["bytes"] == size_on_disk(path) > files
-    assert attrs.items() <= found.items()
-    assert found["content_hash"] == storage.fingerprint(path)
-    assert found["created"].startswith("20")
-    json.dumps(found)
+    assert summary["kind_of_data"] == "activations"
+    assert summary["complete"]
+    assert (summary["tokens"], summary["features"], summary["shards"], summary["chunks_per_shard"]) == (100, 50, 4, 6)
+    assert summary["chunk"] == [16, 20]
+    assert summary["dead_features"] == dead.sum() > 0
+    assert summary["constant_features"] == dead.sum() + 1
+    assert summary["l0"] == pytest.approx(matrix.count_nonzero() / 100)
+    assert summary["density"] == pytest.approx(matrix.count_nonzero() / 5000)
+    assert summary["bytes_per_value"] == pytest.approx(files / matrix.count_nonzero())
+    assert summary["ratio_to_dense"] == pytest.approx(100 * 50 * 4 / files)
+    assert summary["decoder"] == [50, 6]
+    assert summary["bytes"] == size_on_disk(path) > files
+    assert attrs.items() <= summary.items()
+    assert summary["content_hash"] == storage.fingerprint(path)
+    assert summary["created"].startswith("20")
+    json.dumps(summary)
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])
@@ -55,49 +55,49 @@ def test_an_unfinished_store_says_which_shards_are_missing(tmp_path, layout):
     )
     writer.write_shard(2, np.eye(3, 4))
     for path in (tmp_path / "a.zarr", writer.partial):
-        found = inspect(path)
-        assert not found["complete"]
-        assert found["missing_shards"] == [0, 1, 3]
-        assert found["dtype"] == "float32"
+        summary = inspect(path)
+        assert not summary["complete"]
+        assert summary["missing_shards"] == [0, 1, 3]
+        assert summary["dtype"] == "float32"
 
 
 def test_rows_that_are_sinks_are_counted_and_left_out(tmp_path):
     writer = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=4, n_features=3)
     writer.write_shard(0, np.ones((4, 3)), sink=np.array([True, False, False, False]))
     writer.finalise()
-    found = inspect(tmp_path / "a.zarr")
-    assert (found["sinks"], found["l0"], found["density"], found["values_not_zero"]) == (1, 3.0, 1.0, 9)
+    summary = inspect(tmp_path / "a.zarr")
+    assert (summary["sinks"], summary["l0"], summary["density"], summary["values_not_zero"]) == (1, 3.0, 1.0, 9)
 
 
 def test_a_store_without_a_value_has_no_bytes_per_value(tmp_path):
     storage.write_activations(tmp_path / "a.zarr", np.zeros((5, 4)))
-    found = inspect(tmp_path / "a.zarr")
-    assert found["bytes_per_value"] is None
-    assert found["dead_features"] == 4
+    summary = inspect(tmp_path / "a.zarr")
+    assert summary["bytes_per_value"] is None
+    assert summary["dead_features"] == 4
 
 
 def test_a_result_and_a_corpus(tmp_path):
     manifest = storage.new_manifest("match", {"correlation": "ab"}, {"method": "greedy"})
     storage.write_result(xr.Dataset({"r": ("pair", [0.5, 0.4])}, attrs={"n_pairs": 2}), tmp_path / "p.zarr", manifest)
-    found = inspect(tmp_path / "p.zarr")
-    assert (found["kind_of_data"], found["complete"], found["settings"]) == ("match", True, {"method": "greedy"})
-    assert found["arrays"] == {"r": {"shape": [2], "dtype": "float64", "dimensions": ["pair"]}}
-    assert found["attributes"] == {"n_pairs": 2}
+    summary = inspect(tmp_path / "p.zarr")
+    assert (summary["kind_of_data"], summary["complete"], summary["settings"]) == ("match", True, {"method": "greedy"})
+    assert summary["arrays"] == {"r": {"shape": [2], "dtype": "float64", "dimensions": ["pair"]}}
+    assert summary["attributes"] == {"n_pairs": 2}
     storage.write_corpus(tmp_path / "corpus.zarr", ["one", "€"])
-    found = inspect(tmp_path / "corpus.zarr")
-    assert (found["kind_of_data"], found["documents"], found["text_bytes"]) == ("corpus", 2, 6)
+    summary = inspect(tmp_path / "corpus.zarr")
+    assert (summary["kind_of_data"], summary["documents"], summary["text_bytes"]) == ("corpus", 2, 6)
 
 
 def test_a_run_says_what_is_missing(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.write_experiment({"name": "toy", "a": {"sites": ["x"]}, "b": {"sites": ["y"]}})
     storage.write_activations(run.activations("a", "x"), np.eye(5))
-    found = inspect(run.root)
-    assert (found["kind_of_data"], found["name"], found["complete"]) == ("run", "toy", False)
-    assert [Path(part["path"]).name for part in found["parts"]] == ["x.zarr"]
-    assert str(run.activations("b", "y")) in found["missing"]
-    assert str(run.report) in found["missing"]
-    assert len(found["missing"]) == 9
+    summary = inspect(run.root)
+    assert (summary["kind_of_data"], summary["name"], summary["complete"]) == ("run", "toy", False)
+    assert [Path(part["path"]).name for part in summary["parts"]] == ["x.zarr"]
+    assert str(run.activations("b", "y")) in summary["missing"]
+    assert str(run.report) in summary["missing"]
+    assert len(summary["missing"]) == 9
 
 
 def test_nothing_there(tmp_path):

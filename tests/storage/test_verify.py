@@ -79,16 +79,16 @@ def flip(file, at=-3):
 
 
 def test_a_whole_run_has_no_faults(run):
-    found = verify(run)
-    assert found.ok
-    assert sorted(path.removeprefix(f"{run}/") for path in found.checked) == [
+    report = verify(run)
+    assert report.ok
+    assert sorted(path.removeprefix(f"{run}/") for path in report.checked) == [
         "activations/a/x.zarr",
         "activations/b/y.zarr",
         "corpus.zarr",
         "correlation/x--y.zarr",
     ]
     # 4 shards of 2 × 3 chunks, but 7 down in 100 rows; then 5 coordinates of 7 chunks, and so on
-    assert found.checked[f"{run}/activations/a/x.zarr"] > 21
+    assert report.checked[f"{run}/activations/a/x.zarr"] > 21
 
 
 EVERY_FILE = [
@@ -111,9 +111,9 @@ EVERY_FILE = [
 @pytest.mark.parametrize("at", [-3, 5])
 def test_a_flipped_bit_is_found_in_its_file(run, name, at):
     flip(run / name, at)
-    found = verify(group_of(run, name), threads=2)
-    assert [f"{fault.path}/{fault.file}" for fault in found.faults] == [f"{run}/{name}"]
-    assert found.faults[0].shard == int(name.split("/c/")[1].split("/")[0])
+    report = verify(group_of(run, name), threads=2)
+    assert [f"{fault.path}/{fault.file}" for fault in report.faults] == [f"{run}/{name}"]
+    assert report.faults[0].shard == int(name.split("/c/")[1].split("/")[0])
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
@@ -126,8 +126,8 @@ def test_a_truncated_file_is_found(run, name):
 @pytest.mark.parametrize("name", EVERY_FILE)
 def test_a_missing_file_is_found(run, name):
     (run / name).unlink()
-    found = verify(group_of(run, name))
-    assert [(f"{fault.path}/{fault.file}", fault.what) for fault in found.faults] == [
+    report = verify(group_of(run, name))
+    assert [(f"{fault.path}/{fault.file}", fault.what) for fault in report.faults] == [
         (str(run / name), "the file is missing")
     ]
 
@@ -166,8 +166,8 @@ def test_metadata_that_differ_or_break_are_found(run):
     (run / "corpus.zarr/zarr.json").write_text("{")
     (run / "correlation/x--y.zarr/mean_a/zarr.json").write_text("[")
     (run / "experiment.json").write_text("{")
-    found = {f"{fault.path}/{fault.file}" for fault in verify(run).faults}
-    assert found == {
+    report = {f"{fault.path}/{fault.file}" for fault in verify(run).faults}
+    assert report == {
         str(file),
         f"{run}/corpus.zarr/zarr.json",
         f"{run}/correlation/x--y.zarr/mean_a/zarr.json",
@@ -237,12 +237,12 @@ def test_what_another_program_wrote_in_the_place_of_a_result_is_found(run):
 
 def test_results_that_a_run_lacks_are_faults_where_others_were_made_from_them(run):
     (run / "experiment.json").write_text('{"a": {"sites": ["x"]}, "b": {"sites": ["y"]}}')
-    found = verify(run)
-    assert [str(fault) for fault in found.faults] == [
+    report = verify(run)
+    assert [str(fault) for fault in report.faults] == [
         f"{run}/{name}: is missing, and results that were made from it are there"
         for name in ("rows.zarr", "contexts/a/x.zarr", "contexts/b/y.zarr")
     ]
-    assert found.missing == [f"{run}/{name}" for name in ("pairs/x--y.zarr", "scores/x--y.zarr", "report.html")]
+    assert report.missing == [f"{run}/{name}" for name in ("pairs/x--y.zarr", "scores/x--y.zarr", "report.html")]
 
 
 def copied_by_xarray(store, factor=1):
@@ -315,9 +315,9 @@ def test_broken_rows_inside_a_good_checksum_are_found(run):
     index = np.full((2, 3, 2), sparse_array.NO_CHUNK, "<u8")
     index[0, 2] = 0, len(payload)
     layout.shard_file(1).write_bytes(payload + sparse_array._with_checksum(index.tobytes()))
-    found = [fault for fault in verify(store).faults if fault.shard == 1]
-    assert {fault.chunk for fault in found} == {(0, 2)}
-    assert [fault.what for fault in found] == [
+    report = [fault for fault in verify(store).faults if fault.shard == 1]
+    assert {fault.chunk for fault in report} == {(0, 2)}
+    assert [fault.what for fault in report] == [
         "column ids are not strictly increasing inside a row",
         "entries lie outside of the array",
         "values are not finite numbers",
@@ -326,9 +326,9 @@ def test_broken_rows_inside_a_good_checksum_are_found(run):
 
 def test_unfinished_work_is_no_fault_but_is_told(run):
     storage.ActivationWriter.create(run / "activations/a/z.zarr", n_tokens=5, n_features=4)
-    found = verify(run)
-    assert found.ok
-    assert found.unfinished == [f"{run}/activations/a/z.zarr.partial"]
+    report = verify(run)
+    assert report.ok
+    assert report.unfinished == [f"{run}/activations/a/z.zarr.partial"]
 
 
 def test_a_store_without_inventory_can_be_checked(run):

@@ -34,15 +34,15 @@ def case(request, text_of, client):
 def test_pieces_are_the_text_with_the_activations(case, monkeypatch) -> None:
     text, active, store, path = case
     monkeypatch.setattr(feature_contexts, "BLOCK_FEATURES", 2)
-    found = list(read_contexts(path, store, text.corpus, reach=3))
-    assert [each.feature for each in found] == list(range(7))
-    for each in found:
-        column = active[:, each.feature]
+    result = list(read_contexts(path, store, text.corpus, reach=3))
+    assert [item.feature for item in result] == list(range(7))
+    for item in result:
+        column = active[:, item.feature]
         order = np.argsort(-column, kind="stable")
-        assert [one.row for one in each.top] == [row for row in order[:3] if column[row] > 0]
-        assert each.firing_rate == pytest.approx((column != 0).mean())
-        assert each.maximum == pytest.approx(column.max())
-        for one in each.top + each.sampled:
+        assert [one.row for one in item.top] == [row for row in order[:3] if column[row] > 0]
+        assert item.firing_rate == pytest.approx((column != 0).mean())
+        assert item.maximum == pytest.approx(column.max())
+        for one in item.top + item.sampled:
             own = np.flatnonzero(text.tokens["document"] == one.document)
             rows = own[abs(own - one.row) <= 3]
             assert one.text == "".join(text.pieces[row] for row in rows).strip()
@@ -53,24 +53,24 @@ def test_pieces_are_the_text_with_the_activations(case, monkeypatch) -> None:
             assert [piece.peak for piece in tokens] == (rows == one.row).tolist()
             assert one.token == text.pieces[one.row].strip()
             assert (one.starts, one.ends) == (rows[0] == own[0], rows[-1] == own[-1])
-    assert found[2].top == found[2].sampled == ()
+    assert result[2].top == result[2].sampled == ()
 
 
 def test_samples_carry_their_quantile_and_some_features_are_enough(case) -> None:
     text, active, store, path = case
-    (found,) = read_contexts(path, store, text.corpus, [4], top_n=1)
-    assert len(found.top) == 1
-    assert [one.quantile for one in found.sampled] == [0, 1]
+    (result,) = read_contexts(path, store, text.corpus, [4], top_n=1)
+    assert len(result.top) == 1
+    assert [one.quantile for one in result.sampled] == [0, 1]
     column = active[:, 4]
-    assert [one.activation for one in found.sampled] == [column[column > 0].min(), column.max()]
+    assert [one.activation for one in result.sampled] == [column[column > 0].min(), column.max()]
 
 
 def test_text_between_rows_is_shown(text_of, client) -> None:
     text = text_of("one, two", pattern=r"\w+")
     store = text.store(np.array([[1.0], [2.0]], np.float32))
     contexts(store, text.folder / "c.zarr", client=client)
-    (found,) = read_contexts(text.folder / "c.zarr", store, text.corpus)
-    assert [(piece.text, piece.activation) for piece in found.top[0].pieces] == [("one", 1), (", ", 0), ("two", 2)]
+    (result,) = read_contexts(text.folder / "c.zarr", store, text.corpus)
+    assert [(piece.text, piece.activation) for piece in result.top[0].pieces] == [("one", 1), (", ", 0), ("two", 2)]
 
 
 def test_tokens_are_shown_with_their_counts(text_of, client) -> None:
@@ -78,8 +78,8 @@ def test_tokens_are_shown_with_their_counts(text_of, client) -> None:
     text.tokens["token_id"] = np.array([5, 6, 5, 5])
     store = text.store(np.ones((4, 1), np.float32))
     contexts(store, text.folder / "c.zarr", client=client)
-    (found,) = read_contexts(text.folder / "c.zarr", store, text.corpus)
-    assert found.tokens == (("cat", 3), (" dog", 1))
+    (result,) = read_contexts(text.folder / "c.zarr", store, text.corpus)
+    assert result.tokens == (("cat", 3), (" dog", 1))
 
 
 def test_bad_input(case, tmp_path) -> None:
@@ -92,7 +92,7 @@ def test_bad_input(case, tmp_path) -> None:
 
 
 def invoke(*arguments) -> str:
-    done = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(app, [str(item) for item in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -100,9 +100,9 @@ def invoke(*arguments) -> str:
 def test_the_verb(case) -> None:
     text, active, store, path = case
     given = ("--corpus", text.corpus, "--contexts", path)
-    found = json.loads(invoke("contexts", store, "--feature", 3, *given, "--json"))["features"][0]
-    assert found["feature"] == 3
-    assert found["top"][0]["row"] == int(active[:, 3].argmax())
+    result = json.loads(invoke("contexts", store, "--feature", 3, *given, "--json"))["features"][0]
+    assert result["feature"] == 3
+    assert result["top"][0]["row"] == int(active[:, 3].argmax())
     labels = text.folder / "labels.csv"
     labels.write_text("feature,label\n3,felines\n")
     invoke("labels", labels, "--out", text.folder / "labels.zarr", "--store", store)

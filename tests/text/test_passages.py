@@ -73,10 +73,10 @@ def test_a_passage_is_the_text_around_its_token(case, reach, width, data) -> Non
         assert sum(piece.peak for piece in passage.pieces) == 1
         # it takes in as many rows as it may, of what the models read together with it
         inside = [
-            each
-            for each in range(row - reach, row + reach + 1)
-            if 0 <= each < n_rows and (document[each], window[each]) == (document[row], window[row])
-            if start[row] - start[each] <= width and end[each] - end[row] <= width
+            item
+            for item in range(row - reach, row + reach + 1)
+            if 0 <= item < n_rows and (document[item], window[item]) == (document[row], window[row])
+            if start[row] - start[item] <= width and end[item] - end[row] <= width
         ]
         assert range(shown.start, shown.stop) == range(inside[0], inside[-1] + 1)
         # the rest is the document's, unchanged and in one stretch, and no longer than asked for

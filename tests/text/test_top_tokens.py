@@ -55,9 +55,9 @@ def test_stores_without_positions_have_none(text_of, client) -> None:
     del text.tokens["position"]
     store = text.store(np.ones((2, 1), np.float32))
     contexts(store, text.folder / "c.zarr", client=client)
-    (found,) = top_tokens([text.folder / "c.zarr"], store, text.corpus)
-    assert (found.positions == -1).all()
-    assert found.texts(0) == ["one", "two"]
+    (result,) = top_tokens([text.folder / "c.zarr"], store, text.corpus)
+    assert (result.positions == -1).all()
+    assert result.texts(0) == ["one", "two"]
 
 
 def test_contexts_of_other_rows_or_text_are_refused(case, tmp_path) -> None:

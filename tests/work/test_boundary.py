@@ -90,8 +90,8 @@ def test_a_folder_where_a_file_goes(results: Path, tmp_path: Path) -> None:
     [(errno.ENOSPC, 3), (errno.EDQUOT, 3), (errno.EROFS, 2), (errno.EACCES, 2), (errno.EMFILE, 1), (errno.EIO, 1)],
 )
 def test_every_trouble_of_the_system_has_a_sentence_and_a_status(number: int, status: int) -> None:
-    message, found = boundary.explain(OSError(number, "as the system says", "/data/run"))
-    assert found == status
+    message, result = boundary.explain(OSError(number, "as the system says", "/data/run"))
+    assert result == status
     assert message.startswith("/data/run: ")
     assert "." in message.removeprefix("/data/run: ")
 

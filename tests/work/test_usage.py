@@ -62,13 +62,13 @@ def test_of_processes_the_fullest_and_all_of_them(processes: Client, tmp_path: P
     log = UsageLog(tmp_path, processes)
     with log.stage("correlate"):
         processes.run(take, 300 * MB, workers=list(processes.nthreads())[:1])
-    (found,) = read_usage(tmp_path)
-    assert found.peak is not None
-    assert found.peak_sum is not None
-    assert found.peak_driver is not None
-    assert found.processes == 2
-    assert found.peak > 300 * MB
-    assert found.peak + 30 * MB < found.peak_sum < 2 * found.peak
+    (result,) = read_usage(tmp_path)
+    assert result.peak is not None
+    assert result.peak_sum is not None
+    assert result.peak_driver is not None
+    assert result.processes == 2
+    assert result.peak > 300 * MB
+    assert result.peak + 30 * MB < result.peak_sum < 2 * result.peak
 
 
 def test_the_plan_counts_from_what_was_held(client: Client, tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_the_plan_counts_from_what_was_held(client: Client, tmp_path: Path) -> N
     with UsageLog(tmp_path, client).stage("correlate"):
         tell(Planned("test", 700 * MB, reserved=500 * MB))
         tell(Planned("test", 600 * MB, reserved=500 * MB))
-    (found,) = read_usage(tmp_path)
-    assert found.planned == pytest.approx(max(700 * MB, held + 200 * MB), abs=60 * MB)
+    (result,) = read_usage(tmp_path)
+    assert result.planned == pytest.approx(max(700 * MB, held + 200 * MB), abs=60 * MB)
 
 
 def test_a_stage_without_a_plan_has_none(client: Client, tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_workers_that_are_gone_are_counted(tmp_path: Path) -> None:
         with UsageLog(tmp_path, own).stage("harvest"):
             own.retire_workers(list(own.nthreads())[:1])
             cluster.scale(1)
-        (found,) = read_usage(tmp_path)
-    assert (found.processes, found.gone) == (2, 1)
+        (result,) = read_usage(tmp_path)
+    assert (result.processes, result.gone) == (2, 1)
 
 
 def test_a_cluster_that_is_gone_costs_the_figures_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,8 +110,8 @@ def test_a_cluster_that_is_gone_costs_the_figures_only(tmp_path: Path, caplog: p
         log = UsageLog(tmp_path, own)
         with caplog.at_level(logging.WARNING, logger="pipeline.work.usage"), log.stage("harvest"):
             own.close()
-    (found,) = read_usage(tmp_path)
-    assert found.peak is None
+    (result,) = read_usage(tmp_path)
+    assert result.peak is None
     assert "memory" in caplog.text
 
 

@@ -30,11 +30,11 @@ class PretendedCluster:
     def job_script(self) -> str:
         return f"#!/bin/sh\n#SBATCH -J w\n#SBATCH -e {self.folder}/w-%J.err\n#SBATCH -o {self.folder}/w-%J.out\n"
 
-    def adapt(self, **told: int) -> None:
-        self.told.append(("adapt", told))
+    def adapt(self, **said: int) -> None:
+        self.told.append(("adapt", said))
 
-    def scale(self, **told: int) -> None:
-        self.told.append(("scale", told))
+    def scale(self, **said: int) -> None:
+        self.told.append(("scale", said))
 
     def scale_down(self, names: list[str]) -> None:
         self.told.append(("scale_down", names))

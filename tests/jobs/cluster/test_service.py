@@ -50,13 +50,13 @@ def test_joined_by_name_and_ended(state: ClusterState) -> None:
 
 
 def test_after_a_crash(state: ClusterState) -> None:
-    found = state.service
-    assert found is not None
-    os.kill(found.pid, signal.SIGKILL)
+    result = state.service
+    assert result is not None
+    os.kill(result.pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
     while state.gone() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert f"process {found.pid} died" in str(state.gone())
+    assert f"process {result.pid} died" in str(state.gone())
     assert service.status(state)["state"] == "gone"
     with pytest.raises(InputError, match=r"'mine' does not run: its process \d+ died"), connect("mine"):
         pass

@@ -42,7 +42,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def only(check: str, found: list[Finding]) -> Finding:
-    return next(each for each in found if each.check == check)
+    return next(item for item in found if item.check == check)
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -52,12 +52,12 @@ def program(folder: Path, name: str, script: str) -> None:
 
 
 def test_this_computer(hub: str) -> None:
-    found = examine()
-    assert only("packages", found).state == "ok", "the tests run where everything needed is installed"
-    assert only("extra models", found).state == "ok"
-    assert only("model hub", found).found.startswith(hub)
-    assert not [each for each in found if each.state == "problem"]
-    assert all(each.remedy for each in found if each.state == "note" and each.check != "disk here")
+    result = examine()
+    assert only("packages", result).state == "ok", "the tests run where everything needed is installed"
+    assert only("extra models", result).state == "ok"
+    assert only("model hub", result).found.startswith(hub)
+    assert not [item for item in result if item.state == "problem"]
+    assert all(item.remedy for item in result if item.state == "note" and item.check != "disk here")
 
 
 def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,14 +93,14 @@ def test_requirements(text: str, wrong: str) -> None:
 
 def test_slurm_and_gpus_by_their_own_programs(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = examine()
-    assert (only("Slurm", found).state, only("GPU", found).state) == ("note", "note")
+    result = examine()
+    assert (only("Slurm", result).state, only("GPU", result).state) == ("note", "note")
     program(tmp_path, "sbatch", "")
     program(tmp_path, "sinfo", "echo 'main* up 2 nodes'")
     program(tmp_path, "nvidia-smi", "echo 'NVIDIA A100, 40960 MiB'")
-    found = examine()
-    assert (only("Slurm", found).state, only("Slurm", found).found) == ("ok", "main* up 2 nodes")
-    assert only("GPU", found).found == "NVIDIA A100, 40960 MiB"
+    result = examine()
+    assert (only("Slurm", result).state, only("Slurm", result).found) == ("ok", "main* up 2 nodes")
+    assert only("GPU", result).found == "NVIDIA A100, 40960 MiB"
     program(tmp_path, "sinfo", "echo 'unable to contact the controller' >&2; exit 1")
     assert only("Slurm", examine()).found.endswith("unable to contact the controller")
 
@@ -110,7 +110,7 @@ def test_a_wrong_cluster_file_is_a_problem(hub: str, tmp_path: Path) -> None:
     file.write_text("subspace: {profiles: {slurm-cpu: {jobs: many}}}\n")
     shown = CliRunner().invoke(app, ["doctor", "--cluster-file", str(file), "--json"])
     assert shown.exit_code == 1
-    finding = next(each for each in json.loads(shown.stdout)["findings"] if each["check"] == "cluster.yaml")
+    finding = next(item for item in json.loads(shown.stdout)["findings"] if item["check"] == "cluster.yaml")
     assert "slurm-cpu" in finding["found"]
     assert "jobs" in finding["found"]
 

@@ -96,12 +96,12 @@ def test_concepts_stand_beside_those_of_the_study(finished: RunResult, tmp_path:
         {"metric": ["rsa"]},
     )
     write_result(table, tmp_path / "run" / "semantics.zarr", new_manifest("semantics-table", {}, {}), overwrite=True)
-    found = {(row.concept, row.quantity): row for row in beside_published("pythia", tmp_path / "run").itertuples()}
-    assert found["time", "rsa"].ours == 0.25
-    assert found["time", "rsa"].published == 0.097
-    assert found["time", "pairs"].ours == 17
-    assert "not asked for" in found["time", "svcca_pc1"].note
-    assert found["nature", "rsa"].note == reproduce.NO_CONCEPT
+    result = {(row.concept, row.quantity): row for row in beside_published("pythia", tmp_path / "run").itertuples()}
+    assert result["time", "rsa"].ours == 0.25
+    assert result["time", "rsa"].published == 0.097
+    assert result["time", "pairs"].ours == 17
+    assert "not asked for" in result["time", "svcca_pc1"].note
+    assert result["nature", "rsa"].note == reproduce.NO_CONCEPT
 
 
 def call(*arguments: object) -> str:
@@ -146,9 +146,9 @@ def test_scores_are_printed_in_every_form(finished: RunResult) -> None:
     assert "20 null runs cannot give p below" in table
     assert call("scores", root, "--csv") == (root / "scores.csv").read_text()
     assert call("scores", root, "--latex") == (root / "scores.tex").read_text()
-    found = json.loads(call("scores", root, "--json"))
-    assert len(found["scores"]) == 4
-    assert found["power"]["shuffled"].endswith("run at least 79")
+    result = json.loads(call("scores", root, "--json"))
+    assert len(result["scores"]) == 4
+    assert result["power"]["shuffled"].endswith("run at least 79")
 
 
 def test_activations_are_compared_by_a_verb(finished: RunResult, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_activations_are_compared_by_a_verb(finished: RunResult, tmp_path: Path)
         directory.pairs("layers.3", "layers.5"),
     )
     options = ("--metric", "svcca", "--null-runs", 19, "--blocks", 8, "--out", tmp_path / "s.zarr", "--json")
-    found = json.loads(call("compare-activations", a, b, "--pairs", pairs, *options))
-    assert 0 < found["svcca"]["score"] <= 1
-    assert 0.05 <= found["svcca"]["p"] <= 1
-    assert found["tokens"] > 500
+    result = json.loads(call("compare-activations", a, b, "--pairs", pairs, *options))
+    assert 0 < result["svcca"]["score"] <= 1
+    assert 0.05 <= result["svcca"]["p"] <= 1
+    assert result["tokens"] > 500

@@ -40,8 +40,8 @@ def test_import_inspect_verify_export(tmp_path):
     imported = call("import", tmp_path / "x.npy", "--out", tmp_path / "a.zarr", "--kind", "post", "--json")
     assert imported.exit_code == 0
     assert json.loads(imported.stdout)["layout"] == "csr"
-    found = json.loads(call("inspect", tmp_path / "a.zarr", "--json").stdout)
-    assert (found["tokens"], found["l0"], found["kind"]) == (30, 1.0, "post")
+    result = json.loads(call("inspect", tmp_path / "a.zarr", "--json").stdout)
+    assert (result["tokens"], result["l0"], result["kind"]) == (30, 1.0, "post")
     assert json.loads(call("verify", tmp_path / "a.zarr", "--json").stdout)["ok"]
     exported = call("export", tmp_path / "a.zarr", "--format", "npz", "--out", tmp_path / "x.npz", "--json")
     assert json.loads(exported.stdout)["left_out"] == []
