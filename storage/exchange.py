@@ -18,7 +18,7 @@ import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,7 +34,7 @@ from storage.bounds import check_file
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.extras import need
-from storage.inventory import GROUP_FILE, crc32
+from storage.inventory import GROUP_FILE
 from storage.kinds import KINDS
 from storage.listing import files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
@@ -118,6 +118,7 @@ def import_activations(
     """
     files = {"source": source, "decoder": decoder, "tokens": tokens}
     importer_of(Path(source))  # what is no source is not read to its end first
+    before = {name: _times_of(file) for name, file in files.items() if file is not None}
     manifest = new_manifest(
         IMPORT_STAGE,
         {name: identity_of_file(file) for name, file in files.items() if file is not None},
@@ -142,7 +143,7 @@ def import_activations(
             if opened.tokens is not None:
                 with _naming(tokens or source):
                     opened.tokens = check_tokens(opened.tokens, opened.n_tokens)
-            _write(opened, Path(source), target, manifest.settings)
+            _write(opened, Path(source), target, manifest.settings, lambda: _check_unchanged(files, before))
         written = _summary(target.path)
     if not written["coordinates"]:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
@@ -150,7 +151,7 @@ def import_activations(
 
 
 def identity_of_file(path: str | Path) -> str:
-    """Return the CRC-32 and the size of a file; of a folder, the SHA-256 of those of every file below it, by name.
+    """Return the SHA-256 and the size of a file; of a folder, the SHA-256 of those of every file below it, by name.
 
     Raises
     ------
@@ -165,14 +166,31 @@ def identity_of_file(path: str | Path) -> str:
     >>> file = Path(tempfile.mkdtemp(), "x.npy")
     >>> _ = file.write_bytes(b"123456789")
     >>> identity_of_file(file)
-    'crc32 cbf43926 of 9 bytes'
+    'sha256 15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225 of 9 bytes'
     """
     path = Path(path)
     if path.is_dir():
         lines = (f"{file.relative_to(path).as_posix()} {identity_of_file(file)}\n" for file in files_below(path))
         return f"sha256 {hashlib.sha256(''.join(lines).encode('utf-8', 'surrogateescape')).hexdigest()} of a folder"
     size = check_file(path, f"There is nothing at {path}; check the path")
-    return f"crc32 {crc32(path):08x} of {size} bytes"
+    with path.open("rb") as stream:
+        return f"sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()} of {size} bytes"
+
+
+def _times_of(path: str | Path) -> list[tuple[str, int, int, int]]:
+    """Return name, inode, size and time of modification of a file, or of every file of a folder."""
+    path = Path(path)
+    statuses = ((file, file.stat()) for file in (files_below(path) if path.is_dir() else [path]) if file.exists())
+    return [(str(file), status.st_ino, status.st_size, status.st_mtime_ns) for file, status in statuses]
+
+
+def _check_unchanged(
+    files: Mapping[str, str | Path | None], before: Mapping[str, list[tuple[str, int, int, int]]]
+) -> None:
+    """Raise if a file was written to since: what was read may be half of the one content, half of the other."""
+    for name, times in before.items():
+        if _times_of(str(files[name])) != times:
+            raise InputError(f"{files[name]} was changed while it was imported: run the command again when it is whole")
 
 
 def _summary(store: Path) -> dict[str, Any]:
@@ -197,7 +215,9 @@ def _naming(file: str | Path) -> Iterator[None]:
         raise InputError(f"{file}: {error}") from error
 
 
-def _write(source: Source, file: Path, target: Target, settings: Mapping[str, Any]) -> None:
+def _write(
+    source: Source, file: Path, target: Target, settings: Mapping[str, Any], check_source: Callable[[], None]
+) -> None:
     attrs = settings["attrs"]
     kind = attrs.get("kind", source.attrs.get("kind", KINDS[0]))
     if kind not in KINDS:
@@ -227,6 +247,7 @@ def _write(source: Source, file: Path, target: Target, settings: Mapping[str, An
         for i, slab in enumerate(reslab((canonical(part) for part in whole) if sparse else whole, writer.shard_rows)):
             with _naming(file):
                 writer.write_shard(i, slab, None if source.sink is None else source.sink[writer.shard_slice(i)])
+        check_source()
         writer.finalise()
     except BaseException:
         writer.discard()

@@ -31,6 +31,8 @@ from storage.errors import InputError
 from storage.listing import files_below
 
 PARTIAL_SUFFIX = ".partial"
+#: The file that makes a folder a run directory.
+EXPERIMENT = "experiment.json"
 LOCK_SUFFIX = ".lock"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _STRAY_FILE = re.compile(r".*\.[0-9a-f]{32}\.partial", re.DOTALL)

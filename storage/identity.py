@@ -15,7 +15,7 @@ from storage.corpus import hash_of_text
 from storage.damage import reading
 from storage.errors import FormatError
 from storage.inventory import REMEDY, array_names, attributes_hash, is_intact, listed_checksums
-from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs
+from storage.manifest import CONTENT_HASH, MANIFEST, Fingerprint, Manifest, read_attrs
 from storage.targets import CORPUS
 from storage.writer import hash_of_content
 
@@ -37,6 +37,10 @@ def fingerprint(path: str | Path) -> str:
     CorruptError
         If it is damaged; the message names the file.
     """
+    return Fingerprint.of(Path(path), _identify)
+
+
+def _identify(path: Path) -> str:
     attrs = read_attrs(path)
     if CONTENT_HASH not in attrs and MANIFEST not in attrs:
         raise FormatError(f"{path} has neither a content hash nor a manifest: it was not written by this package")
@@ -44,7 +48,7 @@ def fingerprint(path: str | Path) -> str:
         return str(attrs[CONTENT_HASH]) if CONTENT_HASH in attrs else Manifest.from_attrs(attrs).fingerprint
     logger.info("%s was not finished by this version, or changed since: its hash is computed from its content", path)
     with reading(path, REMEDY):
-        return content_hash(Path(path))
+        return content_hash(path)
 
 
 def content_hash(path: Path) -> str:

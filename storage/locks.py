@@ -282,12 +282,21 @@ def _open(file: Path) -> int:
         raise
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:  # a second name may be somebody's file
-        beginning = os.pread(descriptor, len(_BEGINNING), 0)
+        beginning = os.pread(descriptor, len(_BEGINNING), 0).rstrip(b"\0")
         # cut short where its process died while it wrote, and zeros where its host did
-        if _BEGINNING.startswith(beginning.rstrip(b"\0")):
+        if _BEGINNING.startswith(beginning) and not _is_complete_json_of_others(descriptor):
             return descriptor
     os.close(descriptor)
     raise _not_a_lock(file)
+
+
+def _is_complete_json_of_others(descriptor: int) -> bool:
+    """Say whether a file is whole JSON, and not what a holder writes."""
+    try:
+        json.loads(os.pread(descriptor, 65_536, 0))
+    except (ValueError, RecursionError):
+        return False
+    return Holder.read(descriptor) is None
 
 
 def _not_a_lock(file: Path) -> InputError:

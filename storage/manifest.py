@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -29,6 +29,49 @@ FORMAT_VERSION = 1
 VERSIONED_PACKAGES = ("semantic-subspace-matching", "numpy", "scipy", "zarr", "xarray", "dask", "numba")
 MANIFEST = "manifest"
 CONTENT_HASH = "content_hash"
+
+
+class Fingerprint(str):
+    """What identifies the content of a group on disk, which knows whether the group is still the same.
+
+    Attributes
+    ----------
+    path
+        The group.
+    state
+        Inode, size and time of modification (ns) of its ``zarr.json`` before the content was looked at.
+    """
+
+    __slots__ = ("path", "state")
+
+    path: Path
+    state: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path, compute: Callable[[Path], str]) -> Self:
+        """Return what `compute` says of a group."""
+        state = _state_of(path)
+        made = cls(compute(path))
+        made.path, made.state = path, state
+        return made
+
+    def holds(self) -> bool:
+        """Say whether the group was neither replaced by another one nor written to since."""
+        if _state_of(self.path) == self.state:
+            return True
+        try:
+            attrs = read_attrs(self.path)
+        except (MissingInputError, FormatError):
+            return False
+        return self in (attrs.get(CONTENT_HASH), (attrs.get(MANIFEST) or {}).get("fingerprint"))
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    try:
+        status = (path / "zarr.json").stat()
+    except OSError:
+        return -1, -1, -1
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -95,9 +138,9 @@ def new_manifest(stage: str, inputs: Mapping[str, str], settings: Mapping[str, A
     InputError
         If a setting is not a JSON value.
     """
-    plain = json_values([dict(inputs), dict(settings)])
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    return Manifest(stage, plain[0], plain[1], library_versions(), now)
+    known = {name: value if isinstance(value, Fingerprint) else json_values(value) for name, value in inputs.items()}
+    return Manifest(stage, known, json_values(dict(settings)), library_versions(), now)
 
 
 def json_values(value: Any) -> Any:

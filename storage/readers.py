@@ -344,7 +344,10 @@ def _attributes(path: Path, text: Any) -> dict[str, Any]:
 
 def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source:
     kind = _whole(archive, "format").item()
-    shape = [int(length) for length in _whole(archive, "shape")]
+    declared = _whole(archive, "shape")
+    shape = [int(length) for length in declared]
+    if shape != [*declared]:
+        raise FormatError(f"{path} declares the shape {shown([*map(float, declared)])}; lengths are whole numbers")
     if len(shape) != 2 or min(shape) < 0:
         raise FormatError(
             f"{path} holds a matrix of shape {shown(shape)}; activations are (token, feature): reshape it"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from storage.errors import FormatError, InputError, MissingInputError
 from storage.files import (
+    EXPERIMENT,
     LOCK_SUFFIX,
     PARTIAL_SUFFIX,
     is_stray_file,
@@ -28,8 +29,6 @@ from storage.locks import lock
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
-
-EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -133,11 +132,16 @@ class RunDirectory:
                 raise InputError(f"{self.root} is a file, and a run directory is a folder: give another --run-dir")
             return
         names = [name for name in sorted(entry.name for entry in self.root.iterdir()) if not _belongs_to_a_run(name)]
-        if names and not (self.root / EXPERIMENT).is_file():
+        if names and not os.path.lexists(self.root / EXPERIMENT):
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise InputError(
                 f"{self.root} holds {shown} and is no run directory (it has no {EXPERIMENT}): nothing is written among "
                 "other files; give another --run-dir"
+            )
+        if foreign := [name for name in _MEMBERS if _is_foreign(self.root / name)]:
+            raise InputError(
+                f"{self.root / foreign[0]} was not written by this package, and a run writes there: move it away, or "
+                "give another --run-dir"
             )
 
     @contextlib.contextmanager
@@ -146,15 +150,21 @@ class RunDirectory:
 
         InputError if the folder holds something else than a run, BusyError if another process runs there.
         """
+        from storage.derived import edited_files  # noqa: PLC0415 - with all that writes, which readers do without
+        from storage.targets import sweep_below  # noqa: PLC0415
+
         self.check()
+        if edited := edited_files(self.root):
+            raise InputError(
+                f"{self.root / edited[0]} was edited since this run wrote it, and it would be written again: "
+                "rename it, or delete it"
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         with lock(self.root / "run"):
             for folder in (self.root, self.usage):
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
                     if is_stray_file(stray.name):
                         stray.unlink(missing_ok=True)
-            from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
-
             sweep_below(self.root)
             yield
 
@@ -198,6 +208,26 @@ _BEFORE_A_RUN = (
     *("logs", "jobs", "input", "watch", "watch.html", "watch.json", "usage", "models.json", "corpus.zarr", "rows.zarr"),
     EXPERIMENT,
 )
+
+
+#: What the JSON files of a run directory have as members.
+_MEMBERS: dict[str, tuple[str, ...]] = {
+    EXPERIMENT: SIDES,
+    "models.json": SIDES,
+    "watch.json": ("sessions",),
+    "report.json": ("manifest",),
+}
+
+
+def _is_foreign(file: Path) -> bool:
+    """Say whether a JSON file is somebody else's; one that cannot be read was ours, and is damaged."""
+    try:
+        content = json.loads(file.read_bytes()) if file.is_file() else None
+    except (ValueError, RecursionError):
+        return False
+    if content is None:
+        return file.is_dir()
+    return not isinstance(content, dict) or any(member not in content for member in _MEMBERS[file.name])
 
 
 def _belongs_to_a_run(name: str) -> bool:

@@ -46,10 +46,20 @@ from storage.files import (
     target_path,
     temporary_path,
 )
-from storage.inventory import GROUP_FILE, close_group, is_closed, is_intact, is_working_folder, strangers
+from storage.inventory import (
+    CONSOLIDATED,
+    GROUP_FILE,
+    INVENTORY,
+    close_group,
+    is_closed,
+    is_intact,
+    is_working_folder,
+    strangers,
+)
 from storage.listing import same_content
 from storage.locks import check_lock, lock, refuse_if_held
-from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
+from storage.manifest import CONTENT_HASH, MANIFEST, Fingerprint, Manifest, read_attrs, read_manifest
+from storage.sparse_array import read_metadata
 from storage.variables import write_variables
 
 logger = logging.getLogger(__name__)
@@ -64,8 +74,6 @@ DATA_STAGES = (DATA_STAGE, IMPORT_STAGE)
 CORPUS = "corpus"
 #: What figures name as the program that made them; nobody would write it into a title.
 FIGURE_PROGRAM = "Subspace, semantic-subspace-matching"
-#: So many characters are alike in all tables of a kind, whatever columns a release adds.
-TABLE_BEGINNING = 12
 #: How many names of what stands at a target a message lists.
 LISTED = 3
 OVERWRITE = "give another path, or overwrite=True (--overwrite)"
@@ -119,6 +127,15 @@ class Target:
             if attrs is not None:
                 self._check_attrs(place, attrs)
 
+    def _check_inputs(self) -> None:
+        """Raise if an input is no longer what the manifest says, since it was replaced while it was read."""
+        for name, value in self.manifest.inputs.items() if self.manifest is not None else ():
+            if isinstance(value, Fingerprint) and not value.holds():
+                raise InputError(
+                    f"{value.path} ({name}) was changed while {self.path} was made from it, which is therefore not "
+                    "kept: run the command again"
+                )
+
     def _check_attrs(self, place: Path, attrs: Mapping[str, Any]) -> None:
         if (stands := kind_of(attrs)) != self.kind:
             raise InputError(f"{place} is {_article(stands)}, and {_article(self.kind)} is to be written: {ELSEWHERE}")
@@ -133,9 +150,13 @@ class Target:
         # A writer without a manifest is dead, and nobody can go on with its work
         worthless = place == self.partial and (stored is None or stored["stage"] in DATA_STAGES)
         same = wanted is not None and stored is not None and stored.get("inputs") == wanted.inputs
-        if not (self.overwrite or same or worthless):
+        # Somebody has added to it, or changed it, and nothing tells what of it is theirs
+        has_inventory = INVENTORY in (read_metadata(place).get(CONSOLIDATED) or {})
+        edited = place == self.path and not has_inventory and not self.is_current()
+        if not (self.overwrite or (same and not edited) or worthless):
             what = "unfinished work" if place == self.partial else _article(self.kind)
             since = "was written before" if wanted is None else "came from other inputs"
+            since = "another program changed" if edited else since
             raise InputError(f"{place} is {what} that {since}: {OVERWRITE}")
 
     def is_current(self) -> bool:
@@ -206,6 +227,11 @@ class Target:
             raise MissingInputError(f"There is no unfinished work at {self.partial}")
         if read_manifest(self.partial) is None and MANIFEST not in (attrs or {}):
             raise FormatError(f"{self.partial} has no manifest; give that of the stage")
+        try:
+            self._check_inputs()
+        except InputError:
+            self.discard()  # it is worth nothing: parts of it came from either content
+            raise
         if not is_closed(self.partial):
             close_group(self.partial, attrs, drop=drop)
         for folder in [entry for entry in self.partial.iterdir() if is_working_folder(entry)]:
@@ -236,6 +262,7 @@ class Target:
             Attributes to be added.
         """
         check_lock(self.path)
+        self._check_inputs()
         if not is_closed(new):
             close_group(new, attrs)
         self._check_place(self.path)  # it may have come while the new one was computed
@@ -436,7 +463,9 @@ class FileTarget:
     def check(self) -> None:
         """Raise :class:`InputError` if something stands at the path that stays."""
         if os.path.lexists(self.path) and not self.is_ours(self.path):
-            raise InputError(f"{self.path} is there and was not written by this command: {ELSEWHERE}")
+            raise InputError(
+                f"{self.path} is there and was not written by this command, or was edited since: {ELSEWHERE}"
+            )
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
@@ -534,18 +563,6 @@ def starts_with(*beginnings: str) -> Callable[[Path], bool]:
             return file.read(4 * longest).startswith(tuple(text.encode() for text in beginnings))
 
     return is_ours
-
-
-def write_table(path: Path, text: str) -> None:
-    """Write a table that a run keeps up to date; a file that begins otherwise is somebody else's, and stays.
-
-    Raises
-    ------
-    InputError
-        If such a file has the name.
-    """
-    with claim_file(path, starts_with(text[:TABLE_BEGINNING]), suffixes=[path.suffix], overwrite=True) as target:
-        target.write_text(text)
 
 
 def names_program(path: Path) -> bool:

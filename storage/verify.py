@@ -41,13 +41,13 @@ from storage.codec import Panel
 from storage.corpus import hash_of_text
 from storage.damage import is_out_of_threads, reading
 from storage.errors import BudgetError, CorruptError, FormatError, MissingInputError, SubspaceError
-from storage.files import PARTIAL_SUFFIX, leftover_of, local_path
+from storage.files import EXPERIMENT, PARTIAL_SUFFIX, leftover_of, local_path
 from storage.identity import fingerprint
 from storage.inventory import GROUP_FILE, Inventory, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
-from storage.rundir import EXPERIMENT, RunDirectory, Side
+from storage.rundir import RunDirectory, Side
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
 from storage.targets import CORPUS
 from storage.writer import ACTIVATION, STATISTICS, ActivationWriter, coordinates, read_shard, statistics, survey

@@ -24,9 +24,9 @@ import xarray as xr
 
 from pipeline.compare.statistics import LEVEL, benjamini_hochberg, holm, power_note
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
+from storage.derived import write_derived
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
-from storage.targets import write_table
 
 STAGE = "scores"
 Sites = tuple[str, str]
@@ -220,6 +220,6 @@ def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Data
     results = {sites: path for sites, path in paths.items() if path.exists()}
     # The tables come before the result, since that says that all of it is there
     table = scores_table(score_grid(results))
-    write_table(directory.root / "scores.csv", table.to_csv(index=False))
-    write_table(directory.root / "scores.tex", to_latex(table))
+    write_derived(directory.root / "scores.csv", table.to_csv(index=False))
+    write_derived(directory.root / "scores.tex", to_latex(table))
     return score_grid(results, directory.score_grid, overwrite=True)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import InputError, Manifest, fingerprint, make_result, new_manifest, open_result
-from storage.targets import claim_file, starts_with
+from storage.derived import write_derived
+from storage.targets import starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -176,5 +177,5 @@ def _write_csv(ds: xr.Dataset, side: str, result: Path) -> None:
     """Write one side's table beside the result."""
     file = result.with_name(f"{result.stem}_{side}.csv")
     names = [str(name) for name in ds.variables if ds[name].dims == (f"unit_{side}",)]
-    with claim_file(file, starts_with(",".join(names)), suffixes=[".csv"], overwrite=True) as target:
-        target.write_text(pd.DataFrame({name: ds[name].values for name in names}).to_csv(index=False))
+    text = pd.DataFrame({name: ds[name].values for name in names}).to_csv(index=False)
+    write_derived(file, text, starts_with(",".join(names)))

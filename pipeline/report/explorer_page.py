@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.report.explorer_data import ExplorerData, explorer_data
 from pipeline.report.results import Run, SitePair
 from pipeline.report.templating import content_policy, environment, explorer_scripts
+from storage.derived import is_page
 from storage.errors import InputError
 from storage.files import remove_folder, temporary_path, write_text
 
@@ -66,7 +67,7 @@ def _write_folder(run: Run, folder: Path) -> Iterator[ExplorerLink]:
 def _remove(folder: Path) -> None:
     """Remove the pages of an earlier report; other files are not ours to remove."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if others := [name for name in names if not re.fullmatch(r"[0-9]+\.html", name)]:
+    if others := [name for name in names if not (re.fullmatch(r"[0-9]+\.html", name) and is_page(folder / name))]:
         raise InputError(f"{folder} holds {others[0]}, which no report wrote, and the report's pages go there: move it")
     remove_folder(folder)
 

@@ -15,10 +15,9 @@ from pipeline.report.explorer_page import write_explorer
 from pipeline.report.results import Run, open_run, result_paths
 from pipeline.settings.experiment import Experiment
 from storage import Manifest, fingerprint, new_manifest
+from storage.derived import is_page, write_derived
 from storage.errors import FormatError, MissingInputError
-from storage.files import write_text
 from storage.rundir import RunDirectory
-from storage.targets import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +61,13 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
     explorer = Explorer(run)
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
-    write_table(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
+    write_derived(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
     meanings = read_meanings(run)
     if meanings is not None:
-        write_text(run.directory.concepts_page, render_concepts(run, meanings))
-    write_text(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings))
+        write_derived(run.directory.concepts_page, render_concepts(run, meanings), is_page)
+    write_derived(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings), is_page)
     manifest = report_manifest(run.experiment, run.directory)
-    write_text(run.directory.report_manifest, json.dumps(manifest.to_attrs(), indent=2) + "\n")
+    write_derived(run.directory.report_manifest, json.dumps(manifest.to_attrs(), indent=2) + "\n")
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)
     return run.directory.report
 

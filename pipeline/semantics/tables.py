@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.compare.statistics import benjamini_hochberg, holm
 from pipeline.settings.semantics import SemanticsSettings
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
-from storage.targets import write_table
+from storage.derived import write_derived
 
 STAGE = "semantics-table"
 #: Level below which a corrected p counts.
@@ -238,7 +238,7 @@ def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
     }
     paths = [Path(f"{stem}{suffix}") for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_table(path, text)
+        write_derived(path, text)
     return paths
 
 

@@ -34,7 +34,7 @@ from storage.yaml_files import read_yaml
 class Experiment(Section):
     """A whole experiment: two models on the same text, at a grid of sites."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Annotated[str, Field(pattern=r"^\.*[\w+-][\w.+-]*$")]
     corpus: CorpusSettings
     a: ModelSettings
     b: ModelSettings

@@ -20,7 +20,7 @@ import xarray as xr
 
 import storage
 from pipeline.work.outputs import save_figure
-from storage import files, inventory, locks, targets
+from storage import derived, files, inventory, locks, targets
 from storage.errors import BusyError, CorruptError, InputError, MissingInputError
 from storage.rundir import RunDirectory
 from storage.verify import verify
@@ -28,6 +28,9 @@ from storage.verify import verify
 
 def result(*values):
     return xr.Dataset({"x": ("y", [float(value) for value in values])})
+
+
+EXPERIMENT = {"name": "toy", "a": {"sites": []}, "b": {"sites": []}}
 
 
 def manifest(inputs="one", **settings):
@@ -268,8 +271,8 @@ def umask(request):
 @pytest.mark.parametrize("write", WRITERS[:3])
 def test_who_may_read_and_write_is_for_the_umask_to_say(tmp_path, write, umask):
     write(tmp_path / "new/x.zarr")
-    targets.write_table(tmp_path / "new/x.csv", "a,b\n")
-    RunDirectory(tmp_path / "new/run").write_experiment({"name": "x"})
+    derived.write_derived(tmp_path / "new/x.csv", "a,b\n")
+    RunDirectory(tmp_path / "new/run").write_experiment(EXPERIMENT)
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o777 & ~umask}
     assert {mode for path, mode in modes.items() if not path.is_dir()} == {0o666 & ~umask}
@@ -278,7 +281,7 @@ def test_who_may_read_and_write_is_for_the_umask_to_say(tmp_path, write, umask):
 class TestRunDirectory:
     def test_what_dead_processes_left_anywhere_is_swept(self, tmp_path):
         run = RunDirectory(tmp_path / "run")
-        run.write_experiment({"name": "x"})
+        run.write_experiment(EXPERIMENT)
         write_store(run.activations("a", "x"))
         kept = tree(run.root)
         for ending in ("new", "trash", "old"):
@@ -307,7 +310,7 @@ class TestRunDirectory:
         (tmp_path / "link").symlink_to(tmp_path / "a.zarr/activation")
         for folder in (tmp_path / "a.zarr/run", tmp_path / "a.zarr/activation/x/run", tmp_path / "link/run"):
             with pytest.raises(InputError, match=r"run is inside of the store or result .*give another --run-dir"):
-                RunDirectory(folder).write_experiment({"name": "x"})
+                RunDirectory(folder).write_experiment(EXPERIMENT)
         assert tree(tmp_path) == before
 
     def test_what_commands_leave_before_a_run_is_no_obstacle(self, tmp_path):
@@ -316,7 +319,7 @@ class TestRunDirectory:
         (run.root / "logs").mkdir(parents=True)
         files.temporary_path(run.root / "experiment.json", "partial").touch()
         with run.claim():
-            run.write_experiment({"name": "x"})
+            run.write_experiment(EXPERIMENT)
         (run.root / "notes.txt").touch()
         run.check()
         assert sorted(path.name for path in run.root.iterdir()) == ["experiment.json", "logs", "notes.txt"]
@@ -340,6 +343,128 @@ def other_process(tmp_path):
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+class TestInputsAreWatched:
+    """What is made from an input names the content that was read, even where somebody replaces it meanwhile."""
+
+    def make(self, tmp_path, meanwhile, *, pieces=False):
+        write_store(tmp_path / "a.zarr")
+        made_from = storage.new_manifest("match", {"a": storage.fingerprint(tmp_path / "a.zarr")}, {})
+        with storage.claim(tmp_path / "x.zarr", made_from) as target:
+            if pieces:
+                target.begin()
+            meanwhile(tmp_path / "a.zarr")
+            target.finish() if pieces else target.write(xr.Dataset({"r": ("pair", [1.0])}))
+
+    @pytest.mark.parametrize("pieces", [False, True])
+    def test_a_result_of_an_input_that_was_replaced_is_not_kept(self, tmp_path, pieces):
+        with pytest.raises(InputError, match=r"a.zarr \(a\) was changed while .*x.zarr was made from it"):
+            self.make(tmp_path, lambda a: storage.write_activations(a, 2 * np.eye(6, 3), overwrite=True), pieces=pieces)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr"]
+
+    @pytest.mark.parametrize("pieces", [False, True])
+    def test_the_same_content_again_is_the_same(self, tmp_path, pieces):
+        def copy(a):
+            shutil.copytree(a, tmp_path / "copy.zarr")
+            shutil.rmtree(a)
+            (tmp_path / "copy.zarr").rename(a)
+
+        self.make(tmp_path, copy, pieces=pieces)
+        assert ("r" in storage.open_result(tmp_path / "x.zarr")) != pieces
+
+    def test_a_source_that_is_written_to_is_not_imported(self, tmp_path, monkeypatch):
+        np.save(tmp_path / "x.npy", np.eye(6, 3))
+        write_shard = storage.ActivationWriter.write_shard
+
+        def rewrite_first(writer, *args):
+            np.save(tmp_path / "x.npy", -np.eye(6, 3))
+            return write_shard(writer, *args)
+
+        monkeypatch.setattr(storage.ActivationWriter, "write_shard", rewrite_first)
+        with pytest.raises(InputError, match=r"x.npy was changed while it was imported"):
+            storage.import_activations(tmp_path / "x.npy", tmp_path / "a.zarr")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
+
+
+def test_what_somebody_added_to_a_result_stays_unless_it_may_be_overwritten(tmp_path):
+    write_result(tmp_path / "x.zarr")
+    added = xr.open_zarr(tmp_path / "x.zarr").load().assign(my_label=("mine", [1, 2, 3]))
+    added[["my_label"]].to_zarr(tmp_path / "x.zarr", mode="a", zarr_format=3)
+    other = xr.Dataset({"r": ("pair", [1.0])})
+    with pytest.raises(InputError, match="another program changed: give another path"):
+        storage.write_result(other, tmp_path / "x.zarr", manifest(other=1))
+    assert "my_label" in xr.open_zarr(tmp_path / "x.zarr")
+    storage.write_result(other, tmp_path / "x.zarr", manifest(other=1), overwrite=True)
+
+
+class TestDerivedFiles:
+    """Tables and pages that a run writes again."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = RunDirectory(tmp_path / "run")
+        run.write_experiment(EXPERIMENT)
+        derived.write_derived(run.root / "pairs.csv", "a,b\n1,2\n")
+        return run
+
+    def test_are_replaced_by_new_ones(self, run):
+        derived.write_derived(run.root / "pairs.csv", "a,b,c\n1,2,3\n")
+        derived.write_derived(run.root / "pairs.csv", "a,b\n1,2\n")
+        with run.claim():
+            assert (run.root / "pairs.csv").read_text() == "a,b\n1,2\n"
+
+    @pytest.mark.parametrize("dies_before", [True, False])
+    def test_are_replaced_where_the_process_died_meanwhile(self, run, dies_before, monkeypatch):
+        def die(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(targets.FileTarget, "write_text" if dies_before else "check_new", die)
+        with pytest.raises(KeyboardInterrupt):
+            derived.write_derived(run.root / "pairs.csv", "a,b\n3,4\n")
+        monkeypatch.undo()
+        with run.claim():
+            derived.write_derived(run.root / "pairs.csv", "a,b\n5,6\n")
+
+    def test_stay_where_somebody_edited_them(self, run):
+        text = "a,b,my_verdict\n1,2,good\n"
+        (run.root / "pairs.csv").write_text(text)
+        with pytest.raises(InputError, match="was edited since"):
+            derived.write_derived(run.root / "pairs.csv", "a,b\n5,6\n")
+        with pytest.raises(InputError, match=r"pairs.csv was edited since this run wrote it"), run.claim():
+            pass
+        assert (run.root / "pairs.csv").read_text() == text
+        (run.root / "pairs.csv").rename(run.root / "mine.csv")
+        with run.claim():
+            derived.write_derived(run.root / "pairs.csv", "a,b\n5,6\n")
+
+    @pytest.mark.parametrize("text", ["my notes", "<!doctype html>\n<title>Mine</title>"])
+    def test_pages_of_somebody_else_stay(self, run, text):
+        (run.root / "report.html").write_text(text)
+        with pytest.raises(InputError, match="was not written by this command"):
+            derived.write_derived(run.root / "report.html", "<!doctype html><title>x", derived.is_page)
+        assert (run.root / "report.html").read_text() == text
+
+    @pytest.mark.parametrize("name", ["experiment.json", "models.json", "watch.json", "report.json"])
+    @pytest.mark.parametrize("others", [[], ["thesis.txt"]])
+    def test_json_of_somebody_else_makes_no_run_directory(self, tmp_path, name, others):
+        run = RunDirectory(tmp_path / "mine")
+        run.root.mkdir()
+        (run.root / name).write_text('{"precious": 1}')
+        for other in others:
+            (run.root / other).touch()
+        with pytest.raises(InputError, match="give another --run-dir"):
+            run.write_experiment(EXPERIMENT)
+        assert (run.root / name).read_text() == '{"precious": 1}'
+        assert sorted(path.name for path in run.root.iterdir()) == sorted([name, *others])
+
+
+def test_json_of_somebody_else_is_no_lock(tmp_path):
+    text = '{"host": "db1", "user": "me"}'
+    (tmp_path / "x.zarr.lock").write_text(text)
+    with pytest.raises(InputError, match="is no lock of this package"):
+        write_result(tmp_path / "x.zarr")
+    assert (tmp_path / "x.zarr.lock").read_text() == text
 
 
 class TestLock:
@@ -758,8 +883,9 @@ class TestStrangers:
         xr.Dataset({"mine": ("z", [1.0, 2.0])}, attrs=attrs).to_zarr(tmp_path / "x.zarr", mode="a")
         return tmp_path / "x.zarr"
 
-    def test_one_that_another_program_changed_is_replaced(self, edited):
-        write_result(edited)
+    def test_one_that_another_program_changed_is_replaced_only_where_it_may_be_overwritten(self, edited):
+        with pytest.raises(InputError, match="that another program changed"):
+            storage.write_result(result(3), edited, manifest(other=1))
         storage.write_result(result(3), edited, manifest("two"), overwrite=True)
         assert storage.open_result(edited).x.values.tolist() == [3]
 

@@ -1,0 +1,113 @@
+r"""Files that people open, such as tables and pages: a run writes them again, but not over what somebody else wrote.
+
+Nothing in a table tells a version that somebody has annotated from the original. So a run directory keeps the CRC-32
+of each such file (``written.json``). A file with another one was edited or is foreign, and stays.
+
+>>> import tempfile
+>>> run = Path(tempfile.mkdtemp())
+>>> _ = (run / "experiment.json").write_text("{}")
+>>> write_derived(run / "pairs.csv", "a,b\n1,2\n")
+>>> write_derived(run / "pairs.csv", "a,b\n1,3\n")
+>>> _ = (run / "pairs.csv").write_text("a,b\n1,3\nchecked by hand\n")
+>>> edited_files(run)
+['pairs.csv']
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from storage.errors import InputError
+from storage.files import EXPERIMENT, write_text
+from storage.inventory import crc32
+from storage.json_files import read_json_object
+from storage.targets import claim_file, starts_with
+
+RECORD = "written.json"
+#: So many characters are alike in all files of a kind, whatever columns a release adds.
+BEGINNING = 12
+
+
+def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None = None) -> None:
+    """Write a text file that is made from results, unless what stands at the path was edited or is foreign.
+
+    Parameters
+    ----------
+    path
+        The file.
+    text
+        Its content.
+    is_ours
+        Whether a file of which the run has no record is ours, because an earlier version wrote it; that it begins
+        like the text, if absent.
+
+    Raises
+    ------
+    InputError
+        If what stands there stays.
+    """
+    recorded = _read_record(path.parent).get(path.name)
+    ours = is_ours or starts_with(text[:BEGINNING])
+
+    def may_go(file: Path) -> bool:
+        return file.is_file() and (ours(file) if recorded is None else crc32(file) in recorded)
+
+    with claim_file(path, may_go, suffixes=[path.suffix], overwrite=True) as target:
+        _note(path, text)
+        target.write_text(text)
+
+
+def edited_files(run: Path) -> list[str]:
+    """Return the names of the files below a run directory that were edited since the run wrote them.
+
+    Raises
+    ------
+    CorruptError
+        If the record is damaged.
+    """
+    files = ((run / name, checksums) for name, checksums in sorted(_read_record(run).items()))
+    return [file.name for file, checksums in files if file.exists() and not _is_one_of(file, checksums)]
+
+
+def is_page(file: Path) -> bool:
+    """Say whether a file is a page of this package."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(4096)
+    return head.lstrip().startswith(b"<!doctype html>") and any(title in head for title in _TITLES)
+
+
+#: How the titles of pages end.
+_TITLES = (b"Subspace report</title>", b"Subspace explorer</title>", " – Meanings</title>".encode())
+
+
+def _is_one_of(file: Path, checksums: list[int]) -> bool:
+    return file.is_file() and crc32(file) in checksums
+
+
+def _read_record(folder: Path) -> dict[str, list[int]]:
+    file = folder / RECORD
+    if not file.exists():
+        return {}
+    remedy = "delete it, after you have moved away tables and pages that you edited"
+    content = read_json_object(file, f"There is no {file}", remedy)
+    if not all(isinstance(checksums, list) for checksums in content.values()):
+        raise InputError(f"{file} is no record of this package: move it away")
+    return content
+
+
+def _note(path: Path, text: str) -> None:
+    """Record what is about to be written, beside what is there: the process may die before or after."""
+    if not (path.parent / EXPERIMENT).is_file():
+        return
+    record = _read_record(path.parent)
+    new = zlib.crc32(text.encode())
+    present = crc32(path) if path.is_file() else new
+    if present == new and new in record.get(path.name, []):
+        return
+    record[path.name] = list(dict.fromkeys([present, new]))
+    write_text(path.parent / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
