@@ -104,7 +104,9 @@ def page(html: str) -> Element:
 
 def test_these_files_and_nothing_else(run, html) -> None:
     made = {path.name for path in run.root.iterdir() if path.is_file()}
-    assert made == {"experiment.json", "report.html", "report.json", "pairs.csv", "scores.csv", "scores.tex"}
+    assert made == {
+        "experiment.json", "report.html", "report.json", "pairs.csv", "scores.csv", "scores.tex", "written.json"
+    }  # fmt: skip
     assert len(html.encode()) < LARGEST_BYTES
 
 
