@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from storage.errors import FormatError, InputError, MissingInputError
 from storage.files import (
@@ -30,6 +30,9 @@ from storage.locks import lock
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
 
+#: A side, or a site of A.
+First = TypeVar("First", bound=str)
+
 
 @dataclass(frozen=True)
 class _File:
@@ -43,20 +46,15 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _OfSite:
-    """The paths of one kind of result below a run directory, by side and site; called like a method."""
+class _Results(Generic[First]):
+    """The paths of one kind of result, by side and site, or by the sites of A and B; called like a method."""
 
     folder: str
     __doc__: str
     joint: str = "/"
 
-    def __get__(self, run: RunDirectory, owner: type) -> Callable[[str, str], Path]:
+    def __get__(self, run: RunDirectory, owner: type) -> Callable[[First, str], Path]:
         return lambda first, second: run.root / self.folder / f"{first}{self.joint}{second}.zarr"
-
-
-def _of_pair(folder: str, doc: str) -> _OfSite:
-    """Return the paths of one kind of result, by the sites of A and B."""
-    return _OfSite(folder, doc, "--")
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,20 @@ class RunDirectory:
     explorer = _File("explorer", "The explorer's pages, where they are too large for the report.")
     usage = _File("usage", "What each stage took, time and memory; one JSON file for each session.")
 
-    activations = _OfSite("activations", "Return the path of one site's activation store.")
-    contexts = _OfSite("contexts", "Return the path of the top activating rows of one site's features.")
-    non_concept = _OfSite("non_concept", "Return the path of which features stand for no concept, if a filter asks.")
-    labels = _OfSite("labels", "Return the path of what a site's features are called, where the user has put it.")
-    concepts = _OfSite("concepts", "Return the path of one site's features by concept.")
+    activations = _Results[Side]("activations", "Return the path of one site's activation store.")
+    contexts = _Results[Side]("contexts", "Return the path of the top activating rows of one site's features.")
+    non_concept = _Results[Side](
+        "non_concept", "Return the path of which features stand for no concept, if a filter asks."
+    )
+    labels = _Results[Side](
+        "labels", "Return the path of what a site's features are called, where the user has put it."
+    )
+    concepts = _Results[Side]("concepts", "Return the path of one site's features by concept.")
 
-    correlation = _of_pair("correlation", "Return the path of the correlation of two sites.")
-    pairs = _of_pair("pairs", "Return the path of the matched pairs of two sites.")
-    scores = _of_pair("scores", "Return the path of the comparison of two sites: metrics and nulls.")
-    semantics = _of_pair("semantics", "Return the path of the subspaces of meanings at two sites.")
+    correlation = _Results[str]("correlation", "Return the path of the correlation of two sites.", "--")
+    pairs = _Results[str]("pairs", "Return the path of the matched pairs of two sites.", "--")
+    scores = _Results[str]("scores", "Return the path of the comparison of two sites: metrics and nulls.", "--")
+    semantics = _Results[str]("semantics", "Return the path of the subspaces of meanings at two sites.", "--")
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""
