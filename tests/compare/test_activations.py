@@ -153,16 +153,33 @@ def test_same_bytes_whatever_the_workers(stores, client):
 def test_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(stores, client):
     """One order, made by hand from the rows themselves."""
     x, y = related(430, 3, 4)
-    found = compare_activations(*stores(x, y), metrics=["cca", "cka"], null_runs=3, blocks=4, seed=5, client=client)
+    metrics = ["cca", "cka", "cka_debiased", "pwcca", "procrustes"]
+    found = compare_activations(*stores(x, y), metrics=metrics, null_runs=3, blocks=4, seed=5, client=client)
     length, offset = 107, 53
     for run in range(3):
         order = np.random.default_rng(np.random.SeedSequence(5, spawn_key=(run,))).permutation(4)
         moved = np.roll(y, -offset, axis=0)
         rows = [moved[block * length : (block + 1) * length] for block in order]
-        expected = plain(x, np.concatenate([*rows, moved[4 * length :]]))
-        for name in ("cca", "cka"):
+        paired = np.concatenate([*rows, moved[4 * length :]])
+        expected = plain(x, paired) | {"cka_debiased": debiased_by_the_kernels(x, paired)}
+        for name in metrics:
             value = float(found.null_score.sel(metric=name, null="shifted_blocks", run=run))
             assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_the_null_of_sparse_stores_is_that_of_dense_ones(tmp_path, client):
+    """What fires together is summed without scores, which would be dense; with rows after the last block, and sinks."""
+    rng = np.random.default_rng(0)
+    dense = [np.where(rng.random((700, d)) < 0.3, 3 + rng.random((700, d)), 0).astype("f4") for d in (12, 15)]
+    dense[1][:, :12] += dense[0]
+    options = {"metrics": [*LINEAR, "cka_debiased"], "null_runs": 20, "blocks": 9, "client": client}
+    found = {}
+    for layout, make in (("sparse", sp.csr_array), ("dense", np.asarray)):
+        for name, values in zip("ab", dense, strict=True):
+            storage.write_activations(tmp_path / f"{layout}-{name}", make(values), tokens=tokens(700), dtype="float32")
+        found[layout] = compare_activations(tmp_path / f"{layout}-a", tmp_path / f"{layout}-b", **options)
+    assert storage.open_activations(tmp_path / "sparse-a").attrs["layout"] == "csr"
+    np.testing.assert_allclose(found["sparse"].null_score, found["dense"].null_score, rtol=0, atol=1e-6)
 
 
 def slow(seed, n, d, keep=0.9):
