@@ -31,9 +31,8 @@ import numpy as np
 import xarray as xr
 from dask.utils import format_bytes
 from distributed import Client
-from numpy.typing import NDArray
 
-from pipeline.compare.base import Metric
+from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import Outcome, allowed_memory, to_dataset
 from pipeline.compare.linear import Lengths, LinearMetric, LinearState, Product
 from pipeline.compare.moment_scores import Decomposed, centred_lengths, decompose_moments, score_moments
@@ -52,7 +51,7 @@ from pipeline.compare.moments import (
     sum_group,
     weighted_sum,
 )
-from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled, split_runs
+from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, score_null, shuffled, split_runs
 from pipeline.compare.rows import matched_features, open_pairs
 from pipeline.compare.statistics import Interval, bca_interval
 from pipeline.settings.base import keywords
@@ -179,8 +178,8 @@ def compare_activations(
     -------
     xarray.Dataset
         As :func:`pipeline.compare`: ``score``, ``low``, ``high``, ``note`` over ``metric``; ``null_score(null, metric,
-        run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p`` over ``null``
-        and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
+        run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p``, ``p_runs``
+        over ``null`` and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
 
     Raises
     ------
@@ -290,15 +289,20 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
     moments = weighted_sum(parts)
     decomposed = decompose_moments(moments)
     scores = score_moments(moments, list(work.metrics.values()), decomposed)
-    null = _null(work, client, moments, decomposed, np.isfinite(scores))
+    null = _null(work, client, moments, decomposed, dict(zip(work.metrics.values(), scores, strict=True)))
     intervals = _intervals(work, client, parts, scores)
     outcomes = {
-        text: Outcome(score, interval, {NULL.name: values}, _notes(work, metric, score, decomposed.state, interval))
-        for (text, metric), score, values, interval in zip(work.metrics.items(), scores, null, intervals, strict=True)
+        text: Outcome(
+            score,
+            interval,
+            {NULL.name: null[metric]} if metric in null else {},
+            _notes(work, metric, score, decomposed.state, interval),
+        )
+        for (text, metric), score, interval in zip(work.metrics.items(), scores, intervals, strict=True)
     }
     reading = work.reading
     return (
-        to_dataset(outcomes, [NULL.name], settings.null_runs)
+        to_dataset(outcomes, [NULL.name], settings.null_runs, ends_early=settings.stop_after > 0)
         .assign(n_tokens=((), np.int64(len(reading.rows))))
         .assign_attrs(
             columns_a=reading.a.width,
@@ -318,21 +322,22 @@ def _notes(work: Work, metric: Metric, score: float, state: Any, interval: Inter
     return list(filter(None, [own, interval.note, _about_null(work)]))
 
 
-def _null(work: Work, client: Client, moments: Moments, decomposed: Decomposed, defined: NDArray[np.bool_]) -> Floats:
-    """Return the scores of random orders of B's blocks, shape (metric, run); NaN where the real score is undefined."""
+def _null(
+    work: Work, client: Client, moments: Moments, decomposed: Decomposed, scores: Mapping[LinearMetric, float]
+) -> dict[Metric, Floats]:
+    """Return the scores of random orders of B's blocks by metric, shape (run,), but for undefined real scores."""
     settings = work.settings
-    null = np.full((len(defined), settings.null_runs), np.nan)
-    if not settings.null_runs or not defined.any():
-        return null
+    observed: dict[Metric, float] = {metric: score for metric, score in scores.items() if np.isfinite(score)}
+    if not settings.null_runs or not observed:
+        return {}
     rows, rest = _products(work, client, decomposed.whitenings)
-    wanted = [metric for metric, known in zip(work.metrics.values(), defined, strict=True) if known]
     draws = Draws(NULL, settings.blocks, (settings.blocks, settings.blocks), settings.null_runs, settings.seed)
-    orders = _Orders(rows, rest, decomposed.state, centred_lengths(moments), wanted, draws)
+    orders = _Orders(rows, rest, decomposed.state, centred_lengths(moments), draws)
     shared = client.scatter([orders], broadcast=False, hash=False)
-    null[defined] = run_blocks(
-        client, _score_orders, draws.runs, *shared, per_task=RUNS_PER_TASK, label="Shifted blocks"
-    )
-    return null
+    return score_null(
+        client, _score_orders, draws, [Family(tuple(observed))], *shared, observed=observed,
+        stop_after=settings.stop_after, per_task=RUNS_PER_TASK, label="Shifted blocks",
+    )  # fmt: skip
 
 
 def _products(
@@ -342,7 +347,7 @@ def _products(
     reading, blocks, length = work.reading, work.settings.blocks, work.block_rows
     offset = length // 2
     together = work.blocks_per_task(n_slots(client))
-    starts = [[block * length for block in some] for some in split_runs(blocks, together)]
+    starts = [[block * length for block in some] for some in split_runs(range(blocks), together)]
     crossing = Crossing(reading, whitenings, [offset + block * length for block in range(blocks)], length)
     parts = ordered_results(
         client, cross_blocks, starts, [crossing], name="moments-null", label="Products of blocks", total=len(starts)
@@ -361,7 +366,6 @@ class _Orders:
     rest: list[Crossed]
     state: LinearState
     lengths: Lengths
-    metrics: Sequence[LinearMetric]
     draws: Draws
 
     def product(self, run: int) -> Product:
@@ -373,10 +377,10 @@ class _Orders:
         return Product(self.state, added([c for c, _ in parts]), lengths)
 
 
-def _score_orders(runs: range, orders: _Orders) -> Floats:
+def _score_orders(runs: range, orders: _Orders, groups: Sequence[Family]) -> Floats:
     """Task: score some orders of the blocks, shape (metric, run)."""
-    products = map(orders.product, runs)
-    return np.array([[metric.score(product) for metric in orders.metrics] for product in products]).T
+    metrics = [metric for family in groups for metric in family.metrics]
+    return np.array([[metric.score(product) for metric in metrics] for product in map(orders.product, runs)]).T
 
 
 def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequence[float]) -> list[Interval]:
@@ -388,7 +392,7 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     draws = _Resamples(parts, list(work.metrics.values()), runs, settings.seed)
     shared = client.scatter([draws], broadcast=False, hash=False)
     drawn = run_blocks(
-        client, _score_resamples, runs + len(parts), *shared,  # the jackknife's runs come after the draws
+        client, _score_resamples, range(runs + len(parts)), *shared,  # the jackknife's runs come after the draws
         per_task=RUNS_PER_TASK, label="Bootstrap over documents", name="compare-bootstrap",
     )  # fmt: skip
     few = "" if len(parts) >= FEWEST_GROUPS else f"an interval from {len(parts)} groups of documents is too narrow"

@@ -150,6 +150,34 @@ def test_same_bytes_whatever_the_workers(stores, client):
         assert first[name].values.tobytes() == second[name].values.tobytes() or first[name].dtype == object, name
 
 
+def test_a_null_that_ends_early(stores, client):
+    """One metric is significant, the other not at all: each p rests on its own runs, effects on the first 100."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(900, 3)), rng.normal(size=(900, 3))
+    y[:, 1] += 0.6 * x[:, 1]
+    y[:, 0] *= 30
+    paths = stores(x.astype("f4"), y.astype("f4"))
+    options = {"metrics": ["cca", "svcca_pc1"], "null_runs": 500, "client": client}
+    whole = compare_activations(*paths, **options)
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        first, second = (
+            compare_activations(*paths, **options | {"stop_after": 60, "client": used}) for used in (client, other)
+        )
+    for name in first.data_vars:
+        assert first[name].dtype == object or first[name].values.tobytes() == second[name].values.tobytes(), name
+    runs = first.p_runs.values[0]
+    assert runs[0] == 500
+    assert 100 < runs[1] < 500
+    exceed = whole.null_score.values[0, 1] >= float(whole.score[1]) - 1e-6
+    assert exceed[: runs[1]].sum() == 60
+    assert exceed[runs[1] - 1]
+    assert first.p.values[0].tolist() == [whole.p.values[0, 0], 60 / runs[1]]
+    np.testing.assert_array_equal(first.null_score[0, 1, : runs[1]], whole.null_score[0, 1, : runs[1]])
+    np.testing.assert_allclose(first.null_mean[0], whole.null_score[0, :, :100].mean("run"))
+    np.testing.assert_allclose(first.null_q95[0], np.quantile(whole.null_score[0, :, :100], 0.95, axis=1))
+    assert whole.p_runs.values.tolist() == [[500, 500]]
+
+
 def test_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(stores, client):
     """One order, made by hand from the rows themselves."""
     x, y = related(430, 3, 4)
@@ -301,8 +329,11 @@ def test_a_current_result_is_left_as_it_is(stores, client, tmp_path):
     written = (out / "zarr.json").stat().st_mtime_ns
     compare_activations(*paths, null_runs=9, out=out, client=client)
     assert (out / "zarr.json").stat().st_mtime_ns == written
+    assert "stop_after" not in storage.read_manifest(out).settings, "results of earlier releases stay current"
     compare_activations(*paths, null_runs=8, out=out, client=client)
     assert (out / "zarr.json").stat().st_mtime_ns != written
+    compare_activations(*paths, null_runs=8, stop_after=2, out=out, client=client)
+    assert storage.read_manifest(out).settings["stop_after"] == 2
 
 
 MEMORY = """

@@ -89,6 +89,7 @@ CHANGES: dict[str, Any] = {
     "compare.metrics": ["svcca_pc1"],
     "compare.nulls": ["random_features"],
     "compare.null_runs": 6,
+    "compare.stop_after": 3,
     "compare.seed": 1,
     "compare.intervals": 5,
     "compare.memory": "2GB",
