@@ -705,9 +705,20 @@ class _Builder:
         self.rows += n_rows
         self.n += int(counts.sum())
         self._reserve()
-        for part in panels:
-            place_panel(*part.panel[1:], part.starts, part.stops, part.shift, cursor, self.ids, self.bits)
+        if len(panels) == 1 and n_rows and np.array_equal(panels[0].starts[1:], panels[0].stops[:-1]):
+            self._copy(panels[0])
+        else:
+            for part in panels:
+                place_panel(*part.panel[1:], part.starts, part.stops, part.shift, cursor, self.ids, self.bits)
         return counts
+
+    def _copy(self, part: _PanelRows) -> None:
+        """Add rows that lie one after the other in their only chunk; small results then need no compiled code."""
+        _, ids, bits = part.panel
+        entries = slice(int(part.starts[0]), int(part.stops[-1]))
+        place = slice(self.n - (entries.stop - entries.start), self.n)
+        np.add(ids[entries], part.shift, out=self.ids[place], dtype=self.ids.dtype, casting="unsafe")
+        self.bits[place] = bits[entries]
 
     def _reserve(self) -> None:
         if self.n > len(self.ids):

@@ -45,6 +45,20 @@ def test_holm_keeps_the_family_wise_error(scores):
     assert np.mean(wrong) <= calibration.sampled_limit(len(wrong))
 
 
+def test_p_is_uniform_where_nulls_end_early(client):
+    p, runs = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(12, 3)), rng.normal(size=(12, 4))
+        found = compare_rows(*rows, metrics=["svcca_pc1"], null_runs=400, stop_after=5, seed=seed, client=client)
+        p.append(found.p.item())
+        runs.append(found.p_runs.item())
+    assert min(runs) == 100
+    assert 100 < np.mean(runs) < 200
+    assert np.mean(np.array(p) <= 0.05) <= calibration.sampled_limit(60, 4)
+    assert kstest(p, "uniform").pvalue > 0.01
+
+
 def test_ties_are_broken_evenly():
     rng = np.random.default_rng(0)
     draws = rng.integers(0, 3, size=(1000, 20)).astype(float)

@@ -28,7 +28,7 @@ from pipeline.work.script import (
 )
 
 #: Of a line in the table.
-FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p")
+FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p", "p_runs")
 
 
 @options(CompareSettings)
@@ -80,7 +80,9 @@ def summary(scores: xr.Dataset) -> dict[str, Any]:
     for metric in scores["metric"].values.tolist():
         one = scores.sel(metric=metric)
         nulls = {
-            str(null): {name: _figure(one[name].sel(null=null)) for name in ("null_mean", "null_std", "z", "p")}
+            str(null): {
+                name: _figure(one[name].sel(null=null)) for name in ("null_mean", "null_std", "z", "p", "p_runs")
+            }
             for null in scores["null"].values
         }
         found[metric] = {
@@ -100,7 +102,7 @@ def _figure(value: xr.DataArray) -> float | None:
 def score_table(scores: xr.Dataset) -> Table:
     """Return the scores for people: one line for each metric and null, with notes below."""
     table = Table(caption="\n".join(f"{metric}: {note}" for metric, note in _notes(scores)), caption_justify="left")
-    for name in ("metric", "score", "95 %", "null", "mean", "5–95 %", "z", "p"):
+    for name in ("metric", "score", "95 %", "null", "mean", "5–95 %", "z", "p", "runs"):
         table.add_column(name, justify="left" if name in ("metric", "null") else "right")
     for metric in scores["metric"].values.tolist():
         for i, null in enumerate(scores["null"].values.tolist()):
@@ -109,7 +111,7 @@ def score_table(scores: xr.Dataset) -> Table:
             own = (metric, f"{value['score']:.4f}", _span(value["low"], value["high"])) if i == 0 else ("", "", "")
             table.add_row(
                 *own, null, f"{value['null_mean']:.4f}", _span(value["null_q05"], value["null_q95"]),
-                f"{value['z']:.1f}", f"{value['p']:.4f}",
+                f"{value['z']:.1f}", f"{value['p']:.4f}", f"{value['p_runs']:,.0f}",
             )  # fmt: skip
     return table
 

@@ -9,8 +9,9 @@ left is a chance level that no real text has: everything would be significant. P
 null either: these metrics do not change when columns are permuted. So the null keeps the order of the tokens, and
 breaks only which text of A stands beside which text of B: the tokens are cut into blocks of many documents, B's blocks
 begin half a block later than A's (around the end), and they are put beside A's blocks in random order. No token then
-stands closer to its partner than half a block. All products of blocks are summed once, so that a thousand orders cost
-as much as sixteen.
+stands closer to its partner than half a block. All products of blocks are summed once, and rows turned into
+orthonormal scores before that, as neither side alone changes: an order then costs sixteen additions of matrices, and
+the singular values that the metrics ask for.
 
 **Interval.** Documents are drawn, not tokens: groups of whole, consecutive documents are drawn with replacement, and
 their moments added up (a block bootstrap: Künsch, Annals of Statistics 17, 1989). Groups keep the memory bounded,
@@ -30,26 +31,27 @@ import numpy as np
 import xarray as xr
 from dask.utils import format_bytes
 from distributed import Client
-from numpy.typing import NDArray
 
-from pipeline.compare.base import Metric
+from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import Outcome, allowed_memory, to_dataset
-from pipeline.compare.linear import LinearMetric
-from pipeline.compare.moment_scores import decompose_moments, score_moments, with_crossed
+from pipeline.compare.linear import Lengths, LinearMetric, LinearState, Product
+from pipeline.compare.moment_scores import Decomposed, centred_lengths, decompose_moments, score_moments
 from pipeline.compare.moments import (
     Columns,
     Crossed,
+    Crossing,
     Moments,
     Pass,
     TokenRows,
-    cross_block,
-    cross_rest,
+    Whitening,
+    added,
+    cross_blocks,
     cut_groups,
     ordered_results,
     sum_group,
     weighted_sum,
 )
-from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, shuffled
+from pipeline.compare.nulls import Draws, Floats, Null, run_blocks, score_null, shuffled, split_runs
 from pipeline.compare.rows import matched_features, open_pairs
 from pipeline.compare.statistics import Interval, bca_interval
 from pipeline.settings.base import keywords
@@ -121,9 +123,21 @@ class Work:
         reading = threads * (2 * sums + self.slab_bytes) + (kept + threads + 2) * sums
         if not self.settings.null_runs:
             return max(reading, (kept + 6 * threads) * sums)
-        row = 8 * self.settings.blocks * a * b
+        row = 4 * self.settings.blocks * a * b
         null = self.settings.blocks * row + kept * sums
-        return max(reading, null + threads * max(2 * row + self.slab_bytes, 6 * sums))
+        return max(reading, null + threads * max(self.crossing_bytes(threads), 6 * sums))
+
+    def crossing_bytes(self, threads: int) -> int:
+        """Return the bytes that a thread takes while it sums products of blocks, besides those that it sums."""
+        a, b = self.reading.a, self.reading.b
+        if a.sparse and b.sparse:
+            return 8 * (self.settings.blocks + 2) * a.width * b.width + self.slab_bytes
+        scores = 4 * self.blocks_per_task(threads) * min(self.reading.step, self.block_rows) * a.width
+        return scores + 4 * a.width * b.width + 2 * self.slab_bytes
+
+    def blocks_per_task(self, threads: int) -> int:
+        """Return how many blocks of A share one reading of B, so that there is work for every thread."""
+        return -(-self.settings.blocks // threads)
 
 
 @keywords(ActivationsSettings)
@@ -139,10 +153,10 @@ def compare_activations(
 ) -> xr.Dataset:
     """Score how alike two models' activations are over the same tokens, each score beside chance.
 
-    Both stores are read once for the scores; the null reads A once more, and B `blocks` times. Memory of this process:
-    ``(3·threads + 4) · 8·(d_a² + d_b² + d_a·d_b)`` bytes and a slab of some thousand rows for each thread, never more
-    with more tokens; with a null ``8·blocks²·d_a·d_b`` on top; with intervals one more sum for each group. Results do
-    not depend on the number of workers.
+    Both stores are read once for the scores; the null reads A once more, and B once for each thread. Memory of this
+    process: ``(3·threads + 4) · 8·(d_a² + d_b² + d_a·d_b)`` bytes and a slab of some thousand rows for each thread,
+    never more with more tokens; with a null ``4·blocks²·d_a·d_b`` on top; with intervals one more sum for each group.
+    Results do not depend on the number of workers.
 
     Parameters
     ----------
@@ -164,8 +178,8 @@ def compare_activations(
     -------
     xarray.Dataset
         As :func:`pipeline.compare`: ``score``, ``low``, ``high``, ``note`` over ``metric``; ``null_score(null, metric,
-        run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p`` over ``null``
-        and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
+        run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p``, ``p_runs``
+        over ``null`` and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
 
     Raises
     ------
@@ -275,15 +289,20 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
     moments = weighted_sum(parts)
     decomposed = decompose_moments(moments)
     scores = score_moments(moments, list(work.metrics.values()), decomposed)
-    null = _null(work, client, moments, np.isfinite(scores))
+    null = _null(work, client, moments, decomposed, dict(zip(work.metrics.values(), scores, strict=True)))
     intervals = _intervals(work, client, parts, scores)
     outcomes = {
-        text: Outcome(score, interval, {NULL.name: values}, _notes(work, metric, score, decomposed[0], interval))
-        for (text, metric), score, values, interval in zip(work.metrics.items(), scores, null, intervals, strict=True)
+        text: Outcome(
+            score,
+            interval,
+            {NULL.name: null[metric]} if metric in null else {},
+            _notes(work, metric, score, decomposed.state, interval),
+        )
+        for (text, metric), score, interval in zip(work.metrics.items(), scores, intervals, strict=True)
     }
     reading = work.reading
     return (
-        to_dataset(outcomes, [NULL.name], settings.null_runs)
+        to_dataset(outcomes, [NULL.name], settings.null_runs, ends_early=settings.stop_after > 0)
         .assign(n_tokens=((), np.int64(len(reading.rows))))
         .assign_attrs(
             columns_a=reading.a.width,
@@ -303,55 +322,65 @@ def _notes(work: Work, metric: Metric, score: float, state: Any, interval: Inter
     return list(filter(None, [own, interval.note, _about_null(work)]))
 
 
-def _null(work: Work, client: Client, moments: Moments, defined: NDArray[np.bool_]) -> Floats:
-    """Return the scores of random orders of B's blocks, shape (metric, run); NaN where the real score is undefined."""
-    settings, reading = work.settings, work.reading
-    null = np.full((len(defined), settings.null_runs), np.nan)
-    if not settings.null_runs or not defined.any():
-        return null
-    length, offset = work.block_rows, work.block_rows // 2
-    rows = list(
-        ordered_results(
-            client, cross_block, range(settings.blocks), [reading, length, settings.blocks, offset],
-            name="moments-null", label="Products of blocks", total=settings.blocks,
-        )
-    )  # fmt: skip
-    rest = None
-    if settings.blocks * length < len(reading.rows):
-        rest = cross_rest(settings.blocks * length, reading, offset)
-    wanted = [metric for metric, known in zip(work.metrics.values(), defined, strict=True) if known]
+def _null(
+    work: Work, client: Client, moments: Moments, decomposed: Decomposed, scores: Mapping[LinearMetric, float]
+) -> dict[Metric, Floats]:
+    """Return the scores of random orders of B's blocks by metric, shape (run,), but for undefined real scores."""
+    settings = work.settings
+    observed: dict[Metric, float] = {metric: score for metric, score in scores.items() if np.isfinite(score)}
+    if not settings.null_runs or not observed:
+        return {}
+    rows, rest = _products(work, client, decomposed.whitenings)
     draws = Draws(NULL, settings.blocks, (settings.blocks, settings.blocks), settings.null_runs, settings.seed)
-    shared = client.scatter([_Orders(rows, rest, moments, wanted, draws)], broadcast=False, hash=False)
-    null[defined] = run_blocks(
-        client, _score_orders, draws.runs, *shared, per_task=RUNS_PER_TASK, label="Shifted blocks"
+    orders = _Orders(rows, rest, decomposed.state, centred_lengths(moments), draws)
+    shared = client.scatter([orders], broadcast=False, hash=False)
+    return score_null(
+        client, _score_orders, draws, [Family(tuple(observed))], *shared, observed=observed,
+        stop_after=settings.stop_after, per_task=RUNS_PER_TASK, label="Shifted blocks",
+    )  # fmt: skip
+
+
+def _products(
+    work: Work, client: Client, whitenings: tuple[Whitening, Whitening]
+) -> tuple[list[Crossed], list[Crossed]]:
+    """Return what each block of A sums to beside every block of B, and the rows after the last block, if there are."""
+    reading, blocks, length = work.reading, work.settings.blocks, work.block_rows
+    offset = length // 2
+    together = work.blocks_per_task(n_slots(client))
+    starts = [[block * length for block in some] for some in split_runs(range(blocks), together)]
+    crossing = Crossing(reading, whitenings, [offset + block * length for block in range(blocks)], length)
+    parts = ordered_results(
+        client, cross_blocks, starts, [crossing], name="moments-null", label="Products of blocks", total=len(starts)
     )
-    return null
+    rows = [row for part in parts for row in part]
+    first = blocks * length
+    rest = Crossing(reading, whitenings, [first + offset], len(reading.rows) - first)
+    return rows, cross_blocks([first], rest) if rest.length else []
 
 
 @dataclass(frozen=True)
 class _Orders:
-    """What every order of B's blocks is scored from."""
+    """What every order of B's blocks is scored from: all products of blocks, and what no order changes."""
 
     rows: list[Crossed]
-    rest: Crossed | None
-    moments: Moments
-    metrics: Sequence[LinearMetric]
+    rest: list[Crossed]
+    state: LinearState
+    lengths: Lengths
     draws: Draws
 
-    def crossed(self, run: int) -> Crossed:
-        """Return the sums of one order."""
+    def product(self, run: int) -> Product:
+        """Return what the metrics of one order are computed from."""
         order = self.draws.places(run)[1]
-        parts = [Crossed(*(field[other] for field in row)) for row, other in zip(self.rows, order, strict=True)]
-        return weighted_sum(parts if self.rest is None else [*parts, self.rest])
+        parts = [(row.c[other], row.lengths[other]) for row, other in zip(self.rows, order, strict=True)]
+        parts += [(row.c[0], row.lengths[0]) for row in self.rest]
+        lengths = self.lengths._replace(ab=float(sum(of_rows for _, of_rows in parts)))
+        return Product(self.state, added([c for c, _ in parts]), lengths)
 
 
-def _score_orders(runs: range, orders: _Orders) -> Floats:
+def _score_orders(runs: range, orders: _Orders, groups: Sequence[Family]) -> Floats:
     """Task: score some orders of the blocks, shape (metric, run)."""
-    decomposed = decompose_moments(orders.moments)
-    scores = [
-        score_moments(with_crossed(orders.moments, orders.crossed(run)), orders.metrics, decomposed) for run in runs
-    ]
-    return np.array(scores).T
+    metrics = [metric for family in groups for metric in family.metrics]
+    return np.array([[metric.score(product) for metric in metrics] for product in map(orders.product, runs)]).T
 
 
 def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequence[float]) -> list[Interval]:
@@ -363,7 +392,7 @@ def _intervals(work: Work, client: Client, parts: list[Moments], scores: Sequenc
     draws = _Resamples(parts, list(work.metrics.values()), runs, settings.seed)
     shared = client.scatter([draws], broadcast=False, hash=False)
     drawn = run_blocks(
-        client, _score_resamples, runs + len(parts), *shared,  # the jackknife's runs come after the draws
+        client, _score_resamples, range(runs + len(parts)), *shared,  # the jackknife's runs come after the draws
         per_task=RUNS_PER_TASK, label="Bootstrap over documents", name="compare-bootstrap",
     )  # fmt: skip
     few = "" if len(parts) >= FEWEST_GROUPS else f"an interval from {len(parts)} groups of documents is too narrow"

@@ -66,7 +66,7 @@ def _states(family: Family, x: Stack, y: Stack) -> Iterator[object]:
             yield LinearState(a, b)
     else:
         for rows_x, rows_y in zip(x, y, strict=True):
-            yield family.prepare(rows_x, rows_y)
+            yield family.compact(family.prepare(rows_x, rows_y))
 
 
 def _components(metrics: list[LinearMetric], rows: Stack) -> Iterator[Components]:

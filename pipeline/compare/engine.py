@@ -25,9 +25,9 @@ from distributed.system import MEMORY_LIMIT
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
 from pipeline.compare.intervals import bootstrap_interval
-from pipeline.compare.nulls import Draws, Floats, Sizes, check_finite, run_blocks
+from pipeline.compare.nulls import Draws, Floats, Sizes, score_null
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
-from pipeline.compare.statistics import Interval, difference, effect_size, p_value
+from pipeline.compare.statistics import EFFECT_RUNS, Interval, difference, effect_size, p_value
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import Planned, ensure_client, tell
@@ -95,7 +95,7 @@ def score_pairs(
             scored = _score(used, sides, banks, fitted, settings)
         of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), scored.values(), strict=True))
         outcomes = {text: of_metric[metric] for text, metric in metrics.items()}
-    scores = to_dataset(outcomes, settings.nulls, settings.null_runs)
+    scores = to_dataset(outcomes, settings.nulls, settings.null_runs, ends_early=settings.stop_after > 0)
     return scores.assign(n_pairs=((), np.int64(n))).assign_attrs(n_pairs=n, **settings.record())
 
 
@@ -112,7 +112,7 @@ def _score(
     # a null without a bank pairs the same rows
     sizes = {name: banks[name].sizes() if name in banks else (n, n) for name in settings.nulls}
     draws = [Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed) for name in settings.nulls]
-    outcomes = score_rows(rows, n, groups, draws, client)
+    outcomes = score_rows(rows, n, groups, draws, client, stop_after=settings.stop_after)
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
     for metric in outcomes.keys() - defined.keys():
         logger.warning("%s is %s", metric.name, UNDEFINED)
@@ -130,16 +130,23 @@ def _score(
             continue
         sources = zip((banks[name].a, banks[name].b), rows, strict=True)
         drawn_from = [compared if source is None else source.on(client) for source, compared in sources]
-        scores = run_blocks(
-            client, score_draws, drawn.runs, *drawn_from, left, drawn,
-            per_task=draws_per_task(n, d_a, d_b), label=f"the null {name.replace('_', ' ')}",
+        scores = score_null(
+            client, score_draws, drawn, left, *drawn_from, drawn, observed=observed(defined),
+            stop_after=settings.stop_after, per_task=draws_per_task(n, d_a, d_b),
+            label=f"the null {name.replace('_', ' ')}",
         )  # fmt: skip
-        keep(defined, left, name, scores)
+        keep(defined, name, scores)
     return outcomes
 
 
 def score_rows(
-    rows: Sequence[Any], n: int, groups: Sequence[Family], draws: Sequence[Draws], client: Client | None = None
+    rows: Sequence[Any],
+    n: int,
+    groups: Sequence[Family],
+    draws: Sequence[Draws],
+    client: Client | None = None,
+    *,
+    stop_after: int = 0,
 ) -> dict[Metric, Outcome]:
     """Score paired rows, and all nulls that pair the same rows otherwise: what was prepared serves every pairing.
 
@@ -155,19 +162,19 @@ def score_rows(
     states = [_call(client, "prepare", _prepare, *rows, family) for family in groups]
     outcomes: dict[Metric, Outcome] = {}
     for family, state in zip(groups, states, strict=True):
-        observed = _call(client, "score", _observe, state, family, n)
-        observed = observed.result() if isinstance(observed, Future) else observed
-        outcomes |= observed
-        defined = family.only(metric for metric in observed if observed[metric].defined)
+        scored = _call(client, "score", _observe, state, family, n)
+        scored = scored.result() if isinstance(scored, Future) else scored
+        outcomes |= scored
+        defined = family.only(metric for metric in scored if scored[metric].defined)
         pairings = [drawn for drawn in draws if drawn.null.source == "rows"] if defined.metrics else []
         compact = _call(client, "compact", defined.compact, state) if pairings else None
         for drawn in pairings:
             names = " and ".join(metric.name for metric in defined.metrics)
-            scores = run_blocks(
-                client, _score_pairings, drawn.runs, compact, defined, drawn,
-                per_task=RUNS_PER_TASK, label=f"{names} of {drawn.null.name} pairs",
+            scores = score_null(
+                client, _score_pairings, drawn, [defined], compact, drawn, observed=observed(outcomes),
+                stop_after=stop_after, per_task=RUNS_PER_TASK, label=f"{names} of {drawn.null.name} pairs",
             )  # fmt: skip
-            keep(outcomes, [defined], drawn.null.name, scores)
+            keep(outcomes, drawn.null.name, scores)
     return outcomes
 
 
@@ -191,12 +198,13 @@ def _observe(state: Any, family: Family, n: int) -> dict[Metric, Outcome]:
     return outcomes
 
 
-def _score_pairings(runs: range, state: Any, family: Family, draws: Draws) -> Floats:
-    """Task: score pairings of the same rows, shape (metric, run)."""
+def _score_pairings(runs: range, state: Any, draws: Draws, groups: Sequence[Family]) -> Floats:
+    """Task: score pairings of the same rows by the metrics of one family, shape (metric, run)."""
+    (family,) = groups
     return np.array([family.scores(state, draws.places(run)[1]) for run in runs]).T
 
 
-def score_draws(runs: range, bank_a: Any, bank_b: Any, groups: Sequence[Family], draws: Draws) -> Floats:
+def score_draws(runs: range, bank_a: Any, bank_b: Any, draws: Draws, groups: Sequence[Family]) -> Floats:
     """Task: score rows drawn from two banks, shape (metric, run); as many draws are prepared at once as fit a stack."""
     at_once = runs_at_once(draws.n, bank_a.shape[1], bank_b.shape[1])
     scores: list[list[float]] = []
@@ -218,18 +226,16 @@ def draws_per_task(n: int, d_a: int, d_b: int) -> int:
     return min(250, max(4, 25 * (runs_at_once(n, d_a, d_b) - 1)))
 
 
-def keep(outcomes: Mapping[Metric, Outcome], groups: Sequence[Family], null: str, scores: Floats) -> None:
-    """Put the scores of a null, shape (metric, run), to the outcomes; of metrics without a score they do not count.
-
-    Raises
-    ------
-    InputError
-        If a metric is undefined in some runs.
-    """
-    for metric, values in zip(itertools.chain(*(family.metrics for family in groups)), scores, strict=True):
+def keep(outcomes: Mapping[Metric, Outcome], null: str, scores: Mapping[Metric, Floats]) -> None:
+    """Put the scores of a null, shape (run,) each, to the outcomes; of metrics without a score they do not count."""
+    for metric, values in scores.items():
         if outcomes[metric].defined:
-            check_finite(values, metric.name, null)
             outcomes[metric].null[null] = values
+
+
+def observed(outcomes: Mapping[Metric, Outcome]) -> dict[Metric, float]:
+    """Return the scores that nulls are held against."""
+    return {metric: outcome.score for metric, outcome in outcomes.items()}
 
 
 def _bootstrap(
@@ -279,18 +285,28 @@ def _fit_memory(
     return fitted
 
 
-def to_dataset(outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int) -> xr.Dataset:
-    """Return outcomes as a dataset over ``metric``, ``null`` and ``run``; NaN where a null could not be drawn."""
+def to_dataset(
+    outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int, *, ends_early: bool = False
+) -> xr.Dataset:
+    """Return outcomes as a dataset over ``metric``, ``null`` and ``run``; NaN where a null was not drawn, or ended.
+
+    Where nulls may end early, effects rest on the first :data:`~pipeline.compare.statistics.EFFECT_RUNS` in any case.
+    """
+    effect_runs = EFFECT_RUNS if ends_early else runs
     none = np.full(runs, np.nan)
     null_scores = np.array([[outcome.null.get(null, none) for outcome in outcomes.values()] for null in nulls])
     summaries = [
-        [summary(outcome.score, values) for outcome, values in zip(outcomes.values(), of_null, strict=True)]
+        [
+            summary(outcome.score, values, effect_runs)
+            for outcome, values in zip(outcomes.values(), of_null, strict=True)
+        ]
         for of_null in null_scores
     ]
     each = outcomes.values()
     variables: dict[str, Any] = {
         "score": ("metric", np.array([outcome.score for outcome in each])),
         "null_score": (("null", "metric", "run"), null_scores),
+        "p_runs": (("null", "metric"), np.isfinite(null_scores).sum(axis=-1)),
         **{
             name: (("null", "metric"), np.array([[one[name] for one in of_null] for of_null in summaries]))
             for name in SUMMARY
@@ -302,8 +318,8 @@ def to_dataset(outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int)
     return xr.Dataset(variables, {"metric": np.array(list(outcomes), object), "null": np.array(nulls, object)})
 
 
-def summary(score: float, null: Floats) -> dict[str, float]:
-    """Return what a score means beside one null; NaN where there is none.
+def summary(score: float, null: Floats, effect_runs: int | None = None) -> dict[str, float]:
+    """Return what a score means beside one null, effects by its first `effect_runs`; NaN where there is none.
 
     Examples
     --------
@@ -311,13 +327,14 @@ def summary(score: float, null: Floats) -> dict[str, float]:
     >>> round(said["difference"], 3), said["p"]
     (0.7, 0.25)
     """
-    if not len(null) or not np.isfinite(null).all():
+    if not len(null) or np.isnan(null[0]):
         return dict.fromkeys(SUMMARY, float("nan"))
+    first = null[:effect_runs]
     return {
-        "null_mean": float(null.mean()),
-        "null_std": float(null.std()),
-        **{name: float(np.quantile(null, level)) for name, level in QUANTILES.items()},
-        "z": effect_size(score, null),
-        "difference": difference(score, null),
+        "null_mean": float(first.mean()),
+        "null_std": float(first.std()),
+        **{name: float(np.quantile(first, level)) for name, level in QUANTILES.items()},
+        "z": effect_size(score, first),
+        "difference": difference(score, first),
         "p": p_value(score, null),
     }

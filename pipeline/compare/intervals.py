@@ -71,7 +71,7 @@ def bootstrap_interval(
     rows = paired_rows(x, y)
     shared = rows if client is None else client.scatter(rows, broadcast=False)
     draws = run_blocks(
-        client, draw_scores, runs, *shared, dict(scores), seed,
+        client, draw_scores, range(runs), *shared, dict(scores), seed,
         per_task=RUNS_PER_TASK, label="Bootstrap over pairs", name="compare-bootstrap",
     )  # fmt: skip
     jackknife = leave_out_scores(*rows, scores)

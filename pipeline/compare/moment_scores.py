@@ -16,92 +16,69 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
-from pipeline.compare.moments import Crossed, Moments
+from pipeline.compare.linear import Components, Lengths, LinearMetric, LinearState, Product
+from pipeline.compare.moments import Moments, Whitening
 
 Floats = NDArray[np.float64]
 
 
-def decompose_moments(moments: Moments) -> tuple[LinearState, tuple[Floats, Floats]]:
-    """Return the principal components of both sides, without scores; and ``V_a S_a⁻¹`` and ``V_b S_b⁻¹``, (d, r)."""
+class Decomposed(NamedTuple):
+    """What moments say of either side alone: components without scores of rows, and what turns rows into scores."""
+
+    state: LinearState
+    whitenings: tuple[Whitening, Whitening]
+
+
+def decompose_moments(moments: Moments) -> Decomposed:
+    """Return the principal components of both sides."""
     n = int(moments.n)
-    a, map_a = _components(moments.aa, moments.sum_a, n)
-    b, map_b = _components(moments.bb, moments.sum_b, n)
-    return LinearState(a, b), (map_a, map_b)
+    a, whitening_a = _components(moments.aa, moments.sum_a, n)
+    b, whitening_b = _components(moments.bb, moments.sum_b, n)
+    return Decomposed(LinearState(a, b), (whitening_a, whitening_b))
 
 
-def _components(gram: Floats, total: Floats, n: int) -> tuple[Components, Floats]:
+def _components(gram: Floats, total: Floats, n: int) -> tuple[Components, Whitening]:
     values, vectors = np.linalg.eigh(gram - np.outer(total, total / n))
     values, vectors = values[::-1], vectors[:, ::-1]
     # what centring takes away is rounded too
     noise = len(gram) * np.finfo(np.float64).eps * max(float(values[0]), float(np.diag(gram).max()))
     r = int(np.count_nonzero(values > noise))
     s, vectors = np.sqrt(values[:r]), vectors[:, :r]
-    nothing = np.empty((n, 0))
-    return Components(u=nothing, s=s, loadings=s[:, None] * vectors.T, squares=nothing[:, :0].sum(axis=1)), vectors / s
-
-
-def product(moments: Moments, state: LinearState, maps: tuple[Floats, Floats]) -> Product:
-    """Return what linear metrics are computed from."""
-    centred = moments.ab - np.outer(moments.sum_a, moments.sum_b / float(moments.n))
-    return Product(state, np.empty(0, np.int64), maps[0].T @ centred @ maps[1])
+    scores = np.empty((n, 0))
+    return Components(scores, s, s[:, None] * vectors.T, np.empty(0)), Whitening(total / n, vectors / s)
 
 
 def score_moments(
-    moments: Moments,
-    metrics: Sequence[LinearMetric],
-    decomposed: tuple[LinearState, tuple[Floats, Floats]] | None = None,
+    moments: Moments, metrics: Sequence[LinearMetric], decomposed: Decomposed | None = None
 ) -> list[float]:
-    """Return every metric of some moments.
-
-    `decomposed` is what :func:`decompose_moments` made of the same rows, whatever stood beside what.
-    """
-    state, maps = decomposed or decompose_moments(moments)
-    arranged = product(moments, state, maps)
-    return [metric.score_moments(moments, arranged) for metric in metrics]
+    """Return every metric of some moments; `decomposed` is what :func:`decompose_moments` made of them, if known."""
+    state, (a, b) = decomposed or decompose_moments(moments)
+    centred = moments.ab - np.outer(moments.sum_a, b.mean)
+    arranged = Product(state, a.map.T @ centred @ b.map, centred_lengths(moments))
+    return [metric.score(arranged) for metric in metrics]
 
 
-def with_crossed(moments: Moments, crossed: Crossed) -> Moments:
-    """Return the moments had the rows of B stood beside other rows of A."""
-    return moments._replace(**crossed._asdict())
-
-
-def debiased_cka(moments: Moments) -> float:
-    """Return linear CKA made from unbiased estimates of the Hilbert-Schmidt independence criterion.
-
-    Song et al., Feature selection via dependence maximization (JMLR 13, 2012), equation 5, put into CKA as by Nguyen,
-    Raghu, Kornblith (arXiv 2010.15327, 2020). Biased CKA of n independent rows is about d/n above 0; this one is 0 on
-    average. It takes rows for independent, which tokens of a document are not.
-
-    At most 1, and below 0 by chance; NaN if a side does not vary, or there are fewer than four rows.
-    """
+def centred_lengths(moments: Moments) -> Lengths:
+    """Return the sums of products of the centred rows' squared lengths, ``|x - μ|² = k - 2 x·μ + |μ|²``."""
     m = moments
-    if m.n < 4:
-        return float("nan")
-    a, b = (m.sum_a, float(np.trace(m.aa))), (m.sum_b, float(np.trace(m.bb)))
+    mean_a, mean_b = m.sum_a / m.n, m.sum_b / m.n
+    a, b = (mean_a, float(np.trace(m.aa))), (mean_b, float(np.trace(m.bb)))
     n = float(m.n)
-    ab = _hsic(n, a, b, _Kernels(m.ab, m.kl, m.lx, m.ky))
-    aa = _hsic(n, a, a, _Kernels(m.aa, m.kk, m.kx, m.kx))
-    bb = _hsic(n, b, b, _Kernels(m.bb, m.ll, m.ly, m.ly))
-    return ab / float(np.sqrt(aa * bb)) if aa > 0 and bb > 0 else float("nan")
+    return Lengths(
+        _lengths(n, a, a, (float(m.kk), m.kx, m.kx, m.aa)),
+        _lengths(n, b, b, (float(m.ll), m.ly, m.ly, m.bb)),
+        _lengths(n, a, b, (float(m.kl), m.lx, m.ky, m.ab)),
+    )
 
 
-class _Kernels(NamedTuple):
-    """What two kernels K = XXᵀ and L = YYᵀ share: XᵀY, Σ k l of their diagonals, Σ l x, and Σ k y."""
-
-    cross: Floats
-    diagonals: Floats
-    lx: Floats
-    ky: Floats
-
-
-def _hsic(n: float, a: tuple[Floats, float], b: tuple[Floats, float], both: _Kernels) -> float:
-    """Return n(n-3) times the unbiased criterion of two linear kernels, from the sum and the trace of either side.
-
-    ``tr(KL) + 1ᵀK1 · 1ᵀL1 / ((n-1)(n-2)) - 2/(n-2) · 1ᵀKL1``, with the diagonals taken out: ``(K1)_i = x_i·Σx - k_i``.
-    """
-    (sum_a, trace_a), (sum_b, trace_b) = a, b
-    trace = float(np.sum(both.cross * both.cross)) - float(both.diagonals)
-    total = float(sum_a @ sum_a - trace_a) * float(sum_b @ sum_b - trace_b)
-    rows = float(sum_a @ both.cross @ sum_b - sum_a @ both.lx - sum_b @ both.ky + both.diagonals)
-    return trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows
+def _lengths(
+    n: float, a: tuple[Floats, float], b: tuple[Floats, float], sums: tuple[float, Floats, Floats, Floats]
+) -> float:
+    """Return Σ |x - μ|² |y - ν|² from the mean and Σ |x|² of either side, and Σ k l, Σ l x, Σ k y, Σ x yᵀ."""
+    (mean_a, trace_a), (mean_b, trace_b), (kl, lx, ky, cross) = a, b, sums
+    square_a, square_b = float(mean_a @ mean_a), float(mean_b @ mean_b)
+    linear = 2 * float(mean_b @ ky + mean_a @ lx)
+    return (
+        kl - linear + 4 * float(mean_a @ cross @ mean_b)
+        + square_b * trace_a + square_a * trace_b - 3 * n * square_a * square_b
+    )  # fmt: skip

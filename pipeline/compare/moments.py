@@ -43,6 +43,8 @@ Result = TypeVar("Result")
 SLAB_VALUES = 2**21
 #: Rows of a slab at least, and of a sparse one.
 FEWEST_ROWS, SPARSE_ROWS = 256, 65_536
+#: Rows of products that are added at once: some hundred kB for a thousand columns.
+ROWS_AT_ONCE = 64
 
 
 class Moments(NamedTuple):
@@ -63,24 +65,12 @@ class Moments(NamedTuple):
     ly: Floats
 
 
-class Crossed(NamedTuple):
-    """Of these sums, those that depend on which row of B stands beside a row of A."""
-
-    ab: Floats
-    kl: Floats
-    lx: Floats
-    ky: Floats
-
-
-Sums = TypeVar("Sums", Moments, Crossed)
-
-
-def weighted_sum(parts: Sequence[Sums], weights: Sequence[float] | None = None) -> Sums:
+def weighted_sum(parts: Sequence[Moments], weights: Sequence[float] | None = None) -> Moments:
     """Return the sum of parts, each times its weight, added in their order.
 
     Examples
     --------
-    >>> one = Crossed(*(np.ones(1) for _ in range(4)))
+    >>> one = Moments(*(np.ones(1) for _ in Moments._fields))
     >>> weighted_sum([one, one], [2.0, 3.0]).kl
     array([5.])
     """
@@ -89,7 +79,7 @@ def weighted_sum(parts: Sequence[Sums], weights: Sequence[float] | None = None) 
     for factor, part in zip(factors[1:], parts[1:], strict=True):
         if factor:
             _add(totals, [factor * field for field in part])
-    return type(parts[0])(*totals)
+    return Moments(*totals)
 
 
 def _add(totals: Iterable[Floats], values: Iterable[Any]) -> None:
@@ -219,44 +209,134 @@ def _shapes(d_a: int, d_b: int) -> list[tuple[int, ...]]:
     return [(), (d_a, d_a), (d_b, d_b), (d_a, d_b), a, b, (), (), (), a, a, b, b]
 
 
-def cross_block(block: int, work: Pass, length: int, n_blocks: int, offset: int) -> Crossed:
-    """Task: sum one block of A rows against every block of B rows; a leading dimension counts the latter.
+@dataclass(frozen=True)
+class Whitening:
+    """What makes scores of a side's rows: ``(x - mean) @ map`` has orthonormal columns over all rows that count.
 
-    A's block g is rows g·length … of those that count, B's block h begins at `offset` + h·length, around the end.
+    Attributes
+    ----------
+    mean
+        Mean of the columns as they are read, (d,) float64.
+    map
+        ``V S⁻¹`` of the principal components, (d, r) float64.
     """
-    d_a, d_b = work.a.width, work.b.width
-    shapes = ((d_a, d_b), (), (d_a,), (d_b,))
-    total = Crossed(*(np.zeros((n_blocks, *shape)) for shape in shapes))
-    for start, stop in work.slabs(block * length, (block + 1) * length):
-        x = work.a.read(work.rows.ids(start, stop))
-        k = row_squares(x)
-        for other in range(n_blocks):
-            first = offset + other * length + start - block * length
-            part = cross(x, k, _around(work, first, stop - start))
-            _add([sums[other : other + 1] for sums in total], part)
+
+    mean: Floats
+    map: Floats
+
+    @property
+    def rank(self) -> int:
+        """The number of components."""
+        return self.map.shape[1]
+
+    def scores(self, rows: Any) -> NDArray[np.float32]:
+        """Return scores (n, r) in float32: made in float64, they are all of one size and can be rounded."""
+        return np.asarray(rows @ self.map - self.mean @ self.map, np.float32)
+
+    def squares(self, rows: Any) -> Floats:
+        """Return the squared length of every row less the mean, (n,) float64."""
+        return np.asarray(row_squares(rows) - 2 * (rows @ self.mean) + self.mean @ self.mean)
+
+
+class Crossed(NamedTuple):
+    """What rows of A beside rows of B sum to, for each of several blocks of B.
+
+    Attributes
+    ----------
+    c
+        Products of the scores of both sides, (block, r_a, r_b) float32.
+    lengths
+        Products of the squared lengths of the centred rows, (block,) float64.
+    """
+
+    c: NDArray[np.float32]
+    lengths: Floats
+
+    @classmethod
+    def zeros(cls, blocks: int, r_a: int, r_b: int) -> Crossed:
+        """Return sums over no rows."""
+        return cls(np.zeros((blocks, r_a, r_b), np.float32), np.zeros(blocks))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Which blocks of B are put beside blocks of A: `length` counted rows from each of `starts` on, around the end."""
+
+    work: Pass
+    whitenings: tuple[Whitening, Whitening]
+    starts: Sequence[int]
+    length: int
+
+
+def cross_blocks(starts: Sequence[int], crossing: Crossing) -> list[Crossed]:
+    """Task: sum the blocks of A that begin at `starts` against all blocks of B.
+
+    Several blocks of A share one reading of B; how many they are changes no result.
+    """
+    work = crossing.work
+    if work.a.sparse and work.b.sparse:
+        return [_cross_sparse(start, crossing) for start in starts]
+    (a, b), blocks = crossing.whitenings, len(crossing.starts)
+    totals = [Crossed.zeros(blocks, a.rank, b.rank) for _ in starts]
+    for first, stop in work.slabs(0, crossing.length):
+        slabs = (around(work.a, work.rows, start + first, stop - first) for start in starts)
+        left = [(a.scores(x), a.squares(x)) for x in slabs]
+        for block, start in enumerate(crossing.starts):
+            y = around(work.b, work.rows, start + first, stop - first)
+            scores, squares = b.scores(y), b.squares(y)
+            for total, (scores_a, squares_a) in zip(totals, left, strict=True):
+                total.c[block] += scores_a.T @ scores
+                total.lengths[block] += squares_a @ squares
+    return totals
+
+
+def _cross_sparse(start: int, crossing: Crossing) -> Crossed:
+    """Sum one block of A against all blocks of B by what fires together: scores would be dense."""
+    work, (a, b), blocks = crossing.work, crossing.whitenings, len(crossing.starts)
+    sums, sum_a, sums_b = (
+        np.zeros(shape) for shape in ((blocks, len(a.mean), len(b.mean)), a.mean.shape, (blocks, len(b.mean)))
+    )
+    total = Crossed.zeros(blocks, a.rank, b.rank)
+    for first, stop in work.slabs(0, crossing.length):
+        x = around(work.a, work.rows, start + first, stop - first)
+        sum_a += x.sum(axis=0)
+        for block, start_b in enumerate(crossing.starts):
+            y = around(work.b, work.rows, start_b + first, stop - first)
+            sums[block] += multiply(x, y)
+            sums_b[block] += y.sum(axis=0)
+            total.lengths[block] += a.squares(x) @ b.squares(y)
+    for block in range(blocks):
+        centred = sums[block] - np.outer(sum_a, b.mean)
+        centred -= np.outer(a.mean, sums_b[block] - crossing.length * b.mean)
+        total.c[block] = a.map.T @ centred @ b.map
     return total
 
 
-def cross_rest(start: int, work: Pass, offset: int) -> Crossed:
-    """Return the sums of A's rows from `start` to the end against B's rows `offset` further on, around the end."""
-    x = work.a.read(work.rows.ids(start, len(work.rows)))
-    return cross(x, row_squares(x), _around(work, start + offset, x.shape[0]))
+def added(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the sum of equally large arrays, some rows at a time so that these stay in the cache.
+
+    Examples
+    --------
+    >>> added([np.ones((1, 2), np.float32)] * 3).tolist()
+    [[3.0, 3.0]]
+    """
+    total = np.empty_like(parts[0])
+    for start in range(0, len(total), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        total[rows] = parts[0][rows]
+        for part in parts[1:]:
+            total[rows] += part[rows]
+    return total
 
 
-def cross(x: Any, k: Floats, y: Any) -> Crossed:
-    """Return the sums over rows of x and rows of y that are side by side; `k` are the squares of x's rows."""
-    ell = row_squares(y)
-    return Crossed(multiply(x, y), np.asarray(k @ ell), ell @ x, k @ y)
-
-
-def _around(work: Pass, start: int, count: int) -> Any:
-    """Return `count` of B's rows that count, from number `start` on; after the last comes the first."""
-    n = len(work.rows)
+def around(side: Columns, rows: TokenRows, start: int, count: int) -> Any:
+    """Return `count` of a side's rows that count, from number `start` on; after the last comes the first."""
+    n = len(rows)
     start %= n
     if start + count <= n:
-        return work.b.read(work.rows.ids(start, start + count))
-    parts = [work.b.read(work.rows.ids(start, n)), work.b.read(work.rows.ids(0, start + count - n))]
-    return scipy.sparse.vstack(parts, format="csr") if work.b.sparse else np.concatenate(parts)
+        return side.read(rows.ids(start, start + count))
+    parts = [side.read(rows.ids(start, n)), side.read(rows.ids(0, start + count - n))]
+    return scipy.sparse.vstack(parts, format="csr") if side.sparse else np.concatenate(parts)
 
 
 def multiply(x: Any, y: Any) -> Floats:

@@ -9,8 +9,9 @@ To add one, write a function as those at the end of this module; see ``docs/exte
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.compare.base import Pairing
+from pipeline.compare.base import Family, Metric, Pairing
+from pipeline.compare.statistics import EFFECT_RUNS, ended_after
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import run_tasks
 from storage.errors import InputError
@@ -101,33 +103,90 @@ class Draws:
 def run_blocks(
     client: Client | None,
     score: Callable[..., Floats],
-    runs: int,
+    runs: range,
     *args: Any,
     per_task: int,
     label: str,
     name: str = "compare-null",
 ) -> Floats:
-    """Return the scores of all runs, shape (metric, run), from tasks of `per_task` consecutive runs each.
+    """Return the scores of some runs, shape (metric, run), from tasks of `per_task` consecutive runs each.
 
     The module-level function `score` makes scores, shape (metric, run), from a range of runs and `args`, which may be
     futures. Without a client it runs here, once for all. `label` and `name` are for the progress bar and task keys.
     """
     if client is None:
-        return score(range(runs), *args)
+        return score(runs, *args)
     blocks = split_runs(runs, per_task)
     scores = dict(run_tasks(client, score, blocks, name=name, label=label, args=args))
     return np.concatenate([scores[block] for block in blocks], axis=1)
 
 
-def split_runs(runs: int, per_task: int) -> list[range]:
+def split_runs(runs: range, per_task: int) -> list[range]:
     """Return the runs of each task.
 
     Examples
     --------
-    >>> split_runs(5, 2)
+    >>> split_runs(range(5), 2)
     [range(0, 2), range(2, 4), range(4, 5)]
     """
-    return [range(start, min(start + per_task, runs)) for start in range(0, runs, per_task)]
+    return [runs[start : start + per_task] for start in range(0, len(runs), per_task)]
+
+
+def score_null(
+    client: Client | None,
+    score: Callable[..., Floats],
+    draws: Draws,
+    groups: Sequence[Family],
+    *args: Any,
+    observed: Mapping[Metric, float],
+    stop_after: int,
+    per_task: int,
+    label: str,
+) -> dict[Metric, Floats]:
+    """Return the scores of a null's runs by metric, shape (run,) each; NaN from where a metric's null has ended.
+
+    The module-level function `score` makes scores, shape (metric, run), from a range of runs, `args` and the families
+    that are still to be scored. Where nulls may end early (:func:`pipeline.compare.statistics.ended_after`), runs are
+    made in parts that double, which keeps many workers busy too; no part depends on the number of workers, and runs
+    that were made beyond the end are left out.
+
+    Raises
+    ------
+    InputError
+        If a metric is undefined in some of the runs that are needed.
+    """
+    scores = {metric: np.full(draws.runs, np.nan) for family in groups for metric in family.metrics}
+    ended: dict[Metric, int] = {}
+    going = list(groups)
+    for part in _parts(draws.runs, per_task if stop_after else draws.runs):
+        made = run_blocks(client, score, part, *args, going, per_task=per_task, label=label)
+        for metric, values in zip(itertools.chain(*(family.metrics for family in going)), made, strict=True):
+            scores[metric][part.start : part.stop] = values
+            if runs := ended_after(observed[metric], scores[metric][: part.stop], stop_after):
+                ended[metric] = runs
+        left = [family.only(scores.keys() - ended.keys()) for family in going]
+        going = [family for family in left if family.metrics]
+        if not going:
+            break
+    for metric, values in scores.items():
+        runs = ended.get(metric, draws.runs)
+        check_finite(values[:runs], metric.name, draws.null.name)
+        values[runs:] = np.nan
+    return scores
+
+
+def _parts(runs: int, per_task: int) -> Iterator[range]:
+    """Yield parts of all runs, whole tasks: the first has those that are always needed, each other as many as before.
+
+    Examples
+    --------
+    >>> list(_parts(1000, 30))
+    [range(0, 120), range(120, 240), range(240, 480), range(480, 960), range(960, 1000)]
+    """
+    start, stop = 0, per_task * -(-EFFECT_RUNS // per_task)
+    while start < runs:
+        yield range(start, min(stop, runs))
+        start, stop = stop, 2 * stop
 
 
 def check_finite(values: Floats, metric: str, null: str) -> None:

@@ -72,9 +72,10 @@ def compare(
     xarray.Dataset
         ``score(metric)``; ``null_score(null, metric, run)`` and, over (null, metric), ``null_mean``, ``null_std``,
         ``null_q05``, ``null_q95``, ``difference`` (score - null_mean), ``z`` and ``p``; ``low(metric)`` and
-        ``high(metric)``, the 95 % interval, NaN without `intervals`; all float64. ``n_pairs`` int64; ``note(metric)``,
-        text: why a score or null is undefined, or means little. With fewer than 3 pairs, or where a metric is
-        undefined on these rows, scores are NaN. Where a null has too few rows to draw from, it is NaN.
+        ``high(metric)``, the 95 % interval, NaN without `intervals`; all float64. ``p_runs(null, metric)`` int64, how
+        many runs p rests on; ``n_pairs`` int64; ``note(metric)``, text: why a score or null is undefined, or means
+        little. With fewer than 3 pairs, or where a metric is undefined on these rows, scores are NaN. Where a null has
+        too few rows to draw from, it is NaN, and so are runs that were not needed (`stop_after`).
 
     Raises
     ------

@@ -34,10 +34,12 @@ Sites = tuple[str, str]
 #: Variables of a comparison over metric, and over null and metric.
 OF_METRIC = ("score", "low", "high")
 OF_NULL = ("null_mean", "null_std", "null_q05", "null_q95", "difference", "z", "p")
+#: How many runs of a null were asked for, and how many p rests on.
+RUNS = ("null_runs", "p_runs")
 #: Columns of :func:`scores_table`, the content of ``scores.csv``.
 SCORE_COLUMNS = (
     "site_a", "site_b", "metric", "null", *OF_METRIC, *OF_NULL, "p_holm", "p_bh", "tests", "n_pairs", "null_runs",
-    "note",
+    "p_runs", "note",
 )  # fmt: skip
 #: Beyond so many rows a LaTeX table is set over several pages.
 LONG_TABLE = 40
@@ -63,7 +65,8 @@ def score_grid(
     xarray.Dataset
         Over (site_a, site_b, metric): ``score``, ``low``, ``high`` float64 and ``note``, text. Over (site_a, site_b,
         metric, null): ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``difference``, ``z``, ``p``,
-        ``p_holm``, ``p_bh`` float64 and ``null_runs`` int64, the runs that were asked for. Over (site_a, site_b):
+        ``p_holm``, ``p_bh`` float64; ``null_runs`` int64, the runs that were asked for, and ``p_runs`` int64, those
+        that p rests on: fewer where a null ended early, 0 where there is no p. Over (site_a, site_b):
         ``n_pairs`` int64. Over null: ``tests`` int64, the p-values that were corrected together, and ``power``, text:
         says so where no score could have become significant.
 
@@ -97,7 +100,12 @@ def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
             f"{one} is a comparison of an older release, without named nulls: make it again (`subspace run`)"
         )
     runs = xr.full_like(ds["p"], ds.sizes.get("run", 0), np.int64)
-    return ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs).load()
+    return _with_p_runs(ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs)).load()
+
+
+def _with_p_runs(ds: xr.Dataset) -> xr.Dataset:
+    """Add the runs that p rests on where there are none: in earlier releases no null ended early."""
+    return ds if "p_runs" in ds else ds.assign(p_runs=ds["null_runs"].where(ds["p"].notnull(), 0))
 
 
 def _stack(opened: Mapping[Sites, xr.Dataset]) -> xr.Dataset:
@@ -109,7 +117,7 @@ def _stack(opened: Mapping[Sites, xr.Dataset]) -> xr.Dataset:
     }
     dims = {
         **dict.fromkeys(OF_METRIC, ("site_a", "site_b", "metric")),
-        **dict.fromkeys((*OF_NULL, "null_runs"), ("site_a", "site_b", "metric", "null")),
+        **dict.fromkeys((*OF_NULL, *RUNS), ("site_a", "site_b", "metric", "null")),
         "n_pairs": ("site_a", "site_b"),
     }
     coords = {name: np.array(values, object) for name, values in labels.items()}
@@ -120,11 +128,11 @@ def _stack(opened: Mapping[Sites, xr.Dataset]) -> xr.Dataset:
         here: dict[str, Any] = {"site_a": a, "site_b": b, "metric": ds["metric"].values}
         grid["n_pairs"].loc[{"site_a": a, "site_b": b}] = int(ds["n_pairs"])
         grid["note"].loc[here] = ds["note"].values if "note" in ds else ""
-        for name in (*OF_METRIC, *OF_NULL, "null_runs"):
+        for name in (*OF_METRIC, *OF_NULL, *RUNS):
             if name in ds:
                 place = here | ({"null": ds["null"].values} if "null" in dims[name] else {})
                 grid[name].loc[place] = ds[name].transpose(*dims[name][2:]).values
-    counts = {name: grid[name].fillna(0).astype(np.int64) for name in ("n_pairs", "null_runs")}
+    counts = {name: grid[name].fillna(0).astype(np.int64) for name in ("n_pairs", *RUNS)}
     return grid.assign(counts)
 
 
@@ -152,7 +160,7 @@ def _corrected(grid: xr.Dataset) -> xr.Dataset:
 
 def scores_table(grid: xr.Dataset) -> pd.DataFrame:
     """Return a grid as a tidy table, :data:`SCORE_COLUMNS`: a row for each compared pair of sites, metric and null."""
-    flat = grid.drop_vars("power").load()
+    flat = _with_p_runs(grid.drop_vars("power")).load()
     wide = xr.broadcast(flat)[0].to_dataframe(dim_order=["site_a", "site_b", "metric", "null"]).reset_index()
     compared = wide["note"] != "not compared"
     return wide.loc[compared, list(SCORE_COLUMNS)].reset_index(drop=True)
@@ -199,6 +207,8 @@ def written_table(table: pd.DataFrame) -> pd.DataFrame:
     written["chance"] = _each(table, "{:.3f} ± {:.3f}".format, "null_mean", "null_std")
     for name, column in {"above it": "difference", "p": "p", "p (Holm)": "p_holm"}.items():
         written[name] = _each(table, number, column)
+    if (table["p_runs"] < table["null_runs"]).any():
+        written["runs"] = _each(table, "{:,.0f}".format, "p_runs")
     return pd.DataFrame(written)
 
 

@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 
 #: Scores this close to the null's count as equal: where every pairing scores the same, rounding must not decide.
 TIE = 1e-6
+#: Runs that effects rest on where a null may end early: always the first ones, since stopping biases what is averaged.
+EFFECT_RUNS = 100
 #: The level at which results are called significant, and at which :func:`power_note` judges.
 LEVEL = 0.05
 #: Beyond this bias (in standard deviations of the draws) an interval would rest on a handful of extreme draws.
@@ -33,14 +35,16 @@ def p_value(score: float, null: ArrayLike) -> float:
 
     b is the number of runs that score at least as high. The score itself counts as one of N + 1 equally likely
     arrangements, so that p is never 0 and its null distribution is uniform (Phipson and Smyth, Statistical
-    Applications in Genetics and Molecular Biology 9, 2010).
+    Applications in Genetics and Molecular Biology 9, 2010). Where the null ended early (:func:`ended_after`), after
+    l runs, p is b / l (Besag and Clifford, Biometrika 78, 1991), or (b + 1) / (l + 1) if l is the fixed number that is
+    drawn before the null may end. Each of these values is reached with just the probability that it states.
 
     Parameters
     ----------
     score
         The score of the real pairing.
     null
-        The scores of the shuffled ones, shape (run,).
+        The scores of the shuffled ones, shape (run,); NaN from where the null ended.
 
     Returns
     -------
@@ -51,12 +55,34 @@ def p_value(score: float, null: ArrayLike) -> float:
     --------
     >>> p_value(0.9, [0.1, 0.2, 0.3])
     0.25
+    >>> p_value(0.9, [*np.linspace(0, 1, 110), np.nan, np.nan])
+    0.1
     """
     runs = np.asarray(null, np.float64)
     if np.isnan(score):
         return float("nan")
-    at_least = np.count_nonzero(runs >= score - TIE)
-    return (int(at_least) + 1) / (len(runs) + 1)
+    at_least, drawn = int(np.count_nonzero(runs >= score - TIE)), int(np.count_nonzero(~np.isnan(runs)))
+    if EFFECT_RUNS < drawn < len(runs):
+        return at_least / drawn
+    return (at_least + 1) / (drawn + 1)
+
+
+def ended_after(score: float, null: ArrayLike, stop_after: int) -> int | None:
+    """Return after how many runs a null ended: `stop_after` of them scored at least as high; None if it has not ended.
+
+    It does not end before :data:`EFFECT_RUNS`, and never with `stop_after` 0.
+
+    Examples
+    --------
+    >>> ended_after(0.5, np.linspace(0, 1, 301), stop_after=10), ended_after(0.1, np.linspace(0, 1, 301), stop_after=10)
+    (160, 100)
+    >>> ended_after(0.5, np.zeros(301), stop_after=10) is None
+    True
+    """
+    exceedances = np.cumsum(np.asarray(null, np.float64) >= score - TIE)
+    if not stop_after or len(exceedances) < EFFECT_RUNS or exceedances[-1] < stop_after:
+        return None
+    return max(EFFECT_RUNS, int(np.searchsorted(exceedances, stop_after)) + 1)
 
 
 def effect_size(score: float, null: ArrayLike) -> float:

@@ -30,7 +30,7 @@ from pipeline.compare.engine import (
     score_rows,
     to_dataset,
 )
-from pipeline.compare.nulls import Draws, Floats, Null, split_runs
+from pipeline.compare.nulls import Draws, Floats, Null, check_finite, split_runs
 from pipeline.compare.rows import DecoderRows
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
@@ -192,7 +192,7 @@ def _jobs(scored: Mapping[str, Ids], shared: _Shared, d_a: int, d_b: int) -> Ite
     for n in sorted({len(own[0]) for own in scored.values()}, reverse=True):
         for draws in shared.draws(n):
             if draws.null.source != "rows" and not draws.too_few():
-                for runs in split_runs(draws.runs, draws_per_task(n, d_a, d_b)):
+                for runs in split_runs(range(draws.runs), draws_per_task(n, d_a, d_b)):
                     yield _Job(draws.null.name, draws=draws, runs=runs)
 
 
@@ -200,7 +200,7 @@ def _run(job: _Job, rows_a: Any, rows_b: Any, shared: _Shared) -> dict[Metric, O
     """Task: score a subset and the pairings of its rows, or some draws, shape (metric, run)."""
     if job.draws is not None:
         ids = shared.banks[job.draws.null.source]
-        return score_draws(job.runs, rows_a[ids[0]], rows_b[ids[1]], shared.groups, job.draws)
+        return score_draws(job.runs, rows_a[ids[0]], rows_b[ids[1]], job.draws, shared.groups)
     a, b = job.ids or ((), ())
     return score_rows((rows_a[a], rows_b[b]), len(a), shared.groups, shared.draws(len(a)))
 
@@ -215,9 +215,13 @@ def _outcomes(
         if job.draws is not None:
             drawn.setdefault((job.name, job.draws.n), {})[job.runs.start] = result
     nulls = {key: np.concatenate([parts[start] for start in sorted(parts)], axis=1) for key, parts in drawn.items()}
+    ordered = [metric for family in groups for metric in family.metrics]
     for (null, n), scores in nulls.items():
         for name in (name for name in scored if len(scored[name][0]) == n):
-            keep(outcomes[name], groups, null, scores)
+            defined = {m: values for m, values in zip(ordered, scores, strict=True) if outcomes[name][m].defined}
+            for metric, values in defined.items():
+                check_finite(values, metric.name, null)
+            keep(outcomes[name], null, defined)
     return {name: {text: of[metric] for text, metric in metrics.items()} for name, of in outcomes.items()}
 
 

@@ -33,7 +33,9 @@ def activations_command(
     summary: dict[str, Any] = {"result": str(out), "tokens": int(scores["n_tokens"])}
     for text in settings.metrics:
         one = scores.sel(metric=text, null=NULL.name)
-        summary[text] = {key: float(one[key]) for key in ("score", "low", "high", "null_mean", "null_std", "p")}
+        summary[text] = {
+            key: float(one[key]) for key in ("score", "low", "high", "null_mean", "null_std", "p", "p_runs")
+        }
         if note := str(one["note"].item()):
             summary[text]["note"] = note
     show(summary, as_json=as_json)

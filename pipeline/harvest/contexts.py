@@ -42,8 +42,10 @@ from storage.shards import iter_slices
 logger = logging.getLogger(__name__)
 
 STAGE = "contexts"
-#: Bytes of one slab of one panel, in the worst case that all of it is active.
+#: Bytes of one slab of one panel, in the worst case.
 SLAB_BYTES = 64 * 2**20
+#: Bytes of an entry of a sparse slab: its id and its value.
+ENTRY_BYTES = 8
 #: Rows whose coordinates are read at once.
 BLOCK_ROWS = 2**20
 #: Firing rows of each feature from which quantiles are taken.
@@ -191,12 +193,12 @@ def _nothing_kept(store: xr.Dataset, panel: slice, top_n: int, settings: Context
 
 
 def _slabs(path: str, store: xr.Dataset, panel: slice, settings: ContextsSettings) -> Iterator[tuple[slice, Any]]:
-    """Yield slabs of whole chunks that stay below :data:`SLAB_BYTES` even if all of it is active."""
+    """Yield slabs of whole chunks that stay below :data:`SLAB_BYTES`."""
     from pipeline.harvest.contexts_kernels import Rows
 
     array = zarr.open_array(f"{path}/activation", mode="r")
     chunk_rows, n_rows = array.chunks[0], array.shape[0]
-    step = chunk_rows * max(1, SLAB_BYTES // (4 * (panel.stop - panel.start)) // chunk_rows)
+    step = chunk_rows * max(1, _most_rows(store, panel) // chunk_rows)
     documents = "document" if settings.distinct_documents else None
     tokens = "token_id" if settings.tokens and "token_id" in store.variables else None
     per_block = max(1, BLOCK_ROWS // step) * step
@@ -209,6 +211,18 @@ def _slabs(path: str, store: xr.Dataset, panel: slice, settings: ContextsSetting
         for rows in iter_slices(block.stop, step, block.start):
             part = slice(rows.start - block.start, rows.stop - block.start)
             yield rows, Rows(rows.start, skip[part], document[part], token[part])
+
+
+def _most_rows(store: xr.Dataset, panel: slice) -> int:
+    """Return how many rows of a panel fit a slab wherever its entries lie, up to :data:`BLOCK_ROWS`.
+
+    All of them fit if all entries do: those of sinks, which are not counted, may be everywhere.
+    """
+    width = panel.stop - panel.start
+    entries = int(store["n_active"].values[panel].sum()) + int(store.attrs["n_sinks"]) * width
+    if store.attrs["layout"] == "csr" and ENTRY_BYTES * entries <= SLAB_BYTES:
+        return BLOCK_ROWS
+    return SLAB_BYTES // (4 * width)
 
 
 def _column(store: xr.Dataset, name: str | None, rows: slice) -> NDArray[np.int64]:

@@ -20,6 +20,9 @@ import numpy as np
 
 from storage.jit import cached_njit
 
+#: What is inserted at one place of three arrays (f, size).
+Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 class Kept(NamedTuple):
     """What is kept of the features of a panel, changed in place; f is the number of features.
@@ -83,27 +86,27 @@ class Rows(NamedTuple):
 
 
 @cached_njit
-def _offer(state: Kept, feature: int, value: float, row: int, document: int) -> None:
+def _offer(best: Lists, feature: int, value: float, row: int, document: int) -> None:
     """Insert `row` into one feature's descending list, if `value` beats its last entry or its document's."""
-    values, rows, documents = state.values[feature], state.rows[feature], state.documents[feature]
-    last = len(values) - 1
+    values, rows, documents = best
+    last = values.shape[1] - 1
     if document >= 0:
-        for k in range(len(values)):
-            if documents[k] == document:
+        for k in range(values.shape[1]):
+            if documents[feature, k] == document:
                 last = k
                 break
     place = last + 1
-    while place > 0 and value > values[place - 1]:
+    while place > 0 and value > values[feature, place - 1]:
         place -= 1
     if place > last:
         return
     for k in range(last, place, -1):
-        values[k] = values[k - 1]
-        rows[k] = rows[k - 1]
-        documents[k] = documents[k - 1]
-    values[place] = value
-    rows[place] = row
-    documents[place] = document
+        values[feature, k] = values[feature, k - 1]
+        rows[feature, k] = rows[feature, k - 1]
+        documents[feature, k] = documents[feature, k - 1]
+    values[feature, place] = value
+    rows[feature, place] = row
+    documents[feature, place] = document
 
 
 @cached_njit
@@ -116,74 +119,89 @@ def _hash(seed: np.uint64, feature: int, row: int) -> np.uint64:
 
 
 @cached_njit
-def _draw(state: Kept, feature: int, key: np.uint64, value: float, row: int) -> None:
-    """Insert a row into one feature's sample, if its hash is among the smallest."""
-    hashes, rows, values = state.sample_hash[feature], state.sample_rows[feature], state.sample_values[feature]
-    if len(hashes) == 0 or key >= hashes[-1]:
-        return
-    place = len(hashes) - 1
-    while place > 0 and key < hashes[place - 1]:
-        hashes[place] = hashes[place - 1]
-        rows[place] = rows[place - 1]
-        values[place] = values[place - 1]
+def _draw(sample: Lists, feature: int, key: np.uint64, value: float, row: int) -> None:
+    """Insert a row, whose hash is among the smallest, into one feature's sample."""
+    hashes, rows, values = sample
+    place = hashes.shape[1] - 1
+    while place > 0 and key < hashes[feature, place - 1]:
+        hashes[feature, place] = hashes[feature, place - 1]
+        rows[feature, place] = rows[feature, place - 1]
+        values[feature, place] = values[feature, place - 1]
         place -= 1
-    hashes[place] = key
-    rows[place] = row
-    values[place] = value
+    hashes[feature, place] = key
+    rows[feature, place] = row
+    values[feature, place] = value
 
 
 @cached_njit
-def _count_token(state: Kept, feature: int, token: int, row: int) -> None:
+def _count_token(counters: Lists, missed: np.ndarray, feature: int, token: int, row: int) -> None:
     """Count one token of one feature."""
-    tokens, counts = state.tokens[feature], state.token_counts[feature]
+    tokens, counts, rows = counters
     free = -1
-    for k in range(len(tokens)):
-        if counts[k] == 0:
+    for k in range(tokens.shape[1]):
+        if counts[feature, k] == 0:
             free = k
-        elif tokens[k] == token:
-            counts[k] += 1
+        elif tokens[feature, k] == token:
+            counts[feature, k] += 1
             return
     if free >= 0:
-        tokens[free] = token
-        counts[free] = 1
-        state.token_rows[feature, free] = row
+        tokens[feature, free] = token
+        counts[feature, free] = 1
+        rows[feature, free] = row
     else:
-        counts -= 1
-        state.missed[feature] += 1
+        for k in range(tokens.shape[1]):
+            counts[feature, k] -= 1
+        missed[feature] += 1
 
 
 @cached_njit
-def _take(state: Kept, rows: Rows, i: int, feature: int, value: float) -> None:
-    """Take one entry that is not zero into all that is kept."""
+def _take_row(kept: Kept, rows: Rows, i: int, features: np.ndarray, data: np.ndarray) -> None:
+    """Take the entries of a row that are not zero into all that is kept.
+
+    The arrays are taken out of their tuples once a row: once an entry would take twenty times as long as what most
+    entries need, which are in no list and no sample.
+    """
+    best, sample = (kept.values, kept.rows, kept.documents), (kept.sample_hash, kept.sample_rows, kept.sample_values)
+    counters, missed, bins, scale = (
+        (kept.tokens, kept.token_counts, kept.token_rows),
+        kept.missed,
+        kept.bins,
+        kept.scale,
+    )
+    values, hashes = kept.values, kept.sample_hash
+    last_value, last_hash, last_bin = values.shape[1] - 1, hashes.shape[1] - 1, bins.shape[1] - 1
     row = rows.first + i
-    if value > state.values[feature, -1]:
-        document = rows.documents[i] if len(rows.documents) else -1
-        _offer(state, feature, value, row, document)
-    if value > 0:
-        n_bins = state.bins.shape[1]
-        if n_bins:
-            state.bins[feature, min(int(value * state.scale[feature]), n_bins - 1)] += 1
-        _draw(state, feature, _hash(state.seed, state.first + feature, row), value, row)
-        if len(rows.tokens):
-            _count_token(state, feature, rows.tokens[i], row)
+    document = rows.documents[i] if len(rows.documents) else -1
+    token = rows.tokens[i] if len(rows.tokens) else -1
+    for j in range(len(features)):
+        feature, value = features[j], data[j]
+        if value > values[feature, last_value] and value != 0:
+            _offer(best, feature, value, row, document)
+        if value > 0:
+            if last_bin >= 0:
+                bins[feature, min(int(value * scale[feature]), last_bin)] += 1
+            if last_hash >= 0:
+                key = _hash(kept.seed, kept.first + feature, row)
+                if key < hashes[feature, last_hash]:
+                    _draw(sample, feature, key, value, row)
+            if len(rows.tokens):
+                _count_token(counters, missed, feature, token, row)
 
 
 @cached_njit
-def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, state: Kept) -> None:
+def take_csr(slab: tuple[np.ndarray, np.ndarray, np.ndarray], rows: Rows, kept: Kept) -> None:
     """Take the stored entries of a CSR slab (row pointers, column ids, float32 values) into all that is kept."""
     indptr, indices, data = slab
     for i in range(len(indptr) - 1):
         if not rows.skip[i]:
-            for j in range(indptr[i], indptr[i + 1]):
-                if data[j] != 0:
-                    _take(state, rows, i, indices[j], data[j])
+            entries = slice(indptr[i], indptr[i + 1])
+            _take_row(kept, rows, i, indices[entries], data[entries])
 
 
 @cached_njit
-def take_dense(slab: np.ndarray, rows: Rows, state: Kept) -> None:
+def take_dense(slab: np.ndarray, rows: Rows, kept: Kept) -> None:
     """Take the entries of a dense slab that are not zero into all that is kept."""
+    features = np.arange(slab.shape[1])
     for i in range(slab.shape[0]):
         if not rows.skip[i]:
-            for j in range(slab.shape[1]):
-                if slab[i, j] != 0:
-                    _take(state, rows, i, j, slab[i, j])
+            _take_row(kept, rows, i, features, slab[i])

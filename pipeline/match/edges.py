@@ -130,19 +130,29 @@ def lookup(
     return values
 
 
-def ranks(edges: Edges, side: str) -> NDArray[np.int32]:
-    """Return, for every edge, its place in the list of one of its two features, best first from 0; int32, (edge,).
+def ranks(edges: Edges, side: str, chosen: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the places of edges in the lists of one of their two features, best first from 0; int32, (chosen,).
 
-    Of `side` ``"a"``: the place of the B feature in the A feature's list; of ``"b"``: the other way round.
+    Of `side` ``"a"``: the place of the B feature in the A feature's list; of ``"b"``: the other way round. `chosen` are
+    positions of edges.
 
     Examples
     --------
     >>> edges = make_edges([0, 0, 1], [0, 1, 1], [0.5, 0.9, 0.7], n_a=2, n_b=2)
-    >>> ranks(edges, "a").tolist(), ranks(edges, "b").tolist()
-    ([1, 0, 0], [0, 0, 1])
+    >>> ranks(edges, "a", np.arange(3)).tolist(), ranks(edges, "b", np.array([2, 0])).tolist()
+    ([1, 0, 0], [1, 0])
     """
     ids, n = (edges.ids_a, edges.n_a) if side == "a" else (edges.ids_b, edges.n_b)
-    return _count_up(edges.order, ids, n)
+    if np.bincount(ids[chosen], minlength=1).max() > 1:
+        return _count_up(edges.order, ids, n)[chosen]
+    # of features that are used once, what stands before the pair is counted, without a sort of all edges
+    at = np.full(n, -1)
+    at[ids[chosen]] = chosen
+    rivals = np.flatnonzero(at[ids] >= 0)
+    own = at[ids[rivals]]
+    r, own_r = edges.r[rivals], edges.r[own]
+    ahead = (r > own_r) | ((r == own_r) & (rivals < own))
+    return np.bincount(ids[rivals[ahead]], minlength=n)[ids[chosen]].astype(np.int32)
 
 
 def _slabs(path: str | Path, name: str, n_rows: int) -> Iterator[tuple[int, sparse.csr_array]]:

@@ -252,8 +252,8 @@ def _columns(data: Candidates, chosen: NDArray[np.int64]) -> dict[str, xr.Variab
         "feature_b": ids_b,
         "r": edges.r[chosen],
         "r_heldout": _heldout(data, ids_a, ids_b),
-        "rank_b": ranks(edges, "a")[chosen],
-        "rank_a": ranks(edges, "b")[chosen],
+        "rank_b": ranks(edges, "a", chosen),
+        "rank_a": ranks(edges, "b", chosen),
         "uses_a": np.bincount(ids_a, minlength=edges.n_a)[ids_a].astype(np.int32),
         "uses_b": np.bincount(ids_b, minlength=edges.n_b)[ids_b].astype(np.int32),
     }

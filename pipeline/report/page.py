@@ -269,7 +269,7 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
         null = pair.scores["null_score"].sel(metric=row.metric, null=row.null).values
         figure = plots.null_histogram(null, row.score, metric_name(row.metric), verdict.null_name(row.null))
         caption = (
-            f"Observed {number(row.score, 3)}; {row.null_runs:,} × {verdict.null_name(row.null)}: mean "
+            f"Observed {number(row.score, 3)}; {row.p_runs:,} × {verdict.null_name(row.null)}: mean "
             f"{number(row.null_mean, 3)}, 5 to 95 % {number(row.null_q05, 3)} to {number(row.null_q95, 3)}; "
             f"p = {p_number(row.p)}."
         )

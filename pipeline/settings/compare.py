@@ -130,6 +130,13 @@ NullRuns = Annotated[PositiveInt, Number]
 #: A number that may be 0, as that of bootstrap runs, or a seed.
 Count = Annotated[int, Number, Field(ge=0)]
 
+#: The runs of a null that end it.
+StopAfter = Annotated[Count, Flag(metavar="RUNS")]
+STOP_AFTER = (
+    "A null ends early once so many of its runs score at least as high as the real pairing: p is then not small, and "
+    "says how many runs it rests on. Effects rest on the first 100 runs. 0: all runs are made."
+)
+
 
 class Scored(Section):
     """What every comparison is by."""
@@ -143,7 +150,9 @@ class Scored(Section):
     def record(self) -> dict[str, Any]:
         """Return the settings as results keep them: each metric with its name and options."""
         named = {text: {"name": metric.name} | dataclasses.asdict(metric) for text, metric in self.parsed().items()}
-        return self.model_dump(exclude={"memory"}) | {"metrics": named}
+        record = self.model_dump(exclude={"memory"}) | {"metrics": named}
+        # results that were made before nulls could end early stay current
+        return {name: value for name, value in record.items() if name != "stop_after" or value}
 
 
 class CompareSettings(Scored):
@@ -162,6 +171,7 @@ class CompareSettings(Scored):
         "control in place of a side's own.",
     )
     null_runs: NullRuns = Field(1000, description="Runs of each null.")
+    stop_after: StopAfter = Field(0, description=STOP_AFTER)
     seed: Count = Field(0, description="Seed of all runs.")
     intervals: Annotated[Count, Flag(metavar="RUNS")] = Field(
         0, description="Bootstrap runs over pairs, for an interval of each score; none if 0."
@@ -195,6 +205,7 @@ class ActivationsSettings(Scored):
     null_runs: Count = Field(
         1000, description="Orders of the blocks. With 0 there is no null, and a score says little."
     )
+    stop_after: StopAfter = Field(0, description=STOP_AFTER)
     blocks: Annotated[int, Number, Field(ge=2)] = Field(
         16, description="Blocks of text of the null; its memory grows with their square."
     )

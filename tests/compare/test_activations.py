@@ -150,19 +150,64 @@ def test_same_bytes_whatever_the_workers(stores, client):
         assert first[name].values.tobytes() == second[name].values.tobytes() or first[name].dtype == object, name
 
 
+def test_a_null_that_ends_early(stores, client):
+    """One metric is significant, the other not at all: each p rests on its own runs, effects on the first 100."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(900, 3)), rng.normal(size=(900, 3))
+    y[:, 1] += 0.6 * x[:, 1]
+    y[:, 0] *= 30
+    paths = stores(x.astype("f4"), y.astype("f4"))
+    options = {"metrics": ["cca", "svcca_pc1"], "null_runs": 500, "client": client}
+    whole = compare_activations(*paths, **options)
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        first, second = (
+            compare_activations(*paths, **options | {"stop_after": 60, "client": used}) for used in (client, other)
+        )
+    for name in first.data_vars:
+        assert first[name].dtype == object or first[name].values.tobytes() == second[name].values.tobytes(), name
+    runs = first.p_runs.values[0]
+    assert runs[0] == 500
+    assert 100 < runs[1] < 500
+    exceed = whole.null_score.values[0, 1] >= float(whole.score[1]) - 1e-6
+    assert exceed[: runs[1]].sum() == 60
+    assert exceed[runs[1] - 1]
+    assert first.p.values[0].tolist() == [whole.p.values[0, 0], 60 / runs[1]]
+    np.testing.assert_array_equal(first.null_score[0, 1, : runs[1]], whole.null_score[0, 1, : runs[1]])
+    np.testing.assert_allclose(first.null_mean[0], whole.null_score[0, :, :100].mean("run"))
+    np.testing.assert_allclose(first.null_q95[0], np.quantile(whole.null_score[0, :, :100], 0.95, axis=1))
+    assert whole.p_runs.values.tolist() == [[500, 500]]
+
+
 def test_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(stores, client):
     """One order, made by hand from the rows themselves."""
     x, y = related(430, 3, 4)
-    found = compare_activations(*stores(x, y), metrics=["cca", "cka"], null_runs=3, blocks=4, seed=5, client=client)
+    metrics = ["cca", "cka", "cka_debiased", "pwcca", "procrustes"]
+    found = compare_activations(*stores(x, y), metrics=metrics, null_runs=3, blocks=4, seed=5, client=client)
     length, offset = 107, 53
     for run in range(3):
         order = np.random.default_rng(np.random.SeedSequence(5, spawn_key=(run,))).permutation(4)
         moved = np.roll(y, -offset, axis=0)
         rows = [moved[block * length : (block + 1) * length] for block in order]
-        expected = plain(x, np.concatenate([*rows, moved[4 * length :]]))
-        for name in ("cca", "cka"):
+        paired = np.concatenate([*rows, moved[4 * length :]])
+        expected = plain(x, paired) | {"cka_debiased": debiased_by_the_kernels(x, paired)}
+        for name in metrics:
             value = float(found.null_score.sel(metric=name, null="shifted_blocks", run=run))
             assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_the_null_of_sparse_stores_is_that_of_dense_ones(tmp_path, client):
+    """What fires together is summed without scores, which would be dense; with rows after the last block, and sinks."""
+    rng = np.random.default_rng(0)
+    dense = [np.where(rng.random((700, d)) < 0.3, 3 + rng.random((700, d)), 0).astype("f4") for d in (12, 15)]
+    dense[1][:, :12] += dense[0]
+    options = {"metrics": [*LINEAR, "cka_debiased"], "null_runs": 20, "blocks": 9, "client": client}
+    found = {}
+    for layout, make in (("sparse", sp.csr_array), ("dense", np.asarray)):
+        for name, values in zip("ab", dense, strict=True):
+            storage.write_activations(tmp_path / f"{layout}-{name}", make(values), tokens=tokens(700), dtype="float32")
+        found[layout] = compare_activations(tmp_path / f"{layout}-a", tmp_path / f"{layout}-b", **options)
+    assert storage.open_activations(tmp_path / "sparse-a").attrs["layout"] == "csr"
+    np.testing.assert_allclose(found["sparse"].null_score, found["dense"].null_score, rtol=0, atol=1e-6)
 
 
 def slow(seed, n, d, keep=0.9):
@@ -284,8 +329,11 @@ def test_a_current_result_is_left_as_it_is(stores, client, tmp_path):
     written = (out / "zarr.json").stat().st_mtime_ns
     compare_activations(*paths, null_runs=9, out=out, client=client)
     assert (out / "zarr.json").stat().st_mtime_ns == written
+    assert "stop_after" not in storage.read_manifest(out).settings, "results of earlier releases stay current"
     compare_activations(*paths, null_runs=8, out=out, client=client)
     assert (out / "zarr.json").stat().st_mtime_ns != written
+    compare_activations(*paths, null_runs=8, stop_after=2, out=out, client=client)
+    assert storage.read_manifest(out).settings["stop_after"] == 2
 
 
 MEMORY = """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import score_draws, score_rows
-from pipeline.compare.nulls import Draws, check_finite, run_blocks
+from pipeline.compare.nulls import Draws, check_finite, run_blocks, score_null
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import local_client
 from storage.errors import InputError
@@ -61,11 +62,45 @@ def test_shuffles_are_permutations_and_all_runs_differ():
 @pytest.mark.parametrize("per_task", [1, 7, 1000])
 def test_scores_come_in_the_order_of_the_runs_whatever_the_blocks(client, per_task):
     draws = draws_of("random_features", 5, (30, 40), 25, seed=1)
-    args = column(30), column(40), [BOTH], draws
-    found = run_blocks(client, score_draws, 25, *args, per_task=per_task, label="draws")
+    args = column(30), column(40), draws, [BOTH]
+    found = run_blocks(client, score_draws, range(25), *args, per_task=per_task, label="draws")
     expected = [BOTH.scores_of(column(30)[a], column(40)[b]) for a, b in map(draws.places, range(25))]
     np.testing.assert_array_equal(found, np.array(expected).T)
-    np.testing.assert_array_equal(found, run_blocks(None, score_draws, 25, *args, per_task=per_task, label="draws"))
+    np.testing.assert_array_equal(
+        found, run_blocks(None, score_draws, range(25), *args, per_task=per_task, label="draws")
+    )
+
+
+def test_each_metric_has_the_runs_that_its_null_needs(client):
+    draws, low, high = draws_of("random_features", 5, (30, 40), 450, seed=1), *BOTH.metrics
+    args = column(30), column(40), draws
+    whole = score_draws(range(450), *args, [BOTH])
+    observed = {low: float(np.sort(whole[0])[-30]), high: float(whole[1].max()) + 1}
+    ended = np.flatnonzero(whole[0] >= observed[low])[19] + 1
+    assert 100 < ended < 450
+    options = {"observed": observed, "stop_after": 20, "label": "draws"}
+    with local_client(n_workers=3, threads_per_worker=1) as other:
+        for used, per_task in itertools.product((None, client, other), (7, 30, 1000)):
+            found = score_null(used, score_draws, draws, [BOTH], *args, per_task=per_task, **options)
+            np.testing.assert_array_equal(found[low], np.where(np.arange(450) < ended, whole[0], np.nan))
+            np.testing.assert_array_equal(found[high], whole[1])
+
+
+def test_only_runs_that_a_null_needs_have_to_be_defined():
+    draws = draws_of("random_features", 5, (30, 40), 300, seed=1)
+    fails = {run: run in (150, 250) for run in range(300)}
+
+    def score(runs, groups):
+        return np.array([[np.nan if fails[run] else 1.0 for run in runs] for _ in groups])
+
+    options = {"observed": {BOTH.metrics[0]: 1.0}, "per_task": 10, "label": "draws"}
+    only = [Family(BOTH.metrics[:1])]
+    found = score_null(None, score, draws, only, stop_after=120, **options)[BOTH.metrics[0]]
+    assert np.isfinite(found).sum() == 120
+    with pytest.raises(
+        InputError, match=r"entry is undefined in 1 of 172 random_features runs \(the first is run 150\)"
+    ):
+        score_null(None, score, draws, only, stop_after=171, **options)
 
 
 def test_pairings_of_the_same_rows_are_those_of_the_null(client):

@@ -12,7 +12,15 @@ from scipy.stats import false_discovery_control
 
 import storage
 from pipeline.compare.arrays import compare_rows
-from pipeline.compare.score_grid import SCORE_COLUMNS, power_notes, save_scores, score_grid, scores_table, to_latex
+from pipeline.compare.score_grid import (
+    SCORE_COLUMNS,
+    power_notes,
+    save_scores,
+    score_grid,
+    scores_table,
+    to_latex,
+    written_table,
+)
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
 
@@ -96,6 +104,15 @@ def test_latex_is_a_booktabs_table(results, client):
     long = to_latex(pd.concat([table] * 4))
     assert r"\begin{longtable}" in long
     assert r"\begin{longtable}" not in text
+
+
+def test_tables_say_on_how_many_runs_p_rests(results, client):
+    one = scored(1, noise=50.0, runs=300, client=client)
+    ended = one.assign(p_runs=one.p_runs * 0 + 120)
+    table = scores_table(score_grid({("a", "b"): ended, ("a", "c"): one.drop_vars("p_runs")}))
+    assert table["p_runs"].tolist() == [120, 120, 300, 300], "in earlier releases no null ended early"
+    assert written_table(table)["runs"].tolist() == ["120", "120", "300", "300"]
+    assert "runs" not in written_table(scores_table(score_grid(results)))
 
 
 def test_latex_bold_marks_what_is_significant(client):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import false_discovery_control, kstest
+from scipy.stats import binomtest, false_discovery_control, kstest
 
-from pipeline.compare.statistics import benjamini_hochberg, effect_size, holm, p_value
+from pipeline.compare.statistics import EFFECT_RUNS, benjamini_hochberg, effect_size, ended_after, holm, p_value
 
 P_VALUES = arrays(float, st.integers(1, 20), elements=st.floats(0, 1) | st.sampled_from([0.01, 0.5]))
 
@@ -30,6 +30,41 @@ def test_trap_8_p_is_uniform_under_the_null():
     rng = np.random.default_rng(0)
     p = [p_value(scores[0], scores[1:]) for scores in rng.normal(size=(500, 100))]
     assert kstest(p, "uniform").pvalue > 0.05
+
+
+def sequential_p(scores, stop_after):
+    """p of the first score against the others in their order, of which those after the null's end are not known."""
+    null = scores[1:].copy()
+    if runs := ended_after(scores[0], null, stop_after):
+        null[runs:] = np.nan
+    return p_value(scores[0], null)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 20])
+def test_p_of_a_null_that_ends_early_is_reached_as_often_as_it_says(stop_after):
+    """Also where p is that of the fixed first runs, of the runs until the end, and of all runs."""
+    rng = np.random.default_rng(stop_after)
+    p = np.array([sequential_p(scores, stop_after) for scores in rng.normal(size=(10_000, 401))])
+    assert len(np.unique(p)) > 100
+    for level in [*np.unique(p)[[0, 1, 2, 5, 20, -50, -20, -2]].tolist(), 0.01, 0.05, 0.1]:
+        reached = int(np.sum(p <= level))
+        assert binomtest(reached, len(p), level, alternative="greater").pvalue > 0.001, level
+        # levels between two values of p are reached a little less often
+        assert reached / len(p) > level - 1 / EFFECT_RUNS - 4 * np.sqrt(level / len(p)), level
+
+
+def test_ties_make_p_of_a_null_that_ends_early_larger():
+    scores = np.random.default_rng(0).integers(0, 6, size=(4_000, 301)).astype(float)
+    p = np.array([sequential_p(one, 10) for one in scores])
+    for level in (0.01, 0.05, 0.2, 0.5):
+        assert np.mean(p <= level) <= level
+
+
+def test_a_null_ends_with_the_last_exceedance_that_it_needs():
+    null = np.zeros(500)
+    null[[3, 149, 299]] = 1.0
+    assert [ended_after(1.0, null, stop) for stop in (0, 1, 2, 3, 4)] == [None, EFFECT_RUNS, 150, 300, None]
+    assert ended_after(1.0, null[: EFFECT_RUNS - 1], 1) is None, "effects need as many"
 
 
 @given(P_VALUES)

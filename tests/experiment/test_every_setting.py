@@ -105,6 +105,7 @@ CHANGES: dict[str, Change] = {
     "compare.metrics": (["svcca_pc1"], COMPARE),
     "compare.nulls": (["random_features"], COMPARE),
     "compare.null_runs": (6, COMPARE),
+    "compare.stop_after": (3, COMPARE),
     "compare.seed": (1, COMPARE),
     "compare.intervals": (5, COMPARE),
     "compare.memory": ("2GB", NOTHING),

@@ -72,12 +72,13 @@ def test_equals_a_sort(client, case: tuple[np.ndarray, np.ndarray], top_n: int, 
     np.testing.assert_array_equal(result["value"], values)
 
 
-def test_several_panels_and_slabs(client, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("slab_bytes", [1, 2_000, 64 * 2**20])
+def test_several_panels_and_slabs(client, tmp_path, monkeypatch, slab_bytes) -> None:
     rng = np.random.default_rng(0)
     data = np.where(rng.random((100, 23)) < 0.3, rng.integers(1, 4, (100, 23)), 0).astype(np.float32)
     sink = rng.random(100) < 0.1
     path = write(tmp_path / "s.zarr", data, sink)
-    monkeypatch.setattr(importlib.import_module("pipeline.harvest.contexts"), "SLAB_BYTES", 1)
+    monkeypatch.setattr(importlib.import_module("pipeline.harvest.contexts"), "SLAB_BYTES", slab_bytes)
     result = contexts(path, client=client)
     rows, values = expected(data, sink, 8)
     np.testing.assert_array_equal(result["row"], rows)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.match.edges import lookup, make_edges, ranks, read_edges
+from pipeline.match.methods.greedy import greedy
 from storage import open_result
 from storage.errors import InputError
 
@@ -44,11 +45,16 @@ def test_order_and_ranks_are_those_of_a_full_sort(seed):
     expected = sorted(zip(-r[a, b], a, b, strict=True))
     order = edges.order
     assert [(-edges.r[e], edges.ids_a[e], edges.ids_b[e]) for e in order] == expected
+    expected_a, expected_b = [], []
     for e in range(len(edges)):
         row = sorted((-r[i, j], j) for i, j in zip(a, b, strict=True) if i == edges.ids_a[e])
         column = sorted((-r[i, j], i) for i, j in zip(a, b, strict=True) if j == edges.ids_b[e])
-        assert ranks(edges, "a")[e] == row.index((-edges.r[e], edges.ids_b[e]))
-        assert ranks(edges, "b")[e] == column.index((-edges.r[e], edges.ids_a[e]))
+        expected_a.append(row.index((-edges.r[e], edges.ids_b[e])))
+        expected_b.append(column.index((-edges.r[e], edges.ids_a[e])))
+    once = greedy(edges)
+    for chosen in (np.arange(len(edges)), once, once[::2], np.repeat(once, 2)):
+        assert ranks(edges, "a", chosen).tolist() == [expected_a[e] for e in chosen]
+        assert ranks(edges, "b", chosen).tolist() == [expected_b[e] for e in chosen]
 
 
 @pytest.mark.parametrize("slab_rows", [1, 3, 4, 1000])

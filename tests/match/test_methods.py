@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.match.edges import Edges, make_edges
+from pipeline.match.methods import assignment
 from pipeline.match.methods.assignment import optimal
 from pipeline.match.methods.greedy import best, best_of_b, greedy, mutual, rematch, unique
 
@@ -143,10 +144,15 @@ def test_greedy_leaves_no_pair_that_would_both_rather_have_each_other(r):
             assert not (a_would and b_would)
 
 
+@pytest.mark.parametrize("dense_share", [0.0, 2.0])
 @given(matrices())
-def test_optimal_has_the_total_of_the_dense_solver(r):
+def test_optimal_has_the_total_of_the_dense_solver_however_full_the_matrix(dense_share, r):
     edges = as_edges(r)
-    chosen = optimal(edges)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "DENSE_SHARE", dense_share)
+        chosen = optimal(edges)
+    assert len(set(edges.ids_a[chosen])) == len(set(edges.ids_b[chosen])) == len(chosen)
+    assert (edges.r[chosen] > 0).all()
     dense = np.nan_to_num(r, nan=0.0)
     assert edges.r[chosen].sum() == pytest.approx(dense[linear_sum_assignment(dense, maximize=True)].sum(), abs=1e-12)
 
@@ -171,7 +177,9 @@ def test_optimal_leaves_no_positive_pair_between_free_features(r):
     assert not np.any(free_a & free_b)
 
 
-def test_optimal_keeps_tiny_gains():
+@pytest.mark.parametrize("dense_share", [0.0, 2.0])
+def test_optimal_keeps_tiny_gains(monkeypatch, dense_share):
+    monkeypatch.setattr(assignment, "DENSE_SHARE", dense_share)
     edges = make_edges([0, 1, 1], [0, 0, 1], [1.0, 1.0, 1e-9], n_a=2, n_b=2)
     assert pairs_of(edges, optimal(edges)) == [(0, 0), (1, 1)]
 

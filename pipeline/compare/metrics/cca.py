@@ -59,7 +59,8 @@ class Cca(LinearMetric):
 
     def block(self, product: Product) -> NDArray[np.float64]:
         """Return the part of a product that belongs to the components that this metric keeps."""
-        return product.c[: self.kept(product.state.a.s), : self.kept(product.state.b.s)]
+        block = product.c[: self.kept(product.state.a.s), : self.kept(product.state.b.s)]
+        return block.astype(np.float64)
 
 
 @METRICS.register

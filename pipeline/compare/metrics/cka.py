@@ -17,12 +17,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from pipeline.compare.linear import Components, LinearMetric, LinearState, Product
-from pipeline.compare.moment_scores import debiased_cka
-from pipeline.compare.moments import Moments
 from pipeline.settings.registries import METRICS
 
 #: The unbiased estimator divides by n - 3.
@@ -48,7 +45,7 @@ class Cka(LinearMetric):
         a, b = arranged.state
         if arranged.state.empty:
             return float("nan")
-        return float(np.sum(arranged.cross() ** 2) / np.sqrt(np.sum(a.s**4) * np.sum(b.s**4)))
+        return float(np.vdot(arranged.cross, arranged.cross) / np.sqrt(np.sum(a.s**4) * np.sum(b.s**4)))
 
     def warning(self, state: LinearState) -> str:
         """Say where independent rows would score high: the bias is near √(k_a k_b) / n with k effective dimensions."""
@@ -85,36 +82,36 @@ class CkaDebiased(LinearMetric):
         n = arranged.state.n
         if arranged.state.empty or n < MIN_DEBIASED:
             return float("nan")
-        both = unbiased_hsic(float(np.sum(arranged.cross() ** 2)), a.squares, b.squares[arranged.pairing])
-        own = [unbiased_hsic(float(np.sum(side.s**4)), side.squares, side.squares) for side in (a, b)]
+        traces, lengths = [float(np.sum(side.s**2)) for side in (a, b)], arranged.lengths
+        both = unbiased_hsic(n, float(np.vdot(arranged.cross, arranged.cross)), lengths.ab, traces[0] * traces[1])
+        own = [
+            unbiased_hsic(n, float(np.sum(side.s**4)), diagonals, trace**2)
+            for side, diagonals, trace in zip((a, b), (lengths.aa, lengths.bb), traces, strict=True)
+        ]
         return both / float(np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
 
-    def score_moments(self, moments: Moments, arranged: Product) -> float:  # noqa: ARG002
-        """Return the score from sums over the rows: the components of moments have no lengths of rows."""
-        return debiased_cka(moments)
 
-
-def unbiased_hsic(product: float, squares_a: NDArray[np.float64], squares_b: NDArray[np.float64]) -> float:
-    """Return the unbiased HSIC of two linear kernels K = XXᵀ and L = YYᵀ of centred rows, up to no factor.
+def unbiased_hsic(n: int, product: float, diagonals: float, traces: float) -> float:
+    """Return the unbiased HSIC of two linear kernels K = XXᵀ and L = YYᵀ of n centred rows, up to no factor.
 
     Parameters
     ----------
+    n
+        The number of rows.
     product
         ``tr(KL)``, which is ``‖XᵀY‖_F²``.
-    squares_a, squares_b
-        The diagonals of K and L: squared lengths of the paired rows, shape (n,).
+    diagonals
+        The sum of the products of the diagonals of K and L, which are squared lengths of rows.
+    traces
+        ``tr(K) tr(L)``.
 
     Examples
     --------
-    >>> x = np.array([[2.0], [-1.0], [-1.0], [1.0], [-1.0]])
-    >>> round(unbiased_hsic(float((x.T @ x)[0, 0] ** 2), x[:, 0] ** 2, x[:, 0] ** 2), 4)
+    >>> squares = [4.0, 1.0, 1.0, 1.0, 1.0]
+    >>> round(unbiased_hsic(5, product=8.0**2, diagonals=sum(k**2 for k in squares), traces=sum(squares) ** 2), 4)
     3.6
     """
-    n = len(squares_a)
-    without_diagonal = product - float(squares_a @ squares_b)
-    sums = float(squares_a.sum() * squares_b.sum()) / ((n - 1) * (n - 2))
-    rows = 2.0 * float(squares_a @ squares_b) / (n - 2)
-    return (without_diagonal + sums - rows) / (n * (n - 3))
+    return (product - diagonals + traces / ((n - 1) * (n - 2)) - 2.0 * diagonals / (n - 2)) / (n * (n - 3))
 
 
 def effective_dimensions(side: Components) -> float:

@@ -40,7 +40,7 @@ class Procrustes(LinearMetric):
         if arranged.state.empty:
             return float("nan")
         norm = float(np.linalg.norm(a.s) * np.linalg.norm(b.s))
-        return min(float(singular_values(arranged.cross()).sum()) / norm, 1.0)
+        return min(float(singular_values(arranged.cross).sum()) / norm, 1.0)
 
     def warning(self, state: LinearState) -> str:
         """Say where there are so few pairs that a rotation fits any pairing well."""

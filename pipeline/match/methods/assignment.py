@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from pipeline.match.edges import Edges
 from pipeline.settings.registries import METHODS
+
+#: Share of a matrix that edges fill from where on the matrix is solved faster (2,048²: at .2 in equal time).
+DENSE_SHARE = 0.25
 
 
 @METHODS.register
@@ -17,13 +21,15 @@ def optimal(edges: Edges) -> NDArray[np.int64]:
 
     A sparse assignment problem [1]_: every A feature that has an edge is a row, and besides its edges it has a column
     of its own that stands for "unmatched" and adds nothing. A full matching of the rows therefore always exists, and
-    the cheapest one is the best partial matching of the features. A pair with r ≤ 0 could only lower the sum and is
-    never matched. Where several matchings share the highest sum, it is one of them, the same every time.
+    the cheapest one is the best partial matching of the features. Where edges fill much of the matrix of these
+    features, the matrix itself is solved, with 0 where there is no edge. A pair with r ≤ 0 could only lower the sum and
+    is never matched. Where several matchings share the highest sum, it is one of them, the same every time.
 
     References
     ----------
     .. [1] R. Jonker, A. Volgenant, A shortest augmenting path algorithm for dense and sparse linear assignment
-       problems, Computing 38 (1987), as implemented in ``scipy.sparse.csgraph``.
+       problems, Computing 38 (1987), as implemented in ``scipy.sparse.csgraph`` and, for matrices, by Crouse (IEEE
+       Transactions on Aerospace and Electronic Systems 52, 2016) in ``scipy.optimize``.
 
     Examples
     --------
@@ -35,12 +41,33 @@ def optimal(edges: Edges) -> NDArray[np.int64]:
     useful = np.flatnonzero(edges.r > 0)
     if not len(useful):
         return useful
-    _, rows = np.unique(edges.ids_a[useful], return_inverse=True)
-    _, columns = np.unique(edges.ids_b[useful], return_inverse=True)
-    costs = _costs(rows, columns, edges.r[useful])
-    matched = min_weight_full_bipartite_matching(costs)[1]
-    chosen = useful[matched[rows] == columns]
+    rows, columns = _numbered(edges.ids_a[useful], edges.n_a), _numbered(edges.ids_b[useful], edges.n_b)
+    cells = (int(rows.max()) + 1) * (int(columns.max()) + 1)
+    solve = _solve_matrix if len(useful) >= DENSE_SHARE * cells else _solve_edges
+    chosen = useful[solve(rows, columns, edges.r[useful])[rows] == columns]
     return chosen[np.argsort(-edges.r[chosen], kind="stable")]
+
+
+def _numbered(ids: NDArray[np.int32], n: int) -> NDArray[np.int64]:
+    """Return ids below n as places among the different ones, ascending."""
+    present = np.zeros(n, bool)
+    present[ids] = True
+    return (np.cumsum(present) - 1)[ids]
+
+
+def _solve_matrix(rows: NDArray[np.int64], columns: NDArray[np.int64], r: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the column of every row, -1 of a row that is left over; edges or not."""
+    matrix = np.zeros((int(rows.max()) + 1, int(columns.max()) + 1))
+    matrix[rows, columns] = r
+    matched = np.full(len(matrix), -1)
+    own, partners = linear_sum_assignment(matrix, maximize=True)
+    matched[own] = partners
+    return matched
+
+
+def _solve_edges(rows: NDArray[np.int64], columns: NDArray[np.int64], r: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the column of every row, or one beyond them for a row that is unmatched."""
+    return np.asarray(min_weight_full_bipartite_matching(_costs(rows, columns, r))[1], np.int64)
 
 
 def _costs(rows: NDArray[np.int64], columns: NDArray[np.int64], r: NDArray[np.float64]) -> sparse.csr_array:
