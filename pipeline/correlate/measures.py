@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.correlate.kernels.reduce import Half, Side
+from pipeline.correlate.kernels.reduce import Half, Side, make_side
 from pipeline.correlate.moments import Moments
 from pipeline.settings.correlate import Measure
 
@@ -141,7 +141,8 @@ def _standardised_side(
     # What offsets, which have few digits, leave of the means
     total = moments.n[half] * (moments.mean[half, features] * scale - scaling.offset[half, features])
     inverse = np.divide(raw.scale, scale, out=np.zeros_like(scale), where=scale > 0)
-    return Side(np.rint(total) if rule.overlap else total, raw.variance * scale * scale, inverse)
+    inverse_n = 1.0 / float(moments.n[half]) if rule.centred else 0.0
+    return make_side(np.rint(total) if rule.overlap else total, raw.variance * scale * scale, inverse, inverse_n)
 
 
 def uncentred_side(moments: Moments, half: int, features: NDArray[np.integer] | slice, rule: Rule) -> Side:
@@ -158,4 +159,4 @@ def uncentred_side(moments: Moments, half: int, features: NDArray[np.integer] | 
     usable = moments.defined[half, features] & (size > 0)
     scale = np.zeros_like(size)
     scale[usable] = 1.0 / np.sqrt(size[usable])
-    return Side(np.ascontiguousarray(whole), np.ascontiguousarray(size), scale)
+    return make_side(whole, size, scale, 0.0)

@@ -182,6 +182,8 @@ class Plan:
         Where tiles are, and what is added to them: ``cpu``, or ``cuda``, a GPU.
     gpu_projected, gpu_allowed
         Peak of the GPU's memory that each process takes, and what it may take, bytes; 0 without one.
+    touched
+        Whether only pairs with products are reduced; the others follow from the statistics of their features.
     """
 
     method: Method
@@ -196,6 +198,7 @@ class Plan:
     device: Where = "cpu"
     gpu_projected: int = 0
     gpu_allowed: int = 0
+    touched: bool = False
 
     @property
     def fits(self) -> bool:
@@ -431,9 +434,23 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     projected = shape.resources.reserved + max(shared + shape.resources.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
     cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
-    return replace(
-        cut, device=device, gpu_projected=gpu, gpu_allowed=(shape.resources.gpu or 0) if device == "cuda" else 0
-    )
+    gpu_allowed = (shape.resources.gpu or 0) if device == "cuda" else 0
+    touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
+    return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=gpu_allowed, touched=touched)
+
+
+def touched_is_faster(shape: _Shape, rates: Rates = DEFAULT) -> bool:
+    """Say whether it takes less time to mark what has products and to reduce that than to reduce all pairs.
+
+    Of the B features that fire too rarely to meet enough A features, lists are completed one by one.
+    """
+    settings = shape.settings
+    fewest = settings.fewest_firing(shape.n_rows // shape.n_halves) * shape.n_halves
+    a, b = (size.entries[size.entries >= max(1, fewest)] for size in (shape.a, shape.b))
+    products = float(a.sum()) * float(b.sum()) / max(1, shape.n_rows) / shape.n_halves
+    met = b * (a.sum() / max(1, shape.n_rows) / shape.n_halves)
+    completed = np.count_nonzero(met < 2 * settings.top_k) * settings.top_k * rates.completed
+    return products * rates.touched + completed < products * rates.product + float(len(a)) * len(b) * rates.pair
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:

@@ -25,7 +25,7 @@ from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.exact import add_pairs
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, empty_best, scratch
+from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, empty_best, make_side, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer, sparse_products
 from storage import read_csr, read_dense, write_activations
@@ -207,7 +207,8 @@ def _side(csr: scipy.sparse.csr_array) -> Side:
     """Return the statistics of the features of a matrix."""
     total = np.asarray(csr.sum(axis=0), np.float64).ravel()
     variance = np.asarray(csr.multiply(csr).sum(axis=0), np.float64).ravel() - total**2 / csr.shape[0]
-    return Side(total, variance, np.where(variance > 0, np.maximum(variance, 1e-9) ** -0.5, 0.0))
+    scale = np.where(variance > 0, np.maximum(variance, 1e-9) ** -0.5, 0.0)
+    return make_side(total, variance, scale, 1.0 / csr.shape[0])
 
 
 def _output() -> Output:

@@ -226,7 +226,7 @@ def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Man
 
 def _recorded(settings: CorrelateSettings, kernel: str) -> dict[str, Any]:
     """Return the settings that decide the result, with the kernel that was chosen."""
-    return settings.model_dump(include={"top_k", "keep_above", "select", "measure"}) | {"kernel": kernel}
+    return settings.model_dump(include={"top_k", "keep_above", "select", "measure", "min_firing"}) | {"kernel": kernel}
 
 
 def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
@@ -277,7 +277,7 @@ def _begin(
         plan=plan,
         settings=settings,
         folder=folder,
-        b_key="" if known_b is None else key_of_rows(inputs.stores[1], half, settings.measure),
+        b_key="" if known_b is None else key_of_rows(inputs.stores[1], half, settings),
     )
     _prepare(job, half)
     if RULES[settings.measure].ranked:

@@ -78,6 +78,7 @@ CHANGES: dict[str, Any] = {
     "correlate.keep_above": 0.04,
     "correlate.select": "all",
     "correlate.measure": "cosine",
+    "correlate.min_firing": 2,
     "correlate.kernel": "dense",
     "correlate.full": "float32",
     "correlate.device": "cpu",
