@@ -450,7 +450,8 @@ def touched_is_faster(shape: _Shape, rates: Rates = DEFAULT) -> bool:
     products = float(a.sum()) * float(b.sum()) / max(1, shape.n_rows) / shape.n_halves
     met = b * (a.sum() / max(1, shape.n_rows) / shape.n_halves)
     completed = np.count_nonzero(met < 2 * settings.top_k) * settings.top_k * rates.completed
-    return products * rates.touched + completed < products * rates.product + float(len(a)) * len(b) * rates.pair
+    seconds = products * rates.touched + completed
+    return bool(seconds < products * rates.product + float(len(a)) * len(b) * rates.pair)
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:
