@@ -34,6 +34,8 @@ Array = NDArray[Any]
 SLACK = 1e-12
 #: Values that are worked on at a time: their r stay in the first-level cache.
 BLOCK = 128
+#: Groups of r, for each place of a list, whose maxima say what is too low for the list.
+GROUPS = 4
 #: The histogram is kept in so many copies (a power of two), so that equal values in a row do not wait for each other.
 COPIES = 4
 
@@ -168,6 +170,8 @@ class Scratch(NamedTuple):
         (feature_b,) int32: where a marked B feature is among the candidates.
     touched
         (feature_b,) int32: B features with products.
+    groups
+        (GROUPS · k,) float64: maxima of groups of r.
     """
 
     sums: Array
@@ -179,6 +183,7 @@ class Scratch(NamedTuple):
     bits: Array
     place: Array
     touched: Array
+    groups: Array
 
 
 def scratch(n_features_b: int, top_k: int) -> Scratch:
@@ -193,6 +198,7 @@ def scratch(n_features_b: int, top_k: int) -> Scratch:
         np.zeros(-(-n_features_b // 64), np.uint64),
         np.empty(n_features_b, np.int32),
         np.empty(n_features_b, np.int32),
+        np.empty(GROUPS * top_k),
     )
 
 

@@ -186,28 +186,44 @@ def approximate_touched(sums: Array, touched: Array, a: int, half: Half, out: Ar
 
 
 @cached_njit
+def raise_bar(r: Array, work: Scratch) -> float:
+    """Return what the last r of a list of the best of `r` is at the least: -inf if there are fewer than places.
+
+    Values are dealt out to groups, in turn. No fewer than k of them reach the k-th highest of the groups' maxima.
+    """
+    groups, top = work.groups, work.top
+    groups[:], top[:] = -np.inf, -np.inf
+    for first in range(0, r.size, groups.size):
+        some = r[first : min(first + groups.size, r.size)]
+        for i in range(some.size):
+            groups[i] = max(groups[i], some[i])
+    for i in range(groups.size):
+        push(top, groups[i])
+    return top[0] - SLACK
+
+
+@cached_njit
 def find_touched(sums: Array, touched: Array, a: int, half: Half, order: Order, output: Output, work: Scratch) -> int:
     """Count all r of a row into the histogram, and collect candidates, as if all B features were looked at.
 
     `touched`, ascending, has all B features whose sum is not 0.
     """
-    found, row_bar = 0, -np.inf
-    work.top[:] = -np.inf
     one_bin = count_rest(half.a.level[a], order, output.histogram)
+    r = work.r[: touched.size]
     for first in range(0, touched.size, BLOCK):
         some = touched[first : min(first + BLOCK, touched.size)]
-        block = work.block[: some.size]
+        block = r[first : first + some.size]
         approximate_touched(sums, some, a, half, block)
         count(block, output.histogram)
         discount(some, a, half, one_bin, output.histogram)
-        for i in range(some.size):
-            b = some[i]
-            if block[i] >= row_bar or block[i] >= output.bar[b]:
-                work.candidate[found] = b
-                work.r[found] = correlation(sums[b], half, a, b)
-                fetch_list(output.column, b)
-                found += 1
-                row_bar = push(work.top, work.r[found - 1]) - SLACK
+    found, row_bar = 0, raise_bar(r, work)
+    for i in range(touched.size):
+        b = touched[i]
+        if r[i] >= row_bar or r[i] >= output.bar[b]:
+            work.candidate[found] = b
+            work.r[found] = correlation(sums[b], half, a, b)  # of a place that has been looked at
+            fetch_list(output.column, b)
+            found += 1
     return add_rest(a, touched, found, row_bar, half, order, output, work)
 
 
