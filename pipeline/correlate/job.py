@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.kernels.csr import Rows
 from pipeline.correlate.kernels.dense import ERROR
-from pipeline.correlate.kernels.reduce import Best, empty_best
+from pipeline.correlate.kernels.reduce import Best, Side, empty_best
 from pipeline.correlate.kernels.touched import Order, make_order
-from pipeline.correlate.measures import RULES, Scaling, make_half, scaling_of
+from pipeline.correlate.measures import RULES, Scaling, make_side_of, scaling_of
 from pipeline.correlate.moments import (
     Moments,
     add_extremes,
@@ -257,14 +257,20 @@ class Shared:
         return np.flatnonzero(self.positions >= 0).astype(np.int32)
 
     @cached_property
-    def floor(self) -> NDArray[np.float64]:
-        """Lower bound of the last r in the final list of each defined B feature, from the panels done here so far."""
+    def bar(self) -> NDArray[np.float64]:
+        """Lower bound of the last r in the final list of each defined B feature, which panels of this process raise."""
         return np.full(len(self.defined), -np.inf)
 
     def load(self) -> Shared:
         """Load everything, in one thread; the others wait."""
         with self.lock:
-            _ = (self._resident if self.job.plan.method == "resident" else None, self.half, self.n, self.floor)
+            _ = (
+                self._resident if self.job.plan.method == "resident" else None,
+                self.half,
+                self.n,
+                self.bar,
+                self.sides,
+            )
             _ = self.order if self.job.plan.touched else None
         return self
 
@@ -274,16 +280,16 @@ class Shared:
         fewest = settings.fewest_firing(int(self.n[0]))
         return Moments.empty(self.n, n_features, fewest=fewest, with_zero=not RULES[settings.measure].centred)
 
-    def raise_floor(self, last: NDArray[np.float64]) -> None:
-        """Take in the last r of every B feature's list in a finished panel."""
-        with self.lock:
-            np.maximum(self.floor, last, out=self.floor)
-
     @cached_property
     def order(self) -> Order:
         """The defined B features by their level in the selecting half."""
-        half = make_half(self.job.settings.measure, self.moments, self.moments, SELECTING, self.defined)
-        return make_order(half.b.level, half.b.scale)
+        return make_order(self.sides[SELECTING].level, self.sides[SELECTING].scale)
+
+    @cached_property
+    def sides(self) -> list[Side]:
+        """What the kernels need of the defined B features in each half."""
+        measure = self.job.settings.measure
+        return [make_side_of(measure, self.moments, h, self.defined) for h in range(self.job.settings.n_halves)]
 
     def take_lists(self) -> Best:
         """Return lists of the defined B features for a panel: those that an earlier one gave back, or empty ones.

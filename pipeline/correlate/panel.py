@@ -23,7 +23,6 @@ from pipeline.correlate.kernels.csr import Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import (
     COPIES,
-    SLACK,
     Best,
     Half,
     Kept,
@@ -97,7 +96,6 @@ def correlate_panel(i: int, job: Job) -> Summary:
     n_kept = int(output.kept.length.sum())
     if n_kept > job.plan.kept_per_panel:
         return Summary(n_done, n_kept, histogram, overflow=True)
-    mine.raise_floor(output.column.r[:, -1])
     _write_kept(i, job, mine, output.kept.length, pieces)
     save_arrays(_reduced(mine, moments, output, features, histogram), job.panel_file(i))
     mine.give_lists(output.column)
@@ -293,7 +291,8 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
 def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     job = mine.job
-    both = [make_half(job.settings.measure, a, mine.moments, h, mine.defined) for h in range(job.settings.n_halves)]
+    halves = range(job.settings.n_halves)
+    both = [make_half(job.settings.measure, (a, h, slice(None)), mine.sides[h]) for h in halves]
     return both[0], both[-1]
 
 
@@ -341,15 +340,13 @@ def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half
 
 
 def _empty_output(mine: Shared, width: int) -> Output:
-    """Allocate the results of a panel; bars start from what other panels of this process have found."""
+    """Return room for the results of a panel; lists of B features and bars go on from those of earlier panels."""
     job, n = mine.job, len(mine.defined)
-    floor = mine.floor.copy()
     size = kept_buffer(n)
     return Output(
         row=empty_best(width, job.n_candidates),
         column=mine.take_lists(),
-        floor=floor,
-        bar=np.minimum(floor, job.keep_from) - SLACK,
+        bar=mine.bar,
         keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
@@ -363,7 +360,7 @@ def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[li
     Returns column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
-    work = scratch(len(output.floor), job.n_candidates)
+    work = scratch(len(output.bar), job.n_candidates)
     done, n_kept = 0, 0
     while done < features.stop - features.start and n_kept <= job.plan.kept_per_panel:
         following = step(done, output, work)

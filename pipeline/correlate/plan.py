@@ -351,10 +351,11 @@ def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
 def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
     """Yield widths of panels to try, the best first.
 
-    A resident panel gains nothing from being wider than a chunk, and there are to be two for each slot, so that none
-    idles for long. A streaming or dense one is as wide as possible, one for each slot: every panel reads all of B.
+    There are to be four resident panels for each slot, so that none idles for long; wider ones pass less often over the
+    lists of all B features. A streaming or dense one is as wide as possible, one for each slot: every panel reads all
+    of B.
     """
-    width, panels = (CHUNK, 2 * slots) if method == "resident" else (WIDEST, slots)
+    width, panels = (WIDEST, 4 * slots) if method == "resident" else (WIDEST, slots)
     narrowest = FEATURES if method == "dense" else NARROWEST
     while width > narrowest and -(-n_features // width) < panels:
         width //= 2
@@ -408,6 +409,10 @@ class _Shape:
         share = min(1.0, slab_rows / self.n_rows)
         return self.a.heaviest(width) * share, self.b.n_entries * share
 
+    def met(self, width: int) -> int:
+        """Return how many products the heaviest panel of A has in one half, were they spread evenly: pairs that meet."""
+        return int(self.a.heaviest(width) / max(1, self.n_rows) * self.b.n_entries / self.n_halves)
+
     @property
     def top_k(self) -> int:
         """Places of a list while r is not final."""
@@ -424,7 +429,10 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     method, device = way
     width = min(width, shape.a.n_features)
     pairs = width * shape.b.n_features
+    touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
+    if touched:
+        kept = min(kept, max(shape.met(width), KEPT_AT_LEAST))
     slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
     task = _lists(width, kept, shape) + _WORK[way](width, slab_rows, shape)
     if method == "dense":
@@ -435,7 +443,6 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     n_panels = -(-shape.a.n_features // width)
     cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
     gpu_allowed = (shape.resources.gpu or 0) if device == "cuda" else 0
-    touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
     return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=gpu_allowed, touched=touched)
 
 

@@ -25,7 +25,7 @@ from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.exact import add_pairs
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, empty_best, make_side, scratch
+from pipeline.correlate.kernels.reduce import COPIES, Half, Kept, Output, Side, empty_best, make_side, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer, sparse_products
 from storage import read_csr, read_dense, write_activations
@@ -215,9 +215,9 @@ def _output() -> Output:
     """Return room for the results of a panel, late in a run: lists are full, and few r are let in."""
     size = kept_buffer(_FEATURES)
     kept = Kept(np.zeros(_WIDTH, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size))
-    floor = np.full(_FEATURES, 0.5)
+    bar = np.full(_FEATURES, 0.5)
     histogram, matrix = np.zeros((COPIES, 2001), np.int64), np.empty((0, _FEATURES), np.float32)
-    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), floor, floor - SLACK, 0.5, kept, histogram, matrix)
+    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), bar, 0.5, kept, histogram, matrix)
 
 
 def _measure_dense(threads: int) -> dict[str, float]:

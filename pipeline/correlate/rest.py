@@ -28,7 +28,7 @@ from pipeline.correlate.kernels.csr import Rows, by_feature
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs, insert
 from pipeline.correlate.kernels.sparse import add_chosen
 from pipeline.correlate.kernels.touched import Order, make_order, take_rest
-from pipeline.correlate.measures import make_half
+from pipeline.correlate.measures import make_half, make_side_of
 from pipeline.correlate.moments import Moments, shift_and_add
 from pipeline.correlate.panel import halves_of, shifted_slabs
 from pipeline.correlate.rows import HELD_OUT, SELECTING
@@ -57,7 +57,9 @@ def complete(job: Job, columns: Best, moments: tuple[Moments, Moments], client: 
 
     `moments` are those of all features of both sides.
     """
-    half = make_half(job.settings.measure, *moments, SELECTING, np.arange(job.b.n_features))
+    measure, every = job.settings.measure, slice(None)
+    side_b = make_side_of(measure, moments[1], SELECTING, every)
+    half = make_half(measure, (moments[0], SELECTING, every), side_b)
     looked_at, limit = [np.zeros(0, np.int32)] * job.b.n_features, job.settings.top_k
     ids_a = np.flatnonzero(half.a.scale).astype(np.int32)
     order = make_order(half.a.level[ids_a], half.a.scale[ids_a])

@@ -125,10 +125,9 @@ class Output(NamedTuple):
     ----------
     row, column
         Best partners of the panel's A features, and of all B features within the panel.
-    floor
-        (feature_b,) float64: r below this is known not to enter the final list of this B feature.
     bar
-        (feature_b,) float64: approximate r below this is of no interest to this B feature.
+        (feature_b,) float64: approximate r below this is of no interest to this B feature. Shared by the panels that
+        run in a process: each raises it to the last r of a full list, which stays true whatever becomes of the panel.
     keep
         Pairs with at least this r are kept.
     kept
@@ -141,7 +140,6 @@ class Output(NamedTuple):
 
     row: Best
     column: Best
-    floor: Array
     bar: Array
     keep: float
     kept: Kept
@@ -374,9 +372,8 @@ def record(a: int, first_a: int, found: int, written: int, output: Output, work:
     for i in range(found):
         b, r, held_out = work.candidate[i], work.r[i], work.held_out[i]
         insert(output.row, a, b, r, held_out)
-        if r >= output.floor[b]:
-            insert(output.column, b, first_a + a, r, held_out)
-            output.bar[b] = min(output.keep, max(output.floor[b], output.column.r[b, last])) - SLACK
+        insert(output.column, b, first_a + a, r, held_out)
+        output.bar[b] = max(output.bar[b], min(output.keep, output.column.r[b, last]) - SLACK)
         if r >= output.keep:
             output.kept.feature[written] = b
             output.kept.r[written] = r
