@@ -410,7 +410,7 @@ class _Shape:
         return self.a.heaviest(width) * share, self.b.n_entries * share
 
     def met(self, width: int) -> int:
-        """Return how many products the heaviest panel of A has in one half, were they spread evenly: pairs that meet."""
+        """Return how many products the heaviest panel of A has in one half, were they spread evenly."""
         return int(self.a.heaviest(width) / max(1, self.n_rows) * self.b.n_entries / self.n_halves)
 
     @property

@@ -296,9 +296,10 @@ def push(top: Array, value: float) -> float:
 @cached_njit
 def fetch_list(best: Best, feature: int) -> None:
     """Fetch the end of a feature's list, where most partners enter; it will be needed soon."""
-    prefetch(best.id[:, best.id.shape[1] - 1 :], feature)
-    prefetch(best.r[:, best.r.shape[1] - 1 :], feature)
-    prefetch(best.held_out[:, best.r.shape[1] - 1 :], feature)
+    place = feature * best.id.shape[1] + best.id.shape[1] - 1
+    prefetch(best.id, place)
+    prefetch(best.r, place)
+    prefetch(best.held_out, place)
 
 
 @cached_njit
@@ -354,14 +355,15 @@ def precedes(r: float, partner: int, other_r: float, other: int) -> bool:
 @cached_njit
 def insert(best: Best, feature: int, partner: int, r: float, held_out: float) -> None:
     """Put a partner in a feature's list, if it comes before the last one there."""
-    ids, values, others = best.id[feature], best.r[feature], best.held_out[feature]
-    i = ids.size - 1
-    if not precedes(r, partner, values[i], ids[i]):
+    f, i = feature, best.id.shape[1] - 1  # no views of rows: counting references takes longer than the rest
+    if not precedes(r, partner, best.r[f, i], best.id[f, i]):
         return
-    while i > 0 and precedes(r, partner, values[i - 1], ids[i - 1]):
-        ids[i], values[i], others[i] = ids[i - 1], values[i - 1], others[i - 1]
+    while i > 0 and precedes(r, partner, best.r[f, i - 1], best.id[f, i - 1]):
+        best.id[f, i] = best.id[f, i - 1]
+        best.r[f, i] = best.r[f, i - 1]
+        best.held_out[f, i] = best.held_out[f, i - 1]
         i -= 1
-    ids[i], values[i], others[i] = partner, r, held_out
+    best.id[f, i], best.r[f, i], best.held_out[f, i] = partner, r, held_out
 
 
 @cached_njit

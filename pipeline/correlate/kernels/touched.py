@@ -203,6 +203,16 @@ def raise_bar(r: Array, work: Scratch) -> float:
 
 
 @cached_njit
+def choose(r: Array, touched: Array, row_bar: float, bar: Array, candidate: Array) -> int:
+    """Put the B features whose r reaches the bar of the row, or their own, into `candidate`; return how many do."""
+    found = 0
+    for i in range(r.size):
+        candidate[found] = touched[i]  # without a branch, so that the processor does not wait for every bar
+        found += (r[i] >= row_bar) | (r[i] >= bar[touched[i]])
+    return found
+
+
+@cached_njit
 def find_touched(sums: Array, touched: Array, a: int, half: Half, order: Order, output: Output, work: Scratch) -> int:
     """Count all r of a row into the histogram, and collect candidates, as if all B features were looked at.
 
@@ -216,14 +226,12 @@ def find_touched(sums: Array, touched: Array, a: int, half: Half, order: Order, 
         approximate_touched(sums, some, a, half, block)
         count(block, output.histogram)
         discount(some, a, half, one_bin, output.histogram)
-    found, row_bar = 0, raise_bar(r, work)
-    for i in range(touched.size):
-        b = touched[i]
-        if r[i] >= row_bar or r[i] >= output.bar[b]:
-            work.candidate[found] = b
-            work.r[found] = correlation(sums[b], half, a, b)  # of a place that has been looked at
-            fetch_list(output.column, b)
-            found += 1
+    row_bar = raise_bar(r, work)
+    found = choose(r, touched, row_bar, output.bar, work.candidate)
+    for i in range(found):
+        b = work.candidate[i]
+        work.r[i] = correlation(sums[b], half, a, b)
+        fetch_list(output.column, b)
     return add_rest(a, touched, found, row_bar, half, order, output, work)
 
 
