@@ -61,7 +61,7 @@ class Rates:
     streamed: float = 9.0e-9
     crowded: float = 1.2e-9
     pair: float = 4.5e-9
-    touched: float = 1.0e-8
+    touched: float = 1.5e-8
     completed: float = 2.0e-6
     dense_product: float = 3.6e-11
     tile: float = 8e-10

@@ -52,6 +52,7 @@ def write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
     panels = _Panels()
     columns = merge_all(job.b.n_features, job.n_candidates, panels.read(job))
     rows = Best(*(np.concatenate(parts) for parts in zip(*panels.rows, strict=True)))
+    panels.rows.clear()
     n_kept = panels.n_kept
     moments = {"a": join(panels.moments), "b": job.read_moments()}
     if not panels.complete:
