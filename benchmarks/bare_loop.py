@@ -69,7 +69,7 @@ def _mean_and_scale(side: scipy.sparse.csr_array) -> tuple[Array, Array]:
     return mean, 1 / np.sqrt(np.maximum(square - mean**2, 1e-300))
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True)
 def _loop(  # noqa: PLR0917 - compiled
     columns: Any, rows: Any, a: Any, b: Any, n: int, keep: float, part: Any, best_a: Array, best_b: Array
 ) -> int:

@@ -78,7 +78,8 @@ class Moments:
         counts = np.zeros(shape, np.int64)
         lowest = 0.0 if with_zero else np.inf
         low, high = np.full(shape, lowest), np.full(shape, -lowest)
-        return cls(n, counts, counts.copy(), low, high, *(zeros.copy() for _ in range(4)), np.array(fewest))
+        pivot, total, square, repeats = (zeros.copy() for _ in range(4))
+        return cls(n, counts, counts.copy(), low, high, pivot, total, square, repeats, np.array(fewest))
 
     @property
     def variance(self) -> Floats:

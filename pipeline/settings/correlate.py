@@ -55,8 +55,8 @@ class CorrelateSettings(Section):
     )
     min_firing: Annotated[int, Number, Field(ge=0)] = Field(
         10,
-        description="Leave out features that fire in fewer of the rows that select: what they reach is luck. Of fewer "
-        "than 100 times as many rows, 1 % counts, so that short texts lose nothing.",
+        description="Leave out features that fire in fewer of the rows that select than this, or than 1 % of these "
+        "rows if that is less: what r they reach is luck.",
     )
     kernel: Kernel = Field("auto", description="How products are computed; auto: by the densities of the stores.")
     full: FullType | None = Field(

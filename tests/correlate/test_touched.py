@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import storage
+from pipeline.correlate.kernels.reduce import COPIES, without_products
+from pipeline.correlate.kernels.touched import count_rest, make_order, take_rest
+from pipeline.correlate.plan import Resources, StoreSize, make_plan
+from pipeline.settings.correlate import CorrelateSettings
 from tests.correlate.test_measures import ORACLES
 
 MEASURES = ("pearson", "cosine", "spearman", "phi", "jaccard")
@@ -83,3 +87,83 @@ def test_same_bytes_as_all_pairs(
         results.append(case.correlate(f"all-{every}", kernel="sparse", client=client, **given))
     assert_same_bytes(*results)
     case.check_r(results[0], top_k, keep_above)
+
+
+@st.composite
+def levels(draw):
+    """Levels of features with ties, zeros, either sign, and neighbours one rounding apart."""
+    some = draw(st.lists(st.floats(-3, 3, width=16), min_size=1, max_size=40))
+    values = np.array([draw(st.sampled_from(some)) for _ in range(draw(st.integers(1, 60)))])
+    return np.where(np.random.default_rng(len(values)).random(len(values)) < 0.3, np.nextafter(values, 9), values)
+
+
+@given(levels(), st.floats(-2, 2, width=16), st.integers(1, 9), st.floats(0.01, 0.9), st.randoms(use_true_random=False))
+def test_the_best_of_the_rest_are_those_of_a_full_sort(level, of_a, limit, keep, random):
+    n = len(level)
+    scale = np.array([float(random.random() < 0.9) for _ in range(n)])
+    left_out = np.array([i for i in range(n) if random.random() < 0.3], np.int32)
+    r = np.array([without_products(of_a, other) for other in level])
+    usable = [i for i in range(n) if scale[i] and i not in left_out]
+    by_rank = sorted(usable, key=lambda i: (-r[i], i))
+    below = [i for i in by_rank if r[i] < keep]
+    for bounds, wanted, may in (
+        ((keep, np.inf, -0.5, limit), {i for i in usable if r[i] >= keep}, usable),
+        ((np.inf, keep, -0.5, limit), set(), below),
+    ):
+        wanted |= {i for i in below[:limit] if r[i] >= -0.5}
+        out = np.full(n, -1, np.int32)
+        taken = out[: take_rest(of_a, make_order(level, scale), left_out, bounds, out, 0)].tolist()
+        assert len(set(taken)) == len(taken)
+        assert wanted <= set(taken) <= set(may)
+
+
+@given(levels(), st.floats(-2, 2, width=16))
+def test_bins_of_the_rest_are_those_of_every_pair(level, of_a):
+    histogram = np.zeros((COPIES, 2001), np.int64)
+    one_bin = count_rest(of_a, make_order(level, np.ones(len(level))), histogram)
+    bins = [int((without_products(of_a, other) + 1.0) * 1000.0) for other in level]
+    np.testing.assert_array_equal(histogram[0], np.bincount(bins, minlength=2001))
+    assert one_bin == (len(set(bins)) == 1)
+
+
+def test_lists_of_b_features_are_completed_in_rounds(client, make_case, force, reduce_all, monkeypatch):
+    """A B feature below zero meets many A features, whose r are poor; those that it never meets are better."""
+    rest = importlib.import_module("pipeline.correlate.rest")
+    rng = np.random.default_rng(0)
+    n, met, others = 400, 60, 40
+    y = np.zeros((n, 2))
+    y[: n // 2 - 20, 0] = -1 - 0.01 * rng.random(n // 2 - 20)
+    y[rng.integers(0, n // 2, 3), 1] = 1
+    x = np.zeros((n, met + others))
+    for i in range(met):
+        x[rng.integers(0, n // 2 - 20, 6), i] = 1 + rng.random(6)  # fires where y is lowest: r below 0
+    for i in range(met, met + others):
+        x[n // 2 - 20 + rng.integers(0, 20, 2), i] = 1 + rng.random(2)
+    asked = []
+    look_up = rest._enter
+    monkeypatch.setattr(rest, "_enter", lambda *given: asked.append(len(given[2].a)) or look_up(*given))
+    case = make_case(x, y)
+    force("resident", panel=16, slab_rows=64)
+    results = []
+    for every in (False, True):
+        reduce_all(every)
+        results.append(
+            case.correlate(f"all-{every}", top_k=8, keep_above=0.9, min_firing=0, kernel="sparse", client=client)
+        )
+    assert_same_bytes(*results)
+    assert len(asked) > 1, "the A features of the highest levels are asked for first, and meet it"
+    assert (results[0]["best_a"].values[0] >= met).all()
+    assert (results[0]["r_a"].values[0] > 0).all()
+
+
+def test_the_plan_chooses_the_route():
+    def touched(features=32_768, active=32, **given):
+        size = StoreSize(True, 4, np.full(features, 300_000 * active // features))
+        return make_plan(size, size, 300_000, CorrelateSettings(**given), Resources(10**11, threads=2)).touched
+
+    assert touched()
+    assert touched(features=1_048_576, active=128)
+    assert not touched(full="float32")
+    assert not touched(features=2048, active=256), "most pairs fire together"
+    assert not touched(features=1_048_576, active=4, min_firing=0, top_k=256), "features meet fewer than they list"
+    assert not touched(kernel="dense")
