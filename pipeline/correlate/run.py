@@ -78,10 +78,11 @@ def correlate(
 ) -> xr.Dataset:
     """Correlate every feature of one store with every feature of another, exactly and out of core.
 
-    Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays is
-    the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do not
-    vary have no r: they are NaN, never ranked, and counted. Ties go to the lower id. The result does not depend on
-    workers, panels or memory, and a run that was stopped goes on where it was when it is called again.
+    Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays
+    is the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do
+    not vary, or fire in too few rows (``min_firing``), have no r: they are NaN, never ranked, and counted. Ties go
+    to the lower id. The result does not depend on workers, panels or memory, and a run that was stopped goes on
+    where it was when it is called again.
 
     Parameters
     ----------
