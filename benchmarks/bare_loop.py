@@ -29,8 +29,8 @@ def bare_loop(a: str, b: str, threads: int, keep_above: float) -> dict[str, Any]
     Returns
     -------
     dict
-        ``seconds`` and ``cpu_seconds`` for all A features, ``share`` of them that were worked on, and ``n_kept``, the
-        pairs above the threshold among these.
+        ``seconds`` and ``loop_cpu_seconds`` for all A features, ``share`` of them that were worked on, and ``n_kept``,
+        the pairs above the threshold among these.
     """
     side_a, side_b = (storage.read_csr(path) for path in (a, b))
     n_rows, n_features = side_a.shape
@@ -56,7 +56,7 @@ def bare_loop(a: str, b: str, threads: int, keep_above: float) -> dict[str, Any]
     seconds, cpu = time.perf_counter() - start - turned, time.process_time() - used - turned_cpu
     return {
         "seconds": turned + seconds / share,
-        "cpu_seconds": turned_cpu + cpu / share,
+        "loop_cpu_seconds": turned_cpu + cpu / share,
         "share": share,
         "n_kept": n_kept,
     }
