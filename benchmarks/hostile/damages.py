@@ -148,13 +148,13 @@ def make_run(folder: Path) -> None:
         data: Any = scipy.sparse.csr_array(x) if layout == "csr" else x
         attrs = {"model": "toy", "site": site, "dictionary": "toy", "kind": "post"}
         decoder = rng.standard_normal((width, 12)).astype("f4")
-        store = run.activations(name, site)
+        store = run.activations(name, site)  # type: ignore[arg-type]
         write_activations(
             store, data, tokens=tokens, decoder=decoder, attrs=attrs, shard_rows=200, chunk=(100, 16), layout=layout  # type: ignore[arg-type]
         )  # fmt: skip
     with local_client(threads_per_worker=1) as client, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         for name, site in (("a", "x"), ("b", "y")):
-            contexts(run.activations(name, site), run.contexts(name, site), 5, client=client)
+            contexts(run.activations(name, site), run.contexts(name, site), 5, client=client)  # type: ignore[arg-type]
         a, b = run.activations("a", "x"), run.activations("b", "y")
         correlate(a, b, out=run.correlation("x", "y"), top_k=4, client=client, memory="2GB")
         match(run.correlation("x", "y"), out=run.pairs("x", "y"))

@@ -30,7 +30,13 @@ class Rates:
         The same where an eighth of the features is active: rows are read in one go. Near the density at which either
         kernel takes as long, so it is this one that chooses between them.
     pair
-        Setting the sum of a pair to 0, its r in one half, its place in the histogram, its passing by the lists.
+        Setting the sum of a pair to 0, its r, its place in the histogram, its passing by the lists: where all pairs
+        are reduced.
+    touched
+        A product of two sparse values that is added and marked where only pairs with products are reduced; with its
+        share of reducing them.
+    completed
+        A pair without products that is put into a list when all others are done.
     dense_product
         A product in a float32 matrix product.
     tile
@@ -55,6 +61,8 @@ class Rates:
     streamed: float = 9.0e-9
     crowded: float = 1.2e-9
     pair: float = 4.5e-9
+    touched: float = 1.5e-8
+    completed: float = 2.0e-6
     dense_product: float = 3.6e-11
     tile: float = 8e-10
     entry: float = 1.0e-7

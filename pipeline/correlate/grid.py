@@ -26,7 +26,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Store, forget_rows, save_arrays
-from pipeline.settings.correlate import Measure
+from pipeline.settings.correlate import CorrelateSettings
 from storage import fingerprint
 
 
@@ -52,9 +52,10 @@ def _key(job: Job) -> str:
     return f"{job.b_key} {job.plan.kernel}"
 
 
-def key_of_rows(store: Store, half: NDArray[np.int8], measure: Measure) -> str:
-    """Return a key of the rows of a store as the kernels read them: its content, their halves, and the measure."""
-    return f"{fingerprint(store.path)} {hashlib.sha256(half.tobytes()).hexdigest()} {measure}"
+def key_of_rows(store: Store, half: NDArray[np.int8], settings: CorrelateSettings) -> str:
+    """Return a key of the rows of a store as the kernels read them: content, halves, measure, features left out."""
+    rows = hashlib.sha256(half.tobytes()).hexdigest()
+    return f"{fingerprint(store.path)} {rows} {settings.measure} {settings.min_firing}"
 
 
 @contextlib.contextmanager

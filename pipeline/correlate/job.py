@@ -15,9 +15,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.correlate.kernels.csr import NOWHERE, Rows
+from pipeline.correlate.kernels.csr import Rows
 from pipeline.correlate.kernels.dense import ERROR
-from pipeline.correlate.measures import RULES, Scaling, scaling_of
+from pipeline.correlate.kernels.reduce import Best, Side, empty_best
+from pipeline.correlate.kernels.touched import Order, make_order
+from pipeline.correlate.measures import RULES, Scaling, make_side_of, scaling_of
 from pipeline.correlate.moments import (
     Moments,
     add_extremes,
@@ -28,6 +30,7 @@ from pipeline.correlate.moments import (
     working_type,
 )
 from pipeline.correlate.plan import DENSE_ROWS, SPARE, Plan, nth_slice, slices
+from pipeline.correlate.rows import SELECTING
 from pipeline.settings.correlate import CorrelateSettings
 from storage import iter_dense, read_csr, read_dense
 from storage.activations import reads_by_chunk
@@ -197,6 +200,7 @@ class Shared:
 
     job: Job
     lock: threading.Lock = field(default_factory=threading.Lock)
+    lists: list[Best] = field(default_factory=list)
 
     @cached_property
     def half(self) -> NDArray[np.int8]:
@@ -250,27 +254,55 @@ class Shared:
     @cached_property
     def defined(self) -> NDArray[np.int32]:
         """The B features that have a place in the kernels' output, in their order."""
-        return np.flatnonzero(self.positions != NOWHERE).astype(np.int32)
+        return np.flatnonzero(self.positions >= 0).astype(np.int32)
 
     @cached_property
-    def floor(self) -> NDArray[np.float64]:
-        """Lower bound of the last r in the final list of each defined B feature, from the panels done here so far."""
+    def bar(self) -> NDArray[np.float64]:
+        """Lower bound of the last r in the final list of each defined B feature, which panels of this process raise."""
         return np.full(len(self.defined), -np.inf)
 
     def load(self) -> Shared:
         """Load everything, in one thread; the others wait."""
         with self.lock:
-            _ = (self._resident if self.job.plan.method == "resident" else None, self.half, self.n, self.floor)
+            _ = (
+                self._resident if self.job.plan.method == "resident" else None,
+                self.half,
+                self.n,
+                self.bar,
+                self.sides,
+            )
+            _ = self.order if self.job.plan.touched else None
         return self
 
     def empty_moments(self, n_features: int) -> Moments:
         """Return the statistics of no rows, to be filled as the measure needs them."""
-        return Moments.empty(self.n, n_features, with_zero=not RULES[self.job.settings.measure].centred)
+        settings = self.job.settings
+        fewest = settings.fewest_firing(int(self.n[0]))
+        return Moments.empty(self.n, n_features, fewest=fewest, with_zero=not RULES[settings.measure].centred)
 
-    def raise_floor(self, last: NDArray[np.float64]) -> None:
-        """Take in the last r of every B feature's list in a finished panel."""
+    @cached_property
+    def order(self) -> Order:
+        """The defined B features by their level in the selecting half."""
+        return make_order(self.sides[SELECTING].level, self.sides[SELECTING].scale)
+
+    @cached_property
+    def sides(self) -> list[Side]:
+        """What the kernels need of the defined B features in each half."""
+        measure = self.job.settings.measure
+        return [make_side_of(measure, self.moments, h, self.defined) for h in range(self.job.settings.n_halves)]
+
+    def take_lists(self) -> Best:
+        """Return lists of the defined B features for a panel: those that an earlier one gave back, or empty ones.
+
+        What they hold keeps worse partners out. They are one panel's at a time, so there are as many as threads.
+        """
         with self.lock:
-            np.maximum(self.floor, last, out=self.floor)
+            return self.lists.pop() if self.lists else empty_best(len(self.defined), self.job.n_candidates)
+
+    def give_lists(self, lists: Best) -> None:
+        """Give the lists of a panel back that is on disk."""
+        with self.lock:
+            self.lists.append(lists)
 
     def slabs(self) -> Iterator[slice]:
         """Yield the slabs of rows, in order."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.correlate.kernels.reduce import Half, Side
+from pipeline.correlate.kernels.reduce import Half, Side, make_side
 from pipeline.correlate.moments import Moments
 from pipeline.settings.correlate import Measure
 
@@ -64,19 +64,19 @@ RULES: Mapping[Measure, Rule] = {
 }
 
 
-def make_half(
-    measure: Measure,
-    a: Moments,
-    b: Moments,
-    half: int,
-    features_b: NDArray[np.integer],
-) -> Half:
-    """Return all that makes values of a measure of the sums of products of a panel with `features_b` in one half."""
+def make_half(measure: Measure, a: tuple[Moments, int, slice], b: Side) -> Half:
+    """Return all that makes values of a measure of sums of products.
+
+    `a` says whose: statistics of a panel, the half, and which of its features; `b` is the other side in the same half.
+    """
+    rule, (moments, half, _) = RULES[measure], a
+    return Half(1.0 / float(moments.n[half]) if rule.centred else 0.0, make_side_of(measure, *a), b, 0.0, rule.overlap)
+
+
+def make_side_of(measure: Measure, moments: Moments, half: int, features: NDArray[np.integer] | slice) -> Side:
+    """Return what the kernels need of some features in one half, for a measure."""
     rule = RULES[measure]
-    if rule.centred:
-        return Half(1.0 / float(a.n[half]), a.side(half), b.side(half, features_b), 0.0)
-    sides = (uncentred_side(a, half, slice(None), rule), uncentred_side(b, half, features_b, rule))
-    return Half(0.0, *sides, 0.0, rule.overlap)
+    return moments.side(half, features) if rule.centred else uncentred_side(moments, half, features, rule)
 
 
 @dataclass(frozen=True)
@@ -128,20 +128,22 @@ def make_standardised_half(
 ) -> Half:
     """Return the same as :func:`make_half` for sums of products of standardised values."""
     rule = RULES[measure]
-    a = _standardised_side(sides[0], scalings[0], half, slice(None), rule)
-    b = _standardised_side(sides[1], scalings[1], half, features_b, rule)
+    a = _standardised_side(measure, sides[0], scalings[0], half, slice(None))
+    b = _standardised_side(measure, sides[1], scalings[1], half, features_b)
     return Half(1.0 / float(sides[0].n[half]) if rule.centred else 0.0, a, b, 0.0, rule.overlap)
 
 
 def _standardised_side(
-    moments: Moments, scaling: Scaling, half: int, features: NDArray[np.integer] | slice, rule: Rule
+    measure: Measure, moments: Moments, scaling: Scaling, half: int, features: NDArray[np.integer] | slice
 ) -> Side:
-    raw = moments.side(half, features) if rule.centred else uncentred_side(moments, half, features, rule)
+    rule = RULES[measure]
+    raw = make_side_of(measure, moments, half, features)
     scale = scaling.scale[half, features].astype(np.float64)
     # What offsets, which have few digits, leave of the means
     total = moments.n[half] * (moments.mean[half, features] * scale - scaling.offset[half, features])
     inverse = np.divide(raw.scale, scale, out=np.zeros_like(scale), where=scale > 0)
-    return Side(np.rint(total) if rule.overlap else total, raw.variance * scale * scale, inverse)
+    inverse_n = 1.0 / float(moments.n[half]) if rule.centred else 0.0
+    return make_side(np.rint(total) if rule.overlap else total, raw.variance * scale * scale, inverse, inverse_n)
 
 
 def uncentred_side(moments: Moments, half: int, features: NDArray[np.integer] | slice, rule: Rule) -> Side:
@@ -158,4 +160,4 @@ def uncentred_side(moments: Moments, half: int, features: NDArray[np.integer] | 
     usable = moments.defined[half, features] & (size > 0)
     scale = np.zeros_like(size)
     scale[usable] = 1.0 / np.sqrt(size[usable])
-    return Side(np.ascontiguousarray(whole), np.ascontiguousarray(size), scale)
+    return make_side(whole, size, scale, 0.0)

@@ -6,7 +6,8 @@ features that are active in *every* row. From these a pivot, their smallest magn
 change, entries stay entries, and where all values lie within a factor of two of each other the subtraction is exact
 in the stored type (Sterbenz 1974). Elsewhere mean/std ≤ √(8n) again, and no pivot is needed.
 
-A feature with one value in all rows of a half has no correlation there: it is not *defined*.
+A feature with one value in all rows of a half has no correlation there: it is not *defined*. Nor is one that fires in
+too few of the rows that select (*rare*), in either half: it is left out before any product is computed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.correlate.kernels.csr import NOWHERE, Rows, extremes, shift
+from pipeline.correlate.kernels.csr import NOWHERE, SUMS_ONLY, Rows, extremes, shift
 from pipeline.correlate.kernels.dense import FEWEST_ROWS, MOST_REPEATS
 from pipeline.correlate.kernels.exact import dense_moments
-from pipeline.correlate.kernels.reduce import Side
+from pipeline.correlate.kernels.reduce import Side, make_side
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +51,8 @@ class Moments:
         (halves, feature) float64, sums of the shifted values and of their squares.
     repeats
         (halves, feature) float64, share of rows that repeat a value of many digits; estimated for dense features only.
+    fewest
+        () int64, in how many of the rows that select a feature must fire.
     """
 
     n: NDArray[np.int64]
@@ -61,9 +64,10 @@ class Moments:
     total: Floats
     square: Floats
     repeats: Floats
+    fewest: NDArray[np.int64]
 
     @classmethod
-    def empty(cls, n: NDArray[np.int64], n_features: int, *, with_zero: bool = False) -> Self:
+    def empty(cls, n: NDArray[np.int64], n_features: int, *, fewest: int = 0, with_zero: bool = False) -> Self:
         """Return the statistics of no rows, to be filled.
 
         With `with_zero`, zero counts among the values of every feature: extremes include it, pivots are 0, and every
@@ -74,7 +78,8 @@ class Moments:
         counts = np.zeros(shape, np.int64)
         lowest = 0.0 if with_zero else np.inf
         low, high = np.full(shape, lowest), np.full(shape, -lowest)
-        return cls(n, counts, counts.copy(), low, high, *(zeros.copy() for _ in range(4)))
+        pivot, total, square, repeats = (zeros.copy() for _ in range(4))
+        return cls(n, counts, counts.copy(), low, high, pivot, total, square, repeats, np.array(fewest))
 
     @property
     def variance(self) -> Floats:
@@ -82,14 +87,24 @@ class Moments:
         return self.square - (self.total * self.total) * (1.0 / self.n)[:, None]
 
     @property
-    def defined(self) -> NDArray[np.bool_]:
-        """Whether r is defined: the feature has more than one value; (halves, feature).
+    def varies(self) -> NDArray[np.bool_]:
+        """Whether the feature has more than one value; (halves, feature).
 
         Known before the sums are. Variances that could overflow or vanish in float64 count as undefined, so that the
         kernels meet finite numbers only.
         """
         size = np.maximum(np.abs(self.low), np.abs(self.high))
         return (self.high - self.low > SMALLEST_RANGE) & (size < LARGEST_VALUE)
+
+    @property
+    def rare(self) -> NDArray[np.bool_]:
+        """Whether the feature varies over the rows that select, but fires in too few of them; (feature,)."""
+        return self.varies[0] & (self.active[0] < self.fewest)
+
+    @property
+    def defined(self) -> NDArray[np.bool_]:
+        """Whether r is defined: the feature varies, and is not rare; (halves, feature)."""
+        return self.varies & ~self.rare
 
     @property
     def mean(self) -> Floats:
@@ -99,7 +114,7 @@ class Moments:
     @property
     def std(self) -> Floats:
         """Standard deviation of each feature (divided by n), 0 where it does not vary; (halves, feature)."""
-        return np.where(self.defined, np.sqrt(np.maximum(self.variance, 0) / self.n[:, None]), 0.0)
+        return np.where(self.varies, np.sqrt(np.maximum(self.variance, 0) / self.n[:, None]), 0.0)
 
     def side(self, half: int, features: NDArray[np.integer] | slice = slice(None)) -> Side:
         """Return what the kernels need of some features in one half."""
@@ -108,12 +123,20 @@ class Moments:
         usable = self.defined[half, features] & (variance > 0)
         scale = np.zeros_like(variance)
         scale[usable] = 1.0 / np.sqrt(variance[usable])
-        return Side(np.ascontiguousarray(self.total[half, features]), np.ascontiguousarray(variance), scale)
+        return make_side(self.total[half, features], variance, scale, 1.0 / float(self.n[half]))
 
     def positions(self) -> NDArray[np.int32]:
         """Return (feature,): a running number where r is defined in the selecting half, or nowhere."""
-        defined = self.defined[0]
-        return np.where(defined, np.cumsum(defined) - 1, NOWHERE).astype(np.int32)
+        return self._placed(np.cumsum(self.defined[0]) - 1)
+
+    def places(self) -> NDArray[np.int32]:
+        """Return (feature,): each feature's own number where r is defined in the selecting half, or nowhere."""
+        return self._placed(np.arange(self.low.shape[1]))
+
+    def _placed(self, numbers: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Return the numbers of features that have r; of the others, the rare ones alone have sums."""
+        left_out = np.where(self.rare, SUMS_ONLY, NOWHERE)
+        return np.where(self.defined[0], numbers, left_out).astype(np.int32)
 
     def without_sums(self) -> Self:
         """Return the same extremes and pivots with sums of zero."""
@@ -130,9 +153,9 @@ def join(parts: Iterable[Moments]) -> Moments:
     joined: dict[str, Any] = {
         field.name: np.concatenate([getattr(part, field.name) for part in listed], axis=1)
         for field in fields(Moments)
-        if field.name != "n"
+        if field.name not in {"n", "fewest"}
     }
-    return Moments(n=listed[0].n, **joined)
+    return Moments(n=listed[0].n, fewest=listed[0].fewest, **joined)
 
 
 def add_extremes(moments: Moments, slab: Slab) -> None:

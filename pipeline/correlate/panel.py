@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline.correlate.job import Job, Shared, Store, joined, load_rows, save_arrays, scan_rows, shared
 from pipeline.correlate.kernels import dense, scatter
-from pipeline.correlate.kernels.csr import NOWHERE, Columns, Rows, by_feature, cut
+from pipeline.correlate.kernels.csr import Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.reduce import (
     COPIES,
-    SLACK,
     Best,
     Half,
     Kept,
@@ -35,6 +34,7 @@ from pipeline.correlate.kernels.reduce import (
     scratch,
 )
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.kernels.touched import Order, correlate_touched, reduce_touched
 from pipeline.correlate.measures import Scaling, make_half, make_standardised_half, scaling_of
 from pipeline.correlate.moments import (
     Moments,
@@ -96,9 +96,9 @@ def correlate_panel(i: int, job: Job) -> Summary:
     n_kept = int(output.kept.length.sum())
     if n_kept > job.plan.kept_per_panel:
         return Summary(n_done, n_kept, histogram, overflow=True)
-    mine.raise_floor(output.column.r[:, -1])
     _write_kept(i, job, mine, output.kept.length, pieces)
-    save_arrays(_reduced(mine, moments, output, histogram), job.panel_file(i))
+    save_arrays(_reduced(mine, moments, output, features, histogram), job.panel_file(i))
+    mine.give_lists(output.column)
     return Summary(n_done, n_kept, histogram, overflow=False)
 
 
@@ -123,21 +123,15 @@ def measure_panel(i: int, job: Job) -> int:
     else:
         moments = _sparse_extremes(mine, job.b, features)
         for slab in mine.slabs():
-            shift_and_add(moments, (job.b.read_rows(slab, features), mine.half[slab]), _places(moments))
+            shift_and_add(moments, (job.b.read_rows(slab, features), mine.half[slab]), moments.places())
     save_arrays(moments.to_arrays(), job.moments_file(i))
     return i
-
-
-def _places(moments: Moments) -> NDArray[np.int32]:
-    """Leave the features of a panel where they are, but for those without r in the selecting half."""
-    features = np.arange(moments.low.shape[1], dtype=np.int32)
-    return np.where(moments.defined[0], features, np.int32(NOWHERE))
 
 
 def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
     """All of B is in memory: read the panel of A, and correlate feature by feature."""
     rows, moments = load_rows(mine, mine.job.a, features)
-    rows = shift_and_add(moments, (rows, mine.half), _places(moments))
+    rows = shift_and_add(moments, (rows, mine.half), moments.places())
     n_halves = mine.job.settings.n_halves
     if mine.job.plan.device == "cuda":
         mine.load()
@@ -148,22 +142,27 @@ def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
     mine.load()
     halves = halves_of(mine, moments)
 
-    def step(start: int, output: Output, work: Scratch) -> int:
+    def all_pairs(start: int, output: Output, work: Scratch) -> int:
         return correlate_resident(columns, mine.rows, start, features.start, halves, n_halves > 1, output, work)
 
-    return moments, step
+    def touched(start: int, output: Output, work: Scratch) -> int:
+        return correlate_touched(
+            columns, mine.rows, start, features.start, halves, n_halves > 1, mine.order, output, work
+        )
+
+    return moments, touched if mine.job.plan.touched else all_pairs
 
 
 def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
     """Neither side is in memory: add products slab by slab, then reduce the tile."""
     moments = _sparse_extremes(mine.load(), mine.job.a, features)
-    tiles = _sums(mine, features, _shifted_slabs(mine, moments, features))
+    tiles = _sums(mine, features, shifted_slabs(mine, moments, features))
     return moments, _sums_step(mine, features, tiles, halves_of(mine, moments))
 
 
-def _shifted_slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
+def shifted_slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
     """Read rows of a panel of A and of B slab by slab, with their halves; the sums of the panel are added up."""
-    job, places, ignored = mine.job, _places(moments), mine.moments.without_sums()
+    job, places, ignored = mine.job, moments.places(), mine.moments.without_sums()
     for slab in mine.slabs():
         half = mine.half[slab]
         a = shift_and_add(moments, (job.a.read_rows(slab, features), half), places)
@@ -257,7 +256,7 @@ def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
     """Yield the panels of B features that are made dense together."""
     for panel in mine.job.panels_b:
         positions = mine.positions[panel]
-        within = np.flatnonzero(positions != NOWHERE)
+        within = np.flatnonzero(positions >= 0)
         if len(within):
             first = int(positions[within[0]])
             yield panel, Places(panel.start + within, within, slice(first, first + len(within)))
@@ -292,7 +291,8 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
 def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
     job = mine.job
-    both = [make_half(job.settings.measure, a, mine.moments, h, mine.defined) for h in range(job.settings.n_halves)]
+    halves = range(job.settings.n_halves)
+    both = [make_half(job.settings.measure, (a, h, slice(None)), mine.sides[h]) for h in halves]
     return both[0], both[-1]
 
 
@@ -307,7 +307,8 @@ def _sums_step(mine: Shared, features: slice, tiles: Sequence[Any], halves: tupl
     def step(start: int, output: Output, work: Scratch) -> int:
         first = start - start % n_rows
         rows = slice(first, first + n_rows)
-        within = _tile_step(slice(features.start + first, features.stop), fetch(first), _of_rows(halves, rows))
+        order = mine.order if mine.job.plan.touched else None
+        within = _tile_step(slice(features.start + first, features.stop), fetch(first), _of_rows(halves, rows), order)
         return first + within(start - first, _rows_of(output, rows), work)
 
     return step
@@ -325,25 +326,27 @@ def _rows_of(output: Output, rows: slice) -> Output:
     return output._replace(row=row, kept=output.kept._replace(length=output.kept.length[rows]))
 
 
-def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half]) -> Step:
+def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half], order: Order | None = None) -> Step:
+    """Return the step that reduces tiles: all pairs, or with an order of the B features those with products alone."""
     held_out = tiles[1] if len(tiles) > 1 else tiles[0][:0]
 
-    def step(start: int, output: Output, work: Scratch) -> int:
+    def all_pairs(start: int, output: Output, work: Scratch) -> int:
         return reduce_tile(tiles[0], held_out, start, features.start, halves, output, work)
 
-    return step
+    def touched(start: int, output: Output, work: Scratch) -> int:
+        return reduce_touched(tiles[0], held_out, start, features.start, halves, order, output, work)
+
+    return all_pairs if order is None else touched
 
 
 def _empty_output(mine: Shared, width: int) -> Output:
-    """Allocate the results of a panel; bars start from what other panels of this process have found."""
+    """Return room for the results of a panel; lists of B features and bars go on from those of earlier panels."""
     job, n = mine.job, len(mine.defined)
-    floor = mine.floor.copy()
     size = kept_buffer(n)
     return Output(
         row=empty_best(width, job.n_candidates),
-        column=empty_best(n, job.n_candidates),
-        floor=floor,
-        bar=np.minimum(floor, job.keep_from) - SLACK,
+        column=mine.take_lists(),
+        bar=mine.bar,
         keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
@@ -357,7 +360,7 @@ def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[li
     Returns column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
-    work = scratch(len(output.floor), job.n_candidates)
+    work = scratch(len(output.bar), job.n_candidates)
     done, n_kept = 0, 0
     while done < features.stop - features.start and n_kept <= job.plan.kept_per_panel:
         following = step(done, output, work)
@@ -395,14 +398,17 @@ def _write_kept(i: int, job: Job, mine: Shared, length: NDArray[np.int64], piece
         write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((joined(parts), feature, start), shape=shape))
 
 
-def _reduced(mine: Shared, moments: Moments, output: Output, histogram: NDArray[np.int64]) -> dict[str, Array]:
+def _reduced(
+    mine: Shared, moments: Moments, output: Output, features: slice, histogram: NDArray[np.int64]
+) -> dict[str, Array]:
     """Return a panel's reduced results by name, with B features by their own ids."""
     row = output.row
     row = row._replace(id=np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1))
     parts: dict[str, dict[str, Array]] = {
         "row": row._asdict(),
-        "column": compact(output.column, mine.defined),
+        "column": compact(output.column, mine.defined, features),
         "moments": moments.to_arrays(),
     }
     named = {f"{part}_{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
-    return named | {"histogram": histogram, "n_kept": output.kept.length.sum()}
+    complete = not mine.job.plan.touched
+    return named | {"histogram": histogram, "n_kept": output.kept.length.sum(), "complete": np.array(complete)}

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -182,6 +183,8 @@ class Plan:
         Where tiles are, and what is added to them: ``cpu``, or ``cuda``, a GPU.
     gpu_projected, gpu_allowed
         Peak of the GPU's memory that each process takes, and what it may take, bytes; 0 without one.
+    touched
+        Whether only pairs with products are reduced; the others follow from the statistics of their features.
     """
 
     method: Method
@@ -196,6 +199,7 @@ class Plan:
     device: Where = "cpu"
     gpu_projected: int = 0
     gpu_allowed: int = 0
+    touched: bool = False
 
     @property
     def fits(self) -> bool:
@@ -348,12 +352,14 @@ def _methods(kernel: Literal["sparse", "dense"]) -> list[Method]:
 def _widths(method: Method, n_features: int, slots: int) -> Iterator[int]:
     """Yield widths of panels to try, the best first.
 
-    A resident panel gains nothing from being wider than a chunk, and there are to be two for each slot, so that none
-    idles for long. A streaming or dense one is as wide as possible, one for each slot: every panel reads all of B.
+    Of resident panels there are to be four for each slot, so that none idles for long, or two where four would be
+    narrower than a chunk; wider ones pass less often over the lists of all B features. A streaming or dense one is as
+    wide as possible, one for each slot: every panel reads all of B.
     """
-    width, panels = (CHUNK, 2 * slots) if method == "resident" else (WIDEST, slots)
+    wide, few = (4 * slots, 2 * slots) if method == "resident" else (slots, slots)
     narrowest = FEATURES if method == "dense" else NARROWEST
-    while width > narrowest and -(-n_features // width) < panels:
+    width = WIDEST
+    while width > narrowest and -(-n_features // width) < (wide if width > CHUNK else few):
         width //= 2
     while width >= narrowest:
         yield width
@@ -405,10 +411,24 @@ class _Shape:
         share = min(1.0, slab_rows / self.n_rows)
         return self.a.heaviest(width) * share, self.b.n_entries * share
 
+    def met(self, width: int) -> int:
+        """Return how many products the heaviest panel of A has in one half, were they spread evenly."""
+        return int(self.a.heaviest(width) / max(1, self.n_rows) * self.b.n_entries / self.n_halves)
+
+    @cached_property
+    def placed_b(self) -> int:
+        """B features that have a place in the kernels' output, at most: those that fire often enough, in either half.
+
+        Half as many rows may select as one would think, since documents differ in length.
+        """
+        fewest = self.settings.fewest_firing(self.n_rows // self.n_halves // 2)
+        return int(np.count_nonzero(self.b.entries >= fewest))
+
     @property
     def top_k(self) -> int:
         """Places of a list while r is not final."""
-        return self.settings.top_k + SPARE
+        dense = choose_kernel(self.a, self.b, self.n_rows, self.settings.kernel, self.settings.device) == "dense"
+        return self.settings.top_k + SPARE * dense
 
     @property
     def kept(self) -> int:
@@ -420,8 +440,11 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     """Project the peak memory of a process, and of its GPU, for one method and width of panels."""
     method, device = way
     width = min(width, shape.a.n_features)
-    pairs = width * shape.b.n_features
+    pairs = width * shape.placed_b
+    touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
+    if touched:
+        kept = min(kept, max(shape.met(width), KEPT_AT_LEAST))
     slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
     task = _lists(width, kept, shape) + _WORK[way](width, slab_rows, shape)
     if method == "dense":
@@ -431,9 +454,23 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     projected = shape.resources.reserved + max(shared + shape.resources.threads * task, _merge(shape))
     n_panels = -(-shape.a.n_features // width)
     cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
-    return replace(
-        cut, device=device, gpu_projected=gpu, gpu_allowed=(shape.resources.gpu or 0) if device == "cuda" else 0
-    )
+    gpu_allowed = (shape.resources.gpu or 0) if device == "cuda" else 0
+    return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=gpu_allowed, touched=touched)
+
+
+def touched_is_faster(shape: _Shape, rates: Rates = DEFAULT) -> bool:
+    """Say whether it takes less time to mark what has products and to reduce that than to reduce all pairs.
+
+    Of the B features that fire too rarely to meet enough A features, lists are completed one by one.
+    """
+    settings = shape.settings
+    fewest = settings.fewest_firing(shape.n_rows // shape.n_halves) * shape.n_halves
+    a, b = (size.entries[size.entries >= max(1, fewest)] for size in (shape.a, shape.b))
+    products = float(a.sum()) * float(b.sum()) / max(1, shape.n_rows) / shape.n_halves
+    met = b * (a.sum() / max(1, shape.n_rows) / shape.n_halves)
+    completed = np.count_nonzero(met < 2 * settings.top_k) * settings.top_k * rates.completed
+    seconds = products * rates.touched + completed
+    return bool(seconds < products * rates.product + float(len(a)) * len(b) * rates.pair)
 
 
 def _slab_rows(width: int, shape: _Shape) -> int:
@@ -450,10 +487,10 @@ def _statistics(shape: _Shape) -> int:
 
 def _lists(width: int, kept: int, shape: _Shape) -> int:
     """Return the bytes of top-k lists and their copy, kept pairs (collected, joined, encoded), and working memory."""
-    top = (width + 2 * shape.b.n_features) * shape.top_k * PAIR_BYTES
-    buffer = kept_buffer(shape.b.n_features) * PAIR_BYTES
+    top = (width + 2 * shape.placed_b) * shape.top_k * PAIR_BYTES
+    buffer = kept_buffer(shape.placed_b) * PAIR_BYTES
     matrix = 16 * MATRIX_ROWS * shape.b.n_features if (shape.settings.full is not None) else 0
-    return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.b.n_features + matrix
+    return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.placed_b + matrix
 
 
 def kept_buffer(n_features_b: int) -> int:
@@ -494,7 +531,7 @@ def _work_resident_on_gpu(width: int, slab_rows: int, shape: _Shape) -> int:
 
 def _fetched(shape: _Shape) -> int:
     """Return the bytes of the sums that come back from a GPU at a time, twice: one block goes while the next comes."""
-    return 2 * 8 * fetched_rows(shape.b.n_features) * shape.b.n_features * shape.n_halves
+    return 2 * 8 * fetched_rows(shape.placed_b) * shape.placed_b * shape.n_halves
 
 
 def fetched_rows(n_features_b: int) -> int:
@@ -516,7 +553,7 @@ def _work_streaming(width: int, slab_rows: int, shape: _Shape) -> int:
 
 def tile_bytes(width: int, shape: _Shape) -> int:
     """Return the bytes of the sums of products of a panel with all B features, float64, for each half."""
-    return 8 * width * shape.b.n_features * shape.n_halves
+    return 8 * width * shape.placed_b * shape.n_halves
 
 
 def _work_dense(width: int, slab_rows: int, shape: _Shape) -> int:
@@ -589,4 +626,5 @@ _GPU_WORK: dict[Method, Callable[[int, int, _Shape], int]] = {
 
 def _merge(shape: _Shape) -> int:
     """Return the bytes of the top-k lists of all features of both sides, their copy on the way to disk, and keys."""
-    return 4 * (shape.a.n_features + shape.b.n_features) * shape.top_k * PAIR_BYTES
+    copies = 4 if shape.top_k > shape.settings.top_k else 3  # keys are of lists that are not final yet
+    return copies * (shape.a.n_features + shape.b.n_features) * shape.top_k * PAIR_BYTES

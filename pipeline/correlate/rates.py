@@ -25,8 +25,9 @@ from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature
 from pipeline.correlate.kernels.device import Device, find_device
 from pipeline.correlate.kernels.exact import add_pairs
-from pipeline.correlate.kernels.reduce import COPIES, SLACK, Half, Kept, Output, Side, empty_best, scratch
+from pipeline.correlate.kernels.reduce import COPIES, Half, Kept, Output, Side, empty_best, make_side, scratch
 from pipeline.correlate.kernels.sparse import add_products, correlate_resident
+from pipeline.correlate.kernels.touched import correlate_touched, make_order
 from pipeline.correlate.plan import DENSE_ROWS, Plan, StoreSize, kept_buffer, sparse_products
 from storage import read_csr, read_dense, write_activations
 from storage.errors import CorruptError
@@ -74,10 +75,12 @@ def predict_seconds(
     True
     """
     work = _WORK[plan.method](plan, a, b, (n_rows, n_halves), rates.on(plan.device))
-    reduced = 1 if plan.method == "dense" else n_halves
-    pairs = a.n_features * b.n_features * reduced * rates.pair
+    if plan.touched:  # products of the half that selects; those of the other are for few pairs
+        pairs = sparse_products(a, b, n_rows) / n_halves * max(0.0, rates.touched - rates.product)
+    else:
+        pairs = a.n_features * b.n_features * rates.pair
     if plan.device == "cuda":
-        pairs += _copied(plan, a, b, n_rows, reduced) * rates.gpu_copy
+        pairs += _copied(plan, a, b, n_rows, 1 if plan.method == "dense" else n_halves) * rates.gpu_copy
     # Panels run in rounds: with three panels on two slots, the second round leaves one idle
     rounds = -(-plan.n_panels // slots) / plan.n_panels
     return rates.start + work.serial + work.shared / slots + (work.panels + pairs) * rounds
@@ -189,6 +192,15 @@ class _SparseCase:
 
         return _seconds(threads, panel)
 
+    def touched(self, threads: int) -> float:
+        halves, order = (self.half, self.half), make_order(self.half.b.level, self.half.b.scale)
+        rooms = [(_output(), scratch(_FEATURES, 16)) for _ in range(threads)]
+
+        def panel(i: int) -> int:
+            return correlate_touched(self.columns, self.b, 0, 0, halves, False, order, *rooms[i])
+
+        return _seconds(threads, panel)
+
     def streaming(self, threads: int) -> float:
         tiles = [np.zeros((_WIDTH, _FEATURES)) for _ in range(threads)]
         return _seconds(threads, lambda i: add_products(tiles[i], 0, self.columns, self.b))
@@ -196,27 +208,34 @@ class _SparseCase:
 
 def _measure_sparse(threads: int) -> dict[str, float]:
     """Time panels of few and of many active features: pairs dominate the one, products the other."""
-    few, many = _SparseCase.random(8), _SparseCase.random(256)
+    few, some, many = _SparseCase.random(8), _SparseCase.random(32), _SparseCase.random(256)
     seconds = few.resident(threads), many.resident(threads)
     product = max((seconds[1] - seconds[0]) / (many.n_products - few.n_products), 1e-10)
     pair = max(seconds[0] - few.n_products * product, 0.0) / (_WIDTH * _FEATURES)
-    return {"product": product, "pair": pair, "streamed": many.streaming(threads) / many.n_products}
+    touched = some.touched(threads) / some.n_products
+    return {
+        "product": product,
+        "pair": pair,
+        "touched": touched,
+        "streamed": many.streaming(threads) / many.n_products,
+    }
 
 
 def _side(csr: scipy.sparse.csr_array) -> Side:
     """Return the statistics of the features of a matrix."""
     total = np.asarray(csr.sum(axis=0), np.float64).ravel()
     variance = np.asarray(csr.multiply(csr).sum(axis=0), np.float64).ravel() - total**2 / csr.shape[0]
-    return Side(total, variance, np.where(variance > 0, np.maximum(variance, 1e-9) ** -0.5, 0.0))
+    scale = np.where(variance > 0, np.maximum(variance, 1e-9) ** -0.5, 0.0)
+    return make_side(total, variance, scale, 1.0 / csr.shape[0])
 
 
 def _output() -> Output:
     """Return room for the results of a panel, late in a run: lists are full, and few r are let in."""
     size = kept_buffer(_FEATURES)
     kept = Kept(np.zeros(_WIDTH, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size))
-    floor = np.full(_FEATURES, 0.5)
+    bar = np.full(_FEATURES, 0.5)
     histogram, matrix = np.zeros((COPIES, 2001), np.int64), np.empty((0, _FEATURES), np.float32)
-    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), floor, floor - SLACK, 0.5, kept, histogram, matrix)
+    return Output(empty_best(_WIDTH, 16), empty_best(_FEATURES, 16), bar, 0.5, kept, histogram, matrix)
 
 
 def _measure_dense(threads: int) -> dict[str, float]:

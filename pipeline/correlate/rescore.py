@@ -403,7 +403,7 @@ def _replace_whole(job: Job, left: Open, rows: Best, columns: Best) -> None:
         a, b = (Best(*(stored[f"whole_{side}_{name}"] for name in Best._fields)) for side in "ab")
         for old, new in zip(rows, a, strict=True):
             old[left.within(job.features(i)).whole_a] = new
-        parts.append(compact(b, np.arange(len(left.whole_b))))
+        parts.append(compact(b, np.arange(len(left.whole_b)), job.features(i)))
     if len(left.whole_b):
         for old, new in zip(columns, merge_all(len(left.whole_b), job.n_candidates, parts), strict=True):
             old[left.whole_b] = new

@@ -17,6 +17,7 @@ from pipeline.correlate.kernels.reduce import Best
 from pipeline.correlate.moments import Moments, join
 from pipeline.correlate.panel import BINS, R_HELD_OUT, R
 from pipeline.correlate.rescore import rescore
+from pipeline.correlate.rest import complete
 from pipeline.correlate.topk import merge_all, nan_where_empty
 from pipeline.settings.correlate import MEASURE_NAMES, Measure
 from storage import add_variables
@@ -32,6 +33,7 @@ class _Panels:
     moments: list[Moments] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     n_kept: int = 0
+    complete: bool = True
 
     def read(self, job: Job) -> Iterator[dict[str, NDArray[Any]]]:
         """Take in the panels one by one; yield their lists of B features, which only one panel at a time may take."""
@@ -41,6 +43,7 @@ class _Panels:
             self.moments.append(Moments(**arrays_of(arrays, "moments")))
             self.histogram = self.histogram + arrays["histogram"]
             self.n_kept += int(arrays["n_kept"])
+            self.complete &= bool(arrays["complete"])
             yield arrays_of(arrays, "column")
 
 
@@ -49,7 +52,11 @@ def write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
     panels = _Panels()
     columns = merge_all(job.b.n_features, job.n_candidates, panels.read(job))
     rows = Best(*(np.concatenate(parts) for parts in zip(*panels.rows, strict=True)))
+    panels.rows.clear()
     n_kept = panels.n_kept
+    moments = {"a": join(panels.moments), "b": job.read_moments()}
+    if not panels.complete:
+        complete(job, columns, (moments["a"], moments["b"]), client)
     if job.plan.method == "dense":
         rows, columns, n_kept = rescore(job, rows, columns, client)
     edges = np.linspace(-1, 1, BINS + 1)
@@ -59,15 +66,24 @@ def write_result(job: Job, attrs: dict[str, Any], client: Client) -> None:
         "bin_left": ("bin", edges[:-1]),
         "bin_right": ("bin", edges[1:]),
     }
-    for side, moments in (("a", join(panels.moments)), ("b", job.read_moments())):
-        variables |= _statistics(moments, side)
-        attrs[f"n_undefined_{side}"] = int((~moments.defined[0]).sum())
-    if attrs["n_undefined_a"] or attrs["n_undefined_b"]:
-        logger.info(
-            "%d A features and %d B features do not vary over the rows that choose, and have no correlation",
-            attrs["n_undefined_a"], attrs["n_undefined_b"],
-        )  # fmt: skip
+    for side, of_side in moments.items():
+        variables |= _statistics(of_side, side)
+        attrs[f"n_undefined_{side}"] = int((~of_side.defined[0]).sum())
+        attrs[f"n_rare_{side}"] = int(of_side.rare.sum())
+        _log_left_out(of_side, side.upper())
     add_variables(xr.Dataset(variables, attrs=attrs | {"n_kept": n_kept}), job.folder)
+
+
+def _log_left_out(moments: Moments, side: str) -> None:
+    """Say how many features of a side have no correlation, and why."""
+    n_rare = int(moments.rare.sum())
+    n_constant = int((~moments.defined[0]).sum()) - n_rare
+    if n_constant or n_rare:
+        logger.info(
+            "%d %s features do not vary over the rows that choose, and %d fire in fewer than %d of these %d rows: they "
+            "have no correlation",
+            n_constant, side, n_rare, moments.fewest, moments.n[0],
+        )  # fmt: skip
 
 
 def _lists(job: Job, rows: Best, columns: Best) -> dict[str, Any]:

@@ -78,10 +78,11 @@ def correlate(
 ) -> xr.Dataset:
     """Correlate every feature of one store with every feature of another, exactly and out of core.
 
-    Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays is
-    the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do not
-    vary have no r: they are NaN, never ranked, and counted. Ties go to the lower id. The result does not depend on
-    workers, panels or memory, and a run that was stopped goes on where it was when it is called again.
+    Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays
+    is the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do
+    not vary, or fire in too few rows (``min_firing``), have no r: they are NaN, never ranked, and counted. Ties go
+    to the lower id. The result does not depend on workers, panels or memory, and a run that was stopped goes on
+    where it was when it is called again.
 
     Parameters
     ----------
@@ -226,7 +227,7 @@ def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Man
 
 def _recorded(settings: CorrelateSettings, kernel: str) -> dict[str, Any]:
     """Return the settings that decide the result, with the kernel that was chosen."""
-    return settings.model_dump(include={"top_k", "keep_above", "select", "measure"}) | {"kernel": kernel}
+    return settings.model_dump(include={"top_k", "keep_above", "select", "measure", "min_firing"}) | {"kernel": kernel}
 
 
 def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
@@ -277,7 +278,7 @@ def _begin(
         plan=plan,
         settings=settings,
         folder=folder,
-        b_key="" if known_b is None else key_of_rows(inputs.stores[1], half, settings.measure),
+        b_key="" if known_b is None else key_of_rows(inputs.stores[1], half, settings),
     )
     _prepare(job, half)
     if RULES[settings.measure].ranked:

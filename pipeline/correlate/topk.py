@@ -1,7 +1,7 @@
 """Lists of best partners: made empty, kept on disk for each finished panel, merged into those of all features.
 
-A panel keeps its own lists for all B features. Most of their places are empty once the first panels are done, since a
-panel is told which r can no longer enter; so only the places in use go to disk.
+Lists of all B features pass from panel to panel of a process, so that only what is better enters. Of them, a panel puts
+on disk what it entered itself; most places are other panels'.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pipeline.correlate.kernels.reduce import Best, empty_best, merge
 Array = NDArray[Any]
 
 
-def compact(best: Best, feature: Array) -> dict[str, Array]:
-    """Return the places in use, one feature's after the other's, where each feature's begin, and its id."""
-    used = best.id >= 0
+def compact(best: Best, feature: Array, partners: slice) -> dict[str, Array]:
+    """Return the places of some partners, one feature's after the other's, where each feature's begin, and its id."""
+    used = (best.id >= partners.start) & (best.id < partners.stop)
     start = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     return {"feature": feature, "start": start, "id": best.id[used], "r": best.r[used], "held_out": best.held_out[used]}
 
 
 def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -> Best:
-    """Merge what :func:`compact` returned for every panel, in the order of the panels.
+    """Merge what :func:`compact` returned for every panel.
 
     Examples
     --------
@@ -33,7 +33,8 @@ def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -
     >>> one.id[0, 0], one.r[0, 0] = 3, 0.5
     >>> two.id[0], two.r[0] = [7, 8], [0.9, 0.5]
     >>> feature = np.array([1], dtype=np.int32)
-    >>> merge_all(2, 2, [compact(one, feature), compact(two, feature)]).id
+    >>> every = slice(0, 10)
+    >>> merge_all(2, 2, [compact(one, feature, every), compact(two, feature, every)]).id
     array([[-1, -1],
            [ 7,  3]], dtype=int32)
     """

@@ -12,6 +12,9 @@ Kernel = Literal["auto", "sparse", "dense"]
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
+#: The share of the rows that select in which a feature may always fire and be correlated.
+RAREST = 0.01
+
 #: Rows that choose pairs.
 Select = Literal["half", "all"]
 
@@ -50,6 +53,11 @@ class CorrelateSettings(Section):
         description="What r is. Jaccard and phi are of firing: where values are not 0. Spearman needs space beside the "
         "result for ranks of both stores, until it is done.",
     )
+    min_firing: Annotated[int, Number, Field(ge=0)] = Field(
+        10,
+        description="Leave out features that fire in fewer of the rows that select than this, or than 1 % of these "
+        "rows if that is less: what r they reach is luck.",
+    )
     kernel: Kernel = Field("auto", description="How products are computed; auto: by the densities of the stores.")
     full: FullType | None = Field(
         None,
@@ -67,6 +75,14 @@ class CorrelateSettings(Section):
     def n_halves(self) -> int:
         """2 if half of the rows is held out, else 1."""
         return 2 if self.select == "half" else 1
+
+    def fewest_firing(self, n_rows: int) -> int:
+        """Return in how many of the rows that select a feature must fire to be correlated.
+
+        >>> CorrelateSettings().fewest_firing(150_000), CorrelateSettings().fewest_firing(250)
+        (10, 2)
+        """
+        return min(self.min_firing, int(n_rows * RAREST))
 
 
 _AS_CORRELATED = "as the pairs were correlated, if absent"

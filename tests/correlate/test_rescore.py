@@ -153,7 +153,7 @@ def awkward(tmp_path_factory):
 
 def correlate_awkward(folder, out, client, select):
     correlate = importlib.import_module("pipeline.correlate.run").correlate
-    arguments = {"select": select, "keep_above": 1e-4, "kernel": "dense", "out": out, "client": client}
+    arguments = {"select": select, "keep_above": 1e-4, "min_firing": 0, "kernel": "dense", "out": out, "client": client}
     return correlate(folder / "a", folder / "b", **arguments)
 
 

@@ -188,6 +188,7 @@ def test_result_opens_with_plain_xarray_and_carries_what_it_is(client, make_case
         "keep_above": 0.1,
         "select": "half",
         "measure": "pearson",
+        "min_firing": 10,
         "kernel": "sparse",
     }
     assert ds["r_heldout_a"].attrs["long_name"] == "Pearson correlation on held-out rows"

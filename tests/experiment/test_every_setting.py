@@ -92,6 +92,7 @@ CHANGES: dict[str, Change] = {
     "store.shard_rows": (512, STORES),
     "correlate.top_k": (5, CORRELATE),
     "correlate.keep_above": (0.04, CORRELATE),
+    "correlate.min_firing": (3, CORRELATE),
     "correlate.select": ("all", CORRELATE),
     "correlate.measure": ("cosine", CORRELATE),
     "correlate.kernel": ("dense", NOTHING),

@@ -20,8 +20,8 @@ Array = NDArray[Any]
 
 #: Marks rows that count in neither half.
 EXCLUDED = -1
-#: Marks features that the kernels leave out.
-NOWHERE = -1
+#: Marks features that the kernels leave out: with their sums, and without, since those may overflow.
+SUMS_ONLY, NOWHERE = -1, -2
 
 
 class Rows(NamedTuple):
@@ -92,8 +92,8 @@ def extremes(rows: Rows, half: Array, stored: Array, active: Array, low: Array, 
 def shift(rows: Rows, half: Array, pivot: Array, position: Array, total: Array, square: Array) -> int:
     """Subtract pivots, add up values and squares, and move features to their positions: in place, ``rows.start`` too.
 
-    Entries of excluded rows and of features without a position are dropped; the others close up, and how many are left
-    is returned. Pivots are such that ``value - pivot`` is exact in the type of the values.
+    Entries of excluded rows and of features without a position are dropped; the others close up, and the number that
+    is left is returned. Pivots are such that ``value - pivot`` is exact in the type of the values.
     """
     to = 0
     begin = rows.start[0]
@@ -104,10 +104,12 @@ def shift(rows: Rows, half: Array, pivot: Array, position: Array, total: Array, 
         if h >= 0:
             for at in range(begin, end):
                 f = rows.feature[at]
+                if position[f] == NOWHERE:
+                    continue
+                value = np.float64(rows.value[at]) - pivot[h, f]
+                total[h, f] += value
+                square[h, f] += value * value
                 if position[f] >= 0:
-                    value = np.float64(rows.value[at]) - pivot[h, f]
-                    total[h, f] += value
-                    square[h, f] += value * value
                     rows.feature[to] = position[f]
                     rows.value[to] = value
                     to += 1

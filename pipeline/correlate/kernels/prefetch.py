@@ -17,14 +17,13 @@ READ, KEEP_IN_ALL_CACHES, DATA = 0, 3, 1
 
 @intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 - the signature is Numba's
-    """Fetch the cache line of ``array[index]`` (of a row's first value, in a matrix) without waiting for it."""
+    """Fetch the cache line of a value without waiting for it; the index is that in the flat, contiguous array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, index_type = signature.args
         view = context.make_array(array_type)(context, builder, arguments[0])
         place = context.cast(builder, arguments[1], index_type, types.intp)
-        places = [place] + [context.get_constant(types.intp, 0)] * (array_type.ndim - 1)
-        pointer = cgutils.get_item_pointer(context, builder, array_type, view, places, wraparound=False)
+        pointer = builder.gep(view.data, [place])
         byte_pointer, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [byte_pointer, int32, int32, int32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")

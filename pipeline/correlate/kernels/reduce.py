@@ -7,10 +7,13 @@ The row of one A feature is reduced while its sums of products with every B feat
                                      ▼
                              candidates (few) ──▶ exact r, and r on held-out rows ──▶ top-k of a, top-k of b, kept pairs
 
+A pair whose sum of products is 0, most of them where features fire rarely, has ``r = −level_a · level_b``: this one
+expression, whatever reduces the pair (:func:`without_products`; :mod:`pipeline.correlate.kernels.touched`).
+
 The approximation, ``covariance · 1/σ_a · 1/σ_b``, needs no division and runs in vector registers; it is within a few
 units in the last place of the exact formula, ``covariance / sqrt(σ_a² · σ_b²)``, which gives exactly 1 for a feature
 and its copy. A bar is the lowest r that could still enter a list, so no pair that belongs in a result is passed over.
-Rows of pairs come in ascending order of both ids and only a *greater* r displaces an entry: ties go to the lower id.
+Ties go to the lower id.
 """
 
 # ruff: noqa: PLR0917  (compiled functions take everything by position)
@@ -31,6 +34,8 @@ Array = NDArray[Any]
 SLACK = 1e-12
 #: Values that are worked on at a time: their r stay in the first-level cache.
 BLOCK = 128
+#: Groups of r, for each place of a list, whose maxima say what is too low for the list.
+GROUPS = 4
 #: The histogram is kept in so many copies (a power of two), so that equal values in a row do not wait for each other.
 COPIES = 4
 
@@ -46,11 +51,24 @@ class Side(NamedTuple):
         n times the variance.
     scale
         1 / sqrt(variance), or 0 where r is not defined.
+    level
+        Mean of the shifted values ÷ standard deviation; 0 where the measure subtracts no mean.
     """
 
     total: Array
     variance: Array
     scale: Array
+    level: Array
+
+
+def make_side(total: Array, variance: Array, scale: Array, inverse_n: float) -> Side:
+    """Return a side from its first three arrays and 1 / number of rows, 0 where no mean is subtracted.
+
+    >>> make_side(np.array([6.0]), np.array([4.0]), np.array([0.5]), 0.25).level
+    array([1.5])
+    """
+    total, variance, scale = (np.ascontiguousarray(array) for array in (total, variance, scale))
+    return Side(total, variance, scale, (total * scale) * np.sqrt(inverse_n))
 
 
 class Half(NamedTuple):
@@ -107,10 +125,9 @@ class Output(NamedTuple):
     ----------
     row, column
         Best partners of the panel's A features, and of all B features within the panel.
-    floor
-        (feature_b,) float64: r below this is known not to enter the final list of this B feature.
     bar
-        (feature_b,) float64: approximate r below this is of no interest to this B feature.
+        (feature_b,) float64: approximate r below this is of no interest to this B feature. Shared by the panels that
+        run in a process: each raises it to the last r of a full list, which stays true whatever becomes of the panel.
     keep
         Pairs with at least this r are kept.
     kept
@@ -123,7 +140,6 @@ class Output(NamedTuple):
 
     row: Best
     column: Best
-    floor: Array
     bar: Array
     keep: float
     kept: Kept
@@ -146,6 +162,14 @@ class Scratch(NamedTuple):
         (BLOCK,) float64 approximate r.
     top
         (k,) float64 the best approximate r of this row, ascending.
+    bits
+        (feature_b / 64, rounded up) uint64, all 0 between two rows: marks of B features.
+    place
+        (feature_b,) int32: where a marked B feature is among the candidates.
+    touched
+        (feature_b,) int32: B features with products.
+    groups
+        (GROUPS · k,) float64: maxima of groups of r.
     """
 
     sums: Array
@@ -154,6 +178,10 @@ class Scratch(NamedTuple):
     held_out: Array
     block: Array
     top: Array
+    bits: Array
+    place: Array
+    touched: Array
+    groups: Array
 
 
 def scratch(n_features_b: int, top_k: int) -> Scratch:
@@ -165,6 +193,10 @@ def scratch(n_features_b: int, top_k: int) -> Scratch:
         np.empty(n_features_b),
         np.empty(BLOCK),
         np.empty(top_k),
+        np.zeros(-(-n_features_b // 64), np.uint64),
+        np.empty(n_features_b, np.int32),
+        np.empty(n_features_b, np.int32),
+        np.empty(GROUPS * top_k),
     )
 
 
@@ -176,13 +208,25 @@ def jaccard(both: float, each: float) -> float:
 
 
 @cached_njit
+def without_products(level_a: float, level_b: float) -> float:
+    """Return r of two features whose sum of products is 0; for all measures, and the same for all that ask.
+
+    >>> without_products(0.5, 0.25), without_products(-2.0, 1.0), without_products(0.0, -1.0)
+    (-0.125, 1.0, 0.0)
+    """
+    return min(max(0.0 - level_a * level_b, -1.0), 1.0)
+
+
+@cached_njit
 def correlation(product: float, half: Half, a: int, b: int) -> float:
     """Return r of features `a` and `b` from their sum of products; NaN if it is not defined."""
     if half.a.scale[a] == 0.0 or half.b.scale[b] == 0.0:
         return np.nan
-    covariance = product - (half.a.total[a] * half.b.total[b]) * half.inverse_n
+    if product == 0.0:
+        return without_products(half.a.level[a], half.b.level[b])
     if half.overlap:
-        return jaccard(covariance, half.a.total[a] + half.b.total[b])
+        return jaccard(product, half.a.total[a] + half.b.total[b])
+    covariance = product - (half.a.total[a] * half.b.total[b]) * half.inverse_n
     r = covariance / np.sqrt(half.a.variance[a] * half.b.variance[b])
     if abs(r) > 1.0 - half.snap:
         return np.copysign(1.0, r)
@@ -197,17 +241,22 @@ def correlate_pairs(products: Array, half: Half, a: Array, b: Array, out: Array)
 
 
 @cached_njit
-def approximate(sums: Array, total: Array, scale: Array, a: tuple[float, float, float], out: Array) -> None:
-    """Set `out` to the approximate r of a block of sums; `a` is (total, scale, 1 / n) of the A feature."""
+def approximate(sums: Array, b: tuple[Array, Array, Array], a: tuple[float, float, float, float], out: Array) -> None:
+    """Set `out` to the approximate r of a block of sums.
+
+    `b` is total, scale and level of the B features; `a` the same of the A feature, and 1 / n.
+    """
+    total, scale, level = b
     for i in range(out.size):
-        out[i] = (sums[i] - (a[0] * total[i]) * a[2]) * scale[i] * a[1]
+        r = (sums[i] - (a[0] * total[i]) * a[3]) * scale[i] * a[1]
+        out[i] = without_products(a[2], level[i]) if sums[i] == 0.0 else r
 
 
 @cached_njit
-def overlaps(sums: Array, total: Array, a: tuple[float, float, float], out: Array) -> None:
-    """Set `out` to Jaccard's index of a block of sums; `a` as in :func:`approximate`."""
+def overlaps(sums: Array, total: Array, total_a: float, out: Array) -> None:
+    """Set `out` to Jaccard's index of a block of sums."""
     for i in range(out.size):
-        out[i] = jaccard(sums[i] - (a[0] * total[i]) * a[2], a[0] + total[i])
+        out[i] = jaccard(sums[i], total_a + total[i])
 
 
 @cached_njit
@@ -220,11 +269,16 @@ def any_above(block: Array, bar: Array, row_bar: float) -> bool:
 
 
 @cached_njit
+def bin_of(r: float, histogram: Array) -> int:
+    """Return the bin that a value belongs to."""
+    return int((r + 1.0) * ((histogram.shape[1] - 1) / 2.0))
+
+
+@cached_njit
 def count(block: Array, histogram: Array) -> None:
     """Add a block of values to the histogram; they are in [-1, 1] but for rounding."""
-    half_bins = (histogram.shape[1] - 1) / 2.0
     for i in range(block.size):
-        histogram[i & (COPIES - 1), int((block[i] + 1.0) * half_bins)] += 1
+        histogram[i & (COPIES - 1), bin_of(block[i], histogram)] += 1
 
 
 @cached_njit
@@ -242,9 +296,10 @@ def push(top: Array, value: float) -> float:
 @cached_njit
 def fetch_list(best: Best, feature: int) -> None:
     """Fetch the end of a feature's list, where most partners enter; it will be needed soon."""
-    prefetch(best.id[:, best.id.shape[1] - 1 :], feature)
-    prefetch(best.r[:, best.r.shape[1] - 1 :], feature)
-    prefetch(best.held_out[:, best.r.shape[1] - 1 :], feature)
+    place = feature * best.id.shape[1] + best.id.shape[1] - 1
+    prefetch(best.id, place)
+    prefetch(best.r, place)
+    prefetch(best.held_out, place)
 
 
 @cached_njit
@@ -260,14 +315,15 @@ def find_candidates(sums: Array, a: int, start: int, half: Half, output: Output,
     found = 0
     row_bar = -np.inf
     work.top[:] = -np.inf
-    feature_a = (half.a.total[a], half.a.scale[a], half.inverse_n)
+    feature_a = (half.a.total[a], half.a.scale[a], half.a.level[a], half.inverse_n)
     for first in range(0, sums.size, BLOCK):
         last = min(first + BLOCK, sums.size)
         block = work.block[: last - first]
         if half.overlap:
-            overlaps(sums[first:last], half.b.total[first:last], feature_a, block)
+            overlaps(sums[first:last], half.b.total[first:last], half.a.total[a], block)
         else:
-            approximate(sums[first:last], half.b.total[first:last], half.b.scale[first:last], feature_a, block)
+            b = (half.b.total[first:last], half.b.scale[first:last], half.b.level[first:last])
+            approximate(sums[first:last], b, feature_a, block)
         count(block, output.histogram)
         if output.matrix.shape[0] > 0:
             output.matrix[a - start, first:last] = block
@@ -278,7 +334,7 @@ def find_candidates(sums: Array, a: int, start: int, half: Half, output: Output,
                     work.r[found] = correlation(sums[first + i], half, a, first + i)
                     fetch_list(output.column, first + i)
                     found += 1
-                    row_bar = push(work.top, block[i]) - SLACK
+                    row_bar = push(work.top, work.r[found - 1]) - SLACK
     return found
 
 
@@ -291,16 +347,23 @@ def correlate_candidates(sums: Array, a: int, half: Half, found: int, work: Scra
 
 
 @cached_njit
+def precedes(r: float, partner: int, other_r: float, other: int) -> bool:
+    """Say whether a partner comes before another in a list: by a greater r, then by a lower id."""
+    return r > other_r or (r == other_r and partner < other)
+
+
+@cached_njit
 def insert(best: Best, feature: int, partner: int, r: float, held_out: float) -> None:
-    """Put a partner in a feature's list, if its r is greater than the last one's."""
-    ids, values, others = best.id[feature], best.r[feature], best.held_out[feature]
-    i = ids.size - 1
-    if not r > values[i]:
+    """Put a partner in a feature's list, if it comes before the last one there."""
+    f, i = feature, best.id.shape[1] - 1  # no views of rows: counting references takes longer than the rest
+    if not precedes(r, partner, best.r[f, i], best.id[f, i]):
         return
-    while i > 0 and values[i - 1] < r:
-        ids[i], values[i], others[i] = ids[i - 1], values[i - 1], others[i - 1]
+    while i > 0 and precedes(r, partner, best.r[f, i - 1], best.id[f, i - 1]):
+        best.id[f, i] = best.id[f, i - 1]
+        best.r[f, i] = best.r[f, i - 1]
+        best.held_out[f, i] = best.held_out[f, i - 1]
         i -= 1
-    ids[i], values[i], others[i] = partner, r, held_out
+    best.id[f, i], best.r[f, i], best.held_out[f, i] = partner, r, held_out
 
 
 @cached_njit
@@ -311,9 +374,8 @@ def record(a: int, first_a: int, found: int, written: int, output: Output, work:
     for i in range(found):
         b, r, held_out = work.candidate[i], work.r[i], work.held_out[i]
         insert(output.row, a, b, r, held_out)
-        if r >= output.floor[b]:
-            insert(output.column, b, first_a + a, r, held_out)
-            output.bar[b] = min(output.keep, max(output.floor[b], output.column.r[b, last])) - SLACK
+        insert(output.column, b, first_a + a, r, held_out)
+        output.bar[b] = max(output.bar[b], min(output.keep, output.column.r[b, last]) - SLACK)
         if r >= output.keep:
             output.kept.feature[written] = b
             output.kept.r[written] = r
@@ -353,10 +415,7 @@ def reduce_tile(
 
 @cached_njit
 def merge(best: Best, feature: Array, start: Array, partner: Array, r: Array, held_out: Array) -> None:
-    """Merge the lists of a panel, those of ``feature[i]`` at ``start[i]:start[i + 1]``, into the lists of all.
-
-    Panels are merged in the order of their A features, so that ties still go to the lower id.
-    """
+    """Merge the lists of a panel, those of ``feature[i]`` at ``start[i]:start[i + 1]``, into the lists of all."""
     for i in range(feature.size):
         for at in range(start[i], start[i + 1]):
             insert(best, feature[i], partner[at], r[at], held_out[at])

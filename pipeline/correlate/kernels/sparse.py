@@ -28,7 +28,7 @@ from pipeline.correlate.kernels.reduce import (
     Half,
     Output,
     Scratch,
-    correlate_candidates,
+    correlation,
     find_candidates,
     is_full,
     record,
@@ -39,7 +39,9 @@ Array = NDArray[Any]
 
 
 #: How many rows ahead the place of a row, and its first entries, are fetched; more entries follow by themselves.
-PLACE_AHEAD, ENTRIES_AHEAD, ENTRIES_FETCHED = 16, 6, 64
+PLACE_AHEAD, AHEAD, ENTRIES_FETCHED = 16, 6, 64
+#: A bit, and the number of bits that say which word, and which bit of it, is the mark of a feature.
+BIT, WORD, WITHIN = np.uint64(1), 6, 63
 #: Entries of 4 or 2 bytes that share a cache line.
 VALUES_A_LINE, IDS_A_LINE = 16, 32
 
@@ -56,18 +58,88 @@ def fetch_entries(b: Rows, row: int) -> None:
 
 
 @cached_njit
+def fetch_ahead(columns: Columns, i: int, end: int, b: Rows) -> None:
+    """Fetch what entry `i` of a column is soon followed by: places of rows of B, then entries of these rows."""
+    if i + PLACE_AHEAD < end:
+        prefetch(b.start, columns.row[i + PLACE_AHEAD])
+    fetch_entries(b, columns.row[i + AHEAD])
+
+
+@cached_njit
 def scatter(sums: Array, columns: Columns, column: int, b: Rows) -> None:
     """Add the products of one column of A with all B features to `sums`."""
     end = columns.start[column + 1]
     for i in range(columns.start[column], end):
-        if i + PLACE_AHEAD < end:
-            prefetch(b.start, columns.row[i + PLACE_AHEAD])
-        if i + ENTRIES_AHEAD < end:
-            fetch_entries(b, columns.row[i + ENTRIES_AHEAD])
+        if i + AHEAD < end:
+            fetch_ahead(columns, i, end, b)
         value = np.float64(columns.value[i])
         row = columns.row[i]
         for at in range(b.start[row], b.start[row + 1]):
             sums[b.feature[at]] += value * b.value[at]
+
+
+@cached_njit
+def scatter_chosen(sums: Array, columns: Columns, column: int, b: Rows, marks: tuple[Array, Array]) -> None:
+    """Add the products of one column of A with marked B features to `sums`; `marks` are bits, and places in `sums`.
+
+    Most entries of B are passed by after a look at a bit, and their values are never read.
+    """
+    bits, place = marks
+    end = columns.start[column + 1]
+    for i in range(columns.start[column], end):
+        if i + AHEAD < end:
+            fetch_ahead(columns, i, end, b)
+        value = np.float64(columns.value[i])
+        row = columns.row[i]
+        for at in range(b.start[row], b.start[row + 1]):
+            feature = np.int64(b.feature[at])
+            if (bits[feature >> WORD] >> np.uint64(feature & WITHIN)) & BIT:
+                sums[place[feature]] += value * b.value[at]
+
+
+@cached_njit
+def mark(chosen: Array, marks: tuple[Array, Array]) -> None:
+    """Mark B features, each with its place among them."""
+    bits, place = marks
+    for i in range(chosen.size):
+        feature = np.int64(chosen[i])
+        place[feature] = i
+        bits[feature >> WORD] |= BIT << np.uint64(feature & WITHIN)
+
+
+@cached_njit
+def clear(chosen: Array, bits: Array) -> None:
+    """Take the marks of B features away."""
+    for i in range(chosen.size):
+        bits[np.int64(chosen[i]) >> WORD] = 0
+
+
+@cached_njit
+def correlate_held_out(columns: Columns, column: int, a: int, b: Rows, half: Half, found: int, work: Scratch) -> None:
+    """Set the held-out r of the candidates of feature `a`, whose held-out entries are a column."""
+    candidate, sums, marks = work.candidate[:found], work.held_out[:found], (work.bits, work.place)
+    sums[:] = 0.0
+    mark(candidate, marks)
+    scatter_chosen(sums, columns, column, b, marks)
+    clear(candidate, work.bits)
+    for i in range(found):
+        sums[i] = correlation(sums[i], half, a, candidate[i])
+
+
+@cached_njit
+def add_chosen(
+    sums: Array, start: Array, chosen: Array, first: int, columns: Columns, b: Rows, marks: tuple[Array, Array]
+) -> None:
+    """Add the products of chosen pairs: `chosen` are their B features, those of A feature `i` at ``start[i]`` and on.
+
+    `first` is the column of A feature 0, the first one of a half.
+    """
+    for i in range(start.size - 1):
+        pairs = chosen[start[i] : start[i + 1]]
+        if pairs.size > 0:
+            mark(pairs, marks)
+            scatter_chosen(sums[start[i] : start[i + 1]], columns, first + i, b, marks)
+            clear(pairs, marks[0])
 
 
 @cached_njit
@@ -104,8 +176,6 @@ def correlate_resident(
             scatter(work.sums, columns, a, b)
             found = find_candidates(work.sums, a, start, halves[0], output, work)
             if held_out:
-                work.sums[:] = 0.0
-                scatter(work.sums, columns, n_panel + a, b)
-                correlate_candidates(work.sums, a, halves[1], found, work)
+                correlate_held_out(columns, n_panel + a, a, b, halves[1], found, work)
             written = record(a, first_a, found, written, output, work)
     return n_panel
