@@ -153,6 +153,40 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
         )
 
 
+def check_order(matched: Mapping[str, str] | None, given: Mapping[str, str], use: str) -> None:
+    """Refuse the stores of pairs in the wrong order; log where they are others than those that were matched.
+
+    Others may be meant: the same dictionaries on new text.
+
+    Parameters
+    ----------
+    matched
+        By side, the fingerprint of the store that the pairs were found in; nothing is checked without them.
+    given
+        By side, that of the store which is to be used.
+    use
+        What of the stores is used, for the log.
+
+    Raises
+    ------
+    InputError
+        If the stores are swapped.
+
+    Examples
+    --------
+    >>> check_order({"a": "12", "b": "34"}, {"a": "34", "b": "12"}, "rows")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    storage.errors.InputError: the stores are in the wrong order: ...
+    """
+    found_in, used = ([hashes.get(side) for side in "ab"] for hashes in (matched or given, given))
+    if used == found_in[::-1] != found_in:
+        raise InputError(
+            "the stores are in the wrong order: side A of the pairs comes from the one given as b; swap them"
+        )
+    if used != found_in:
+        logger.warning("The pairs were matched on other stores than those given, of which %s are used", use)
+
+
 def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
     """Say where the rows of two stores first differ, up to the length of the shorter one."""
     groups = [zarr.open_group(str(path), mode="r") for path in (path_a, path_b)]

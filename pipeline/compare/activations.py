@@ -67,6 +67,7 @@ from storage import (
     new_manifest,
     open_activations,
 )
+from storage.rows import check_order
 
 logger = logging.getLogger(__name__)
 
@@ -205,9 +206,9 @@ def compare_activations(
     True
     """
     check_same_rows(a, b)
-    sides = _sides(str(a), str(b), pairs)
-    ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
     inputs = {"a": fingerprint(a), "b": fingerprint(b)}
+    sides = _sides(str(a), str(b), pairs, inputs)
+    ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
     compared = {name: None if side is None else side.tolist() for name, side in ids.items()}
     manifest = new_manifest(STAGE, inputs, {**settings.record(), **compared})
 
@@ -220,13 +221,14 @@ def compare_activations(
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None) -> tuple[Columns, Columns]:
+def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None, inputs: Mapping[str, str]) -> tuple[Columns, Columns]:
     """Return which columns of either store are compared, after checking that they are there."""
     kinds = [open_activations(path).attrs.get("kind") for path in (a, b)]
     check_same_kind(*kinds)
     if pairs is None:
         return Columns.of(a), Columns.of(b)
     matched = open_pairs(pairs)
+    check_order(matched.attrs.get("stores"), inputs, "the activations")
     if not matched.sizes["pair"]:
         raise InputError("There are no pairs: nothing to compare. Match with a lower min_correlation")
     first, second = (

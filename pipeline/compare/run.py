@@ -19,6 +19,7 @@ from pipeline.settings.registries import NULLS
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.errors import InputError
 from storage.lazy import source_of
+from storage.rows import check_order
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def compare(
     """
     matched = open_pairs(pairs)
     sides = _sides(matched, a, b)
-    _check_stores(matched, _inputs(sides))
+    check_order(matched.attrs.get("stores"), _inputs(sides), "only decoder rows")
     banks = _banks(settings.nulls, sides, pool, control)
     manifest = _manifest(sides, banks, settings)
 
@@ -210,16 +211,3 @@ def _decoder_rows(pairs: xr.Dataset, store: Store, side: str) -> DecoderRows:
 
 def _hash_ids(*rows: DecoderRows) -> str:
     return hashlib.sha256(b"".join(side.features.astype("<i4").tobytes() for side in rows)).hexdigest()
-
-
-def _check_stores(pairs: xr.Dataset, inputs: Mapping[str, str]) -> None:
-    """Refuse swapped stores; others than those correlated may be meant (the same dictionaries on new text)."""
-    correlated = pairs.attrs.get("stores") or inputs
-    given = [inputs[side] for side in "ab"]
-    expected = [correlated.get(side) for side in "ab"]
-    if given == expected[::-1] != expected:
-        raise InputError(
-            "the stores are in the wrong order: side A of the pairs comes from the one given as b; swap them"
-        )
-    if given != expected:
-        logger.warning("The pairs were matched on other stores than those given; only their decoder rows are used")

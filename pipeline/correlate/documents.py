@@ -33,6 +33,7 @@ from pipeline.settings.correlate import Measure, Select
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
 from storage.jit import cached_njit
+from storage.rows import check_order
 
 logger = logging.getLogger(__name__)
 
@@ -327,10 +328,8 @@ def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure)
                 f"The pairs have {side.upper()} features {ids.min()} to {ids.max()}, and {path} has 0 to "
                 f"{n_features - 1}: these are not the stores that the pairs were found in"
             )
-    hashes = chosen.attrs.get("stores") or {}
-    for side, path in zip("ab", paths, strict=True):
-        if side in hashes and hashes[side] != fingerprint(path):
-            logger.warning("%s is not the store that the pairs were found in: its content differs", path)
+    given = {side: fingerprint(path) for side, path in zip("ab", paths, strict=True)}
+    check_order(chosen.attrs.get("stores"), given, "the activations")
 
 
 def make_job(

@@ -123,6 +123,22 @@ def test_sparse_stores_are_compared_over_the_features_of_the_pairs(tmp_path, cli
     assert found.attrs["columns_a"] == 12
 
 
+def test_pairs_are_not_looked_up_in_swapped_stores(tmp_path, client, caplog):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        storage.write_activations(tmp_path / name, rng.random((200, 20)), tokens=tokens(200))
+    a, b = (storage.fingerprint(tmp_path / name) for name in "ab")
+    pairs = xr.Dataset({f"feature_{side}": ("pair", np.arange(9)) for side in "ab"}, attrs={"stores": {"a": a, "b": b}})
+    settings = {"pairs": pairs, "metrics": ["cka"], "null_runs": 0}
+    with pytest.raises(InputError, match="wrong order"):
+        compare_activations(tmp_path / "b", tmp_path / "a", **settings, client=client)
+    compare_activations(tmp_path / "a", tmp_path / "b", **settings, client=client)
+    assert "other stores" not in caplog.text
+    storage.write_activations(tmp_path / "b", rng.random((200, 20)), tokens=tokens(200), overwrite=True)
+    compare_activations(tmp_path / "a", tmp_path / "b", **settings, client=client)
+    assert "other stores" in caplog.text
+
+
 def test_sinks_of_either_side_are_left_out(tmp_path, client):
     x, y = related(600)
     sinks = [np.zeros(600, bool), np.zeros(600, bool)]
