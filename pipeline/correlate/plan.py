@@ -440,7 +440,7 @@ def _plan(way: Way, width: int, shape: _Shape) -> Plan:
     """Project the peak memory of a process, and of its GPU, for one method and width of panels."""
     method, device = way
     width = min(width, shape.a.n_features)
-    pairs = width * shape.placed_b
+    pairs = width * max(shape.placed_b, 1)  # all of B may be rare
     touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
     if touched:

@@ -255,7 +255,7 @@ def test_unique_with_more_uses_through_the_stage(correlation):
     ("setting", "message"),
     [
         ({"name": "nope"}, "min_heldout_r"),
-        ({"name": "min_r"}, "value: Field required"),
+        ({"name": "min_r"}, "min_r.value: is required"),
         ({"name": "fraction", "fraction": 1.5}, "less than or equal to 1"),
         ({"name": "min_r", "value": 0.3, "wen": "after"}, r"wen: unknown key; did you mean 'when'\?"),
         ({"name": "shared_token"}, "give match the contexts of both sides"),

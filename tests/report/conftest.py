@@ -177,7 +177,7 @@ class SyntheticRun:
     def _pair(self, run: RunDirectory, a: str, b: str, rng: np.random.Generator, client: Any) -> None:
         stores = run.activations("a", a), run.activations("b", b)
         select = "half" if self.heldout else "all"
-        correlate(*stores, top_k=4, select=select, memory="1GB", out=run.correlation(a, b), client=client)
+        correlate(*stores, top_k=4, select=select, min_firing=0, memory="1GB", out=run.correlation(a, b), client=client)
         pairs = match(run.correlation(a, b), min_correlation=self.min_correlation, out=run.pairs(a, b))
         if self.score is None:
             compare(pairs, *stores, null_runs=self.null_runs, out=run.scores(a, b), client=client)
