@@ -200,9 +200,9 @@ def test_matches_and_correlations_give_pairs_and_settings(client, texts, tmp_pat
     mutual = [f for f in range(12) if best_b[f] >= 0 and best_a[best_b[f]] == f]
     assert curve["feature_a"].values.tolist() == mutual
     assert curve.attrs["threshold"] == 0.2
-    assert "not the store" not in caplog.text
+    assert "other stores" not in caplog.text
     bootstrap(tmp_path / "pairs.zarr", case.a, case.a, runs=5, client=client)
-    assert "not the store that the pairs were found in" in caplog.text
+    assert "matched on other stores" in caplog.text
 
 
 def test_bad_input_is_named(client, texts):
