@@ -15,6 +15,7 @@ of each such file (``written.json``). A file with another one was edited or is f
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Callable
@@ -49,14 +50,16 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
     InputError
         If what stands there stays.
     """
-    recorded = _read_record(path.parent).get(path.name)
-    ours = is_ours or starts_with(text[:BEGINNING])
-
-    def may_go(file: Path) -> bool:
-        return file.is_file() and (ours(file) if recorded is None else crc32(file) in recorded)
-
-    with claim_file(path, may_go, suffixes=[path.suffix], overwrite=True) as target:
-        _note(path, text)
+    record = _read_record(path.parent)
+    checksums = record.get(path.name)
+    is_mine = is_ours or starts_with(text[:BEGINNING])
+    if checksums is not None:
+        is_mine = functools.partial(_is_one_of, checksums)
+    with claim_file(
+        path, lambda file: file.is_file() and is_mine(file), suffixes=[path.suffix], overwrite=True
+    ) as target:
+        if (path.parent / EXPERIMENT).is_file():
+            _note(record, path, text)
         target.write_text(text)
 
 
@@ -69,7 +72,7 @@ def edited_files(run: Path) -> list[str]:
         If the record is damaged.
     """
     files = ((run / name, checksums) for name, checksums in sorted(_read_record(run).items()))
-    return [file.name for file, checksums in files if file.exists() and not _is_one_of(file, checksums)]
+    return [file.name for file, checksums in files if file.exists() and not _is_one_of(checksums, file)]
 
 
 def is_page(file: Path) -> bool:
@@ -85,7 +88,7 @@ def is_page(file: Path) -> bool:
 _TITLES = (b"Subspace report</title>", b"Subspace explorer</title>", " – Meanings</title>".encode())
 
 
-def _is_one_of(file: Path, checksums: list[int]) -> bool:
+def _is_one_of(checksums: list[int], file: Path) -> bool:
     return file.is_file() and crc32(file) in checksums
 
 
@@ -100,11 +103,8 @@ def _read_record(folder: Path) -> dict[str, list[int]]:
     return content
 
 
-def _note(path: Path, text: str) -> None:
+def _note(record: dict[str, list[int]], path: Path, text: str) -> None:
     """Record what is about to be written, beside what is there: the process may die before or after."""
-    if not (path.parent / EXPERIMENT).is_file():
-        return
-    record = _read_record(path.parent)
     new = zlib.crc32(text.encode())
     present = crc32(path) if path.is_file() else new
     if present == new and new in record.get(path.name, []):
