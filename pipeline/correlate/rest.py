@@ -118,9 +118,10 @@ def _enter(job: Job, columns: Best, pairs: Pairs, looked_at: list[Array], client
     r, held_out = (np.concatenate([part[name] for part in looked]) for name in ("r", "held_out"))
     rest = ~np.isnan(r)
     _insert_all(columns, pairs.b[rest], pairs.a[rest], r[rest], held_out[rest])
-    others = np.unique(pairs.b[~rest])
-    for b in others:
-        looked_at[b] = np.union1d(looked_at[b], pairs.a[~rest & (pairs.b == b)]).astype(np.int32)
+    by_b = np.flatnonzero(~rest)[np.argsort(pairs.b[~rest], kind="stable")]
+    others, first = np.unique(pairs.b[by_b], return_index=True)
+    for b, partners in zip(others, np.split(pairs.a[by_b], first[1:]), strict=False):  # no others: one empty part
+        looked_at[b] = np.union1d(looked_at[b], partners).astype(np.int32)
     return others
 
 
