@@ -26,7 +26,7 @@ from storage import claim, fingerprint, new_manifest
 from storage.errors import FormatError, InputError, SubspaceError
 from storage.extras import need
 from storage.files import write_text
-from storage.targets import sweep
+from storage.targets import OVERWRITE, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def label_features(
     with claim(out, manifest, overwrite=overwrite):
         sweep(answers)
         identity = {"model": settings.model, **inputs}
-        done = _earlier(answers, identity)
+        done = _earlier(answers, identity, overwrite=overwrite)
         _begin(answers, identity, done)
         waiting = [(batch, text) for batch, text in asked if not done.keys() >= set(batch)]
         with answers.open("a", encoding="utf-8") as file, ThreadPoolExecutor(settings.parallel) as pool:
@@ -163,14 +163,19 @@ def label_features(
     return result
 
 
-def _earlier(answers: Path, identity: dict[str, str]) -> dict[int, str]:
-    """Return the labels of an earlier run of the same model on the same store; a line cut off at the end is none."""
+def _earlier(answers: Path, identity: dict[str, str], *, overwrite: bool) -> dict[int, str]:
+    """Return the labels of an earlier run of the same model on the same store; a line cut off at the end is none.
+
+    Answers of another model or store may have cost money: they go only if the caller may `overwrite` them.
+    """
     complete = answers.read_text(encoding="utf-8").split("\n")[:-1] if answers.is_file() else []
     if not complete:
         return {}
     first, *lines = complete
     if first != json.dumps(identity):
-        raise InputError(f"{answers} holds answers of another model or store; delete it to begin anew")
+        if overwrite:
+            return {}
+        raise InputError(f"{answers} holds answers of another model or store: {OVERWRITE}")
     return {int(feature): str(text) for feature, text in map(json.loads, lines)}
 
 

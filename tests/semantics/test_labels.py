@@ -196,9 +196,14 @@ def test_a_run_that_was_cut_off_goes_on(case, server: Server) -> None:
 
 def test_answers_of_another_model_are_not_mixed_in(case, server: Server) -> None:
     text, store, paths = case
-    (text.folder / "l.zarr.answers.jsonl").write_text('{"model": "other"}\n[0, "x"]\n')
-    with pytest.raises(InputError, match="answers of another model or store"):
-        label_features(prompts(paths, [0], endpoint(server)), endpoint(server), text.folder / "l.zarr", store=store)
+    answers, out = text.folder / "l.zarr.answers.jsonl", text.folder / "l.zarr"
+    answers.write_text('{"model": "other"}\n[0, "x"]\n')
+    asked = prompts(paths, [0], endpoint(server))
+    with pytest.raises(InputError, match=r"answers of another model or store: .*--overwrite"):
+        label_features(asked, endpoint(server), out, store=store)
+    label_features(asked, endpoint(server), out, store=store, overwrite=True)
+    assert read_labels(out)[0] != "x"
+    assert not answers.exists()
 
 
 def test_answers_without_labels_are_counted(case, server: Server, caplog) -> None:
