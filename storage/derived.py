@@ -58,9 +58,13 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
     with claim_file(
         path, lambda file: file.is_file() and is_mine(file), suffixes=[path.suffix], overwrite=True
     ) as target:
-        if (path.parent / EXPERIMENT).is_file():
-            _note(record, path, text)
+        recorded = (path.parent / EXPERIMENT).is_file()
+        new = zlib.crc32(text.encode())
+        if recorded and path.is_file() and (present := crc32(path)) != new:
+            _note(record, path, [present, new])  # the process may die before or after it writes
         target.write_text(text)
+        if recorded:
+            _note(record, path, [new])
 
 
 def edited_files(run: Path) -> list[str]:
@@ -103,11 +107,8 @@ def _read_record(folder: Path) -> dict[str, list[int]]:
     return content
 
 
-def _note(record: dict[str, list[int]], path: Path, text: str) -> None:
-    """Record what is about to be written, beside what is there: the process may die before or after."""
-    new = zlib.crc32(text.encode())
-    present = crc32(path) if path.is_file() else new
-    if present == new and new in record.get(path.name, []):
-        return
-    record[path.name] = list(dict.fromkeys([present, new]))
-    write_text(path.parent / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+def _note(record: dict[str, list[int]], path: Path, checksums: list[int]) -> None:
+    """Record which checksums a file of the run may have."""
+    if record.get(path.name) != checksums:
+        record[path.name] = checksums
+        write_text(path.parent / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
