@@ -28,17 +28,18 @@ def test_a_death_while_a_file_is_replaced_leaves_no_edited_file(run, monkeypatch
     """Before the file is written or after it, the record knows both contents; the next call forgets the old one."""
     old, new = "a,b\n1,2\n", "a,b\n1,3\n"
     write_derived(run / "pairs.csv", old)
-    calls = []
+    note, notes = derived._note, []
 
-    def note(record, path, checksums, real=derived._note):
-        if len(calls) == written:
-            real(record, path, checksums) if not written else None
+    def dies(record, path, checksums):
+        if len(notes) == written:
             raise KeyboardInterrupt
-        calls.append(real(record, path, checksums))
+        notes.append(checksums)
+        note(record, path, checksums)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(derived, "_note", note)
+    monkeypatch.setattr(derived, "_note", dies)
+    with pytest.raises(KeyboardInterrupt):
         write_derived(run / "pairs.csv", new)
+    monkeypatch.undo()
     assert (run / "pairs.csv").read_text() == (new if written else old)
     assert edited_files(run) == []
     write_derived(run / "pairs.csv", new)
