@@ -30,6 +30,7 @@ import numpy as np
 import xarray as xr
 from dask.utils import format_bytes
 from distributed import Client
+from numpy.typing import NDArray
 
 from pipeline.compare.arrangement import (
     FEWEST_BLOCKS,
@@ -50,7 +51,6 @@ from pipeline.compare.moments import (
     Moments,
     Pass,
     TokenRows,
-    Whitening,
     added,
     cross_blocks,
     cut_groups,

@@ -246,12 +246,9 @@ def test_the_null_is_the_score_of_bs_documents_beside_others_of_like_length(tmp_
     ends = np.cumsum(lengths)
     longest_first = np.argsort(-lengths, kind="stable")
     upper, lower = longest_first[:9], longest_first[9:18]
-    # a block is its document of the longer nine, and its one of the shorter nine
-    rows = np.array([
-        [*range(ends[i] - lengths[i], ends[i] - lengths[i] + lengths[upper].min())]
-        + [*range(ends[j] - lengths[j], ends[j] - lengths[j] + lengths[lower].min())]
-        for i, j in zip(upper, lower, strict=True)
-    ])  # fmt: skip
+    # a block is the beginnings of its document of the longer nine, and of its one of the shorter nine
+    parts = [[np.arange(end, end + lengths[part].min()) for end in (ends - lengths)[part]] for part in (upper, lower)]
+    rows = np.array([np.concatenate(both) for both in zip(*parts, strict=True)])
     paired = [y[rows[order].ravel()] for order in orders(9, 1)]
     check_runs(found, "permuted_documents", x[rows.ravel()], paired)
     assert found.attrs["n_left_out"] == len(x) - rows.size
