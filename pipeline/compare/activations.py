@@ -118,7 +118,7 @@ class Work:
     @property
     def null(self) -> Null:
         """Random orders of B's blocks."""
-        return Null("" if self.blocks is None else self.blocks.null, shuffled, "blocks", stream=())
+        return Null("none" if self.blocks is None else self.blocks.null, shuffled, "blocks", stream=())
 
     @cached_property
     def slab_bytes(self) -> int:
