@@ -12,13 +12,15 @@ Every experiment is seeded and has a true null by construction:
 ``random_features``  the compared rows are drawn, and paired, at random from all rows of either side
 ``random_pairs``     the compared pairs are drawn at random from a pool of pairs that are related
 ``random_dictionary``  the rows of the control are of the same kind as the compared ones
-``shifted_blocks``   activations of unrelated documents in which neighbours are alike, as tokens of a text are
+``permuted_documents``  activations of unrelated documents of unlike lengths: heavy-tailed, neighbours are alike, and
+                     every document begins alike
+``shifted_blocks``   unrelated series in which neighbours are alike, of which no documents are known
 ==================  ====================================================================================
 
 p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
 steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of two experiments are corrected by
 Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected p of at most 0.05, and not more may, but for
-sampling error. ``shuffled tokens`` is what the last line would be were single tokens shuffled, not blocks of text.
+sampling error. ``shuffled tokens`` is what ``permuted_documents`` would be were single tokens shuffled.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ from pipeline.work.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
 FAMILY = 2
-#: Of the unrelated texts: rows, rows of a document, and how much of a row its successor keeps.
-TOKENS, DOCUMENT, KEEP = 3200, 20, 0.95
+#: Of unrelated texts: documents, mean rows of one, how much of a row its successor keeps, and rows without documents.
+DOCUMENTS, DOCUMENT, KEEP, SERIES = 160, 20, 0.95, 9000
+#: How much more the first row of a document is than others, and for how many rows.
+BEGINNING, FADES = 4.0, 2.0
 ACTIVATION_METRICS = ("svcca", "cka")
 
 Scores = dict[tuple[str, str], list[tuple[float, np.ndarray]]]
@@ -74,27 +78,43 @@ def experiment(seed: int, metrics: Sequence[str], null_runs: int, client: Client
     )  # fmt: skip
 
 
-def series(rng: np.random.Generator, d: int) -> np.ndarray:
-    """Return documents whose rows keep a part of the row before, (token, d) float32; documents are independent."""
-    noise = rng.normal(size=(TOKENS // DOCUMENT, DOCUMENT, d))
-    noise[:, 1:] *= np.sqrt(1 - KEEP**2)
-    return np.asarray(lfilter([1.0], [1.0, -KEEP], noise, axis=1).reshape(-1, d), np.float32)
+def documents(rng: np.random.Generator, lengths: np.ndarray, d: int) -> np.ndarray:
+    """Return independent documents whose rows keep a part of the row before, (token, d) float32; all begin alike."""
+    parts = []
+    for length in lengths:
+        noise = rng.standard_t(4, size=(length, d))
+        noise[1:] *= np.sqrt(1 - KEEP**2)
+        start = BEGINNING * np.exp(-np.arange(length) / FADES)
+        parts.append(lfilter([1.0], [1.0, -KEEP], noise, axis=0) + start[:, None])
+    return np.concatenate(parts).astype(np.float32)
 
 
-def activation_experiment(
-    seed: int, folder: Path, null_runs: int, client: Client
-) -> tuple[xr.Dataset, list[tuple[float, np.ndarray]]]:
-    """Compare two unrelated texts by blocks; and by shuffled tokens, as a warning."""
+def activation_experiment(seed: int, folder: Path, null_runs: int, client: Client) -> tuple[xr.Dataset, xr.Dataset]:
+    """Compare two unrelated texts by documents; and by shuffled tokens, as a warning."""
     rng = np.random.default_rng([seed, 1])
-    sides = [series(rng, d) for d in DIMENSIONS]
-    place = np.arange(TOKENS)
-    tokens = {"document": place // DOCUMENT, "char_start": place, "char_end": place + 1}
+    lengths = rng.integers(DOCUMENT // 2, 3 * DOCUMENT // 2, DOCUMENTS)
+    sides = [documents(rng, lengths, d) for d in DIMENSIONS]
+    place = np.arange(lengths.sum())
+    tokens = {"document": np.repeat(np.arange(DOCUMENTS), lengths), "char_start": place, "char_end": place + 1}
+    found = _compare_stores(folder, sides, seed, null_runs, client, tokens=tokens)
+    return found, compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
+
+
+def series_experiment(seed: int, folder: Path, null_runs: int, client: Client) -> xr.Dataset:
+    """Compare two unrelated series of which no documents are known, by blocks."""
+    rng = np.random.default_rng([seed, 2])
+    noise = [rng.normal(size=(SERIES, d)) for d in DIMENSIONS]
+    sides = [np.asarray(lfilter([1.0], [1.0, -KEEP], side, axis=0), np.float32) for side in noise]
+    return _compare_stores(folder, sides, seed, null_runs, client)
+
+
+def _compare_stores(
+    folder: Path, sides: Sequence[np.ndarray], seed: int, null_runs: int, client: Client, **written: Any
+) -> xr.Dataset:
     paths = [folder / f"{name}.zarr" for name in "ab"]
     for path, values in zip(paths, sides, strict=True):
-        storage.write_activations(path, values, tokens=tokens, overwrite=True)
-    found = compare_activations(*paths, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
-    shuffled = compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
-    return found, list(_scores_of(shuffled)["shuffled", ACTIVATION_METRICS[0]])
+        storage.write_activations(path, values, overwrite=True, **written)
+    return compare_activations(*paths, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
 
 
 def _scores_of(found: xr.Dataset) -> Scores:
@@ -168,7 +188,8 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
         for seed in range(n_activations):
             found, shuffled = activation_experiment(seed, Path(temporary), null_runs, client)
             _extend(scores, _scores_of(found))
-            tokens_shuffled += shuffled
+            tokens_shuffled += _scores_of(shuffled)["shuffled", ACTIVATION_METRICS[0]]
+            _extend(scores, _scores_of(series_experiment(seed, Path(temporary), null_runs, client)))
     lines = [judge(*key, values) for key, values in scores.items()]
     n_families = sum(line["families"] for line in lines)
     error = sum(line["family_wise_error"] * line["families"] for line in lines) / n_families

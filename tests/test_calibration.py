@@ -78,9 +78,9 @@ def test_calibration_runs(bench, monkeypatch):
     sizes = ("--experiments", "4", "--activations", "2", "--null-runs", "19", "--metrics", "svcca", "rsa")
     result = bench("calibration", *sizes)
     assert {line["null"] for line in result["lines"]} == {
-        "shuffled", "random_features", "random_dictionary", "random_pairs", "shifted_blocks",
+        "shuffled", "random_features", "random_dictionary", "random_pairs", "permuted_documents", "shifted_blocks",
     }  # fmt: skip
-    assert result["families"] == 4 * 2 * 2 + 2
+    assert result["families"] == 4 * 2 * 2 + 2 * 2
     assert result["shuffled_tokens"]["below_level"] == 1.0
 
 

@@ -7,9 +7,8 @@ product and no memory of their own.
 **Chance.** Tokens of one document are alike, and so are neighbours. Shuffling single tokens destroys that, and what is
 left is a chance level that no real text has: everything would be significant. Permuting the matched *features* is no
 null either: these metrics do not change when columns are permuted. So the null keeps the order of the tokens, and
-breaks only which text of A stands beside which text of B: the tokens are cut into blocks of many documents, B's blocks
-begin half a block later than A's (around the end), and they are put beside A's blocks in random order. No token then
-stands closer to its partner than half a block. All products of blocks are summed once, and rows turned into
+breaks only which document of A stands beside which document of B: blocks of whole documents are put beside one another
+in random order (:mod:`pipeline.compare.arrangement`). All products of blocks are summed once, and rows turned into
 orthonormal scores before that, as neither side alone changes: an order then costs sixteen additions of matrices, and
 the singular values that the metrics ask for.
 
@@ -22,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,16 @@ import numpy as np
 import xarray as xr
 from dask.utils import format_bytes
 from distributed import Client
+from numpy.typing import NDArray
 
+from pipeline.compare.arrangement import (
+    FEWEST_BLOCKS,
+    LENGTHS_PER_BLOCK,
+    Blocks,
+    correlation_length,
+    dealt_documents,
+    shifted_blocks,
+)
 from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import Outcome, allowed_memory, to_dataset
 from pipeline.compare.linear import Lengths, LinearMetric, LinearState, Product
@@ -43,7 +51,6 @@ from pipeline.compare.moments import (
     Moments,
     Pass,
     TokenRows,
-    Whitening,
     added,
     cross_blocks,
     cut_groups,
@@ -67,17 +74,18 @@ from storage import (
     new_manifest,
     open_activations,
 )
+from storage.codec import is_sparse_matrix
 from storage.rows import check_order
 
 logger = logging.getLogger(__name__)
 
 STAGE = "compare-activations"
-#: Random orders of B's blocks.
-NULL = Null("shifted_blocks", shuffled, "blocks", stream=())
 #: Groups of documents; fewer units than this make intervals too narrow.
 FEWEST_GROUPS = 20
-#: In blocks of fewer documents, those that are cut at the ends make the null too narrow.
-DOCUMENTS_PER_BLOCK = 10
+#: Slabs of rows whose documents are dealt together.
+SLABS_PER_REGION = 16
+#: Values of both sides from which it is told for how long rows remain alike.
+SAMPLED_VALUES = 2**23
 RUNS_PER_TASK = 10
 #: Tokens that can be compared at all.
 FEWEST_TOKENS = 16
@@ -88,8 +96,11 @@ class Work:
     """What is read, how it is cut, and what it takes."""
 
     reading: Pass
+    blocks: Blocks | None
     groups: list[tuple[int, int]]
     n_documents: int
+    n_sinks: int
+    about_null: str
     settings: ActivationsSettings
     metrics: Mapping[str, LinearMetric]
 
@@ -100,9 +111,14 @@ class Work:
         return 8 * (a * a + b * b + a * b)
 
     @property
-    def block_rows(self) -> int:
-        """Rows of a block of the null."""
-        return len(self.reading.rows) // self.settings.blocks
+    def n_blocks(self) -> int:
+        """Blocks of the null; 0 without one."""
+        return 0 if self.blocks is None else self.blocks.number
+
+    @property
+    def null(self) -> Null:
+        """Random orders of B's blocks."""
+        return Null("none" if self.blocks is None else self.blocks.null, shuffled, "blocks", stream=())
 
     @cached_property
     def slab_bytes(self) -> int:
@@ -122,23 +138,24 @@ class Work:
         a, b, sums = self.reading.a.width, self.reading.b.width, self.sums_bytes
         kept = len(self.groups) if self.settings.intervals else 2
         reading = threads * (2 * sums + self.slab_bytes) + (kept + threads + 2) * sums
-        if not self.settings.null_runs:
+        if self.blocks is None:
             return max(reading, (kept + 6 * threads) * sums)
-        row = 4 * self.settings.blocks * a * b
-        null = self.settings.blocks * row + kept * sums
+        row = 4 * self.n_blocks * a * b
+        null = self.n_blocks * row + kept * sums
         return max(reading, null + threads * max(self.crossing_bytes(threads), 6 * sums))
 
     def crossing_bytes(self, threads: int) -> int:
         """Return the bytes that a thread takes while it sums products of blocks, besides those that it sums."""
         a, b = self.reading.a, self.reading.b
         if a.sparse and b.sparse:
-            return 8 * (self.settings.blocks + 2) * a.width * b.width + self.slab_bytes
-        scores = 4 * self.blocks_per_task(threads) * min(self.reading.step, self.block_rows) * a.width
+            return 8 * (self.n_blocks + 2) * a.width * b.width + self.slab_bytes
+        block_rows = 0 if self.blocks is None else self.blocks.length
+        scores = 4 * self.blocks_per_task(threads) * min(self.reading.step, block_rows) * a.width
         return scores + 4 * a.width * b.width + 2 * self.slab_bytes
 
     def blocks_per_task(self, threads: int) -> int:
         """Return how many blocks of A share one reading of B, so that there is work for every thread."""
-        return -(-self.settings.blocks // threads)
+        return -(-self.n_blocks // threads)
 
 
 @keywords(ActivationsSettings)
@@ -180,7 +197,9 @@ def compare_activations(
     xarray.Dataset
         As :func:`pipeline.compare`: ``score``, ``low``, ``high``, ``note`` over ``metric``; ``null_score(null, metric,
         run)`` and ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``z``, ``difference``, ``p``, ``p_runs``
-        over ``null`` and ``metric``; ``n_tokens``. The null is ``shifted_blocks``.
+        over ``null`` and ``metric``; ``n_tokens``. The null is ``permuted_documents`` where the stores know at least
+        eight documents, else ``shifted_blocks``, and none where rows remain alike for too long to be cut into eight
+        blocks: ``note`` then says so. Rows that the null has no place for count in no score; ``n_left_out``.
 
     Raises
     ------
@@ -210,7 +229,8 @@ def compare_activations(
     sides = _sides(str(a), str(b), pairs, inputs)
     ids = {f"features_{name}": side.features for name, side in zip("ab", sides, strict=True)}
     compared = {name: None if side is None else side.tolist() for name, side in ids.items()}
-    manifest = new_manifest(STAGE, inputs, {**settings.record(), **compared})
+    cut = {"fewest_blocks": FEWEST_BLOCKS, "lengths_per_block": LENGTHS_PER_BLOCK}
+    manifest = new_manifest(STAGE, inputs, {**settings.record(), **compared, **cut})
 
     def make() -> xr.Dataset:
         work = _plan(sides, settings)
@@ -239,20 +259,74 @@ def _sides(a: str, b: str, pairs: xr.Dataset | str | Path | None, inputs: Mappin
 
 
 def _plan(sides: tuple[Columns, Columns], settings: ActivationsSettings) -> Work:
-    """Find the rows that count, and cut them into groups of documents."""
+    """Find the rows that count, cut them into blocks for the null, and into groups of documents."""
     stores = [open_activations(side.path) for side in sides]
     sink = stores[0]["sink"].values | stores[1]["sink"].values
     rows = TokenRows(len(sink), np.flatnonzero(sink))
-    if len(rows) < max(FEWEST_TOKENS, 2 * settings.blocks):
+    if len(rows) < max(FEWEST_TOKENS, 2 * FEWEST_BLOCKS):
         raise InputError(
-            f"{len(rows)} tokens ({len(rows.sinks)} more are attention sinks) are too few to compare in "
-            f"{settings.blocks} blocks: harvest more text"
+            f"{len(rows)} tokens ({len(rows.left_out)} more are attention sinks) are too few to compare: harvest more "
+            "text"
         )
     source = next((store for store in stores if "document" in store.variables), None)
     documents = None if source is None else source["document"].values[~sink]
-    groups = cut_groups(documents, len(rows), settings.groups)
+    reading, blocks, about_null = Pass(*sides, rows), None, "no null was asked for"
+    if settings.null_runs:
+        blocks, about_null = _blocks(reading, documents, settings.blocks)
+    if blocks is not None:
+        reading, blocks, used = _only_rows_of(reading, blocks)
+        documents = None if documents is None else documents[used]
+    groups = cut_groups(documents, len(reading.rows), settings.groups)
     n_documents = 0 if documents is None else int(np.count_nonzero(np.diff(documents))) + 1
-    return Work(Pass(*sides, rows), groups, n_documents, settings, settings.parsed())
+    return Work(
+        reading, blocks, groups, n_documents, int(sink.sum()), about_null, settings, settings.parsed()
+    )  # fmt: skip
+
+
+def _blocks(reading: Pass, documents: NDArray[np.integer] | None, most: int) -> tuple[Blocks | None, str]:
+    """Return the blocks of the null, or None, and what there is to know about it."""
+    n = len(reading.rows)
+    borders = np.array([], np.int64) if documents is None else np.flatnonzero(np.diff(documents)) + 1
+    lengths = np.diff([0, *borders, n])
+    if dealt := dealt_documents(lengths, most, SLABS_PER_REGION * reading.step):
+        return dealt, ""
+    sampled = np.arange(min(n, SAMPLED_VALUES // (reading.a.width + reading.b.width)))
+    alike = correlation_length(*(_dense(side.read(reading.rows.ids(sampled))) for side in (reading.a, reading.b)))
+    number = min(most, int(n / (LENGTHS_PER_BLOCK * alike)))
+    known = "documents are unknown" if documents is None else f"there are {len(lengths)} documents"
+    remedy = "import the stores with --documents or --tokens" if documents is None else "harvest more documents"
+    if number < FEWEST_BLOCKS:
+        reason = (
+            f"no null: {known}, rows remain alike for about {alike:.0f} rows, and {n} rows have no {FEWEST_BLOCKS} "
+            f"blocks of {LENGTHS_PER_BLOCK} times as many; {remedy}"
+        )
+        logger.warning("There is %s", reason)
+        return None, reason
+    about = (
+        f"{known}: p takes rows that are {n // number} apart for independent, and any effect of the position in a "
+        f"document for likeness; {remedy}"
+    )
+    return shifted_blocks(n, number), about
+
+
+def _dense(values: Any) -> Floats:
+    return np.asarray(values.toarray() if is_sparse_matrix(values) else values)
+
+
+def _only_rows_of(reading: Pass, blocks: Blocks) -> tuple[Pass, Blocks, NDArray[np.bool_]]:
+    """Leave out the rows that are in no block; return which of those that counted before still do, too."""
+    n = len(reading.rows)
+    used = np.zeros(n, bool)
+    for starts in (blocks.starts_a, blocks.starts_b):
+        for start, length in zip(starts, blocks.lengths.tolist(), strict=True):
+            for first in start.tolist():
+                used[first : first + length] = True
+    number = np.cumsum(used) - 1
+    left_out = np.ones(reading.rows.total, bool)
+    left_out[reading.rows.ids(np.flatnonzero(used))] = False
+    rows = TokenRows(reading.rows.total, np.flatnonzero(left_out))
+    numbered = replace(blocks, starts_a=number[blocks.starts_a], starts_b=number[blocks.starts_b])
+    return replace(reading, rows=rows), numbered, used
 
 
 def _entry_bytes(side: Columns) -> int:
@@ -297,22 +371,24 @@ def _compare(work: Work, client: Client) -> xr.Dataset:
         text: Outcome(
             score,
             interval,
-            {NULL.name: null[metric]} if metric in null else {},
+            {work.null.name: null[metric]} if metric in null else {},
             _notes(work, metric, score, decomposed.state, interval),
         )
         for (text, metric), score, interval in zip(work.metrics.items(), scores, intervals, strict=True)
     }
     reading = work.reading
     return (
-        to_dataset(outcomes, [NULL.name], settings.null_runs, ends_early=settings.stop_after > 0)
+        to_dataset(outcomes, [work.null.name], settings.null_runs, ends_early=settings.stop_after > 0)
         .assign(n_tokens=((), np.int64(len(reading.rows))))
         .assign_attrs(
             columns_a=reading.a.width,
             columns_b=reading.b.width,
-            block_rows=work.block_rows,
+            blocks=work.n_blocks,
+            block_rows=0 if work.blocks is None else work.blocks.length,
             groups=len(work.groups),
             n_documents=work.n_documents,
-            n_sinks=len(reading.rows.sinks),
+            n_sinks=work.n_sinks,
+            n_left_out=len(reading.rows.left_out) - work.n_sinks,
         )
     )
 
@@ -321,51 +397,41 @@ def _notes(work: Work, metric: Metric, score: float, state: Any, interval: Inter
     """Say what a score, its interval and its null rest on, where they mean little."""
     undefined = "undefined: a side does not vary over the tokens"
     own = metric.warning(state).replace(" pairs", " tokens") if np.isfinite(score) else undefined
-    return list(filter(None, [own, interval.note, _about_null(work)]))
+    return list(filter(None, [own, interval.note, work.about_null]))
 
 
 def _null(
     work: Work, client: Client, moments: Moments, decomposed: Decomposed, scores: Mapping[LinearMetric, float]
 ) -> dict[Metric, Floats]:
     """Return the scores of random orders of B's blocks by metric, shape (run,), but for undefined real scores."""
-    settings = work.settings
+    settings, blocks = work.settings, work.blocks
     observed: dict[Metric, float] = {metric: score for metric, score in scores.items() if np.isfinite(score)}
-    if not settings.null_runs or not observed:
+    if blocks is None or not observed:
         return {}
-    rows, rest = _products(work, client, decomposed.whitenings)
-    draws = Draws(NULL, settings.blocks, (settings.blocks, settings.blocks), settings.null_runs, settings.seed)
-    orders = _Orders(rows, rest, decomposed.state, centred_lengths(moments), draws)
+    rows = _products(work, client, Crossing(work.reading, decomposed.whitenings, blocks))
+    draws = Draws(work.null, blocks.number, (blocks.number, blocks.number), settings.null_runs, settings.seed)
+    orders = _Orders(rows, decomposed.state, centred_lengths(moments), draws)
     shared = client.scatter([orders], broadcast=False, hash=False)
     return score_null(
         client, _score_orders, draws, [Family(tuple(observed))], *shared, observed=observed,
-        stop_after=settings.stop_after, per_task=RUNS_PER_TASK, label="Shifted blocks",
+        stop_after=settings.stop_after, per_task=RUNS_PER_TASK, label="Orders of blocks",
     )  # fmt: skip
 
 
-def _products(
-    work: Work, client: Client, whitenings: tuple[Whitening, Whitening]
-) -> tuple[list[Crossed], list[Crossed]]:
-    """Return what each block of A sums to beside every block of B, and the rows after the last block, if there are."""
-    reading, blocks, length = work.reading, work.settings.blocks, work.block_rows
-    offset = length // 2
-    together = work.blocks_per_task(n_slots(client))
-    starts = [[block * length for block in some] for some in split_runs(range(blocks), together)]
-    crossing = Crossing(reading, whitenings, [offset + block * length for block in range(blocks)], length)
+def _products(work: Work, client: Client, crossing: Crossing) -> list[Crossed]:
+    """Return what each block of A sums to beside every block of B."""
+    some = split_runs(range(work.n_blocks), work.blocks_per_task(n_slots(client)))
     parts = ordered_results(
-        client, cross_blocks, starts, [crossing], name="moments-null", label="Products of blocks", total=len(starts)
+        client, cross_blocks, some, [crossing], name="moments-null", label="Products of blocks", total=len(some)
     )
-    rows = [row for part in parts for row in part]
-    first = blocks * length
-    rest = Crossing(reading, whitenings, [first + offset], len(reading.rows) - first)
-    return rows, cross_blocks([first], rest) if rest.length else []
+    return [row for part in parts for row in part]
 
 
 @dataclass(frozen=True)
 class _Orders:
-    """What every order of B's blocks is scored from: all products of blocks, and what no order changes."""
+    """What every order of B's blocks is scored from."""
 
     rows: list[Crossed]
-    rest: list[Crossed]
     state: LinearState
     lengths: Lengths
     draws: Draws
@@ -374,7 +440,6 @@ class _Orders:
         """Return what the metrics of one order are computed from."""
         order = self.draws.places(run)[1]
         parts = [(row.c[other], row.lengths[other]) for row, other in zip(self.rows, order, strict=True)]
-        parts += [(row.c[0], row.lengths[0]) for row in self.rest]
         lengths = self.lengths._replace(ab=float(sum(of_rows for _, of_rows in parts)))
         return Product(self.state, added([c for c, _ in parts]), lengths)
 
@@ -426,15 +491,3 @@ class _Resamples:
 def _score_resamples(runs: range, draws: _Resamples) -> Floats:
     """Task: score some draws of the groups, shape (metric, run)."""
     return np.array([score_moments(weighted_sum(draws.parts, draws.weights(run)), draws.metrics) for run in runs]).T
-
-
-def _about_null(work: Work) -> str:
-    """Say where the null is missing, or its blocks are too short to be apart."""
-    if not work.settings.null_runs:
-        return "no null was asked for"
-    if 1 < work.n_documents < DOCUMENTS_PER_BLOCK * work.settings.blocks:
-        return (
-            f"p may be too small: the null's {work.settings.blocks} blocks hold {work.n_documents} documents, fewer "
-            f"than {DOCUMENTS_PER_BLOCK} each, and those cut at their ends count; take fewer blocks, or more text"
-        )
-    return ""

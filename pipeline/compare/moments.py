@@ -15,7 +15,8 @@ What is summed, with x_i and y_i the rows and ``k_i = |x_i|²``, ``l_i = |y_i|²
 =======================  ===============================================================
 
 Rows are cut into groups of whole, consecutive documents; a task sums one group. Sums of groups are added in the order
-of the groups, whatever the number of workers. Rows that either store marks as attention sinks are left out.
+of the groups, whatever the number of workers. Rows that either store marks as attention sinks are left out, as
+are those that the null has no place for (:mod:`pipeline.compare.arrangement`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import scipy.sparse
 from distributed import Client
 from numpy.typing import NDArray
 
+from pipeline.compare.arrangement import Blocks
 from pipeline.work.workers import n_slots, progress
 from storage import open_activations, read_csr, read_dense
 from storage.codec import is_sparse_matrix
@@ -43,6 +45,8 @@ Result = TypeVar("Result")
 SLAB_VALUES = 2**21
 #: Rows of a slab at least, and of a sparse one.
 FEWEST_ROWS, SPARSE_ROWS = 256, 65_536
+#: Rows that are read at once at most, and rows between two wanted ones that are read too.
+SPAN, WIDEST_GAP = 4096, 256
 #: Rows of products that are added at once: some hundred kB for a thousand columns.
 ROWS_AT_ONCE = 64
 
@@ -124,8 +128,17 @@ class Columns:
         return len(self.shift)
 
     def read(self, rows: NDArray[np.int64]) -> Any:
-        """Return some rows (ascending ids, few of them missing in between) less the shift, float64, csr or dense."""
-        hull, inside = slice(int(rows[0]), int(rows[-1]) + 1), rows - rows[0]
+        """Return some rows, in any order, less the shift, float64, csr or dense; what lies together is read at once."""
+        order = np.argsort(rows, kind="stable")
+        ids = rows[order]
+        cuts = np.flatnonzero((np.diff(ids) > WIDEST_GAP) | (np.diff(ids // SPAN) > 0)) + 1
+        parts = [self._read_span(part) for part in np.split(ids, cuts)]
+        block = scipy.sparse.vstack(parts, format="csr") if self.sparse else np.concatenate(parts)
+        return block if (order[:-1] < order[1:]).all() else block[np.argsort(order)]
+
+    def _read_span(self, ids: NDArray[np.int64]) -> Any:
+        """Return rows of ascending ids, few of them missing in between."""
+        hull, inside = slice(int(ids[0]), int(ids[-1]) + 1), ids - ids[0]
         block: Any = read_csr(self.path, hull) if self.sparse else read_dense(self.path, hull)
         if len(inside) < block.shape[0]:
             block = block[inside]
@@ -136,33 +149,32 @@ class Columns:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """The rows that count: all but the sinks. Small, however many rows there are.
+    """The rows that count: all but sinks, and those that the null has no place for.
 
     Attributes
     ----------
     total
         Rows of the stores.
-    sinks
-        Ids of those that are left out, ascending.
+    left_out
+        Ids of those that do not, ascending.
     """
 
     total: int
-    sinks: NDArray[np.int64]
+    left_out: NDArray[np.int64]
 
     def __len__(self) -> int:
         """Return how many rows count."""
-        return self.total - len(self.sinks)
+        return self.total - len(self.left_out)
 
-    def ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the ids of the rows that are number `start` to `stop` among those that count.
+    def ids(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids of rows by their numbers among those that count.
 
         Examples
         --------
-        >>> TokenRows(8, np.array([0, 3, 4])).ids(1, 4).tolist()
+        >>> TokenRows(8, np.array([0, 3, 4])).ids(np.array([1, 2, 3])).tolist()
         [2, 5, 6]
         """
-        place = np.arange(start, stop)
-        return place + np.searchsorted(self.sinks - np.arange(len(self.sinks)), place, side="right")
+        return number + np.searchsorted(self.left_out - np.arange(len(self.left_out)), number, side="right")
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ def sum_group(bounds: tuple[int, int], work: Pass) -> Moments:
     d_a, d_b = work.a.width, work.b.width
     total = Moments(*(np.zeros(shape) for shape in _shapes(d_a, d_b)))
     for slab in work.slabs(*bounds):
-        ids = work.rows.ids(*slab)
+        ids = work.rows.ids(np.arange(*slab))
         x, y = work.a.read(ids), work.b.read(ids)
         k, ell = row_squares(x), row_squares(y)
         _add((total.n, total.sum_a, total.sum_b), (len(ids), x.sum(axis=0), y.sum(axis=0)))
@@ -260,29 +272,34 @@ class Crossed(NamedTuple):
 
 @dataclass(frozen=True)
 class Crossing:
-    """Which blocks of B are put beside blocks of A: `length` counted rows from each of `starts` on, around the end."""
+    """Blocks of both sides, all of which are put beside one another."""
 
     work: Pass
     whitenings: tuple[Whitening, Whitening]
-    starts: Sequence[int]
-    length: int
+    blocks: Blocks
+
+    def slabs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield ids of rows of every block of A and of B, (block, row) each, some at a time."""
+        for slab in self.work.slabs(0, self.blocks.length):
+            a, b = self.blocks.rows(*slab)
+            yield self.work.rows.ids(a), self.work.rows.ids(b)
 
 
-def cross_blocks(starts: Sequence[int], crossing: Crossing) -> list[Crossed]:
-    """Task: sum the blocks of A that begin at `starts` against all blocks of B.
+def cross_blocks(some: range, crossing: Crossing) -> list[Crossed]:
+    """Task: sum some blocks of A against all blocks of B.
 
     Several blocks of A share one reading of B; how many they are changes no result.
     """
     work = crossing.work
     if work.a.sparse and work.b.sparse:
-        return [_cross_sparse(start, crossing) for start in starts]
-    (a, b), blocks = crossing.whitenings, len(crossing.starts)
-    totals = [Crossed.zeros(blocks, a.rank, b.rank) for _ in starts]
-    for first, stop in work.slabs(0, crossing.length):
-        slabs = (around(work.a, work.rows, start + first, stop - first) for start in starts)
+        return [_cross_sparse(block, crossing) for block in some]
+    a, b = crossing.whitenings
+    totals = [Crossed.zeros(crossing.blocks.number, a.rank, b.rank) for _ in some]
+    for ids_a, ids_b in crossing.slabs():
+        slabs = (work.a.read(ids_a[block]) for block in some)
         left = [(a.scores(x), a.squares(x)) for x in slabs]
-        for block, start in enumerate(crossing.starts):
-            y = around(work.b, work.rows, start + first, stop - first)
+        for block, ids in enumerate(ids_b):
+            y = work.b.read(ids)
             scores, squares = b.scores(y), b.squares(y)
             for total, (scores_a, squares_a) in zip(totals, left, strict=True):
                 total.c[block] += scores_a.T @ scores
@@ -290,24 +307,25 @@ def cross_blocks(starts: Sequence[int], crossing: Crossing) -> list[Crossed]:
     return totals
 
 
-def _cross_sparse(start: int, crossing: Crossing) -> Crossed:
+def _cross_sparse(block_a: int, crossing: Crossing) -> Crossed:
     """Sum one block of A against all blocks of B by what fires together: scores would be dense."""
-    work, (a, b), blocks = crossing.work, crossing.whitenings, len(crossing.starts)
+    work, (a, b), blocks = crossing.work, crossing.whitenings, crossing.blocks
     sums, sum_a, sums_b = (
-        np.zeros(shape) for shape in ((blocks, len(a.mean), len(b.mean)), a.mean.shape, (blocks, len(b.mean)))
+        np.zeros(shape)
+        for shape in ((blocks.number, len(a.mean), len(b.mean)), a.mean.shape, (blocks.number, len(b.mean)))
     )
-    total = Crossed.zeros(blocks, a.rank, b.rank)
-    for first, stop in work.slabs(0, crossing.length):
-        x = around(work.a, work.rows, start + first, stop - first)
+    total = Crossed.zeros(blocks.number, a.rank, b.rank)
+    for ids_a, ids_b in crossing.slabs():
+        x = work.a.read(ids_a[block_a])
         sum_a += x.sum(axis=0)
-        for block, start_b in enumerate(crossing.starts):
-            y = around(work.b, work.rows, start_b + first, stop - first)
+        for block, ids in enumerate(ids_b):
+            y = work.b.read(ids)
             sums[block] += multiply(x, y)
             sums_b[block] += y.sum(axis=0)
             total.lengths[block] += a.squares(x) @ b.squares(y)
-    for block in range(blocks):
+    for block in range(blocks.number):
         centred = sums[block] - np.outer(sum_a, b.mean)
-        centred -= np.outer(a.mean, sums_b[block] - crossing.length * b.mean)
+        centred -= np.outer(a.mean, sums_b[block] - blocks.length * b.mean)
         total.c[block] = a.map.T @ centred @ b.map
     return total
 
@@ -327,16 +345,6 @@ def added(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         for part in parts[1:]:
             total[rows] += part[rows]
     return total
-
-
-def around(side: Columns, rows: TokenRows, start: int, count: int) -> Any:
-    """Return `count` of a side's rows that count, from number `start` on; after the last comes the first."""
-    n = len(rows)
-    start %= n
-    if start + count <= n:
-        return side.read(rows.ids(start, start + count))
-    parts = [side.read(rows.ids(start, n)), side.read(rows.ids(0, start + count - n))]
-    return scipy.sparse.vstack(parts, format="csr") if side.sparse else np.concatenate(parts)
 
 
 def multiply(x: Any, y: Any) -> Floats:

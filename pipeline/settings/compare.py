@@ -206,8 +206,8 @@ class ActivationsSettings(Scored):
         1000, description="Orders of the blocks. With 0 there is no null, and a score says little."
     )
     stop_after: StopAfter = Field(0, description=STOP_AFTER)
-    blocks: Annotated[int, Number, Field(ge=2)] = Field(
-        16, description="Blocks of text of the null; its memory grows with their square."
+    blocks: Annotated[int, Number, Field(ge=8)] = Field(
+        16, description="Blocks of the null at most, each of many documents; its memory grows with their square."
     )
     intervals: Count = Field(
         0, description="Bootstrap draws over groups of documents, for an interval of each score; none if 0."

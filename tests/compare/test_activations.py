@@ -27,6 +27,13 @@ def tokens(n, per_document=25):
     return {"document": place // per_document, "char_start": place, "char_end": place + 1}
 
 
+def without_documents(folder, *sides):
+    """Write plain arrays, as users import them."""
+    for name, values in zip("ab", sides, strict=True):
+        storage.write_activations(folder / f"plain-{name}.zarr", values, overwrite=True)
+    return folder / "plain-a.zarr", folder / "plain-b.zarr"
+
+
 def related(n=900, d_a=7, d_b=10, seed=0, shift=0.0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, d_a)) * np.exp(-0.5 * np.arange(d_a)) + shift
@@ -194,21 +201,85 @@ def test_a_null_that_ends_early(stores, client):
     assert whole.p_runs.values.tolist() == [[500, 500]]
 
 
-def test_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(stores, client):
-    """One order, made by hand from the rows themselves."""
-    x, y = related(430, 3, 4)
-    metrics = ["cca", "cka", "cka_debiased", "pwcca", "procrustes"]
-    found = compare_activations(*stores(x, y), metrics=metrics, null_runs=3, blocks=4, seed=5, client=client)
-    length, offset = 107, 53
-    for run in range(3):
-        order = np.random.default_rng(np.random.SeedSequence(5, spawn_key=(run,))).permutation(4)
-        moved = np.roll(y, -offset, axis=0)
-        rows = [moved[block * length : (block + 1) * length] for block in order]
-        paired = np.concatenate([*rows, moved[4 * length :]])
-        expected = plain(x, paired) | {"cka_debiased": debiased_by_the_kernels(x, paired)}
-        for name in metrics:
-            value = float(found.null_score.sel(metric=name, null="shifted_blocks", run=run))
-            assert value == pytest.approx(expected[name], abs=1e-6)
+BY_HAND = ["cca", "cka", "cka_debiased", "pwcca", "procrustes"]
+
+
+def check_runs(found, null, x, paired):
+    """Compare the scores of the runs with those of rows that were paired by hand."""
+    assert found.null.values.tolist() == [null]
+    for run, y in enumerate(paired):
+        expected = plain(x, y) | {"cka_debiased": debiased_by_the_kernels(x, y)}
+        for name in BY_HAND:
+            assert float(found.null_score.sel(metric=name, run=run)[0]) == pytest.approx(expected[name], abs=1e-6)
+
+
+def orders(blocks, seed, runs=3):
+    return [
+        np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(run,))).permutation(blocks) for run in range(runs)
+    ]
+
+
+def test_without_documents_the_null_is_the_score_of_b_moved_and_reordered_by_blocks(tmp_path, client):
+    """Some orders, made by hand from the rows themselves; rows after the last block count nowhere."""
+    x, y = related(434, 3, 4)
+    paths = without_documents(tmp_path, x, y)
+    found = compare_activations(*paths, metrics=BY_HAND, null_runs=3, blocks=8, seed=5, client=client)
+    length, offset = 54, 27
+    x, y = x[: 8 * length], y[: 8 * length]
+    moved = np.roll(y, -offset, axis=0).reshape(8, length, -1)
+    check_runs(found, "shifted_blocks", x, [np.concatenate(moved[order]) for order in orders(8, 5)])
+    assert float(found.score.sel(metric="cka")) == pytest.approx(plain(x, y)["cka"], abs=1e-6)
+    assert found.attrs["n_left_out"] == 2
+    assert "documents are unknown" in str(found.note.values[0])
+
+
+def test_the_null_is_the_score_of_bs_documents_beside_others_of_like_length(tmp_path, client):
+    """Made by hand: 20 documents of eight lengths in 9 blocks, two each; the two shortest are left out."""
+    lengths = np.random.default_rng(3).permutation([20, 21, 22, 30, 31, 32, 33, 34, 35, 36, 40] + [41] * 7 + [3, 4])
+    x, y = related(int(lengths.sum()), 3, 4)
+    table = tokens(len(x)) | {"document": np.repeat(np.arange(20), lengths)}
+    for name, values in (("a", x), ("b", y)):
+        storage.write_activations(tmp_path / name, values, tokens=table)
+    found = compare_activations(
+        tmp_path / "a", tmp_path / "b", metrics=BY_HAND, null_runs=3, blocks=9, seed=1, client=client
+    )
+    ends = np.cumsum(lengths)
+    longest_first = np.argsort(-lengths, kind="stable")
+    upper, lower = longest_first[:9], longest_first[9:18]
+    # a block is the beginnings of its document of the longer nine, and of its one of the shorter nine
+    parts = [[np.arange(end, end + lengths[part].min()) for end in (ends - lengths)[part]] for part in (upper, lower)]
+    rows = np.array([np.concatenate(both) for both in zip(*parts, strict=True)])
+    paired = [y[rows[order].ravel()] for order in orders(9, 1)]
+    check_runs(found, "permuted_documents", x[rows.ravel()], paired)
+    assert found.attrs["n_left_out"] == len(x) - rows.size
+    expected = plain(x[np.sort(rows.ravel())], y[np.sort(rows.ravel())])
+    assert float(found.score.sel(metric="cca")) == pytest.approx(expected["cca"], abs=1e-6)
+
+
+def test_what_recurs_at_a_position_of_every_document_is_no_evidence(tmp_path, client):
+    """Features that fire at the start of a document are alike in every order of the documents."""
+    p = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        place = np.tile(np.arange(25), 40)
+        sides = [rng.normal(size=(1000, 3)) + 3 * np.exp(-place)[:, None] for _ in "ab"]
+        for name, values in zip("ab", sides, strict=True):
+            storage.write_activations(tmp_path / name, values, tokens=tokens(1000), overwrite=True)
+        found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=["cka"], null_runs=39, client=client)
+        assert float(found.score[0]) > 0.05
+        p.append(float(found.p[0, 0]))
+    assert np.mean(np.array(p) <= 0.05) < 0.3
+    assert 0.3 < np.mean(p) < 0.7
+
+
+def test_there_is_no_null_where_rows_remain_alike_for_too_long(tmp_path, client, caplog):
+    x, y = slow(0, 2400, 3, keep=0.99), slow(1, 2400, 3, keep=0.99)
+    found = compare_activations(*without_documents(tmp_path, x, y), metrics=["cca"], null_runs=19, client=client)
+    assert np.isnan(found.p).all()
+    assert float(found.score[0]) == pytest.approx(plain(x, y)["cca"], abs=1e-5)
+    for text in (str(found.note.item()), caplog.text):
+        assert "no null: documents are unknown" in text
+        assert "--documents" in text
 
 
 def test_the_null_of_sparse_stores_is_that_of_dense_ones(tmp_path, client):
@@ -303,7 +374,7 @@ def test_notes_say_what_is_missing(tmp_path, client):
     found = compare_activations(tmp_path / "a", tmp_path / "b", metrics=["svcca"], null_runs=5, client=client)
     note = str(found.note.item())
     assert "does not vary" in note
-    assert "16 blocks hold 2 documents" in note
+    assert "there are 2 documents" in note
     assert np.isnan(found.p).all()
     assert np.isnan(found.score).all()
     found = compare_activations(tmp_path / "b", tmp_path / "b", metrics=["svcca"], null_runs=0, client=client)
@@ -314,10 +385,10 @@ def test_notes_say_what_is_missing(tmp_path, client):
     ("options", "message"),
     [
         ({"metrics": ["rsa"]}, "rsa compares every two rows"),
-        ({"null_runs": 30, "blocks": 4}, "4 blocks have 24 orders"),
+        ({"null_runs": 40_320, "blocks": 8}, "8 blocks have 40320 orders"),
+        ({"blocks": 4}, "blocks: .* greater than or equal to 8"),
         ({"groups": 1}, "groups: .* greater than or equal to 2"),
         ({"level": 1.0}, "level: .* less than 1"),
-        ({"blocks": 500, "null_runs": 0}, "900 tokens"),
         ({"pairs": xr.Dataset({f"feature_{side}": ("pair", [0, 9]) for side in "ab"})}, "has 7 features"),
     ],
 )
