@@ -8,8 +8,9 @@ are given, and end early where p is not small.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,12 @@ class _Shared:
         shared = (null for null in self.nulls if null.source != "keywords")
         return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in shared]
 
-    def own_draws(self, given: Mapping[str, NDArray[np.int64]]) -> dict[str, Draws]:
-        """Return the draws that are given, by subset."""
+    def own_draws(self, places: NDArray[np.int64]) -> Draws | None:
+        """Return draws that are a subset's own, (run, pair) places in the pool; None if no null takes them."""
         null = next((null for null in self.nulls if null.source == "keywords"), None)
-        sizes = (len(self.banks["pool"][0]),) * 2 if "pool" in self.banks else (None, None)
-        return {
-            name: Draws(null, places.shape[1], sizes, len(places), self.seed, places)
-            for name, places in given.items()
-            if null is not None
-        }
+        if null is None:
+            return None
+        return Draws(null, places.shape[1], (len(self.banks["pool"][0]),) * 2, len(places), self.seed, places)
 
 
 def compare_subsets(
@@ -138,12 +136,13 @@ def compare_subsets(
         rows = [DecoderRows.of(path) for path in (a, b)]
         jobs = list(_jobs(scored, shared, rows[0].d_model, rows[1].d_model))
         args = (*(side.on(used) for side in rows), shared)
-        tasks = {"name": "compare-subsets", "label": "Subsets against chance", "args": args}
-        outcomes = _outcomes(scored, shared.groups, list(run_tasks(used, _run, jobs, **tasks)))
-        own = shared.own_draws({name: places for name, places in (keywords or {}).items() if name in scored})
+        score = functools.partial(
+            run_tasks, used, _run, name="compare-subsets", label="Subsets against chance", args=args
+        )
+        outcomes = _outcomes(scored, shared.groups, list(score(jobs)))
+        own = {name: places for name, places in (keywords or {}).items() if name in scored}
         for part in (slice(0, EFFECT_RUNS), slice(EFFECT_RUNS, None)):
-            jobs = list(_own_jobs(own, outcomes, part))
-            _add_own(outcomes, shared.groups, list(run_tasks(used, _run, jobs, **tasks)))
+            _add_own(outcomes, shared.groups, list(score(list(_own_jobs(own, shared, outcomes, part)))))
     few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in parsed}
     texts = {name: {text: of[metric] for text, metric in parsed.items()} for name, of in outcomes.items()}
     return _dataset(ids, {**dict.fromkeys(ids, few), **texts}, settings).assign_attrs(min_pairs=min_pairs)
@@ -256,17 +255,19 @@ def _defined(
 
 
 def _own_jobs(
-    own: Mapping[str, Draws], outcomes: Mapping[str, Mapping[Metric, Outcome]], part: slice
+    own: Mapping[str, NDArray[np.int64]],
+    shared: _Shared,
+    outcomes: Mapping[str, Mapping[Metric, Outcome]],
+    part: slice,
 ) -> Iterator[_Job]:
     """Yield tasks for some runs of the subsets' own draws, but of those that have ended for every metric."""
-    for name, draws in own.items():
-        null = draws.null.name
-        before = [(outcome, outcome.null.get(null)) for outcome in outcomes[name].values() if outcome.defined]
-        if part.start and all(values is None or np.isnan(values[-1]) for _, values in before):
+    for name, places in own.items():
+        draws = shared.own_draws(places[part])
+        if draws is None or not draws.runs:
             continue
-        places = draws.drawn[part]  # type: ignore[index] - these draws have them
-        if len(places):
-            yield _Job(name, draws=replace(draws, drawn=places, runs=len(places)), runs=range(len(places)))
+        before = [outcome.null.get(draws.null.name) for outcome in outcomes[name].values() if outcome.defined]
+        if part.start == 0 or any(values is not None and np.isfinite(values[-1]) for values in before):
+            yield _Job(name, draws=draws, runs=range(draws.runs))
 
 
 def _add_own(
@@ -274,7 +275,7 @@ def _add_own(
 ) -> None:
     """Put runs of the subsets' own draws behind those that are there; NaN from where a metric's null has ended."""
     for job, scores in done:
-        null = job.draws.null.name  # type: ignore[union-attr] - of these jobs alone
+        null = job.draws.null.name if job.draws is not None else ""
         for metric, values in _defined(outcomes[job.name], groups, scores, null).items():
             outcome = outcomes[job.name][metric]
             joined = np.concatenate([outcome.null.get(null, np.empty(0)), values])

@@ -3,8 +3,8 @@
 A test is one subspace at one pair of sites by one judged metric, SVCCA or RSA. Its p is the *largest* over what a
 shared meaning has to beat (an intersection–union test: Berger, Technometrics 24, 1982): shuffled pairings (who is
 matched with whom matters), random pairs of the whole space (this set is more alike than others of as many pairs), and,
-for concepts, random keywords (this *meaning* is, and not any few words). Only then it is corrected, over one family: all
-concepts and clusters, approaches, judged metrics and pairs of sites together. A subspace *passes both* when both
+for concepts, random keywords (this *meaning* is, and not any few words). Only then it is corrected, over one family:
+all concepts and clusters, approaches, judged metrics and pairs of sites together. A subspace *passes both* when both
 metrics do.
 
 Corrected p for each null on its own, over the rows of each kind and approach, are in the table too: they are no
@@ -127,18 +127,20 @@ def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
     ``p_joint``, ``p_joint_holm`` and ``p_joint_bh`` (row, metric), NaN where a null is missing; ``n_tests`` counts
     those that are defined.
     """
-    p = table["p"].transpose("row", "metric", "null")
-    largest = xr.full_like(p.isel(null=0, drop=True), np.nan)
+    p = table["p"].transpose("row", "metric", "null").values
+    all_nulls = table["null"].values.tolist()
+    largest = np.full(p.shape[:2], np.nan)
+    of_metric = np.isin(table["metric"].values, list(judged))
     for kind, nulls in JUDGED_NULLS.items():
-        if set(nulls) <= {str(null) for null in table["null"].values}:
-            of_kind = (table["kind"] == kind) & table["metric"].isin(list(judged))
-            largest = xr.where(of_kind, p.sel(null=list(nulls)).max("null", skipna=False), largest)
-    largest = largest.transpose("row", "metric")
-    values = largest.values.ravel()
-    adjusted = {"p_joint_holm": holm(values), "p_joint_bh": benjamini_hochberg(values)}
-    columns = {name: (("row", "metric"), p_of_all.reshape(largest.shape)) for name, p_of_all in adjusted.items()}
-    tests = int(np.count_nonzero(np.isfinite(values)))
-    return xr.Dataset({"p_joint": (("row", "metric"), largest.values), **columns}, attrs={"n_tests": tests})
+        if set(nulls) <= set(all_nulls):
+            of_kind = np.ix_(table["kind"].values == kind, of_metric)
+            largest[of_kind] = p[of_kind][..., [all_nulls.index(null) for null in nulls]].max(axis=2)
+    values = largest.ravel()
+    columns = {"p_joint": values, "p_joint_holm": holm(values), "p_joint_bh": benjamini_hochberg(values)}
+    return xr.Dataset(
+        {name: (("row", "metric"), of_all.reshape(largest.shape)) for name, of_all in columns.items()},
+        attrs={"n_tests": int(np.count_nonzero(np.isfinite(values)))},
+    )
 
 
 def corrected(table: xr.Dataset) -> xr.Dataset:

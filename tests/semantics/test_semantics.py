@@ -239,7 +239,7 @@ class TestTables:
         ):
             assert column in study.columns
         assert set(study["Verdict"]) == {"passes both", "neither", "too few pairs", "not judged"}
-        assert len(frame(table)) == table.sizes["row"] * 3 * 3
+        assert len(frame(table)) == table.sizes["row"] * 3 * 4
 
     def test_files_are_written_and_escaped(self, table: xr.Dataset, tmp_path: Path) -> None:
         evil = table.assign(name=("row", np.array(["<script>_%&", *table["name"].values[1:]], object)))
