@@ -97,7 +97,8 @@ def table_manifest(
 ) -> Manifest:
     """Return what the table depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
     inputs = {f"{a}--{b}": identify(path) for (a, b), path in results.items()}
-    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
+    nulls = {kind: list(names) for kind, names in JUDGED_NULLS.items()}
+    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged), "nulls": nulls})
 
 
 def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:
