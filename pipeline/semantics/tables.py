@@ -4,8 +4,8 @@ A test is one subspace at one pair of sites by one judged metric, SVCCA or RSA. 
 shared meaning has to beat (an intersection–union test: Berger, Technometrics 24, 1982): shuffled pairings (who is
 matched with whom matters), random pairs of the whole space (this set is more alike than others of as many pairs), and,
 for concepts, random keywords (this *meaning* is, and not any few words). Only then it is corrected, over one family:
-all concepts and clusters, approaches, judged metrics and pairs of sites together. A subspace *passes both* when both
-metrics do.
+all concepts, approaches, judged metrics and pairs of sites together; clusters, which nobody named beforehand, are a
+family of their own. A subspace *passes both* when both metrics do.
 
 Corrected p for each null on its own, over the rows of each kind and approach, are in the table too: they are no
 verdict.
@@ -77,7 +77,8 @@ def semantics_table(
         ``p_joint_holm``, ``p_joint_bh`` (row, metric) float64, the largest p over the nulls of the verdict and what it
         is after correction; ``note(row, metric)``, ``no_keywords(row)`` text; ``verdict(row)`` int8, places in
         :data:`VERDICTS`. The attribute ``correction`` names the correction that the verdict uses: ``p_holm``, or
-        ``p_bh`` where there are too few runs for Holm's to fall below 0.05; ``n_tests`` says over how many tests.
+        ``p_bh`` where there are too few runs for Holm's to fall below 0.05; ``n_tests`` and ``n_tests_of_clusters`` say
+        over how many tests.
 
     Raises
     ------
@@ -114,19 +115,20 @@ def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr
         parts.append(part.drop_attrs().assign(sites))
     table = corrected(xr.concat(parts, "subspace").rename_dims(subspace="row"))
     joint = joint_p(table, judged)
-    correction = "p_holm" if joint.n_tests / (min(runs) + 1) < LEVEL else "p_bh"
+    most = max(joint.attrs.values())
+    correction = "p_holm" if most / (min(runs) + 1) < LEVEL else "p_bh"
     table = table.merge(joint.drop_attrs())
     verdict = judge(table, f"p_joint_{correction.removeprefix('p_')}", judged)
     return table.assign(verdict=("row", verdict, _verdict_attrs())).assign_attrs(
-        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged), n_tests=joint.n_tests
+        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged), **joint.attrs
     )
 
 
 def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
     """Return the largest p of each row and judged metric over the nulls of the verdict, alone and corrected over all.
 
-    ``p_joint``, ``p_joint_holm`` and ``p_joint_bh`` (row, metric), NaN where a null is missing; ``n_tests`` counts
-    those that are defined.
+    ``p_joint``, ``p_joint_holm`` and ``p_joint_bh`` (row, metric), NaN where a null is missing; ``n_tests`` counts the
+    tests of concepts, ``n_tests_of_clusters`` those of clusters.
     """
     p = table["p"].transpose("row", "metric", "null").values
     all_nulls = table["null"].values.tolist()
@@ -136,11 +138,18 @@ def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
         if set(nulls) <= set(all_nulls):
             of_kind = np.ix_(table["kind"].values == kind, of_metric)
             largest[of_kind] = p[of_kind][..., [all_nulls.index(null) for null in nulls]].max(axis=2)
-    values = largest.ravel()
-    columns = {"p_joint": values, "p_joint_holm": holm(values), "p_joint_bh": benjamini_hochberg(values)}
+    adjusted = {"p_joint_holm": largest.copy(), "p_joint_bh": largest.copy()}
+    tests = {}
+    for kind in JUDGED_NULLS:
+        family = np.flatnonzero(table["kind"].values == kind)
+        p_of_family = largest[family]
+        tests[kind] = int(np.count_nonzero(np.isfinite(p_of_family)))
+        for name, correct in (("p_joint_holm", holm), ("p_joint_bh", benjamini_hochberg)):
+            adjusted[name][family] = correct(p_of_family.ravel()).reshape(p_of_family.shape)
+    columns = {"p_joint": largest, **adjusted}
     return xr.Dataset(
-        {name: (("row", "metric"), of_all.reshape(largest.shape)) for name, of_all in columns.items()},
-        attrs={"n_tests": int(np.count_nonzero(np.isfinite(values)))},
+        {name: (("row", "metric"), values) for name, values in columns.items()},
+        attrs={"n_tests": tests["concept"], "n_tests_of_clusters": tests["cluster"]},
     )
 
 
