@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import Planned, ensure_client, tell
 from storage.bounds import parse_size
-from storage.errors import BudgetError
+from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ def score_pairs(
     The rows of A and of B are paired in their order. A null draws from its bank; without one, it pairs the same rows.
     """
     n, metrics = sides[0].shape[0], settings.parsed()
+    if keywords := [name for name in settings.nulls if NULLS[name].source == "keywords"]:
+        raise InputError(f"{keywords[0]} is a null of concepts (`semantics`): these pairs have no keywords")
     if n < MIN_PAIRS:
         logger.warning("%d pairs are too few to compare; the scores are undefined", n)
         note = f"undefined: {n} pairs, at least {MIN_PAIRS} are needed"
@@ -286,21 +288,22 @@ def _fit_memory(
 
 
 def to_dataset(
-    outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int, *, ends_early: bool = False
+    outcomes: Mapping[str, Outcome], nulls: Sequence[str], runs: int, *, ends_early: bool | Container[str] = False
 ) -> xr.Dataset:
     """Return outcomes as a dataset over ``metric``, ``null`` and ``run``; NaN where a null was not drawn, or ended.
 
-    Where nulls may end early, effects rest on the first :data:`~pipeline.compare.statistics.EFFECT_RUNS` in any case.
+    Where nulls (all, or those named) may end early, effects rest on the first
+    :data:`~pipeline.compare.statistics.EFFECT_RUNS` in any case.
     """
-    effect_runs = EFFECT_RUNS if ends_early else runs
+    early = (lambda _: ends_early) if isinstance(ends_early, bool) else ends_early.__contains__
     none = np.full(runs, np.nan)
     null_scores = np.array([[outcome.null.get(null, none) for outcome in outcomes.values()] for null in nulls])
     summaries = [
         [
-            summary(outcome.score, values, effect_runs)
+            summary(outcome.score, values, EFFECT_RUNS if early(null) else runs)
             for outcome, values in zip(outcomes.values(), of_null, strict=True)
         ]
-        for of_null in null_scores
+        for null, of_null in zip(nulls, null_scores, strict=True)
     ]
     each = outcomes.values()
     variables: dict[str, Any] = {

@@ -30,8 +30,9 @@ Floats = NDArray[np.float64]
 Sizes = tuple[int | None, int | None]
 #: From a generator, the number of rows and the sizes: where in A and in B the rows of one run are, shape (n,) each.
 Places = Callable[[np.random.Generator, int, Sizes], tuple[Pairing, Pairing]]
-#: What the rows of a run are: those compared, all live features, a larger matching, another dictionary, blocks of text.
-Source = Literal["rows", "features", "pool", "control", "blocks"]
+#: What the rows of a run are: those compared, all live features, a larger matching, another dictionary, blocks of text,
+#: or the pairs of random keywords.
+Source = Literal["rows", "features", "pool", "control", "blocks", "keywords"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,17 @@ def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Pla
 
 @dataclass(frozen=True)
 class Draws:
-    """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own."""
+    """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own.
+
+    `drawn`, (run, n), has the places of all runs where they depend on more than that.
+    """
 
     null: Null
     n: int
     sizes: Sizes
     runs: int
     seed: int
+    drawn: NDArray[np.int64] | None = None
 
     def places(self, run: int) -> tuple[Pairing, Pairing]:
         """Return where the rows of one run are, int64, shape (n,) each.
@@ -87,6 +92,8 @@ class Draws:
         >>> len(set(a.tolist())), b.tolist()
         (3, [0, 1, 2])
         """
+        if self.drawn is not None:
+            return self.drawn[run], self.drawn[run]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*self.null.stream, run)))
         return self.null.function(rng, self.n, self.sizes)
 
@@ -239,3 +246,9 @@ def random_pairs(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairin
 def random_dictionary(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:
     """Draw as many rows of a control dictionary in place of a side's own."""
     return draw(rng, n, sizes[0]), draw(rng, n, sizes[1])
+
+
+@null("keywords", stream=(4,))
+def random_keywords(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
+    """Take the pairs of random lists of words that are like a concept's: drawn by the stage that knows the words."""
+    raise InputError("random_keywords is a null of concepts: other pairs have no keywords")

@@ -2,11 +2,13 @@
 
 The runs of one small subset take less time than sending them to a worker one by one, so that a task here scores a
 subset with all pairings of its rows, or hundreds of draws. Draws of other rows depend on the number of pairs alone:
-they are made once for each number, for all subsets that have it.
+they are made once for each number, for all subsets that have it. Draws that are a subset's own (``random_keywords``)
+are given, and end early where p is not small.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from pipeline.compare.engine import (
 )
 from pipeline.compare.nulls import Draws, Floats, Null, check_finite, split_runs
 from pipeline.compare.rows import DecoderRows
+from pipeline.compare.statistics import EFFECT_RUNS, ended_after
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
@@ -40,6 +43,8 @@ from storage.errors import BudgetError, InputError
 
 #: Fewer pairs than this have scores that chance alone may make anything of.
 MIN_PAIRS = 10
+#: Runs of a subset's own draws that score at least as high as it does, which end them.
+STOP_AFTER = 20
 #: Features that a subset cannot do without: fewer have no correlation worth the name.
 LEAST = 3
 
@@ -69,7 +74,15 @@ class _Shared:
     def draws(self, n: int) -> list[Draws]:
         """Return the draws of all nulls for a number of pairs."""
         sizes = {source: (len(a), len(b)) for source, (a, b) in self.banks.items()} | {"rows": (n, n)}
-        return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in self.nulls]
+        shared = (null for null in self.nulls if null.source != "keywords")
+        return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in shared]
+
+    def own_draws(self, places: NDArray[np.int64]) -> Draws | None:
+        """Return draws that are a subset's own, (run, pair) places in the pool; None if no null takes them."""
+        null = next((null for null in self.nulls if null.source == "keywords"), None)
+        if null is None:
+            return None
+        return Draws(null, places.shape[1], (len(self.banks["pool"][0]),) * 2, len(places), self.seed, places)
 
 
 def compare_subsets(
@@ -78,6 +91,7 @@ def compare_subsets(
     b: str | Path,
     *,
     pool: tuple[ArrayLike, ArrayLike] | None = None,
+    keywords: Mapping[str, NDArray[np.int64]] | None = None,
     metrics: Sequence[str] = ("svcca", "rsa", "svcca_pc1"),
     nulls: Sequence[str] = ("shuffled", "random_features"),
     null_runs: int = 1000,
@@ -89,9 +103,11 @@ def compare_subsets(
     """Score subsets of matched features, each score beside its nulls.
 
     A subset is the paired features of A and of B, shape (pair,) each; with fewer than `min_pairs` it has no score. The
-    stores have decoder rows. The null ``random_pairs`` draws from `pool`, the pairs of the whole space. The memory of a
-    worker holds both stores' decoder rows, and for each of its threads what a metric needs of the largest subset. The
-    rest is as in :func:`pipeline.compare`.
+    stores have decoder rows. The null ``random_pairs`` draws from `pool`, the pairs of the whole space;
+    ``random_keywords`` takes those places in the pool, (run, pair), that `keywords` has of a subset, and no more of
+    them than a small p needs. Subsets that it has nothing of are without this null. The memory of a worker holds both
+    stores' decoder rows, and for each of its threads what a metric needs of the largest subset. The rest is as in
+    :func:`pipeline.compare`.
 
     Returns
     -------
@@ -120,10 +136,16 @@ def compare_subsets(
         rows = [DecoderRows.of(path) for path in (a, b)]
         jobs = list(_jobs(scored, shared, rows[0].d_model, rows[1].d_model))
         args = (*(side.on(used) for side in rows), shared)
-        done = run_tasks(used, _run, jobs, name="compare-subsets", label="subsets against chance", args=args)
-        outcomes = _outcomes(scored, shared.groups, parsed, list(done))
+        score = functools.partial(
+            run_tasks, used, _run, name="compare-subsets", label="Subsets against chance", args=args
+        )
+        outcomes = _outcomes(scored, shared.groups, list(score(jobs)))
+        own = {name: places for name, places in (keywords or {}).items() if name in scored}
+        for part in (slice(0, EFFECT_RUNS), slice(EFFECT_RUNS, None)):
+            _add_own(outcomes, shared.groups, list(score(list(_own_jobs(own, shared, outcomes, part)))))
     few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in parsed}
-    return _dataset(ids, {**dict.fromkeys(ids, few), **outcomes}, settings).assign_attrs(min_pairs=min_pairs)
+    texts = {name: {text: of[metric] for text, metric in parsed.items()} for name, of in outcomes.items()}
+    return _dataset(ids, {**dict.fromkeys(ids, few), **texts}, settings).assign_attrs(min_pairs=min_pairs)
 
 
 def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
@@ -199,15 +221,15 @@ def _jobs(scored: Mapping[str, Ids], shared: _Shared, d_a: int, d_b: int) -> Ite
 def _run(job: _Job, rows_a: Any, rows_b: Any, shared: _Shared) -> dict[Metric, Outcome] | Floats:
     """Task: score a subset and the pairings of its rows, or some draws, shape (metric, run)."""
     if job.draws is not None:
-        ids = shared.banks[job.draws.null.source]
+        ids = shared.banks["pool" if job.draws.null.source == "keywords" else job.draws.null.source]
         return score_draws(job.runs, rows_a[ids[0]], rows_b[ids[1]], job.draws, shared.groups)
     a, b = job.ids or ((), ())
     return score_rows((rows_a[a], rows_b[b]), len(a), shared.groups, shared.draws(len(a)))
 
 
 def _outcomes(
-    scored: Mapping[str, Ids], groups: Sequence[Family], metrics: Mapping[str, Metric], done: Sequence[tuple[_Job, Any]]
-) -> dict[str, dict[str, Outcome]]:
+    scored: Mapping[str, Ids], groups: Sequence[Family], done: Sequence[tuple[_Job, Any]]
+) -> dict[str, dict[Metric, Outcome]]:
     """Return the outcome of every metric by subset, with the draws for its number of pairs."""
     outcomes: dict[str, dict[Metric, Outcome]] = {job.name: result for job, result in done if job.draws is None}
     drawn: dict[tuple[str, int], dict[int, Floats]] = {}
@@ -215,21 +237,71 @@ def _outcomes(
         if job.draws is not None:
             drawn.setdefault((job.name, job.draws.n), {})[job.runs.start] = result
     nulls = {key: np.concatenate([parts[start] for start in sorted(parts)], axis=1) for key, parts in drawn.items()}
-    ordered = [metric for family in groups for metric in family.metrics]
     for (null, n), scores in nulls.items():
         for name in (name for name in scored if len(scored[name][0]) == n):
-            defined = {m: values for m, values in zip(ordered, scores, strict=True) if outcomes[name][m].defined}
-            for metric, values in defined.items():
-                check_finite(values, metric.name, null)
-            keep(outcomes[name], null, defined)
-    return {name: {text: of[metric] for text, metric in metrics.items()} for name, of in outcomes.items()}
+            keep(outcomes[name], null, _defined(outcomes[name], groups, scores, null))
+    return outcomes
+
+
+def _defined(
+    outcomes: Mapping[Metric, Outcome], groups: Sequence[Family], scores: Floats, null: str
+) -> dict[Metric, Floats]:
+    """Return the scores of runs, (metric, run), by those metrics that are defined; all of them must be finite."""
+    ordered = [metric for family in groups for metric in family.metrics]
+    defined = {m: values for m, values in zip(ordered, scores, strict=True) if outcomes[m].defined}
+    for metric, values in defined.items():
+        check_finite(values, metric.name, null)
+    return defined
+
+
+def _own_jobs(
+    own: Mapping[str, NDArray[np.int64]],
+    shared: _Shared,
+    outcomes: Mapping[str, Mapping[Metric, Outcome]],
+    part: slice,
+) -> Iterator[_Job]:
+    """Yield tasks for some runs of the subsets' own draws, but of those that have ended for every metric."""
+    for name, places in own.items():
+        draws = shared.own_draws(places[part])
+        if draws is None or not draws.runs:
+            continue
+        before = [outcome.null.get(draws.null.name) for outcome in outcomes[name].values() if outcome.defined]
+        if part.start == 0 or any(values is not None and np.isfinite(values[-1]) for values in before):
+            yield _Job(name, draws=draws, runs=range(draws.runs))
+
+
+def _add_own(
+    outcomes: Mapping[str, dict[Metric, Outcome]], groups: Sequence[Family], done: Sequence[tuple[_Job, Any]]
+) -> None:
+    """Put runs of the subsets' own draws behind those that are there; NaN from where a metric's null has ended."""
+    for job, scores in done:
+        null = job.draws.null.name if job.draws is not None else ""
+        for metric, values in _defined(outcomes[job.name], groups, scores, null).items():
+            outcome = outcomes[job.name][metric]
+            joined = np.concatenate([outcome.null.get(null, np.empty(0)), values])
+            ended = ended_after(outcome.score, joined, STOP_AFTER)
+            joined[len(joined) if ended is None else ended :] = np.nan
+            outcome.null[null] = joined
+
+
+def _filled(outcomes: Mapping[str, Outcome], settings: CompareSettings) -> Mapping[str, Outcome]:
+    """Return outcomes whose nulls have as many runs as were asked for, NaN after their end."""
+    runs = settings.null_runs
+    for outcome in outcomes.values():
+        for null, values in outcome.null.items():
+            outcome.null[null] = np.concatenate([values, np.full(runs - len(values), np.nan)])
+    return outcomes
 
 
 def _dataset(
     ids: Mapping[str, Ids], outcomes: Mapping[str, Mapping[str, Outcome]], settings: CompareSettings
 ) -> xr.Dataset:
     sizes = {"metric": len(settings.metrics), "null": len(settings.nulls)}
-    tables = [to_dataset(outcomes[name], settings.nulls, settings.null_runs) for name in ids]
+    own = [name for name in settings.nulls if NULLS[name].source == "keywords"]
+    tables = [
+        to_dataset(_filled(outcomes[name], settings), settings.nulls, settings.null_runs, ends_early=own)
+        for name in ids
+    ]
 
     def column(name: str, *dims: str) -> tuple[tuple[str, ...], NDArray[Any]]:
         values = [table[name].transpose(*dims).values for table in tables]

@@ -26,7 +26,7 @@ MOST_SHOWN, MOST_CLUSTERS = 50, 24
 #: Subspaces with fewer pairs are in the table only.
 FEWEST_SHOWN = 3
 #: Verdicts, as the table keeps them, and how they are marked.
-PASSES, UNTESTED = "passes_both", "too_few_pairs"
+PASSES, UNTESTED, NOT_JUDGED = "passes_both", "too_few_pairs", "not_judged"
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Meanings:
     judged: list[str]
     correction: str
     null_runs: int
+    n_tests: int
     rule: str
 
     def counts(self, approach: str) -> dict[str, int]:
@@ -120,13 +121,17 @@ class Meanings:
 
     def _sentence(self, approach: str) -> str:
         counts = self.counts(approach)
-        tested = sum(counts.values()) - counts.get(UNTESTED, 0)
+        judged = sum(counts.values()) - counts.get(UNTESTED, 0) - counts.get(NOT_JUDGED, 0)
         passed = len({name for (name, made_by, _), view in self.grid.items() if made_by == approach and view.passes})
         how = {"global": "Cut out of all matched pairs", "within": "Paired within the concept"}[approach]
+        left = {"too few pairs": counts.get(UNTESTED, 0), "no null to be judged by": counts.get(NOT_JUDGED, 0)}
+        others = " and ".join(f"{n} have {what}" for what, n in left.items() if n)
+        if not judged:
+            return f"{how}, no subspace is judged: {others}." if others else ""
         return (
-            f"{how}, {counts.get(PASSES, 0)} of {tested} subspaces with enough pairs beat chance by both metrics "
-            f"({passed} of {len(self.names)} concepts at one pair of sites or more); "
-            f"{counts.get(UNTESTED, 0)} have too few pairs."
+            f"{how}, {counts.get(PASSES, 0)} of {judged} subspaces beat chance by both metrics "
+            f"({passed} of {len(self.names)} concepts at one pair of sites or more)"
+            + (f"; {others}." if others else ".")
         )
 
 
@@ -149,6 +154,7 @@ def read_meanings(run: Run) -> Meanings | None:
         judged=[str(metric) for metric in table.attrs["judged"]],
         correction=str(table.attrs["correction"]),
         null_runs=int(table.attrs["null_runs"]),
+        n_tests=int(table.attrs["n_tests"]),
         rule=json.dumps(run.experiment.semantics.rule.model_dump()),
     )
 
@@ -173,7 +179,7 @@ def _cells(table: xr.Dataset, metric: str) -> Iterator[MetricCell]:
     nulls = [str(null) for null in table["null"].values]
     score, note = scores["score"].values.tolist(), scores["note"].values.tolist()
     mean = scores["null_mean"].transpose("row", "null").values.tolist()
-    p = scores[table.attrs["correction"]].transpose("row", "null").values.tolist()
+    p = scores["p"].transpose("row", "null").values.tolist()
     for i in range(table.sizes["row"]):
         yield MetricCell(metric, score[i], list(zip(nulls, mean[i], p[i], strict=True)), str(note[i]))
 

@@ -132,6 +132,7 @@ class Legend:
     judged: list[str]
     verdicts: dict[str, str]
     marks: dict[str, str]
+    correction: str
     anchors: dict[str, str]
 
 
@@ -150,6 +151,7 @@ def _legend(meanings: Meanings, page: str = "") -> Legend:
         judged=[first, second],
         verdicts=verdicts,
         marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+        correction=verdict.CORRECTIONS[meanings.correction],
         anchors={view.shown.name: f"{page}#{view.anchor}" for view in meanings.concepts},
     )
 

@@ -22,6 +22,7 @@ NULL_NAMES = {
     "shuffled": "shuffled pairings",
     "random_features": "random features",
     "random_pairs": "random pairs",
+    "random_keywords": "random keywords",
     "random_dictionary": "a random dictionary",
 }
 METRIC_NAMES = {

@@ -19,6 +19,7 @@ from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
+from pipeline.semantics.random_keywords import dominant_words, random_lists
 from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
 from pipeline.settings.base import keywords
 from pipeline.settings.semantics import SubspaceSettings
@@ -30,6 +31,7 @@ from storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 STAGE, WORDS_STAGE = "semantics", "semantics-words"
+RANDOM_KEYWORDS = "random_keywords"
 #: Words that describe a subspace.
 SHOWN_WORDS = 6
 
@@ -146,7 +148,8 @@ def semantics(
     xarray.Dataset
         Over ``subspace``: ``kind`` (concept or cluster), ``name``, ``approach``, ``words`` text; ``n_pairs``,
         ``n_tested``, ``n_a``, ``n_b`` int64; ``overlap`` of both approaches, ``coherence``, ``coherence_random``,
-        ``coherence_z``, ``coherence_p`` float64; scores, nulls and p as in
+        ``coherence_z``, ``coherence_p`` float64; ``no_keywords`` text, why a subspace has no null of random keywords;
+        scores, nulls and p as in
         :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the pairs themselves: ``subspace_of`` int32,
         ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested`` bool.
 
@@ -201,6 +204,8 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         matched = opened[["feature_a", "feature_b", "r", "r_heldout"]].load()
     subspaces = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
     pool = matched["feature_a"].values, matched["feature_b"].values
+    top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
+    keywords, without = _random_keywords(subspaces, matched, top, settings)
     scores = compare_subsets(
         {
             entry.key: (entry.subspace.feature_a[entry.tested], entry.subspace.feature_b[entry.tested])
@@ -208,6 +213,7 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         },
         *(site.store for site in inputs.sites),
         pool=pool,
+        keywords=keywords,
         metrics=settings.metrics,
         nulls=settings.nulls,
         null_runs=settings.null_runs,
@@ -215,11 +221,43 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         min_pairs=settings.min_pairs,
         client=client,
     )
-    top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
     table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
+    table["no_keywords"] = "subspace", np.array([without.get(entry.key, "") for entry in subspaces], object)
     return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
+
+
+def _random_keywords(
+    subspaces: Sequence[Tested], matched: xr.Dataset, top: Sequence[TopTokens], settings: SubspaceSettings
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, str]]:
+    """Return places of the pairs of random lists of words by subspace, and why others have none."""
+    pool, r = (matched["feature_a"].values, matched["feature_b"].values), matched["r"].values
+    if RANDOM_KEYWORDS not in settings.nulls:
+        return {}, {}
+    dominant = dominant_words(top, pool)
+    drawn: dict[str, NDArray[np.int64]] = {}
+    without: dict[str, str] = {}
+    for entry in subspaces:
+        if entry.kind != "concept" or entry.subspace.approach != "global":
+            without[entry.key] = "only pairs that are cut out by keywords can compete with random keywords"
+            continue
+        if len(entry.subspace) < settings.min_pairs:
+            continue
+        concept = np.isin(_keys(pool), _keys((entry.subspace.feature_a, entry.subspace.feature_b)))
+        seed = settings.seed, *entry.key.encode()
+        places, why = random_lists(dominant, r, concept, runs=settings.null_runs, seed=seed)
+        if places is None:
+            without[entry.key] = why
+            logger.info("%s has no null of random keywords: %s", entry.key, why)
+        else:
+            drawn[entry.key] = places
+    return drawn, without
+
+
+def _keys(pairs: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
+    """Return a number for each pair."""
+    return np.asarray(pairs[0], np.int64) << 32 | np.asarray(pairs[1], np.int64)
 
 
 def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:

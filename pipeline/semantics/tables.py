@@ -1,9 +1,14 @@
 """Concepts × site pairs in one dataset, with p corrected over all of them, and as CSV, HTML and LaTeX.
 
-A test is one subspace at one pair of sites. p is corrected over all that were tested alike: over concepts × site pairs,
-separately for each approach, metric and null (Holm; Benjamini and Hochberg). A subspace *passes both* when both judged
-metrics, SVCCA and RSA, are significant after correction, each against shuffled pairings (who is matched with whom
-matters) and against random pairs of the whole space (this meaning is more alike than other sets of as many pairs).
+A test is one subspace at one pair of sites by one judged metric, SVCCA or RSA. Its p is the *largest* over what a
+shared meaning has to beat (an intersection–union test: Berger, Technometrics 24, 1982): shuffled pairings (who is
+matched with whom matters), random pairs of the whole space (this set is more alike than others of as many pairs), and,
+for concepts, random keywords (this *meaning* is, and not any few words). Only then it is corrected, over one family:
+all concepts, approaches, judged metrics and pairs of sites together; clusters, which nobody named beforehand, are a
+family of their own. A subspace *passes both* when both metrics do.
+
+Corrected p for each null on its own, over the rows of each kind and approach, are in the table too: they are no
+verdict.
 
 The SVCCA that is judged keeps 4 components a side (``svcca:k=4``). With 99 % of the variance, as in the paper, a
 concept's few pairs have nearly as many components as pairs: two such spaces meet in almost all directions, every
@@ -31,7 +36,10 @@ STAGE = "semantics-table"
 LEVEL = 0.05
 #: Metrics and nulls that the verdict is made of.
 JUDGED = tuple(SemanticsSettings().judged)
-JUDGED_NULLS = ("shuffled", "random_pairs")
+JUDGED_NULLS = {
+    "concept": ("shuffled", "random_pairs", "random_keywords"),
+    "cluster": ("shuffled", "random_pairs"),
+}
 #: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
 VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
 KEYS = ("kind", "name", "approach", "site_a", "site_b")
@@ -57,7 +65,7 @@ def semantics_table(
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     judged
-        The two metrics of the verdict. Without them, or without the nulls, nothing is judged.
+        The two metrics of the verdict. What lacks them, or a null of the verdict, is not judged.
 
     Returns
     -------
@@ -65,10 +73,12 @@ def semantics_table(
         Over ``row``, one subspace at one pair of sites each: ``kind``, ``name``, ``approach``, ``site_a``, ``site_b``,
         ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``overlap``, ``coherence``,
         ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``,
-        ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64;
-        ``note(row, metric)`` text; ``verdict(row)`` int8, places in :data:`VERDICTS`. The attribute ``correction``
-        names the corrected p that the verdict uses: ``p_holm``, or ``p_bh`` where there are too few runs for Holm's to
-        fall below 0.05.
+        ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64; ``p_joint``,
+        ``p_joint_holm``, ``p_joint_bh`` (row, metric) float64, the largest p over the nulls of the verdict and what it
+        is after correction; ``note(row, metric)``, ``no_keywords(row)`` text; ``verdict(row)`` int8, places in
+        :data:`VERDICTS`. The attribute ``correction`` names the correction that the verdict uses: ``p_holm``, or
+        ``p_bh`` where there are too few runs for Holm's to fall below 0.05; ``n_tests`` and ``n_tests_of_clusters`` say
+        over how many tests.
 
     Raises
     ------
@@ -88,7 +98,8 @@ def table_manifest(
 ) -> Manifest:
     """Return what the table depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
     inputs = {f"{a}--{b}": identify(path) for (a, b), path in results.items()}
-    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged)})
+    nulls = {kind: list(names) for kind, names in JUDGED_NULLS.items()}
+    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged), "nulls": nulls})
 
 
 def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:
@@ -103,10 +114,42 @@ def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr
         }
         parts.append(part.drop_attrs().assign(sites))
     table = corrected(xr.concat(parts, "subspace").rename_dims(subspace="row"))
-    correction = _criterion(table, min(runs))
-    verdict = judge(table, correction, judged)
+    joint = joint_p(table, judged)
+    most = max(joint.attrs.values())
+    correction = "p_holm" if most / (min(runs) + 1) < LEVEL else "p_bh"
+    table = table.merge(joint.drop_attrs())
+    verdict = judge(table, f"p_joint_{correction.removeprefix('p_')}", judged)
     return table.assign(verdict=("row", verdict, _verdict_attrs())).assign_attrs(
-        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged)
+        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged), **joint.attrs
+    )
+
+
+def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
+    """Return the largest p of each row and judged metric over the nulls of the verdict, alone and corrected over all.
+
+    ``p_joint``, ``p_joint_holm`` and ``p_joint_bh`` (row, metric), NaN where a null is missing; ``n_tests`` counts the
+    tests of concepts, ``n_tests_of_clusters`` those of clusters.
+    """
+    p = table["p"].transpose("row", "metric", "null").values
+    all_nulls = table["null"].values.tolist()
+    largest = np.full(p.shape[:2], np.nan)
+    of_metric = np.isin(table["metric"].values, list(judged))
+    for kind, nulls in JUDGED_NULLS.items():
+        if set(nulls) <= set(all_nulls):
+            of_kind = np.ix_(table["kind"].values == kind, of_metric)
+            largest[of_kind] = p[of_kind][..., [all_nulls.index(null) for null in nulls]].max(axis=2)
+    adjusted = {"p_joint_holm": largest.copy(), "p_joint_bh": largest.copy()}
+    tests = {}
+    for kind in JUDGED_NULLS:
+        family = np.flatnonzero(table["kind"].values == kind)
+        p_of_family = largest[family]
+        tests[kind] = int(np.count_nonzero(np.isfinite(p_of_family)))
+        for name, correct in (("p_joint_holm", holm), ("p_joint_bh", benjamini_hochberg)):
+            adjusted[name][family] = correct(p_of_family.ravel()).reshape(p_of_family.shape)
+    columns = {"p_joint": largest, **adjusted}
+    return xr.Dataset(
+        {name: (("row", "metric"), values) for name, values in columns.items()},
+        attrs={"n_tests": tests["concept"], "n_tests_of_clusters": tests["cluster"]},
     )
 
 
@@ -128,29 +171,23 @@ def _families(table: xr.Dataset) -> Iterator[NDArray[np.int64]]:
         yield np.flatnonzero([key_of_row == key for key_of_row in keys])
 
 
-def _criterion(table: xr.Dataset, runs: int) -> str:
-    """Return the correction that the verdict uses: Holm's, unless it could not fall below the level at all."""
-    p: NDArray[np.float64] = table["p"].values
-    defined = [int(np.asarray(np.isfinite(p[rows])).sum(axis=0).max(initial=0)) for rows in _families(table)]
-    return "p_holm" if max(defined, default=0) / (runs + 1) < LEVEL else "p_bh"
-
-
 def judge(table: xr.Dataset, correction: str, judged: Sequence[str] = JUDGED) -> NDArray[np.int8]:
-    """Return each row's verdict by two metrics and the corrected p that decides, int8, shape (row,)."""
-    have = set(table["metric"].values.tolist()), set(table["null"].values.tolist())
-    if not (set(judged) <= have[0] and set(JUDGED_NULLS) <= have[1]):
-        return np.full(table.sizes["row"], VERDICTS.index("not_judged"), np.int8)
-    p = table[correction].sel(metric=list(judged), null=list(JUDGED_NULLS)).transpose("row", "metric", "null")
-    tested = np.isfinite(p.values).all(axis=(1, 2))
-    wins = np.asarray((p.values < LEVEL).all(axis=2))
+    """Return each row's verdict by two metrics and the corrected joint p that decides, int8, shape (row,)."""
+    not_judged = VERDICTS.index("not_judged")
+    if not set(judged) <= set(table["metric"].values.tolist()):
+        return np.full(table.sizes["row"], not_judged, np.int8)
+    p = table[correction].sel(metric=list(judged)).transpose("row", "metric").values
+    scored = np.isfinite(table["score"].sel(metric=list(judged)).transpose("row", "metric").values).all(axis=1)
+    wins = p < LEVEL
     # neither 1, the first only 2, the second only 3, both 4
     verdict = 1 + wins[:, 0] + 2 * wins[:, 1]
-    return np.where(tested, verdict, 0).astype(np.int8)
+    verdict = np.where(np.isfinite(p).all(axis=1), verdict, not_judged)
+    return np.where(scored, verdict, 0).astype(np.int8)
 
 
 def _verdict_attrs() -> dict[str, Any]:
     return {
-        "long_name": "what both metrics say after correction, against shuffled pairings and random pairs",
+        "long_name": "what both metrics say after correction, against all nulls of the verdict",
         "flag_values": list(range(len(VERDICTS))),
         "flag_meanings": " ".join(VERDICTS),
     }
@@ -189,8 +226,9 @@ def frame(table: xr.Dataset) -> pd.DataFrame:
 def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the table in the columns of the study, one line for each subspace; by default with the judged metrics.
 
-    Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the corrected p; then
-    coherence, that of random sets and its p, the overlap of the approaches, and the verdict.
+    Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the p against it, and the
+    corrected p against all nulls of the verdict; then coherence, that of random sets and its p, the overlap of the
+    approaches, and the verdict.
     """
     correction = str(table.attrs["correction"])
     shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
@@ -202,7 +240,8 @@ def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.D
         for null in table["null"].values.tolist():
             label = NULL_LABELS.get(null, null)
             columns[f"{name} {label}"] = scores["null_mean"].sel(null=null).values
-            columns[f"{name} p {label}"] = scores[correction].sel(null=null).values
+            columns[f"{name} p {label}"] = scores["p"].sel(null=null).values
+        columns[f"{name} p"] = scores[f"p_joint_{correction.removeprefix('p_')}"].values
     labels = {
         "Coherence": "coherence",
         "random coherence": "coherence_random",
@@ -222,7 +261,12 @@ def verdict_texts(table: xr.Dataset) -> list[str]:
 
 
 #: What nulls are called in tables.
-NULL_LABELS = {"shuffled": "shuffled", "random_features": "random", "random_pairs": "random pairs"}
+NULL_LABELS = {
+    "shuffled": "shuffled",
+    "random_features": "random",
+    "random_pairs": "random pairs",
+    "random_keywords": "random keywords",
+}
 
 
 def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:

@@ -186,7 +186,7 @@ class CompareSettings(Scored):
         InputError
             If a null draws from a larger matching or a control store.
         """
-        if outside := [null for null in self.nulls if NULLS[null].source in ("pool", "control")]:
+        if outside := [null for null in self.nulls if NULLS[null].source in ("pool", "control", "keywords")]:
             raise InputError(
                 f"{', '.join(outside)} needs a larger matching or a control store, which the comparison of whole sites "
                 "does not have; use `subspace compare --pool/--control-a/--control-b` on its results"

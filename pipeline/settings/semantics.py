@@ -133,7 +133,9 @@ class SubspaceSettings(Section):
         ["svcca:k=4", "rsa", "svcca_pc1", "svcca"], description="Metrics, as in the comparison of whole spaces."
     )
     nulls: Annotated[list[Null], Flag(name="--null", metavar="NAME")] = Field(
-        ["shuffled", "random_features", "random_pairs"], description="What chance is, as `compare --help` lists it."
+        ["shuffled", "random_features", "random_pairs", "random_keywords"],
+        description="What chance is, as `compare --help` lists it, and random_keywords: as many pairs of random lists "
+        "of words, in clumps of the same sizes.",
     )
     null_runs: Count = Field(1000, description="Runs of every null.")
     seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the nulls and of the clusters.")

@@ -46,10 +46,11 @@ def members(found: xr.Dataset, name: str, approach: str) -> xr.Dataset:
 class TestPlanted:
     def test_the_shared_meaning_passes_both(self, table: xr.Dataset, approach: str) -> None:
         weather = cell(table, "weather", approach)
-        assert VERDICTS[int(weather["verdict"])] == "passes_both"
+        assert VERDICTS[int(weather["verdict"])] == ("passes_both" if approach == "global" else "not_judged")
         assert int(weather["n_pairs"]) == 16
         assert float(weather["score"].sel(metric="rsa")) > 0.8
-        assert (weather["p_bh"].sel(metric=["rsa", "svcca:k=4"]) < 0.05).all()
+        nulls = ["shuffled", "random_pairs", *(["random_keywords"] if approach == "global" else [])]
+        assert (weather["p_bh"].sel(metric=["rsa", "svcca:k=4"], null=nulls) < 0.05).all()
 
     def test_the_meaning_of_one_model_has_no_pairs(self, table: xr.Dataset, approach: str) -> None:
         law = cell(table, "law", approach)
@@ -61,7 +62,7 @@ class TestPlanted:
 
     def test_the_shuffled_meaning_passes_nothing(self, table: xr.Dataset, approach: str) -> None:
         sport = cell(table, "sport", approach)
-        assert VERDICTS[int(sport["verdict"])] == "neither"
+        assert VERDICTS[int(sport["verdict"])] == ("neither" if approach == "global" else "not_judged")
         assert int(sport["n_pairs"]) == 16
         assert float(sport["score"].sel(metric="rsa")) < 0.4
 
@@ -114,6 +115,29 @@ def test_correction_is_over_concepts_of_one_approach(table: xr.Dataset) -> None:
         float(cell(table, name, "global")["p_bh"].sel(metric="rsa", null="shuffled")) for name in ("weather", "sport")
     ]
     np.testing.assert_allclose(adjusted, stats.false_discovery_control(p))
+
+
+def test_the_verdict_takes_the_largest_p_and_corrects_over_all_tests(table: xr.Dataset) -> None:
+    judged = ["svcca:k=4", "rsa"]
+    nulls = ["shuffled", "random_pairs", "random_keywords"]
+    largest = [
+        float(max(cell(table, name, "global")["p"].sel(metric=metric, null=null) for null in nulls))
+        for name in ("weather", "sport")
+        for metric in judged
+    ]
+    found = [
+        [
+            float(cell(table, name, "global")[column].sel(metric=metric))
+            for name in ("weather", "sport")
+            for metric in judged
+        ]
+        for column in ("p_joint", "p_joint_bh")
+    ]
+    assert found[0] == largest
+    np.testing.assert_allclose(found[1], stats.false_discovery_control(largest))
+    assert table.attrs["n_tests"] == 4
+    assert np.isnan(cell(table, "weather", "within")["p_joint"]).all()
+    assert "cut out by keywords" in str(cell(table, "weather", "within")["no_keywords"].item())
 
 
 def test_the_same_whatever_the_workers(planted: Any, settings: SubspaceSettings, found: xr.Dataset) -> None:
@@ -214,8 +238,8 @@ class TestTables:
             "Overlap",
         ):
             assert column in study.columns
-        assert set(study["Verdict"]) == {"passes both", "neither", "too few pairs"}
-        assert len(frame(table)) == table.sizes["row"] * 3 * 3
+        assert set(study["Verdict"]) == {"passes both", "neither", "too few pairs", "not judged"}
+        assert len(frame(table)) == table.sizes["row"] * 3 * 4
 
     def test_files_are_written_and_escaped(self, table: xr.Dataset, tmp_path: Path) -> None:
         evil = table.assign(name=("row", np.array(["<script>_%&", *table["name"].values[1:]], object)))
