@@ -31,6 +31,7 @@ INHERITED = (
     *(f"{name}_{side}" for name in ("model", "site", "dictionary", "kind") for side in "ab"),
     "row_hash",
     "select",
+    "split_seed",
     "measure",
     "keep_above",
     "n_rows_select",

@@ -15,6 +15,18 @@ from pipeline.correlate.run import correlate
 RANKED = {"b": ("best_b", "r_b", "r_heldout_b"), "a": ("best_a", "r_a", "r_heldout_a")}
 
 
+def half_of(number, seed=0):
+    """Return the half of a document or group: the highest bit of SplitMix64, in whole numbers of Python."""
+
+    def mix(z):
+        z = (z + 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    return mix(mix(seed) ^ int(number) % 2**64) >> 63
+
+
 def pearson(x, y):
     """Two-pass Pearson of all columns, float64; NaN where a column does not vary."""
     x, y = x.astype(np.float64), y.astype(np.float64)
@@ -56,10 +68,14 @@ class Case:
             writer.write_shard(i, scipy.sparse.csr_array(wide) if layout == "csr" else values[rows], self.sink[rows])
         writer.finalise()
 
-    def halves(self, select):
-        split_rows = importlib.import_module("pipeline.correlate.rows").split_rows
-        half = split_rows(self.documents, self.sink, select)
-        return [half == h for h in range(2 if select == "half" else 1)]
+    def halves(self, select, split_seed=0):
+        """Return the rows that choose, and those that are held out."""
+        rows = np.flatnonzero(~self.sink)
+        half = np.full(len(self.sink), -1)
+        half[rows] = np.arange(len(rows)) >= (len(rows) + 1) // 2
+        if self.documents is not None and len(set(self.documents[rows])) > 1:
+            half[rows] = [half_of(number, split_seed) for number in self.documents[rows]]
+        return [half == h for h in range(2)] if select == "half" else [half >= 0]
 
     def correlate(self, name="cor", **arguments):
         return correlate(self.a, self.b, out=self.folder / f"{name}.zarr", **arguments)

@@ -94,6 +94,7 @@ CHANGES: dict[str, Change] = {
     "correlate.keep_above": (0.04, CORRELATE),
     "correlate.min_firing": (3, CORRELATE),
     "correlate.select": ("all", CORRELATE),
+    "correlate.split_seed": (1, CORRELATE),
     "correlate.measure": ("cosine", CORRELATE),
     "correlate.kernel": ("dense", NOTHING),
     "correlate.full": ("float32", CORRELATE),
