@@ -42,11 +42,20 @@ class Case:
     """Two stores, the arrays that they were made from, and what correlating them must give."""
 
     def __init__(
-        self, folder: Path, x, y, documents=None, sink=None, dtype="float32", layouts=("csr", "csr"), oracle=pearson
+        self,
+        folder: Path,
+        x,
+        y,
+        documents=None,
+        sink=None,
+        dtype="float32",
+        layouts=("csr", "csr"),
+        oracle=pearson,
+        groups=None,
     ):
         self.folder, self.oracle = folder, oracle
         self.x, self.y = (np.asarray(side, dtype) for side in (x, y))
-        self.documents = documents
+        self.documents, self.groups = documents, groups
         self.sink = np.zeros(len(x), bool) if sink is None else sink
         self.a, self.b = folder / "a.zarr", folder / "b.zarr"
         for path, side, layout in zip((self.a, self.b), (self.x, self.y), layouts, strict=True):
@@ -58,6 +67,7 @@ class Case:
         if self.documents is not None:
             place = np.arange(n)
             tokens = {"document": self.documents, "char_start": place, "char_end": place + 1}
+            tokens |= {} if self.groups is None else {"group": self.groups}
         writer = storage.ActivationWriter.create(
             path, n_tokens=n, n_features=values.shape[1], tokens=tokens, dtype=dtype, layout=layout,
             shard_rows=64, chunk=(32, 16), attrs={"kind": "post"},
@@ -73,8 +83,9 @@ class Case:
         rows = np.flatnonzero(~self.sink)
         half = np.full(len(self.sink), -1)
         half[rows] = np.arange(len(rows)) >= (len(rows) + 1) // 2
-        if self.documents is not None and len(set(self.documents[rows])) > 1:
-            half[rows] = [half_of(number, split_seed) for number in self.documents[rows]]
+        texts = self.documents if self.groups is None else self.groups
+        if texts is not None and len(set(texts[rows])) > 1:
+            half[rows] = [half_of(number, split_seed) for number in texts[rows]]
         return [half == h for h in range(2)] if select == "half" else [half >= 0]
 
     def correlate(self, name="cor", **arguments):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import storage
+from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.rows import half_of, read_halves, split_rows
 from pipeline.correlate.run import correlate
+from storage.rows import group_number
 from tests.correlate import conftest
 
 NUMBERS = st.integers(0, 2**63 - 1)
@@ -152,3 +154,56 @@ def test_halves_of_two_stores(make_case, values):
     case = make_case(x, x, documents=np.arange(60) // 6, sink=np.arange(60) % 7 == 0)
     half = read_halves(case.a, case.b, "half", seed=3)
     np.testing.assert_array_equal(np.stack([half == h for h in (0, 1)]), case.halves("half", 3))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=20), st.integers(0, 2**32 - 1), SEEDS)
+def test_groups_are_never_torn(make_case, of_document, seed, split_seed):
+    """Whatever documents a group has, and where; more groups move none, and names count, not their order."""
+    names = [f"group {number}" for number in of_document]
+    numbers = np.array([group_number(name) for name in names])
+    rows = np.random.default_rng(seed).integers(0, len(names), 8 * len(names))
+    halves = [{name for name, row_half in zip(np.array(names)[rows], half_of(numbers, split_seed)[rows], strict=True)
+               if row_half == h} for h in (0, 1)]  # fmt: skip
+    assert not halves[0] & halves[1]
+    assume(halves[0] and halves[1] and min((half_of(numbers, split_seed)[rows] == h).sum() for h in (0, 1)) > 1)
+    x = np.ones((len(rows), 2), np.float32)
+    case = make_case(x, x, documents=np.sort(rows), groups=numbers[np.sort(rows)])
+    half = read_halves(case.a, case.b, "half", seed=split_seed)
+    np.testing.assert_array_equal(np.stack([half == h for h in (0, 1)]), case.halves("half", split_seed))
+
+
+def test_a_correlation_of_groups(client, make_case, values):
+    """Everything that is in halves is by group: the correlation, and what is drawn or left out."""
+    rng = np.random.default_rng(1)
+    documents = np.arange(600) // 10
+    case = make_case(values(rng, 600, 6, 0.5), values(rng, 600, 6, 0.5), documents=documents, groups=documents // 3)
+    ds = case.correlate(client=client, top_k=3)
+    case.check(ds, 3, 0.1)
+    drawn = bootstrap(ds, case.a, case.b, runs=5, client=client)
+    assert drawn.attrs["unit"] == "groups"
+    n_groups = [len(set(case.groups[rows])) for rows in case.halves("half")]
+    assert drawn.attrs["n_documents"] == n_groups
+    assert "fewer than 20" in drawn.attrs["note"]
+    np.testing.assert_allclose(drawn["r"], ds["r_b"].values[drawn["feature_a"], 0], atol=1e-9)
+
+
+def test_groups_of_one_store_serve_both_and_must_agree(client, make_case, values):
+    x = values(np.random.default_rng(2), 80, 4, 0.6)
+    documents = np.arange(80) // 4
+    plain = make_case(x, x, documents=documents)
+    grouped = make_case(x, x, documents=documents, groups=documents // 2)
+    other = make_case(x, x, documents=documents, groups=(documents + 1) // 2)
+    expected = read_halves(grouped.a, grouped.b, "half", seed=0)
+    for pair in ((grouped.a, plain.b), (plain.a, grouped.b)):
+        np.testing.assert_array_equal(read_halves(*pair, "half", seed=0), expected)
+    with pytest.raises(storage.InputError, match="different groups from row 4 on"):
+        read_halves(grouped.a, other.b, "half", seed=0)
+
+
+def test_one_group_is_refused(client, make_case, values):
+    x = values(np.random.default_rng(2), 80, 4, 0.6)
+    case = make_case(x, x, documents=np.arange(80) // 4, groups=np.full(80, 7))
+    with pytest.raises(storage.InputError, match=r"of one group of documents.*corpus: group.*select='all'"):
+        case.correlate(client=client)
+    assert case.correlate(client=client, select="all").attrs["n_rows_select"] == 80
