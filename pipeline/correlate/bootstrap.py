@@ -84,7 +84,7 @@ def bootstrap(
         chose, and ``r_heldout``, ``r_heldout_low``, ``r_heldout_high`` on the others, where there are any;
         ``n_undefined`` and ``n_undefined_heldout`` int64, the draws in which the pair had no r (they are left out of
         the interval; NaN if all are). Attributes ``n_documents`` and ``unit`` say how many documents, or blocks of
-        rows, each half has, and ``note`` if that is few.
+        rows, each half has, and ``note`` if that is few; ``heldout_note`` is that of the pairs.
 
     Raises
     ------
@@ -112,9 +112,8 @@ def bootstrap(
     select = settings.select or chosen.attrs.get("select", "half")
     measure = chosen.measure(settings.measure)
     check_pairs(chosen, paths, measure)
-    draws = settings.model_dump(include={"runs", "level", "seed"}) | {
-        "split_seed": chosen.split_seed(settings.split_seed)
-    }
+    draws = settings.model_dump(include={"runs", "level", "seed"}) | chosen.note
+    draws["split_seed"] = chosen.split_seed(settings.split_seed)
     manifest = new_manifest(STAGE, chosen.inputs(paths), draws | {"select": select, "measure": measure})
 
     def make() -> xr.Dataset:

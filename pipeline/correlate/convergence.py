@@ -85,7 +85,7 @@ def convergence(
         Over ``size``, the sets from the smallest to all: ``fraction`` float64, ``n_documents`` and ``n_rows`` int64
         (of both halves), ``n_good`` int64. Over (size, half): ``mean_r``; over (size, half, pair): ``r``, NaN where
         not defined. ``half`` is ``select`` and ``heldout``. Attributes: ``verdict`` (``enough``, ``not enough`` or
-        ``cannot tell``), ``explanation`` and ``rule`` in words.
+        ``cannot tell``), ``explanation`` and ``rule`` in words; ``heldout_note`` is that of the pairs.
 
     Raises
     ------
@@ -116,6 +116,7 @@ def convergence(
     if threshold is None:
         threshold = float(chosen.attrs.get("min_correlation", chosen.attrs.get("keep_above", 0.1)))
     rule = {"threshold": threshold, "measure": measure, "split_seed": chosen.split_seed(settings.split_seed)}
+    rule |= chosen.note
     manifest = new_manifest(STAGE, chosen.inputs(paths), rule)
 
     def make() -> xr.Dataset:

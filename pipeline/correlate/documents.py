@@ -30,6 +30,7 @@ from pipeline.correlate.plan import nth_slice, slices
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.rows import Texts, read_halves, read_texts
 from pipeline.settings.correlate import Measure, Select
+from pipeline.settings.match import heldout_note_of
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
 from storage.jit import cached_njit
@@ -272,6 +273,11 @@ class ChosenPairs:
     def split_seed(self, chosen: int | None) -> int:
         """Return the seed of the halves that was chosen; if none was, that of the result that the pairs are from."""
         return int(self.attrs.get("split_seed", 0)) if chosen is None else chosen
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The attribute that says that held-out r took part in choosing the pairs; empty if it did not."""
+        return heldout_note_of(self.attrs)
 
     def inputs(self, paths: tuple[Path, Path]) -> dict[str, str]:
         """Return the fingerprints of all that a result is made from."""

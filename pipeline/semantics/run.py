@@ -21,6 +21,7 @@ from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
 from pipeline.settings.base import keywords
+from pipeline.settings.match import heldout_note_of
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
 from pipeline.work.workers import Planned, tell
@@ -219,7 +220,8 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
-    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
+    attrs = {"null_runs": settings.null_runs, "seed": settings.seed, **heldout_note_of(matched.attrs)}
+    return table.merge(_members(subspaces)).assign_attrs(attrs)
 
 
 def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:

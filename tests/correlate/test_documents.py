@@ -143,6 +143,16 @@ def test_the_halves_are_those_of_the_correlation(client, texts, tmp_path):
     assert np.abs(other["r"] - pairs["r"]).max() > 0.01
 
 
+def test_that_heldout_r_took_part_in_the_choice_stays_with_the_pairs(client, texts, tmp_path):
+    case, _ = texts()
+    cor = case.correlate(client=client)
+    filters = [{"name": "min_heldout_r", "value": 0.15}]
+    pairs = match(cor, min_correlation=0.15, filters=filters, out=tmp_path / "pairs.zarr")
+    for ds in (bootstrap(pairs, case.a, case.b, runs=2, client=client), convergence(pairs, case.a, case.b)):
+        assert ds.attrs["heldout_note"] == pairs.attrs["heldout_note"]
+    assert "heldout_note" not in bootstrap(cor, case.a, case.b, runs=2, client=client).attrs
+
+
 def test_the_same_bits_for_any_memory_and_workers(client, texts, monkeypatch):
     case, _ = texts()
     pairs = np.tile(np.arange(12), 9), np.repeat(np.arange(9), 12)

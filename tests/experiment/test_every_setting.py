@@ -205,7 +205,7 @@ def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(tiny_inputs, folder)
         texts = [json.loads(line)["text"] for line in (tiny_inputs / "texts.jsonl").read_text().splitlines()]
-        lines = [json.dumps({"text": text, "body": text.upper(), "topic": i // 3}) for i, text in enumerate(texts[:30])]
+        lines = [json.dumps({"text": text, "body": text.upper(), "topic": i % 9}) for i, text in enumerate(texts[:30])]
         (folder / "texts.jsonl").write_text("\n".join(lines))
         (folder / "fewer.jsonl").write_text("\n".join(lines[:28]))
         shutil.copytree(folder / "llama", folder / "llama-2")
