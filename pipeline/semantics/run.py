@@ -31,6 +31,8 @@ from storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 STAGE, WORDS_STAGE = "semantics", "semantics-words"
+#: Follows the note on held-out r that the pairs carry.
+WITHIN_NOTE = "Pairs of the approach within are matched without filters."
 #: Words that describe a subspace.
 SHOWN_WORDS = 6
 
@@ -220,8 +222,8 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
-    attrs = {"null_runs": settings.null_runs, "seed": settings.seed, **heldout_note_of(matched.attrs)}
-    return table.merge(_members(subspaces)).assign_attrs(attrs)
+    note = {name: f"{text} {WITHIN_NOTE}" for name, text in heldout_note_of(matched.attrs).items()}
+    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **note)
 
 
 def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:
