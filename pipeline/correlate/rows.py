@@ -172,7 +172,7 @@ def _other_seed(texts: Texts, half: NDArray[np.int8], seed: int, fewest: int) ->
         held_out = int(rows[half_of(numbers, other) == HELD_OUT].sum())
         if fewest <= held_out <= rows.sum() - fewest:
             return (
-                f"So split_seed={seed} assigns {len(numbers)} {texts.kind}s; with split_seed={other}, "
+                f"That is how split_seed={seed} assigns {len(numbers)} {texts.kind}s; with split_seed={other}, "
                 f"{rows.sum() - held_out} rows choose and {held_out} are held out. "
             )
     return ""
