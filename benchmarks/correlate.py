@@ -141,7 +141,7 @@ def max_error(result: Path, path_a: Path, path_b: Path, seed: int = 0) -> float:
     ids_a, rank = chosen.T
     ids_b = ds["best_b"].values[ids_a, rank]
     a, b = read_features(path_a, ids_a), read_features(path_b, ids_b)
-    half = split_rows(None, np.zeros(len(a), bool), ds.attrs["select"])
+    half = split_rows(None, np.zeros(len(a), bool), ds.attrs["select"], seed=0)
     worst = 0.0
     for h, name in enumerate(name for name in ("r_b", "r_heldout_b") if name in ds):
         reported = ds[name].values[ids_a, rank]

@@ -58,7 +58,7 @@ side = {"model": str(MINILM.path()), "dictionary": str(dictionaries)}
 chosen = ["calendar", "numbers", "people", "pronouns", "countries", "war_and_military", "sport", "politics"]
 experiment = {
     "name": "meanings",
-    "corpus": {"path": str(folder / "text.jsonl"), "max_length": 128},
+    "corpus": {"path": str(folder / "text.jsonl"), "group": "article", "max_length": 128},
     "a": {**side, "sites": ["encoder.layer.1"]},
     "b": {**side, "sites": ["encoder.layer.3"]},
     "compare": {"metrics": ["rsa"], "null_runs": 100},

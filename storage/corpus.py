@@ -25,11 +25,15 @@ from storage.errors import FormatError, InputError
 from storage.files import local_path
 from storage.manifest import CONTENT_HASH, Manifest, json_values, new_manifest
 from storage.results import read_finished_attrs
+from storage.rows import group_number
 from storage.targets import CORPUS, claim
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 4 * 2**20
 CHUNK_OFFSETS = 262_144
+
+#: Of what a corpus has for each document, the array that says where each one's bytes begin.
+OFFSETS = {"text": "offsets", "name": "name_offsets", "group": "group_offsets"}
 
 #: Documents that are read at a time, where texts are wanted one after the other.
 BLOCK_DOCUMENTS = 256
@@ -44,7 +48,7 @@ class Corpus:
     path
         Where it is.
     hash
-        SHA-256 of the content (names are not part of it).
+        SHA-256 of the texts and groups (names are not part of it).
     attrs
         Attributes that were given when it was written, and those that were added.
     """
@@ -91,6 +95,22 @@ class Corpus:
         offsets = zarr.open_array(str(self.path / "name_offsets"), mode="r")[i : i + 2]
         return _read_strings(self.path, "name", np.asarray(offsets))[0]
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether documents are in groups."""
+        return (self.path / "group_offsets").exists()
+
+    def groups(self, start: int, stop: int) -> list[str]:
+        """Return the groups of documents `start` to `stop`, if they are in groups."""
+        offsets = zarr.open_array(str(self.path / "group_offsets"), mode="r")[start : stop + 1]
+        return _read_strings(self.path, "group", np.asarray(offsets))
+
+    def group_numbers(self) -> NDArray[np.int64]:
+        """Return the number of each document's group (:func:`storage.rows.group_number`); (document,)."""
+        starts = range(0, len(self), BLOCK_DOCUMENTS)
+        names = (name for start in starts for name in self.groups(start, min(start + BLOCK_DOCUMENTS, len(self))))
+        return np.fromiter(map(group_number, names), np.int64, len(self))
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "offsets"}
 
@@ -110,6 +130,7 @@ def write_corpus(
     texts: Iterable[str],
     *,
     names: Iterable[str] | None = None,
+    groups: Iterable[str] | None = None,
     attrs: Mapping[str, Any] | None = None,
     manifest: Manifest | None = None,
     overwrite: bool = False,
@@ -124,6 +145,8 @@ def write_corpus(
         The documents, kept to the last character. A document may be empty, but not all.
     names
         A name for every document.
+    groups
+        The group of every document: documents of one group are never split between the halves of a correlation.
     attrs
         Further attributes.
     manifest
@@ -138,40 +161,45 @@ def write_corpus(
     Raises
     ------
     InputError
-        If there is no text at all, a document is no string or cannot be encoded as UTF-8, or the numbers of texts
-        and names differ, or something else stands at the path (:mod:`storage.targets`). Nothing is left behind then.
+        If there is no text at all, a document is no string or cannot be encoded as UTF-8, or the numbers of texts,
+        names and groups differ, or something else stands at the path (:mod:`storage.targets`). Nothing is left behind
+        then.
     BusyError
         If another process is writing there.
     """
     with claim(path, manifest, kind=CORPUS, overwrite=overwrite) as target, target.building() as folder:
         group = zarr.create_group(str(folder), zarr_format=3, attributes=json_values(dict(attrs or {})))
-        content_hash = _write_documents(group, path, texts, names)
+        content_hash = _write_documents(group, path, {"text": texts, "name": names, "group": groups})
         manifest = manifest or new_manifest(CORPUS, {"text": content_hash}, {})
         own_attrs = {"format": CORPUS, "schema_version": SCHEMA_VERSION, CONTENT_HASH: content_hash}
         target.replace(folder, {**own_attrs, **manifest.to_attrs()})
     return open_corpus(path)
 
 
-def _write_documents(group: zarr.Group, path: str | Path, texts: Iterable[str], names: Iterable[str] | None) -> str:
-    """Write texts and names; return the content hash."""
-    text_writer = _StringWriter(group, "text", "offsets")
-    name_writer = None if names is None else _StringWriter(group, "name", "name_offsets")
-    pairs: Iterator[tuple[str, str]]
-    pairs = ((text, "") for text in texts) if names is None else zip(texts, names, strict=True)
+def _write_documents(group: zarr.Group, path: str | Path, columns: Mapping[str, Iterable[str] | None]) -> str:
+    """Write the columns that are given; return the content hash."""
+    given = {name: column for name, column in columns.items() if column is not None}
+    writers = {name: _StringWriter(group, name, OFFSETS[name]) for name in given}
     try:
-        for text, name in pairs:
-            text_writer.add(text)
-            if name_writer is not None:
-                name_writer.add(name)
+        for document in zip(*given.values(), strict=True):
+            for writer, string in zip(writers.values(), document, strict=True):
+                writer.add(string)
     except ValueError as error:
         if isinstance(error, InputError) or "zip()" not in str(error):
             raise
-        raise InputError(f"{path} needs one name for every text; their numbers differ ({error})") from error
-    if not text_writer.n_bytes:
-        raise InputError(f"There is no text to write to {path}: {text_writer.n_strings} documents, no characters")
-    if name_writer is not None:
-        name_writer.close()
-    return text_writer.close()
+        raise InputError(
+            f"{path} needs one name for every text, and one group if there are groups; their numbers differ ({error})"
+        ) from error
+    if not writers["text"].n_bytes:
+        n_documents = writers["text"].n_strings
+        raise InputError(f"There is no text to write to {path}: {n_documents} documents, no characters")
+    hashes = {name: writer.close() for name, writer in writers.items()}
+    return _content_hash(hashes["text"], hashes.get("group"))
+
+
+def _content_hash(text: str, group: str | None) -> str:
+    """Return the hash of a corpus from those of its texts and its groups."""
+    return text if group is None else hashlib.sha256(f"{text} {group}".encode()).hexdigest()
 
 
 class _StringWriter:
@@ -237,10 +265,18 @@ def _append(array: zarr.Array, values: NDArray[Any]) -> None:
 
 
 def hash_of_text(path: Path) -> str:
-    """Return the hash of the text that a corpus holds now; some documents are in memory at a time."""
-    corpus, sha = Corpus(path, "", {}), hashlib.sha256()
-    for text in corpus.iter_texts(range(len(corpus))):
-        data = text.encode()
+    """Return the hash of the text and groups that a corpus holds now; some documents are in memory at a time."""
+    corpus = Corpus(path, "", {})
+    starts = range(0, len(corpus), BLOCK_DOCUMENTS)
+    groups = (corpus.groups(start, min(start + BLOCK_DOCUMENTS, len(corpus))) for start in starts)
+    group = _hash_of_strings(itertools.chain.from_iterable(groups)) if corpus.has_groups else None
+    return _content_hash(_hash_of_strings(corpus.iter_texts(range(len(corpus)))), group)
+
+
+def _hash_of_strings(strings: Iterable[str]) -> str:
+    sha = hashlib.sha256()
+    for string in strings:
+        data = string.encode()
         sha.update(len(data).to_bytes(8, "little") + data)
     return sha.hexdigest()
 

@@ -89,7 +89,8 @@ def import_activations(
     decoder
         File of the dictionary's decoder rows, (feature, d_model).
     tokens
-        File of token coordinates: ``document``, ``char_start``, ``char_end``, optionally ``position``, ``token_id``.
+        File of token coordinates: ``document``, ``char_start``, ``char_end``, optionally ``position``, ``token_id``,
+        ``group`` (numbers or names).
     attrs
         ``model``, ``site``, ``dictionary``, ``kind``; they win over what the file says.
     dtype

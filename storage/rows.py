@@ -25,6 +25,7 @@ TOKEN_COORDINATES = {
     "char_start": "int64",
     "char_end": "int64",
     "token_id": "int32",
+    "group": "int64",
 }
 # What makes two rows the same piece of text. Token ids are not in it: two tokenizers can agree on a piece.
 IDENTITY = ("document", "char_start", "char_end")
@@ -40,7 +41,8 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     Parameters
     ----------
     tokens
-        ``document``, ``char_start``, ``char_end``, and optionally ``position``, ``token_id``; each (token,).
+        ``document``, ``char_start``, ``char_end``, and optionally ``position``, ``token_id``, ``group``; each
+        (token,). Groups may be texts, which are numbered by :func:`group_number`.
     n_tokens
         How many rows there must be.
 
@@ -53,10 +55,12 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     unknown = sorted(set(tokens) - set(TOKEN_COORDINATES))
     if missing or unknown:
         raise InputError(
-            f"tokens must have {', '.join(IDENTITY)} and may have position, token_id; "
+            f"tokens must have {', '.join(IDENTITY)} and may have position, token_id, group; "
             f"missing: {missing}, unknown: {unknown}"
         )
-    columns = {name: _integers(name, values) for name, values in tokens.items()}
+    columns = {
+        name: _integers(name, _numbered(values) if name == "group" else values) for name, values in tokens.items()
+    }
     lengths = {name: len(values) for name, values in columns.items()}
     expected = n_tokens if n_tokens is not None else lengths[IDENTITY[0]]
     if set(lengths.values()) != {expected}:
@@ -67,7 +71,7 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
 
 def _check_order(columns: Mapping[str, NDArray[Any]]) -> None:
     """Refuse places that cannot be: before the first document or character, or that end before they begin."""
-    for name in (*IDENTITY, *(("position",) if "position" in columns else ())):
+    for name in (name for name in (*IDENTITY, "position", "group") if name in columns):
         if len(negative := np.flatnonzero(columns[name] < 0)):
             row = negative[0]
             raise InputError(f"tokens[{name!r}] is {columns[name][row]} in row {row}; it must not be negative")
@@ -88,6 +92,33 @@ def _integers(name: str, values: ArrayLike) -> NDArray[Any]:
     return array.astype(stored, copy=False)
 
 
+def group_number(name: str) -> int:
+    """Return the number of a group of documents: 63 bits of the SHA-256 of its name, so it depends on nothing else.
+
+    >>> group_number("Anarchism")
+    3850192595502468097
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _numbered(groups: ArrayLike) -> ArrayLike:
+    """Return the numbers of groups that are given by names; others as they are.
+
+    >>> _numbered(["x", "y", "x"]) == [group_number(name) for name in "xyx"]
+    array([ True,  True,  True])
+    """
+    array = np.asarray(groups)
+    if array.dtype.kind not in "OUT":
+        return groups
+    if unnamed := [row for row, name in enumerate(array) if not isinstance(name, str)]:
+        row = unnamed[0]
+        raise InputError(
+            f"tokens['group'] is {array[row]!r} in row {row}; give each row a name or a number of its group"
+        )
+    names, place = np.unique(array.astype(str), return_inverse=True)
+    return np.array([group_number(name) for name in names.tolist()], np.int64)[place]
+
+
 def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
     """Return the SHA-256 over (document, char_start, char_end) of all rows in order, as little-endian int64.
 
@@ -99,7 +130,7 @@ def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
 
 
 def token_hash(tokens: Mapping[str, NDArray[Any]]) -> str | None:
-    """Return the SHA-256 over those of (position, token_id) that there are, as :func:`row_hash`; None without any.
+    """Return the SHA-256 over those of (position, token_id, group) that there are, as :func:`row_hash`; None if none.
 
     >>> token_hash({"document": np.zeros(2, int)}) is None
     True

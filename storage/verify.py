@@ -428,7 +428,7 @@ class _Check:
         if ROW_HASH in attrs and row_hash(columns) != attrs[ROW_HASH]:
             self._fault("the coordinates do not have the row hash of the attributes", ", ".join(IDENTITY))
         if TOKEN_HASH in attrs and token_hash(columns) != attrs[TOKEN_HASH]:
-            self._fault("the coordinates do not have the token hash of the attributes", "position, token_id")
+            self._fault("the coordinates do not have the token hash of the attributes", "position, token_id, group")
         if lost := [name for name in ("sink", *STATISTICS) if name not in group]:
             self._fault(f"the store has no {', '.join(lost)}")
             return

@@ -148,7 +148,7 @@ class ActivationWriter:
             Shape of the store.
         tokens
             Coordinates of the rows, each (token,): ``document``, ``char_start``, ``char_end``, and optionally
-            ``position`` and ``token_id``.
+            ``position``, ``token_id`` and ``group``.
         decoder
             (feature, d_model), the dictionary's decoder rows; kept as float32.
         attrs
@@ -574,6 +574,8 @@ class _ContentHash:
         # Attributes may be those of another store: xarray copies them
         columns = coordinates(folder)
         self.whole.update(str(row_hash(columns) if {*IDENTITY} <= {*columns} else None).encode())
+        if "group" in columns:  # it decides which rows are held out
+            self.whole.update(np.asarray(columns["group"], "<i8").tobytes())
         if (folder / "decoder").exists():
             self.whole.update(zarr.open_array(folder / "decoder", mode="r")[...].astype("<f4").tobytes())
 

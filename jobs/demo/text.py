@@ -1,7 +1,8 @@
 """The demo's text: Lee news and an extract of Wikipedia, both part of the gensim wheel.
 
 The Lee corpus is 348 news items, one a line. The extract holds about a hundred articles in wiki markup; gensim's own
-filter takes most of it away, and what it leaves is cleaned here. Each section of an article is one document. A fixed
+filter takes most of it away, and what it leaves is cleaned here. Each section of an article is one document, and names
+its article: sections of one article are not independent. A fixed
 tenth of the documents, chosen by a hash of their names, is kept out of the training of the demo's dictionaries: the
 demo itself reads only these.
 """
@@ -48,10 +49,11 @@ _NOT_PROSE = {
 
 
 class Document(NamedTuple):
-    """A named text."""
+    """A named text, and the article that it is a section of."""
 
     name: str
     text: str
+    article: str
 
 
 def documents() -> Iterator[Document]:
@@ -95,7 +97,7 @@ def _news(folder: Path) -> Iterator[Document]:
     for name in _NEWS:
         for number, line in enumerate((folder / name).read_text(encoding="iso-8859-1").splitlines()):
             if len(line) >= MIN_CHARACTERS:
-                yield Document(f"{name}:{number}", line.strip())
+                yield Document(f"{name}:{number}", line.strip(), f"{name}:{number}")
 
 
 def _articles(path: Path) -> Iterator[Document]:
@@ -125,7 +127,8 @@ def sections(title: str, article: str) -> Iterator[Document]:
         text = clean(body)
         if heading.lower() not in _NOT_PROSE and len(text) >= MIN_CHARACTERS:
             repeated = heading in headings[:number]
-            yield Document(": ".join(filter(None, (title, heading))) + (f" #{number}" if repeated else ""), text)
+            name = ": ".join(filter(None, (title, heading))) + (f" #{number}" if repeated else "")
+            yield Document(name, text, title)
 
 
 def clean(body: str) -> str:

@@ -13,7 +13,7 @@ from pipeline.experiment.sweep import plot_sweep, sweep
 from pipeline.match.__main__ import Contexts, Corpus, NonConcept, Stores
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.settings.match import SweepSettings
+from pipeline.settings.match import HELDOUT_NOTE, SweepSettings
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
@@ -23,6 +23,7 @@ from pipeline.work.script import (
     Overwrite,
     StoreA,
     StoreB,
+    describe,
     on_cluster,
     show,
     wide_console,
@@ -70,7 +71,7 @@ def sweep_command(
         if plot is not None:
             outputs.write_figure(plot_sweep(result))
     more = {"lines": table.to_dict("records")} if as_json else {"points": len(table)}
-    show({"result": str(out), **more}, as_json=as_json)
+    show({"result": str(out), **more, **describe(result, HELDOUT_NOTE)}, as_json=as_json)
 
 
 def token_identity_command(

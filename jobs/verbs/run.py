@@ -11,6 +11,7 @@ from rich.table import Table
 from jobs.watch.recorder import recorded
 from pipeline.experiment.run import RunResult, check_inputs, run
 from pipeline.experiment.stages import STAGES
+from pipeline.settings.match import heldout_note_of
 from pipeline.work.script import (
     AllowBadSite,
     AsJson,
@@ -87,13 +88,14 @@ def _show_run(result: RunResult, until: str, *, as_json: bool) -> None:
         show({**summary, "site_pairs": lines}, as_json=True)
         return
     wide_console().print(_table(lines))
-    show(summary, as_json=False)
+    show({**summary, **heldout_note_of(lines[0])}, as_json=False)
 
 
 def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
     pairs, scores = result.pairs(site_a, site_b), result.scores(site_a, site_b)
     line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
     line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
+    line |= heldout_note_of(pairs.attrs)
     for metric in scores["metric"].values:
         entry = scores.sel(metric=metric).isel(null=0)
         line[str(metric)] = {key: float(entry[key]) for key in ("score", "null_mean", "p")}

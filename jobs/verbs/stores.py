@@ -126,7 +126,7 @@ def import_command(
         Path | None, typer.Option(help="Decoder rows, (feature, d_model): .npy or .safetensors.")
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="Columns document, char_start, char_end …: .npz, .csv or .parquet.")
+        Path | None, typer.Option(help="Columns document, char_start, char_end, group …: .npz, .csv or .parquet.")
     ] = None,
     kind: Annotated[ActivationKind | None, typer.Option(help="post, pre_topk, or raw units.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the activations come from.")] = None,

@@ -84,7 +84,7 @@ def bootstrap(
         chose, and ``r_heldout``, ``r_heldout_low``, ``r_heldout_high`` on the others, where there are any;
         ``n_undefined`` and ``n_undefined_heldout`` int64, the draws in which the pair had no r (they are left out of
         the interval; NaN if all are). Attributes ``n_documents`` and ``unit`` say how many documents, or blocks of
-        rows, each half has, and ``note`` if that is few.
+        rows, each half has, and ``note`` if that is few; ``heldout_note`` is that of the pairs.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def bootstrap(
     --------
     >>> import tempfile, storage
     >>> folder = tempfile.mkdtemp()
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(1)
     >>> x, place = rng.random((400, 3)), np.arange(400)
     >>> tokens = {"document": place // 8, "char_start": place, "char_end": place + 1}
     >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)
@@ -112,7 +112,8 @@ def bootstrap(
     select = settings.select or chosen.attrs.get("select", "half")
     measure = chosen.measure(settings.measure)
     check_pairs(chosen, paths, measure)
-    draws = settings.model_dump(include={"runs", "level", "seed"})
+    draws = settings.model_dump(include={"runs", "level", "seed"}) | chosen.note
+    draws["split_seed"] = chosen.split_seed(settings.split_seed)
     manifest = new_manifest(STAGE, chosen.inputs(paths), draws | {"select": select, "measure": measure})
 
     def make() -> xr.Dataset:
@@ -198,6 +199,6 @@ def few_documents(counts: list[int], kind: str) -> str:
             f"A half has only {min(counts)} {kind}: intervals from fewer than {FEW_DOCUMENTS} are too narrow; "
             "harvest more documents"
         )
-    if kind != "documents":
+    if kind.startswith("blocks"):
         return f"The stores know no documents: {kind} were drawn, and intervals are too narrow if texts are longer"
     return ""

@@ -85,7 +85,7 @@ def convergence(
         Over ``size``, the sets from the smallest to all: ``fraction`` float64, ``n_documents`` and ``n_rows`` int64
         (of both halves), ``n_good`` int64. Over (size, half): ``mean_r``; over (size, half, pair): ``r``, NaN where
         not defined. ``half`` is ``select`` and ``heldout``. Attributes: ``verdict`` (``enough``, ``not enough`` or
-        ``cannot tell``), ``explanation`` and ``rule`` in words.
+        ``cannot tell``), ``explanation`` and ``rule`` in words; ``heldout_note`` is that of the pairs.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def convergence(
     >>> storage.write_activations(f"{folder}/b.zarr", x + 0.3 * rng.random((4000, 3)), tokens=tokens)
     >>> curve = convergence(([0, 1, 2], [0, 1, 2]), f"{folder}/a.zarr", f"{folder}/b.zarr", threshold=0.5)
     >>> curve.n_rows.values.tolist(), curve.n_good.values.tolist(), curve.verdict
-    ([280, 520, 1000, 2000, 4000], [3, 3, 3, 3, 3], 'enough')
+    ([260, 500, 1000, 2000, 4000], [3, 3, 3, 3, 3], 'enough')
     """
     chosen, paths = read_pairs(pairs), (Path(a), Path(b))
     measure = chosen.measure(settings.measure)
@@ -115,7 +115,8 @@ def convergence(
     threshold = settings.threshold
     if threshold is None:
         threshold = float(chosen.attrs.get("min_correlation", chosen.attrs.get("keep_above", 0.1)))
-    rule = {"threshold": threshold, "measure": measure}
+    rule = {"threshold": threshold, "measure": measure, "split_seed": chosen.split_seed(settings.split_seed)}
+    rule |= chosen.note
     manifest = new_manifest(STAGE, chosen.inputs(paths), rule)
 
     def make() -> xr.Dataset:

@@ -28,8 +28,9 @@ from pipeline.correlate.kernels.csr import EXCLUDED, Rows
 from pipeline.correlate.measures import RULES
 from pipeline.correlate.plan import nth_slice, slices
 from pipeline.correlate.resources import find_resources, parse_memory
-from pipeline.correlate.rows import read_documents, read_halves
+from pipeline.correlate.rows import Texts, read_halves, read_texts
 from pipeline.settings.correlate import Measure, Select
+from pipeline.settings.match import heldout_note_of
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
 from storage.jit import cached_njit
@@ -56,18 +57,18 @@ CONSTANT = 1e-12
 
 @dataclass(frozen=True)
 class Units:
-    """What is resampled: documents, or blocks of rows, each within one half.
+    """What is resampled: documents or groups of them, or blocks of rows, each within one half.
 
     Attributes
     ----------
     kind
-        ``documents`` or ``blocks of 256 rows``.
+        ``documents``, ``groups`` of documents, or ``blocks of 256 rows``.
     of_row
         (token,) int32 the unit of each row, those of the selecting half first; -1 where the row counts in no half.
     rows
         (unit,) int64 rows of each.
     number
-        (unit,) int64 the document's number.
+        (unit,) int64 the number of the document or group.
     n_selecting
         How many units are in the selecting half.
     """
@@ -83,18 +84,18 @@ class Units:
         return slice(0, self.n_selecting) if h == 0 else slice(self.n_selecting, len(self.rows))
 
 
-def find_units(half: NDArray[np.int8], documents: NDArray[np.integer] | None) -> Units:
+def find_units(half: NDArray[np.int8], texts: Texts | None) -> Units:
     """Return the units of rows with these halves and documents.
 
-    >>> units = find_units(np.array([1, 1, 0, -1], np.int8), np.array([3, 3, 8, 9]))
+    >>> units = find_units(np.array([1, 1, 0, -1], np.int8), Texts("document", np.array([3, 3, 8, 9])))
     >>> units.of_row.tolist(), units.rows.tolist(), units.number.tolist()
     ([1, 1, 0, -1], [1, 2], [8, 3])
     """
-    kind = "documents"
     counted = half != EXCLUDED
-    if documents is None or len(np.unique(documents[counted])) < 2:
-        kind, documents = f"blocks of {BLOCK_ROWS} rows", np.arange(len(half)) // BLOCK_ROWS
-    keys = np.stack([half[counted].astype(np.int64), documents[counted].astype(np.int64)])
+    kind, unit_of_row = f"blocks of {BLOCK_ROWS} rows", np.arange(len(half)) // BLOCK_ROWS
+    if texts is not None and len(np.unique(texts.of_row[counted])) > 1:
+        kind, unit_of_row = f"{texts.kind}s", texts.of_row.astype(np.int64)
+    keys = np.stack([half[counted].astype(np.int64), unit_of_row[counted]])
     distinct, unit, rows = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
     of_row = np.full(len(half), EXCLUDED, np.int32)
     of_row[counted] = unit.ravel()
@@ -111,7 +112,7 @@ class PairJob:
         The stores.
     ids_a, ids_b
         (pair,) int32.
-    select, measure
+    select, split_seed, measure
         As in the correlation that the pairs are from.
     step
         Pairs of a task.
@@ -124,6 +125,7 @@ class PairJob:
     ids_a: NDArray[np.int32]
     ids_b: NDArray[np.int32]
     select: Select
+    split_seed: int
     measure: Measure
     step: int
     settings: Mapping[str, Any]
@@ -140,7 +142,7 @@ class PairJob:
     def units(self) -> Units:
         """Read what is resampled."""
         paths = self.a.path, self.b.path
-        return find_units(read_halves(*paths, self.select), read_documents(*paths))
+        return find_units(read_halves(*paths, self.select, seed=self.split_seed), read_texts(*paths))
 
 
 def sum_documents(job: PairJob, pairs: slice, units: Units) -> Floats:
@@ -268,6 +270,15 @@ class ChosenPairs:
         """Return the measure that was chosen; if none was, that of the result that the pairs are from."""
         return chosen or self.attrs.get("measure", "pearson")
 
+    def split_seed(self, chosen: int | None) -> int:
+        """Return the seed of the halves that was chosen; if none was, that of the result that the pairs are from."""
+        return int(self.attrs.get("split_seed", 0)) if chosen is None else chosen
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The attribute that says that held-out r took part in choosing the pairs; empty if it did not."""
+        return heldout_note_of(self.attrs)
+
     def inputs(self, paths: tuple[Path, Path]) -> dict[str, str]:
         """Return the fingerprints of all that a result is made from."""
         return {"pairs": self.fingerprint, "a": fingerprint(paths[0]), "b": fingerprint(paths[1])}
@@ -335,9 +346,19 @@ def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure)
 def make_job(
     chosen: ChosenPairs, paths: tuple[Path, Path], select: Select, measure: Measure, settings: Mapping[str, Any]
 ) -> PairJob:
-    """Return the job of some pairs; the widths of its tasks are set when it is run."""
-    stores = [Store.of(path, open_activations(path), firing=RULES[measure].firing) for path in paths]
-    return PairJob(stores[0], stores[1], chosen.ids_a, chosen.ids_b, select, measure, PAIRS, settings)
+    """Return the job of some pairs; the widths of its tasks are set when it is run. `settings` has `split_seed`."""
+    a, b = (Store.of(path, open_activations(path), firing=RULES[measure].firing) for path in paths)
+    return PairJob(
+        a=a,
+        b=b,
+        ids_a=chosen.ids_a,
+        ids_b=chosen.ids_b,
+        select=select,
+        split_seed=settings["split_seed"],
+        measure=measure,
+        step=PAIRS,
+        settings=settings,
+    )
 
 
 def run_blocks(

@@ -36,7 +36,7 @@ from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, choose_
 from pipeline.correlate.ranks import RankJob, RankPlan, plan_ranks, rank_store
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.result import label, write_result
-from pipeline.correlate.rows import read_halves
+from pipeline.correlate.rows import log_halves, read_halves, read_texts
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.work.share import Share
@@ -158,7 +158,8 @@ def correlate(
                     f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
                     "give out= on a file system that all of them share"
                 )
-            job, half = _begin(inputs, settings, target.begin().absolute(), resources, active, known_b=known_b)
+            half = _split(inputs, settings)
+            job = _begin(inputs, settings, half, target.begin().absolute(), resources, active, known_b=known_b)
             _run(job, _attributes(inputs, job, half), active, known_b)
             target.finish()
     return open_result(path, stage=STAGE)
@@ -205,10 +206,11 @@ def correlate_share(
             _check_disk(inputs, settings, Path(out))
         with ensure_client(client) as active:
             resources = find_resources(active, budget, settings.device)
+            half = _split(inputs, settings)
             if share.begins:
                 target.begin()
                 resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
-            job, _ = _begin(inputs, settings, partial, resources, active, begun=not share.begins)
+            job = _begin(inputs, settings, half, partial, resources, active, begun=not share.begins)
             try:
                 _measure_b(job, active)
                 _correlate_panels(job, active, share)
@@ -227,7 +229,10 @@ def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Man
 
 def _recorded(settings: CorrelateSettings, kernel: str) -> dict[str, Any]:
     """Return the settings that decide the result, with the kernel that was chosen."""
-    return settings.model_dump(include={"top_k", "keep_above", "select", "measure", "min_firing"}) | {"kernel": kernel}
+    of_result = {"top_k", "keep_above", "select", "measure", "min_firing"}
+    if settings.select == "half":
+        of_result |= {"split_seed"}
+    return settings.model_dump(include=of_result) | {"kernel": kernel}
 
 
 def correlation_manifest(a: Path, b: Path, settings: CorrelateSettings) -> Manifest:
@@ -255,21 +260,30 @@ def _run(job: Job, attrs: dict[str, Any], client: Client, known_b: KnownB | None
         client.run(release, job.key, on_error="ignore")
 
 
-def _begin(
+def _split(inputs: Inputs, settings: CorrelateSettings) -> NDArray[np.int8]:
+    """Return the half of each row, before anything is written: too few documents are refused here."""
+    paths = inputs.stores[0].path, inputs.stores[1].path
+    half = read_halves(*paths, settings.select, seed=settings.split_seed)
+    if settings.select == "half":
+        log_halves(half, read_texts(*paths), seed=settings.split_seed)
+    return half
+
+
+def _begin(  # noqa: PLR0917 - what is correlated, how, and where
     inputs: Inputs,
     settings: CorrelateSettings,
+    half: NDArray[np.int8],
     folder: Path,
     resources: Resources,
     client: Client,
     *,
     begun: bool = False,
     known_b: KnownB | None = None,
-) -> tuple[Job, NDArray[np.int8]]:
-    """Return the job, with what its tasks share on disk, and the half of each row.
+) -> Job:
+    """Return the job, with what its tasks share on disk, such as the half of each row.
 
     `begun`: other processes work on it too, so what is on disk stays as it is.
     """
-    half = read_halves(inputs.stores[0].path, inputs.stores[1].path, settings.select)
     plan = _plan(inputs, settings, resources, folder, begun=begun)
     job = Job(
         key=f"{folder}-{uuid.uuid4().hex}",
@@ -283,7 +297,7 @@ def _begin(
     _prepare(job, half)
     if RULES[settings.measure].ranked:
         job = _ranked(job, inputs, resources, client, begun=begun)
-    return job, half
+    return job
 
 
 def _ranked(job: Job, inputs: Inputs, resources: Resources, client: Client, *, begun: bool) -> Job:

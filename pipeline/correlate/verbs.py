@@ -11,6 +11,7 @@ import typer
 from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence, plot_convergence
 from pipeline.settings.correlate import BootstrapSettings, ConvergenceSettings
+from pipeline.settings.match import HELDOUT_NOTE
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
@@ -58,7 +59,7 @@ def bootstrap_command(
         "above_zero": int((ds[f"r{suffix}_low"] > 0).sum()),
         "of": f"r{suffix}",
     }
-    show({**summary, **describe(ds, "n_documents", "unit", "runs", "level", "note")}, as_json=as_json)
+    show({**summary, **describe(ds, "n_documents", "unit", "runs", "level", "note", HELDOUT_NOTE)}, as_json=as_json)
 
 
 @options(ConvergenceSettings)
@@ -87,6 +88,6 @@ def convergence_command(
     curve = {name: ds[name].values.tolist() for name in ("n_rows", "n_documents", "n_good")}
     curve["mean_r_heldout"] = np.round(ds["mean_r"].sel(half="heldout").values, 4).tolist()
     show(
-        {"result": str(out), **describe(ds, "verdict", "explanation", "rule"), **curve},
+        {"result": str(out), **describe(ds, "verdict", "explanation", "rule", HELDOUT_NOTE), **curve},
         as_json=as_json,
     )

@@ -17,7 +17,7 @@ from distributed import Client
 from pipeline.compare.run import compare
 from pipeline.match.diagnostics import summarise
 from pipeline.match.edges import read_edges
-from pipeline.match.filters import Candidates, TextInputs
+from pipeline.match.filters import Candidates, TextInputs, heldout_note
 from pipeline.match.run import check_inputs, make_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.match import MatchSettings, SweepSettings
@@ -71,7 +71,8 @@ def sweep(
     -------
     xarray.Dataset
         Over ``min_correlation`` and ``max_uses``: ``pairs``, ``mean_r``, ``mean_r_heldout``, ``share_unique``,
-        ``most_uses_b``; and over ``metric`` too: ``score``, ``null_mean``, ``null_std``, ``p``.
+        ``most_uses_b``; and over ``metric`` too: ``score``, ``null_mean``, ``null_std``, ``p``. An attribute
+        ``heldout_note`` where a filter reads held-out r.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def sweep(
                 if settings.metrics and stores is not None:
                     scores = compare(pairs, *stores, **scoring, client=used).sel(null="shuffled")
                     lines[-1] |= {name: scores[name].values for name in SCORES}
-        return _dataset(lines, settings).assign_attrs(method=settings.method)
+        return _dataset(lines, settings).assign_attrs(method=settings.method, **heldout_note(points[0].filters))
 
     return make_result(out, manifest, make, overwrite=overwrite)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -66,9 +67,16 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
             raise InputError(
                 f"The corpus {config.path or config.dataset} holds no text: {empty.total()} empty documents"
             )
-        names, texts = _unzip(itertools.chain([first], chosen))
-        attrs = {"source": config.path or config.dataset}
-        corpus = write_corpus(out, texts, names=names, attrs=attrs, manifest=manifest, overwrite=True)
+        names, texts, groups = _unzip(itertools.chain([first], chosen))
+        corpus = write_corpus(
+            out,
+            texts,
+            names=names,
+            groups=None if config.group is None else groups,
+            attrs={"source": config.path or config.dataset},
+            manifest=manifest,
+            overwrite=True,
+        )
         logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), empty.total())
         return corpus
 
@@ -81,17 +89,17 @@ def _counter(model: ModelSettings) -> Callable[[str], int]:
 
 def _with_text(documents: Iterable[Document], empty: Counter[str]) -> Iterator[Document]:
     """Yield the documents that hold a visible character, and count the others."""
-    for name, text in documents:
-        if text.strip():
-            yield name, text
+    for document in documents:
+        if document.text.strip():
+            yield document
         else:
             empty["documents"] += 1
 
 
-def _unzip(documents: Iterable[Document]) -> tuple[Iterator[str], Iterator[str]]:
-    """Split into names and texts; they must be drawn in step for memory to stay flat."""
-    first, second = itertools.tee(documents)
-    return (name for name, _ in first), (text for _, text in second)
+def _unzip(documents: Iterable[Document]) -> Iterator[Iterator[str]]:
+    """Return the names, texts and groups; those that are used must be drawn in step for memory to stay flat."""
+    copies = itertools.tee(documents, len(Document._fields))
+    return (map(operator.itemgetter(i), copy) for i, copy in enumerate(copies))
 
 
 def _choose(
@@ -112,7 +120,7 @@ def _until(documents: Iterable[Document], tokens: int, count: Callable[[str], in
     n_tokens = 0
     for document in documents:
         yield document
-        n_tokens += count(document[1])
+        n_tokens += count(document.text)
         if n_tokens >= tokens:
             return
     _warn_of_too_few(n_tokens, tokens)
@@ -160,7 +168,7 @@ def _sample_tokens(
         place = -generator.random()
         if drawn and (total >= tokens or len(drawn) == most) and place < drawn[0].place:
             continue
-        candidate = _Drawn(place, number, count(document[1]), document)
+        candidate = _Drawn(place, number, count(document.text), document)
         heapq.heappush(drawn, candidate)
         total += candidate.tokens
         while total - drawn[0].tokens >= tokens or (most is not None and len(drawn) > most):

@@ -136,6 +136,8 @@ def identify_model(model: ModelSettings) -> ModelIdentity:
 def corpus_manifest(config: CorpusSettings, model: ModelSettings | None) -> Manifest:
     """Return what a corpus depends on; `model` is the one whose tokenizer counts ``tokens``."""
     settings: dict[str, Any] = {"documents": config.documents, "seed": config.seed, "column": config.column}
+    if config.group is not None:
+        settings["group"] = config.group
     if config.tokens is not None:
         if model is None:
             raise InputError("'corpus: tokens' needs a model whose tokenizer counts them")

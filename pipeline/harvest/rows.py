@@ -101,7 +101,8 @@ def make_rows(
     ``token_id_a``, ``position_b``, ``token_id_b`` int32 over ``token``; ``window_document`` int32,
     ``window_start``, ``window_end``, ``first_a``, ``stop_a``, ``first_b``, ``stop_b`` int64 over ``window``;
     ``input_a``, ``input_b`` int32, the model inputs of all windows one after the other; unless `pool` is ``last``,
-    ``pooled_a``, ``pooled_b`` bool beside them, the tokens that enter the value of the next row at or behind them.
+    ``pooled_a``, ``pooled_b`` bool beside them, the tokens that enter the value of the next row at or behind them;
+    ``group`` int64 over ``token``, if the corpus has groups (:func:`storage.rows.group_number`).
 
     Attributes count what was read and what found no row: ``n_tokens_a``, ``n_tokens_b``; ``share_a``, ``share_b``, the
     share of these that have a row of their own; ``n_pooled_a``, ``n_pooled_b``, tokens that enter a row; ``n_special``
@@ -119,6 +120,8 @@ def make_rows(
     with claim(out, manifest, overwrite=True) as target:
         if not target.is_current():
             table = _align(corpus, sides, pool, client)
+            if corpus.has_groups:
+                table["group"] = ("token", corpus.group_numbers()[table["document"].values])
             settings = {"corpus_hash": corpus.hash, "max_length": max_length, "pool": pool}
             table.attrs |= settings | _document_counts(table, len(corpus)) | _template_attrs(sides)
             target.write(table)

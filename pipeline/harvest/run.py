@@ -62,6 +62,7 @@ from storage.errors import MissingInputError
 from storage.files import partial_path
 from storage.listing import size_on_disk
 from storage.manifest import read_attrs
+from storage.rows import TOKEN_COORDINATES
 from storage.rundir import Side
 from storage.targets import STORE, claim, same_work
 
@@ -257,8 +258,7 @@ def predict(job: Job, calibrations: dict[str, Calibration], decoders: dict[str, 
         )
         for site, decoder in decoders.items()
     }
-    names = ("document", "char_start", "char_end", f"position_{job.side}", f"token_id_{job.side}")
-    coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in names)
+    coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in _coordinate_arrays(table, job.side).values())
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     memory = task_bytes(needs, min(job.store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
     logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", memory / 1e6)
@@ -311,11 +311,14 @@ def read_pool(rows_path: str) -> Pool:
 
 def _token_coordinates(rows_path: str, side: Side) -> dict[str, NDArray[Any]]:
     table = zarr.open_group(rows_path, mode="r")
-    names = {"position": f"position_{side}", "token_id": f"token_id_{side}"}
-    return {
-        name: np.asarray(table[names.get(name, name)][:])
-        for name in ("document", "position", "char_start", "char_end", "token_id")
-    }
+    return {name: np.asarray(table[array][:]) for name, array in _coordinate_arrays(table, side).items()}
+
+
+def _coordinate_arrays(table: zarr.Group, side: Side) -> dict[str, str]:
+    """Return the names of the coordinates of a side's rows, and of the arrays of the table that hold them."""
+    of_side = {"position": f"position_{side}", "token_id": f"token_id_{side}"}
+    arrays = {name: of_side.get(name, name) for name in TOKEN_COORDINATES}
+    return {name: array for name, array in arrays.items() if array in table}
 
 
 # --- the model's pass over some windows -------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.harvest.gguf import file_sha256
 from pipeline.harvest.hub import why_not_readable
@@ -28,8 +28,21 @@ from storage.errors import InputError, MissingInputError
 from storage.extras import need
 from storage.listing import files_below
 
-Document = tuple[str, str]
-"""Name and text."""
+
+class Document(NamedTuple):
+    """A text, its name, and the group that it is of; empty if none are asked for."""
+
+    name: str
+    text: str
+    group: str = ""
+
+
+class Columns(NamedTuple):
+    """The columns or JSON keys of the text, and of the group if there is one."""
+
+    text: str
+    group: str | None
+
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
@@ -64,7 +77,8 @@ def open_source(config: CorpusSettings) -> Iterator[Document]:
         return _read_dataset(config)
     path = Path(str(config.path))
     files = local_files(path)
-    return _read_folder(files, path, config.column) if path.is_dir() else _reader(path)(path, config.column)
+    columns = Columns(config.column, config.group)
+    return _read_folder(files, path, columns) if path.is_dir() else _reader(path)(path, columns)
 
 
 def local_files(path: Path) -> list[Path]:
@@ -84,16 +98,26 @@ def _hash_of(files: Iterable[Path], root: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_folder(files: list[Path], root: Path, column: str) -> Iterator[Document]:
+def _read_folder(files: list[Path], root: Path, columns: Columns) -> Iterator[Document]:
     for file in files:
         name = file.relative_to(root).as_posix()
         if file.suffix == ".txt":
-            yield name, _read_text(file)
+            _no_group(file, columns)
+            yield Document(name, _read_text(file))
         else:
-            yield from ((f"{name}:{inner}", text) for inner, text in _reader(file)(file, column))
+            for document in _reader(file)(file, columns):
+                yield document._replace(name=f"{name}:{document.name}")
 
 
-def _reader(path: Path) -> Callable[[Path, str], Iterator[Document]]:
+def _no_group(file: Path, columns: Columns) -> None:
+    """Refuse a file of plain text where documents are to be in groups."""
+    if columns.group is not None:
+        raise InputError(
+            f"{file} is plain text, and has no {columns.group!r} for 'corpus: group': write its documents as .jsonl"
+        )
+
+
+def _reader(path: Path) -> Callable[[Path, Columns], Iterator[Document]]:
     """Return the reader of a file's kind."""
     readers = {".txt": _read_blocks, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
@@ -110,39 +134,63 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text: {error}; convert it first") from error
 
 
-def _read_blocks(path: Path, _: str) -> Iterator[Document]:
+def _read_blocks(path: Path, columns: Columns) -> Iterator[Document]:
+    _no_group(path, columns)
     for number, block in enumerate(_BLANK_LINES.split(_read_text(path))):
-        yield str(number), block
+        yield Document(str(number), block)
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
+def _read_jsonl(path: Path, columns: Columns) -> Iterator[Document]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _json_document(line, column, f"{path}, line {number}", str(number))
+                yield _json_document(line, columns, f"{path}, line {number}", str(number))
 
 
-def _json_document(line: str, column: str, where: str, number: str) -> Document:
-    """Return the name and text of one JSON line."""
+def _json_document(line: str, columns: Columns, where: str, number: str) -> Document:
+    """Return the document of one JSON line."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
-    if isinstance(record, str):
-        return number, record
-    text = record.get(column) if isinstance(record, dict) else None
+    if isinstance(record, str) and columns.group is None:
+        return Document(number, record)
+    text = record.get(columns.text) if isinstance(record, dict) else None
     if not isinstance(text, str):
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise InputError(f"{where} has no text under {column!r} (it has {keys}): set 'corpus: column'")
-    return str(record.get("name", number)), text
+        raise InputError(f"{where} has no text under {columns.text!r} (it has {keys}): set 'corpus: column'")
+    return Document(str(record.get("name", number)), text, _group_of(record, columns.group, where))
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[Document]:
+def _group_of(record: Mapping[str, Any], group: str | None, where: str) -> str:
+    """Return the group of a document as text; empty if none is asked for.
+
+    >>> _group_of({"article": 7}, "article", "t.jsonl, line 1")
+    '7'
+    """
+    if group is None:
+        return ""
+    value = record.get(group)
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    given = f"{value!r} under {group!r}" if group in record else f"no {group!r} (it has {sorted(record)})"
+    raise InputError(
+        f"{where} has {given}: the group of a document is text or a whole number; give one to each, or leave "
+        "'corpus: group' out"
+    )
+
+
+def _read_parquet(path: Path, columns: Columns) -> Iterator[Document]:
     file = need("pyarrow.parquet", "models", "Reading Parquet").ParquetFile(path)
-    if column not in file.schema_arrow.names:
-        raise InputError(f"{path} has no column {column!r} (it has {file.schema_arrow.names}): set 'corpus: column'")
-    texts = (text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
-    yield from ((str(i), text or "") for i, text in enumerate(texts))
+    wanted = list(dict.fromkeys(filter(None, columns)))
+    for column, setting in zip(columns, ("column", "group"), strict=True):
+        if column is not None and column not in file.schema_arrow.names:
+            raise InputError(
+                f"{path} has no column {column!r} (it has {file.schema_arrow.names}): set 'corpus: {setting}'"
+            )
+    records = (record for batch in file.iter_batches(columns=wanted) for record in batch.to_pylist())
+    for i, record in enumerate(records):
+        yield Document(str(i), record[columns.text] or "", _group_of(record, columns.group, f"{path}, row {i}"))
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -170,7 +218,9 @@ def _read_dataset(config: CorpusSettings) -> Iterator[Document]:
                 f"Column {config.column!r} of dataset {config.dataset!r} holds {type(text).__name__}, not text: "
                 "set 'corpus: column'"
             )
-        yield str(i), text or ""
+        yield Document(
+            str(i), text or "", _group_of(record, config.group, f"Document {i} of dataset {config.dataset!r}")
+        )
 
 
 def _check_column(config: CorpusSettings, columns: Iterable[str]) -> None:

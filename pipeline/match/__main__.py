@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pipeline
-from pipeline.settings.match import MatchSettings
+from pipeline.settings.match import HELDOUT_NOTE, MatchSettings, heldout_note_of
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import AsJson, Overwrite, run_script, show, wide_console
@@ -87,8 +87,12 @@ def command(
 
 
 def pair_table(pairs: xr.Dataset) -> pd.DataFrame:
-    """Return the pairs as a table, one row a pair, best first: features, r, held-out r, ranks and uses."""
-    return pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe()
+    """Return the pairs as a table, one row a pair, best first: features, r, held-out r, ranks and uses.
+
+    Where held-out r took part in the choice of the pairs, a column ``heldout_in_choice`` says so.
+    """
+    table = pairs.drop_dims(["id_a", "id_b"]).reset_coords(drop=True).to_dataframe()
+    return table.assign(heldout_in_choice=True) if HELDOUT_NOTE in pairs.attrs else table
 
 
 def _tops(
@@ -107,6 +111,7 @@ def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None,
     found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
     summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
     summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}
+    summary |= heldout_note_of(found)
     if as_json:
         fates = {f"fates_{side}": pairs.attrs[f"fates_{side}"] for side in "ab"}
         show({**summary, **found, **fates, "filters": pairs.attrs["filters"]}, as_json=True)
@@ -143,6 +148,7 @@ def show_all(methods: xr.Dataset, *, as_json: bool) -> None:
     for line in lines:
         cells = (_cell(value) for value in list(line.values())[1:])
         table.add_row(line["method"], *cells)
+    table.caption = methods.attrs.get(HELDOUT_NOTE)
     wide_console().print(table)
 
 

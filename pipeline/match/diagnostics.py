@@ -15,11 +15,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline.match.edges import read_edges
-from pipeline.match.filters import Candidates, TextInputs, mean_or_none
+from pipeline.match.filters import Candidates, TextInputs, heldout_note, mean_or_none
 from pipeline.match.methods.greedy import best, best_of_b
 from pipeline.match.run import check_inputs, make_pairs
 from pipeline.settings.base import keywords
-from pipeline.settings.match import MatchSettings
+from pipeline.settings.match import MatchSettings, heldout_note_of
 from pipeline.settings.registries import METHODS
 from pipeline.text.top_tokens import TopTokens
 from storage import open_result
@@ -39,7 +39,7 @@ def compare_methods(
     """Match by every method, or by some `methods`, and set the results side by side; the kept pairs are read once.
 
     The settings and inputs are those of :func:`pipeline.match`; their `method` is not looked at. Returned is, over
-    ``matching`` (the name of the method), what :func:`summarise` returns.
+    ``matching`` (the name of the method), what :func:`summarise` returns; ``heldout_note`` is an attribute.
 
     Raises
     ------
@@ -51,9 +51,11 @@ def compare_methods(
     text = check_inputs(cor, correlation, chosen, TextInputs.of(contexts, stores, corpus, non_concept))
     data = Candidates(str(cor), correlation, read_edges(cor, correlation, settings.min_correlation), text)
     rows = [summarise(make_pairs(data, each)) for each in chosen]
-    columns = {name: ("matching", np.array([_number(row[name]) for row in rows])) for name in rows[0]}
+    note = heldout_note(settings.filters)
+    names = [name for name in rows[0] if name not in note]
+    columns = {name: ("matching", np.array([_number(row[name]) for row in rows])) for name in names}
     before = {f"mean_best_r_{side}": value for side, value in mean_best_r(data).items()}
-    attrs = {"min_correlation": settings.min_correlation, **before}
+    attrs = {"min_correlation": settings.min_correlation, **before, **note}
     return xr.Dataset(columns, coords={"matching": [each.method for each in chosen]}, attrs=attrs)
 
 
@@ -83,7 +85,8 @@ def summarise(pairs: xr.Dataset) -> dict[str, Any]:
     dict
         ``pairs``; ``mean_r``, ``median_r``, ``total_r``; ``mean_r_heldout``; ``matched_a`` and ``matched_b``, features
         in a pair; ``share_unique``, of the pairs, those whose features are in no other pair; ``share_mutual``, those
-        whose features are each other's best; ``most_uses_a`` and ``most_uses_b``.
+        whose features are each other's best; ``most_uses_a`` and ``most_uses_b``; and ``heldout_note``, where held-out
+        r took part in the choice.
 
     Examples
     --------
@@ -106,6 +109,7 @@ def summarise(pairs: xr.Dataset) -> dict[str, Any]:
         "share_unique": _share((uses["a"] == 1) & (uses["b"] == 1)),
         "share_mutual": _share((ranks["a"] == 0) & (ranks["b"] == 0)),
         **{f"most_uses_{side}": int(uses[side].max(initial=0)) for side in "ab"},
+        **heldout_note_of(pairs.attrs),
     }
 
 

@@ -26,6 +26,7 @@ from pipeline.match.edges import Edges, lookup
 from pipeline.match.fates import BELOW_MIN_R, Fate
 from pipeline.match.methods.greedy import best, best_of_b
 from pipeline.settings.base import Section
+from pipeline.settings.match import HELDOUT_NOTE
 from pipeline.settings.registries import FILTERS
 from pipeline.text.top_tokens import NONE, TopTokens, top_tokens
 from storage import open_result
@@ -178,6 +179,22 @@ def check_needs(filters: Sequence[Filter], text: TextInputs | None, *, heldout: 
     for each in filters:
         if missing := next((need for need in each.needs if not there[need]), None):
             raise InputError(MISSING[missing].format(each.name))
+
+
+def heldout_note(filters: Sequence[Filter]) -> dict[str, str]:
+    """Return the attribute that says that held-out r took part in a choice; empty if no filter reads it.
+
+    >>> heldout_note([MinR(value=0.2), MinHeldoutR(value=0.2)])[HELDOUT_NOTE]
+    'Held-out r took part in choosing these pairs (min_heldout_r): their held-out r is biased, as a rule upwards.'
+    """
+    names = dict.fromkeys(each.name for each in filters if "heldout" in each.needs)
+    if not names:
+        return {}
+    listed = ", ".join(names)
+    return {
+        HELDOUT_NOTE: f"Held-out r took part in choosing these pairs ({listed}): their held-out r is biased, as a rule "
+        "upwards."
+    }
 
 
 def read_token_list(path: str | Path | None) -> list[str]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.match.edges import check_minimum, lookup, ranks, read_edges
 from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates
-from pipeline.match.filters import Candidates, TextInputs, apply_filter, check_needs, mean_or_none
+from pipeline.match.filters import Candidates, TextInputs, apply_filter, check_needs, heldout_note, mean_or_none
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES
-from pipeline.settings.match import MatchSettings
+from pipeline.settings.match import HELDOUT_NOTE, MatchSettings
 from pipeline.settings.registries import METHODS
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
@@ -31,6 +31,7 @@ INHERITED = (
     *(f"{name}_{side}" for name in ("model", "site", "dictionary", "kind") for side in "ab"),
     "row_hash",
     "select",
+    "split_seed",
     "measure",
     "keep_above",
     "n_rows_select",
@@ -193,6 +194,8 @@ def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
     minimum = settings.min_correlation
     mean = f", mean r {pairs.mean_r:.4g}" if pairs.n_pairs else ""
     logger.info("%d pairs by %s with r ≥ %g%s", pairs.n_pairs, settings.method, minimum, mean)
+    if HELDOUT_NOTE in pairs.attrs:
+        logger.info("%s", pairs.attrs[HELDOUT_NOTE])
 
 
 def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:
@@ -207,11 +210,15 @@ def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:
         f"fate_{side}": xr.Variable(f"id_{side}", fate, flags) for side, fate in of_side.items()
     }
     pairs = xr.Dataset(variables)
+    note = heldout_note(settings.filters)
+    if note:
+        pairs["r_heldout"].attrs["comment"] = note[HELDOUT_NOTE]
     attrs = {
         "method": settings.method,
         "min_correlation": settings.min_correlation,
         "n_candidates": len(data.edges),
         "filters": reports,
+        **note,
     }
     return pairs.assign_attrs(_inherited(data.path, data.correlation) | attrs | _summary(pairs, fates.known))
 

@@ -110,6 +110,7 @@ def _entry(pair: SitePair, name: str, names: dict[tuple[Side, str], str]) -> dic
         "pages": {side: feature_page(str(pair.site(side).store.attrs.get("dictionary", ""))) for side in SIDES},
         "pairs": int(pair.pairs.sizes["pair"]),
         "heldout": bool(np.isfinite(pair.pairs["r_heldout"].values).any()),
+        "heldout_in_choice": pair.heldout_in_choice,
     }
 
 

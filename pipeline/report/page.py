@@ -219,7 +219,8 @@ def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
     caption = "Random: mean r of all pairs of features, which pairs drawn at random would have. Chosen: on the " + (
         "documents that chose the pairs." if heldout else "same rows, all of which chose the pairs."
     )
-    return _map(run, matching, cell, title, caption + " Shade: height above random.")
+    caption += " Shade: height above random."
+    return _map(run, matching, cell, title, f"{caption} {run.heldout_note}".strip())
 
 
 def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:

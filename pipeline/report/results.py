@@ -10,6 +10,7 @@ from pathlib import Path
 import xarray as xr
 
 from pipeline.settings.experiment import Experiment, stored_experiment
+from pipeline.settings.match import HELDOUT_NOTE
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory, Side
@@ -41,6 +42,11 @@ class SitePair:
     pairs: xr.Dataset
     scores: xr.Dataset
 
+    @property
+    def heldout_in_choice(self) -> bool:
+        """Whether held-out r took part in the choice of the pairs."""
+        return HELDOUT_NOTE in self.pairs.attrs
+
     def site(self, side: Side) -> Site:
         """Return the site of one side."""
         return self.a if side == "a" else self.b
@@ -62,6 +68,11 @@ class Run:
         """Return the label of one side's model, or its id as its activations record it."""
         configured = self.experiment.a if side == "a" else self.experiment.b
         return configured.label or str(self.sites[side][0].store.attrs.get("model") or configured.model)
+
+    @property
+    def heldout_note(self) -> str:
+        """What is to be said beside held-out r, if it took part in the choice of pairs; else empty."""
+        return next((str(pair.pairs.attrs[HELDOUT_NOTE]) for pair in self.site_pairs if pair.heldout_in_choice), "")
 
     def site(self, side: Side, name: str) -> Site:
         """Return one site of a side by its name."""

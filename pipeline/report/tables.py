@@ -46,7 +46,8 @@ def matching_table(run: Run) -> pd.DataFrame:
     ``n_pairs`` of ``possible`` (the smaller number of features that ever vary), the mean r of the pairs on the rows
     that chose them and on the held-out documents, the share ``replicated`` of pairs that reach the minimum r there too
     (undefined counts as no), the mean r of all pairs of features (what a pair drawn at random would have), and the
-    median best r of an A feature on both halves. Held-out figures are NaN where all rows chose.
+    median best r of an A feature on both halves. Held-out figures are NaN where all rows chose; ``heldout_in_choice``
+    says whether held-out r took part in the choice of the pairs, and is biased for them.
     """
     return pd.DataFrame.from_records([_matching_record(pair) for pair in run.site_pairs])
 
@@ -68,6 +69,7 @@ def _matching_record(pair: SitePair) -> dict[str, Any]:
         "best_r_heldout_median": median(best_heldout),
         "rows_select": int(correlation.attrs["n_rows_select"]),
         "rows_heldout": int(correlation.attrs.get("n_rows_heldout", 0)),
+        "heldout_in_choice": pair.heldout_in_choice,
     }
 
 
@@ -217,4 +219,4 @@ def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame]) ->
         for side in SIDES:
             text = texts[side, pair.site(side).name][column]
             frame[f"{column}_{side}"] = text.reindex(frame[f"feature_{side}"]).to_numpy()
-    return frame
+    return frame.assign(heldout_in_choice=True) if pair.heldout_in_choice else frame

@@ -204,7 +204,7 @@ def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
     if matching["r_heldout_mean"].notna().any():
         yield (
             f"Their mean r is {_span(matching['r_mean'])} on the documents that chose them and "
-            f"{_span(matching['r_heldout_mean'])} on documents held out from the choice, a change of "
+            f"{_span(matching['r_heldout_mean'])} on {_heldout(matching)}, a change of "
             f"{_span(matching['r_heldout_mean'] - matching['r_mean'])}; {_span(matching['replicated'] * 100, 0)} % of "
             f"them reach the minimum r there too. Two features drawn at random have {_span(matching['r_random'], 3)}."
         )
@@ -212,9 +212,21 @@ def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
         yield f"Their mean r is {_span(matching['r_mean'])}, on the same rows that chose them."
 
 
+def _heldout(matching: pd.DataFrame) -> str:
+    """Say what the documents are that did not choose the pairs."""
+    if matching["heldout_in_choice"].any():
+        return "the other documents, which a filter of the pairs reads"
+    return "documents held out from the choice"
+
+
 def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]:
     if unfinished:
         yield f"Not finished, and not in this report: {_listed(unfinished)}."
+    if matching["heldout_in_choice"].any():
+        yield (
+            "A filter that reads held-out r took part in choosing the pairs: their held-out r is biased, as a rule "
+            "upwards."
+        )
     if matching["rows_heldout"].eq(0).any():
         yield "Where all rows chose the pairs, r is inflated by the choice: correlate with select: half."
 

@@ -1,8 +1,9 @@
 """Features that a sparse linear probe uses to tell a concept's rows from others.
 
 A logistic regression with an L1 penalty [1]_ on a seeded sample of rows: up to so many rows of each concept, and so
-many of all others. Features are scaled by their maximum, so that weights can be compared. Documents are split: three
-quarters train the probe, the others say how good it is (area under the ROC curve).
+many of all others. Features are scaled by their maximum, so that weights can be compared. Documents, or groups of them
+where the store has groups, are split: three quarters train the probe, the others say how good it is (area under the ROC
+curve).
 
 .. [1] R. Tibshirani, "Regression shrinkage and selection via the lasso", J. R. Stat. Soc. B 58 (1996).
 """
@@ -40,7 +41,7 @@ def probe_concepts(
     opened = open_activations(store)
     rows = sample_rows(keywords, opened["sink"].values, rule)
     active = _read_rows(store, rows, opened["max"].values)
-    documents = opened["document"].values[rows]
+    documents = opened["group" if "group" in opened.variables else "document"].values[rows]
     rng = np.random.default_rng(rule.seed)
     distinct = np.unique(documents)
     training = np.isin(documents, distinct[rng.random(len(distinct)) < TRAINING_SHARE])

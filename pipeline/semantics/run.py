@@ -22,6 +22,7 @@ from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.random_keywords import dominant_words, random_lists
 from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
 from pipeline.settings.base import keywords
+from pipeline.settings.match import heldout_note_of
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, top_words
 from pipeline.work.workers import Planned, tell
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 STAGE, WORDS_STAGE = "semantics", "semantics-words"
 RANDOM_KEYWORDS = "random_keywords"
+#: Follows the note on held-out r that the pairs carry.
+WITHIN_NOTE = "Pairs of the approach within are matched without filters."
 #: Words that describe a subspace.
 SHOWN_WORDS = 6
 
@@ -225,7 +228,8 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
     table["no_keywords"] = "subspace", np.array([without.get(entry.key, "") for entry in subspaces], object)
-    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed)
+    note = {name: f"{text} {WITHIN_NOTE}" for name, text in heldout_note_of(matched.attrs).items()}
+    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **note)
 
 
 def _random_keywords(

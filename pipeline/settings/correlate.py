@@ -18,6 +18,9 @@ RAREST = 0.01
 #: Rows that choose pairs.
 Select = Literal["half", "all"]
 
+#: Seed of the hash that assigns documents to halves.
+SplitSeed = Annotated[int, Number, Field(ge=0, lt=2**62)]
+
 Measure = Literal["pearson", "cosine", "spearman", "jaccard", "phi"]
 
 #: What r is called in labels, by measure.
@@ -47,6 +50,11 @@ class CorrelateSettings(Section):
         "half",
         description="Rows that choose the partners: half of the documents, and the chosen pairs' r on the other half "
         "is given beside it (r_heldout); or all rows, and there is no held-out r.",
+    )
+    split_seed: SplitSeed = Field(
+        0,
+        description="Seed of the halves: whether a document chooses or is held out follows from its number, or its "
+        "group, and this seed alone.",
     )
     measure: Measure = Field(
         "pearson",
@@ -86,6 +94,7 @@ class CorrelateSettings(Section):
 
 
 _AS_CORRELATED = "as the pairs were correlated, if absent"
+_SPLIT_SEED = f"Seed of the halves, {_AS_CORRELATED}."
 
 
 class BootstrapSettings(Section):
@@ -97,6 +106,7 @@ class BootstrapSettings(Section):
     )
     seed: Annotated[int, Number] = Field(0, description="Seed of the draws.")
     select: Select | None = Field(None, description=f"Halves of the rows, {_AS_CORRELATED}.")
+    split_seed: SplitSeed | None = Field(None, description=_SPLIT_SEED)
     measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
     memory: Memory = Field("auto", description=BUDGET)
 
@@ -110,4 +120,5 @@ class ConvergenceSettings(Section):
         "what was kept.",
     )
     measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
+    split_seed: SplitSeed | None = Field(None, description=_SPLIT_SEED)
     memory: Memory = Field("auto", description=BUDGET)

@@ -22,6 +22,11 @@ class CorpusSettings(Section):
     split: str = Field("train", description="The split of the dataset.")
     subset: str | None = Field(None, description="The configuration of the dataset, where it has several.")
     column: str = Field("text", description="The column or JSON key that holds the text.")
+    group: str | None = Field(
+        None,
+        description="The column or JSON key of what documents may have in common, such as the article that they are "
+        "sections of. No group is split between the half that chooses pairs and the half that is held out.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of the dataset; its newest by default.")
     streaming: bool | None = Field(
         None,

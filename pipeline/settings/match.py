@@ -15,6 +15,19 @@ from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
 from storage.errors import InputError, shorten
 from storage.yaml_files import parse_yaml
 
+#: Attribute of pairs, and of what is measured on them, if held-out r took part in choosing them.
+HELDOUT_NOTE = "heldout_note"
+
+
+def heldout_note_of(attrs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the attribute :data:`HELDOUT_NOTE` of pairs, if they have it.
+
+    >>> heldout_note_of({"method": "greedy", "heldout_note": "…"}), heldout_note_of({"method": "greedy"})
+    ({'heldout_note': '…'}, {})
+    """
+    return {HELDOUT_NOTE: attrs[HELDOUT_NOTE]} if HELDOUT_NOTE in attrs else {}
+
+
 MatchMethod = Annotated[str, known(METHODS.__getitem__), Flag(metavar="NAME", choices=lambda: METHODS)]
 
 MinimumR = Annotated[float, Number, Field(gt=-1, le=1)]

@@ -15,6 +15,18 @@ from pipeline.correlate.run import correlate
 RANKED = {"b": ("best_b", "r_b", "r_heldout_b"), "a": ("best_a", "r_a", "r_heldout_a")}
 
 
+def half_of(number, seed=0):
+    """Return the half of a document or group: the highest bit of SplitMix64, in whole numbers of Python."""
+
+    def mix(z):
+        z = (z + 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    return mix(mix(seed) ^ int(number) % 2**64) >> 63
+
+
 def pearson(x, y):
     """Two-pass Pearson of all columns, float64; NaN where a column does not vary."""
     x, y = x.astype(np.float64), y.astype(np.float64)
@@ -30,11 +42,20 @@ class Case:
     """Two stores, the arrays that they were made from, and what correlating them must give."""
 
     def __init__(
-        self, folder: Path, x, y, documents=None, sink=None, dtype="float32", layouts=("csr", "csr"), oracle=pearson
+        self,
+        folder: Path,
+        x,
+        y,
+        documents=None,
+        sink=None,
+        dtype="float32",
+        layouts=("csr", "csr"),
+        oracle=pearson,
+        groups=None,
     ):
         self.folder, self.oracle = folder, oracle
         self.x, self.y = (np.asarray(side, dtype) for side in (x, y))
-        self.documents = documents
+        self.documents, self.groups = documents, groups
         self.sink = np.zeros(len(x), bool) if sink is None else sink
         self.a, self.b = folder / "a.zarr", folder / "b.zarr"
         for path, side, layout in zip((self.a, self.b), (self.x, self.y), layouts, strict=True):
@@ -46,6 +67,7 @@ class Case:
         if self.documents is not None:
             place = np.arange(n)
             tokens = {"document": self.documents, "char_start": place, "char_end": place + 1}
+            tokens |= {} if self.groups is None else {"group": self.groups}
         writer = storage.ActivationWriter.create(
             path, n_tokens=n, n_features=values.shape[1], tokens=tokens, dtype=dtype, layout=layout,
             shard_rows=64, chunk=(32, 16), attrs={"kind": "post"},
@@ -56,10 +78,15 @@ class Case:
             writer.write_shard(i, scipy.sparse.csr_array(wide) if layout == "csr" else values[rows], self.sink[rows])
         writer.finalise()
 
-    def halves(self, select):
-        split_rows = importlib.import_module("pipeline.correlate.rows").split_rows
-        half = split_rows(self.documents, self.sink, select)
-        return [half == h for h in range(2 if select == "half" else 1)]
+    def halves(self, select, split_seed=0):
+        """Return the rows that choose, and those that are held out."""
+        rows = np.flatnonzero(~self.sink)
+        half = np.full(len(self.sink), -1)
+        half[rows] = np.arange(len(rows)) >= (len(rows) + 1) // 2
+        texts = self.documents if self.groups is None else self.groups
+        if texts is not None and len(set(texts[rows])) > 1:
+            half[rows] = [half_of(number, split_seed) for number in texts[rows]]
+        return [half == h for h in range(2)] if select == "half" else [half >= 0]
 
     def correlate(self, name="cor", **arguments):
         return correlate(self.a, self.b, out=self.folder / f"{name}.zarr", **arguments)

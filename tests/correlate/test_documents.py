@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -120,11 +120,37 @@ def test_few_documents_and_none_are_said(client, texts, make_case, values, caplo
 
 def test_one_document_alone_has_no_interval(client, texts):
     case, pairs = texts(n_documents=2)
-    ds = bootstrap(pairs, case.a, case.b, runs=10, client=client)
+    ds = bootstrap(pairs, case.a, case.b, runs=10, split_seed=1, client=client)
     assert ds.attrs["n_documents"] == [1, 1]
     assert np.isnan(ds["r_low"].values).all()
     assert (ds["n_undefined"].values == 10).all()
     assert np.isfinite(ds["r"].values[0])
+
+
+def test_the_halves_are_those_of_the_correlation(client, texts, tmp_path):
+    case, _ = texts()
+    cor = case.correlate(split_seed=4, client=client)
+    pairs = match(cor, method="greedy", min_correlation=0.15, out=tmp_path / "pairs.zarr")
+    for result in (cor, pairs):
+        assert bootstrap(result, case.a, case.b, runs=2, client=client).attrs["split_seed"] == 4
+        assert convergence(result, case.a, case.b, client=client).attrs["split_seed"] == 4
+    ds = bootstrap(pairs, case.a, case.b, runs=2, client=client)
+    curve = convergence(pairs, case.a, case.b, client=client)
+    for h, name in enumerate(("r", "r_heldout")):
+        np.testing.assert_allclose(ds[name], pairs[name], atol=1e-9)
+        np.testing.assert_allclose(curve["r"][-1, h], pairs[name], atol=1e-9)
+    other = bootstrap(pairs, case.a, case.b, runs=2, split_seed=5, client=client)
+    assert np.abs(other["r"] - pairs["r"]).max() > 0.01
+
+
+def test_that_heldout_r_took_part_in_the_choice_stays_with_the_pairs(client, texts, tmp_path):
+    case, _ = texts()
+    cor = case.correlate(client=client)
+    filters = [{"name": "min_heldout_r", "value": 0.15}]
+    pairs = match(cor, min_correlation=0.15, filters=filters, out=tmp_path / "pairs.zarr")
+    for ds in (bootstrap(pairs, case.a, case.b, runs=2, client=client), convergence(pairs, case.a, case.b)):
+        assert ds.attrs["heldout_note"] == pairs.attrs["heldout_note"]
+    assert "heldout_note" not in bootstrap(cor, case.a, case.b, runs=2, client=client).attrs
 
 
 def test_the_same_bits_for_any_memory_and_workers(client, texts, monkeypatch):
@@ -249,10 +275,12 @@ def test_plot_and_verbs(client, texts, tmp_path):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4)
-@given(seed=st.integers(0, 2**32 - 1), n_documents=st.integers(2, 40))
-def test_r_of_the_whole_is_that_of_the_correlation(client, texts, seed, n_documents):
+@given(seed=st.integers(0, 2**32 - 1), n_documents=st.integers(2, 40), split_seed=st.integers(0, 2**62 - 1))
+def test_r_of_the_whole_is_that_of_the_correlation(client, texts, seed, n_documents, split_seed):
     case, pairs = texts(n=120, n_documents=n_documents, seed=seed)
-    ds = bootstrap(pairs, case.a, case.b, runs=2, client=client)
-    for rows, name in zip(case.halves("half"), ("r", "r_heldout"), strict=True):
+    halves = case.halves("half", split_seed)
+    assume(min(rows.sum() for rows in halves) >= 2)
+    ds = bootstrap(pairs, case.a, case.b, runs=2, split_seed=split_seed, client=client)
+    for rows, name in zip(halves, ("r", "r_heldout"), strict=True):
         expected = [pearson(case.x[rows, i], case.y[rows, j]) for i, j in zip(*pairs, strict=True)]
         np.testing.assert_allclose(ds[name].values, expected, atol=1e-9)

@@ -68,6 +68,7 @@ CHANGES: dict[str, Change] = {
     "corpus.split": ("test", NOTHING),
     "corpus.subset": ("other", NOTHING),
     "corpus.column": ("body", CORPUS),
+    "corpus.group": ("topic", CORPUS),
     "corpus.revision": ("main", NOTHING),
     "corpus.streaming": (True, NOTHING),
     "corpus.documents": (25, CORPUS),
@@ -94,6 +95,7 @@ CHANGES: dict[str, Change] = {
     "correlate.keep_above": (0.04, CORRELATE),
     "correlate.min_firing": (3, CORRELATE),
     "correlate.select": ("all", CORRELATE),
+    "correlate.split_seed": (1, CORRELATE),
     "correlate.measure": ("cosine", CORRELATE),
     "correlate.kernel": ("dense", NOTHING),
     "correlate.full": ("float32", CORRELATE),
@@ -146,7 +148,7 @@ MORE_CHANGES: dict[str, Change] = {
 CONTENT = {"corpus.zarr", "activations", "pairs"}
 #: Settings that are changed at once for a run: what each of them alone makes it do is what `status` names.
 TOGETHER: dict[str, list[str]] = {
-    "the text": ["corpus.path", "corpus.column", "corpus.documents", "corpus.tokens", "corpus.seed"],
+    "the text": [f"corpus.{name}" for name in ("path", "column", "group", "documents", "tokens", "seed")],
     "the rows": ["corpus.max_length", "align.pool", "a.prepend_bos", "a.randomise", "a.model"],
     "the stores": ["a.kind", "a.dtype", "a.batch_size", "store.dtype", "store.shard_rows"],
     "a dictionary": ["a.dictionary"],
@@ -203,7 +205,7 @@ def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(tiny_inputs, folder)
         texts = [json.loads(line)["text"] for line in (tiny_inputs / "texts.jsonl").read_text().splitlines()]
-        lines = [json.dumps({"text": text, "body": text.upper()}) for text in texts[:30]]
+        lines = [json.dumps({"text": text, "body": text.upper(), "topic": i % 9}) for i, text in enumerate(texts[:30])]
         (folder / "texts.jsonl").write_text("\n".join(lines))
         (folder / "fewer.jsonl").write_text("\n".join(lines[:28]))
         shutil.copytree(folder / "llama", folder / "llama-2")

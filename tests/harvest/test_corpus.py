@@ -56,6 +56,56 @@ def test_local_dataset(tmp_path):
     assert not (tmp_path / "e.zarr").exists()
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder", "dataset"])
+def test_groups_come_from_a_column(tmp_path, kind):
+    """With every kind of source that has columns; sampled documents keep their groups."""
+    records = [{"text": f"d{i}", "body": f"b{i}", "article": f"a{i // 3}"} for i in range(30)]
+    source = {"path": str(tmp_path / "in" / f"t.{kind}")}
+    (tmp_path / "in").mkdir()
+    if kind == "jsonl":
+        write_jsonl(tmp_path / "in/t.jsonl", records)
+    elif kind == "folder":
+        write_jsonl(tmp_path / "in/t.jsonl", records)
+        source = {"path": str(tmp_path / "in")}
+    elif kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(records), tmp_path / "in/t.parquet")
+    else:
+        pytest.importorskip("datasets").Dataset.from_list(records).save_to_disk(str(tmp_path / "in"))
+        source = {"dataset": str(tmp_path / "in")}
+    config = CorpusSettings(**source, column="body", group="article", documents=9, seed=0)
+    corpus = build_corpus(config, tmp_path / "c.zarr")
+    assert corpus.groups(0, 9) == [f"a{int(text[1:]) // 3}" for text in texts_of(corpus)]
+    plain = build_corpus(config.model_copy(update={"group": None}), tmp_path / "d.zarr")
+    assert texts_of(plain) == texts_of(corpus)
+    assert not plain.has_groups
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", '{"text": "a", "topic": "x"}\n{"text": "b"}\n', r"line 2 has no 'topic' \(it has \['text'\]\)"),
+        ("t.jsonl", '{"text": "a", "topic": null}\n', "line 1 has None under 'topic': .* text or a whole number"),
+        ("t.jsonl", '{"text": "a", "topic": 1.5}\n', "line 1 has 1.5 under 'topic'"),
+        ("t.jsonl", '"a"\n', "line 1 has no text under 'text'"),
+        ("t.txt", "a\n\nb", r"t\.txt is plain text, and has no 'topic'.*\.jsonl"),
+    ],
+)
+def test_documents_without_a_group_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(InputError, match=message):
+            build_corpus(CorpusSettings(path=str(path), group="topic"), tmp_path / "out" / "c.zarr")
+    assert not (tmp_path / "out" / "c.zarr").exists()
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table({"text": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"no column 'topic' \(it has \['text'\]\): set 'corpus: group'"):
+        build_corpus(CorpusSettings(path=str(tmp_path / "t.parquet"), group="topic"), tmp_path / "c.zarr")
+
+
 def test_first_documents_and_seeded_sample(tmp_path):
     source = write_jsonl(tmp_path / "t.jsonl", [f"d{i}" for i in range(50)])
     first = build_corpus(CorpusSettings(path=str(source), documents=3), tmp_path / "c.zarr")
@@ -172,11 +222,11 @@ def test_every_document_is_as_likely_in_a_sample_by_tokens(tmp_path):
     from collections import Counter
 
     from pipeline.harvest.corpus import _sample_tokens
+    from pipeline.harvest.sources import Document
 
-    documents = [(str(i), "x") for i in range(10)]
-    drawn = Counter(
-        name for seed in range(3000) for name, _ in _sample_tokens(documents, 4, None, lambda text: 1, seed)
-    )
+    documents = [Document(str(i), "x") for i in range(10)]
+    samples = (_sample_tokens(documents, 4, None, lambda text: 1, seed) for seed in range(3000))
+    drawn = Counter(document.name for sample in samples for document in sample)
     assert sum(drawn.values()) == 3000 * 4
     assert all(abs(times - 1200) < 5 * (3000 * 0.4 * 0.6) ** 0.5 for times in drawn.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -19,6 +20,7 @@ from pipeline.settings.harvest import CorpusSettings, ModelSettings, StoreSettin
 from pipeline.work.workers import local_client
 from storage import check_same_rows, open_activations, open_corpus, read_csr, read_dense
 from storage.errors import InputError, RowMismatchError
+from storage.verify import verify
 
 STORE = StoreSettings(shard_rows=64)
 LENGTH = 24
@@ -92,6 +94,22 @@ def test_values_are_those_of_a_bare_loop_over_single_windows(harvested, make_mod
                 mine = np.flatnonzero(table["window_of_row"].values == window)
                 positions = table[f"position_{side}"].values[mine]
                 np.testing.assert_allclose(values[mine], states[positions], atol=1e-5)
+
+
+def test_groups_of_documents_reach_the_stores(sides, tmp_path, client):
+    a, b = sides()
+    article = ["x", "y", "x", "z", "y", "y"]
+    records = [json.dumps({"text": text, "article": name}) for text, name in zip(TEXTS, article, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(records), encoding="utf-8")
+    config = CorpusSettings(path=str(tmp_path / "t.jsonl"), group="article")
+    grouped = build_corpus(config, tmp_path / "corpus.zarr")
+    _, stores = run(grouped.path, a, b, tmp_path, client)
+    numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") // 2 for name in article]
+    for path in stores.values():
+        store = open_activations(path)
+        np.testing.assert_array_equal(store["group"], np.array(numbers)[store["document"].values])
+        assert "group" in store.coords
+    assert not verify(tmp_path / "a" / "layers.0.zarr").faults
 
 
 def test_windows_read_the_document_and_hold_both_models(harvested, make_model, corpus):

@@ -130,6 +130,18 @@ def test_the_command_writes_pairs_for_a_spreadsheet(random_correlation, tmp_path
         np.testing.assert_array_equal(table[name], pairs[name].values)
 
 
+def test_the_command_says_that_heldout_r_took_part_in_the_choice(random_correlation, tmp_path):
+    out, file, filtered = tmp_path / "pairs.zarr", tmp_path / "pairs.csv", ("--filter", "min_heldout_r:value=0.3")
+    found = json.loads(call(random_correlation, "--out", out, "--csv", file, *filtered, "--json").stdout)
+    assert found["heldout_note"] == open_result(out, "match").attrs["heldout_note"]
+    assert pd.read_csv(file)["heldout_in_choice"].all()
+    for more in (("--out", out), ("--all",)):
+        shown = call(random_correlation, *more, *filtered).stdout
+        assert "took part in choosing these pairs (min_heldout_r)" in " ".join(shown.split())
+    assert json.loads(call(random_correlation, "--all", *filtered, "--json").stdout)["heldout_note"]
+    assert "heldout_note" not in call(random_correlation, "--all", "--json").stdout
+
+
 def test_the_command_says_what_is_missing_or_wrong(random_correlation, tmp_path):
     assert "--all" in call(random_correlation).stderr
     wrong = call(random_correlation, "--out", tmp_path / "x.zarr", "--filter", "min_r:later:value=0.1")

@@ -19,6 +19,7 @@ from pipeline.match.filters import (
     Candidates,
     apply_filter,
     easy_features,
+    heldout_note,
     read_token_list,
     share_of_commonest,
 )
@@ -229,6 +230,52 @@ def test_trap_9_every_filter_says_what_it_dropped_and_a_filter_that_drops_nothin
     assert (first["features_dropped_a"], first["features_dropped_b"]) == (0, 1)
     assert (first["mean_r_before"], first["mean_r_after"]) == (pytest.approx(0.625), pytest.approx(0.4))
     assert first["value"] == 0.2
+
+
+#: Settings of every filter, and whether it reads held-out r.
+EVERY = [
+    ({"name": "min_r", "value": 0.2}, False),
+    ({"name": "min_heldout_r", "value": 0.2}, True),
+    ({"name": "fraction", "fraction": 0.5}, False),
+    ({"name": "max_uses", "n": 2}, False),
+    ({"name": "min_firing", "n": 2}, False),
+    ({"name": "reproducible", "tolerance": 0.2}, True),
+    ({"name": "non_concept"}, False),
+    ({"name": "shared_token"}, False),
+    ({"name": "easy_kind"}, False),
+]
+
+
+def test_every_filter_is_here():
+    own = {name for name, kind in FILTERS.items() if kind.__module__ == "pipeline.match.filters"}
+    assert {setting["name"] for setting, _ in EVERY} == own
+
+
+@pytest.mark.parametrize(("setting", "reads"), EVERY)
+def test_filters_that_read_heldout_r_say_so(setting, reads):
+    """By what they do: held-out r is looked up when it is first asked for."""
+    words = top(np.zeros((3, 2), int), WORDS, np.zeros((3, 2), int))
+    n_active = xr.Dataset({f"n_active_{side}": (f"feature_{side}", np.full(3, 5)) for side in "ab"})
+    data = candidates(R, tops=(words, words), n_active=n_active)
+    del data.__dict__["r_heldout"]
+    (parsed,) = MatchSettings.make(filters=[setting]).filters
+    parsed.select(data, np.arange(len(data.edges)))
+    assert ("r_heldout" in data.__dict__) == reads == bool(heldout_note([parsed]))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_pairs_that_heldout_r_chose_say_so(correlation, when, caplog):
+    caplog.set_level("INFO")
+    path = correlation([[0.9, 0.5], [0.8, 0.3]], r_heldout=[[0.1, 0.5], [0.1, 0.3]])
+    chosen = {"name": "min_heldout_r", "value": 0.2, "when": when}
+    told = "Held-out r took part in choosing these pairs (min_heldout_r, reproducible): their held-out r is biased"
+    pairs = match(path, filters=[{"name": "min_r", "value": 0.2}, chosen, {"name": "reproducible", "tolerance": 1}])
+    assert pairs.attrs["heldout_note"].startswith(told)
+    assert pairs["r_heldout"].attrs["comment"] == pairs.attrs["heldout_note"]
+    assert told in caplog.text
+    plain = match(path, filters=[{"name": "min_r", "value": 0.2}])
+    assert "heldout_note" not in plain.attrs
+    assert "comment" not in plain["r_heldout"].attrs
 
 
 def test_ranks_count_all_candidates_whatever_the_filters(correlation):

@@ -34,6 +34,17 @@ def experiment(tmp_path_factory):
     return folder
 
 
+def test_a_filter_that_reads_heldout_r_is_noted(experiment, tmp_path):
+    points = {"min_correlations": [0.1], "max_uses": [2]}
+    assert "heldout_note" not in sweep(experiment / "cor.zarr", **points).attrs
+    filters = [{"name": "reproducible", "tolerance": 0.1}]
+    note = sweep(experiment / "cor.zarr", **points, filters=filters).attrs["heldout_note"]
+    assert "took part in choosing these pairs (reproducible)" in note
+    command = ["sweep", str(experiment / "cor.zarr"), "--out", str(tmp_path / "sweep.zarr"), "--min-correlation", "0.1"]
+    shown = CliRunner().invoke(app, [*command, "--max-uses", "2", "--filter", "reproducible", "--json"])
+    assert json.loads(shown.stdout)["heldout_note"] == note
+
+
 def test_every_point_is_that_of_match_and_compare(experiment, client):
     stores = experiment / "a.zarr", experiment / "b.zarr"
     found = sweep(

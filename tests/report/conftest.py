@@ -113,6 +113,7 @@ class SyntheticRun:
     score: float | None = 0.4
     null_runs: int = 200
     min_correlation: float = 0.2
+    filters: list[dict[str, Any]] = field(default_factory=list)
     noise: float = 0.002
     seed: int = 0
     name: str = "toy-a-vs-toy-b"
@@ -149,7 +150,7 @@ class SyntheticRun:
             "corpus": {"path": "texts.jsonl"},
             "a": {"model": "toy/model-a", "sites": self.sites["a"], **model},
             "b": {"model": "toy/model-b", "sites": self.sites["b"], **model},
-            "match": {"min_correlation": self.min_correlation},
+            "match": {"min_correlation": self.min_correlation, "filters": self.filters},
         }
 
     def _store(self, path: Path, side: str, site: str, active: sp.csr_array, rows: dict, rng: Any) -> None:
@@ -178,7 +179,8 @@ class SyntheticRun:
         stores = run.activations("a", a), run.activations("b", b)
         select = "half" if self.heldout else "all"
         correlate(*stores, top_k=4, select=select, min_firing=0, memory="1GB", out=run.correlation(a, b), client=client)
-        pairs = match(run.correlation(a, b), min_correlation=self.min_correlation, out=run.pairs(a, b))
+        settings = {"min_correlation": self.min_correlation, "filters": self.filters}
+        pairs = match(run.correlation(a, b), **settings, out=run.pairs(a, b))
         if self.score is None:
             compare(pairs, *stores, null_runs=self.null_runs, out=run.scores(a, b), client=client)
         else:

@@ -22,7 +22,9 @@ import xarray as xr
 
 import storage
 from pipeline.report.explorer import MAX_SHOWN
+from pipeline.report.explorer_data import explorer_data
 from pipeline.report.export import export_figures
+from pipeline.report.results import open_run
 from pipeline.report.run import report
 from pipeline.work.usage import StageUsage
 from storage.errors import FormatError, MissingInputError
@@ -333,6 +335,23 @@ def test_a_session_that_could_measure_nothing(write_run, tmp_path) -> None:
     page = Page(report(run.root).read_text(encoding="utf-8")).root
     (table,) = page.all("table", id="usage")
     assert [cell.text for cell in table.all("tr")[1].all("td")[5:10]] == ["–"] * 5
+
+
+def test_heldout_r_that_took_part_in_the_choice_is_marked_wherever_it_is_quoted(write_run, tmp_path) -> None:
+    filters = [{"name": "min_heldout_r", "value": 0.1}]
+    run = write_run(tmp_path / "run", sites=ONE_PAIR, n_documents=12, filters=filters)
+    page = Page(report(run.root).read_text(encoding="utf-8")).root
+    note = "took part in choosing these pairs (min_heldout_r)"
+    for section in ("scores", "pairs"):
+        assert note in page.all("section", id=section)[0].text, section
+    (figure,) = [one for one in page.all("figure") if "Mean r of matched pairs, held out" in one.text]
+    assert note in figure.text
+    assert "where it took part in the choice" in page.all("article", id="pair-1")[0].text
+    assert pd.read_csv(run.root / "pairs.csv")["heldout_in_choice"].all()
+    export_figures(run.root, tmp_path / "paper", [])
+    assert pd.read_csv(tmp_path / "paper" / "matching.csv")["heldout_in_choice"].all()
+    opened = open_run(run.root)
+    assert explorer_data(opened, opened.site_pairs).index["site_pairs"][0]["heldout_in_choice"]
 
 
 def test_the_licences_of_the_libraries_come_along(page) -> None:

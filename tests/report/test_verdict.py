@@ -30,7 +30,7 @@ def matching(**columns: float) -> pd.DataFrame:
     """Make a table of one pair of sites."""
     usual = {
         "n_pairs": 80, "possible": 100, "r_mean": 0.62, "r_heldout_mean": 0.55, "replicated": 0.9, "r_random": 0.001,
-        "rows_heldout": 500,
+        "rows_heldout": 500, "heldout_in_choice": False,
     }  # fmt: skip
     return pd.DataFrame([{**usual, **columns}])
 
@@ -115,6 +115,16 @@ def test_limits_are_named() -> None:
     limits = " ".join(judge(table, matching(rows_heldout=0), poor, EasyPairs(10, 4), ["a1 – b9"]).limits)
     for part in ("a1 – b9", "inflated by the choice", "4 are of the easy kind", "saturated: few pairs", "0.60 of the"):
         assert part in limits
+
+
+def test_heldout_r_that_took_part_in_the_choice_is_not_called_held_out_from_it() -> None:
+    table = scores({("b1", "svcca"): LOW})
+    plain, filtered = (judge(table, matching(heldout_in_choice=is_read), SITES, NO_EASY, []) for is_read in (0, 1))
+    assert "documents held out from the choice" in " ".join(plain.findings)
+    assert "took part in choosing" not in " ".join(plain.limits)
+    assert "held out from the choice" not in " ".join(filtered.findings)
+    assert "the other documents, which a filter of the pairs reads" in " ".join(filtered.findings)
+    assert "took part in choosing the pairs: their held-out r is biased" in " ".join(filtered.limits)
 
 
 def test_no_pairs() -> None:

@@ -13,6 +13,8 @@ import xarray as xr
 from scipy import stats
 from typer.testing import CliRunner
 
+from pipeline.correlate.run import correlate
+from pipeline.match.run import match
 from pipeline.semantics.__main__ import with_semantics
 from pipeline.semantics.run import semantics
 from pipeline.semantics.tables import VERDICTS, frame, semantics_table, study_frame, unstacked, write_tables
@@ -40,6 +42,19 @@ def cell(table: xr.Dataset, name: str, approach: str) -> xr.Dataset:
 def members(found: xr.Dataset, name: str, approach: str) -> xr.Dataset:
     (row,) = np.flatnonzero((found["name"].values == name) & (found["approach"].values == approach))
     return found.isel(member=np.flatnonzero(found["subspace_of"].values == row))
+
+
+def test_that_heldout_r_took_part_in_the_choice_is_said(planted: Any, tmp_path: Path, client: Any) -> None:
+    stores = [site.store for site in planted.sites]
+    correlate(*stores, top_k=4, keep_above=0.05, memory="1GB", out=tmp_path / "cor.zarr", client=client)
+    filters = [{"name": "min_heldout_r", "value": 0.1}]
+    rest = tmp_path / "cor.zarr", planted.sites, planted.run.corpus, SubspaceSettings(metrics=["rsa"], null_runs=9)
+    for name, chosen in (("filtered", filters), ("plain", [])):
+        pairs = match(tmp_path / "cor.zarr", min_correlation=0.1, filters=chosen, out=tmp_path / f"{name}.zarr")
+        result = semantics(tmp_path / f"{name}.zarr", *rest)
+        note = pairs.attrs.get("heldout_note", "")
+        assert result.attrs.get("heldout_note", "").startswith(note)
+        assert ("heldout_note" in result.attrs) == bool(note) == bool(chosen)
 
 
 @pytest.mark.parametrize("approach", APPROACHES)

@@ -53,6 +53,7 @@ def tokens():
             "char_start": row % 7 * 3,
             "char_end": row % 7 * 3 + 3,
             "token_id": row * 11 % 500,
+            "group": row // 21,
         }
 
     return make

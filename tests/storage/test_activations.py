@@ -74,7 +74,7 @@ FRESH = """
     ds = xr.open_zarr("a.zarr")
     np.testing.assert_array_equal(ds.activation.values, np.load("dense.npy"))
     assert ds.activation.dims == ("token", "feature")
-    assert set(ds.coords) == {"document", "position", "char_start", "char_end", "token_id"}
+    assert set(ds.coords) == {"document", "position", "char_start", "char_end", "token_id", "group"}
     assert ds.chunksizes["feature"] == (20, 20, 10)
     part = ds.isel(token=slice(10, 60, 7), feature=[3, 49]).activation.values
     np.testing.assert_array_equal(part, np.load("dense.npy")[10:60:7][:, [3, 49]])
@@ -335,6 +335,8 @@ def bad_arguments(tokens):
         "unknown: .'word'.": {"tokens": {**good, "word": good["document"]}},
         "one-dimensional integers": {"tokens": {**good, "position": good["position"] / 2}},
         "outside of int32": {"tokens": {**good, "token_id": good["token_id"] + 2**31}},
+        r"tokens\['group'\] is -1 in row 0; it must not be negative": {"tokens": {**good, "group": good["group"] - 1}},
+        r"tokens\['group'\] is None in row 1": {"tokens": {**good, "group": ["x", None] * 50}},
         r"shape \(50, d_model\)": {"decoder": np.zeros((49, 8))},
         "decoder has values that are not finite": {"decoder": np.full((50, 8), np.nan)},
         "must be JSON values": {"attrs": {"model": print}},

@@ -37,6 +37,26 @@ def test_any_unicode_comes_back(texts, chunk_bytes, chunk_offsets, named):
         assert corpus.hash == storage.fingerprint(f"{folder}/c.zarr") == digest.hexdigest()
 
 
+@settings(max_examples=15)
+@given(st.lists(st.tuples(ENCODABLE, ENCODABLE), min_size=1, max_size=9), st.data())
+def test_groups_come_back_and_are_part_of_the_hash(documents, data):
+    texts, groups = zip(("x", "y"), *documents, strict=True)
+    other = data.draw(st.permutations(groups).map(tuple))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(module, "BLOCK_DOCUMENTS", 2)
+        one = storage.write_corpus(f"{folder}/c.zarr", texts, groups=groups)
+        two = storage.write_corpus(f"{folder}/d.zarr", texts, groups=other)
+        none = storage.write_corpus(f"{folder}/e.zarr", texts)
+        assert (one.has_groups, none.has_groups) == (True, False)
+        assert one.groups(0, len(texts)) == list(groups)
+        numbers = [int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") // 2 for group in groups]
+        assert one.group_numbers().tolist() == numbers
+        assert (one.hash == two.hash) == (groups == other)
+        assert one.hash != none.hash
+        for corpus in (one, none):
+            assert module.hash_of_text(corpus.path) == corpus.hash
+
+
 def test_reopened_and_pickled(tmp_path):
     manifest = storage.new_manifest("corpus", {}, {"path": "x.txt"})
     written = storage.write_corpus(tmp_path / "c.zarr", ["a", "bb"], attrs={"source": "x.txt"}, manifest=manifest)
@@ -68,6 +88,12 @@ def test_bad_input_is_refused_and_leaves_the_old_corpus(tmp_path, texts, names, 
         storage.write_corpus(tmp_path / "c.zarr", texts, names=names, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["c.zarr"]
     assert storage.open_corpus(tmp_path / "c.zarr").text(0) == "old"
+
+
+def test_each_text_needs_a_group_if_there_are_groups(tmp_path):
+    with pytest.raises(InputError, match="one group if there are groups"):
+        storage.write_corpus(tmp_path / "c.zarr", ["one", "two"], groups=["x"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_the_source_passes_through(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -183,6 +184,8 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     decoder = rng.standard_normal((6, 3)).astype("f4")
     safetensors.numpy.save_file({"W_dec": decoder, "b_dec": decoder[0]}, tmp_path / "sae.safetensors")
     file, columns = tmp_path / f"tokens{suffix}", tokens(20)
+    articles = ["Autism", "Élite", "Autism", "7"]
+    columns["group"] = np.repeat(articles, 5)
     if suffix == ".npz":
         np.savez(file, **columns)
     else:
@@ -192,6 +195,8 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     ds = storage.open_activations(tmp_path / "a.zarr")
     np.testing.assert_array_equal(ds["decoder"], decoder)
     np.testing.assert_array_equal(ds["char_end"], columns["char_end"])
+    numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") // 2 for name in articles]
+    np.testing.assert_array_equal(ds["group"], np.repeat(numbers, 5))
 
 
 def bad_files(folder):

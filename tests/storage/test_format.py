@@ -85,7 +85,10 @@ def test_hashes_by_the_letter(store, tokens):
         np.zeros(100, "u1"),
         matrix.data.astype("<f4"),
     ]
-    whole = b"('csr', 'float32', 100, 50)" + attrs["row_hash"].encode() + decoder.astype("<f4").tobytes()
+    more = np.stack([tokens(100)[name] for name in ("position", "token_id", "group")], axis=1)
+    assert attrs["token_hash"] == hashlib.sha256(more.astype("<i8").tobytes()).hexdigest()
+    whole = b"('csr', 'float32', 100, 50)" + attrs["row_hash"].encode()
+    whole += tokens(100)["group"].astype("<i8").tobytes() + decoder.astype("<f4").tobytes()
     whole += b"".join(hashlib.sha256(part.tobytes()).digest() for part in parts)
     assert attrs["content_hash"] == hashlib.sha256(whole).hexdigest()
 
@@ -100,7 +103,7 @@ def test_every_array_has_names_of_dimensions_and_checksums(store):
     path, *_ = store
     arrays = {file.parent.name: json.loads(file.read_text()) for file in path.glob("*/zarr.json")}
     assert arrays.keys() == {
-        *("activation", "sink", "document", "position", "token_id", "char_start", "char_end"),
+        *("activation", "sink", "document", "position", "token_id", "char_start", "char_end", "group"),
         *("mean", "std", "max", "n_active", "decoder"),
     }
     for metadata in arrays.values():

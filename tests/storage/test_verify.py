@@ -65,7 +65,7 @@ def sparse_rows(rng, rows):
 
 def coordinates(n):
     row = np.arange(n)
-    return dict.fromkeys(("document", "position", "char_start", "token_id"), row) | {"char_end": row + 3}
+    return dict.fromkeys(("document", "position", "char_start", "token_id", "group"), row) | {"char_end": row + 3}
 
 
 def group_of(run, name):
@@ -285,6 +285,8 @@ def without_inventory(store):
         ("max", lambda x: x * 2, "another max"),
         ("char_end", lambda x: x + 1, "row hash"),
         ("token_id", lambda x: x + 1, "token hash"),
+        ("group", lambda x: x + 1, "token hash"),
+        ("group", lambda x: x + 1, "content has the hash"),
         ("decoder", lambda x: x + 1, "content has the hash"),
         ("sink", lambda x: ~x, "content has the hash"),
     ],

@@ -350,7 +350,7 @@
     if (pair < 0) return detail.replaceChildren();
     const { set } = state;
     const features = set.features(pair);
-    const facts = [["r where chosen", number(set.r[pair], 3)], ["r held out", number(set.heldout[pair], 3)]];
+    const facts = [["r where chosen", number(set.r[pair], 3)], [set.entry.heldout_in_choice ? "r held out, which took part in the choice" : "r held out", number(set.heldout[pair], 3)]];
     const concepts = set.conceptsOf(pair);
     if (concepts.length) facts.push(["concepts", concepts.join(", ")]);
     if (set.isEasy(pair)) facts.push(["easy kind", "one word only"]);

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from jobs.demo.text import MIN_CHARACTERS, clean, documents, held_out, sections
+from jobs.demo.text import MIN_CHARACTERS, clean, documents, held_out, sections, text
 
 pytest.importorskip("gensim", reason="the demo's text comes with gensim")
 
@@ -18,6 +20,15 @@ def test_documents_are_many_named_once_and_long_enough(every):
     assert len(every) > 1500
     assert len({document.name for document in every}) == len(every)
     assert min(len(document.text) for document in every) >= MIN_CHARACTERS
+
+
+def test_sections_name_their_article(every):
+    """Those that the demo reads: 196 documents of 114 articles; a news item is an article of its own."""
+    read = [document for document in every if held_out(document.name)]
+    assert (len(read), len({document.article for document in read})) == (196, 114)
+    assert all(document.name.startswith(document.article) for document in read)
+    records = [json.loads(line) for line in text().splitlines()]
+    assert [record["article"] for record in records] == [document.article for document in read]
 
 
 def test_a_tenth_is_held_out(every):
