@@ -270,9 +270,10 @@ def _plan(sides: tuple[Columns, Columns], settings: ActivationsSettings) -> Work
         )
     source = next((store for store in stores if "document" in store.variables), None)
     documents = None if source is None else source["document"].values[~sink]
+    group = None if source is None or "group" not in source.variables else source["group"].values[~sink]
     reading, blocks, about_null = Pass(*sides, rows), None, "no null was asked for"
     if settings.null_runs:
-        blocks, about_null = _blocks(reading, documents, settings.blocks)
+        blocks, about_null = _blocks(reading, documents, group, settings.blocks)
     if blocks is not None:
         reading, blocks, used = _only_rows_of(reading, blocks)
         documents = None if documents is None else documents[used]
@@ -283,12 +284,16 @@ def _plan(sides: tuple[Columns, Columns], settings: ActivationsSettings) -> Work
     )  # fmt: skip
 
 
-def _blocks(reading: Pass, documents: NDArray[np.integer] | None, most: int) -> tuple[Blocks | None, str]:
+def _blocks(
+    reading: Pass, documents: NDArray[np.integer] | None, group: NDArray[np.integer] | None, most: int
+) -> tuple[Blocks | None, str]:
     """Return the blocks of the null, or None, and what there is to know about it."""
     n = len(reading.rows)
     borders = np.array([], np.int64) if documents is None else np.flatnonzero(np.diff(documents)) + 1
-    lengths = np.diff([0, *borders, n])
-    if dealt := dealt_documents(lengths, most, SLABS_PER_REGION * reading.step):
+    starts = np.array([0, *borders])
+    lengths = np.diff([*starts, n])
+    groups = None if group is None else group[starts].astype(np.int64)
+    if dealt := dealt_documents(lengths, most, SLABS_PER_REGION * reading.step, groups):
         return dealt, ""
     sampled = np.arange(min(n, SAMPLED_VALUES // (reading.a.width + reading.b.width)))
     alike = correlation_length(*(_dense(side.read(reading.rows.ids(sampled))) for side in (reading.a, reading.b)))

@@ -5,9 +5,10 @@ products of blocks need to be summed only once.
 
 *Documents are known.* Documents are sorted by length and dealt to the blocks, so that every block has the same number
 of documents, and those in the same place of all blocks are of like length. Each is cut to the length of the shortest of
-them. The real pairing is then one of the orders, all orders are equally likely if A's and B's texts have nothing to do
-with each other, and p is exact. A row keeps its position in its document: features that fire at the start of every
-document are alike in every order, and so no evidence.
+them. Documents of one group, as sections of an article, are dealt together. The real pairing is then one of the orders,
+all orders are equally likely if A's and B's texts have nothing to do with each other, and p is exact. A row keeps its
+position in its document: features that fire at the start of every document are alike in every order, and so no
+evidence.
 
 *Documents are unknown.* Blocks are of consecutive rows, and B's begin half a block later than A's, around the end. What
 is alike across the end of a block is lost, so that blocks must be much longer than rows remain alike. How long that is
@@ -94,8 +95,8 @@ def shifted_blocks(n: int, blocks: int) -> Blocks:
     return Blocks("shifted_blocks", starts_a, starts_b, np.array([length - offset, offset], np.int64))
 
 
-def dealt_documents(lengths: Ids, blocks: int, region_rows: int) -> Blocks | None:
-    """Deal documents to as many blocks as keep nearly the most rows; None if there are too few documents.
+def dealt_documents(lengths: Ids, blocks: int, region_rows: int, groups: Ids | None = None) -> Blocks | None:
+    """Deal documents to as many blocks as keep nearly the most rows; None if there are too few.
 
     Parameters
     ----------
@@ -105,6 +106,10 @@ def dealt_documents(lengths: Ids, blocks: int, region_rows: int) -> Blocks | Non
         Blocks at most.
     region_rows
         Documents of about so many rows, or more, are sorted and dealt together: what is read together lies together.
+    groups
+        (document,) number of each document's group, as of sections of one article, which stay together: a group stands
+        beside groups of as many documents, of which the first stand beside each other, then the second, and so on. Each
+        document on its own if absent.
 
     Examples
     --------
@@ -112,24 +117,29 @@ def dealt_documents(lengths: Ids, blocks: int, region_rows: int) -> Blocks | Non
     >>> dealt.starts_a.tolist(), dealt.lengths.tolist()
     ([[0, 4, 9, 12, 17, 20, 23, 7]], [2])
     """
-    if len(lengths) < FEWEST_BLOCKS:
+    first = np.arange(len(lengths)) if groups is None else np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+    units = np.append(first, len(lengths))
+    if len(first) < FEWEST_BLOCKS:
         return None
-    numbers = range(FEWEST_BLOCKS, min(blocks, len(lengths)) + 1)
-    dealt = [_deal(lengths, number, region_rows) for number in numbers]
+    numbers = range(FEWEST_BLOCKS, min(blocks, len(first)) + 1)
+    dealt = [_deal(lengths, units, number, region_rows) for number in numbers]
     fewest_rows = ENOUGH_ROWS * max(cut.length * cut.number for cut in dealt)
     return next(cut for cut in reversed(dealt) if cut.length * cut.number >= fewest_rows)
 
 
-def _deal(lengths: Ids, blocks: int, region_rows: int) -> Blocks:
-    """Deal documents to so many blocks; the shortest ones are left over."""
+def _deal(lengths: Ids, units: Ids, blocks: int, region_rows: int) -> Blocks:
+    """Deal units of documents, those from one of `units` to the next, to so many blocks; the least are left over."""
     starts = np.cumsum(lengths) - lengths
-    parts = []
-    for region in _regions(lengths, blocks, region_rows):
-        longest_first = region[np.argsort(-lengths[region], kind="stable")]
-        parts.append(longest_first[: len(region) // blocks * blocks].reshape(-1, blocks))
-    dealt = np.concatenate(parts)
-    first = starts[dealt]
-    return Blocks("permuted_documents", first, first, lengths[dealt].min(axis=1))
+    rows, documents = np.add.reduceat(lengths, units[:-1]), np.diff(units)
+    first, kept = [], []
+    for region in _regions(rows, blocks, region_rows):
+        most_first = region[np.lexsort((-rows[region], -documents[region]))]
+        for stratum in most_first[: len(region) // blocks * blocks].reshape(-1, blocks):
+            of_stratum = units[stratum] + np.arange(documents[stratum].min())[:, None]
+            first.append(starts[of_stratum])
+            kept.append(lengths[of_stratum].min(axis=1))
+    begins = np.concatenate(first)
+    return Blocks("permuted_documents", begins, begins, np.concatenate(kept))
 
 
 def _regions(lengths: Ids, blocks: int, region_rows: int) -> Iterator[Ids]:

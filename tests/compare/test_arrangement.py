@@ -34,6 +34,30 @@ def test_whole_documents_change_places_and_rows_keep_theirs(lengths, blocks, reg
     assert len(np.unique(a)) == a.size == dealt.number * dealt.length
 
 
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=8, max_size=60),
+    blocks=st.integers(8, 16),
+    seed=st.integers(0, 10**6),
+)
+def test_groups_of_documents_stay_together(sizes, blocks, seed):
+    """In a block, the documents of a group follow one another, and no group is in two blocks."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(rng.permutation(len(sizes)), sizes)
+    lengths = rng.integers(1, 30, len(groups))
+    dealt = dealt_documents(lengths, blocks, 10**6, groups)
+    starts = np.cumsum(lengths) - lengths
+    documents = np.searchsorted(starts, dealt.starts_a)
+    np.testing.assert_array_equal(starts[documents], dealt.starts_a)
+    assert len(np.unique(documents)) == documents.size
+    of_group = groups[documents]
+    for group in np.unique(of_group):
+        assert len(np.unique(np.nonzero(of_group == group)[1])) == 1
+    first = np.array([np.flatnonzero(groups == group)[0] for group in of_group.ravel()]).reshape(of_group.shape)
+    place = documents - first
+    assert (place == place[:, :1]).all(), "the same place in its group in every block"
+    np.testing.assert_array_equal(lengths[documents].min(axis=1), dealt.lengths)
+
+
 @given(n=st.integers(16, 500), blocks=st.integers(8, 16))
 def test_shifted_blocks_are_every_row_once_and_far_apart(n, blocks):
     cut = shifted_blocks(n, blocks)
