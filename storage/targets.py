@@ -268,6 +268,7 @@ class Target:
         self._check_place(self.path)  # it may have come while the new one was computed
         old = None
         if os.path.lexists(self.path) and not _removed_if_empty(self.path):
+            logger.info("%s replaces the one that was there before", self.path)
             old = temporary_path(self.path, "old")
             self.path.rename(old)
         new.rename(self.path)
