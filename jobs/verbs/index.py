@@ -115,6 +115,7 @@ convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out co
 sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg
 sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr
+token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out identity.zarr --json
 layers runs/pythia-70m-vs-160m --csv layers.csv
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
