@@ -81,7 +81,7 @@ def token_identity_command(
     b: StoreB,
     out: Out,
     corpus: Annotated[
-        Path | None, typer.Option(help="The text: segments are known by it. By default, by the token ids of both sides.")
+        Path | None, typer.Option(help="The text: segments are known by it, not by the token ids of both sides.")
     ] = None,
     previous: Annotated[bool, typer.Option("--previous", help="Keep the previous segment fixed too.")] = False,
     level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.95,
