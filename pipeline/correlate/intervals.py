@@ -4,12 +4,11 @@ Tokens of one document depend on each other, so documents are the units. r of a 
 documents; its influence function gives its variance on Fisher's scale, atanh r, and Student's t with as many degrees of
 freedom as *effective* documents carry the pair, less one, gives the interval (:mod:`pipeline.correlate.influence`).
 
-What counts is the documents in which the pair fires, not those of the text: percentile intervals from documents drawn
-with replacement, which this replaces, covered r of pairs that co-fire in 11 to 20 documents in .88 of the time at
-nominal .95, and normal ones in .87. Of the methods that were compared (jackknife and linearised variances, normal and
-Student's quantiles, percentile bootstrap, bootstrap-t and symmetric bootstrap-t, with and without Fisher's scale), this
-has coverage of at least .94 there, as the best of the others does, and needs no draws. ``docs/statistics.md`` has the
-figures.
+What counts is the documents in which the pair fires, not those of the text. At nominal .95, on pairs of the demo that
+co-fire in 11 to 20 of 98 documents, percentile intervals from documents drawn with replacement cover r in .88 of all
+cases, and normal ones in .87. These cover it in .94. Jackknife variances are as good, and need more passes; bootstrap-t
+covers .92, needs draws, and is as good only if it is widened to the same quantiles. ``docs/statistics.md`` has a table
+from ``benchmarks/document_calibration.py``.
 
 An interval on the half that chose is around an r that was chosen for being high: the held-out one is the one to quote.
 """

@@ -99,7 +99,7 @@ def make_cells(segment: NDArray[np.integer], unit: NDArray[np.integer]) -> Cells
     return Cells(
         place, cell.astype(np.int32), n, n_segment[of_cell], of_cell.astype(np.int32), document.astype(np.int32),
         np.searchsorted(of_cell, np.arange(len(n_segment) + 1)).astype(np.int32),
-        np.bincount(document, weights=weight, minlength=n_documents), len(rows) - len(order),
+        np.bincount(document, weights=weight, minlength=n_documents).astype(np.float64), len(rows) - len(order),
     )  # fmt: skip
 
 

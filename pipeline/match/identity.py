@@ -12,7 +12,8 @@ they are; :mod:`pipeline.match.segments`, which rows are of the same segment.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,17 @@ def _within(half: slice, unit: NDArray[np.int32]) -> NDArray[np.int32]:
 def _estimate(
     paths: tuple[Path, Path], ids: Sequence[NDArray[np.int64]], cells: Sequence[Cells], level: float
 ) -> list[dict[str, NDArray[np.float64]]]:
-    """Return the estimates of each half by name."""
+    """Return the estimates of each half by name; sides are read, and halves estimated, at the same time."""
     used, columns = zip(*(np.unique(features, return_inverse=True) for features in ids), strict=True)
-    sides = [_read_columns(path, features, cells) for path, features in zip(paths, used, strict=True)]
-    return [
-        excess_of_pairs(a, b, (columns[0], columns[1]), half, level=level)._asdict()
-        for a, b, half in zip(*sides, cells, strict=True)
-    ]
+    with ThreadPoolExecutor(2) as pool:
+        sides = pool.map(_read_columns, paths, used, [cells, cells])
+        halves = pool.map(lambda half: excess_of_pairs(*half, level=level), _halves(sides, columns, cells))
+        return [estimates._asdict() for estimates in halves]
+
+
+def _halves(sides: Iterable[list[Sparse]], columns: Sequence[Any], cells: Sequence[Cells]) -> list[tuple[Any, ...]]:
+    """Return what the estimates of each half are made from."""
+    return [(a, b, tuple(columns), half) for a, b, half in zip(*sides, cells, strict=True)]
 
 
 def _read_columns(path: Path, features: NDArray[np.int64], cells: Sequence[Cells]) -> list[Sparse]:
