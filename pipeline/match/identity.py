@@ -98,7 +98,8 @@ def token_identity(
     Raises
     ------
     InputError
-        If a store is not the correlated one, or there is neither a corpus nor token ids.
+        If a store is not the correlated one, there is neither a corpus nor token ids, or no segment is in two
+        documents.
     RowMismatchError
         If the stores are of another corpus.
 
@@ -135,6 +136,11 @@ def token_identity(
         segments = number_segments(a, b, corpus, previous=previous)
         units = find_units(read_halves(*paths, select), read_documents(*paths))
         cells = _cells_of_halves(segments.number, units, select)
+        if not all(len(half.cell) for half in cells):
+            raise InputError(
+                f"No segment ({segments.known_by}) of {a} is in two {units.kind} of one half, so there is nothing to "
+                f"compare with: {[half.n_left_out for half in cells]} rows in the halves. Harvest more documents"
+            )
         estimates = _estimate(paths, ids, cells, level)
         attrs = settings | {"segments_known_by": segments.known_by, "unit": units.kind}
         return _dataset(ids, estimates, cells).assign_attrs(attrs)

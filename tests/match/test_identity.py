@@ -203,6 +203,11 @@ def test_wrong_stores_and_levels(case, tmp_path):
         token_identity(pairs.assign_attrs(stores={"a": "x", "b": "y"}), *stores)
     with pytest.raises(InputError, match="level is between 0 and 1, not 1"):
         token_identity(pairs, *stores, level=1)
+    place = np.arange(8)
+    rows = dict.fromkeys(("document", "char_start", "char_end", "token_id"), place)
+    storage.write_activations(tmp_path / "unlike.zarr", np.eye(8), tokens=rows)
+    with pytest.raises(InputError, match=r"No segment \(token ids\) of .*unlike.zarr is in two documents of one half"):
+        token_identity(pairs, tmp_path / "unlike.zarr", tmp_path / "unlike.zarr")
     storage.write_activations(tmp_path / "bare.zarr", np.eye(5), overwrite=True)
     with pytest.raises(InputError, match="no corpus was given"):
         token_identity(pairs, tmp_path / "bare.zarr", tmp_path / "bare.zarr")
