@@ -57,6 +57,8 @@ class Cells(NamedTuple):
         (cell,) int32, from 0.
     first
         (segment + 1,) int32, where the cells of each segment begin.
+    idle
+        (cell,) float64, the influence of a cell in which neither feature fires, per product of the segment's sums.
     weight
         (document,) float64, the sum of its rows' weights.
     n_left_out
@@ -70,6 +72,7 @@ class Cells(NamedTuple):
     segment: Ints
     document: Ints
     first: Ints
+    idle: Floats
     weight: Floats
     n_left_out: int
 
@@ -94,11 +97,13 @@ def make_cells(segment: NDArray[np.integer], unit: NDArray[np.integer]) -> Cells
     of_cell, document = of_row[new_cell], unit[order][new_cell]
     place = np.full(len(segment), -1, np.int32)
     place[order] = np.arange(len(order))
-    weight = n * (n_segment[of_cell] - n) / (n_segment[of_cell] - 1)
+    others = n_segment[of_cell] - n
+    weight = n * others / (n_segment[of_cell] - 1)
     n_documents = int(unit.max(initial=-1)) + 1
     return Cells(
         place, cell.astype(np.int32), n, n_segment[of_cell], of_cell.astype(np.int32), document.astype(np.int32),
         np.searchsorted(of_cell, np.arange(len(n_segment) + 1)).astype(np.int32),
+        np.sqrt(others / n_segment[of_cell]) * weight / others**2,
         np.bincount(document, weights=weight, minlength=n_documents).astype(np.float64), len(rows) - len(order),
     )  # fmt: skip
 
@@ -194,6 +199,8 @@ def excess_of_pairs(
 #: r and the excess; sums of squares and of fourth powers of the influences on the excess, and on it with the standard
 #: deviations as they are.
 N_STATISTICS = 6
+#: Both features fire in a segment.
+BOTH = 3
 
 
 @cached_njit(error_model="numpy")
@@ -201,7 +208,7 @@ def _sum_pairs(a: Any, b: Any, ids_a: NDArray[np.int64], ids_b: NDArray[np.int64
     """Return the statistics of pairs of columns of two matrices, (pair, 6)."""
     out = np.empty((ids_a.size, N_STATISTICS))
     by_cell, by_segment = np.zeros((cells.n.size, 3)), np.zeros((cells.first.size - 1, 2))
-    fires, sums = np.zeros(cells.first.size - 1, np.bool_), np.zeros((cells.weight.size, 6))
+    fires, sums = np.zeros(cells.first.size - 1, np.int8), np.zeros((cells.weight.size, 6))
     for pair in range(ids_a.size):
         of_a = slice(a[0][ids_a[pair]], a[0][ids_a[pair] + 1])
         of_b = slice(b[0][ids_b[pair]], b[0][ids_b[pair] + 1])
@@ -219,19 +226,19 @@ def _sum_pair(
     _scatter(a, cells, X, by_cell, by_segment, sums)
     _scatter(b, cells, Y, by_cell, by_segment, sums)
     _multiply(a, b, cells, by_cell)
-    for place in b.place:
-        fires[cells.segment[cells.cell[place]]] = True
-    within, last = 0.0, -1
     for place in a.place:
-        g = cells.segment[cells.cell[place]]
-        if g != last and fires[g]:
-            within += _add_segment(g, cells, by_cell, by_segment, sums)
-        last = g
+        fires[cells.segment[cells.cell[place]]] |= 1
+    for place in b.place:
+        fires[cells.segment[cells.cell[place]]] |= 2
+    _add_idle(a, cells, by_segment, fires, sums)
+    within = _take_cells(a, cells, by_cell, by_segment, fires, sums)
+    within += _take_cells(b, cells, by_cell, by_segment, fires, sums)
     _summarise(within, cells.weight, sums, out)
-    for place in a.place:
-        _clear(cells.cell[place], cells, by_cell, by_segment, fires)
-    for place in b.place:
-        _clear(cells.cell[place], cells, by_cell, by_segment, fires)
+    for column in (a, b):
+        for place in column.place:
+            g = cells.segment[cells.cell[place]]
+            by_segment[g, 0] = by_segment[g, 1] = 0.0
+            fires[g] = 0
 
 
 @cached_njit
@@ -257,26 +264,40 @@ def _multiply(a: Column, b: Column, cells: Cells, by_cell: Floats) -> None:
 
 
 @cached_njit
-def _add_segment(g: int, cells: Cells, by_cell: Floats, by_segment: Floats, sums: Floats) -> float:
-    """Return a segment's part of the sum within segments, and add its documents' influences."""
+def _add_idle(a: Column, cells: Cells, by_segment: Floats, fires: Any, sums: Floats) -> None:
+    """Add the influences of documents as if the features fired in no cell of the segments: in most, they do not."""
+    last = -1
+    for place in a.place:
+        g = cells.segment[cells.cell[place]]
+        if g != last and fires[g] == BOTH:
+            product = by_segment[g, 0] * by_segment[g, 1]
+            for c in range(cells.first[g], cells.first[g + 1]):
+                sums[cells.document[c], WITHIN] += cells.idle[c] * product
+        last = g
+
+
+@cached_njit
+def _take_cells(column: Column, cells: Cells, by_cell: Floats, by_segment: Floats, fires: Any, sums: Floats) -> float:
+    """Return the part of the sum within segments of the cells in which a feature fires, and set their sums to 0.
+
+    The influences of their documents are corrected by what they were taken for.
+    """
     within = 0.0
-    for c in range(cells.first[g], cells.first[g + 1]):
-        x, y, xy = by_cell[c]
+    for place in column.place:
+        c = cells.cell[place]
+        g, x, y, xy = cells.segment[c], by_cell[c, 0], by_cell[c, 1], by_cell[c, 2]
+        by_cell[c, 0] = by_cell[c, 1] = by_cell[c, 2] = 0.0
+        if fires[g] != BOTH or (x == 0 and y == 0 and xy == 0):
+            continue
         others = cells.n_segment[c] - cells.n[c]
         weight = others / (cells.n_segment[c] - 1)
         mean_x, mean_y = (by_segment[g, 0] - x) / others, (by_segment[g, 1] - y) / others
         deviations = xy - x * mean_y - y * mean_x + cells.n[c] * mean_x * mean_y
+        idle = cells.idle[c] * by_segment[g, 0] * by_segment[g, 1]
         within += weight * (xy - x * mean_y)
         sums[cells.document[c], XY] += weight * xy
-        sums[cells.document[c], WITHIN] += np.sqrt(others / cells.n_segment[c]) * weight * deviations
+        sums[cells.document[c], WITHIN] += np.sqrt(others / cells.n_segment[c]) * weight * deviations - idle
     return within
-
-
-@cached_njit
-def _clear(c: int, cells: Cells, by_cell: Floats, by_segment: Floats, fires: Any) -> None:
-    by_cell[c] = 0.0
-    by_segment[cells.segment[c]] = 0.0
-    fires[cells.segment[c]] = False
 
 
 @cached_njit(error_model="numpy")
