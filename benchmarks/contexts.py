@@ -76,14 +76,14 @@ PEERS = {"scipy_csc": SCIPY, "torch_topk": TORCH}
 NOTHING_ELSE: dict[str, Any] = {"quantiles": [], "bins": 0, "tokens": 0}
 
 
-def write_store(path: Path, rows: int, features: int, active: int) -> None:
-    """Write a random store with token coordinates; the same sizes give the same store."""
+def write_store(path: Path, rows: int, features: int, active: int, seed: int = 1) -> None:
+    """Write a random store with token coordinates; the same sizes and seed give the same store, on the same tokens."""
     rng = np.random.default_rng(7)
     row = np.arange(rows)
     place = row % DOCUMENT_ROWS
     ids = np.minimum(rng.zipf(1.3, rows), VOCABULARY)
     tokens = {"document": row // DOCUMENT_ROWS, "position": place, "char_start": 5 * place, "char_end": 5 * place + 4}
-    slabs = random_slabs(rows, features, active, seed=1)
+    slabs = random_slabs(rows, features, active, seed)
     storage.write_activations(
         path, slabs, layout="csr", shard_rows=SHARD_ROWS, tokens={**tokens, "token_id": ids}, overwrite=True
     )

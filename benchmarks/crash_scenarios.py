@@ -440,7 +440,7 @@ SCENARIOS: list[Scenario] = [
     of_verb("matched", "compare pairs.zarr a.zarr b.zarr --metric svcca:k=4 --metric rsa --null-runs 9 --out s.zarr",
             "--seed 1", "s.zarr"),
     of_verb("matched", "compare-activations a.zarr b.zarr --null-runs 9 --out s.zarr", "--seed 1", "s.zarr"),
-    of_verb("matched", "bootstrap pairs.zarr a.zarr b.zarr --runs 20 --out i.zarr", "--seed 1", "i.zarr"),
+    of_verb("matched", "intervals pairs.zarr a.zarr b.zarr --out i.zarr", "--level 0.9", "i.zarr"),
     of_verb("matched", "convergence pairs.zarr a.zarr b.zarr --out v.zarr --plot v.png", "--threshold 0.3",
             "v.zarr", "v.png"),
     of_verb("matched", "token-identity pairs.zarr a.zarr b.zarr --out t.zarr", "", "t.zarr"),

@@ -25,8 +25,8 @@ import pandas as pd
 
 import pipeline
 import storage
-from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence
+from pipeline.correlate.intervals import intervals
 
 logging.basicConfig(level=logging.ERROR)  # stores without coordinates are taken on trust, with a warning
 rng = np.random.default_rng(0)
@@ -83,18 +83,18 @@ print(f"{pairs.sizes['pair']} pairs; mean r {float(pairs.r.mean()):.3f}, held ou
 assert pairs.sizes["pair"] > 30
 
 # %% [markdown]
-# ## How sure is r?
+# ## How certain is r?
 #
-# Tokens of one document are not independent: intervals draw whole documents. Had the tokens been drawn one by one, the
+# Tokens of one document are not independent: the units are whole documents. Were they single tokens, the
 # intervals would be too narrow.
 
 # %%
-intervals = bootstrap(folder / "pairs.zarr", folder / "A.zarr", folder / "B.zarr", runs=300, seed=0)
-intervals
+certain = intervals(folder / "pairs.zarr", folder / "A.zarr", folder / "B.zarr")
+certain
 
 # %%
 order = np.argsort(-pairs.r.values)[:40]
-low, high = (intervals[name].values[order] for name in ("r_heldout_low", "r_heldout_high"))
+low, high = (certain[name].values[order] for name in ("r_heldout_low", "r_heldout_high"))
 plt.vlines(np.arange(len(order)), low, high)
 plt.plot(pairs.r.values[order], "o", label="r where chosen")
 plt.plot(pairs.r_heldout.values[order], "x", label="r on held-out documents")

@@ -25,6 +25,9 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 
 #: A later stage may call these functions of an earlier one, each from the module that is named.
 PUBLIC = {
+    ("match", "pipeline.correlate.documents"),  # what estimates over documents are made of
+    ("match", "pipeline.correlate.influence"),
+    ("match", "pipeline.correlate.rows"),
     ("semantics", "pipeline.match.within"),
     ("semantics", "pipeline.compare.subsets"),
     ("semantics", "pipeline.compare.statistics"),

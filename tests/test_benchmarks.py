@@ -57,6 +57,12 @@ def test_compare(bench: Bench) -> None:
     assert {"seconds", "peak_gb", "evaluation_seconds", "command"} <= set(result)
 
 
+def test_token_identity(bench: Bench) -> None:
+    result = bench("token_identity", "--rows", "3000", "--features", "60", "--active", "6", "--repeats", "1")
+    assert result["ratios"]["correlate"] > 0
+    assert {"seconds", "peak_gb", "command"} <= set(result)
+
+
 def test_semantics(bench: Bench) -> None:
     sizes = ["--concepts", "3", "--site-pairs", "1", "--features", "200", "--null-runs", "10", "--peer-runs", "1"]
     result = bench("semantics", *sizes)

@@ -67,7 +67,7 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("compare-activations", A, B, "--metric", "cka", "--out", "out/s.zarr", "--null-runs", "10", "--json"), (A, B),
     ),
     "token-identity": (("token-identity", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
-    "bootstrap": (("bootstrap", PAIRS, A, B, "--runs", "20", "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
+    "intervals": (("intervals", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
     "convergence": (("convergence", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
     "contexts": (
         ("contexts", A, *(word for i in range(0, N_A, 3) for word in ("--feature", str(i))), "--json"),

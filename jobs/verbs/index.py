@@ -39,7 +39,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "semantics": "pipeline.semantics.__main__:command",
     },
     "A closer look": {
-        "bootstrap": "pipeline.correlate.verbs:bootstrap_command",
+        "intervals": "pipeline.correlate.verbs:intervals_command",
         "convergence": "pipeline.correlate.verbs:convergence_command",
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
@@ -108,13 +108,14 @@ compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out s
 semantics runs/pythia-70m-vs-160m
 semantics runs/pythia-70m-vs-160m --concepts default --concepts mine.yaml --approach global --json
 semantics runs/pythia-70m-vs-160m --clusters 20 --embedding gensim:vectors.txt
-bootstrap pairs.zarr A.zarr B.zarr --out intervals.zarr
-bootstrap pairs.zarr A.zarr B.zarr --runs 2000 --level 0.9 --out intervals.zarr --json
+intervals pairs.zarr A.zarr B.zarr --out intervals.zarr
+intervals pairs.zarr A.zarr B.zarr --level 0.9 --out intervals.zarr --json
 convergence pairs.zarr A.zarr B.zarr --out convergence.zarr
 convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out convergence.zarr
 sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg
 sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr
+token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out identity.zarr --json
 layers runs/pythia-70m-vs-160m --csv layers.csv
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json

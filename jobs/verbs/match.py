@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from pipeline.compare.statistics import LEVEL, benjamini_hochberg
 from pipeline.experiment.sweep import plot_sweep, sweep
 from pipeline.match.__main__ import Contexts, Corpus, NonConcept, Stores
 from pipeline.match.identity import token_identity
@@ -79,15 +80,22 @@ def token_identity_command(
     a: StoreA,
     b: StoreB,
     out: Out,
+    corpus: Annotated[
+        Path | None, typer.Option(help="The text: segments are known by it, not by the token ids of both sides.")
+    ] = None,
+    previous: Annotated[bool, typer.Option("--previous", help="Keep the previous segment fixed too.")] = False,
+    level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.95,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Split each pair's r into what the token's identity explains and the rest."""
-    result = token_identity(pairs, a, b, out, overwrite=overwrite)
-    parts = {name: float(np.nanmean(result[name])) for name in ("r", "token_part", "rest_part", "r_within")}
-    summary = {"result": str(out), "pairs": result.sizes["pair"], **{f"mean_{name}": v for name, v in parts.items()}}
-    mostly = float((result["token_part"] > 0.5 * result["r"]).mean())
-    show({**summary, "share_mostly_token": mostly}, as_json=as_json)
+    result = token_identity(pairs, a, b, out, corpus=corpus, previous=previous, level=level, overwrite=overwrite)
+    suffix = "_heldout" if "r_heldout" in result else ""
+    means = {f"mean_{name}{suffix}": np.nanmean(result[f"{name}{suffix}"]) for name in ("r", "token_part", "excess")}
+    beyond = benjamini_hochberg(result[f"excess_p{suffix}"].values) <= LEVEL
+    summary = {"result": str(out), "pairs": result.sizes["pair"], **{name: float(mean) for name, mean in means.items()}}
+    summary |= {"share_beyond_token": float(np.mean(beyond)), "of": f"excess{suffix}, BH at {LEVEL}"}
+    show({**summary, **describe(result, "segments_known_by", "n_rows", "n_rows_left_out", "note")}, as_json=as_json)
 
 
 def layers_command(

@@ -1,4 +1,4 @@
-"""The commands over chosen pairs: ``subspace bootstrap`` and ``subspace convergence``."""
+"""The commands over chosen pairs: ``subspace intervals`` and ``subspace convergence``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from pipeline.correlate.bootstrap import bootstrap
 from pipeline.correlate.convergence import convergence, plot_convergence
-from pipeline.settings.correlate import BootstrapSettings, ConvergenceSettings
+from pipeline.correlate.intervals import intervals
+from pipeline.settings.correlate import ConvergenceSettings, IntervalSettings
 from pipeline.settings.match import HELDOUT_NOTE
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
@@ -32,23 +32,23 @@ PairsPath = Annotated[
 ]
 
 
-@options(BootstrapSettings)
-def bootstrap_command(
+@options(IntervalSettings)
+def intervals_command(
     context: typer.Context,
     pairs: PairsPath,
     a: StoreA,
     b: StoreB,
     *,
     out: Out,
-    settings: BootstrapSettings,
+    settings: IntervalSettings,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say how sure r of each pair is: intervals from documents drawn with replacement."""
+    """Compute a confidence interval for the r of each pair, with whole documents as the units."""
     with open_client(context, cluster, cluster_file) as client:
-        ds = bootstrap(pairs, a, b, settings, out=out, overwrite=overwrite, client=client)
+        ds = intervals(pairs, a, b, settings, out=out, overwrite=overwrite, client=client)
     suffix = "_heldout" if "r_heldout" in ds else ""
     width = ds[f"r{suffix}_high"].values - ds[f"r{suffix}_low"].values
     width = width[np.isfinite(width)]
@@ -57,9 +57,11 @@ def bootstrap_command(
         "pairs": ds.sizes["pair"],
         "median_width": float(np.median(width)) if len(width) else None,
         "above_zero": int((ds[f"r{suffix}_low"] > 0).sum()),
+        "no_interval": int(np.isnan(ds[f"r{suffix}_low"]).sum()),
+        "median_effective_documents": float(np.nanmedian(ds[f"n_effective{suffix}"])),
         "of": f"r{suffix}",
     }
-    show({**summary, **describe(ds, "n_documents", "unit", "runs", "level", "note", HELDOUT_NOTE)}, as_json=as_json)
+    show({**summary, **describe(ds, "n_documents", "unit", "level", "note", HELDOUT_NOTE)}, as_json=as_json)
 
 
 @options(ConvergenceSettings)

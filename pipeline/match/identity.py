@@ -1,17 +1,19 @@
 """How much of a pair's r is no more than "both know which token this is".
 
-Every feature is split into its mean on each token, which the token's identity alone predicts, and the rest. The
-covariance of two features splits alike (the law of total covariance), so r does too::
+Two features that fire on the same words correlate, whatever the models do with those words. So r of a pair is set
+beside what it would be if B read the same segment in another document::
 
-    r = token part + rest
-    token part = cov(mean of a given the token, mean of b given the token) / (std a · std b)
+    r = token part + excess
 
-A pair whose r is all token part may agree on nothing but spelling.
+A pair without excess agrees on nothing but spelling. :mod:`pipeline.match.excess` defines both and says how certain
+they are; :mod:`pipeline.match.segments`, which rows are of the same segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,14 @@ import scipy.sparse
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.correlate.documents import Units, find_units
+from pipeline.correlate.influence import FEWEST_EFFECTIVE
+from pipeline.correlate.rows import read_halves, read_texts
+from pipeline.match.excess import Cells, excess_of_pairs, make_cells
 from pipeline.match.run import check_stores
+from pipeline.match.segments import number_segments
+from pipeline.settings.correlate import Select
+from pipeline.settings.match import heldout_note_of
 from storage import (
     fingerprint,
     is_sparse,
@@ -34,9 +43,10 @@ from storage import (
 from storage.codec import is_sparse_matrix
 from storage.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 STAGE = "token_identity"
-#: Pairs whose products are held at a time.
-BLOCK_PAIRS = 4096
+SUFFIXES = ("", "_heldout")
 
 Sparse = scipy.sparse.csc_array
 
@@ -47,179 +57,178 @@ def token_identity(
     b: str | Path,
     out: str | Path | None = None,
     *,
+    corpus: str | Path | None = None,
+    previous: bool = False,
+    level: float = 0.95,
     overwrite: bool = False,
 ) -> xr.Dataset:
     """Split every pair's r into what the token's identity explains and the rest.
 
-    Streams both stores once. Memory: one shard of either, and 12 bytes for each (token, feature) that occurs together
-    among the paired features; at most 12 bytes a stored value, for dense stores tokens × paired features.
+    Streams both stores once. Memory: one shard of either, 32 bytes per non-zero value of a paired feature (for dense
+    stores, per value), and 100 bytes per row.
 
     Parameters
     ----------
     pairs
         The result of ``match``, or its path.
     a, b
-        The stores that were correlated. Tokens are told apart by A's ``token_id``.
+        The stores that were correlated.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    corpus
+        The text of the stores: rows are compared with rows of the same text. Without it, with rows of the same token
+        ids on both sides, which with two tokenizers are fragments of the text.
+    previous
+        Whether rows must have the same previous segment too.
+    level
+        Nominal coverage of the intervals.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
 
     Returns
     -------
     xarray.Dataset
-        Over ``pair``, float64, on all rows that are not sinks: ``r``; ``token_part``, what is left of r when each
-        feature is replaced by its mean on the row's token (``token_part + rest_part = r``); ``rest_part``;
-        ``r_of_means``, the correlation of these means; ``r_within``, of what is left without them, NaN where a feature
-        is nothing but its token; ``explained_a`` and ``explained_b``, the share of a feature's variance that the token
-        explains. Undefined values are NaN.
+        Over ``pair``, float64, on the rows that chose the pairs, and with the suffix ``_heldout`` on the others (quote
+        these): ``r``; ``token_part``, r with B's value in a row of the same segment in another document; ``excess``,
+        the difference, and ``excess_low`` and ``excess_high``, the ends of its interval; ``excess_p``, one-sided p of
+        no excess; ``n_effective``, how many documents carry the pair. All leave out sinks and rows whose segment no
+        other document has. Interval and p are NaN with fewer than two effective documents, and everything is where a
+        feature does not vary. Attributes, over the halves: ``n_rows`` that are used, ``n_rows_left_out``,
+        ``n_documents``; ``segments_known_by``, ``unit``, and ``note``.
 
     Raises
     ------
     InputError
-        If a store is not the correlated one, or A's has no token ids.
+        If a store is not the correlated one, there is neither a corpus nor token ids, or no segment is in two
+        documents.
+    RowMismatchError
+        If the stores are of another corpus.
 
     Examples
     --------
+    Both features know the token; the second pair also agrees on where in the text it stands.
+
     >>> import tempfile, storage
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> token = np.arange(40) % 2
-    >>> rows = {name: np.arange(40) for name in ("document", "char_start", "char_end")} | {"token_id": token}
+    >>> folder, place = tempfile.mkdtemp(), np.arange(600)
+    >>> rows = {"document": place // 6, "char_start": place, "char_end": place + 1, "token_id": place % 2}
+    >>> sense = np.random.default_rng(0).random(600)
     >>> for name in "ab":
-    ...     storage.write_activations(folder / f"{name}.zarr", np.stack([token, np.arange(40)], axis=1), tokens=rows)
+    ...     values = np.stack([place % 2 + 0.1, (place % 2) * sense], axis=1)
+    ...     storage.write_activations(f"{folder}/{name}.zarr", values, tokens=rows)
     >>> same = xr.Dataset({f"feature_{side}": ("pair", [0, 1]) for side in "ab"})
-    >>> token_identity(same, folder / "a.zarr", folder / "b.zarr").token_part.values.round(3)
-    array([1.   , 0.002])
+    >>> found = token_identity(same, f"{folder}/a.zarr", f"{folder}/b.zarr")
+    >>> found.token_part_heldout.values.round(1), found.excess_heldout.values.round(1)
+    (array([1. , 0.6]), array([0. , 0.4]))
     """
     matched = pairs if isinstance(pairs, xr.Dataset) else open_result(pairs, "match")
     if "stores" in matched.attrs:
         check_stores((a, b), matched.attrs["stores"])
-    ids = {side: np.asarray(matched[f"feature_{side}"].values, np.int64) for side in "ab"}
-    digest = {f"feature_{side}": values.tolist() for side, values in ids.items()} if out is not None else {}
-    manifest = new_manifest(STAGE, {"a": fingerprint(a), "b": fingerprint(b)}, digest)
+    if not 0 < level < 1:
+        raise InputError(f"level is between 0 and 1, not {level}")
+    ids = [np.asarray(matched[f"feature_{side}"].values, np.int64) for side in "ab"]
+    select = matched.attrs.get("select", "half")
+    digest = {f"feature_{side}": values.tolist() for side, values in zip("ab", ids, strict=True)} if out else {}
+    inputs = {"a": fingerprint(a), "b": fingerprint(b)} | ({"corpus": fingerprint(corpus)} if corpus else {})
+    split_seed = int(matched.attrs.get("split_seed", 0))
+    settings = {"select": select, "split_seed": split_seed, "previous": previous, "level": level}
+    manifest = new_manifest(STAGE, inputs, digest | settings)
 
     def make() -> xr.Dataset:
-        sums = _Sums(ids["a"], ids["b"], _token_ids(a))
-        for rows, sink, shard_a, shard_b in _shards(a, b):
-            sums.add(rows, ~sink, shard_a, shard_b)
-        return _dataset(matched, sums)
+        paths = Path(a), Path(b)
+        segments = number_segments(a, b, corpus, previous=previous)
+        units = find_units(read_halves(*paths, select, seed=split_seed), read_texts(*paths))
+        cells = _cells_of_halves(segments.number, units, select)
+        if not all(len(half.cell) for half in cells):
+            raise InputError(
+                f"No segment ({segments.known_by}) of {a} is in two {units.kind} of one half, so there is nothing to "
+                f"compare with: {[half.n_left_out for half in cells]} rows in the halves. Harvest more documents"
+            )
+        estimates = _estimate(paths, ids, cells, level)
+        attrs = settings | {"segments_known_by": segments.known_by, "unit": units.kind}
+        return _dataset(ids, estimates, cells).assign_attrs(attrs | heldout_note_of(matched.attrs))
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def _token_ids(path: str | Path) -> NDArray[np.int64]:
-    """Return the tokens of a store's rows, numbered from 0."""
-    store = open_activations(path)
-    if "token_id" not in store.variables:
-        raise InputError(f"{path} has no token ids, so tokens cannot be told apart; harvest it again")
-    return np.unique(store["token_id"].values, return_inverse=True)[1]
+def _cells_of_halves(segment: NDArray[np.int32], units: Units, select: Select) -> list[Cells]:
+    halves = [units.half(h) for h in range(2 if select == "half" else 1)]
+    return [make_cells(segment, _within(half, units.of_row)) for half in halves]
 
 
-def _shards(a: str | Path, b: str | Path) -> Iterator[tuple[slice, NDArray[np.bool_], Any, Any]]:
-    """Yield, shard by shard of A: the rows, which of them are sinks of either side, and both sides' values."""
-    stores = open_activations(a), open_activations(b)
-    step = stores[0]["activation"].encoding["shards"][0]
-    n = stores[0].sizes["token"]
+def _within(half: slice, unit: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return units of a half counted from its first; -1 for all others."""
+    return np.where((unit >= half.start) & (unit < half.stop), unit - half.start, -1)
+
+
+def _estimate(
+    paths: tuple[Path, Path], ids: Sequence[NDArray[np.int64]], cells: Sequence[Cells], level: float
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Return the estimates of each half by name; sides are read, and halves estimated, at the same time."""
+    used, columns = zip(*(np.unique(features, return_inverse=True) for features in ids), strict=True)
+    with ThreadPoolExecutor(2) as pool:
+        sides = pool.map(_read_columns, paths, used, [cells, cells])
+        halves = pool.map(lambda half: excess_of_pairs(*half, level=level), _halves(sides, columns, cells))
+        return [estimates._asdict() for estimates in halves]
+
+
+def _halves(sides: Iterable[list[Sparse]], columns: Sequence[Any], cells: Sequence[Cells]) -> list[tuple[Any, ...]]:
+    """Return what the estimates of each half are made from."""
+    return [(a, b, tuple(columns), half) for a, b, half in zip(*sides, cells, strict=True)]
+
+
+def _read_columns(path: Path, features: NDArray[np.int64], cells: Sequence[Cells]) -> list[Sparse]:
+    """Read a store once, and return some features in the rows of each half, (place, feature)."""
+    parts: list[list[tuple[Any, ...]]] = [[] for _ in cells]
+    for rows, shard in _shards(path, features):
+        for half, part in zip(cells, parts, strict=True):
+            place = half.place[rows][shard.row]
+            used = place >= 0
+            part.append((shard.data[used], place[used], shard.col[used]))
+    return [_join(part, (len(half.cell), len(features))) for half, part in zip(cells, parts, strict=True)]
+
+
+def _shards(path: Path, features: NDArray[np.int64]) -> Iterator[tuple[slice, scipy.sparse.coo_array]]:
+    """Yield some features of a store, shard by shard; of a dense store less their means."""
+    store, sparse = open_activations(path), is_sparse(path)
+    step, n = store["activation"].encoding["shards"][0], store.sizes["token"]
+    mean = store["mean"].values[features]
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        sink = stores[0]["sink"].values[rows] | stores[1]["sink"].values[rows]
-        yield rows, sink, _read(a, rows), _read(b, rows)
+        shard: Any = read_csr(path, rows) if sparse else read_dense(path, rows)[:, features] - mean
+        values = shard.tocsc()[:, features] if is_sparse_matrix(shard) else shard
+        yield rows, scipy.sparse.coo_array(values.astype(np.float32))
 
 
-def _read(path: str | Path, rows: slice) -> Any:
-    return read_csr(path, rows) if is_sparse(path) else read_dense(path, rows)
+def _join(parts: Sequence[tuple[Any, ...]], shape: tuple[int, int]) -> Sparse:
+    values, place, column = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    joined = Sparse((values, (place, column)), shape=shape)
+    joined.sort_indices()
+    return joined
 
 
-class _Side:
-    """Sums over rows of one side: its paired features by token, and their squares."""
-
-    def __init__(self, ids: NDArray[np.int64], n_tokens: int) -> None:
-        # each paired feature once; `place` is where a pair's feature is among them
-        self.used, self.place = np.unique(ids, return_inverse=True)
-        self.by_token = scipy.sparse.csr_array((n_tokens, len(self.used)))
-        self.squares = np.zeros(len(self.used))
-
-    def add(self, shard: Any, kept: NDArray[np.bool_], group: scipy.sparse.csr_array) -> Sparse:
-        """Take in some rows, of which `group` says the tokens; return the columns of the paired features."""
-        columns = _columns(shard, kept, self.used)
-        self.by_token = self.by_token + group @ columns.tocsr()
-        self.squares += columns.multiply(columns).sum(axis=0)
-        return columns
-
-
-class _Sums:
-    """Sums over rows that everything follows from."""
-
-    def __init__(self, ids_a: NDArray[np.int64], ids_b: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        self.tokens, self.n_tokens = tokens, int(tokens.max()) + 1
-        self.rows_of_token = np.zeros(self.n_tokens)
-        self.a, self.b = _Side(ids_a, self.n_tokens), _Side(ids_b, self.n_tokens)
-        self.products = np.zeros(len(ids_a))
-
-    def add(self, rows: slice, kept: NDArray[np.bool_], shard_a: Any, shard_b: Any) -> None:
-        tokens = self.tokens[rows][kept]
-        self.rows_of_token += np.bincount(tokens, minlength=self.n_tokens)
-        shape = (self.n_tokens, len(tokens))
-        group = scipy.sparse.csr_array((np.ones(len(tokens)), (tokens, np.arange(len(tokens)))), shape=shape)
-        a, b = self.a.add(shard_a, kept, group), self.b.add(shard_b, kept, group)
-        self.products += _products(a, b, self.a.place, self.b.place)
-
-    def covariances(self) -> dict[str, NDArray[np.float64]]:
-        """Return total and between-token covariance of the pairs, and both variances of either side's features."""
-        n = self.rows_of_token.sum()
-        weight = np.sqrt(np.divide(1, self.rows_of_token, where=self.rows_of_token > 0, out=np.zeros(self.n_tokens)))
-        sides = {"a": self.a, "b": self.b}
-        scaled = {name: Sparse(side.by_token.multiply(weight[:, None])) for name, side in sides.items()}
-        means = {name: side.by_token.sum(axis=0) / n for name, side in sides.items()}
-        both = means["a"][self.a.place] * means["b"][self.b.place]
-        covariances = {
-            "total": self.products / n - both,
-            "between": _products(scaled["a"], scaled["b"], self.a.place, self.b.place) / n - both,
-        }
-        for name, side in sides.items():
-            between: NDArray[np.float64] = scaled[name].multiply(scaled[name]).sum(axis=0)
-            covariances[f"total_{name}"] = (side.squares / n - means[name] ** 2)[side.place]
-            covariances[f"between_{name}"] = (between / n - means[name] ** 2)[side.place]
-        return covariances
-
-
-def _columns(shard: Any, kept: NDArray[np.bool_], used: NDArray[np.int64]) -> Sparse:
-    if is_sparse_matrix(shard):
-        return Sparse(shard.tocsc()[:, used].tocsr()[kept].astype(np.float64))
-    return Sparse(shard[kept][:, used].astype(np.float64))
-
-
-def _products(a: Sparse, b: Sparse, place_a: NDArray[np.int64], place_b: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return, of each pair, the sum over rows of the product of its columns."""
-    sums = np.zeros(len(place_a))
-    for start in range(0, len(place_a), BLOCK_PAIRS):
-        block = slice(start, start + BLOCK_PAIRS)
-        sums[block] = a[:, place_a[block]].multiply(b[:, place_b[block]]).sum(axis=0)
-    return sums
-
-
-def _dataset(pairs: xr.Dataset, sums: _Sums) -> xr.Dataset:
-    cov = sums.covariances()
-    total_a, total_b = _positive(cov["total_a"]), _positive(cov["total_b"])
-    between_a, between_b = _positive(cov["between_a"], total_a), _positive(cov["between_b"], total_b)
-    within_a, within_b = _positive(total_a - between_a, total_a), _positive(total_b - between_b, total_b)
-    scale = np.sqrt(total_a * total_b)
-    columns = {
-        "r": cov["total"] / scale,
-        "token_part": cov["between"] / scale,
-        "rest_part": (cov["total"] - cov["between"]) / scale,
-        "r_of_means": cov["between"] / np.sqrt(between_a * between_b),
-        "r_within": (cov["total"] - cov["between"]) / np.sqrt(within_a * within_b),
-        "explained_a": np.nan_to_num(between_a) / total_a,
-        "explained_b": np.nan_to_num(between_b) / total_b,
+def _dataset(
+    ids: Sequence[NDArray[np.int64]], estimates: Sequence[dict[str, NDArray[np.float64]]], cells: Sequence[Cells]
+) -> xr.Dataset:
+    variables: dict[str, Any] = {f"feature_{side}": ("pair", values) for side, values in zip("ab", ids, strict=True)}
+    for suffix, half in zip(SUFFIXES, estimates, strict=False):
+        variables |= {f"{name}{suffix}": ("pair", values) for name, values in half.items()}
+    attrs: dict[str, Any] = {
+        "n_rows": [len(half.cell) for half in cells],
+        "n_rows_left_out": [half.n_left_out for half in cells],
+        "n_documents": [len(half.weight) for half in cells],
     }
-    ids = {f"feature_{side}": ("pair", pairs[f"feature_{side}"].values) for side in "ab"}
-    result = xr.Dataset({**ids, **{name: ("pair", values) for name, values in columns.items()}})
-    means = {f"mean_{name}": float(np.nanmean(columns[name])) for name in ("r", "token_part") if len(scale)}
-    return result.assign_attrs(n_rows=int(sums.rows_of_token.sum()), n_tokens=sums.n_tokens, **means)
+    if note := _few_documents(estimates[-1]):
+        attrs["note"] = note
+        logger.warning("%s", note)
+    return xr.Dataset(variables, attrs=attrs)
 
 
-def _positive(variance: NDArray[np.float64], of: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return variances; NaN where one is nothing but rounding, against the variance that it is part of."""
-    least = 0.0 if of is None else 1e-10 * np.nan_to_num(of)
-    return np.where(variance > least, variance, np.nan)
+def _few_documents(estimates: dict[str, NDArray[np.float64]]) -> str:
+    """Say how many pairs have an excess, but no interval, in the half to quote; nothing if none."""
+    few = np.isfinite(estimates["excess"]) & np.isnan(estimates["excess_p"])
+    if not few.any():
+        return ""
+    return (
+        f"{np.count_nonzero(few)} of {len(few)} pairs have fewer than {FEWEST_EFFECTIVE:g} effective documents in the "
+        "half to quote, so no interval and no p; harvest more documents"
+    )

@@ -97,14 +97,10 @@ _AS_CORRELATED = "as the pairs were correlated, if absent"
 _SPLIT_SEED = f"Seed of the halves, {_AS_CORRELATED}."
 
 
-class BootstrapSettings(Section):
+class IntervalSettings(Section):
     """How intervals of r are found."""
 
-    runs: Annotated[int, Number, Field(ge=1)] = Field(1000, description="How often documents are drawn.")
-    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
-        0.95, description="Share of the draws within an interval."
-    )
-    seed: Annotated[int, Number] = Field(0, description="Seed of the draws.")
+    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.95, description="Nominal coverage of the intervals.")
     select: Select | None = Field(None, description=f"Halves of the rows, {_AS_CORRELATED}.")
     split_seed: SplitSeed | None = Field(None, description=_SPLIT_SEED)
     measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")

@@ -57,12 +57,25 @@ def check_same_text(contexts: xr.Dataset, store: xr.Dataset, corpus: Corpus) -> 
     RowMismatchError
         If the contexts are of other rows, or the store of another corpus.
     """
+    check_corpus(store, corpus)
+    if contexts.attrs.get("row_hash") != store.attrs["row_hash"]:
+        path, where = store.encoding["source"], contexts.encoding["source"]
+        raise RowMismatchError(f"The contexts at {where} are of other rows than {path}; make them from that store")
+
+
+def check_corpus(store: xr.Dataset, corpus: Corpus) -> None:
+    """Raise unless the rows of a store are places in the text of a corpus.
+
+    Raises
+    ------
+    InputError
+        If the store has no token coordinates.
+    RowMismatchError
+        If it was harvested from another corpus.
+    """
     path = store.encoding["source"]
     if "document" not in store.variables:
         raise InputError(f"{path} has no token coordinates, so its rows have no text; harvest it again")
-    if contexts.attrs.get("row_hash") != store.attrs["row_hash"]:
-        where = contexts.encoding["source"]
-        raise RowMismatchError(f"The contexts at {where} are of other rows than {path}; make them from that store")
     if store.attrs.get("corpus_hash", corpus.hash) != corpus.hash:
         raise RowMismatchError(f"{path} was not harvested from the corpus {corpus.path}; give the one that was")
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import block_diag, orthogonal_procrustes, subspace_angles
 from scipy.spatial import procrustes as scipy_procrustes
+from scipy.stats import binomtest
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
@@ -285,6 +286,23 @@ def test_known_failures_are_said_where_they_apply():
     assert warning(MutualKnn(), *many) == ""
     assert warning(TransferLinear(), *few).startswith("under-determined: 6 pairs fit a map of 5 dimensions (chance 1/6")
     assert warning(TransferRotation(judged="mrr"), *many) == ""
+
+
+@pytest.mark.parametrize("metric", [MutualKnn(k=3), JaccardKnn(k=3)])
+def test_repeated_rows_of_independent_sides_are_not_alike(metric):
+    """Each side has few different rows, each of them more than k times, so all neighbours are ties."""
+    n, runs, experiments = 90, 39, 80
+    p, difference = np.empty(experiments), np.empty(experiments)
+    for experiment in range(experiments):
+        rng = np.random.default_rng(experiment)
+        x, y = (rng.normal(size=(10, 6))[rng.integers(0, 10, n)] for _ in "ab")
+        state = metric.prepare([metric], x, y)
+        null = [metric.score(metric.arrange(state, rng.permutation(n))) for _ in range(runs)]
+        score = metric.score(metric.arrange(state, np.arange(n)))
+        p[experiment] = (np.count_nonzero(np.array(null) >= score - 1e-9) + 1) / (runs + 1)
+        difference[experiment] = score - np.mean(null)
+    assert binomtest(int((p <= 0.05).sum()), experiments, 0.05, alternative="greater").pvalue > 0.01
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(experiments)
 
 
 def test_ties_and_hubs_of_neighbours_are_said(monkeypatch):

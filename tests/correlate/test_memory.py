@@ -83,10 +83,10 @@ def test_measured_peak_of_ranking_is_below_the_projected_one(tmp_path, active):
 
 DOCUMENTS = """
 import numpy as np
-from pipeline.correlate.bootstrap import bootstrap
+from pipeline.correlate.intervals import intervals
 rng = np.random.default_rng(0)
 pairs = rng.integers(0, 2000, 100_000), rng.integers(0, 2000, 100_000)
-ds = bootstrap(pairs, arguments["a"], arguments["b"], runs=5, memory=arguments["memory"])
+ds = intervals(pairs, arguments["a"], arguments["b"], memory=arguments["memory"])
 figures["pairs"], figures["units"] = ds.sizes["pair"], sum(ds.attrs["n_documents"])
 """
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import storage
-from pipeline.correlate.bootstrap import bootstrap
+from pipeline.correlate.intervals import intervals
 from pipeline.correlate.rows import half_of, read_halves, split_rows
 from pipeline.correlate.run import correlate
 from storage.rows import group_number
@@ -180,7 +180,7 @@ def test_a_correlation_of_groups(client, make_case, values):
     case = make_case(values(rng, 600, 6, 0.5), values(rng, 600, 6, 0.5), documents=documents, groups=documents // 3)
     ds = case.correlate(client=client, top_k=3)
     case.check(ds, 3, 0.1)
-    drawn = bootstrap(ds, case.a, case.b, runs=5, client=client)
+    drawn = intervals(ds, case.a, case.b, client=client)
     assert drawn.attrs["unit"] == "groups"
     n_groups = [len(set(case.groups[rows])) for rows in case.halves("half")]
     assert drawn.attrs["n_documents"] == n_groups

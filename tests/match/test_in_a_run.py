@@ -70,8 +70,10 @@ def test_layers_and_token_identity(directory, tmp_path):
     assert (tmp_path / "layers.csv").read_text().count("\n") == 5
     pairs = directory.pairs("layers.0", "encoder.layer.0")
     stores = directory.activations("a", "layers.0"), directory.activations("b", "encoder.layer.0")
-    found = call("token-identity", pairs, *stores, "--out", tmp_path / "identity.zarr")
-    assert found["mean_r"] == pytest.approx(found["mean_token_part"] + found["mean_rest_part"])
+    found = call("token-identity", pairs, *stores, "--corpus", directory.corpus, "--out", tmp_path / "identity.zarr")
+    assert found["mean_r_heldout"] == pytest.approx(found["mean_token_part_heldout"] + found["mean_excess_heldout"])
+    assert 0 <= found["share_beyond_token"] <= 1
+    assert found["segments_known_by"] == "text"
     assert call("verify", tmp_path / "identity.zarr")["ok"]
     shown = CliRunner().invoke(app, ["layers", str(directory.root), "--side", "b"]).stdout
     assert "encoder.layer.1" in shown

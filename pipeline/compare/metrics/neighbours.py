@@ -5,8 +5,10 @@
 * ``jaccard_knn``: mean of common over all neighbours (Klabunde, Schumacher, Strohmaier, Lemmerich: Similarity of
   neural network models, arXiv 2305.06329, 2023, "Jaccard similarity").
 
-Neighbours are by cosine, each row without itself; of equally near ones, the first rows. A shuffled pairing renames the
-neighbours of one side: no new search.
+Neighbours are by cosine, each row without itself. Which of equally near rows are neighbours is decided by a random
+order of the rows, drawn for each side apart: one order for both, as that of the rows, would make neighbours of the same
+rows on both sides, and sides with repeated rows would seem alike. A shuffled pairing renames the neighbours of one
+side: no new search.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
 from pipeline.settings.registries import METRICS
 from storage.jit import cached_njit
 
+#: Seeds of the orders in which ties of A and of B are broken.
+TIE_SEEDS = 0, 1
 #: A row that is among the neighbours of so many times as many rows as the mean is a hub.
 HUB = 20
 
@@ -76,7 +80,7 @@ class MutualKnn(Metric):
     def prepare(metrics: Sequence[MutualKnn], x: Rows, y: Rows) -> Neighbours:
         """Find the neighbours of all rows of both sides."""
         k = min(metrics[0].k, len(x) - 1)
-        a, b = nearest(x, k), nearest(y, k)
+        a, b = (nearest(rows, k, seed) for rows, seed in zip((x, y), TIE_SEEDS, strict=True))
         most = [int(np.bincount(side.ravel(), minlength=1).max()) for side in (a[0], b[0])]
         return Neighbours(a[0], b[0], (a[1], b[1]), (most[0], most[1]))
 
@@ -109,8 +113,8 @@ class MutualKnn(Metric):
         return "; ".join(notes)
 
     def memory(self, n: int, d_a: int, d_b: int) -> int:
-        """Return the bytes of both sides' rows and the same scaled, a block of similarities, and the neighbours."""
-        return 2 * 8 * n * (d_a + d_b) + 3 * 8 * n * min(n, BLOCK_ROWS) + 4 * 8 * n * self.k
+        """Return the bytes of both sides' rows, the same scaled and reordered, similarities, and the neighbours."""
+        return 3 * 8 * n * (d_a + d_b) + 3 * 8 * n * min(n, BLOCK_ROWS) + 4 * 8 * n * self.k
 
     def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
         """Return the score of the different ones among the drawn pairs: a copy would be everybody's nearest."""
@@ -130,30 +134,34 @@ class JaccardKnn(MutualKnn):
         return float(np.mean(common / (2 * k - common)))
 
 
-def nearest(rows: Rows, k: int) -> tuple[NDArray[np.int32], int]:
+def nearest(rows: Rows, k: int, seed: int) -> tuple[NDArray[np.int32], int]:
     """Return the k < n nearest neighbours of every row (n, d) by cosine, and how many rows' last neighbour ties.
 
-    Row numbers, int32, shape (n, k), ascending; without rows if one has no direction.
+    Row numbers, int32, shape (n, k), ascending; without rows if one has no direction. Of equally near rows, the first
+    ones in a random order of all rows are neighbours.
 
     Examples
     --------
-    >>> nearest(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), 1)[0].tolist()
+    >>> nearest(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), 1, seed=0)[0].tolist()
     [[1], [0], [1]]
     """
     unit, n = scaled(rows, "cosine"), len(rows)
     if np.isnan(unit).any():
         return np.empty((0, k), np.int32), 0
+    order = np.random.default_rng(seed).permutation(n)
+    place, ordered = np.argsort(order), unit[order]
     found, ties = np.empty((n, k), np.int32), 0
     for start in range(0, n, BLOCK_ROWS):
-        block = block_similarities(unit[start : start + BLOCK_ROWS], unit, "cosine")
-        block[np.arange(len(block)), start + np.arange(len(block))] = -np.inf
-        found[start : start + len(block)], tied = _k_largest(block, k)
+        block = block_similarities(unit[start : start + BLOCK_ROWS], ordered, "cosine")
+        block[np.arange(len(block)), place[start : start + len(block)]] = -np.inf
+        columns, tied = _k_largest(block, k)
+        found[start : start + len(block)] = np.sort(order[columns], axis=1)
         ties += tied
     return found, ties
 
 
 def _k_largest(block: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], int]:
-    """Return the columns of the k largest values of every row, ascending, the first of equal ones; and ties."""
+    """Return the columns of the k largest values of every row, the first of equal ones; and ties."""
     last = -np.partition(-block, k - 1, axis=1)[:, k - 1 : k]
     above = block > last
     equal = block == last

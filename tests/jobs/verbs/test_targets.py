@@ -16,7 +16,7 @@ from pipeline.experiment.run import RunResult
 #: Verbs that write where they are told to, and how the tests call them; `label` needs a server, and has its own.
 WRITERS = {
     "correlate": ("A", "B"),
-    "bootstrap": ("P", "A", "B"),
+    "intervals": ("P", "A", "B"),
     "convergence": ("P", "A", "B"),
     "match": ("C",),
     "sweep": ("C",),
