@@ -41,6 +41,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
     "A closer look": {
         "bootstrap": "pipeline.correlate.verbs:bootstrap_command",
         "convergence": "pipeline.correlate.verbs:convergence_command",
+        "rematch": "jobs.verbs.match:rematch_command",
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
@@ -112,6 +113,8 @@ bootstrap pairs.zarr A.zarr B.zarr --out intervals.zarr
 bootstrap pairs.zarr A.zarr B.zarr --runs 2000 --level 0.9 --out intervals.zarr --json
 convergence pairs.zarr A.zarr B.zarr --out convergence.zarr
 convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out convergence.zarr
+rematch pairs.zarr C.zarr A.zarr B.zarr --corpus corpus.zarr --out rematched.zarr
+rematch pairs.zarr C.zarr A.zarr B.zarr --null document --draws 100 --metric rsa --out chance.zarr --json
 sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg
 sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr

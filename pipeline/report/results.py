@@ -78,6 +78,8 @@ def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
                 yield run.concepts(side, site)
     for pair in config.site_pairs:
         yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        if config.rematch is not None:
+            yield run.rematched(*pair)
         if config.semantics is not None:
             yield run.semantics(*pair)
     if config.semantics is not None:
