@@ -142,6 +142,10 @@ def _numbered(*columns: NDArray[np.integer]) -> Ints:
     return numbers
 
 
+#: Cuts rows into units and groups.
+Cut = Callable[[Rows], Units]
+
+
 @dataclass(frozen=True)
 class RowNull:
     """One answer to "which likeness is left?".
@@ -154,15 +158,11 @@ class RowNull:
         Cuts rows into units and groups.
     needs_text
         Whether it reads the corpus.
-    is_chance
-        Whether two features fire together under it by chance alone, so that features of about the same frequency have
-        the same distribution of r.
     """
 
     name: str
-    function: Callable[[Rows], Units]
+    function: Cut
     needs_text: bool = False
-    is_chance: bool = False
 
     def order(self, units: Units, seed: int, draw: int) -> Ints:
         """Return which row stands at each place in a draw, int64, (token,); -1 where none does.
@@ -200,13 +200,11 @@ def moved(units: Units, following: Ints) -> Ints:
     return order
 
 
-def row_null(
-    *, needs_text: bool = False, is_chance: bool = False
-) -> Callable[[Callable[[Rows], Units]], Callable[[Rows], Units]]:
+def row_null(*, needs_text: bool = False) -> Callable[[Cut], Cut]:
     """Register a function as a null of rows, by its name."""
 
-    def register(function: Callable[[Rows], Units]) -> Callable[[Rows], Units]:
-        ROW_NULLS.add(function.__name__, RowNull(function.__name__, function, needs_text, is_chance))
+    def register(function: Cut) -> Cut:
+        ROW_NULLS.add(function.__name__, RowNull(function.__name__, function, needs_text))
         return function
 
     return register
@@ -226,7 +224,7 @@ def token(rows: Rows) -> Units:
     return Units(unit, group[shared])
 
 
-@row_null(is_chance=True)
+@row_null()
 def document(rows: Rows) -> Units:
     """Let whole documents of a half change places with others of about the same length, row for row.
 

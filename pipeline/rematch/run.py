@@ -423,8 +423,8 @@ class _Draws:
             "n_left_out": ("null", counted - n_rows),
             "n_groups": ("null", np.array([self.units[null].n_groups for null in self.nulls])),
         }
-        for null in (name for name, null in self.nulls.items() if null.is_chance):
-            variables |= self._of_features(null, loaded[null])
+        if CHANCE in self.nulls:
+            variables |= self._of_features(loaded[CHANCE])
         names = {"null": list(self.nulls), "quantity": quantities, "metric": metrics}
         coords = {name: np.array(listed, object) for name, listed in names.items() if listed}
         if not metrics:
@@ -436,9 +436,10 @@ class _Draws:
         attrs = open_result(self.work.pairs, "match").attrs
         return {name: attrs[name] for name in ("site_a", "site_b", "model_a", "model_b", "measure") if name in attrs}
 
-    def _of_features(self, null: str, loaded: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+    def _of_features(self, loaded: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+        """Return the best r of each A feature, with its tests against chance, as variables."""
         real, draws = loaded[0], np.array([each["best_r"] for each in loaded[1:]])
-        choosing = self.halves(null) == 0
+        choosing = self.halves(CHANCE) == 0
         strata = strata_of(real["n_active"], documents_of_features(self.work.stores[0], choosing))
         tests = feature_tests(real["best_r"], draws, strata)
         variables = {"best_r": real["best_r"]} | {f"best_r_{name}": values for name, values in tests.items()}

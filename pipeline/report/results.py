@@ -32,7 +32,7 @@ class Site:
 
 @dataclass(frozen=True)
 class SitePair:
-    """The results of one cell of the grid A.sites × B.sites."""
+    """The results of one cell of the grid A.sites × B.sites; what was not asked for, or is not finished, is None."""
 
     a: Site
     b: Site
@@ -40,6 +40,7 @@ class SitePair:
     correlation: xr.Dataset
     pairs: xr.Dataset
     scores: xr.Dataset
+    rematched: xr.Dataset | None = None
 
     def site(self, side: Side) -> Site:
         """Return the site of one side."""
@@ -123,7 +124,9 @@ def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> 
         if all(path.exists() for path in paths.values()):
             results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
             _check_current(results[-1], paths["scores"])
-            finished.append(SitePair(a, b, paths, *results))
+            rematched = directory.rematched(a.name, b.name)
+            more = open_result(rematched, "rematch") if rematched.exists() else None
+            finished.append(SitePair(a, b, paths, *results, more))
         else:
             unfinished.append(f"{a.name} – {b.name}")
     return finished, unfinished
