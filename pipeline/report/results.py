@@ -124,9 +124,9 @@ def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> 
         if all(path.exists() for path in paths.values()):
             results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
             _check_current(results[-1], paths["scores"])
-            rematched = directory.rematched(a.name, b.name)
-            more = open_result(rematched, "rematch") if rematched.exists() else None
-            finished.append(SitePair(a, b, paths, *results, more))
+            if (rematched := directory.rematched(a.name, b.name)).exists():
+                results.append(open_result(rematched, "rematch"))
+            finished.append(SitePair(a, b, paths, *results))
         else:
             unfinished.append(f"{a.name} – {b.name}")
     return finished, unfinished
