@@ -6,6 +6,8 @@ all of the store: as many rows are made in one pass as fit the memory, and the s
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,18 @@ from storage import free_space, open_activations, write_activations
 from storage.activations import iter_shards
 from storage.errors import BudgetError
 from storage.rows import TOKEN_COORDINATES
+from storage.shards import iter_slices
 
 #: Attributes of a store that say what it is.
 DESCRIPTION = ("model", "site", "dictionary", "kind")
-#: How often the rows of a pass are in memory: as they were gathered, joined, and in their order.
-COPIES = 3
+#: How often the rows of a pass are in memory: as they were gathered, and joined.
+COPIES = 2
 
 
 def write_permuted(source: Path, order: NDArray[np.int64], path: Path, *, memory: int) -> None:
     """Write a store in which row i is row ``order[i]`` of `source`; all features are 0 where that is -1.
 
-    Memory is one shard, and rows for as much as `memory`, or for one shard if that is more.
+    Memory is two shards, and rows for as much as `memory`, or for one shard if that is more.
 
     Parameters
     ----------
@@ -52,10 +55,12 @@ def write_permuted(source: Path, order: NDArray[np.int64], path: Path, *, memory
     sparse = store.attrs["layout"] == "csr"
     _check_disk(source, path)
     row_bytes = COPIES * (12 * float(store["n_active"].sum()) / len(order) if sparse else 4 * array.shape[1])
-    rows = max(shard_rows, int(memory / max(row_bytes, 1)) // shard_rows * shard_rows)
+    rows_a_pass = max(shard_rows, int(memory / max(row_bytes, 1)) // shard_rows * shard_rows)
     write_activations(
         path,
-        (_gathered(source, order[start : start + rows], array.shape[1]) for start in range(0, len(order), rows)),
+        itertools.chain.from_iterable(
+            _gathered(source, order[rows], array.shape[1], shard_rows) for rows in iter_slices(len(order), rows_a_pass)
+        ),
         tokens={name: store[name].values for name in TOKEN_COORDINATES if name in store.variables} or None,
         attrs={name: store.attrs[name] for name in DESCRIPTION if name in store.attrs},
         dtype=array.dtype,
@@ -65,23 +70,22 @@ def write_permuted(source: Path, order: NDArray[np.int64], path: Path, *, memory
     )
 
 
-def _gathered(source: Path, order: NDArray[np.int64], n_features: int) -> Any:
-    """Return some rows of a store, in one pass over it."""
+def _gathered(source: Path, order: NDArray[np.int64], n_features: int, shard_rows: int) -> Iterator[Any]:
+    """Yield some rows of a store, shard by shard of the copy, from one pass over the store."""
     places, parts = [], []
     for rows, shard in iter_shards(source):
         here = np.flatnonzero((order >= rows.start) & (order < rows.stop))
         places.append(here)
         parts.append(shard[order[here] - rows.start])
-    place = np.concatenate(places)
-    if isinstance(parts[0], np.ndarray):
-        block = np.zeros((len(order), n_features), parts[0].dtype)
-        block[place] = np.concatenate(parts)
-        return block
-    # a row that none is moved to is the empty one behind all others
-    at = np.full(len(order), len(place))
-    at[place] = np.arange(len(place))
-    empty = scipy.sparse.csr_array((1, n_features), dtype=parts[0].dtype)
-    return scipy.sparse.vstack([*parts, empty], format="csr")[at]
+    # behind all others stands an empty row, for places to which none is moved
+    dtype, dense = parts[0].dtype, isinstance(parts[0], np.ndarray)
+    parts.append(np.zeros((1, n_features), dtype) if dense else scipy.sparse.csr_array((1, n_features), dtype=dtype))
+    joined = np.concatenate(parts) if dense else scipy.sparse.vstack(parts, format="csr")
+    parts.clear()
+    at = np.full(len(order), joined.shape[0] - 1)
+    at[np.concatenate(places)] = np.arange(joined.shape[0] - 1)
+    for rows in iter_slices(len(order), shard_rows):
+        yield joined[at[rows]]
 
 
 def _check_disk(source: Path, path: Path) -> None:
