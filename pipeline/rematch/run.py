@@ -103,7 +103,7 @@ def rematch(
     The first number to read is ``beyond`` of the null ``token``: the share of what is above chance that the shared
     vocabulary does not give.
 
-    Memory is that of the correlation; for the permuted copy of B, a shard and at most a quarter of what is free. On
+    Memory is that of the correlation; for the permuted copy of B, two shards and at most half of the budget. On
     disk, beside `out` and until it is done, stand one copy of B's activations and one correlation.
 
     Parameters
