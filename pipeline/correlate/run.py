@@ -104,7 +104,8 @@ def correlate(
         in place for the next one; see :mod:`pipeline.correlate.grid`. It changes no result.
     halves
         The half of each row, int8, (token,): 0 chooses, 1 is held out, -1 counts in neither. By default whole
-        documents take turns, and rows that either store marks as sinks count in neither.
+        documents take turns, and rows that either store marks as sinks count in neither. Steps that split the rows
+        again, as ``bootstrap`` does, do not know halves that were given.
 
     Returns
     -------

@@ -200,6 +200,41 @@ def moved(units: Units, following: Ints) -> Ints:
     return order
 
 
+def check_units(name: str, units: Units, half: NDArray[np.int8]) -> None:
+    """Refuse units that cannot change places.
+
+    Raises
+    ------
+    InputError
+        If the rows of a group are of two halves, its units differ in length, or it has only one.
+
+    Examples
+    --------
+    >>> check_units("mine", Units(np.array([0, 0, 1]), np.array([0, 0])), np.zeros(3, np.int8))
+    Traceback (most recent call last):
+    storage.errors.InputError: the null mine puts units of 1 and 2 rows into one group: they cannot change places
+    """
+    unit, halves = units.unit[units.used], half[units.used]
+    size = np.bincount(unit)
+    for what, low, high in (
+        ("{} and {} rows", size, size),
+        ("halves {} and {}", _least(halves, unit), -_least(-halves, unit)),
+    ):
+        least, most = _least(low, units.group), -_least(-high, units.group)
+        if len(apart := np.flatnonzero(least < most)):
+            spread = what.format(least[apart[0]], most[apart[0]])
+            raise InputError(f"the null {name} puts units of {spread} into one group: they cannot change places")
+    if (np.bincount(units.group) == 1).any():
+        raise InputError(f"the null {name} has groups of one unit, which has no place to go to: leave its rows out")
+
+
+def _least(values: NDArray[np.integer], at: Ints) -> Ints:
+    """Return the least of the values at each place from 0 on; a number above all others where there are none."""
+    least = np.full(int(at.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, at, values.astype(np.int64))
+    return least
+
+
 def row_null(*, needs_text: bool = False) -> Callable[[Cut], Cut]:
     """Register a function as a null of rows, by its name."""
 

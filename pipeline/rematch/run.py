@@ -33,7 +33,7 @@ from pipeline.correlate.run import correlate
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs, check_needs
 from pipeline.match.run import check_stores, make_pairs
-from pipeline.rematch.nulls import RowNull, Rows, Units
+from pipeline.rematch.nulls import RowNull, Rows, Units, check_units
 from pipeline.rematch.permuted import documents_of_features, write_permuted
 from pipeline.rematch.summary import Range, expected_range, feature_tests, share_beyond, strata_of
 from pipeline.settings.base import keywords
@@ -247,6 +247,8 @@ class _Work:
         if made is None or correlated is None or made.inputs.get("correlation") != fingerprint(cor):
             raise InputError(f"{pairs} were not chosen from the correlation {cor}; give the one that they were")
         check_stores(stores, correlated.inputs)
+        if "halves" in correlated.settings:
+            raise InputError(f"{cor} was made with halves that were given, which are not kept: correlate without them")
         matching = _matching(pairs, chosen, made)
         names = ("select", "measure", "min_firing", "kernel")
         correlating = CorrelateSettings(
@@ -317,6 +319,7 @@ class _Draws:
         self.units = {name: self._checked(name, null.function(rows)) for name, null in self.nulls.items()}
 
     def _checked(self, name: str, units: Units) -> Units:
+        check_units(name, units, self.half)
         for half in range(self.work.correlating.n_halves):
             left = np.count_nonzero(units.used & (self.half == half))
             if left < FEWEST_ROWS:

@@ -8,7 +8,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.rematch.nulls import LEFT_OUT, Rows, Units
+from pipeline.rematch.nulls import LEFT_OUT, Rows, Units, check_units
 from pipeline.settings.registries import ROW_NULLS
 from storage import write_corpus
 from storage.errors import InputError
@@ -64,6 +64,26 @@ def test_documents_move_as_wholes_and_row_for_row(listed):
         place[mine] = np.arange(np.count_nonzero(mine))
         assert len(set(document[order[mine & units.used]].tolist())) <= 1
     np.testing.assert_array_equal(place[order[units.used]], place[units.used])
+
+
+@pytest.mark.parametrize(
+    ("unit", "group", "half", "message"),
+    [
+        ([0, 0, 1], [0, 0], [0, 0, 0], "units of 1 and 2 rows into one group"),
+        ([0, 1], [0, 0], [0, 1], "units of halves 0 and 1 into one group"),
+        ([0, 0, 1, 1], [0, 0], [0, 1, 0, 1], "units of halves 0 and 1 into one group"),
+        ([0, 1, 2], [0, 0, 1], [0, 0, 0], "groups of one unit"),
+    ],
+)
+def test_units_that_cannot_change_places_are_refused(unit, group, half, message):
+    with pytest.raises(InputError, match=message):
+        check_units("mine", Units(np.array(unit), np.array(group)), np.array(half, np.int8))
+
+
+@given(st.lists(row, min_size=1, max_size=60), st.sampled_from(["token", "document"]))
+def test_units_of_the_package_can(listed, name):
+    half, document, text = map(np.array, zip(*listed, strict=True))
+    check_units(name, ROW_NULLS[name].function(rows_of(half, document, text)), half.astype(np.int8))
 
 
 def test_draws_differ_and_are_the_same_again():

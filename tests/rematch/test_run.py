@@ -164,6 +164,10 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_written(pla
     correlate(a, b, out=other / "cor.zarr", keep_above=0.15, overwrite=True)
     with pytest.raises(InputError, match="were not chosen from the correlation"):
         module.rematch(pairs, other / "cor.zarr", a, b, out=out, corpus=case.path("corpus"))
+    halves = module.read_halves(a, b, "half")
+    match(correlate(a, b, out=other / "given.zarr", halves=halves), out=other / "of-given.zarr")
+    with pytest.raises(InputError, match="halves that were given"):
+        module.rematch(other / "of-given.zarr", other / "given.zarr", a, b, out=out, corpus=case.path("corpus"))
     storage.write_corpus(case.path("foreign"), ["another text"])
     with pytest.raises(InputError, match="was not harvested from the corpus"):
         module.rematch(pairs, case.path("cor"), a, b, out=out, corpus=case.path("foreign"))
