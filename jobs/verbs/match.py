@@ -1,10 +1,9 @@
-"""The verbs that look closer at matchings: rematch, sweep, token-identity, layers."""
+"""The verbs that look closer at matchings: sweep, token-identity, layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -14,9 +13,7 @@ from pipeline.experiment.sweep import plot_sweep, sweep
 from pipeline.match.__main__ import Contexts, Corpus, NonConcept, Stores
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
-from pipeline.rematch.run import rematch
 from pipeline.settings.match import SweepSettings
-from pipeline.settings.rematch import RematchSettings
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
@@ -28,96 +25,11 @@ from pipeline.work.script import (
     StoreB,
     on_cluster,
     show,
-    text_table,
     wide_console,
 )
 from storage import make_result, new_manifest
 from storage.identity import fingerprint
 from storage.rundir import RunDirectory, Side
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-#: Level below which a feature's corrected p counts.
-SIGNIFICANT = 0.05
-
-
-@options(RematchSettings)
-@on_cluster
-def rematch_command(
-    connect: Connect,
-    pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
-    correlation: Annotated[Path, typer.Argument(help="Result of `correlate` that they come from.", show_default=False)],
-    a: StoreA,
-    b: StoreB,
-    out: Out,
-    settings: RematchSettings,
-    *,
-    corpus: Corpus = None,
-    contexts: Contexts = None,
-    non_concept: NonConcept = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Match anew with rows of B permuted, and print how much of a matching is more than a shared vocabulary."""
-    with connect() as client:
-        result = rematch(
-            pairs,
-            correlation,
-            a,
-            b,
-            settings,
-            out=out,
-            corpus=corpus,
-            contexts=contexts,
-            non_concept=non_concept,
-            overwrite=overwrite,
-            client=client,
-        )
-    rows = {name: dict(zip(result["null"].values.tolist(), result[name].values.tolist(), strict=True)) for name in ROWS}
-    summary: dict[str, Any] = {"result": str(out), "draws": result.attrs["n_draws"], **rows}
-    if "best_r_q" in result:
-        tested = result["best_r_q"].values[np.isfinite(result["best_r_q"].values)]
-        summary["features_beyond_chance"] = int((tested < SIGNIFICANT).sum())
-        summary["features_tested"] = len(tested)
-    lines = list(_rematch_lines(result))
-    if as_json:
-        show({**summary, "lines": lines}, as_json=True)
-        return
-    wide_console().print(text_table(list(lines[0]), [_cells(line) for line in lines], right=list(lines[0])[2:]))
-    show(summary, as_json=False)
-
-
-#: How many rows each null uses and leaves out.
-ROWS = ("n_rows", "n_left_out")
-#: Columns of the table of `rematch`: what they are called, and the variables that they hold.
-COLUMNS = {
-    "real": "value",
-    "null mean": "null_mean",
-    "null low": "null_low",
-    "null high": "null_high",
-    "difference": "difference",
-    "beyond": "beyond",
-    "beyond low": "beyond_low",
-    "beyond high": "beyond_high",
-    "p": "p",
-}
-
-
-def _rematch_lines(result: xr.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield a line for each quantity beside each null; scores are those above shuffled pairings."""
-    for null in result["null"].values.tolist():
-        for quantity in result["quantity"].values.tolist():
-            values = result.sel(null=null, quantity=quantity)
-            yield {
-                "null": null,
-                "of": quantity,
-                **{heading: values[name].item() for heading, name in COLUMNS.items()},
-            }
-
-
-def _cells(line: dict[str, Any]) -> list[str]:
-    return [value if isinstance(value, str) else "–" if np.isnan(value) else f"{value:.4g}" for value in line.values()]
 
 
 @options(SweepSettings)
