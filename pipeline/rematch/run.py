@@ -250,9 +250,9 @@ class _Work:
         if "halves" in correlated.settings:
             raise InputError(f"{cor} was made with halves that were given, which are not kept: correlate without them")
         matching = _matching(pairs, chosen, made)
-        names = ("select", "measure", "min_firing", "kernel")
+        names = ("select", "split_seed", "measure", "min_firing", "kernel")
         correlating = CorrelateSettings(
-            **{name: correlated.settings[name] for name in names},
+            **{name: correlated.settings[name] for name in names if name in correlated.settings},
             # neither changes which pairs there are
             top_k=1,
             keep_above=max(matching.min_correlation, float(correlation.attrs["keep_above"])),
