@@ -27,6 +27,9 @@ from .harvest.contexts import (
 from .match.run import (
     match,
 )
+from .rematch.run import (
+    rematch,
+)
 from .report.run import (
     report,
 )
@@ -40,6 +43,7 @@ __all__ = [
     "experiment",
     "harvest",
     "match",
+    "rematch",
     "report",
     "run",
     "semantics",

@@ -44,7 +44,7 @@ CHECKSUM = "crc32"
 READ_WHEN_OPENED = 2**30
 READ_BYTES = 2**22
 #: Folders in unfinished work that are no arrays; they go when it is finished.
-WORKING_FOLDERS = ("panels",)
+WORKING_FOLDERS = ("panels", "draws")
 _NUMBER = re.compile("0|[1-9][0-9]{0,18}")
 _CHUNK_KEY = re.compile(rf"c(/({_NUMBER.pattern}))*")
 

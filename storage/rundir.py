@@ -110,6 +110,11 @@ class RunDirectory:
 
     correlation = _Results[str]("correlation", "Return the path of the correlation of two sites.", "--")
     pairs = _Results[str]("pairs", "Return the path of the matched pairs of two sites.", "--")
+    rematched = _Results[str](
+        "rematched",
+        "Return the path of the matchings of two sites with B's rows permuted, if they are asked for.",
+        "--",
+    )
     scores = _Results[str]("scores", "Return the path of the comparison of two sites: metrics and nulls.", "--")
     semantics = _Results[str]("semantics", "Return the path of the subspaces of meanings at two sites.", "--")
 

@@ -95,6 +95,16 @@ def test_a_filter_and_a_method(installed: Path, work: Path) -> None:
     assert "no matching method 'first1'; did you mean 'first'?" in unknown.stderr
 
 
+def test_a_null_of_rows(installed: Path, work: Path) -> None:
+    stores = work / "a.zarr", work / "b.zarr"
+    summary(installed, "match", work / "c.zarr", "--out", work / "all.zarr")
+    chosen = ("--null", "anywhere", "--draws", "2", "--metric", "rsa", "--out", work / "rematched.zarr")
+    found = summary(installed, "rematch", work / "all.zarr", work / "c.zarr", *stores, *chosen)
+    assert found["n_rows"] == {"anywhere": 400}
+    (r,) = (line for line in found["lines"] if line["of"] == "r_heldout")
+    assert r["real"] == 1 > r["null mean"]
+
+
 def test_a_dictionary_format(installed: Path, tiny_inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_inputs, tmp_path / "inputs")
     experiment = yaml.safe_load((tiny_inputs / "experiment.yaml").read_text())
@@ -116,7 +126,13 @@ def test_an_importer(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "names"),
-    [("compare", ["mean_cosine", "rolled"]), ("match", ["first", "even"]), ("sweep", ["first"]), ("import", ["csv"])],
+    [
+        ("rematch", ["anywhere"]),
+        ("compare", ["mean_cosine", "rolled"]),
+        ("match", ["first", "even"]),
+        ("sweep", ["first"]),
+        ("import", ["csv"]),
+    ],
 )
 def test_names_from_outside_are_in_the_help(installed: Path, verb: str, names: list[str]) -> None:
     shown = subspace(installed, verb, "--help").stdout

@@ -35,6 +35,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "harvest": "pipeline.harvest.__main__:command",
         "correlate": "pipeline.correlate.__main__:command",
         "match": "pipeline.match.__main__:command",
+        "rematch": "pipeline.rematch.__main__:command",
         "compare": "pipeline.compare.__main__:command",
         "semantics": "pipeline.semantics.__main__:command",
     },
@@ -112,6 +113,8 @@ intervals pairs.zarr A.zarr B.zarr --out intervals.zarr
 intervals pairs.zarr A.zarr B.zarr --level 0.9 --out intervals.zarr --json
 convergence pairs.zarr A.zarr B.zarr --out convergence.zarr
 convergence C.zarr A.zarr B.zarr --threshold 0.3 --plot convergence.png --out convergence.zarr
+rematch pairs.zarr C.zarr A.zarr B.zarr --corpus corpus.zarr --out rematched.zarr
+rematch pairs.zarr C.zarr A.zarr B.zarr --null document --draws 100 --metric rsa --out chance.zarr --json
 sweep C.zarr --out sweep.zarr --csv sweep.csv --plot sweep.svg
 sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric svcca --metric rsa
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr

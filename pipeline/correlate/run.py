@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import shutil
@@ -36,9 +37,9 @@ from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, choose_
 from pipeline.correlate.ranks import RankJob, RankPlan, plan_ranks, rank_store
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.result import label, write_result
-from pipeline.correlate.rows import log_halves, read_halves, read_texts
+from pipeline.correlate.rows import FEWEST_ROWS, log_halves, read_halves, read_texts
 from pipeline.settings.base import keywords
-from pipeline.settings.correlate import CorrelateSettings
+from pipeline.settings.correlate import CorrelateSettings, Select
 from pipeline.work.share import Share
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import (
@@ -75,6 +76,7 @@ def correlate(
     overwrite: bool = False,
     client: Client | None = None,
     known_b: KnownB | None = None,
+    halves: NDArray[np.int8] | None = None,
 ) -> xr.Dataset:
     """Correlate every feature of one store with every feature of another, exactly and out of core.
 
@@ -100,6 +102,10 @@ def correlate(
     known_b
         For many correlations with one B store, one after the other: what the one before has found out about B, changed
         in place for the next one; see :mod:`pipeline.correlate.grid`. It changes no result.
+    halves
+        The half of each row, int8, (token,): 0 chooses, 1 is held out, -1 counts in neither. By default whole
+        documents take turns, and rows that either store marks as sinks count in neither. Steps that split the rows
+        again, as ``bootstrap`` does, do not know halves that were given.
 
     Returns
     -------
@@ -144,7 +150,7 @@ def correlate(
     (array([3, 1, 4, 0, 2], dtype=int32), array([1., 1., 1., 1., 1.]))
     """
     budget = parse_memory(settings.memory)
-    inputs, manifest = _checked(source_of(a), source_of(b), settings)
+    inputs, manifest = _checked(source_of(a), source_of(b), settings, halves)
     path = Path(out) if out is not None else _temporary_path()
     with claim(path, manifest, overwrite=overwrite) as target:
         if target.is_current():
@@ -158,7 +164,7 @@ def correlate(
                     f"Workers run on {sorted(resources.hosts)}, which do not see this computer's temporary folder: "
                     "give out= on a file system that all of them share"
                 )
-            half = _split(inputs, settings)
+            half = _split(inputs, settings) if halves is None else halves
             job = _begin(inputs, settings, half, target.begin().absolute(), resources, active, known_b=known_b)
             _run(job, _attributes(inputs, job, half), active, known_b)
             target.finish()
@@ -218,13 +224,35 @@ def correlate_share(
                 active.run(release, job.key, on_error="ignore")
 
 
-def _checked(a: Path, b: Path, settings: CorrelateSettings) -> tuple[Inputs, Manifest]:
+def _checked(
+    a: Path, b: Path, settings: CorrelateSettings, halves: NDArray[np.int8] | None = None
+) -> tuple[Inputs, Manifest]:
     """Return the inputs of a correlation, and what its result depends on."""
     inputs = Inputs.open(a, b).measured_by(settings.measure)
     kernel = choose_kernel(*inputs.sizes, inputs.n_rows, settings.kernel, settings.device)
     hashes = {side: fingerprint(store.path) for side, store in zip("ab", inputs.stores, strict=True)}
-    full = {"full": settings.full} if settings.full else {}
-    return inputs, new_manifest(STAGE, hashes, _recorded(settings, kernel) | full)
+    more: dict[str, Any] = {"full": settings.full} if settings.full else {}
+    if halves is not None:
+        check_halves(halves, inputs.n_rows, settings.select)
+        more["halves"] = hashlib.sha256(halves.tobytes()).hexdigest()
+    return inputs, new_manifest(STAGE, hashes, _recorded(settings, kernel) | more)
+
+
+def check_halves(halves: NDArray[np.int8], n_rows: int, select: Select) -> None:
+    """Raise an InputError unless `halves` says of each row in which half it counts, with enough rows in each.
+
+    >>> check_halves(np.array([0, 0, 1, -1], np.int8), 4, "half")
+    Traceback (most recent call last):
+    storage.errors.InputError: halves has 1 rows of half 1; correlation needs at least 2
+    """
+    if halves.shape != (n_rows,) or halves.dtype != np.int8:
+        raise InputError(f"halves must be int8 of shape ({n_rows},), not {halves.dtype} of shape {halves.shape}")
+    wanted = (0, 1) if select == "half" else (0,)
+    if not np.isin(halves, (-1, *wanted)).all():
+        raise InputError(f"halves must hold -1 and {' and '.join(map(str, wanted))} alone, with select={select!r}")
+    for half in wanted:
+        if (rows := int(np.count_nonzero(halves == half))) < FEWEST_ROWS:
+            raise InputError(f"halves has {rows} rows of half {half}; correlation needs at least {FEWEST_ROWS}")
 
 
 def _recorded(settings: CorrelateSettings, kernel: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _correlation(config: Experiment, run: RunDirectory, sites: tuple[str, str], 
         stores,
         lambda client: correlate(*stores, settings, out=out, overwrite=True, client=client, known_b=known_b),
         opens=stores,
-        cost=functools.partial(_cost, config, run, sites),
+        cost=functools.partial(correlation_cost, config, run, sites),
         share=lambda share, client: correlate_share(*stores, settings, out=out, share=share, client=client),
         progress=panels_done,
     )
@@ -61,7 +61,8 @@ def panels_done(partial: Path) -> str:
     return f"{len(list(panels.glob('panel-*.npz')))} panels are done" if panels.is_dir() else ""
 
 
-def _cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
+def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
+    """Return what one correlation will take; `outlook` is told how many pairs it will keep."""
     settings, n_rows = config.correlate, open_result(run.rows, "rows").sizes["token"]
     outlook.resources = outlook.resources or find_resources(
         outlook.client, parse_memory(settings.memory), settings.device

@@ -10,6 +10,7 @@ from pipeline.compare.stage import STAGE as COMPARE
 from pipeline.correlate.stage import STAGE as CORRELATE
 from pipeline.harvest.stage import STAGE as HARVEST
 from pipeline.match.stage import tasks as match_tasks
+from pipeline.rematch.stage import STAGE as REMATCH
 from pipeline.report.stage import STAGE as REPORT
 from pipeline.semantics.stage import STAGE as SEMANTICS
 from pipeline.semantics.stage import non_concept_tasks
@@ -23,7 +24,7 @@ MATCH = Stage("match", lambda config, run: [*non_concept_tasks(config, run), *ma
 
 #: All stages by name, those of this package behind those whose results they read.
 STAGES: Registry[Stage] = Registry("stage", "subspace.stages")
-for _stage in (HARVEST, CORRELATE, MATCH, COMPARE, SEMANTICS, REPORT):
+for _stage in (HARVEST, CORRELATE, MATCH, REMATCH, COMPARE, SEMANTICS, REPORT):
     STAGES.register(_stage)
 
 
@@ -38,7 +39,7 @@ def ordered_stages() -> list[Stage]:
     Examples
     --------
     >>> [stage.name for stage in ordered_stages()]
-    ['harvest', 'correlate', 'match', 'compare', 'semantics', 'report']
+    ['harvest', 'correlate', 'match', 'rematch', 'compare', 'semantics', 'report']
     """
     ordered: list[Stage] = []
     for stage in STAGES.values():

@@ -21,6 +21,7 @@ from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair, result_paths
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
+from pipeline.report.vocabulary import vocabulary_findings, vocabulary_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
@@ -83,7 +84,7 @@ def render_page(
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if explorer_view.data else ()
-    provenance, usage = list(_provenance(run)), tables.usage_table(run)
+    provenance, usage, vocabulary = list(_provenance(run)), tables.usage_table(run), vocabulary_table(run)
     template = environment().get_template("report.html.j2")
     return template.render(
         run=run,
@@ -93,7 +94,10 @@ def render_page(
         scripts=scripts,
         policy=content_policy(scripts),
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        verdict=verdict.judge(judged, matching, sites, easy, run.unfinished),
+        verdict=verdict.judge(
+            judged, matching, sites, easy, run.unfinished, vocabulary=vocabulary_findings(vocabulary)
+        ),
+        vocabulary=vocabulary,
         criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
         scores=scores.assign(beats=verdict.beats_chance(scores)),
         matching=matching,

@@ -33,7 +33,7 @@ class Site:
 
 @dataclass(frozen=True)
 class SitePair:
-    """The results of one cell of the grid A.sites × B.sites."""
+    """The results of one cell of the grid A.sites × B.sites; what was not asked for, or is not finished, is None."""
 
     a: Site
     b: Site
@@ -41,6 +41,7 @@ class SitePair:
     correlation: xr.Dataset
     pairs: xr.Dataset
     scores: xr.Dataset
+    rematched: xr.Dataset | None = None
 
     @property
     def heldout_in_choice(self) -> bool:
@@ -89,6 +90,8 @@ def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
                 yield run.concepts(side, site)
     for pair in config.site_pairs:
         yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        if config.rematch is not None:
+            yield run.rematched(*pair)
         if config.semantics is not None:
             yield run.semantics(*pair)
     if config.semantics is not None:
@@ -132,6 +135,8 @@ def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> 
         if all(path.exists() for path in paths.values()):
             results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
             _check_current(results[-1], paths["scores"])
+            if (rematched := directory.rematched(a.name, b.name)).exists():
+                results.append(open_result(rematched, "rematch"))
             finished.append(SitePair(a, b, paths, *results))
         else:
             unfinished.append(f"{a.name} – {b.name}")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from pipeline.report.tables import short_name
 from pipeline.report.verdict import gigabytes, metric_name, null_name, number, p_number
+from pipeline.report.vocabulary import quantity_name
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "templates"
@@ -30,7 +31,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
-    made.filters["gigabytes"] = gigabytes
+    made.filters |= {"gigabytes": gigabytes, "quantity": quantity_name}
     # every copy of the libraries in the explorer's scripts has to bring their licences along
     made.globals["licences"] = (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     return made

@@ -138,10 +138,19 @@ def judged_metrics(scores: pd.DataFrame) -> list[str]:
 
 
 def judge(
-    scores: pd.DataFrame, matching: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, unfinished: Sequence[str]
+    scores: pd.DataFrame,
+    matching: pd.DataFrame,
+    sites: pd.DataFrame,
+    easy: EasyPairs,
+    unfinished: Sequence[str],
+    *,
+    vocabulary: Sequence[str] = (),
 ) -> Verdict:
-    """Draw the conclusion of a run from its tables (:mod:`pipeline.report.tables`)."""
-    findings = [*_scores_findings(scores), *_r_findings(matching)]
+    """Draw the conclusion of a run from its tables (:mod:`pipeline.report.tables`).
+
+    `vocabulary` says what is more than a shared vocabulary (:mod:`pipeline.report.vocabulary`), and comes first.
+    """
+    findings = [*vocabulary, *_scores_findings(scores), *_r_findings(matching)]
     limits = [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
     return Verdict(_headline(scores), findings, limits)
 
@@ -198,18 +207,18 @@ def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
         return
     share = matching["n_pairs"] / matching["possible"].clip(lower=1)
     yield (
-        f"{total:,} pairs of features were matched in all: {_span(share * 100, 0)} % of as many as the "
+        f"{total:,} pairs of features were matched in all: {span(share * 100, 0)} % of as many as the "
         "smaller dictionary would allow."
     )
     if matching["r_heldout_mean"].notna().any():
         yield (
-            f"Their mean r is {_span(matching['r_mean'])} on the documents that chose them and "
-            f"{_span(matching['r_heldout_mean'])} on {_heldout(matching)}, a change of "
-            f"{_span(matching['r_heldout_mean'] - matching['r_mean'])}; {_span(matching['replicated'] * 100, 0)} % of "
-            f"them reach the minimum r there too. Two features drawn at random have {_span(matching['r_random'], 3)}."
+            f"Their mean r is {span(matching['r_mean'])} on the documents that chose them and "
+            f"{span(matching['r_heldout_mean'])} on {_heldout(matching)}, a change of "
+            f"{span(matching['r_heldout_mean'] - matching['r_mean'])}; {span(matching['replicated'] * 100, 0)} % of "
+            f"them reach the minimum r there too. Two features drawn at random have {span(matching['r_random'], 3)}."
         )
     else:
-        yield f"Their mean r is {_span(matching['r_mean'])}, on the same rows that chose them."
+        yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that chose them."
 
 
 def _heldout(matching: pd.DataFrame) -> str:
@@ -266,7 +275,7 @@ def _notes(scores: pd.DataFrame) -> Iterator[str]:
         yield f"{metric_name(str(metric))} at {first.site_a} – {first.site_b} is {first.note}{others}."
 
 
-def _span(values: Iterable[float], digits: int = 2) -> str:
+def span(values: Iterable[float], digits: int = 2) -> str:
     """Return one figure, or the range where they differ at the precision shown."""
     shown = [number(value, digits) for value in sorted(value for value in values if math.isfinite(value))]
     if not shown:

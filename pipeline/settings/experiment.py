@@ -24,6 +24,7 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.settings.harvest import AlignSettings, ContextsSettings, CorpusSettings, ModelSettings, StoreSettings
 from pipeline.settings.match import MatchSettings
+from pipeline.settings.rematch import RematchSettings
 from pipeline.settings.report import ReportSettings
 from pipeline.settings.semantics import SemanticsSettings
 from storage.errors import FormatError, InputError
@@ -42,6 +43,7 @@ class Experiment(Section):
     store: StoreSettings = StoreSettings()
     correlate: CorrelateSettings = CorrelateSettings()
     match: Annotated[MatchSettings, AfterValidator(MatchSettings.checked)] = MatchSettings()
+    rematch: RematchSettings | None = Field(None, description="the stage runs where this is given; {} for all defaults")
     compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] = CompareSettings()
     contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(

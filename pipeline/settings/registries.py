@@ -10,12 +10,14 @@ from typing import Any
 
 from storage.registry import IMPORTERS, Registry
 
-__all__ = ["DICTIONARIES", "FILTERS", "IMPORTERS", "METHODS", "METRICS", "NULLS", "takes_max_uses"]
+__all__ = ["DICTIONARIES", "FILTERS", "IMPORTERS", "METHODS", "METRICS", "NULLS", "ROW_NULLS", "takes_max_uses"]
 
 #: Subclasses of :class:`pipeline.compare.base.Metric`.
 METRICS: Registry[Any] = Registry("metric", "subspace.metrics", "pipeline.compare.metrics")
 #: Instances of :class:`pipeline.compare.nulls.Null`.
 NULLS: Registry[Any] = Registry("null", "subspace.nulls", "pipeline.compare.nulls")
+#: Instances of :class:`pipeline.rematch.nulls.RowNull`.
+ROW_NULLS: Registry[Any] = Registry("null of rows", "subspace.row_nulls", "pipeline.rematch.nulls")
 #: Subclasses of :class:`pipeline.match.filters.Filter`.
 FILTERS: Registry[Any] = Registry("filter", "subspace.filters", "pipeline.match.filters")
 #: Functions, :class:`pipeline.match.edges.Method`.

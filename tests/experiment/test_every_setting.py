@@ -31,6 +31,7 @@ EXPERIMENT: dict[str, Any] = {
     "b": {"model": "bert", "dictionary": "sae-bert", "sites": ["encoder.layer.0"]},
     "correlate": {"top_k": 4, "keep_above": 0.05},
     "match": {"min_correlation": 0.05, "filters": [{"name": "min_r", "value": 0.05}]},
+    "rematch": {"nulls": ["token"], "draws": 1, "metrics": []},
     "compare": {"metrics": ["rsa"], "null_runs": 5},
     "semantics": {
         "only": ["animals"],
@@ -54,7 +55,8 @@ ROWS = STORES | {"rows"}
 SEMANTICS = frozenset({"semantics"})
 CONCEPTS = SEMANTICS | {"concepts A", "concepts B"}
 CONTEXTS = CONCEPTS | {"contexts A", "contexts B", "words"}
-MATCH = SEMANTICS | {"match"}
+REMATCH = frozenset({"rematch"})
+MATCH = SEMANTICS | REMATCH | {"match"}
 NON_CONCEPT = frozenset({"non_concept A", "non_concept B"})
 CORRELATE = MATCH | {"correlate", "best_layer"}
 COMPARE = frozenset({"compare", "scores"})
@@ -105,6 +107,13 @@ CHANGES: dict[str, Change] = {
     "match.min_correlation": (0.06, MATCH),
     "match.max_uses": (2, MATCH, {"match.method": "unique"}),
     "match.filters": ([], MATCH),
+    "rematch": (None, NOTHING),
+    "rematch.nulls": (["document"], REMATCH),
+    "rematch.draws": (2, REMATCH),
+    "rematch.previous": (1, REMATCH),
+    "rematch.metrics": (["rsa"], REMATCH),
+    "rematch.seed": (1, REMATCH),
+    "rematch.memory": ("2GB", NOTHING),
     "compare.metrics": (["svcca_pc1"], COMPARE),
     "compare.nulls": (["random_features"], COMPARE),
     "compare.null_runs": (6, COMPARE),
@@ -157,6 +166,7 @@ TOGETHER: dict[str, list[str]] = {
     "correlate": [place for place in CHANGES if place.startswith("correlate.")],
     "match": ["match.method", "match.min_correlation", "match.filters by data"],
     "uses": ["match.max_uses", "match.filters"],
+    "rematch": [f"rematch.{name}" for name in ("nulls", "draws", "previous", "metrics", "seed")],
     "compare": [place for place in CHANGES if place.startswith("compare.")],
     "concepts": ["semantics.only", "semantics.inflections", "semantics.rule"],
     "a file of concepts": ["semantics.concepts", "semantics.rule pmi"],
@@ -164,7 +174,7 @@ TOGETHER: dict[str, list[str]] = {
         *(f"semantics.{name}" for name in ("approaches", "sides", "within", "min_pairs", "metrics", "judged", "nulls")),
         *(f"semantics.{name}" for name in ("null_runs", "seed", "embedding", "clusters", "geometry")),
     ],
-    "nothing": [place for place, change in CHANGES.items() if not change[1] and place != "semantics"],
+    "nothing": [place for place, change in CHANGES.items() if not change[1] and place not in ("semantics", "rematch")],
 }
 
 

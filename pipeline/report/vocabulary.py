@@ -1,0 +1,114 @@
+"""What of a matching a shared vocabulary gives: its table, and the sentence that follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from pipeline.report.results import Run, SitePair
+from pipeline.report.verdict import metric_name, number, p_number, span
+
+#: The nulls that the table shows beside the real values.
+TOKEN, DOCUMENT = "token", "document"
+#: What is held against the nulls, as people call it; metrics are called as elsewhere.
+NAMES = {"pairs": "pairs", "r": "r", "r_heldout": "held-out r"}
+#: A share from which on most of the likeness is more than a vocabulary.
+MOST = 0.5
+COLUMNS = (
+    *("site_a", "site_b", "quantity", "digits", "real", "token", "token_low", "token_high", "document"),
+    *("beyond", "beyond_low", "beyond_high", "p", "draws", "n_rows", "n_left_out"),
+)
+
+
+def vocabulary_table(run: Run) -> pd.DataFrame:
+    """Return what the permutations of B's rows left, one row for each pair of sites and quantity.
+
+    ``real`` is of the rows that the null ``token`` uses, ``token`` and ``document`` are means over draws (NaN where the
+    null was not drawn). Scores are those above shuffled pairings. The other columns are those of
+    :func:`pipeline.rematch`, of the null ``token``. Empty where that was not drawn.
+    """
+    records = [record for pair in run.site_pairs for record in _records(pair)]
+    return pd.DataFrame.from_records(records, columns=list(COLUMNS))
+
+
+def _records(pair: SitePair) -> Iterator[dict[str, Any]]:
+    result = pair.rematched
+    nulls = [] if result is None else result["null"].values.tolist()
+    if result is None or TOKEN not in nulls:
+        return
+    token = result.sel(null=TOKEN)
+    for quantity in result["quantity"].values.tolist():
+        values = token.sel(quantity=quantity)
+        document = result["null_mean"].sel(null=DOCUMENT, quantity=quantity).item() if DOCUMENT in nulls else math.nan
+        yield {
+            "site_a": pair.a.name,
+            "site_b": pair.b.name,
+            "quantity": quantity,
+            "digits": 0 if quantity == "pairs" else 3,
+            "real": values["value"].item(),
+            "token": values["null_mean"].item(),
+            "token_low": values["null_low"].item(),
+            "token_high": values["null_high"].item(),
+            "document": document,
+            **{name: values[name].item() for name in ("beyond", "beyond_low", "beyond_high", "p")},
+            "draws": int(result.attrs["n_draws"]),
+            "n_rows": int(token["n_rows"]),
+            "n_left_out": int(token["n_left_out"]),
+        }
+
+
+def quantity_name(quantity: str) -> str:
+    """Return how a quantity is written in prose.
+
+    >>> quantity_name("r_heldout"), quantity_name("rsa")
+    ('held-out r', 'RSA')
+    """
+    return NAMES.get(quantity) or metric_name(quantity)
+
+
+def vocabulary_findings(table: pd.DataFrame) -> list[str]:
+    """Return the sentence on what is more than a shared vocabulary, as a list; empty where there is no table.
+
+    It is about the held-out r, or r where no rows were held out. The effect comes before p.
+    """
+    if table.empty:
+        return []
+    heldout = table[(table["quantity"] == "r_heldout") & table["real"].notna()]
+    main = table[table["quantity"] == "r"] if heldout.empty else heldout
+    defined = main[main["beyond"].notna()]
+    name = quantity_name(str(main["quantity"].iloc[0]))
+    if defined.empty:
+        return [
+            f"Whether the models share more than a vocabulary cannot be said: the {name} of the pairs is not clearly "
+            "above chance."
+        ]
+    (best,) = defined[defined.index == defined["beyond"].idxmax()].to_dict("records")
+    document = "" if math.isnan(best["document"]) else f", whole documents permuted {number(best['document'], 3)}"
+    others = [
+        f"{span(100 * rows['beyond'], 0)} % of {quantity_name(str(quantity))}"
+        for quantity, rows in table.groupby("quantity", sort=False)
+        if quantity not in (main["quantity"].iloc[0], "r") and rows["beyond"].notna().any()
+    ]
+    return [
+        f"{_lead(defined)}: beyond it are {span(100 * defined['beyond'], 0)} % of the {name} above chance"
+        f"{'; ' + ', '.join(others) if others else ''}. The null: B’s rows permuted among rows of the same text, then "
+        f"correlated and matched anew. Largest at {best['site_a']} – {best['site_b']}: {name} "
+        f"{number(best['real'], 3)}, same text permuted {number(best['token'], 3)} ({number(best['token_low'], 3)} to "
+        f"{number(best['token_high'], 3)} expected of a draw){document}; p = {p_number(best['p'])}, which cannot be "
+        f"below {p_number(1 / (best['draws'] + 1))} with {best['draws']} draws."
+    ]
+
+
+def _lead(defined: pd.DataFrame) -> str:
+    """Return the conclusion: where nothing is beyond the null, most of it, or a part of it."""
+    clear = defined["beyond_low"] > 0
+    if not clear.any():
+        return "No more than a shared vocabulary is shown"
+    if (clear & (defined["beyond"] >= MOST)).all():
+        return "Most of the likeness is more than a shared vocabulary"
+    if (defined["beyond"] < MOST).all():
+        return "Most of the likeness is a shared vocabulary"
+    return "How much of the likeness is a shared vocabulary depends on the sites"

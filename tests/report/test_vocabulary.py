@@ -1,0 +1,83 @@
+"""The sentence on a shared vocabulary follows from the table, names its null, and puts the effect before p."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.rematch.run import rematch
+from pipeline.report.results import open_run
+from pipeline.report.run import report
+from pipeline.report.vocabulary import COLUMNS, vocabulary_findings, vocabulary_table
+
+
+def table(*beyond: float, low: float = -0.01, quantity: str = "r_heldout", document: float = 0.01) -> pd.DataFrame:
+    """Make a table of pairs of sites whose held-out r of .4 is so much beyond the null."""
+    rows = [
+        {
+            "site_a": "a1", "site_b": f"b{i}", "quantity": name, "digits": 3, "real": 0.4, "token": 0.4 - 0.39 * share,
+            "token_low": 0.3, "token_high": 0.35, "document": document, "beyond": share, "beyond_low": share + low,
+            "beyond_high": share + 0.01, "p": 1 / 21, "draws": 20, "n_rows": 900, "n_left_out": 100,
+        }
+        for i, share in enumerate(beyond)
+        for name in ("pairs", quantity, "rsa")
+    ]  # fmt: skip
+    return pd.DataFrame.from_records(rows, columns=list(COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("shares", "low", "lead"),
+    [
+        ((0.07, 0.05), -0.01, "Most of the likeness is a shared vocabulary: beyond it are 5 to 7 % of the held-out r"),
+        ((0.7, 0.65), -0.01, "Most of the likeness is more than a shared vocabulary: beyond it are 65 to 70 %"),
+        ((0.7, 0.1), -0.01, "How much of the likeness is a shared vocabulary depends on the sites"),
+        ((0.01, 0.02), -0.05, "No more than a shared vocabulary is shown"),
+    ],
+)
+def test_the_lead_follows_from_the_share(shares, low, lead):
+    (sentence,) = vocabulary_findings(table(*shares, low=low))
+    assert sentence.startswith(lead)
+
+
+def test_the_null_is_named_and_the_effect_comes_before_p():
+    (sentence,) = vocabulary_findings(table(0.07))
+    null, effect, p = (sentence.index(part) for part in ("rows of the same text", "held-out r 0.400", "p = 0.048"))
+    assert effect < p
+    assert null < p
+    assert "7 % of pairs, 7 % of RSA" in sentence
+    assert "whole documents permuted 0.010" in sentence
+    assert sentence.endswith("cannot be below 0.048 with 20 draws.")
+
+
+def test_what_is_not_there_is_not_said():
+    assert vocabulary_findings(table()) == []
+    (sentence,) = vocabulary_findings(table(float("nan")))
+    assert "cannot be said" in sentence
+    without = vocabulary_findings(table(0.3, document=float("nan")))[0]
+    assert "documents" not in without
+    all_rows = vocabulary_findings(table(0.3, quantity="r"))[0]
+    assert "30 % of the r above chance" in all_rows
+    assert "held-out" not in all_rows
+
+
+def test_the_report_shows_the_table_and_the_sentence_first(write_run, tmp_path, client):
+    sites = {"a": ["layers.6"], "b": ["encoder.layer.2"]}
+    run = write_run(tmp_path / "run", sites=sites)
+    assert vocabulary_table(open_run(run.root)).empty
+    pair = "layers.6", "encoder.layer.2"
+    stores = run.activations("a", pair[0]), run.activations("b", pair[1])
+    given = {"corpus": run.corpus, "draws": 2, "metrics": ["rsa"], "out": run.rematched(*pair), "client": client}
+    result = rematch(run.pairs(*pair), run.correlation(*pair), *stores, **given)
+    experiment = run.read_experiment()
+    run.write_experiment({**experiment, "rematch": {"draws": 2}})
+    html = report(run.root).read_text(encoding="utf-8")
+    first = re.search(r"<ul>\s*<li>(.*?)</li>", html[html.index('class="headline"') :], re.DOTALL)[1]
+    assert "shared vocabulary" in first
+    section = html[html.index('<section id="vocabulary"') :]
+    assert section.count("<tr>") >= 5
+    assert f"{result.value.sel(null='token', quantity='r_heldout').item():.3f}" in section
+    assert np.isfinite(result.beyond.sel(null="token", quantity="r").item())
+    assert "rematched/layers.6--encoder.layer.2.zarr" in html, "provenance"
