@@ -444,6 +444,7 @@ SCENARIOS: list[Scenario] = [
     of_verb("matched", "convergence pairs.zarr a.zarr b.zarr --out v.zarr --plot v.png", "--threshold 0.3",
             "v.zarr", "v.png"),
     of_verb("matched", "token-identity pairs.zarr a.zarr b.zarr --out t.zarr", "", "t.zarr"),
+    of_verb("matched", "rematch pairs.zarr c.zarr a.zarr b.zarr --draws 2 --out r.zarr", "--seed 1", "r.zarr"),
     of_verb("correlated", "sweep c.zarr --out w.zarr --csv w.csv --plot w.png", "--max-uses 1,5",
             "w.zarr", "w.csv", "w.png"),
     of_verb("grid", "layers run --out l.zarr --csv l.csv", "--side b", "l.zarr", "l.csv"),

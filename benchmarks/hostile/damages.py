@@ -68,6 +68,10 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "token-identity": (("token-identity", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
     "intervals": (("intervals", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
+    "rematch": (
+        ("rematch", PAIRS, CORRELATION, A, B, "--corpus", CORPUS, "--draws", "2", "--out", "out/r.zarr", "--json"),
+        (PAIRS, CORRELATION, A, B, CORPUS),
+    ),
     "convergence": (("convergence", PAIRS, A, B, "--out", "out/i.zarr", "--json"), (PAIRS, A, B)),
     "contexts": (
         ("contexts", A, *(word for i in range(0, N_A, 3) for word in ("--feature", str(i))), "--json"),

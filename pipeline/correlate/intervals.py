@@ -107,7 +107,7 @@ def intervals(
     --------
     >>> import tempfile, storage
     >>> folder = tempfile.mkdtemp()
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(1)
     >>> x, place = rng.random((400, 3)), np.arange(400)
     >>> tokens = {"document": place // 8, "char_start": place, "char_end": place + 1}
     >>> storage.write_activations(f"{folder}/a.zarr", x, tokens=tokens)

@@ -21,6 +21,7 @@ WRITERS = {
     "match": ("C",),
     "sweep": ("C",),
     "token-identity": ("P", "A", "B"),
+    "rematch": ("P", "C", "A", "B", "--draws", "2"),
     "layers": ("RUN",),
     "contexts": ("A",),
     "concepts": ("A",),
