@@ -217,7 +217,7 @@ _BEFORE_A_RUN = (
 )
 
 
-#: What the JSON files of a run directory have as members.
+#: What the JSON files of a run directory have as members, one of these at least: a run that died knows one model.
 _MEMBERS: dict[str, tuple[str, ...]] = {
     EXPERIMENT: SIDES,
     "models.json": SIDES,
@@ -234,7 +234,7 @@ def _is_foreign(file: Path) -> bool:
         return False
     if content is None:
         return file.is_dir()
-    return not isinstance(content, dict) or any(member not in content for member in _MEMBERS[file.name])
+    return not isinstance(content, dict) or not any(member in content for member in _MEMBERS[file.name])
 
 
 def _belongs_to_a_run(name: str) -> bool:

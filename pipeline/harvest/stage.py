@@ -75,9 +75,11 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
         from pipeline.harvest.manifests import keep_identity
         from pipeline.harvest.run import harvest
 
-        harvest(*arguments, share=share, client=client)
         if share is None:
-            keep_identity(run.models, side, model)
+            keep_identity(
+                run.models, side, model
+            )  # first: whole stores are not harvested again, whoever died after them
+        harvest(*arguments, share=share, client=client)
 
     def cost(outlook: Outlook) -> Cost:
         from pipeline.harvest.forecast import forecast_harvest

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.experiment.run import RunResult, run
+from pipeline.harvest import run as harvest_module
 from storage import open_result, read_csr
 from storage.errors import InputError
 
@@ -171,6 +173,24 @@ def test_stopped_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp
     subprocess.run(command, check=True, capture_output=True)
     assert digest(tmp_path) == digest(tiny_run.directory.root)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_death_between_the_models_is_gone_on_from(
+    tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One model is harvested and known, the other is not: the next run takes the folder for its own and finishes."""
+
+    def dies_after_a(*arguments: Any, harvest: Any = harvest_module.harvest, **options: Any) -> Any:
+        harvest(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(harvest_module, "harvest", dies_after_a)
+        run(tiny_inputs / "experiment.yaml", run_dir=tmp_path)
+    assert list(json.loads((tmp_path / "models.json").read_text())) == ["a"]
+    run(tiny_inputs / "experiment.yaml", run_dir=tmp_path, until="harvest")
+    models = tiny_run.directory.models.read_bytes()
+    assert (tmp_path / "models.json").read_bytes() == models
 
 
 @pytest.mark.timeout(900)  # every function is compiled
