@@ -76,9 +76,8 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
         from pipeline.harvest.run import harvest
 
         if share is None:
-            keep_identity(
-                run.models, side, model
-            )  # first: whole stores are not harvested again, whoever died after them
+            # before: whoever dies after the last store does not come here again, since the stores are whole
+            keep_identity(run.models, side, model)
         harvest(*arguments, share=share, client=client)
 
     def cost(outlook: Outlook) -> Cost:

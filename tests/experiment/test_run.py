@@ -184,9 +184,10 @@ def test_a_death_between_the_models_is_gone_on_from(
         harvest(*arguments, **options)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(harvest_module, "harvest", dies_after_a)
+    monkeypatch.setattr(harvest_module, "harvest", dies_after_a)
+    with pytest.raises(KeyboardInterrupt):
         run(tiny_inputs / "experiment.yaml", run_dir=tmp_path)
+    monkeypatch.undo()
     assert list(json.loads((tmp_path / "models.json").read_text())) == ["a"]
     run(tiny_inputs / "experiment.yaml", run_dir=tmp_path, until="harvest")
     models = tiny_run.directory.models.read_bytes()
