@@ -78,13 +78,14 @@ def number_segments(
     if corpus is None:
         number, known_by = _by_token_ids(*stores), "token ids"
     else:
-        number, known_by = _by_text(stores[0], open_corpus(corpus)), "text"
+        number, known_by = number_texts(stores[0], open_corpus(corpus)), "text"
     if previous:
         return Segments(_with_previous(number, first_in_window(stores[0])), f"{known_by}, previous segment's too")
     return Segments(number, known_by)
 
 
-def _by_text(rows: xr.Dataset, corpus: Corpus) -> NDArray[np.int32]:
+def number_texts(rows: xr.Dataset, corpus: Corpus) -> NDArray[np.int32]:
+    """Return a number for the text of each row of a store, from 0 and equal for equal texts; (token,) int32."""
     check_corpus(rows, corpus)
     spans, number = read_spans(rows), np.empty(rows.sizes["token"], np.int32)
     of_text: dict[str, int] = {}

@@ -24,8 +24,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.match.segments import number_texts
 from pipeline.settings.registries import ROW_NULLS
-from pipeline.text.spans import first_in_window, iter_documents, read_spans
+from pipeline.text.spans import first_in_window
 from storage import Corpus
 from storage.errors import InputError
 
@@ -111,21 +112,12 @@ class Rows:
                 "The null token moves rows among those of the same text: give the corpus (--corpus CORPUS.zarr) that "
                 "the stores were harvested from, or leave this null out (--null document)"
             )
-        text = _text_numbers(self.corpus, self.store)
+        text = number_texts(self.store, self.corpus).astype(np.int64)
         first, before, numbers = first_in_window(self.store), text, text
         for _ in range(self.previous):
             before = np.where(first, LEFT_OUT, np.roll(before, 1))
             numbers = _numbered(numbers, before)
         return numbers
-
-
-def _text_numbers(corpus: Corpus, store: xr.Dataset) -> Ints:
-    """Return a number for the text of each row, equal for equal texts; (token,)."""
-    spans, known = read_spans(store), dict[str, int]()
-    numbers = np.empty(len(spans.document), np.int64)
-    for row, text, start, end in iter_documents(corpus, spans):
-        numbers[row] = known.setdefault(text[start:end], len(known))
-    return numbers
 
 
 def _numbered(*columns: NDArray[np.integer]) -> Ints:

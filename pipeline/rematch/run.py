@@ -42,6 +42,7 @@ from pipeline.settings.correlate import CorrelateSettings
 from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import FILTERS, ROW_NULLS
 from pipeline.settings.rematch import RematchSettings
+from pipeline.text.spans import check_corpus
 from pipeline.work.workers import ensure_client
 from storage import (
     InputError,
@@ -55,7 +56,6 @@ from storage import (
     open_result,
     read_manifest,
 )
-from storage.errors import RowMismatchError
 from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
@@ -264,11 +264,7 @@ class _Work:
         """Return the text inputs if a filter reads them; raise if something that is read is not given."""
         check_needs(self.matching.filters, text, heldout=self.correlating.n_halves > 1)
         if corpus is not None:
-            of_store = open_activations(self.stores[0]).attrs.get("corpus_hash")
-            if of_store is not None and of_store != open_corpus(corpus).hash:
-                raise RowMismatchError(
-                    f"{self.stores[0]} was not harvested from the corpus {corpus}; give the one that was"
-                )
+            check_corpus(open_activations(self.stores[0]), open_corpus(corpus))
         return text if self.matching.needs_contexts else None
 
 

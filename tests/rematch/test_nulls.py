@@ -120,6 +120,7 @@ def text_rows(tmp_path, previous=0):
         "document": [0, 0, 0, 0, 1, 1], "char_start": [0, 2, 4, 6, 0, 2], "char_end": [1, 3, 5, 7, 1, 3]
     }  # fmt: skip
     store = xr.Dataset({name: ("token", values) for name, values in columns.items()})
+    store.encoding["source"] = "a.zarr"
     return Rows(np.zeros(6, np.int8), store, corpus, previous)
 
 
