@@ -322,10 +322,8 @@ def _only_rows_of(reading: Pass, blocks: Blocks) -> tuple[Pass, Blocks, NDArray[
     """Leave out the rows that are in no block; return which of those that counted before still do, too."""
     n = len(reading.rows)
     used = np.zeros(n, bool)
-    for starts in (blocks.starts_a, blocks.starts_b):
-        for start, length in zip(starts, blocks.lengths.tolist(), strict=True):
-            for first in start.tolist():
-                used[first : first + length] = True
+    for rows_of_side in blocks.rows(0, blocks.length):
+        used[rows_of_side] = True
     number = np.cumsum(used) - 1
     left_out = np.ones(reading.rows.total, bool)
     left_out[reading.rows.ids(np.flatnonzero(used))] = False
