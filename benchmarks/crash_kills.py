@@ -99,6 +99,7 @@ def kill_once(
     in_time = not sessions[0].driver.ended()
     sessions[0].kill(victim)
     if victim != "worker":
+        wait_for(sessions[0].driver.ended)  # until then its locks are held, which may take a second on a busy machine
         sessions.append(Session(slot, 2))  # workers that lost their driver may still be at work
     wait_for(sessions[-1].driver.ended)
     finished = sessions[-1].driver.ended()
