@@ -18,6 +18,7 @@ import storage
 from benchmarks import crash
 from benchmarks.crash_disk import differences, read_between, tree
 from benchmarks.crash_processes import LIBRARY, build
+from storage.derived import write_derived
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,3 +136,14 @@ def test_a_few_stages_survive_their_deaths() -> None:
 def test_the_page_shows_what_was_kept() -> None:
     page = crash.PAGE.read_text(encoding="utf-8")
     assert crash.insert(page, crash.MARK, crash.render(json.loads(crash.KEPT.read_text(encoding="utf-8")))) == page
+
+
+def test_a_record_of_written_files_differs_only_where_it_is_not_that_of_the_files(tmp_path: Path) -> None:
+    trees = []
+    for moment in ("2026-11-28T18:31:54+00:00", "2026-11-28T18:32:11+00:00"):
+        (tmp_path / "experiment.json").write_text("{}")
+        write_derived(tmp_path / "report.json", f'{{"created": "{moment}"}}')
+        trees.append(tree(tmp_path))
+    assert trees[0] == trees[1]
+    (tmp_path / "written.json").write_text('{"report.json": [1]}')
+    assert list(differences(tree(tmp_path), trees[0])) == ["other bytes: written.json"]

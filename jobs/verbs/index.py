@@ -69,6 +69,7 @@ run experiment.yaml --cluster night
 plan experiment.yaml
 plan experiment.yaml --calibrate --json
 plan experiment.yaml --cluster slurm-cpu
+plan experiment.yaml --gpu h100
 status runs/pythia-70m-vs-160m
 status experiment.yaml --json
 submit experiment.yaml --cluster slurm-cpu

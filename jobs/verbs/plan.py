@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from pipeline.correlate.gpus import GPUS, published_gpu
 from pipeline.experiment.forecast import Step, plan
 from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import (
@@ -33,15 +34,26 @@ def command(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine's rates first, and keep them.")
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Correlate on a GPU that is not here, one for each worker process, by its published figures: "
+            f"{', '.join(GPUS)}.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an experiment will take: rows, tasks, operations, disk, memory of a worker, and time.
 
     Text and rows are made (a run starts from them), and a sample of them goes through the models.
     """
-    load_experiment(experiment)  # a wrong key stops here, before a cluster is started
+    # what is wrong stops here, before a cluster is started
+    load_experiment(experiment)
+    if gpu is not None:
+        published_gpu(gpu)
     with connect() as client:
-        steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, client=client)
+        steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, gpu=gpu, client=client)
     total = {
         "seconds": sum(step.seconds for step in steps),
         "disk_bytes": sum(step.disk for step in steps),

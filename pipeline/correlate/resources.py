@@ -61,18 +61,21 @@ def parse_memory(memory: str | int) -> int | None:
     return None if memory == "auto" else parse_size(memory)
 
 
-def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu") -> Resources:
+def find_resources(
+    client: Client, memory: int | None, device: DeviceName = "cpu", *, assumed_gpu: float | None = None
+) -> Resources:
     """Ask the workers of a client what they have; where there are none yet, the first one is waited for.
 
     `memory` is the budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower
-    limit). With the device ``auto``, GPUs are used where all workers have one.
+    limit). With the device ``auto``, GPUs are used where all workers have one. With `assumed_gpu`, every process is
+    taken to have a GPU of so many bytes to itself, whatever it has.
 
     Raises
     ------
     MissingDependencyError
         If ``cuda`` is asked for and a worker has no GPU, or no CuPy.
     """
-    workers = _ask(client, device)
+    workers = _ask(client, device if assumed_gpu is None else "cpu")
     processes: dict[tuple[str, int], list[_Worker]] = {}
     for worker in workers:
         processes.setdefault((worker.host, worker.process), []).append(worker)
@@ -82,7 +85,7 @@ def find_resources(client: Client, memory: int | None, device: DeviceName = "cpu
     total = memory if memory is not None else min(free) * len(processes)
     threads = max(sum(worker.threads for worker in group) for group in processes.values())
     reserved = RESERVED if all(worker.compiled for worker in workers) else RESERVED + COMPILING
-    gpu = _gpu_allowance(list(processes.values()))
+    gpu = _gpu_allowance(list(processes.values())) if assumed_gpu is None else int(GPU_SHARE * assumed_gpu)
     reserved += CUDA if gpu is not None else 0
     return Resources(total, len(processes), threads, reserved, frozenset(on_host), gpu)
 

@@ -63,9 +63,14 @@ def panels_done(partial: Path) -> str:
 
 def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
     """Return what one correlation will take; `outlook` is told how many pairs it will keep."""
-    settings, n_rows = config.correlate, open_result(run.rows, "rows").sizes["token"]
+    settings, n_rows, gpu = config.correlate, open_result(run.rows, "rows").sizes["token"], outlook.gpu
+    if gpu is not None:
+        settings = settings.model_copy(update={"device": "cuda"})
     outlook.resources = outlook.resources or find_resources(
-        outlook.client, parse_memory(settings.memory), settings.device
+        outlook.client,
+        parse_memory(settings.memory),
+        settings.device,
+        assumed_gpu=None if gpu is None else gpu.memory,
     )
     a, b = (_size_of(run.activations(side, site), n_rows, outlook) for side, site in zip(SIDES, sites, strict=True))
     forecast = forecast_sizes(a, b, n_rows, settings, outlook.resources, outlook.rates)

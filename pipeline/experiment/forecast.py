@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from pipeline.correlate.gpus import published_gpu
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.experiment.stages import all_tasks
 from pipeline.harvest.gguf import cache_folder
@@ -49,6 +50,7 @@ def plan(
     *,
     run_dir: str | Path | None = None,
     calibrate: bool = False,
+    gpu: str | None = None,
     client: Client | None = None,
 ) -> list[Step]:
     """Return what an experiment will take.
@@ -61,6 +63,9 @@ def plan(
         Its run directory, as :func:`pipeline.run` takes it. The corpus and the table of rows are made in it.
     calibrate
         Measure this machine's rates first, and keep them.
+    gpu
+        Correlate on a GPU that need not be here, one for each worker process: a name of
+        :data:`pipeline.correlate.gpus.GPUS`.
     client
         The workers that the plan is for; threads of this process by default.
 
@@ -76,6 +81,7 @@ def plan(
     BudgetError
         If memory or disk are too small; with what is projected and what is there.
     """
+    assumed = None if gpu is None else published_gpu(gpu)
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory.of(config.name, run_dir)
     directory.check()
@@ -84,7 +90,8 @@ def plan(
     assessment = Assessment(tasks)
     steps = []
     with ensure_client(client) as used:
-        outlook = Outlook(used, rates=find_rates(calibrate))
+        rates = find_rates(calibrate)
+        outlook = Outlook(used, rates=rates if assumed is None else assumed.rates(rates), gpu=assumed)
         assessment.finish([task for task in tasks if task.prepares], used)
         for task in tasks:
             if task.cost is not None:

@@ -65,7 +65,7 @@ class Outlook:
 
     The workers are those of `client`. `stores` are the activation stores that are not written yet, and `kept` the pairs
     that correlations will keep which are not made yet, by path; `resources` and `rates` are memory, processors and
-    speed of the workers, as the stage that uses them knows them.
+    speed of the workers, as the stage that uses them knows them; `gpu` is what each is assumed to have.
     """
 
     client: Client
@@ -73,6 +73,7 @@ class Outlook:
     kept: dict[Path, float] = field(default_factory=dict)
     resources: Any = None
     rates: Any = None
+    gpu: Any = None
 
     @property
     def n_slots(self) -> int:

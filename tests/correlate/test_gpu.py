@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import itertools
 import shutil
 import subprocess
 
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 import storage
+from benchmarks.gpu import compare_devices
+from pipeline.correlate.kernels import scatter
 from pipeline.correlate.kernels.dense import ERROR, add_products, standardise
 from pipeline.correlate.kernels.device import Device, Gpu, find_device
 from pipeline.correlate.resources import GPU_SHARE
@@ -125,7 +128,6 @@ def gpu_of_threads(tmp_path, monkeypatch):
         return kernel
 
     panel, resources = (importlib.import_module(f"pipeline.correlate.{name}") for name in ("panel", "resources"))
-    scatter = importlib.import_module("pipeline.correlate.kernels.scatter")
     monkeypatch.setattr(scatter, "WARP", 4)
     monkeypatch.setattr(scatter, "compiled", compiled)
     monkeypatch.setattr(panel, "find_device", lambda name: Device(name, np))
@@ -134,6 +136,26 @@ def gpu_of_threads(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(resources, "_gpu_allowance", lambda _: 10**9)
     return launched
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_compiles_every_pair_of_types_and_joins_no_product_with_its_sum(tmp_path):
+    """A fused multiply-add would round once, where the CPU rounds twice."""
+    kinds = list(itertools.product(("float32", "float64"), ("float32", "float64"), ("uint16", "uint32")))
+    for i, types in enumerate(kinds):
+        source = scatter.source_for(*types).replace(" scatter(", f" scatter_{i}(")
+        for name in ("VALUE_A", "VALUE_B", "FEATURE"):
+            source = source.replace(name, f"{name}_{i}")
+        with (tmp_path / "all.cu").open("a") as file:
+            file.write(source + "\n")
+    ptx = tmp_path / "all.ptx"
+    command = ["nvcc", "-ptx", "-arch=compute_80", "-Werror=all-warnings", "-o", ptx, tmp_path / "all.cu"]
+    compiled = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
+    code = ptx.read_text()
+    assert code.count(".entry scatter_") == len(kinds)
+    assert code.count("mul.rn.f64") == code.count("add.rn.f64") >= len(kinds)
+    assert "fma." not in code
 
 
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float64", "float32")])
@@ -166,6 +188,14 @@ def test_sparse_sums_by_the_gpu_code_are_those_of_the_cpu(
     assert cuda["r_all"].values[11, 20] == pytest.approx(exact, abs=1e-6)
     if dtypes[0] == dtypes[1]:
         assert (cuda["best_b"].values[7, 0], cuda["r_b"].values[7, 0]) == (2, 1.0)
+
+
+def test_the_benchmark_sets_the_devices_beside_each_other(gpu_of_threads, tmp_path, client, force):
+    force("streaming", panel=25, slab_rows=64)
+    figures = compare_devices(tmp_path, (200, 50, 4), client, kernel="sparse")
+    assert gpu_of_threads
+    assert figures["largest_difference"] == 0
+    assert min(figures["cuda_seconds"], figures["cpu_seconds"]) > 0
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import storage
 from jobs.cli import app
+from pipeline.correlate.gpus import GPUS
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.experiment.run import run
 from pipeline.report.stage import REPORT_SECONDS
@@ -83,3 +84,25 @@ def test_rates_are_measured_kept_and_used(cache, monkeypatch):
     monkeypatch.setattr(plan_module, "measure_rates", lambda _: Rates(start=5.0))
     assert plan_module.find_rates(calibrate=True).start == 5.0
     assert plan_module.find_rates(calibrate=False).start == 5.0
+
+
+def test_a_gpu_that_is_not_here_is_planned_for(tiny_inputs, tmp_path, client, cache):
+    """By its published figures; a name without any stops at once."""
+    experiment = load_experiment(tiny_inputs / "experiment.yaml")
+    steps = plan_module.plan(experiment, run_dir=tmp_path / "run", client=client, gpu="H100")
+    correlations = [step for step in steps if step.stage == "correlate"]
+    assert len(correlations) == 4
+    assert all("of the GPU" in step.what for step in correlations)
+    wrong = CliRunner().invoke(app, ["plan", str(tiny_inputs / "experiment.yaml"), "--gpu", "h1000"])
+    assert wrong.exit_code == 2
+    assert "no figures of a GPU 'h1000'" in wrong.stderr
+
+
+def test_a_faster_gpu_takes_less_time():
+    """Of products and of copies; the host's own rates stay."""
+    host = Rates(entry=1.0)
+    slow, fast = (GPUS[name].rates(host) for name in ("t4", "h200"))
+    assert slow.entry == fast.entry == 1.0
+    assert fast.gpu_byte < slow.gpu_byte < 1e-11
+    assert fast.gpu_dense_product < slow.gpu_dense_product
+    assert fast.gpu_copy < slow.gpu_copy
