@@ -92,6 +92,7 @@ class RunDirectory:
     score_grid = _File("scores.zarr", "All scores of the grid, with p corrected for their number.")
     words = _File("semantics/words.zarr", "Embeddings of the words that features fire on.")
     semantics_table = _File("semantics.zarr", "The table of concepts × pairs of sites.")
+    pairs_table = _File("pairs.csv", "Every matched pair, with the words that both features fire on.")
     report = _File("report.html", "The report.")
     report_manifest = _File("report.json", "What the report was made from.")
     concepts_page = _File("concepts.html", "The report's page of concepts.")

@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 
 from pipeline.experiment.forecast import Step, plan
-from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import (
     AsJson,
     Connect,
@@ -39,9 +38,7 @@ def command(
 
     Text and rows are made (a run starts from them), and a sample of them goes through the models.
     """
-    load_experiment(experiment)  # a wrong key stops here, before a cluster is started
-    with connect() as client:
-        steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, client=client)
+    steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, client=connect)
     total = {
         "seconds": sum(step.seconds for step in steps),
         "disk_bytes": sum(step.disk for step in steps),
