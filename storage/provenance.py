@@ -62,7 +62,7 @@ _WORDS: Mapping[InputState, str] = {
     "same": "is what it was made from",
     "changed": "is another one than it was made from",
     "gone": "is not checked: nothing is there now",
-    "unknown": "is not checked: no path is recorded; name it beside the result",
+    "unknown": "is not checked: no path is recorded (name a store or result beside this one)",
 }
 
 

@@ -25,7 +25,7 @@ from storage.files import (
     write_text,
 )
 from storage.json_files import read_json_object
-from storage.locks import lock
+from storage.locks import lock, refuse_if_held
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
@@ -152,21 +152,32 @@ class RunDirectory:
                 "give another --run-dir"
             )
 
+    def check_free(self) -> None:
+        """Raise what :meth:`claim` would, before anything is started: errors are those."""
+        self._check_files()
+        refuse_if_held(self.root / "run")
+
+    def _check_files(self) -> None:
+        from storage.derived import edited_files, foreign_files  # noqa: PLC0415 - all that writes; readers do without
+
+        self.check()
+        for names, what in (
+            (edited_files(self.root), "was edited since this run wrote it"),
+            (foreign_files(self.root), "was not written by this package"),
+        ):
+            if names:
+                raise InputError(f"{self.root / names[0]} {what}, and a run would replace it: rename it, or delete it")
+
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the run directory: nobody else runs there. Files that dead processes were writing are swept.
 
-        InputError if the folder holds something else than a run, BusyError if another process runs there.
+        InputError if the folder holds something else than a run, or files with the names of a run's that it did not
+        write; BusyError if another process runs there.
         """
-        from storage.derived import edited_files  # noqa: PLC0415 - with all that writes, which readers do without
-        from storage.targets import sweep_below  # noqa: PLC0415
+        from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
 
-        self.check()
-        if edited := edited_files(self.root):
-            raise InputError(
-                f"{self.root / edited[0]} was edited since this run wrote it, and it would be written again: "
-                "rename it, or delete it"
-            )
+        self._check_files()
         self.root.mkdir(parents=True, exist_ok=True)
         with lock(self.root / "run"):
             for folder in (self.root, self.usage):
