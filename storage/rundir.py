@@ -155,7 +155,7 @@ class RunDirectory:
     def check_free(self) -> None:
         """Raise what :meth:`claim` would, before anything is started: errors are those."""
         self._check_files()
-        refuse_if_held(self.root / "run")
+        refuse_if_held(self.root / "run", name=self.root)
 
     def _check_files(self) -> None:
         from storage.derived import edited_files, foreign_files  # noqa: PLC0415 - all that writes; readers do without
@@ -179,7 +179,7 @@ class RunDirectory:
 
         self._check_files()
         self.root.mkdir(parents=True, exist_ok=True)
-        with lock(self.root / "run"):
+        with lock(self.root / "run", name=self.root):
             for folder in (self.root, self.usage):
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
                     if is_stray_file(stray.name):
