@@ -79,6 +79,19 @@ def edited_files(run: Path) -> list[str]:
     return [file.name for file, checksums in files if file.exists() and not _is_one_of(checksums, file)]
 
 
+def foreign_files(run: Path) -> list[str]:
+    """Return the names of files in a run directory that have a name of the run's, and that it did not write.
+
+    Raises
+    ------
+    CorruptError
+        If the record of what it wrote is damaged.
+    """
+    recorded = _read_record(run)
+    there = ((name, is_ours) for name, is_ours in _OURS.items() if name not in recorded and (run / name).exists())
+    return [name for name, is_ours in there if not is_ours(run / name)]
+
+
 def is_page(file: Path) -> bool:
     """Say whether a file is a page of this package."""
     if not file.is_file():
@@ -90,6 +103,23 @@ def is_page(file: Path) -> bool:
 
 #: How the titles of pages end.
 _TITLES = (b"Subspace report</title>", b"Subspace explorer</title>", " – Meanings</title>".encode())
+
+
+def _is_watch_page(file: Path) -> bool:
+    return file.is_file() and b"memory of the fullest worker process" in file.read_bytes()
+
+
+#: Whether a file of a run directory is ours where there is no record of it, by its name.
+_OURS: dict[str, Callable[[Path], bool]] = {
+    **{f"best_layer_{side}.csv": starts_with(f"site_{side},feature_{side}"[:BEGINNING]) for side in "ab"},
+    **dict.fromkeys(("pairs.csv", "scores.csv"), starts_with("site_a,site_b"[:BEGINNING])),
+    "scores.tex": starts_with(r"\begin{tabular}"[:BEGINNING]),
+    "semantics.csv": starts_with("kind,name,approach"[:BEGINNING]),
+    "semantics.html": starts_with('<table class="dataframe">'[:BEGINNING]),
+    "semantics.tex": starts_with(r"% needs \usepackage{booktabs}"[:BEGINNING]),
+    **dict.fromkeys(("report.html", "concepts.html"), is_page),
+    "watch.html": _is_watch_page,
+}
 
 
 def _is_one_of(checksums: list[int], file: Path) -> bool:

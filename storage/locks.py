@@ -90,7 +90,10 @@ class Holder:
             return None
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host} ({self.command or 'unknown command'}) since {self.since}"
+        what = self.command or "unknown command"
+        if self.started:
+            what += f", started {dt.datetime.fromtimestamp(self.started, dt.UTC).isoformat(timespec='seconds')}"
+        return f"process {self.process} on {self.host} ({what}) since {self.since}"
 
 
 def _started(process: int) -> float | None:
@@ -151,7 +154,7 @@ _locks_guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def lock(path: Path, part: str | None = None) -> Iterator[None]:
+def lock(path: Path, part: str | None = None, *, name: Path | None = None) -> Iterator[None]:
     """Hold the lock of a target, or of a part of it; the same thread may take it again inside.
 
     Parameters
@@ -160,6 +163,8 @@ def lock(path: Path, part: str | None = None) -> Iterator[None]:
         The target; the folder that it is in must exist.
     part
         Which part, as ``3-of-16``; the whole if absent.
+    name
+        What messages call the target; `path` if absent.
 
     Raises
     ------
@@ -167,6 +172,7 @@ def lock(path: Path, part: str | None = None) -> Iterator[None]:
         If another process, or another thread of this one, holds it; the message says who.
     """
     path = path.absolute()
+    name = path if name is None else name.absolute()
     whole = path.with_name(path.name + LOCK_SUFFIX)
     file = whole if part is None else path.with_name(f"{path.name}.{part}{LOCK_SUFFIX}")
     with _locks_guard:
@@ -174,12 +180,12 @@ def lock(path: Path, part: str | None = None) -> Iterator[None]:
         if mine is not None and mine.thread == threading.get_ident():
             mine.depth += 1
         else:
-            mine = _locks[file] = _take(file, path)
+            mine = _locks[file] = _take(file, name)
     try:
         if part is not None:
-            _refuse_if_busy([whole], path)
+            _refuse_if_busy([whole], name)
         elif mine.depth == 1:
-            _refuse_if_busy(_parts_of(path), path)
+            _refuse_if_busy(_parts_of(path), name)
         yield
     finally:
         with _locks_guard:
@@ -222,11 +228,11 @@ def _release_here(mine: _Lock, process: int) -> None:
         mine.release()
 
 
-def refuse_if_held(path: Path) -> None:
-    """Raise :class:`BusyError` if somebody has a :class:`Hold` on unfinished work."""
+def refuse_if_held(path: Path, *, name: Path | None = None) -> None:
+    """Raise :class:`BusyError` if somebody else holds the lock of `path`, which messages call `name`."""
     path = path.absolute()
     with _locks_guard:
-        _refuse_if_busy([path.with_name(path.name + LOCK_SUFFIX)], path)
+        _refuse_if_busy([path.with_name(path.name + LOCK_SUFFIX)], path if name is None else name.absolute())
 
 
 def check_lock(path: Path) -> None:

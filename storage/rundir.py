@@ -25,7 +25,7 @@ from storage.files import (
     write_text,
 )
 from storage.json_files import read_json_object
-from storage.locks import lock
+from storage.locks import lock, refuse_if_held
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
@@ -92,6 +92,7 @@ class RunDirectory:
     score_grid = _File("scores.zarr", "All scores of the grid, with p corrected for their number.")
     words = _File("semantics/words.zarr", "Embeddings of the words that features fire on.")
     semantics_table = _File("semantics.zarr", "The table of concepts × pairs of sites.")
+    pairs_table = _File("pairs.csv", "Every matched pair, with the words that both features fire on.")
     report = _File("report.html", "The report.")
     report_manifest = _File("report.json", "What the report was made from.")
     concepts_page = _File("concepts.html", "The report's page of concepts.")
@@ -151,23 +152,34 @@ class RunDirectory:
                 "give another --run-dir"
             )
 
+    def check_free(self) -> None:
+        """Raise what :meth:`claim` would, before anything is started: errors are those."""
+        self._check_files()
+        refuse_if_held(self.root / "run", name=self.root)
+
+    def _check_files(self) -> None:
+        from storage.derived import edited_files, foreign_files  # noqa: PLC0415 - all that writes; readers do without
+
+        self.check()
+        for names, what in (
+            (edited_files(self.root), "was edited since this run wrote it"),
+            (foreign_files(self.root), "was not written by this package"),
+        ):
+            if names:
+                raise InputError(f"{self.root / names[0]} {what}, and a run would replace it: rename it, or delete it")
+
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the run directory: nobody else runs there. Files that dead processes were writing are swept.
 
-        InputError if the folder holds something else than a run, BusyError if another process runs there.
+        InputError if the folder holds something else than a run, or files with the names of a run's that it did not
+        write; BusyError if another process runs there.
         """
-        from storage.derived import edited_files  # noqa: PLC0415 - with all that writes, which readers do without
-        from storage.targets import sweep_below  # noqa: PLC0415
+        from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
 
-        self.check()
-        if edited := edited_files(self.root):
-            raise InputError(
-                f"{self.root / edited[0]} was edited since this run wrote it, and it would be written again: "
-                "rename it, or delete it"
-            )
+        self._check_files()
         self.root.mkdir(parents=True, exist_ok=True)
-        with lock(self.root / "run"):
+        with lock(self.root / "run", name=self.root):
             for folder in (self.root, self.usage):
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
                     if is_stray_file(stray.name):

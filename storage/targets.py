@@ -496,6 +496,11 @@ class FileTarget:
             raise InputError(f"{self.path} is there, with other content: {OVERWRITE}")
         return True
 
+    def refuse_older(self) -> None:
+        """Raise :class:`InputError` if something is at the path that was made from an earlier result, and stays."""
+        if os.path.lexists(self.path) and not self.overwrite:
+            raise InputError(f"{self.path} is there, and came from another result than this call makes: {OVERWRITE}")
+
     def replace(self, new: Path) -> None:
         """Put a new file in its place; one with the same content stays."""
         check_lock(self.path)

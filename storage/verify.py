@@ -8,6 +8,7 @@ every chunk               checksum (crc32c), decompression, shape
 activation stores         values finite, row hash, statistics, content hash
 corpora                   content hash
 run directories           what results were made from is there, and is what it was
+a result that is given    which of its inputs are at hand, and whether they are what they were
 ========================  =============================================================================
 
 >>> import tempfile, storage
@@ -46,6 +47,7 @@ from storage.identity import fingerprint
 from storage.inventory import GROUP_FILE, Inventory, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
+from storage.provenance import TracedInput, trace_inputs
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
 from storage.rundir import RunDirectory, Side
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
@@ -138,6 +140,8 @@ class Verification:
         Unfinished work, and what dead processes left: it is not wrong, but nobody vouches for it either.
     missing
         What the experiment of a run directory asks for and is not made yet.
+    inputs
+        What became of the inputs of results that are not checked as parts of a whole run.
     faults
         Everything that is not as it was written.
     """
@@ -145,6 +149,7 @@ class Verification:
     checked: dict[str, int] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    inputs: list[TracedInput] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -155,7 +160,8 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         faults = [asdict(fault) for fault in self.faults]
-        passed = {"unfinished": self.unfinished, "missing": self.missing}
+        inputs = [asdict(entry) for entry in self.inputs]
+        passed = {"unfinished": self.unfinished, "missing": self.missing, "inputs": inputs}
         return {"ok": self.ok, "checked": self.checked, **passed, "faults": faults}
 
 
@@ -185,15 +191,27 @@ def verify(*paths: str | Path, threads: int | None = None, expect: Expect | None
         If there is nothing at a path, or nothing in it that could be checked.
     """
     report = Verification()
-    groups = [group for path in paths for group in _groups_below(local_path(path), report, expect)]
+    given = [local_path(path) for path in paths]
+    groups = [group for path in given for group in _groups_below(path, report, expect)]
     with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         for group in groups:
             _Check(group, pool, report).run()
+    damaged = {fault.path for fault in report.faults}
+    for result in (path for path in given if path in groups and str(path) not in damaged):
+        traced = list(trace_inputs(result, groups))
+        report.inputs += traced
+        changed = [f"{entry.name} ({entry.path})" for entry in traced if entry.state == "changed"]
+        if changed:
+            report.faults.append(Fault(str(result), f"{OTHER_INPUTS}: {', '.join(changed)}"))
     return report
 
 
 def _groups_below(path: Path, report: Verification, expect: Expect | None) -> Iterator[Path]:
     """Yield the Zarr groups at or below a path; note what is unfinished, missing, or no longer a group."""
+    if path.is_file():
+        raise MissingInputError(
+            f"{path} is a file, and says nothing to verify it by: verify the result or run that it was written from"
+        )
     if not path.is_dir():
         raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
     if path.name.endswith(PARTIAL_SUFFIX) or leftover_of(path.name) is not None:

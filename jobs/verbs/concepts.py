@@ -97,8 +97,7 @@ def contexts_command(
     if labels is not None and not labels.exists():
         raise MissingInputError(f"There are no labels at {labels}; `subspace labels` and `subspace label` make them")
     if out is not None:
-        with connect() as client:
-            made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=client)
+        made = contexts(store, out, top_n, **settings, overwrite=overwrite, client=connect)
         if not feature:
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
             return
@@ -169,8 +168,7 @@ def concepts_command(
 ) -> None:
     """Find the features that fire on the words of each concept."""
     concepts = chosen_concepts(settings)
-    with connect() as client:
-        result = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=client)
+    result = concept_features(*paths, concepts, settings.rule, out=out, overwrite=overwrite, client=connect)
     lines = list(_concept_lines(result))
     if as_json:
         show({"result": str(out), "rule": result.attrs["rule"], "concepts": lines}, as_json=True)
@@ -207,8 +205,7 @@ def non_concept_command(
     as_json: AsJson = False,
 ) -> None:
     """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
-    with connect() as client:
-        result = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=client)
+    result = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=connect)
     reason = result["reason"].values
     features = {
         kind: np.flatnonzero(reason == i).tolist()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+import xarray as xr
 from rich.table import Table
 
 from pipeline.compare.statistics import LEVEL, benjamini_hochberg
@@ -52,10 +55,7 @@ def sweep_command(
     as_json: AsJson = False,
 ) -> None:
     """Match at every combination of minimum r and maximum uses; count, score, draw."""
-    with (
-        claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs,
-        connect() as client,
-    ):
+    with claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs:
         result = sweep(
             correlation,
             settings,
@@ -64,8 +64,9 @@ def sweep_command(
             corpus=corpus,
             non_concept=non_concept,
             out=out,
+            beside=outputs,
             overwrite=overwrite,
-            client=client,
+            client=connect,
         )
         table = result.to_dataframe().reset_index()
         outputs.write_table(table)
@@ -113,7 +114,10 @@ def layers_command(
     inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
     manifest = new_manifest("layers", inputs, {"side": side})
     with claim_outputs(table=csv, columns="site,other_site,", overwrite=overwrite) as outputs:
-        lines = layer_table(make_result(out, manifest, lambda: layer_consistency(grid, side), overwrite=overwrite))
+        make: Callable[[], xr.Dataset] = functools.partial(layer_consistency, grid, side)
+        if out is not None:
+            make = outputs.checked_before(make)
+        lines = layer_table(make_result(out, manifest, make, overwrite=overwrite))
         outputs.write_table(lines)
     if as_json:
         show({"side": side, "lines": lines.to_dict("records")}, as_json=True)

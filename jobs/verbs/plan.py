@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.correlate.gpus import GPUS, published_gpu
+from pipeline.correlate.gpus import GPUS
 from pipeline.experiment.forecast import Step, plan
-from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import (
     AsJson,
     Connect,
@@ -23,6 +22,8 @@ from pipeline.work.script import (
     with_prefix,
 )
 
+#: What is shown of a figure that is zero.
+NOTHING = "–"
 COLUMNS = ("stage", "what", "rows", "tasks", "FLOP", "read", "disk", "memory", "time")
 
 
@@ -48,12 +49,7 @@ def command(
 
     Text and rows are made (a run starts from them), and a sample of them goes through the models.
     """
-    # what is wrong stops here, before a cluster is started
-    load_experiment(experiment)
-    if gpu is not None:
-        published_gpu(gpu)
-    with connect() as client:
-        steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, gpu=gpu, client=client)
+    steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, gpu=gpu, client=connect)
     total = {
         "seconds": sum(step.seconds for step in steps),
         "disk_bytes": sum(step.disk for step in steps),
@@ -64,6 +60,9 @@ def command(
         return
     console = wide_console(150)
     console.print(table_of(steps))
+    if all(step.state == "there" for step in steps):
+        console.print("All results are there: a run would make none.")
+        return
     console.print(
         f"In all about {duration(total['seconds'])}, {_bytes(total['disk_bytes'])} of disk, and at most "
         f"{_bytes(total['peak_memory_of_a_worker_bytes'])} in a worker process beside the models."
@@ -76,20 +75,20 @@ def table_of(steps: list[Step]) -> Table:
     for step in steps:
         figures = (
             f"{step.tasks:,}",
-            f"{step.flops:.1e}" if step.flops else "",
+            f"{step.flops:.1e}" if step.flops else NOTHING,
             _bytes(step.read),
             _bytes(step.disk),
             _bytes(step.memory),
             duration(step.seconds),
         )
-        there = ("", "", "", "", "", "there")
-        n_rows = f"{step.rows:,}" if step.rows else ""
+        there = (*[NOTHING] * 5, "there")
+        n_rows = f"{step.rows:,}" if step.rows else NOTHING
         rows.append((step.stage, step.what, n_rows, *(there if step.state == "there" else figures)))
     return text_table(COLUMNS, rows, title="what is to come", right=COLUMNS[2:])
 
 
 def _bytes(number: float) -> str:
-    return f"{with_prefix(number)}B" if number else ""
+    return f"{with_prefix(number)}B" if number else NOTHING
 
 
 def duration(seconds: float) -> str:

@@ -184,8 +184,7 @@ def command(
     RunDirectory.of(config.name, run_dir).check()
     root = RunDirectory.of(config.name, run_dir).root
     if not table:
-        with connect() as client:
-            run(config, run_dir=root, client=client)
+        run(config, run_dir=root, client=connect)
     _show(name, root, as_json=as_json)
 
 

@@ -48,12 +48,13 @@ def run_command(
     until = STAGES[until].name  # a wrong one is refused before workers are waited for
     part = Share.parse(share) if share is not None else None
     directory = RunDirectory.of(config.name, run_dir)
-    directory.check()
+    # whatever would be refused is refused before workers are waited for, which in a queue takes hours
+    directory.check_free() if part is None or part.begins else directory.check()
     folder = directory.root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
     if connect.cluster is not None:
-        check_inputs(config)  # before workers are waited for, which in a queue takes hours
+        check_inputs(config)
     with connect(folder / "logs") as client, recorded(client, record):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
@@ -68,7 +69,7 @@ def demo_command(
     """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
 
-    RunDirectory(run_dir).check()
+    RunDirectory(run_dir).check_free()
     experiment = prepare(run_dir / "input")
     with connect(run_dir / "logs") as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)

@@ -20,7 +20,8 @@ from pipeline.work.script import AsJson, show, text_table, wide_console
 from pipeline.work.task import Item
 from storage.rundir import RunDirectory
 
-STYLES = {"current": "green", "missing": "", "unfinished": "yellow", "waiting": "yellow", "outdated": "red"}
+STYLES = {"current": "green", "missing": "", "unfinished": "yellow", "waiting": "yellow"}
+STYLES |= {"outdated": "red", "damaged": "bold red"}
 
 
 def command(

@@ -15,7 +15,7 @@ from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console, wit
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
 from storage.registry import IMPORTERS
-from storage.verify import verify
+from storage.verify import Verification, verify
 
 #: Entries of `inspect` that a table does not show: they are long, and in the JSON.
 NOT_SHOWN = {"versions", "inputs", "settings", "fingerprint", "parts", "arrays", "attributes"}
@@ -104,18 +104,19 @@ def verify_command(
     if as_json:
         show(report.as_dict(), as_json=True)
     else:
-        for line in _lines(report.as_dict(), [str(fault) for fault in report.faults]):
+        for line in _lines(report):
             typer.echo(line)
     if not report.ok:
         raise typer.Exit(FAULTY)
 
 
-def _lines(report: dict[str, Any], faults: list[str]) -> Iterator[str]:
-    yield from (f"unfinished, not checked  {path}" for path in report["unfinished"])
-    yield from (f"not made yet             {path}" for path in report["missing"])
-    yield from (f"FAULT  {fault}" for fault in faults)
-    verdict = f"{len(faults)} faults" if faults else "no faults"
-    yield f"{len(report['checked'])} stores and results, {sum(report['checked'].values()):,} chunks: {verdict}"
+def _lines(report: Verification) -> Iterator[str]:
+    yield from (f"unfinished, not checked  {path}" for path in report.unfinished)
+    yield from (f"not made yet             {path}" for path in report.missing)
+    yield from (f"input  {entry}" for entry in report.inputs)
+    yield from (f"FAULT  {fault}" for fault in report.faults)
+    verdict = "no faults" if report.ok else f"{len(report.faults)} faults"
+    yield f"{len(report.checked)} stores and results, {sum(report.checked.values()):,} chunks: {verdict}"
 
 
 def import_command(

@@ -15,13 +15,12 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.work.options import options
 from pipeline.work.script import (
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     Out,
     Overwrite,
     StoreA,
     StoreB,
-    open_client,
+    on_cluster,
     run_script,
     show,
     wide_console,
@@ -32,8 +31,9 @@ FIGURES = ("score", "low", "high", "null_mean", "null_q05", "null_q95", "z", "p"
 
 
 @options(CompareSettings)
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
     a: StoreA,
     b: StoreB,
@@ -48,24 +48,13 @@ def command(
     control_b: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Store of B with a random dictionary, for random_dictionary.")
     ] = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the similarity of the matched spaces, each score beside its nulls."""
-    with open_client(context, cluster, cluster_file) as client:
-        scores = compare(
-            pairs,
-            a,
-            b,
-            settings,
-            pool=pool,
-            control=(control_a, control_b),
-            out=out,
-            overwrite=overwrite,
-            client=client,
-        )
+    scores = compare(
+        pairs, a, b, settings, pool=pool, control=(control_a, control_b), out=out, overwrite=overwrite, client=connect
+    )
     if as_json:
         show({"result": str(out), **summary(scores)}, as_json=True)
     else:

@@ -63,7 +63,7 @@ from pipeline.compare.rows import matched_features, open_pairs
 from pipeline.compare.statistics import Interval, bca_interval
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import ActivationsSettings
-from pipeline.work.workers import Planned, ensure_client, n_slots, tell
+from pipeline.work.workers import ClientSource, Planned, ensure_client, n_slots, tell
 from storage import (
     BudgetError,
     InputError,
@@ -167,7 +167,7 @@ def compare_activations(
     pairs: xr.Dataset | str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Score how alike two models' activations are over the same tokens, each score beside chance.
 

@@ -30,7 +30,7 @@ from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.compare.statistics import EFFECT_RUNS, Interval, difference, effect_size, p_value
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
-from pipeline.work.workers import Planned, ensure_client, tell
+from pipeline.work.workers import ClientSource, Planned, ensure_client, tell
 from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 
@@ -77,7 +77,7 @@ def score_pairs(
     sides: tuple[RowSource, RowSource],
     banks: Mapping[str, Bank],
     settings: CompareSettings,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Score paired rows, each score beside its nulls; the rest is as in :func:`pipeline.compare`.
 

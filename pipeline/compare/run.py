@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from distributed import Client
 
 from pipeline.compare.engine import Bank, score_pairs
 from pipeline.compare.rows import DecoderRows, matched_features, open_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
+from pipeline.work.workers import ClientSource
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.errors import InputError
 from storage.lazy import source_of
@@ -38,7 +38,7 @@ def compare(
     control: tuple[Store | None, Store | None] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Score how alike the decoder rows of matched features are, each score beside its nulls.
 

@@ -216,6 +216,11 @@ def _each(table: pd.DataFrame, write: Callable[..., str], *columns: str) -> list
     return ["" if np.isnan(row[0]) else write(*row) for row in table[list(columns)].to_numpy(np.float64)]
 
 
+def table_paths(directory: RunDirectory) -> tuple[Path, Path]:
+    """Return where the tables of a run's scores are, as CSV and as LaTeX."""
+    return directory.score_grid.with_suffix(".csv"), directory.score_grid.with_suffix(".tex")
+
+
 def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Dataset:
     """Write ``scores.zarr``, ``scores.csv`` and ``scores.tex`` of a run, and return its grid; see :func:`score_grid`.
 
@@ -230,6 +235,6 @@ def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Data
     results = {sites: path for sites, path in paths.items() if path.exists()}
     # The tables come before the result, since that says that all of it is there
     table = scores_table(score_grid(results))
-    write_derived(directory.root / "scores.csv", table.to_csv(index=False))
-    write_derived(directory.root / "scores.tex", to_latex(table))
+    for path, text in zip(table_paths(directory), (table.to_csv(index=False), to_latex(table)), strict=True):
+        write_derived(path, text)
     return score_grid(results, directory.score_grid, overwrite=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from distributed import Client
 
 from pipeline.compare.run import compare, compare_manifest
-from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores
+from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores, table_paths
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.rundir import RunDirectory
@@ -33,7 +33,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
     results = {sites: run.scores(*sites) for sites in config.site_pairs}
     manifest = functools.partial(grid_manifest, results)
-    yield Task("scores", "", {run.score_grid: manifest}, tuple(results.values()), gather)
+    yield Task("scores", "", {run.score_grid: manifest}, tuple(results.values()), gather, tables=table_paths(run))
 
 
 def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:

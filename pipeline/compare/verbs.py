@@ -27,8 +27,7 @@ def activations_command(
     as_json: AsJson = False,
 ) -> None:
     """Score how alike activations are over the same tokens: two stores, or the features of matched pairs."""
-    with connect() as client:
-        scores = compare_activations(a, b, settings, pairs=pairs, out=out, overwrite=overwrite, client=client)
+    scores = compare_activations(a, b, settings, pairs=pairs, out=out, overwrite=overwrite, client=connect)
     summary: dict[str, Any] = {"result": str(out), "tokens": int(scores["n_tokens"])}
     summary["null"] = scores["null"].item()
     for text in settings.metrics:

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import typer
-
 import pipeline
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.work.options import options
 from pipeline.work.script import (
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     Out,
     Overwrite,
     StoreA,
     StoreB,
     describe,
-    open_client,
+    on_cluster,
     run_script,
     show,
 )
 
 
 @options(CorrelateSettings)
+@on_cluster
 def command(
-    context: typer.Context,
+    connect: Connect,
     a: StoreA,
     b: StoreB,
     out: Out,
     settings: CorrelateSettings,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Correlate every feature of A with every feature of B, exactly and in bounded memory."""
-    with open_client(context, cluster, cluster_file) as client:
-        result = pipeline.correlate(a, b, settings, out=out, overwrite=overwrite, client=client)
+    result = pipeline.correlate(a, b, settings, out=out, overwrite=overwrite, client=connect)
     names = (
         "n_rows_select",
         "n_rows_heldout",

@@ -93,11 +93,20 @@ def best_layer(
     def make() -> xr.Dataset:
         ds = _best_layer({sites: open_result(path, "correlate") for sites, path in correlations.items()})
         if out is not None:  # before the result, since that says that all of it is there
-            for side in "ab":
-                _write_csv(ds, side, Path(out))
+            for side, file in table_paths(Path(out)).items():
+                _write_csv(ds, side, file)
         return ds
 
-    return make_result(out, manifest, make, overwrite=overwrite)
+    result = make_result(out, manifest, make, overwrite=overwrite)
+    for side, file in table_paths(Path(out)).items() if out is not None else ():
+        if not file.exists():  # somebody has deleted it
+            _write_csv(result, side, file)
+    return result
+
+
+def table_paths(out: Path) -> dict[str, Path]:
+    """Return where the tables of A and B are that belong to the result at `out`."""
+    return {side: out.with_name(f"{out.stem}_{side}.csv") for side in "ab"}
 
 
 def best_layer_manifest(
@@ -173,9 +182,10 @@ def _first_partners(ds: xr.Dataset, other: str) -> tuple[NDArray[Any], NDArray[A
     return ids, np.where(ids >= 0, r, -np.inf), held_out
 
 
-def _write_csv(ds: xr.Dataset, side: str, result: Path) -> None:
-    """Write one side's table beside the result."""
-    file = result.with_name(f"{result.stem}_{side}.csv")
-    names = [str(name) for name in ds.variables if ds[name].dims == (f"unit_{side}",)]
+def _write_csv(ds: xr.Dataset, side: str, file: Path) -> None:
+    """Write one side's table."""
+    other = OTHER[side]
+    names = [f"site_{side}", f"feature_{side}", f"best_site_{other}", f"best_{other}", f"best_r_{side}"]
+    names += [f"best_r_heldout_{side}", f"runner_up_site_{other}", f"runner_up_r_{side}"]
     text = pd.DataFrame({name: ds[name].values for name in names}).to_csv(index=False)
     write_derived(file, text, starts_with(",".join(names)))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.correlate.documents import (
@@ -32,7 +31,8 @@ from pipeline.correlate.documents import (
 from pipeline.correlate.rows import splitmix64
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES, ConvergenceSettings
-from pipeline.work.workers import ensure_client
+from pipeline.work.outputs import NO_OUTPUTS, Outputs
+from pipeline.work.workers import ClientSource, ensure_client
 from storage import make_result, new_manifest
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def convergence(
     settings: ConvergenceSettings,
     *,
     out: str | Path | None = None,
+    beside: Outputs = NO_OUTPUTS,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
 
@@ -74,6 +75,8 @@ def convergence(
         Each setting of :class:`~pipeline.settings.correlate.ConvergenceSettings` is a keyword.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    beside
+        Files that are written from the result: if they must stay, it is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -127,7 +130,7 @@ def convergence(
         ids = {f"feature_{side}": ("pair", getattr(chosen, f"ids_{side}")) for side in "ab"}
         return _dataset(r, job, threshold).assign(ids)
 
-    return make_result(out, manifest, make, overwrite=overwrite)
+    return make_result(out, manifest, beside.checked_before(make), overwrite=overwrite)
 
 
 def members(units: Units) -> NDArray[np.bool_]:

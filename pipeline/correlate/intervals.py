@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.correlate.documents import (
@@ -42,7 +41,7 @@ from pipeline.correlate.influence import FEWEST_EFFECTIVE, effective_number, fis
 from pipeline.correlate.measures import RULES
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES, IntervalSettings, Measure
-from pipeline.work.workers import ensure_client
+from pipeline.work.workers import ClientSource, ensure_client
 from storage import make_result, new_manifest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def intervals(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Return intervals for r of chosen pairs, with documents as the units.
 

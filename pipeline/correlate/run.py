@@ -41,7 +41,7 @@ from pipeline.correlate.rows import FEWEST_ROWS, log_halves, read_halves, read_t
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import CorrelateSettings, Select
 from pipeline.work.share import Share
-from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
+from pipeline.work.workers import ClientSource, Planned, ensure_client, run_tasks, tell
 from storage import (
     BudgetError,
     InputError,
@@ -74,7 +74,7 @@ def correlate(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
     known_b: KnownB | None = None,
     halves: NDArray[np.int8] | None = None,
 ) -> xr.Dataset:
@@ -178,7 +178,7 @@ def correlate_share(
     *,
     share: Share,
     out: str | Path,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> None:
     """Begin a correlation, or do a share of its panels, and leave it unfinished: :func:`correlate` finishes it.
 

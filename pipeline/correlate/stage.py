@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.correlate.best_layer import best_layer, best_layer_manifest
+from pipeline.correlate.best_layer import best_layer, best_layer_manifest, table_paths
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes
 from pipeline.correlate.grid import KnownB, forget_rows_after
@@ -36,6 +36,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
         {run.best_layer: functools.partial(best_layer_manifest, results)},
         tuple(results.values()),
         lambda _: best_layer(results, run.best_layer, overwrite=True),
+        tables=tuple(table_paths(run.best_layer).values()),
     )
 
 

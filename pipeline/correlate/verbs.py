@@ -16,14 +16,13 @@ from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
 from pipeline.work.script import (
     AsJson,
-    Cluster,
-    ClusterFile,
+    Connect,
     Out,
     Overwrite,
     StoreA,
     StoreB,
     describe,
-    open_client,
+    on_cluster,
     show,
 )
 
@@ -33,22 +32,20 @@ PairsPath = Annotated[
 
 
 @options(IntervalSettings)
+@on_cluster
 def intervals_command(
-    context: typer.Context,
+    connect: Connect,
     pairs: PairsPath,
     a: StoreA,
     b: StoreB,
     *,
     out: Out,
     settings: IntervalSettings,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Compute a confidence interval for the r of each pair, with whole documents as the units."""
-    with open_client(context, cluster, cluster_file) as client:
-        ds = intervals(pairs, a, b, settings, out=out, overwrite=overwrite, client=client)
+    ds = intervals(pairs, a, b, settings, out=out, overwrite=overwrite, client=connect)
     suffix = "_heldout" if "r_heldout" in ds else ""
     width = ds[f"r{suffix}_high"].values - ds[f"r{suffix}_low"].values
     width = width[np.isfinite(width)]
@@ -65,8 +62,9 @@ def intervals_command(
 
 
 @options(ConvergenceSettings)
+@on_cluster
 def convergence_command(
-    context: typer.Context,
+    connect: Connect,
     pairs: PairsPath,
     a: StoreA,
     b: StoreB,
@@ -74,17 +72,12 @@ def convergence_command(
     out: Out,
     settings: ConvergenceSettings,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curve too: .png, .svg or .pdf.")] = None,
-    cluster: Cluster = None,
-    cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether enough text was harvested: whether r of the pairs settles as documents come in."""
-    with (
-        claim_outputs(figure=plot, overwrite=overwrite) as outputs,
-        open_client(context, cluster, cluster_file) as client,
-    ):
-        ds = convergence(pairs, a, b, settings, out=out, overwrite=overwrite, client=client)
+    with claim_outputs(figure=plot, overwrite=overwrite) as outputs:
+        ds = convergence(pairs, a, b, settings, out=out, beside=outputs, overwrite=overwrite, client=connect)
         if plot is not None:
             outputs.write_figure(plot_convergence(ds))
     curve = {name: ds[name].values.tolist() for name in ("n_rows", "n_documents", "n_good")}

@@ -12,15 +12,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import Client
-
 from pipeline.correlate.gpus import published_gpu
 from pipeline.correlate.rates import Rates, load_rates, measure_rates, save_rates
 from pipeline.experiment.stages import all_tasks
 from pipeline.harvest.gguf import cache_folder
 from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.task import Assessment, Cost, Outlook
-from pipeline.work.workers import ensure_client, n_cpus
+from pipeline.work.workers import ClientSource, ensure_client, n_cpus
 from storage import free_space
 from storage.errors import BudgetError
 from storage.rundir import RunDirectory
@@ -51,7 +49,7 @@ def plan(
     run_dir: str | Path | None = None,
     calibrate: bool = False,
     gpu: str | None = None,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> list[Step]:
     """Return what an experiment will take.
 

@@ -15,7 +15,7 @@ from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.share import Share
 from pipeline.work.task import Assessment, Task
 from pipeline.work.usage import UsageLog
-from pipeline.work.workers import ensure_client
+from pipeline.work.workers import ClientSource, ensure_client
 from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory
@@ -50,7 +50,7 @@ def run(
     run_dir: str | Path | None = None,
     until: str = "report",
     share: Share | None = None,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> RunResult:
     """Run an experiment, or go on with it.
 
@@ -96,7 +96,7 @@ def run(
 
 
 def _run(
-    config: Experiment, directory: RunDirectory, until: str, share: Share | None, client: Client | None
+    config: Experiment, directory: RunDirectory, until: str, share: Share | None, client: ClientSource
 ) -> RunResult:
     stages = ordered_stages()
     wanted = stages[: stages.index(STAGES[until]) + 1]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from distributed import Client
 
 from pipeline.compare.run import compare
 from pipeline.match.diagnostics import summarise
@@ -21,7 +20,8 @@ from pipeline.match.filters import Candidates, TextInputs, heldout_note
 from pipeline.match.run import check_inputs, make_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.match import MatchSettings, SweepSettings
-from pipeline.work.workers import ensure_client
+from pipeline.work.outputs import NO_OUTPUTS, Outputs
+from pipeline.work.workers import ClientSource, ensure_client
 from storage import fingerprint, make_result, new_manifest, open_result
 from storage.errors import InputError
 
@@ -45,8 +45,9 @@ def sweep(
     corpus: str | Path | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
     out: str | Path | None = None,
+    beside: Outputs = NO_OUTPUTS,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Match, and compare if metrics are asked for, at every combination of minimum r and maximum uses.
 
@@ -62,6 +63,8 @@ def sweep(
         As in :func:`pipeline.match`; the stores, with decoder rows, for scores too.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    beside
+        Files that are written from the result: if they must stay, it is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -99,7 +102,7 @@ def sweep(
                     lines[-1] |= {name: scores[name].values for name in SCORES}
         return _dataset(lines, settings).assign_attrs(method=settings.method, **heldout_note(points[0].filters))
 
-    return make_result(out, manifest, make, overwrite=overwrite)
+    return make_result(out, manifest, beside.checked_before(make), overwrite=overwrite)
 
 
 def _matchings(

@@ -29,8 +29,7 @@ def command(
 ) -> None:
     """Read the text with both models and write one activation store a site."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
-    with connect() as client:
-        result = pipeline.run(config, run_dir=run_dir, until="harvest", client=client)
+    result = pipeline.run(config, run_dir=run_dir, until="harvest", client=connect)
     directory, models = result.directory, result.experiment
     stores = {f"a {site}": str(directory.activations("a", site)) for site in models.a.sites}
     stores |= {f"b {site}": str(directory.activations("b", site)) for site in models.b.sites}

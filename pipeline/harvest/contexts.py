@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.settings.base import keywords
 from pipeline.settings.harvest import COUNTERS, ContextsSettings
-from pipeline.work.workers import ensure_client, run_tasks
+from pipeline.work.workers import ClientSource, ensure_client, run_tasks
 from storage import (
     Manifest,
     fingerprint,
@@ -64,7 +63,7 @@ def contexts(
     *,
     settings: ContextsSettings,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Find the rows on which each feature of a store is most active, and more of what it fires on.
 
@@ -133,7 +132,7 @@ def contexts_manifest(
     return new_manifest(STAGE, {"activations": identify(store_path)}, {"top_n": top_n, **settings.model_dump()})
 
 
-def _gather(path: str, top_n: int, settings: ContextsSettings, client: Client | None) -> Arrays:
+def _gather(path: str, top_n: int, settings: ContextsSettings, client: ClientSource) -> Arrays:
     """Return what is kept of all features, from one task for each panel of them."""
     array = zarr.open_array(f"{path}/activation", mode="r")
     n_features = array.shape[1]

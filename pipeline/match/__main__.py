@@ -80,7 +80,7 @@ def command(
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
-        pairs = pipeline.match(correlation, settings, out=out, overwrite=overwrite, **text)
+        pairs = pipeline.match(correlation, settings, out=out, beside=outputs, overwrite=overwrite, **text)
         if csv is not None:
             outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)

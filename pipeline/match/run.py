@@ -18,6 +18,7 @@ from pipeline.settings.base import keywords
 from pipeline.settings.correlate import MEASURE_NAMES
 from pipeline.settings.match import HELDOUT_NOTE, MatchSettings
 from pipeline.settings.registries import METHODS
+from pipeline.work.outputs import NO_OUTPUTS, Outputs
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 from storage.lazy import source_of
@@ -45,6 +46,7 @@ def match(
     settings: MatchSettings,
     *,
     out: str | Path | None = None,
+    beside: Outputs = NO_OUTPUTS,
     contexts: tuple[str | Path, str | Path] | None = None,
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
@@ -64,6 +66,8 @@ def match(
         Each setting of :class:`~pipeline.settings.match.MatchSettings` is a keyword; or all of them as one.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
+    beside
+        Files that are written from the result: if they must stay, it is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     contexts, stores, corpus
@@ -117,7 +121,7 @@ def match(
         _log(pairs, settings)
         return pairs
 
-    return make_result(out, manifest, make, overwrite=overwrite)
+    return make_result(out, manifest, beside.checked_before(make), overwrite=overwrite)
 
 
 def check_inputs(

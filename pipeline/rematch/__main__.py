@@ -66,20 +66,19 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Match anew with rows of B permuted, and print how much of a matching is more than a shared vocabulary."""
-    with connect() as client:
-        result = pipeline.rematch(
-            pairs,
-            correlation,
-            a,
-            b,
-            settings,
-            out=out,
-            corpus=corpus,
-            contexts=contexts,
-            non_concept=non_concept,
-            overwrite=overwrite,
-            client=client,
-        )
+    result = pipeline.rematch(
+        pairs,
+        correlation,
+        a,
+        b,
+        settings,
+        out=out,
+        corpus=corpus,
+        contexts=contexts,
+        non_concept=non_concept,
+        overwrite=overwrite,
+        client=connect,
+    )
     rows = {name: dict(zip(result["null"].values.tolist(), result[name].values.tolist(), strict=True)) for name in ROWS}
     summary: dict[str, Any] = {"result": str(out), "draws": result.attrs["n_draws"], **rows}
     if "best_r_q" in result:

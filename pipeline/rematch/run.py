@@ -43,7 +43,7 @@ from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import FILTERS, ROW_NULLS
 from pipeline.settings.rematch import RematchSettings
 from pipeline.text.spans import check_corpus
-from pipeline.work.workers import ensure_client
+from pipeline.work.workers import ClientSource, ensure_client
 from storage import (
     InputError,
     Manifest,
@@ -90,7 +90,7 @@ def rematch(
     contexts: tuple[str | Path, str | Path] | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Match anew with rows of B permuted, to see how much of a matching is more than a shared vocabulary.
 

@@ -61,7 +61,7 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
     explorer = Explorer(run)
     scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
     pairs = tables.pairs_table(run, explorer.texts())
-    write_derived(run.directory.root / "pairs.csv", pairs.to_csv(index=False))
+    write_derived(run.directory.pairs_table, pairs.to_csv(index=False))
     meanings = read_meanings(run)
     if meanings is not None:
         write_derived(run.directory.concepts_page, render_concepts(run, meanings), is_page)

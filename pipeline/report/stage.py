@@ -24,6 +24,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
         tuple(result_paths(config, run)),
         lambda _: report(run.root),
         cost=lambda _: Cost(REPORT_SECONDS, disk=REPORT_BYTES),
+        tables=(run.pairs_table, *([run.concepts_page] if config.semantics is not None else [])),
         recorded=read_report_manifest,
     )
 

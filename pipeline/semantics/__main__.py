@@ -37,8 +37,7 @@ def command(
 
     directory = RunDirectory(run)
     config = with_semantics(stored_experiment(directory), settings)
-    with connect() as client:
-        table = run_semantics(config, directory, client)
+    table = run_semantics(config, directory, connect)
     # the report and a later run read the settings from there
     directory.write_experiment(config.model_dump(mode="json"))
     _show(table, directory, as_json=as_json, show_all=show_all)

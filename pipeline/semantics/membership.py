@@ -28,14 +28,13 @@ import numpy as np
 import scipy.sparse
 import xarray as xr
 import zarr
-from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.semantics.concepts import Concept, concepts_hash
 from pipeline.semantics.keywords import keyword_rows
 from pipeline.settings.semantics import CountRule, PmiRule, ProbeRule, Rule, ShareRule
 from pipeline.text.spans import open_text, text_fingerprints
-from pipeline.work.workers import ensure_client, run_tasks
+from pipeline.work.workers import ClientSource, ensure_client, run_tasks
 from storage import Manifest, fingerprint, is_sparse, make_result, new_manifest, read_csr, read_dense
 from storage.errors import InputError
 
@@ -60,7 +59,7 @@ def concept_features(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Find the features that belong to each concept.
 
@@ -191,7 +190,7 @@ def _of_contexts(tops: xr.Dataset, keywords: scipy.sparse.csr_array, n: int) -> 
     return {"hits": (("feature", "concept"), hits), "share": (("feature", "concept"), share)}
 
 
-def _of_rows(path: str, rows: xr.Dataset, keywords: scipy.sparse.csr_array, client: Client | None) -> dict[str, Any]:
+def _of_rows(path: str, rows: xr.Dataset, keywords: scipy.sparse.csr_array, client: ClientSource) -> dict[str, Any]:
     """Return ``count`` and ``pmi`` over all rows that are no sinks."""
     count = count_rows(path, rows.sizes["feature"], keywords, client)
     n = rows.sizes["token"] - int(rows.attrs["n_sinks"])
@@ -216,9 +215,7 @@ def pointwise_mutual_information(both: NDArray[Any], first: NDArray[Any], second
         return np.where(chance > 0, np.log2(both * float(n) / chance), np.nan)
 
 
-def count_rows(
-    path: str, n_features: int, keywords: scipy.sparse.csr_array, client: Client | None
-) -> NDArray[np.int64]:
+def count_rows(path: str, n_features: int, keywords: scipy.sparse.csr_array, client: ClientSource) -> NDArray[np.int64]:
     """Return on how many rows each feature is not 0 where each concept (or kind of row) stands, int64.
 
     `keywords` is (row, concept) bool, in which sinks have none; the result (feature, concept). A task counts one panel

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import xarray as xr
-from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.semantics.membership import carried, count_rows
 from pipeline.settings.base import keywords
 from pipeline.settings.semantics import NON_CONCEPT_LIMITS, NonConceptSettings
 from pipeline.text.spans import first_in_window, iter_documents, open_text, read_spans, text_fingerprints
+from pipeline.work.workers import ClientSource
 from storage import Corpus, Manifest, fingerprint, make_result, new_manifest
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def non_concept_features(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    client: Client | None = None,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Recognise the features that stand for no meaning.
 
@@ -122,7 +122,7 @@ def non_concept_manifest(
 
 
 def _shares(
-    tops: xr.Dataset, rows: xr.Dataset, text: Corpus, store: str, client: Client | None
+    tops: xr.Dataset, rows: xr.Dataset, text: Corpus, store: str, client: ClientSource
 ) -> dict[str, NDArray[np.float64]]:
     fires = rows["n_active"].values.astype(np.float64)
     counts = count_rows(store, rows.sizes["feature"], row_kinds(text, rows), client)

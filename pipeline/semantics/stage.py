@@ -22,12 +22,12 @@ from pipeline.semantics.run import (
     semantics_manifest,
     words_manifest,
 )
-from pipeline.semantics.tables import semantics_table, table_manifest, write_tables
+from pipeline.semantics.tables import semantics_table, table_manifest, table_paths, write_tables
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
 from pipeline.settings.semantics import NonConceptSettings, SemanticsSettings
 from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
-from pipeline.work.workers import deferred_interrupt, ensure_client
+from pipeline.work.workers import ClientSource, deferred_interrupt, ensure_client
 from storage import Manifest, open_activations, open_result
 from storage.errors import MissingInputError
 from storage.rundir import RunDirectory, Side
@@ -59,12 +59,13 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
     def gather(_: Client) -> None:
         # The files come before the result, since that says that all of it is there
-        write_tables(semantics_table(results, judged=settings.judged), run.semantics_table.with_suffix(""))
+        write_tables(semantics_table(results, judged=settings.judged), run.semantics_table)
         semantics_table(results, run.semantics_table, judged=settings.judged, overwrite=True)
 
     results = {pair: run.semantics(*pair) for pair in config.site_pairs}
     manifest = functools.partial(table_manifest, results, settings.judged)
-    yield Task("semantics", "table", {run.semantics_table: manifest}, tuple(results.values()), gather)
+    tables = table_paths(run.semantics_table)
+    yield Task("semantics", "table", {run.semantics_table: manifest}, tuple(results.values()), gather, tables=tables)
 
 
 def non_concept_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
@@ -167,7 +168,7 @@ def check(config: Experiment) -> None:
         chosen_concepts(config.semantics)
 
 
-def run_semantics(config: Experiment, directory: RunDirectory, client: Client | None = None) -> xr.Dataset:
+def run_semantics(config: Experiment, directory: RunDirectory, client: ClientSource = None) -> xr.Dataset:
     """Make what is missing of the semantics of a run whose pairs are matched, and return the table.
 
     Raises

@@ -269,19 +269,24 @@ NULL_LABELS = {
 }
 
 
-def write_tables(table: xr.Dataset, stem: str | Path) -> list[Path]:
-    """Write ``STEM.csv`` (every figure), ``STEM.html`` and ``STEM.tex`` (the columns of the study), texts escaped.
+def table_paths(result: Path) -> tuple[Path, Path, Path]:
+    """Return where the tables are that belong to the result at `result`, as CSV, HTML and LaTeX."""
+    return result.with_suffix(".csv"), result.with_suffix(".html"), result.with_suffix(".tex")
+
+
+def write_tables(table: xr.Dataset, result: Path) -> tuple[Path, ...]:
+    """Write the table at `result` as CSV (every figure), HTML and LaTeX (the columns of the study), texts escaped.
 
     Each file is there completely or as it was before.
     """
     study = study_frame(table)
-    texts = {
-        ".csv": frame(table).to_csv(index=False),
-        ".html": study.to_html(index=False, escape=True, float_format="{:.3f}".format, na_rep="–", border=0),
-        ".tex": _latex(study),
-    }
-    paths = [Path(f"{stem}{suffix}") for suffix in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
+    texts = (
+        frame(table).to_csv(index=False),
+        study.to_html(index=False, escape=True, float_format="{:.3f}".format, na_rep="–", border=0),
+        _latex(study),
+    )
+    paths = table_paths(result)
+    for path, text in zip(paths, texts, strict=True):
         write_derived(path, text)
     return paths
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from storage.targets import FIGURE_PROGRAM, FileTarget, claim_file, names_progra
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -29,6 +30,20 @@ class Outputs:
 
     table: FileTarget | None
     figure: FileTarget | None
+
+    def checked_before(self, make: Callable[[], xr.Dataset]) -> Callable[[], xr.Dataset]:
+        """Return `make`, which first raises an InputError if the new result's files would not be written either.
+
+        A result that is current is not made, and its files may have the same content as those that stand.
+        """
+
+        def make_if_all_may_be_replaced() -> xr.Dataset:
+            for file in (self.table, self.figure):
+                if file is not None:
+                    file.refuse_older()
+            return make()
+
+        return make_if_all_may_be_replaced
 
     def write_table(self, frame: pd.DataFrame) -> None:
         """Write a table as CSV, without its index."""
@@ -48,6 +63,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     with mpl.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(path, dpi=150, metadata=FIGURE_METADATA[path.suffix.lower()])
+
+
+NO_OUTPUTS = Outputs(None, None)
 
 
 @contextlib.contextmanager

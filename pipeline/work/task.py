@@ -29,14 +29,15 @@ from pipeline.settings.experiment import Experiment
 from pipeline.work.share import Share
 from pipeline.work.workers import n_slots
 from storage import fingerprint, open_activations, read_manifest
-from storage.errors import SubspaceError
+from storage.errors import CorruptError, SubspaceError
 from storage.files import partial_path
+from storage.inventory import is_intact
 from storage.manifest import Manifest
 from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-State = Literal["current", "outdated", "unfinished", "missing", "waiting"]
+State = Literal["current", "outdated", "damaged", "unfinished", "missing", "waiting"]
 #: Returns the fingerprint of what is, or will be, at a path.
 Identify = Callable[[str | Path], str]
 #: Returns the manifest that a target should have.
@@ -131,6 +132,8 @@ class Task:
         Paths of the results that it is made from.
     run
         Makes all targets that are not current; a half-finished one goes on at its first missing part.
+    tables
+        Files that people open, which are written beside the targets.
     opens
         Those of the inputs on whose content the expected manifest depends, so that they must be current.
     by_content
@@ -154,6 +157,7 @@ class Task:
     targets: Mapping[Path, Expect]
     inputs: tuple[Path, ...]
     run: Callable[[Client], object]
+    tables: tuple[Path, ...] = ()
     opens: tuple[Path, ...] = ()
     by_content: bool = False
     prepares: bool = False
@@ -204,8 +208,9 @@ class Item:
     path
         Where it is, or will be.
     state
-        ``current``: a run leaves it as it is. ``outdated``: a run makes it again. ``unfinished``: a run goes on with
-        it. ``missing``: a run makes it. ``waiting``: whether a run makes it again depends on what is made before.
+        ``current``: a run leaves it as it is. ``outdated``, ``damaged``: a run makes it again. ``unfinished``: a run
+        goes on with it, or writes its tables. ``missing``: a run makes it. ``waiting``: whether a run makes it again
+        depends on what is made before.
     why
         What has changed, is missing, or is done already; empty where it is current.
     """
@@ -309,12 +314,15 @@ class Assessment:
         recorded = task.recorded(path)
         if recorded is None:
             return self._unfinished(task, path)
+        if damage := _damage(path):
+            return "damaged", damage
         try:
             expected = self._expect(path)
         except SubspaceError as error:
             return "waiting", str(error)
         if recorded.fingerprint == expected.fingerprint:
-            return "current", ""
+            gone = ", ".join(table.name for table in task.tables if not table.exists())
+            return ("unfinished", f"{gone} is gone") if gone else ("current", "")
         reasons = list(self._reasons(task, recorded, expected))
         more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
         return "outdated", "; ".join([*reasons[:MOST_REASONS], *more])
@@ -345,6 +353,16 @@ class Assessment:
         before = [f"{item.label} is {item.state}" for item in self._not_current(task.inputs)]
         if changed:
             yield from before or (f"{name} is not the one that it was made from" for name in changed)
+
+
+def _damage(path: Path) -> str:
+    """Return what is not as the inventory of a result says; empty where nothing is wrong. The report is a file."""
+    try:
+        if path.is_dir():
+            is_intact(path)
+    except CorruptError as error:
+        return str(error)
+    return ""
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

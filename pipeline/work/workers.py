@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from distributed import Client, KilledWorker, LocalCluster, as_completed
 from rich.console import Console
@@ -147,15 +147,19 @@ def closing(cluster: Any) -> Iterator[Any]:
             )
 
 
+#: A client; a function that opens one, called when all that can be refused is; or None, for threads of this process.
+ClientSource: TypeAlias = Client | Callable[[], contextlib.AbstractContextManager[Client]] | None
+
+
 @contextlib.contextmanager
-def ensure_client(client: Client | None) -> Iterator[Client]:
-    """Yield `client`, or a thread-based local one that lives as long as the block.
+def ensure_client(source: ClientSource) -> Iterator[Client]:
+    """Yield the client that is given, or one that lives as long as the block: what `source` opens, or threads here.
 
     BLAS is held to one thread in this process meanwhile: tasks that are threads and each call a multi-threaded BLAS
     wait for each other, at worst for longer than they compute. (Dask starts worker processes with one BLAS thread.)
     """
     with threadpool_limits(1, user_api="blas"), contextlib.ExitStack() as stack:
-        yield client if client is not None else stack.enter_context(local_client())
+        yield source if isinstance(source, Client) else stack.enter_context((source or local_client)())
 
 
 def dashboard_url(client: Client) -> str:

@@ -50,6 +50,14 @@ def test_what_was_planned_is_what_a_run_takes(tiny_inputs, tmp_path, client, cac
     assert {step.stage for step in outdated if step.state == "to do"} == {"compare", "report"}
 
 
+def test_the_plan_of_a_finished_run_says_that_nothing_is_left(tiny_inputs, tiny_run, cache):
+    arguments = ["plan", str(tiny_inputs / "experiment.yaml"), "--run-dir", str(tiny_run.directory.root)]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "All results are there: a run would make none." in shown.stdout
+    assert "In all about" not in shown.stdout
+
+
 def test_the_command_prints_a_table_and_json(tiny_inputs, tmp_path, cache):
     runner = CliRunner()
     arguments = ["plan", str(tiny_inputs / "experiment.yaml"), "--run-dir", str(tmp_path / "run")]

@@ -153,6 +153,57 @@ def test_a_replaced_input_is_seen(copied: RunDirectory, tiny_run: RunResult) -> 
     assert [(item.path, item.why) for item in items] == [(one, "b is not the one that it was made from")]
 
 
+def first_shard(path: Path) -> Path:
+    return next(file for file in sorted(path.glob("*/c/**/*")) if file.is_file())
+
+
+def test_all_damaged_parts_are_named_and_made_again_by_one_run(
+    copied: RunDirectory, tiny_run: RunResult, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = ("layers.0", "encoder.layer.1")
+    parts = [
+        copied.corpus, copied.rows, copied.activations("a", "layers.0"), copied.activations("b", "encoder.layer.1"),
+        copied.contexts("a", "layers.1"), copied.correlation(*pair), copied.pairs(*pair), copied.scores(*pair),
+        copied.score_grid, copied.semantics(*pair),
+    ]  # fmt: skip
+    lost = [first_shard(path) for path in parts]
+    before = [file.read_bytes() for file in lost]
+    for i, file in enumerate(lost):
+        if i % 2:
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:-1])
+    items = {item.path: item for item in status(tiny_run.experiment, copied)}
+    assert {path for path, item in items.items() if item.state == "damaged"} == {*parts}
+    assert all(str(file) in items[path].why for path, file in zip(parts, lost, strict=True))
+    assert not [item for item in items.values() if item.state == "missing"]
+    caplog.set_level("INFO")
+    run(tiny_run.experiment, run_dir=copied.root, client=client)
+    assert not_done(status(tiny_run.experiment, copied)) == {}
+    assert [file.read_bytes() for file in lost] == before
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert not [part for part in parts if f"{items[part].label} is damaged" not in said]
+
+
+def test_tables_that_were_deleted_are_named_and_written_again(
+    copied: RunDirectory, tiny_run: RunResult, client: Client
+) -> None:
+    names = ["best_layer_a.csv", "best_layer_b.csv", "pairs.csv", "scores.csv", "scores.tex"]
+    names += ["semantics.csv", "semantics.html", "semantics.tex", "concepts.html"]
+    before = {name: (copied.root / name).read_bytes() for name in names}
+    results = {path: (path / "zarr.json").stat().st_mtime_ns for path in copied.root.rglob("*.zarr")}
+    for name in names:
+        (copied.root / name).unlink()
+    items = {item.stage: item for item in status(tiny_run.experiment, copied) if item.state != "current"}
+    assert {item.state for item in items.values()} == {"unfinished"}
+    assert all(any(name in item.why for item in items.values()) for name in names), items
+    run(tiny_run.experiment, run_dir=copied.root, client=client)
+    assert {name: (copied.root / name).read_bytes() for name in names} == before
+    assert not_done(status(tiny_run.experiment, copied)) == {}
+    made = {path for path in results if (path / "zarr.json").stat().st_mtime_ns != results[path]}
+    assert not made, "tables are made from results that are there"
+
+
 def test_unfinished_work_tells_how_far_it_is(copied: RunDirectory, tiny_run: RunResult) -> None:
     store = copied.activations("a", "layers.0")
     shard = next((store / "activation" / "c").glob("*/0"))

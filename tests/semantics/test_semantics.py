@@ -258,7 +258,7 @@ class TestTables:
 
     def test_files_are_written_and_escaped(self, table: xr.Dataset, tmp_path: Path) -> None:
         evil = table.assign(name=("row", np.array(["<script>_%&", *table["name"].values[1:]], object)))
-        paths = write_tables(evil, tmp_path / "semantics")
+        paths = write_tables(evil, tmp_path / "semantics.zarr")
         assert [path.suffix for path in paths] == [".csv", ".html", ".tex"]
         html, latex = paths[1].read_text(), paths[2].read_text()
         assert "<script>" not in html

@@ -7,8 +7,11 @@ import zlib
 
 import pytest
 
+from jobs.watch.page import watch_page
 from storage import derived
-from storage.derived import edited_files, write_derived
+from storage.derived import edited_files, foreign_files, write_derived
+from storage.errors import InputError
+from storage.rundir import RunDirectory
 
 
 @pytest.fixture
@@ -44,3 +47,23 @@ def test_a_death_while_a_file_is_replaced_leaves_no_edited_file(run, monkeypatch
     assert edited_files(run) == []
     write_derived(run / "pairs.csv", new)
     assert json.loads((run / "written.json").read_text()) == {"pairs.csv": [zlib.crc32(new.encode())]}
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "best_layer_a.csv", "semantics.tex", "concepts.html", "watch.html"])
+def test_a_file_of_somebody_else_is_named_before_a_run_begins(run, name):
+    (run / name).write_text("Dear diary")
+    (run / "experiment.json").write_text('{"a": {}, "b": {}}')
+    assert foreign_files(run) == [name]
+    with pytest.raises(InputError, match=rf"{name} was not written by this package"), RunDirectory(run).claim():
+        pass
+    assert sorted(path.name for path in run.iterdir()) == sorted(["experiment.json", name])
+
+
+def test_all_files_of_a_run_are_its_own(tiny_run, tmp_path):
+    """Even where the record of them is lost."""
+    names = ["watch.html", *json.loads((tiny_run.directory.root / "written.json").read_text())]
+    for name in names[1:]:
+        (tmp_path / name).write_bytes((tiny_run.directory.root / name).read_bytes())
+    (tmp_path / "watch.html").write_text(watch_page("run", "", [], {}))
+    assert foreign_files(tmp_path) == []
+    assert {*derived._OURS} == {*names} - {"report.json"}

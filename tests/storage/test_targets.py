@@ -8,11 +8,13 @@ import importlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -297,6 +299,13 @@ class TestRunDirectory:
             pass
         assert tree(run.root) == kept | mine
 
+    def test_a_run_at_work_is_named_by_its_directory(self, tmp_path):
+        run = RunDirectory(tmp_path / "toy")
+        with run.claim(), ThreadPoolExecutor(1) as pool:
+            for call in (run.check_free, run.claim().__enter__):
+                with pytest.raises(BusyError, match=rf"^{run.root} is being written by process {os.getpid()} on "):
+                    pool.submit(call).result()
+
     def test_a_folder_with_other_files_is_no_run_directory(self, precious):
         with pytest.raises(InputError, match=r"thesis\.txt"), RunDirectory(precious).claim():
             pass
@@ -475,6 +484,9 @@ class TestLock:
         with pytest.raises(BusyError, match=f"process {other_process.pid} on .*wait until it is done") as refused:
             self.claim(tmp_path).__enter__()
         assert refused.value.exit_code == 75
+        started = r"started \d{4}-\d\d-\d\dT[\d:]+\+00:00\) since .* \(the lock is .*/x\.zarr\.lock\)"
+        assert re.search(started, str(refused.value))
+        assert str(refused.value).startswith(f"{tmp_path}/x.zarr is being written by")
         other_process.kill()
         other_process.wait()
         caplog.set_level("INFO")
@@ -581,8 +593,6 @@ class TestLock:
                 time.sleep(0.01)
 
     def test_one_thread_may_claim_again_and_another_may_not(self, tmp_path):
-        from concurrent.futures import ThreadPoolExecutor
-
         with (
             self.claim(tmp_path),
             self.claim(tmp_path),
@@ -594,8 +604,6 @@ class TestLock:
             pool.submit(lambda: self.claim(tmp_path).__enter__()).result()
 
     def test_parts_exclude_the_whole_and_not_each_other(self, tmp_path):
-        from concurrent.futures import ThreadPoolExecutor
-
         with self.claim(tmp_path) as target:
             target.begin()
         with ThreadPoolExecutor(1) as pool, self.claim(tmp_path, part="0-of-2"):

@@ -56,3 +56,33 @@ def test_nothing_is_written_where_one_target_is_not_ours(
     assert done.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == [foreign]
     assert (tmp_path / foreign).read_text() == "ten years"
+
+
+#: A verb, its options, others of the same inputs, and the names of its files.
+SECOND_TARGETS = [
+    pytest.param(("match", "C"), ("--min-correlation", 0.95), {"--csv": "x.csv"}, id="match"),
+    pytest.param(("sweep", "C"), ("--max-uses", 3), {"--csv": "x.csv", "--plot": "x.png"}, id="sweep"),
+    pytest.param(("convergence", "C", "A", "B"), ("--threshold", 0.3), {"--plot": "x.svg"}, id="convergence"),
+]
+
+
+@pytest.mark.parametrize(("words", "others", "files"), SECOND_TARGETS)
+def test_no_target_is_replaced_where_one_may_not_be(
+    correlation: Path, tmp_path: Path, words: tuple[str, ...], others: tuple[object, ...], files: dict[str, str]
+) -> None:
+    """The table or figure is our own, of another result: the refusal comes before that result is replaced."""
+    folder = correlation.parent
+    paths = {"A": folder / "a.zarr", "B": folder / "b.zarr", "C": correlation}
+    command = [paths.get(word, word) for word in words] + ["--out", tmp_path / "x.zarr"]
+    for option, name in files.items():
+        command += [option, tmp_path / name]
+    assert call(*command).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert call(*command).exit_code == 0, "the same again is up to date"
+    refused = call(*command, *others)
+    assert refused.exit_code == 2
+    assert f"{next(iter(files.values()))} is there" in refused.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert call(*command, *others, "--overwrite").exit_code == 0
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not [path for path in before if path.parent == tmp_path and after[path] == before[path]]

@@ -89,3 +89,35 @@ def test_what_is_not_there_is_one_message(arguments, tmp_path, monkeypatch):
     assert "Error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_says_which_inputs_of_a_result_it_can_check(store, tmp_path, monkeypatch):
+    """Of a result on its own: at the recorded path, beside it on the command line, or nowhere."""
+    monkeypatch.chdir(tmp_path)
+    storage.write_activations("b.zarr", np.random.default_rng(0).random((60, 9)))
+    assert call("correlate", "a.zarr", "b.zarr", "--out", "c.zarr").exit_code == 0
+    assert call("match", "c.zarr", "--out", "p.zarr", "--csv", "p.csv").exit_code == 0
+    shown = call("verify", "c.zarr")
+    assert shown.exit_code == 0
+    assert "c.zarr: a (a.zarr) is what it was made from" in shown.stdout
+    assert "correlation is not checked: no path is recorded" in call("verify", "p.zarr").stdout
+    both = json.loads(call("verify", "p.zarr", "c.zarr", "--json").stdout)
+    states = {(entry["result"], entry["name"]): entry["state"] for entry in both["inputs"]}
+    assert states == {("p.zarr", "correlation"): "same", ("c.zarr", "a"): "same", ("c.zarr", "b"): "same"}
+    storage.write_activations("b.zarr", np.random.default_rng(1).random((60, 9)), overwrite=True)
+    store.rename("elsewhere.zarr")
+    shown = call("verify", "c.zarr")
+    assert shown.exit_code == 5
+    assert "a (a.zarr) is not checked: nothing is there now" in shown.stdout
+    assert "FAULT  c.zarr: was made from other inputs than are there now: b (b.zarr)" in shown.stdout
+    table = call("verify", "p.csv")
+    assert table.exit_code == 2
+    assert "p.csv is a file, and says nothing to verify it by: verify the result" in " ".join(table.stderr.split())
+
+
+def test_verify_finds_inputs_in_the_run_that_a_result_is_in(tiny_run):
+    run = tiny_run.directory
+    shown = call("verify", run.pairs("layers.0", "encoder.layer.0"), "--json")
+    [entry] = json.loads(shown.stdout)["inputs"]
+    assert (entry["name"], entry["state"]) == ("correlation", "same")
+    assert entry["path"] == str(run.correlation("layers.0", "encoder.layer.0"))

@@ -33,6 +33,9 @@ WRITERS = {
     "labels": ("LABELS", "--store", "A"),
 }
 FILES = {"match": ["--csv"], "sweep": ["--csv", "--plot"], "layers": ["--csv"], "convergence": ["--plot"]}
+#: Verbs that work on a cluster.
+ON_CLUSTER = {"correlate", "intervals", "convergence", "sweep", "rematch", "contexts", "concepts", "non-concept"}
+ON_CLUSTER |= {"compare", "compare-activations", "run", "plan", "harvest", "demo", "reproduce"}
 RUNS = ("run", "plan", "harvest", "demo", "submit", "reproduce")
 
 
@@ -67,10 +70,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def refused(*call: str) -> None:
+    """Expect a refusal; of verbs that work on a cluster, before one is started or looked for."""
+    call = (*call, "--cluster", "nowhere") if call[0] in ON_CLUSTER else call
     done = CliRunner().invoke(app, list(call), env={"COLUMNS": "500"})
     assert done.exit_code == 2, (call, done.output)
     assert "Error" in done.stderr, done.stderr
     assert "Traceback" not in done.output
+    assert "nowhere" not in done.stderr
 
 
 @pytest.mark.parametrize("verb", WRITERS)
@@ -117,10 +123,12 @@ def test_a_report_replaces_no_table_of_somebody_else(tiny_run: RunResult, tmp_pa
 
 def test_every_verb_that_writes_is_tried() -> None:
     """A verb with ``--out`` or ``--run-dir`` is in one of the lists above."""
-    writing = set()
+    writing, on_cluster = set(), set()
     for verb in VERBS:
         if " " not in verb.name:
             text = CliRunner().invoke(app, [verb.name, "--help"], env={"COLUMNS": "300"}).output
+            on_cluster |= {verb.name} if "--cluster-file" in text and "--cluster " in text else set()
             if "--out" in text or "--run-dir" in text:
                 writing.add(verb.name)
+    assert on_cluster - {"semantics", "submit", "doctor"} == ON_CLUSTER
     assert writing <= {*WRITERS, *RUNS, "label", "status"}  # `status` reads
