@@ -61,16 +61,18 @@ def test_intervals_do_not_depend_on_workers_and_have_as_many_groups_as_pairs_at_
     here = pair_intervals(*spaces(), FAMILIES, groups=8)
     assert pair_intervals(*spaces(), FAMILIES, groups=8, client=client) == here
     assert [metric for family in FAMILIES for metric in family.metrics] == list(here)
-    assert pair_intervals(*spaces(9), FAMILIES, groups=50) == pair_intervals(*spaces(9), FAMILIES, groups=9)
+    assert pair_intervals(*spaces(41), FAMILIES, groups=50) == pair_intervals(*spaces(41), FAMILIES, groups=41)
 
 
-def test_a_saturated_score_has_no_interval_and_says_why():
+def test_where_there_is_no_interval_the_note_says_why():
     (cca,) = families([parse_metric("cca")])
-    (interval,) = pair_intervals(*spaces(5), [cca], groups=5).values()
-    assert np.isnan(interval.low)
-    assert interval.note == "no interval: the score is the same whichever pairs are left out"
-    (few,) = pair_intervals(*spaces(3), [cca], groups=3).values()
-    assert few.note == "no interval: the score is undefined where pairs are left out"
+    x = np.random.default_rng(0).normal(size=(2, 44, 50))
+    (saturated,) = pair_intervals(*x, [cca]).values()
+    assert np.isnan(saturated.low)
+    assert saturated.note == "no interval: the score is the same whichever pairs are left out"
+    few = pair_intervals(*spaces(39), FAMILIES)
+    assert {interval.note for interval in few.values()} == {"no interval: 39 pairs, at least 40 are needed"}
+    assert jackknife_interval(0.5, [0.5, np.nan]).note == "no interval: the score is undefined where pairs are left out"
 
 
 def test_undefined_draws_are_left_out_and_an_undefined_score_has_no_interval():
