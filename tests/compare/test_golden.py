@@ -82,7 +82,8 @@ def test_rows(client: Client) -> None:
     a, b = rows()
     found = compare_rows(
         a[:30], b[:30], metrics=["svcca:k=4", "rsa"], nulls=["shuffled", "random_features", "random_pairs",
-        "random_dictionary"], features=(a, b), pool=(a, b), control=(a[::-1], None), null_runs=25, seed=3, client=client,
+        "random_dictionary"], features=(a, b), pool=(a, b), control=(a[::-1], None), null_runs=25, seed=3,
+        client=client,
     )  # fmt: skip
     assert values(found, "score", 0, 1) == pytest.approx(SCORES, **CLOSE)
     assert values(found, "null_score", 0, 24) == pytest.approx(NULLS, **CLOSE)

@@ -35,7 +35,7 @@ def test_bca_equals_scipy_on_the_same_draws(level):
 FAMILIES = families(map(parse_metric, ["rsa", "cka", "svcca:k=2"]))
 
 
-def spaces(n=40, seed=0):
+def spaces(n=60, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, 4))
     return x, x + rng.normal(size=(n, 4))
@@ -61,17 +61,17 @@ def test_intervals_do_not_depend_on_workers_and_have_as_many_groups_as_pairs_at_
     here = pair_intervals(*spaces(), FAMILIES, groups=8)
     assert pair_intervals(*spaces(), FAMILIES, groups=8, client=client) == here
     assert [metric for family in FAMILIES for metric in family.metrics] == list(here)
-    assert pair_intervals(*spaces(41), FAMILIES, groups=50) == pair_intervals(*spaces(41), FAMILIES, groups=41)
+    assert pair_intervals(*spaces(61), FAMILIES, groups=90) == pair_intervals(*spaces(61), FAMILIES, groups=61)
 
 
 def test_where_there_is_no_interval_the_note_says_why():
     (cca,) = families([parse_metric("cca")])
-    x = np.random.default_rng(0).normal(size=(2, 44, 50))
+    x = np.random.default_rng(0).normal(size=(2, 64, 80))
     (saturated,) = pair_intervals(*x, [cca]).values()
     assert np.isnan(saturated.low)
     assert saturated.note == "no interval: the score is the same whichever pairs are left out"
-    few = pair_intervals(*spaces(39), FAMILIES)
-    assert {interval.note for interval in few.values()} == {"no interval: 39 pairs, at least 40 are needed"}
+    few = pair_intervals(*spaces(59), FAMILIES)
+    assert {interval.note for interval in few.values()} == {"no interval: 59 pairs, at least 60 are needed"}
     assert jackknife_interval(0.5, [0.5, np.nan]).note == "no interval: the score is undefined where pairs are left out"
 
 
