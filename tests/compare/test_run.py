@@ -277,8 +277,13 @@ def test_a_control_of_another_model_is_refused(stores, matched, tmp_path):
 
 def test_intervals_hold_the_score_and_are_noted_where_there_is_none(stores, matched, client):
     scores = compare(matched, *stores, metrics=["rsa"], null_runs=3, intervals=20, client=client)
-    assert float(scores.low[0]) < float(scores.score[0]) < float(scores.high[0])
-    assert float(scores.high[0] - scores.low[0]) < 0.5
+    assert np.isnan(scores.low.item())
+    assert scores.note.item() == f"no interval: {matched.sizes['pair']} pairs, at least 60 are needed"
+    x = np.random.default_rng(0).normal(size=(90, 6))
+    scores = compare_rows(x, x + x[::-1], metrics=["rsa", "cca"], null_runs=3, intervals=20, client=client)
+    assert (scores.low < scores.score).all()
+    assert (scores.score < scores.high).all()
+    assert (scores.high - scores.low < 0.7).all()
 
 
 def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
