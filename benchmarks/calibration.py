@@ -4,6 +4,8 @@
 
     python -m benchmarks.calibration
     python -m benchmarks.calibration --experiments 500 --activations 0 --metrics svcca rsa
+    python -m benchmarks.calibration --intervals 400     # of scores: how often they hold the truth; 10 minutes
+    python -m benchmarks.calibration --table             # its table in docs/statistics.md, from the stored result
 
 Every experiment is seeded and has a true null by construction:
 
@@ -20,7 +22,9 @@ Every experiment is seeded and has a true null by construction:
 p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
 steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of two experiments are corrected by
 Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected p of at most 0.05, and not more may, but for
-sampling error. ``shuffled tokens`` is what ``permuted_documents`` would be were single tokens shuffled.
+sampling error. Intervals are those of `compare --intervals`, for pairs of two spaces that share some directions; the
+truth is the mean over all experiments. ``shuffled tokens`` is what ``permuted_documents`` would be were single tokens
+shuffled.
 """
 
 from __future__ import annotations
@@ -42,10 +46,14 @@ from scipy.signal import lfilter
 from scipy.stats import kstest
 
 import storage
+from benchmarks.table import RESULTS, ROOT, insert
 from pipeline.compare import engine
 from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
+from pipeline.compare.base import families
+from pipeline.compare.intervals import pair_intervals
 from pipeline.compare.statistics import LEVEL, TIE, holm
+from pipeline.settings.compare import parse_metric
 from pipeline.settings.registries import METRICS
 from pipeline.work.workers import ensure_client
 
@@ -56,6 +64,10 @@ DOCUMENTS, DOCUMENT, KEEP, SERIES = 160, 20, 0.95, 9000
 #: How much more the first row of a document is than others, and for how many rows.
 BEGINNING, FADES = 4.0, 2.0
 ACTIVATION_METRICS = ("svcca", "cka")
+
+#: Of intervals: pairs, dimensions, of which so many shared, shuffles for the null's mean, and where figures are kept.
+NUMBERS, SPACES, SHARED, SHUFFLES = (60, 300), (8, 10), 4, 10
+RESULT, PAGE, COVERAGE = RESULTS / "compare" / "intervals.json", ROOT / "docs" / "statistics.md", "score-intervals"
 
 Scores = dict[tuple[str, str], list[tuple[float, np.ndarray]]]
 
@@ -125,6 +137,61 @@ def _scores_of(found: xr.Dataset) -> Scores:
         for null in found.null.values
         for metric in found.metric.values
     }
+
+
+def spaces(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of rows of two spaces that share some heavy-tailed directions."""
+    rng = np.random.default_rng([seed, n])
+    mixing = np.random.default_rng(0).normal(size=(SHARED, sum(SPACES)))
+    both = rng.standard_t(6, size=(n, SHARED)) @ mixing + 2 * rng.normal(size=(n, sum(SPACES)))
+    return both[:, : SPACES[0]], both[:, SPACES[0] :]
+
+
+def judge_intervals(n: int, experiments: int, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return of each metric how often intervals hold the mean score, and less the null's mean the mean difference."""
+    parsed = {parse_metric(metric): metric for metric in metrics}
+    groups = families(parsed)
+    names = [parsed[metric] for family in groups for metric in family.metrics]
+    scores, nulls, ends = (np.empty((experiments, len(names), *more)) for more in ((), (), (2,)))
+    for seed in range(experiments):
+        x, y = spaces(seed, n)
+        rng = np.random.default_rng(seed)
+        states = [(family, family.prepare(x, y)) for family in groups]
+        scores[seed] = [s for family, state in states for s in family.scores(state, np.arange(n))]
+        shuffled = [rng.permutation(n) for _ in range(SHUFFLES)]
+        nulls[seed] = np.mean(
+            [[s for f, state in states for s in f.scores(state, order)] for order in shuffled], axis=0
+        )
+        ends[seed] = [interval[:2] for interval in pair_intervals(x, y, groups).values()]
+    given = np.isfinite(ends[..., 0])
+    lines = []
+    for i, name in enumerate(names):
+        of_score, of_difference = (
+            _holds(ends[given[:, i], i] - less[given[:, i], i, None], (scores[:, i] - less[:, i]).mean())
+            for less in (np.zeros_like(nulls), nulls)
+        )
+        means = {"score": scores[:, i].mean(), "null": nulls[:, i].mean(), "given": given[:, i].mean()}
+        coverage = {"covered": of_score, "difference_covered": of_difference}
+        figures = {key: round(float(value), 4) for key, value in (means | coverage).items()}
+        lines.append({"metric": name, "pairs": n, "experiments": experiments, **figures})
+    return lines
+
+
+def _holds(ends: np.ndarray, truth: float) -> float:
+    return float(np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])))
+
+
+def render_intervals(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the coverage of intervals of scores as a table in Markdown."""
+    head = [
+        "| metric | pairs | mean score | null | interval given | coverage | of the difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(head + [
+        f"| {line['metric']} | {line['pairs']} | {line['score']:.2f} | {line['null']:.2f} | {line['given']:.2f} "
+        f"| {line['covered']:.3f} | {line['difference_covered']:.3f} |"
+        for line in lines
+    ])  # fmt: skip
 
 
 def uniform_p(score: float, null: np.ndarray, rng: np.random.Generator) -> float:
@@ -246,7 +313,20 @@ def main() -> None:
     parser.add_argument("--activations", type=int, default=200)
     parser.add_argument("--null-runs", type=int, default=39)
     parser.add_argument("--metrics", nargs="+", default=list(METRICS))
+    parser.add_argument("--intervals", type=int, default=0, help="experiments on intervals of scores, and nothing else")
+    parser.add_argument("--table", action="store_true", help="make the table of the page from the stored result")
     given = parser.parse_args()
+    if given.table:
+        lines = json.loads(RESULT.read_text(encoding="utf-8"))["lines"]
+        page = insert(PAGE.read_text(encoding="utf-8"), COVERAGE, render_intervals(lines))
+        PAGE.write_text(page, encoding="utf-8")
+        return
+    if given.intervals:
+        lines = [line for n in NUMBERS for line in judge_intervals(n, given.intervals, [*given.metrics, "svcca:k=4"])]
+        print(render_intervals(lines))
+        command = f"python -m benchmarks.calibration --intervals {given.intervals}"
+        print(json.dumps({"command": command, "lines": lines}))
+        return
     result = benchmark(given.experiments, given.activations, given.null_runs, given.metrics)
     Console(width=140).print(table(result))
     print(json.dumps(result))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
@@ -11,6 +13,7 @@ from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
 from pipeline.compare import engine
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.statistics import holm
+from pipeline.settings.registries import METRICS as registered
 
 METRICS = ["svcca", "rsa", "svcca_pc1"]
 
@@ -97,3 +100,16 @@ def test_compare_activations_runs(bench, monkeypatch):
     assert result["max_error"] < 1e-6
     assert len(result["ratios"]) == 1
     assert result["with_null"]["null_mean"] < result["score"]
+
+
+def test_intervals_of_scores_hold_the_truth():
+    """Of metrics that repeated pairs would change, too; the long version's figures stand in the page."""
+    lines = calibration.judge_intervals(60, 150, ["rsa", "cka", "svcca:k=4", "procrustes"])
+    assert all(line["given"] == 1 for line in lines)
+    assert min(min(line["covered"], line["difference_covered"]) for line in lines) >= 0.9
+    stored = json.loads(calibration.RESULT.read_text(encoding="utf-8"))["lines"]
+    assert {line["metric"] for line in stored} > set(registered)
+    assert min(line["covered"] for line in stored if line["given"]) >= 0.92
+    assert min(line["difference_covered"] for line in stored if line["given"]) >= 0.92
+    page = calibration.PAGE.read_text(encoding="utf-8")
+    assert calibration.insert(page, calibration.COVERAGE, calibration.render_intervals(stored)) == page

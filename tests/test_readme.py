@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import demo
 from benchmarks.table import PERFORMANCE, README, load_results, render
 from jobs.cli import app
 
@@ -42,6 +44,14 @@ def test_the_performance_table_is_made_from_results() -> None:
     shown = TEXT.split(f"<!-- {PERFORMANCE} -->")[1].split(f"<!-- /{PERFORMANCE} -->")[0].strip()
     assert load_results()
     assert shown == render(load_results())
+
+
+def test_what_is_said_of_the_demo_is_made_from_its_result() -> None:
+    result = json.loads(demo.RESULT.read_text(encoding="utf-8"))
+    assert demo.render(TEXT, result) == TEXT
+    for page in (README, *(README.parent / "docs").glob("*.md")):
+        typed = re.sub(r"<!-- demo -->.*?<!-- /demo -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert f"{result['rows']:,}" not in typed, "figures of the demo stand in one place"
 
 
 def test_the_links_lead_somewhere() -> None:

@@ -105,7 +105,7 @@ match C.zarr --out pairs.zarr --filter max_uses:n=100 --filter min_heldout_r:aft
 match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr \
 --corpus corpus.zarr --hubs 10
 compare pairs.zarr A.zarr B.zarr --metric svcca --out scores.zarr
-compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 500 --out scores.zarr
+compare pairs.zarr A.zarr B.zarr --metric svcca:k=20 --metric rsa --intervals 20 --out scores.zarr
 compare concept.zarr A.zarr B.zarr --null random_pairs --pool pairs.zarr --out scores.zarr
 semantics runs/pythia-70m-vs-160m
 semantics runs/pythia-70m-vs-160m --concepts default --concepts mine.yaml --approach global --json

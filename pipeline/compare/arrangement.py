@@ -95,6 +95,15 @@ def shifted_blocks(n: int, blocks: int) -> Blocks:
     return Blocks("shifted_blocks", starts_a, starts_b, np.array([length - offset, offset], np.int64))
 
 
+def first_of_each(values: NDArray[np.integer]) -> Ids:
+    """Return where each run of equal values begins, and the number of values, int64.
+
+    >>> first_of_each(np.array([7, 7, 3])).tolist()
+    [0, 2, 3]
+    """
+    return np.append(np.flatnonzero(np.diff(values, prepend=values[:1] - 1)), len(values))
+
+
 def dealt_documents(lengths: Ids, blocks: int, region_rows: int, groups: Ids | None = None) -> Blocks | None:
     """Deal documents to as many blocks as keep nearly the most rows; None if there are too few.
 
@@ -117,11 +126,10 @@ def dealt_documents(lengths: Ids, blocks: int, region_rows: int, groups: Ids | N
     >>> dealt.starts_a.tolist(), dealt.lengths.tolist()
     ([[0, 4, 9, 12, 17, 20, 23, 7]], [2])
     """
-    first = np.arange(len(lengths)) if groups is None else np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
-    units = np.append(first, len(lengths))
-    if len(first) < FEWEST_BLOCKS:
+    units = first_of_each(np.arange(len(lengths)) if groups is None else groups)
+    if len(units) - 1 < FEWEST_BLOCKS:
         return None
-    numbers = range(FEWEST_BLOCKS, min(blocks, len(first)) + 1)
+    numbers = range(FEWEST_BLOCKS, min(blocks, len(units) - 1) + 1)
     dealt = [_deal(lengths, units, number, region_rows) for number in numbers]
     fewest_rows = ENOUGH_ROWS * max(cut.length * cut.number for cut in dealt)
     return next(cut for cut in reversed(dealt) if cut.length * cut.number >= fewest_rows)
@@ -129,17 +137,44 @@ def dealt_documents(lengths: Ids, blocks: int, region_rows: int, groups: Ids | N
 
 def _deal(lengths: Ids, units: Ids, blocks: int, region_rows: int) -> Blocks:
     """Deal units of documents, those from one of `units` to the next, to so many blocks; the least are left over."""
-    starts = np.cumsum(lengths) - lengths
-    rows, documents = np.add.reduceat(lengths, units[:-1]), np.diff(units)
-    first, kept = [], []
-    for region in _regions(rows, blocks, region_rows):
-        most_first = region[np.lexsort((-rows[region], -documents[region]))]
-        for stratum in most_first[: len(region) // blocks * blocks].reshape(-1, blocks):
-            of_stratum = units[stratum] + np.arange(documents[stratum].min())[:, None]
-            first.append(starts[of_stratum])
-            kept.append(lengths[of_stratum].min(axis=1))
+    first, kept = zip(*strata(lengths, units, blocks, region_rows), strict=True)
     begins = np.concatenate(first)
     return Blocks("permuted_documents", begins, begins, np.concatenate(kept))
+
+
+def strata(lengths: Ids, units: Ids, size: int, region_rows: int) -> Iterator[tuple[Ids, Ids]]:
+    """Yield `size` units of documents that may change places, the longest first; the shortest are left over.
+
+    Units have as many documents as the least of the stratum, and documents in the same place as many rows.
+
+    Parameters
+    ----------
+    lengths
+        (document,) rows of each document, in the order of the text.
+    units
+        (unit + 1,) the first document of each unit, and the number of documents.
+    size
+        Units of a stratum.
+    region_rows
+        As in :func:`dealt_documents`.
+
+    Yields
+    ------
+    tuple
+        (document, unit) int64, the first row of each document that is used; (document,) int64, how many rows of it are.
+
+    Examples
+    --------
+    >>> [(starts.tolist(), rows.tolist()) for starts, rows in strata(np.array([2, 3, 4]), np.array([0, 2, 3]), 2, 100)]
+    [([[0, 5]], [2])]
+    """
+    starts = np.cumsum(lengths) - lengths
+    rows, documents = np.add.reduceat(lengths, units[:-1]), np.diff(units)
+    for region in _regions(rows, size, region_rows):
+        most_first = region[np.lexsort((-rows[region], -documents[region]))]
+        for stratum in most_first[: len(region) // size * size].reshape(-1, size):
+            of_stratum = units[stratum] + np.arange(documents[stratum].min())[:, None]
+            yield starts[of_stratum], lengths[of_stratum].min(axis=1)
 
 
 def _regions(lengths: Ids, blocks: int, region_rows: int) -> Iterator[Ids]:

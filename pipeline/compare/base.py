@@ -87,10 +87,6 @@ class Metric(ABC):
         """Return the metric, or a form of it that takes no more than `budget` bytes; itself where there is none."""
         return self
 
-    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:  # noqa: ARG002
-        """Return the score of pairs that were drawn with replacement: `pair` is the same number for copies."""
-        return of_rows(self, x, y)
-
     def warning(self, state: Any) -> str:  # noqa: ARG002
         """Say, from what was prepared, why the score means little here; an empty string where it does not."""
         return ""
@@ -151,9 +147,3 @@ def families(metrics: Iterable[Metric]) -> list[Family]:
 def of_rows(metric: Metric, x: Rows, y: Rows) -> float:
     """Return one metric's score of checked rows that are paired in their own order."""
     return Family((metric,)).scores_of(x, y)[0]
-
-
-def of_different(metric: Metric, x: Rows, y: Rows, pair: Pairing, *, least: int) -> float:
-    """Return one metric's score of the different ones among drawn pairs; NaN if these are fewer than `least`."""
-    _, first = np.unique(pair, return_index=True)
-    return of_rows(metric, x[first], y[first]) if len(first) >= least else float("nan")

@@ -24,7 +24,7 @@ from distributed.system import MEMORY_LIMIT
 
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
-from pipeline.compare.intervals import bootstrap_interval
+from pipeline.compare.intervals import pair_intervals
 from pipeline.compare.nulls import Draws, Floats, Sizes, score_null
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.compare.statistics import EFFECT_RUNS, Interval, difference, effect_size, p_value
@@ -118,9 +118,9 @@ def _score(
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
     for metric in outcomes.keys() - defined.keys():
         logger.warning("%s is %s", metric.name, UNDEFINED)
-    if settings.intervals:
-        _bootstrap(client, rows, settings, defined)
     left = [family for family in (family.only(defined) for family in groups) if family.metrics]
+    if settings.intervals and left:
+        _add_intervals(client, rows, settings, left, outcomes)
     for drawn in draws if left else ():
         name = drawn.null.name
         if name not in banks:
@@ -240,15 +240,17 @@ def observed(outcomes: Mapping[Metric, Outcome]) -> dict[Metric, float]:
     return {metric: outcome.score for metric, outcome in outcomes.items()}
 
 
-def _bootstrap(
-    client: Client, rows: Sequence[Future], settings: CompareSettings, outcomes: Mapping[Metric, Outcome]
+def _add_intervals(
+    client: Client,
+    rows: Sequence[Future],
+    settings: CompareSettings,
+    groups: Sequence[Family],
+    outcomes: Mapping[Metric, Outcome],
 ) -> None:
-    scores = {str(i): metric.score_drawn for i, metric in enumerate(outcomes)}
     x, y = (side.result() for side in rows)
-    intervals = bootstrap_interval(x, y, scores, runs=settings.intervals, seed=settings.seed, client=client)
-    for outcome, interval in zip(outcomes.values(), intervals.values(), strict=True):
-        outcome.interval = interval
-        outcome.notes.extend([interval.note] if interval.note else [])
+    for metric, interval in pair_intervals(x, y, groups, groups=settings.intervals, client=client).items():
+        outcomes[metric].interval = interval
+        outcomes[metric].notes.extend([interval.note] if interval.note else [])
 
 
 def allowed_memory(memory: str | int) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -164,6 +164,39 @@ def power_note(n_tests: int, null_runs: int, level: float = LEVEL) -> str:
         f"{null_runs} null runs cannot give p below {smallest:.3g}, and over {n_tests} tests that is "
         f"{min(1.0, n_tests * smallest):.3g} after Holm: run at least {runs_needed(n_tests, level)}"
     )
+
+
+def jackknife_interval(score: float, left_out: ArrayLike, level: float = 0.95) -> Interval:
+    """Return the interval of a score from its values without each of g groups of the data in turn.
+
+    The score ± Student's t with g - 1 degrees of freedom times √((g - 1) / g · Σ (value - mean)²).
+
+    Parameters
+    ----------
+    score
+        The score of the data.
+    left_out
+        Scores of the data without each group, shape (group,).
+    level
+        Nominal coverage.
+
+    Examples
+    --------
+    >>> low, high, _ = jackknife_interval(5.0, [4.9, 5.0, 5.1])
+    >>> round(low, 2), round(high, 2)
+    (4.5, 5.5)
+    >>> jackknife_interval(1.0, [1.0, 1.0, 1.0]).note
+    'no interval: the score is the same whichever pairs are left out'
+    """
+    values = np.asarray(left_out, np.float64)
+    if np.isnan(score) or np.isnan(values).any():
+        return Interval(np.nan, np.nan, "no interval: the score is undefined where pairs are left out")
+    n = len(values)
+    error = float(np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2)))
+    if error <= TIE:
+        return Interval(np.nan, np.nan, "no interval: the score is the same whichever pairs are left out")
+    reach = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    return Interval(score - reach, score + reach)
 
 
 def bca_interval(score: float, draws: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Interval:

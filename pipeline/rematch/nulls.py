@@ -3,7 +3,7 @@
 A null cuts rows into *units*, and units into *groups*::
 
     token      a unit is a row; a group is the rows of one half with the same text
-    document   a unit is a document; a group is documents of one half of about the same length
+    document   a unit is a document, or the documents of an article; a group is those of one half of about like length
 
 A draw moves every unit to the place of another one of its group, row by row, so that no row stays beside its own
 partner: a uniformly random permutation would leave one unit of every group where it is, and of groups of two every
@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.compare.arrangement import first_of_each, strata
 from pipeline.match.segments import number_texts
 from pipeline.settings.registries import ROW_NULLS
 from pipeline.text.spans import first_in_window
@@ -98,6 +99,11 @@ class Rows:
                 "leave the null document out (--null token), or harvest the store"
             )
         return np.asarray(self.store["document"].values, np.int64)
+
+    @property
+    def texts(self) -> Ints:
+        """The document of each row, or the group of its document where the store knows it, (token,)."""
+        return np.asarray(self.store["group"].values, np.int64) if "group" in self.store.variables else self.document
 
     def same_text(self) -> Ints:
         """Return a number for the text of each row, with the :attr:`previous` segments of its window; (token,).
@@ -255,52 +261,21 @@ def token(rows: Rows) -> Units:
 def document(rows: Rows) -> Units:
     """Let whole documents of a half change places with others of about the same length, row for row.
 
-    Documents are ordered by length and cut into groups of :data:`DOCUMENTS_A_GROUP`; those of a group are used up to
-    the length of the shortest. What is left over joins the last group; a document alone in its half is left out.
+    Documents of one group, as the sections of an article, change places together. They are ordered by length and cut
+    into strata of at least :data:`DOCUMENTS_A_GROUP`, as far as there are so many, and used up to the length of the
+    shortest of their stratum (:func:`pipeline.compare.arrangement.strata`); what is left over, or alone, is left out.
     """
-    counted = np.flatnonzero(rows.half >= 0)
-    unit = _numbered(rows.half[counted], rows.document[counted])
-    length = np.bincount(unit)
-    half = np.empty(len(length), np.int64)
-    half[unit] = rows.half[counted]
-    group, shortest = _by_length(half, length)
-    within = counted[_place_in_unit(unit) < shortest[unit]]
-    used = unit[_place_in_unit(unit) < shortest[unit]]
-    left, numbered = np.unique(used, return_inverse=True)
-    at = np.full(len(rows.half), LEFT_OUT, np.int64)
-    at[within] = numbered
-    return Units(at, _numbered(group[left]))
-
-
-def _place_in_unit(unit: Ints) -> Ints:
-    """Return which row of its unit each row is, from 0.
-
-    >>> _place_in_unit(np.array([1, 0, 1, 1, 0])).tolist()
-    [0, 0, 1, 2, 1]
-    """
-    order = np.argsort(unit, kind="stable")
-    start = np.searchsorted(unit[order], np.arange(int(unit.max(initial=-1)) + 1))
-    place = np.empty(len(unit), np.int64)
-    place[order] = np.arange(len(unit)) - start[unit[order]]
-    return place
-
-
-def _by_length(half: Ints, length: Ints) -> tuple[Ints, Ints]:
-    """Return the group of each document, and how many rows of it are used; 0 of one that is alone in its half.
-
-    >>> _by_length(np.array([0, 1, 0, 0]), np.array([9, 5, 7, 8]))
-    (array([0, 1, 0, 0]), array([7, 0, 7, 7]))
-    """
-    group, used = np.zeros(len(length), np.int64), np.zeros(len(length), np.int64)
-    n_groups = 0
-    for number in np.unique(half):
-        members = np.flatnonzero(half == number)
-        members = members[np.argsort(length[members], kind="stable")]
-        n_of_half = max(1, len(members) // DOCUMENTS_A_GROUP)
-        inside = np.minimum(np.arange(len(members)) // DOCUMENTS_A_GROUP, n_of_half - 1)
-        group[members] = n_groups + inside
-        first = np.flatnonzero(np.diff(inside, prepend=-1))
-        if len(members) > 1:
-            used[members] = length[members[first]][inside]
-        n_groups += n_of_half
-    return group, used
+    unit, group = np.full(len(rows.half), LEFT_OUT, np.int64), [np.empty(0, np.int64)]
+    n_units = 0
+    for half in np.unique(rows.half[rows.half >= 0]):
+        counted = np.flatnonzero(rows.half == half)
+        documents = first_of_each(rows.document[counted])
+        texts = first_of_each(rows.texts[counted][documents[:-1]])
+        n_texts = len(texts) - 1
+        size = n_texts // max(1, n_texts // DOCUMENTS_A_GROUP)
+        for starts, lengths in strata(np.diff(documents), texts, size, len(counted)) if size > 1 else ():
+            place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            unit[counted[np.repeat(starts, lengths, axis=0) + place[:, None]]] = n_units + np.arange(size)
+            group.append(np.full(size, len(group)))
+            n_units += size
+    return Units(unit, np.concatenate(group))

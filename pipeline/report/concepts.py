@@ -109,31 +109,6 @@ class Meanings:
     n_tests: int
     rule: str
 
-    def counts(self, approach: str) -> dict[str, int]:
-        """Return how many cells of one approach have each verdict."""
-        cells = [view.verdict for (_, made_by, _), view in self.grid.items() if made_by == approach]
-        return {verdict: cells.count(verdict) for verdict in dict.fromkeys(cells)}
-
-    @property
-    def sentence(self) -> str:
-        """The outcome in one sentence for each approach."""
-        return " ".join(self._sentence(approach) for approach in self.approaches)
-
-    def _sentence(self, approach: str) -> str:
-        counts = self.counts(approach)
-        judged = sum(counts.values()) - counts.get(UNTESTED, 0) - counts.get(NOT_JUDGED, 0)
-        passed = len({name for (name, made_by, _), view in self.grid.items() if made_by == approach and view.passes})
-        how = {"global": "Cut out of all matched pairs", "within": "Paired within the concept"}[approach]
-        left = {"too few pairs": counts.get(UNTESTED, 0), "no null to be judged by": counts.get(NOT_JUDGED, 0)}
-        others = " and ".join(f"{n} have {what}" for what, n in left.items() if n)
-        if not judged:
-            return f"{how}, no subspace is judged: {others}." if others else ""
-        return (
-            f"{how}, {counts.get(PASSES, 0)} of {judged} subspaces beat chance by both metrics "
-            f"({passed} of {len(self.names)} concepts at one pair of sites or more)"
-            + (f"; {others}." if others else ".")
-        )
-
 
 def read_meanings(run: Run) -> Meanings | None:
     """Read what the semantics stage found; None where it was not asked for or has not run."""

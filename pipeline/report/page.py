@@ -19,9 +19,9 @@ from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair, result_paths
+from pipeline.report.statements import Tables, concept_findings, statements
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
-from pipeline.report.vocabulary import vocabulary_findings, vocabulary_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
@@ -79,12 +79,13 @@ def render_page(
     Its content policy forbids every connection, and every script but the explorer's own. `meanings` are shown on a page
     of their own, which this one names.
     """
-    matching, sites = tables.matching_table(run), tables.sites_table(run)
-    judged = verdict.judged_null(scores)
+    sites, read = tables.sites_table(run), Tables.of(run)
+    judged, matching = read.scores, read.matching
+    first, *findings = statements(read)
     views = list(_site_pair_views(run, explorer, judged, matching))
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if explorer_view.data else ()
-    provenance, usage, vocabulary = list(_provenance(run)), tables.usage_table(run), vocabulary_table(run)
+    provenance, usage = list(_provenance(run)), tables.usage_table(run)
     template = environment().get_template("report.html.j2")
     return template.render(
         run=run,
@@ -94,10 +95,10 @@ def render_page(
         scripts=scripts,
         policy=content_policy(scripts),
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        verdict=verdict.judge(
-            judged, matching, sites, easy, run.unfinished, vocabulary=vocabulary_findings(vocabulary)
-        ),
-        vocabulary=vocabulary,
+        headline=first,
+        findings=findings,
+        limits=verdict.limits(judged, matching, sites, easy, run.unfinished),
+        vocabulary=read.vocabulary,
         criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
         scores=scores.assign(beats=verdict.beats_chance(scores)),
         matching=matching,
@@ -122,6 +123,7 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
         run=run,
         meanings=meanings,
         first=(views or clusters)[0],
+        findings=list(concept_findings(Tables.of(run).concepts)),
         tested=[view for view in views if view.tested] or views or clusters,
         legend=_legend(meanings),
         corrections=verdict.CORRECTIONS,

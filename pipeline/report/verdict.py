@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: the verdict and its limits.
+"""What scores and r say, in sentences, and what limits them.
 
 The verdict is drawn from p-values corrected over the whole grid and never from a score alone. Every sentence states
 the chance level beside the figure.
@@ -42,16 +42,10 @@ METRIC_NAMES = {
 CORRECTIONS = {"p_holm": "Holm", "p_bh": "Benjamini–Hochberg"}
 #: A fraction of variance unexplained above which the dictionary is called a poor stand-in for the model.
 POOR_FVU = 0.35
+#: Up to this share of the way from chance to 1, a score beats chance by little.
+LITTLE = 0.1
 MINUS = "−"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The conclusion in one sentence, the findings behind it, and what limits them."""
-
-    headline: str
-    findings: list[str]
-    limits: list[str]
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -137,50 +131,46 @@ def judged_metrics(scores: pd.DataFrame) -> list[str]:
     return [metric for metric in metrics if metric not in FOR_COMPARISON] or metrics
 
 
-def judge(
-    scores: pd.DataFrame,
-    matching: pd.DataFrame,
-    sites: pd.DataFrame,
-    easy: EasyPairs,
-    unfinished: Sequence[str],
-    *,
-    vocabulary: Sequence[str] = (),
-) -> Verdict:
-    """Draw the conclusion of a run from its tables (:mod:`pipeline.report.tables`).
-
-    `vocabulary` says what is more than a shared vocabulary (:mod:`pipeline.report.vocabulary`), and comes first.
-    """
-    findings = [*vocabulary, *_scores_findings(scores), *_r_findings(matching)]
-    limits = [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
-    return Verdict(_headline(scores), findings, limits)
+def limits(
+    scores: pd.DataFrame, matching: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, unfinished: Sequence[str]
+) -> list[str]:
+    """Return what limits the conclusion of a run, from its tables (:mod:`pipeline.report.tables`)."""
+    return [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
 
 
-def _headline(scores: pd.DataFrame) -> str:
+def headline(scores: pd.DataFrame) -> str:
+    """Return the conclusion: where which metrics are above their null, by how much, and by which corrected p."""
     metrics = judged_metrics(scores)
     judged = scores[scores["metric"].isin(metrics)]
-    wins = beats_chance(scores)[judged.index].groupby([judged["site_a"], judged["site_b"]])
+    beats = beats_chance(judged)
+    wins = beats.groupby([judged["site_a"], judged["site_b"]])
     every, some, total = int(wins.all().sum()), int(wins.any().sum()), len(wins)
-    names = _listed(map(metric_name, metrics))
-    proof = f"({CORRECTIONS[criterion(scores)]}-corrected p < {LEVEL:g})"
-    alike = f"more alike than {null_name(judged['null'].iloc[0])} by {names} {proof}"
+    above = (judged["score"] - judged["null_mean"]).where(beats)
+    heights = {metric: span(above[judged["metric"] == metric]) for metric in metrics}
+    by = listed(
+        metric_name(metric) + (f" ({height} higher)" if height != NOTHING else "") for metric, height in heights.items()
+    )
+    alike = f"more alike than {null_name(judged['null'].iloc[0])} by {by}"
+    proof = f"{CORRECTIONS[criterion(scores)]}-corrected p < {LEVEL:g}"
     if some == 0:
         return (
             f"No evidence of a shared feature space: at none of the {total} pairs of sites are matched features "
-            f"arranged {alike}."
+            f"arranged {alike} ({proof})."
         )
     if every == 0:
         return (
-            f"At {some} of {total} pairs of sites, matched features are arranged {alike}, "
+            f"At {some} of {total} pairs of sites, matched features are arranged {alike} ({proof}), "
             "but at none by all of these metrics."
         )
     if every == total:
         where = "At the one pair of sites" if total == 1 else f"At all {total} pairs of sites"
-        return f"{where}, matched features are arranged {alike}."
+        return f"{where}, matched features are arranged {alike}: {proof}."
     rest = f"; at {some - every} more by some of these metrics only" if some > every else ""
-    return f"At {every} of {total} pairs of sites, matched features are arranged {alike}{rest}."
+    return f"At {every} of {total} pairs of sites, matched features are arranged {alike} ({proof}){rest}."
 
 
-def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
+def score_findings(scores: pd.DataFrame) -> Iterator[str]:
+    """Yield for each metric whether it beats its null, and by how much where it stands furthest above it."""
     for metric in dict.fromkeys(scores["metric"]):
         if metric in FOR_COMPARISON:
             continue
@@ -190,17 +180,24 @@ def _scores_findings(scores: pd.DataFrame) -> Iterator[str]:
             yield f"{metric_name(metric)} is undefined at every pair of sites."
             continue
         (best,) = observations(rows[rows.index == above.idxmax()])
-        wins = int(beats_chance(scores)[rows.index].sum())
+        wins, share = int(beats_chance(scores)[rows.index].sum()), (best.score - best.null_mean) / (1 - best.null_mean)
         yield (
-            f"{metric_name(metric)} beats chance at {wins} of {len(rows)} pairs of sites. It stands furthest above "
-            f"it at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where {null_name(best.null)} give "
-            f"{number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}; "
-            f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}), which is "
-            f"{number(100 * (best.score - best.null_mean) / (1 - best.null_mean), 0)} % of the way from chance to 1."
+            f"{metric_name(metric)} {_outcome(wins, share, null_name(best.null))} at {wins} of {len(rows)} pairs of "
+            f"sites. It stands furthest above them at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where "
+            f"they give {number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}), which is "
+            f"{number(100 * share, 0)} % of the way to 1; p = {p_number(best.p)}, corrected "
+            f"{p_number(getattr(best, criterion(scores)))}."
         )
 
 
-def _r_findings(matching: pd.DataFrame) -> Iterator[str]:
+def _outcome(wins: int, share: float, null: str) -> str:
+    if not wins:
+        return f"is not shown to beat {null}: significant"
+    return f"beats {null} by little" if share < LITTLE else f"beats {null}"
+
+
+def r_findings(matching: pd.DataFrame) -> Iterator[str]:
+    """Yield how many pairs there are, and their r where they were chosen and elsewhere."""
     total = int(matching["n_pairs"].sum())
     if not total:
         yield "No pair of features reached the minimum correlation at any pair of sites."
@@ -230,7 +227,7 @@ def _heldout(matching: pd.DataFrame) -> str:
 
 def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]:
     if unfinished:
-        yield f"Not finished, and not in this report: {_listed(unfinished)}."
+        yield f"Not finished, and not in this report: {listed(unfinished)}."
     if matching["heldout_in_choice"].any():
         yield (
             "A filter that reads held-out r took part in choosing the pairs: their held-out r is biased, as a rule "
@@ -279,11 +276,11 @@ def span(values: Iterable[float], digits: int = 2) -> str:
     """Return one figure, or the range where they differ at the precision shown."""
     shown = [number(value, digits) for value in sorted(value for value in values if math.isfinite(value))]
     if not shown:
-        return "–"
+        return NOTHING
     return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Join names as in prose."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -89,6 +89,7 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
     document = "" if math.isnan(best["document"]) else f", whole documents permuted {number(best['document'], 3)}"
     others = [
         f"{span(100 * rows['beyond'], 0)} % of {quantity_name(str(quantity))}"
+        f"{'' if quantity in NAMES else ' above shuffled pairings'}"
         for quantity, rows in table.groupby("quantity", sort=False)
         if quantity not in (main["quantity"].iloc[0], "r") and rows["beyond"].notna().any()
     ]

@@ -155,6 +155,12 @@ class Scored(Section):
         return {name: value for name, value in record.items() if name != "stop_after" or value}
 
 
+def _not_one(groups: int) -> int:
+    if groups == 1:
+        raise InputError("intervals need at least 2 groups of pairs, and 20 for good ones; not 1")
+    return groups
+
+
 class CompareSettings(Scored):
     """What the matched spaces are compared by, and against which chance."""
 
@@ -173,8 +179,8 @@ class CompareSettings(Scored):
     null_runs: NullRuns = Field(1000, description="Runs of each null.")
     stop_after: StopAfter = Field(0, description=STOP_AFTER)
     seed: Count = Field(0, description="Seed of all runs.")
-    intervals: Annotated[Count, Flag(metavar="RUNS")] = Field(
-        0, description="Bootstrap runs over pairs, for an interval of each score; none if 0."
+    intervals: Annotated[Count, AfterValidator(_not_one), Flag(metavar="GROUPS")] = Field(
+        0, description="Groups of pairs left out in turn, for a 95 % interval of each score; 20 will do. None if 0."
     )
     memory: Memory = Field("auto", description="What one worker may use, as 4GB; auto: half of what is free.")
 

@@ -91,8 +91,8 @@ class MatchSettings(Section):
         "greedy",
         description="best: each A feature's best B feature, which may serve many (many to one); best_of_b: the other "
         "way round; mutual: each other's best; unique: of best, each B feature's best pairs only; greedy: one to one, "
-        "globally best-first; optimal: one to one with the highest total r; rematch: one to one, those of best whose "
-        "B feature is used once, and the rest best-first among the free.",
+        "globally best-first; optimal: one to one with the highest total r; unique_greedy: one to one, those of best "
+        "whose B feature is used once, and the rest best-first among the free.",
     )
     min_correlation: MinimumR = Field(
         0.1, description="Lowest r of a pair, inclusive; not below the keep_above of the correlation."

@@ -4,19 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, pearsonr
+from scipy.stats import bootstrap, pearsonr, ttest_1samp
 
-from pipeline.compare.intervals import bootstrap_interval, draw_scores, leave_out_scores
-from pipeline.compare.statistics import bca_interval, power_note, runs_needed
+from pipeline.compare.base import families
+from pipeline.compare.intervals import leave_out_scores, pair_intervals
+from pipeline.compare.statistics import bca_interval, jackknife_interval, power_note, runs_needed
+from pipeline.settings.compare import parse_metric
 from storage.errors import InputError
-
-
-def correlation(x, y, _):
-    return float(np.corrcoef(x[:, 0], y[:, 0])[0, 1])
-
-
-def distinct(x, y, pair):
-    return float(len(np.unique(pair)))
 
 
 def related(seed, n=60, noise=1.0):
@@ -38,45 +32,47 @@ def test_bca_equals_scipy_on_the_same_draws(level):
     assert own.high == pytest.approx(found.confidence_interval.high, abs=1e-12)
 
 
-def test_the_interval_over_pairs_agrees_with_scipy_within_the_draws():
-    x, y = related(3, n=100)
-    own = bootstrap_interval(x, y, {"r": correlation}, runs=4000)["r"]
-    theirs = bootstrap(
-        (x[:, 0], y[:, 0]), lambda a, b: pearsonr(a, b).statistic, paired=True, vectorized=False, n_resamples=4000,
-        rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
-    assert own.low == pytest.approx(theirs.low, abs=0.02)
-    assert own.high == pytest.approx(theirs.high, abs=0.02)
+FAMILIES = families(map(parse_metric, ["rsa", "cka", "svcca:k=2"]))
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    truth = np.sqrt(0.5)
-    intervals = [
-        bootstrap_interval(*related(seed, 80), {"r": correlation}, runs=200, level=0.8)["r"] for seed in range(200)
-    ]
-    covered = np.mean([one.low <= truth <= one.high for one in intervals])
-    assert abs(covered - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 200)
+def spaces(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4))
+    return x, x + rng.normal(size=(n, 4))
 
 
-def test_pairs_are_drawn_with_replacement_and_copies_are_told():
-    x, y = related(0, n=500)
-    drawn = draw_scores(range(50), x, y, {"distinct": distinct}, seed=0)
-    assert abs(drawn.mean() / 500 - (1 - np.exp(-1))) < 0.01
-    assert leave_out_scores(x, y, {"distinct": distinct}).tolist() == [[475.0] * 20]
+def test_each_group_of_pairs_is_left_out_once_and_nothing_is_there_twice():
+    x, y = spaces(10)
+    scores = leave_out_scores(range(5), x, y, FAMILIES, 5)
+    rest = np.delete(np.arange(10), [1, 6])
+    assert scores.shape == (3, 5)
+    assert scores[:, 1].tolist() == [score for family in FAMILIES for score in family.scores_of(x[rest], y[rest])]
 
 
-def test_draws_do_not_depend_on_workers_or_blocks(client):
-    x, y = related(0)
-    here = bootstrap_interval(x, y, {"r": correlation, "n": distinct}, runs=33, seed=4)
-    assert bootstrap_interval(x, y, {"r": correlation, "n": distinct}, runs=33, seed=4, client=client) == here
-    assert bootstrap_interval(x, y, {"r": correlation}, runs=33, seed=5)["r"] != here["r"]
+def test_the_jackknife_is_that_of_the_mean():
+    """For a mean of equal groups it is Student's interval over the groups' means."""
+    groups = np.random.default_rng(0).normal(size=(10, 3))
+    left_out = [np.delete(groups, i, axis=0).mean() for i in range(10)]
+    expected = ttest_1samp(groups.mean(axis=1), 0).confidence_interval(0.9)
+    assert jackknife_interval(groups.mean(), left_out, 0.9)[:2] == pytest.approx(expected, abs=1e-12)
 
 
-def test_where_copies_inflate_the_score_there_is_no_interval():
-    x, y = related(0)
-    found = bootstrap_interval(x, y, {"n": lambda x, y, pair: -distinct(x, y, pair)}, runs=50)["n"]
-    assert np.isnan([found.low, found.high]).all()
-    assert "100 % of the resampled scores lie above" in found.note
+def test_intervals_do_not_depend_on_workers_and_have_as_many_groups_as_pairs_at_most(client):
+    here = pair_intervals(*spaces(), FAMILIES, groups=8)
+    assert pair_intervals(*spaces(), FAMILIES, groups=8, client=client) == here
+    assert [metric for family in FAMILIES for metric in family.metrics] == list(here)
+    assert pair_intervals(*spaces(61), FAMILIES, groups=90) == pair_intervals(*spaces(61), FAMILIES, groups=61)
+
+
+def test_where_there_is_no_interval_the_note_says_why():
+    (cca,) = families([parse_metric("cca")])
+    x = np.random.default_rng(0).normal(size=(2, 64, 80))
+    (saturated,) = pair_intervals(*x, [cca]).values()
+    assert np.isnan(saturated.low)
+    assert saturated.note == "no interval: the score is the same whichever pairs are left out"
+    few = pair_intervals(*spaces(59), FAMILIES)
+    assert {interval.note for interval in few.values()} == {"no interval: 59 pairs, at least 60 are needed"}
+    assert jackknife_interval(0.5, [0.5, np.nan]).note == "no interval: the score is undefined where pairs are left out"
 
 
 def test_undefined_draws_are_left_out_and_an_undefined_score_has_no_interval():
@@ -88,10 +84,10 @@ def test_undefined_draws_are_left_out_and_an_undefined_score_has_no_interval():
         assert "undefined" in bca_interval(0.5, [np.nan], [0.5]).note
 
 
-@pytest.mark.parametrize(("runs", "level"), [(0, 0.9), (10, 0.0), (10, 1.0)])
-def test_settings_out_of_range(runs, level):
-    with pytest.raises(InputError, match=f"{runs} and {level}"):
-        bootstrap_interval(*related(0), {"r": correlation}, runs=runs, level=level)
+@pytest.mark.parametrize(("groups", "level"), [(1, 0.9), (10, 0.0), (10, 1.0)])
+def test_settings_out_of_range(groups, level):
+    with pytest.raises(InputError, match=f"{groups} and {level}"):
+        pair_intervals(*spaces(), FAMILIES, groups=groups, level=level)
 
 
 @pytest.mark.parametrize("n_tests", [1, 3, 60, 175])

@@ -106,16 +106,6 @@ def test_kendall_with_many_ties_equals_scipy(seed, n):
     assert found == pytest.approx(kendalltau(a, b).statistic, abs=1e-12, nan_ok=True)
 
 
-def test_copies_are_left_out_of_a_bootstrap_draw():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 12, 4))
-    pair = np.sort(rng.integers(12, size=12))
-    upper = np.triu_indices(12, 1)
-    different = pair[upper[0]] != pair[upper[1]]
-    expected = spearmanr(*(np.round(pdist(side[pair], "cosine"), 11)[different] for side in (x, y))).statistic
-    assert Rsa().score_drawn(x[pair], y[pair], pair) == pytest.approx(expected, abs=1e-9)
-
-
 @pytest.mark.parametrize("outside", OUTSIDE)
 def test_a_sample_is_within_its_standard_error(monkeypatch, outside):
     module = importlib.import_module("pipeline.compare.metrics.rsa")

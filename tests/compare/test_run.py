@@ -276,9 +276,14 @@ def test_a_control_of_another_model_is_refused(stores, matched, tmp_path):
 
 
 def test_intervals_hold_the_score_and_are_noted_where_there_is_none(stores, matched, client):
-    scores = compare(matched, *stores, metrics=["rsa"], null_runs=3, intervals=200, client=client)
-    assert float(scores.low[0]) < float(scores.score[0]) < float(scores.high[0])
-    assert float(scores.high[0] - scores.low[0]) < 0.5
+    scores = compare(matched, *stores, metrics=["rsa"], null_runs=3, intervals=20, client=client)
+    assert np.isnan(scores.low.item())
+    assert scores.note.item() == f"no interval: {matched.sizes['pair']} pairs, at least 60 are needed"
+    x = np.random.default_rng(0).normal(size=(90, 6))
+    scores = compare_rows(x, x + x[::-1], metrics=["rsa", "cca"], null_runs=3, intervals=20, client=client)
+    assert (scores.low < scores.score).all()
+    assert (scores.score < scores.high).all()
+    assert (scores.high - scores.low < 0.7).all()
 
 
 def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
@@ -292,6 +297,8 @@ def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
         compare(matched, *stores, nulls=["random_dictionary"], control=(None, None))
     with pytest.raises(InputError, match=r"intervals: .* greater than or equal to 0 \(given: -1\)"):
         compare(matched, *stores, intervals=-1)
+    with pytest.raises(InputError, match="at least 2 groups of pairs"):
+        compare(matched, *stores, intervals=1)
     with pytest.raises(InputError, match=r"seed: .* greater than or equal to 0"):
         compare(matched, *stores, seed=-1)
     with pytest.raises(InputError, match="each once"):

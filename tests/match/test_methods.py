@@ -13,9 +13,9 @@ from scipy.optimize import linear_sum_assignment
 from pipeline.match.edges import Edges, make_edges
 from pipeline.match.methods import assignment
 from pipeline.match.methods.assignment import optimal
-from pipeline.match.methods.greedy import best, best_of_b, greedy, mutual, rematch, unique
+from pipeline.match.methods.greedy import best, best_of_b, greedy, mutual, unique, unique_greedy
 
-METHODS = (best, best_of_b, mutual, unique, greedy, optimal, rematch)
+METHODS = (best, best_of_b, mutual, unique, greedy, optimal, unique_greedy)
 
 
 FEW_VALUES = st.sampled_from([2, 4, 10, 1000])
@@ -86,7 +86,7 @@ def test_unique_keeps_the_best_uses_not_the_first(r, max_uses):
     assert pairs_of(edges, unique(edges, max_uses)) == [(i, j) for _, i, j in expected]
 
 
-def dense_rematch(r: np.ndarray) -> list[tuple[int, int]]:
+def dense_unique_greedy(r: np.ndarray) -> list[tuple[int, int]]:
     """Keep (a, b) where b is the best of a and of no other a; strike them; take the largest entry left, repeat."""
     wanted = dense_best(r)
     kept = {(i, j) for i, j in wanted if sum(other == j for _, other in wanted) == 1}
@@ -97,9 +97,9 @@ def dense_rematch(r: np.ndarray) -> list[tuple[int, int]]:
 
 
 @given(matrices())
-def test_rematch_keeps_the_natural_pairs_and_matches_the_rest_best_first(r):
+def test_unique_greedy_keeps_the_natural_pairs_and_matches_the_rest_best_first(r):
     edges = as_edges(r)
-    assert sorted(pairs_of(edges, rematch(edges))) == dense_rematch(r)
+    assert sorted(pairs_of(edges, unique_greedy(edges))) == dense_unique_greedy(r)
 
 
 def gale_shapley(r: np.ndarray) -> set[tuple[int, int]]:
@@ -197,7 +197,7 @@ def test_chosen_edges_are_distinct_and_sorted(r):
 @given(matrices())
 def test_one_to_one_uses_no_feature_twice(r):
     edges = as_edges(r)
-    for method in (mutual, unique, greedy, optimal, rematch):
+    for method in (mutual, unique, greedy, optimal, unique_greedy):
         for ids in (edges.ids_a, edges.ids_b):
             used = ids[method(edges)]
             assert len(set(used.tolist())) == len(used)

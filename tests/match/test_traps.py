@@ -90,7 +90,7 @@ def test_trap_7_one_to_one_keeps_the_best_and_leaves_no_duplicates(world):
     )
     first_by_index = many.sort_values("feature_a").drop_duplicates("feature_b")
     assert first_by_index.r.mean() < kept.r.mean()
-    for method in ("unique", "greedy", "optimal", "mutual", "rematch"):
+    for method in ("unique", "greedy", "optimal", "mutual", "unique_greedy"):
         pairs = match(cor, method=method, min_correlation=0.01)
         assert len(set(pairs.feature_a.values)) == len(set(pairs.feature_b.values)) == pairs.sizes["pair"]
 

@@ -114,6 +114,21 @@ def test_long_documents_change_places_with_long_ones():
     np.testing.assert_array_equal(lengths[document[order]], lengths[document])
 
 
+def test_documents_of_one_group_change_places_together():
+    """As in `compare-activations`: an article of two sections goes beside articles of two sections."""
+    lengths = np.tile([4, 6, 5, 6], 4)
+    document = np.repeat(np.arange(16), lengths)
+    rows = rows_of(np.zeros(len(document)), document)
+    rows.store["group"] = "token", document // 2
+    units = ROW_NULLS["document"].function(rows)
+    order = ROW_NULLS["document"].order(units, 0, 0)
+    used = np.flatnonzero(units.used)
+    moved_to = {tuple(pair) for pair in zip(document[used] // 2, document[order[used]] // 2, strict=True)}
+    assert len(moved_to) == 8, "each article has one other in its place"
+    np.testing.assert_array_equal(document[order[used]] % 2, document[used] % 2)
+    assert len(used) == 8 * (4 + 6)
+
+
 def text_rows(tmp_path, previous=0):
     corpus = write_corpus(tmp_path / "corpus.zarr", ["a b a b", "b a"])
     columns = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import pandas as pd
 import pytest
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
-from pipeline.report.verdict import EasyPairs, criterion, judge
+from pipeline.report.statements import Tables, concept_findings, statements
+from pipeline.report.verdict import EasyPairs, criterion, limits
 
 NO_EASY = EasyPairs(10, 0)
 
@@ -33,6 +37,20 @@ def matching(**columns: float) -> pd.DataFrame:
         "rows_heldout": 500, "heldout_in_choice": False,
     }  # fmt: skip
     return pd.DataFrame([{**usual, **columns}])
+
+
+@dataclass
+class Verdict:
+    """What the report says of some tables."""
+
+    headline: str
+    findings: list[str]
+    limits: list[str]
+
+
+def judge(table: pd.DataFrame, matched: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, left: list[str]) -> Verdict:
+    headline, *findings = statements(Tables(table, matched, pd.DataFrame(), pd.DataFrame()))
+    return Verdict(headline, findings, limits(table, matched, sites, easy, left))
 
 
 SITES = pd.DataFrame({"side": ["A"], "site": ["a1"], "fvu": [0.2]})
@@ -97,14 +115,14 @@ def test_too_few_runs_for_holm_fall_back_to_false_discoveries_and_say_so() -> No
 def test_findings_state_chance_and_the_fall_of_r() -> None:
     findings = " ".join(judge(scores({("b1", "svcca"): LOW}), matching(), SITES, NO_EASY, []).findings)
     for part in (
-        "0.500, where shuffled pairings give 0.200",
+        "0.500, where they give 0.200",
         "80 % of",
         "0.62",
         "0.55",
         "a change of −0.07",
         "90 % of them",
         "0.001",
-        "38 % of the way",
+        " % of the way to 1; p = 0.001",
     ):
         assert part in findings
 
@@ -132,3 +150,63 @@ def test_no_pairs() -> None:
     empty = matching(n_pairs=0, r_mean=nan, r_heldout_mean=nan, replicated=nan)
     verdict = judge(scores({("b1", "svcca"): nan}, score=nan), empty, SITES, EasyPairs(0, 0), [])
     assert "No pair of features reached" in " ".join(verdict.findings)
+
+
+@pytest.mark.parametrize(
+    ("score", "p", "sentence", "headline"),
+    [
+        (0.9, HIGH, "SVCCA is not shown to beat shuffled pairings: significant at 0 of 1", "No evidence"),
+        (0.21, LOW, "SVCCA beats shuffled pairings by little at 1 of 1", "At the one pair of sites"),
+        (0.9, LOW, "SVCCA beats shuffled pairings at 1 of 1", "At the one pair of sites"),
+    ],
+)
+def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence, headline) -> None:
+    verdict = judge(scores({("b1", "svcca"): p}, score=score), matching(), SITES, NO_EASY, [])
+    (finding,) = [finding for finding in verdict.findings if finding.startswith("SVCCA")]
+    assert finding.startswith(sentence)
+    assert finding.index(f"{score:.3f}") < finding.index("% of the way") < finding.index("p = ")
+    assert verdict.headline.startswith(headline)
+    assert p == HIGH or verdict.headline.index(f"{score - 0.2:.2f} higher") < verdict.headline.index("p < 0.05")
+
+
+def outcome(approach: str, verdict: str, subspaces: int, names: str = "") -> dict[str, object]:
+    """Make a row of the table of concepts."""
+    kind = "cluster" if approach == "cluster" else "concept"
+    return {
+        "kind": kind, "approach": approach, "verdict": verdict, "subspaces": subspaces, "names": names,
+        "above_first": 0.3, "above_second": 0.2, "first": "svcca:k=4", "second": "rsa", "correction": "p_bh",
+        "tests": 66, "nulls": "shuffled, random_pairs" + (", random_keywords" if kind == "concept" else ""),
+    }  # fmt: skip
+
+
+def test_every_approach_is_listed_whatever_came_of_it() -> None:
+    outcomes = [
+        outcome("global", "passes_both", 1, "time"),
+        outcome("global", "second_only", 2, "space_relations, numbers"),
+        outcome("global", "neither", 5),
+        outcome("global", "too_few_pairs", 9),
+        outcome("within", "not_judged", 7),
+        outcome("cluster", "neither", 80),
+    ]
+    cut_out, within, clusters = concept_findings(pd.DataFrame(outcomes))
+    assert cut_out.startswith(
+        "8 of 17 subspaces of concepts that were cut out of all matched pairs are judged against "
+    )
+    assert "shuffled pairings, random pairs and random keywords together" in cut_out
+    assert "by both SVCCA (k=4) and RSA in 1 (time; median 0.30 and 0.20 above the nearest)" in cut_out
+    assert "by RSA alone in 2 (space relations, numbers; median 0.20 above" in cut_out
+    assert cut_out.index("0.20 above") < cut_out.index("largest p, Benjamini–Hochberg-corrected over 66 tests")
+    assert within == (
+        "0 of 7 subspaces of concepts that were paired within the concept are judged. The others: 7 with no null to be "
+        "judged by."
+    )
+    assert clusters.startswith("80 of 80 clusters of matched pairs are judged against shuffled pairings and random")
+    assert clusters.count("in no case") == 3
+
+
+def test_stored_tables_make_the_same_sentences() -> None:
+    table = scores({("b1", "svcca"): LOW, ("b1", "rsa"): float("nan")})
+    concepts = pd.DataFrame([outcome("within", "neither", 1)])
+    tables = Tables(table, matching(r_random=float("nan")), pd.DataFrame(), concepts)
+    stored = json.loads(json.dumps(tables.to_records(), allow_nan=False))
+    assert statements(Tables.from_records(stored)) == statements(tables)

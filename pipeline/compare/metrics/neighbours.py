@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import Metric, Pairing, Rows, of_different
+from pipeline.compare.base import Metric, Pairing, Rows
 from pipeline.compare.similarities import BLOCK_ROWS, block_similarities, scaled
 from pipeline.settings.registries import METRICS
 from storage.jit import cached_njit
@@ -115,10 +115,6 @@ class MutualKnn(Metric):
     def memory(self, n: int, d_a: int, d_b: int) -> int:
         """Return the bytes of both sides' rows, the same scaled and reordered, similarities, and the neighbours."""
         return 3 * 8 * n * (d_a + d_b) + 3 * 8 * n * min(n, BLOCK_ROWS) + 4 * 8 * n * self.k
-
-    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
-        """Return the score of the different ones among the drawn pairs: a copy would be everybody's nearest."""
-        return of_different(self, x, y, pair, least=3)
 
 
 @METRICS.register

@@ -160,12 +160,6 @@ class Rsa(Metric):
             return self
         return SampledRsa(self.inside, self.outside)
 
-    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
-        """Return the correlation over rows that are no copies of each other: those agree by construction."""
-        first, second = np.triu_indices(len(pair), 1)
-        different = pair[first] != pair[second]
-        return correlate_lists(self.outside, *(upper_triangle(side, self.inside)[different] for side in (x, y)))
-
 
 @dataclass(frozen=True)
 class SampledRsa(Rsa):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from pipeline.compare.base import Metric, Pairing, Rows, of_different
+from pipeline.compare.base import Metric, Pairing, Rows
 from pipeline.compare.linear import decompose
 from pipeline.compare.similarities import scaled
 from pipeline.settings.registries import METRICS
@@ -136,10 +136,6 @@ class TransferLinear(Metric):
     def memory(self, n: int, d_a: int, d_b: int) -> int:
         """Return the bytes of both sides, of their halves, and of the cosines between held-out rows."""
         return 4 * 8 * n * (d_a + d_b) + 3 * 8 * (n - n // 2) ** 2
-
-    def score_drawn(self, x: Rows, y: Rows, pair: Pairing) -> float:
-        """Return the score of the different ones among the drawn pairs: a copy in both halves would be known."""
-        return of_different(self, x, y, pair, least=4)
 
 
 @METRICS.register

@@ -84,7 +84,7 @@ def unique(edges: Edges, max_uses: int = 1) -> NDArray[np.int64]:
 
 
 @METHODS.register
-def rematch(edges: Edges) -> NDArray[np.int64]:
+def unique_greedy(edges: Edges) -> NDArray[np.int64]:
     """Keep the pairs that are one to one by nature, and match the rest best-first among the features left free.
 
     By nature one to one is a pair of :func:`best` whose B feature is the best of that A feature only. Hubs, which are
@@ -96,7 +96,7 @@ def rematch(edges: Edges) -> NDArray[np.int64]:
     --------
     >>> from pipeline.match.edges import make_edges
     >>> edges = make_edges([0, 1, 1, 2], [0, 0, 1, 1], [0.9, 0.8, 0.7, 0.6], n_a=3, n_b=2)
-    >>> rematch(edges).tolist(), greedy(edges).tolist()
+    >>> unique_greedy(edges).tolist(), greedy(edges).tolist()
     ([0, 3], [0, 2])
     """
     of_a = best(edges)

@@ -1,0 +1,94 @@
+"""Take what the README says of the demo from a finished run of it.
+
+::
+
+    subspace demo --out demo-run
+    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and the README from it
+    python -m benchmarks.demo              # the README again
+
+The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
+that the README has what the stored figures say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.table import README, RESULTS, insert
+from pipeline.report.results import open_run
+from pipeline.report.statements import Tables, statements
+from pipeline.report.verdict import number
+
+RESULT = RESULTS / "demo" / "demo.json"
+SENTENCES, PAIRS = "demo", "demo-pairs"
+#: The table shows so many pairs, of features that fire on at least so many different words, and so many words.
+MOST_PAIRS, FEWEST_WORDS = 10, 3
+
+
+def figures(run_dir: Path) -> dict[str, Any]:
+    """Return what the README needs of a run."""
+    run = open_run(run_dir)
+    sites = run.experiment.site_pairs[-1]
+    pairs = pd.read_csv(run_dir / "pairs.csv")
+    pairs = pairs[(pairs["site_a"] == sites[0]) & (pairs["site_b"] == sites[1])]
+    for side in "ab":
+        pairs[f"words_{side}"] = [_words(json.loads(tokens)) for tokens in pairs[f"tokens_{side}"]]
+    several = (pairs["words_a"].str.len() >= FEWEST_WORDS) & (pairs["words_b"].str.len() >= FEWEST_WORDS)
+    best = pairs[several].assign(least=pairs[["r", "r_heldout"]].min(axis=1)).nlargest(MOST_PAIRS, "least")
+    return {
+        "command": "python -m benchmarks.demo demo-run",
+        "documents": len(run.corpus),
+        "rows": int(run.rows.sizes["token"]),
+        "sites": list(sites),
+        "pairs": best[["words_a", "words_b", "r", "r_heldout"]].to_dict("records"),
+        "tables": Tables.of(run).to_records(),
+    }
+
+
+def _words(tokens: list[str]) -> list[str]:
+    """Return the words among tokens, each once whatever its case.
+
+    >>> _words(["Take", "take", ":", "taken"])
+    ['Take', 'taken']
+    """
+    first = {token.casefold(): token for token in reversed(tokens) if token.isalnum() and len(token) > 1}
+    return [token for token in tokens if first.get(token.casefold()) == token]
+
+
+def render(page: str, result: dict[str, Any]) -> str:
+    """Return the README with the sentences and the table of a result."""
+    lead = f"What it finds, on {result['rows']:,} tokens of {result['documents']:,} texts:"
+    sentences = [
+        textwrap.fill(sentence, 118, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
+        for sentence in statements(Tables.from_records(result["tables"]))
+    ]
+    page = insert(page, SENTENCES, "\n".join([lead, "", *sentences]))
+    head = [f"| A, `{result['sites'][0]}`, fires on | B, `{result['sites'][1]}` | r | held out |", "|---|---|---|---|"]
+    rows = [
+        f"| {', '.join(pair['words_a'])} | {', '.join(pair['words_b'])} | {number(pair['r'])} | "
+        f"{number(pair['r_heldout'])} |"
+        for pair in result["pairs"]
+    ]
+    return insert(page, PAIRS, "\n".join(head + rows))
+
+
+def main() -> None:
+    """Read the command line; store the figures of a run, and write the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, help="a finished run of the demo")
+    given = parser.parse_args()
+    if given.run is not None:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(figures(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    README.write_text(render(README.read_text(encoding="utf-8"), result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

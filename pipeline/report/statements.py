@@ -1,0 +1,192 @@
+"""What a run found, in sentences: by one function, from small tables that can be stored.
+
+The report and the README take their sentences from :func:`statements` alone. A sentence names the null that was beaten,
+gives the effect before p, and speaks of one scale; every approach that was tried is in it, whatever came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pipeline.report.results import Run
+from pipeline.report.tables import matching_table, median, observations, scores_table
+from pipeline.report.verdict import (
+    CORRECTIONS,
+    LEVEL,
+    headline,
+    judged_null,
+    listed,
+    metric_name,
+    null_name,
+    number,
+    r_findings,
+    score_findings,
+)
+from pipeline.report.vocabulary import vocabulary_findings, vocabulary_table
+from storage import open_result, read_manifest
+
+#: What was judged, by the approach that made it.
+SUBSPACES = {
+    "global": "subspaces of concepts that were cut out of all matched pairs",
+    "within": "subspaces of concepts that were paired within the concept",
+    "cluster": "clusters of matched pairs",
+}
+#: Why subspaces are not judged, by their verdict.
+REASONS = {"too_few_pairs": "with too few pairs", "not_judged": "with no null to be judged by"}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What sentences are made of.
+
+    Attributes
+    ----------
+    scores
+        Of the null that the verdict is drawn from; see :data:`pipeline.compare.score_grid.SCORE_COLUMNS`.
+    matching
+        From :func:`pipeline.report.tables.matching_table`.
+    vocabulary
+        From :func:`pipeline.report.vocabulary.vocabulary_table`; empty where nothing was permuted.
+    concepts
+        From :func:`concepts_table`; empty where concepts were not looked for.
+    """
+
+    scores: pd.DataFrame
+    matching: pd.DataFrame
+    vocabulary: pd.DataFrame
+    concepts: pd.DataFrame
+
+    @classmethod
+    def of(cls, run: Run) -> Tables:
+        """Return the tables of a run."""
+        path, concepts = run.directory.semantics_table, pd.DataFrame()
+        manifest = read_manifest(path) if run.experiment.semantics is not None and path.exists() else None
+        if manifest is not None:
+            concepts = concepts_table(open_result(path, "semantics-table").load(), manifest.settings["nulls"])
+        return cls(judged_null(scores_table(run)), matching_table(run), vocabulary_table(run), concepts)
+
+    def to_records(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the tables as lists of objects, for JSON; NaN is None."""
+        tables = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: table.astype(object).where(table.notna(), None).to_dict("records") for name, table in tables.items()
+        }
+
+    @classmethod
+    def from_records(cls, records: Mapping[str, list[dict[str, Any]]]) -> Tables:
+        """Return the tables of :meth:`to_records`."""
+        defined = {
+            name: [{key: np.nan if value is None else value for key, value in row.items()} for row in rows]
+            for name, rows in records.items()
+        }
+        return cls(**{field.name: pd.DataFrame(defined[field.name]) for field in fields(cls)})
+
+
+def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return what became of concepts and clusters: a row for each approach and verdict, with its number of subspaces.
+
+    `names` are those of the subspaces with the verdict, each once; ``above_first`` and ``above_second`` the median
+    height of their scores above that null of the verdict which comes nearest, by the first and second judged metric.
+
+    Parameters
+    ----------
+    table
+        From :func:`pipeline.semantics.tables.semantics_table`.
+    nulls
+        Those of the verdict, by kind of subspace.
+    """
+    rows = table[["kind", "name", "approach", "verdict"]].drop_vars(["metric", "null"], errors="ignore").to_dataframe()
+    attrs, rows["verdict"] = table.attrs, np.take(table["verdict"].attrs["flag_meanings"].split(), rows["verdict"])
+    for place, metric in zip(("above_first", "above_second"), attrs["judged"], strict=True):
+        rows[place] = _height(table, metric, nulls) if metric in table["metric"].values else np.nan
+    tests: dict[Any, int] = {"concept": attrs["n_tests"], "cluster": attrs["n_tests_of_clusters"]}
+    return pd.DataFrame.from_records(
+        [
+            {
+                "kind": kind,
+                "approach": approach,
+                "verdict": verdict,
+                "subspaces": len(group),
+                "names": ", ".join(dict.fromkeys(group["name"])) if kind == "concept" else "",
+                **{name: median(group[name].to_numpy()) for name in ("above_first", "above_second")},
+                **dict(zip(("first", "second"), attrs["judged"], strict=True)),
+                "correction": attrs["correction"],
+                "tests": tests[kind],
+                "nulls": ", ".join(nulls[str(kind)]),
+            }
+            for (kind, approach, verdict), group in rows.groupby(["kind", "approach", "verdict"], sort=False)
+        ]
+    )
+
+
+def _height(table: xr.Dataset, metric: str, judged: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Return how far each row's score lies above the nearest null of its verdict."""
+    difference = table["difference"].sel(metric=metric)
+    height = np.full(table.sizes["row"], np.nan)
+    for kind, nulls in judged.items():
+        of_kind = table["kind"].values == kind
+        height[of_kind] = difference.reindex(null=list(nulls)).min("null").values[of_kind]
+    return height
+
+
+def statements(tables: Tables) -> list[str]:
+    """Return what a run found, the conclusion first.
+
+    Parameters
+    ----------
+    tables
+        Of the run, or stored.
+    """
+    return [
+        headline(tables.scores),
+        *vocabulary_findings(tables.vocabulary),
+        *score_findings(tables.scores),
+        *r_findings(tables.matching),
+        *concept_findings(tables.concepts),
+    ]
+
+
+def concept_findings(table: pd.DataFrame) -> Iterator[str]:
+    """Yield what came of each approach by which subspaces were made."""
+    for approach, rows in table.groupby("approach", sort=False) if len(table) else ():
+        by_verdict = {row.verdict: row for row in observations(rows)}
+        first, total = next(observations(rows)), int(rows["subspaces"].sum())
+        left = [f"{by_verdict[name].subspaces} {why}" for name, why in REASONS.items() if name in by_verdict]
+        judged = sum(row.subspaces for row in by_verdict.values() if row.verdict not in REASONS)
+        not_judged = f" The others: {', '.join(left)}." if left else ""
+        yield (
+            f"{judged} of {total} {SUBSPACES[str(approach)]} are judged{_outcomes(by_verdict, first, judged)}."
+            f"{not_judged}"
+        )
+
+
+def _outcomes(by_verdict: Mapping[str, Any], first: Any, judged: int) -> str:
+    """Say how many subspaces beat their nulls by both metrics, by one, and by none, with how far they are above."""
+    if not judged:
+        return ""
+    names = metric_name(first.first), metric_name(first.second)
+    heights = {
+        "passes_both": (f"both {names[0]} and {names[1]}", ("above_first", "above_second")),
+        "first_only": (f"{names[0]} alone", ("above_first",)),
+        "second_only": (f"{names[1]} alone", ("above_second",)),
+    }
+    parts = [f"by {name} {_beating(by_verdict.get(verdict), columns)}" for verdict, (name, columns) in heights.items()]
+    return (
+        f" against {listed(null_name(null) for null in first.nulls.split(', '))} together, which are beaten "
+        f"{listed(parts)} (largest p, {CORRECTIONS[first.correction]}-corrected over {first.tests} tests, < {LEVEL:g})"
+    )
+
+
+def _beating(row: Any, columns: tuple[str, ...]) -> str:
+    """Return how many subspaces there are, which, and how far above the nearest null the median one is."""
+    if row is None:
+        return "in no case"
+    names = f"{row.names.replace('_', ' ')}; " if row.names else ""
+    above = listed(number(getattr(row, column)) for column in columns)
+    return f"in {row.subspaces} ({names}median {above} above the nearest)"
