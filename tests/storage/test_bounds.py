@@ -363,6 +363,21 @@ def test_a_chunk_of_gigabytes_in_hdf5(tmp_path):
         import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
 
 
+@pytest.mark.usefixtures("peak")
+def test_a_small_chunk_of_hdf5_that_unpacks_to_gigabytes(tmp_path, matrix):
+    anndata.AnnData(X=matrix).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        attrs = dict(file["X"].attrs)
+        del file["X"]
+        dataset = file.create_dataset("X", matrix.shape, "f4", chunks=matrix.shape, compression="gzip", shuffle=True)
+        dataset.attrs.update(attrs)
+        stream = zlib.compressobj()
+        bomb = b"".join([*(stream.compress(bytes(2**20)) for _ in range(256)), stream.flush()])
+        dataset.id.write_direct_chunk((0, 0), bomb)
+    with pytest.raises(CorruptError, match=r"X holds a chunk that unpacks to 6[78],[0-9,]+ bytes or more"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
 def zstd_bomb(*, says_its_size):
     """Return a frame of Zstandard of 8 kB that unpacks to a quarter of a gigabyte of zeros."""
     header = bytes([3 << 6 if says_its_size else 0, 7 << 3]) + (2**28).to_bytes(8, "little") * says_its_size
