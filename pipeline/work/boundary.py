@@ -22,6 +22,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -192,6 +193,11 @@ def _say(message: str, style: str | None = None) -> None:
     text = readable_message(message)
     with contextlib.suppress(OSError):  # nobody listens any more
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False, emoji=False)
+
+
+def is_no_failed_task(record: logging.LogRecord) -> bool:
+    """Say whether a record of a log is not the traceback of a Dask task: its error arrives here, as a sentence."""
+    return not (record.name == "distributed.worker" and str(record.msg).startswith("Compute Failed"))
 
 
 def forgiving_output() -> None:
