@@ -24,6 +24,7 @@ import functools
 import inspect
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -48,6 +49,9 @@ INTERRUPTED = 130
 #: Whether tracebacks are wanted, whatever the command's own option says.
 DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
+
+#: Address space below which libraries fail in ways of their own, rather than with a MemoryError.
+LITTLE_MEMORY = 2**31
 
 _HOW_TO_DEBUG = "The same command with --debug shows where it was"
 _RESUME = "Finished parts are kept: the same command goes on from there"
@@ -145,6 +149,18 @@ def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:
         )
     if isinstance(error, OSError):
         return f"The system refused something ({cause_of(error)}). Try again; {_HOW_TO_DEBUG}", 1
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """Return what to tell of an error that no user can be blamed for, and the exit status."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LITTLE_MEMORY:
+        return (
+            f"Something failed ({cause_of(error)}), as anything may where memory is short: {limit // 2**20:,} MiB are "
+            f"allowed. Raise the limit (ulimit -v) to {LITTLE_MEMORY // 2**20:,} MiB or more",
+            BudgetError.exit_code,
+        )
     return f"A bug in this program ({cause_of(error)}): please report it. {_HOW_TO_DEBUG}", BUG
 
 
