@@ -163,12 +163,12 @@ def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None
     """
     sharding = None
     if "compressor" in metadata:  # format 2
-        names = [(codec or {}).get("id") for codec in (*(metadata.get("filters") or []), metadata["compressor"])]
+        ids = [(codec or {}).get("id") for codec in (*(metadata.get("filters") or []), metadata["compressor"])]
     else:
         codecs = metadata.get("codecs") or []
         sharding = next((codec["configuration"] for codec in codecs if codec.get("name") == SHARDING), None)
-        names = [codec.get("name") for codec in (*codecs, *(sharding["codecs"] if sharding is not None else ()))]
-    names = [str(name).removeprefix("numcodecs.") for name in names]
+        ids = [codec.get("name") for codec in (*codecs, *(sharding["codecs"] if sharding is not None else ()))]
+    names = [str(name).removeprefix("numcodecs.") for name in ids]
     compressors = [name for name in names if name in SIZES or name in DECODERS]
     if len(compressors) > 1 or names.count(SHARDING) > 1:
         raise CorruptError(f"{array} is compressed or sharded twice ({', '.join(names)}): save it with one compressor")

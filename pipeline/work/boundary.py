@@ -8,8 +8,9 @@ status  what happened
 2       a value, file or setting cannot be used, is damaged, or is not there
 3       it does not fit the memory or the disk
 4       an optional dependency is missing
-5       ``verify`` found damage
+5       ``verify`` found damage, or an input that was replaced
 70      a bug of this program (``EX_SOFTWARE``)
+75      another process is writing there (``EX_TEMPFAIL``)
 130     Ctrl-C
 ======  ================================================================================================================
 
