@@ -1,7 +1,9 @@
-"""What compressed chunks are unpacked to, by the headers of their frames: Zstandard (RFC 8878) and Blosc.
+"""What compressed chunks are unpacked to: by the headers of their frames, or unpacked piece by piece.
 
-A few bytes can be unpacked to gigabytes, whatever the array says of its chunks, and a decoder asks for the memory
-before it unpacks anything. So the headers are read first.
+A few bytes can be unpacked to gigabytes, whatever the array says of its chunks, and decoders ask for the memory before
+they unpack anything, or never stop. So the headers of Zstandard (RFC 8878), Blosc and LZ4 are read first. Those of
+gzip, zlib, bzip2 and LZMA say nothing that can be believed: such chunks are unpacked and counted, a piece in memory at
+a time, where they are large enough to do harm.
 
 >>> import numcodecs.zstd
 >>> data = numcodecs.zstd.compress(bytes(10**8))
@@ -11,15 +13,19 @@ before it unpacks anything. So the headers are read first.
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import lzma
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.bounds import SMALL, check_expansion, check_memory
+from storage.bounds import LARGEST_EXPANSION, SMALL, check_expansion, check_memory
 from storage.errors import CorruptError
 from storage.listing import files_below
 
@@ -30,32 +36,41 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 LONGEST_HEADER = 18
 LARGEST_BLOCK = 2**17
 REPEATED = 1
+#: A frame of anything, which decoders leave out, begins with a byte of 0x50 to 0x5f and these.
+SKIPPABLE, SKIPPABLE_NIBBLE = b"\x2a\x4d\x18", 5
+SHARDING = "sharding_indexed"
 #: Of the offset and of the length of a chunk in the index of a shard.
 INDEX_ENTRY = np.dtype("<u8")
 
 
 def frame_size(read: Read, start: int = 0) -> int:
-    """Return how many bytes a frame is unpacked to, at most; 0 if none begins there."""
-    header = read(start, LONGEST_HEADER)
-    if len(header) < 5 or not header.startswith(MAGIC):
-        return 0
+    """Return how many bytes the frames that follow each other from a place on are unpacked to, at most."""
+    total, position = 0, start
+    while len(header := read(position, LONGEST_HEADER)) >= 8:
+        if header[1:4] == SKIPPABLE and header[0] >> 4 == SKIPPABLE_NIBBLE:
+            position += 8 + int.from_bytes(header[4:8], "little")
+            continue
+        if not header.startswith(MAGIC):
+            break
+        size, position = _frame(read, header, position)
+        total += size
+    return total
+
+
+def _frame(read: Read, header: bytes, start: int) -> tuple[int, int]:
+    """Return how many bytes a frame is unpacked to, at most, and where it ends."""
     descriptor = header[4]
     is_single = descriptor >> 5 & 1
-    position = 5 + (1 - is_single) + (0, 1, 2, 4)[descriptor & 3]
+    place = 5 + (1 - is_single) + (0, 1, 2, 4)[descriptor & 3]
     width = (is_single, 2, 4, 8)[descriptor >> 6]
-    if width:
-        return int.from_bytes(header[position : position + width], "little") + (256 if width == 2 else 0)
-    return LARGEST_BLOCK * sum(1 for _ in _blocks(read, start + position))  # it does not say
-
-
-def _blocks(read: Read, position: int) -> Iterator[int]:
-    """Yield where each block of a frame begins."""
-    is_last = False
-    while not is_last and len(header := read(position, 3)) == 3:
-        yield position
-        number = int.from_bytes(header, "little")
+    says = int.from_bytes(header[place : place + width], "little") + (256 if width == 2 else 0)
+    n_blocks, position, is_last = 0, start + place + width, False
+    while not is_last and len(block := read(position, 3)) == 3:
+        number = int.from_bytes(block, "little")
         is_last, kind, length = bool(number & 1), number >> 1 & 3, number >> 3
         position += 3 + (1 if kind == REPEATED else length)
+        n_blocks += 1
+    return says if width else n_blocks * LARGEST_BLOCK, position + 4 * (descriptor >> 2 & 1)
 
 
 def blosc_size(read: Read, start: int = 0) -> int:
@@ -63,8 +78,47 @@ def blosc_size(read: Read, start: int = 0) -> int:
     return int.from_bytes(read(start, 8)[4:], "little")
 
 
+def lz4_size(read: Read, start: int = 0) -> int:
+    """Return how many bytes a chunk is unpacked to that numcodecs compressed as LZ4."""
+    return int.from_bytes(read(start, 4), "little")
+
+
 #: Says how many bytes a chunk is unpacked to, by the name of its codec.
-SIZES = {"zstd": frame_size, "blosc": blosc_size}
+SIZES = {"zstd": frame_size, "blosc": blosc_size, "lz4": lz4_size}
+#: Make a decoder for codecs without such headers; bytes of memory that LZMA may ask for.
+MOST_OF_LZMA = 2**28
+DECODERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lambda: lzma.LZMADecompressor(memlimit=MOST_OF_LZMA),
+}
+#: What they make of a byte at most.
+MOST_EXPANSION = {"gzip": 1_032, "zlib": 1_032, "bz2": 50_000_000, "lzma": 100_000}
+#: Bytes that are unpacked at a time.
+PIECE = 2**20
+
+
+def unpacked_size(codec: str, data: bytes, limit: int) -> int:
+    """Return how many bytes a chunk is unpacked to; more than `limit` where it is not unpacked to its end.
+
+    Members that follow each other are all counted. What is damaged is counted up to there: whoever reads it says so.
+
+    >>> unpacked_size("gzip", zlib.compress(bytes(10**6), wbits=31) * 2, 10**7)
+    2000000
+    """
+    total = 0
+    with contextlib.suppress(zlib.error, OSError, EOFError, lzma.LZMAError):
+        while data and total <= limit:
+            decoder = DECODERS[codec]()
+            while not decoder.eof and total <= limit:
+                piece = decoder.decompress(data, PIECE)
+                data = getattr(decoder, "unconsumed_tail", b"")  # zlib's, which does not keep it
+                total += len(piece)
+                if not (piece or data):
+                    return total  # cut short
+            data = decoder.unused_data
+    return total
 
 
 def check_size(what: str, size: int, largest: int) -> None:
@@ -81,14 +135,14 @@ def check_size(what: str, size: int, largest: int) -> None:
         return
     if size > largest:
         raise CorruptError(
-            f"{what} holds a chunk that unpacks to {size:,} bytes, and no chunk of its array has more than "
+            f"{what} holds a chunk that unpacks to {size:,} bytes or more, and no chunk of its array has more than "
             f"{largest:,}: the file is damaged, or made to do harm"
         )
     check_memory(f"A chunk of {what}", size, "Save it in smaller chunks")
 
 
 def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None:
-    """Do what :func:`check_size` does for every chunk of a Zarr array, if its codec is among :data:`SIZES`.
+    """Do what :func:`check_size` does for every chunk of a Zarr array.
 
     Parameters
     ----------
@@ -98,15 +152,27 @@ def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None
         What is in its ``zarr.json``, or ``.zarray``.
     largest
         Bytes of its largest chunk; 0 where that does not follow from the metadata, as for texts.
+
+    Raises
+    ------
+    CorruptError
+        If a chunk is larger than any chunk of its array, or chunks are compressed twice: the outer codec says nothing
+        of what the inner one makes.
+    BudgetError
+        If a chunk does not fit the memory.
     """
+    sharding = None
     if "compressor" in metadata:  # format 2
-        codec, sharding = (metadata["compressor"] or {}).get("id"), None
+        ids = [(codec or {}).get("id") for codec in (*(metadata.get("filters") or []), metadata["compressor"])]
     else:
         codecs = metadata.get("codecs") or []
-        sharding = codecs[0]["configuration"] if codecs and codecs[0].get("name") == "sharding_indexed" else None
-        names = [codec.get("name") for codec in (codecs if sharding is None else sharding["codecs"])]
-        codec = next((name for name in reversed(names) if name != "crc32c"), None)
-    if codec in SIZES:
+        sharding = next((codec["configuration"] for codec in codecs if codec.get("name") == SHARDING), None)
+        ids = [codec.get("name") for codec in (*codecs, *(sharding["codecs"] if sharding is not None else ()))]
+    names = [str(name).removeprefix("numcodecs.") for name in ids]
+    compressors = [name for name in names if name in SIZES or name in DECODERS]
+    if len(compressors) > 1 or names.count(SHARDING) > 1:
+        raise CorruptError(f"{array} is compressed or sharded twice ({', '.join(names)}): save it with one compressor")
+    for codec in compressors:
         for file in files_below(array):
             if file.parent != array or not file.name.startswith((".", "zarr.json")):
                 _check_file(file, codec, largest, _index_of(metadata, sharding))
@@ -129,13 +195,23 @@ def _check_file(file: Path, codec: str, largest: int, index: _Index | None) -> N
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
         for start, length in _chunks(descriptor, index):
-            size = SIZES[codec](lambda place, n: os.pread(descriptor, n, place), start)
+            size = _size_of_chunk(descriptor, codec, (start, length), largest)
             if largest:
                 check_size(str(file), size, largest)
             else:
                 check_expansion(f"A chunk in {file}", size, length)
     finally:
         os.close(descriptor)
+
+
+def _size_of_chunk(descriptor: int, codec: str, place: tuple[int, int], largest: int) -> int:
+    start, length = place
+    if codec in SIZES:
+        return SIZES[codec](lambda at, n: os.pread(descriptor, max(0, min(n, start + length - at)), at), start)
+    if length * MOST_EXPANSION[codec] <= SMALL:
+        return 0
+    limit = max(SMALL, largest or LARGEST_EXPANSION * length)
+    return unpacked_size(codec, os.pread(descriptor, length, start), limit)
 
 
 def _chunks(descriptor: int, index: _Index | None) -> Iterator[tuple[int, int]]:

@@ -29,12 +29,12 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from storage.bounds import check_chunk, check_expansion, check_file, check_memory, check_tree, n_bytes
+from storage.bounds import SMALL, check_chunk, check_expansion, check_file, check_memory, check_tree, n_bytes
 from storage.codec import is_sparse_matrix
 from storage.damage import reading
 from storage.errors import CorruptError, FormatError, InputError, MissingInputError, shorten, shown
 from storage.extras import need
-from storage.frames import check_frames
+from storage.frames import MOST_EXPANSION, check_frames, check_size, unpacked_size
 from storage.json_files import read_json_object
 from storage.listing import size_on_disk
 from storage.registry import IMPORTERS
@@ -511,10 +511,36 @@ def _open_h5ad(path: Path) -> Any:
 _MOST_GROUPS = 1000
 
 
+#: The number of the filter in HDF5 that compresses with zlib.
+_DEFLATE = 1
+
+
 def _check_dataset(where: str, dataset: Any) -> None:
     if dataset.external or dataset.is_virtual:
         raise InputError(f"{where} is stored in another file; copy it into this one (h5repack does)")
     _check_array(where, dataset, dataset.id.get_storage_size())
+    _check_deflated(where, dataset)
+
+
+def _check_deflated(where: str, dataset: Any) -> None:
+    """Refuse chunks that gzip unpacks to more than they hold: HDF5 would give them all the memory that they ask for."""
+    filters = dataset.id.get_create_plist()
+    n_deflated = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())].count(_DEFLATE)
+    if n_deflated > 1:
+        raise CorruptError(f"{where} is compressed twice: save it with one compressor (h5repack does)")
+    if not n_deflated or dataset.chunks is None:
+        return
+    largest, places = n_bytes(dataset.chunks, dataset.dtype.itemsize), []
+
+    def note(chunk: Any) -> None:
+        if chunk.size * MOST_EXPANSION["zlib"] > max(SMALL, largest):
+            places.append(chunk.chunk_offset)
+
+    dataset.id.chunk_iter(note)
+    for place in places:
+        mask, data = dataset.id.read_direct_chunk(place)
+        if not mask:  # else a filter was left out
+            check_size(where, unpacked_size("zlib", data, max(SMALL, largest)), largest)
 
 
 def _check_array(where: str, array: Any, stored: int) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import dask
 import yaml
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
+from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.security import Security
 
 from jobs.cluster.certificates import (
@@ -39,6 +40,7 @@ from jobs.cluster.profiles import (
 )
 from jobs.cluster.running import find_cluster, known_names, state_folder
 from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from pipeline.work.boundary import is_no_failed_task
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingInputError, SubspaceError
@@ -129,6 +131,13 @@ def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | N
         yield client
 
 
+class _QuietTasks(WorkerPlugin):
+    """Keeps the tracebacks of failed tasks from the terminal, which worker processes of this host share."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - as Dask calls it
+        logging.getLogger("distributed.worker").addFilter(is_no_failed_task)
+
+
 @contextlib.contextmanager
 def _on_this_host(name: str, profile: ProcessesProfile | LocalCudaProfile) -> Iterator[Client]:
     # TLS on one host too: login nodes are shared, and any user of the host could connect otherwise.
@@ -143,7 +152,11 @@ def started(name: str, profile: Profile, security: Security) -> Iterator[Any]:
     match profile:
         case ProcessesProfile():
             cluster = LocalCluster(
-                n_workers=profile.workers, threads_per_worker=profile.threads, memory_limit=profile.memory, **common
+                n_workers=profile.workers,
+                threads_per_worker=profile.threads,
+                memory_limit=profile.memory,
+                plugins={_QuietTasks()},
+                **common,
             )
         case LocalCudaProfile():
             cluster = _cuda_cluster(profile, common)

@@ -98,7 +98,8 @@ def verify_command(
 ) -> None:
     """Read every chunk, check its checksum and structure, and compute hashes and statistics again.
 
-    Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk.
+    Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk. Of results
+    that are named, inputs that were replaced are faults too; those that cannot be checked are listed.
     """
     report = verify(*paths, threads=threads, expect=expected)
     if as_json:

@@ -143,8 +143,8 @@ def _check_width(width: int | None, d_model: int, name: str) -> None:
 
 def _signature(folder: Path) -> tuple[Any, ...]:
     """Return what changes when a folder's files do, so that a dictionary that was trained again is loaded again."""
-    files = [folder / name for name in _files()]
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+    files = [(name, (folder / name).stat()) for name in _files() if (folder / name).is_file()]
+    return tuple((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for name, status in files)
 
 
 @functools.lru_cache(maxsize=16)

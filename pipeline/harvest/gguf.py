@@ -36,11 +36,11 @@ def cache_folder() -> Path:
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal; an unchanged file is read once a process."""
     status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
+    return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
-def _sha256(path: Path, _size: int, _modified: int) -> str:
+def _sha256(path: Path, _size: int, _modified: int, _changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -14,7 +14,9 @@ control are not meant to explain anything: their figures are recorded, and no ne
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,9 @@ from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+#: Bytes at the beginning and at the end of a file that are compared to know it again.
+SAMPLED_BYTES = 2**16
 
 #: A row is an attention sink if its norm exceeds this multiple of the calibration sample's median norm.
 SINK_MULTIPLE = 10.0
@@ -101,11 +106,23 @@ def is_checked(model: ModelSettings) -> bool:
     return model_key(model) in _checked
 
 
-def _files(model: ModelSettings) -> list[tuple[str, int, int]]:
-    """Return every local file that a side is made from, its size and time."""
+def _files(model: ModelSettings) -> list[tuple[str, int, int, str]]:
+    """Return every local file that a side is made from: its size, time, and the SHA-256 of its beginning and end.
+
+    Copies may have any time of modification: size and time alone would take another file for the same.
+    """
     roots = [Path(model.model), *(Path(model.dictionary_of(site)) for site in model.sites)]
     inside = [path for root in dict.fromkeys(roots) for path in (root, *root.glob("*"), *root.glob("*/*"))]
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inside if path.is_file()]
+    return [_state_of(path) for path in inside if path.is_file()]
+
+
+def _state_of(file: Path) -> tuple[str, int, int, str]:
+    with file.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        head = stream.read(SAMPLED_BYTES)
+        stream.seek(max(len(head), status.st_size - SAMPLED_BYTES))
+        sample = hashlib.sha256(head + stream.read(SAMPLED_BYTES)).hexdigest()
+    return str(file), status.st_size, status.st_mtime_ns, sample
 
 
 def _check_model(model: ModelSettings) -> ModelInfo:

@@ -8,8 +8,9 @@ status  what happened
 2       a value, file or setting cannot be used, is damaged, or is not there
 3       it does not fit the memory or the disk
 4       an optional dependency is missing
-5       ``verify`` found damage
+5       ``verify`` found damage, or an input that was replaced
 70      a bug of this program (``EX_SOFTWARE``)
+75      another process is writing there (``EX_TEMPFAIL``)
 130     Ctrl-C
 ======  ================================================================================================================
 
@@ -22,7 +23,9 @@ import contextlib
 import errno
 import functools
 import inspect
+import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -47,6 +50,9 @@ INTERRUPTED = 130
 #: Whether tracebacks are wanted, whatever the command's own option says.
 DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
+
+#: Address space below which libraries fail in ways of their own, rather than with a MemoryError.
+LITTLE_MEMORY = 2**31
 
 _HOW_TO_DEBUG = "The same command with --debug shows where it was"
 _RESUME = "Finished parts are kept: the same command goes on from there"
@@ -144,6 +150,18 @@ def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:
         )
     if isinstance(error, OSError):
         return f"The system refused something ({cause_of(error)}). Try again; {_HOW_TO_DEBUG}", 1
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """Return what to tell of an error that no user can be blamed for, and the exit status."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LITTLE_MEMORY:
+        return (
+            f"Something failed ({cause_of(error)}), as anything may where memory is short: {limit // 2**20:,} MiB are "
+            f"allowed. Raise the limit (ulimit -v) to {LITTLE_MEMORY // 2**20:,} MiB or more",
+            BudgetError.exit_code,
+        )
     return f"A bug in this program ({cause_of(error)}): please report it. {_HOW_TO_DEBUG}", BUG
 
 
@@ -192,6 +210,11 @@ def _say(message: str, style: str | None = None) -> None:
     text = readable_message(message)
     with contextlib.suppress(OSError):  # nobody listens any more
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False, emoji=False)
+
+
+def is_no_failed_task(record: logging.LogRecord) -> bool:
+    """Say whether a record of a log is not the traceback of a Dask task: its error arrives here, as a sentence."""
+    return not (record.name == "distributed.worker" and str(record.msg).startswith("Compute Failed"))
 
 
 def forgiving_output() -> None:

@@ -28,7 +28,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.work.boundary import end_at_once, forgiving_output, guarded
+from pipeline.work.boundary import end_at_once, forgiving_output, guarded, is_no_failed_task
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
     # when it is imported, which is later than this
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("distributed"))
+        handler.addFilter(is_no_failed_task)
     # the dashboard's address is logged
     warnings.filterwarnings("ignore", message="Port .* is already in use")
 

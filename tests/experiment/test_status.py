@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -296,6 +297,25 @@ print(json.dumps([sorted(states), "torch" in sys.modules]))
     command = [sys.executable, "-c", code, str(tiny_run.directory.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [["current"], False]
+
+
+def test_a_dictionary_of_the_same_size_and_time_is_seen(
+    copied: RunDirectory, tiny_inputs: Path, tmp_path: Path, client: Client
+) -> None:
+    """As `cp -p` and `rsync -a` put it there: a sample of the content is compared."""
+    config = Experiment.model_validate(copied.read_experiment())
+    folder = shutil.copytree(tiny_inputs / "sae-llama", tmp_path / "sae-llama")
+    other = config.model_copy(update={"a": config.a.model_copy(update={"dictionary": str(folder)})})
+    run(other, run_dir=copied.root, until="harvest", client=client)
+    weights = folder / "sae.safetensors"
+    content, times = bytearray(weights.read_bytes()), weights.stat()
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    # in a process of its own, which has not described the models yet
+    code = "import sys; from jobs.cli import app; app(['status', sys.argv[1]])"
+    shown = subprocess.run([sys.executable, "-c", code, copied.root], capture_output=True, text=True, check=True).stdout
+    assert "dictionary is not the one that it was made from" in shown
 
 
 def test_another_dictionary_is_seen(copied: RunDirectory, tiny_inputs: Path, tmp_path: Path) -> None:

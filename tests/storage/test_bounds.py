@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import os
 import re
 import struct
 import tracemalloc
 import zipfile
+import zlib
 
 import anndata
 import google_crc32c
@@ -360,6 +363,21 @@ def test_a_chunk_of_gigabytes_in_hdf5(tmp_path):
         import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
 
 
+@pytest.mark.usefixtures("peak")
+def test_a_small_chunk_of_hdf5_that_unpacks_to_gigabytes(tmp_path, matrix):
+    anndata.AnnData(X=matrix).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        attrs = dict(file["X"].attrs)
+        del file["X"]
+        dataset = file.create_dataset("X", matrix.shape, "f4", chunks=matrix.shape, compression="gzip", shuffle=True)
+        dataset.attrs.update(attrs)
+        stream = zlib.compressobj()
+        bomb = b"".join([*(stream.compress(bytes(2**20)) for _ in range(256)), stream.flush()])
+        dataset.id.write_direct_chunk((0, 0), bomb)
+    with pytest.raises(CorruptError, match=r"X holds a chunk that unpacks to 6[78],[0-9,]+ bytes or more"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
 def zstd_bomb(*, says_its_size):
     """Return a frame of Zstandard of 8 kB that unpacks to a quarter of a gigabyte of zeros."""
     header = bytes([3 << 6 if says_its_size else 0, 7 << 3]) + (2**28).to_bytes(8, "little") * says_its_size
@@ -410,10 +428,20 @@ def test_a_small_chunk_that_unpacks_to_gigabytes(tmp_path, matrix, kind, says_it
 
 @pytest.mark.usefixtures("peak")
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data", "ignore:Consolidated metadata is currently not part")
-@pytest.mark.parametrize("codec", ["zstd", "blosc"])
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("zarr_format", "codec"),
+    [
+        *[(n, codec) for n in (2, 3) for codec in ("zstd", "blosc", "gzip")],
+        (2, "zlib"),
+        (2, "bz2"),
+        (2, "lzma"),
+        (2, "lz4"),
+    ],
+)
 def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix, zarr_format, codec):
-    compressor = {2: numcodecs.get_codec({"id": codec}), 3: {"name": codec, "configuration": {}}}[zarr_format]
+    name = codec.replace("second frame", "zstd")
+    settings = {"level": 5} if name == "gzip" else {}
+    compressor = numcodecs.get_codec({"id": name}) if zarr_format == 2 else {"name": name, "configuration": settings}
     with anndata.settings.override(zarr_write_format=zarr_format, auto_shard_zarr_v3=False):
         anndata.AnnData(X=matrix).write_zarr(tmp_path / "x.zarr")
     group = zarr.open_group(tmp_path / "x.zarr", mode="r+", use_consolidated=False)
@@ -421,9 +449,34 @@ def test_a_small_chunk_of_anndata_that_unpacks_to_gigabytes(tmp_path, matrix, za
     zarr.consolidate_metadata(tmp_path / "x.zarr")
     import_activations(tmp_path / "x.zarr", tmp_path / "good.zarr")
     chunk = tmp_path / "x.zarr/X" / ("c/0/0" if zarr_format == 3 else "0.0")
-    blosc = chunk.read_bytes()[:4] + (2**28).to_bytes(4, "little") + chunk.read_bytes()[8:]
-    chunk.write_bytes(blosc if codec == "blosc" else zstd_bomb(says_its_size=True))
-    with pytest.raises(CorruptError, match=r"x.zarr/X/(c/0/|0\.)0 holds a chunk that unpacks to 268,435,456 bytes"):
+    stream = zlib.compressobj()
+    bombs = {
+        "blosc": lambda: chunk.read_bytes()[:4] + (2**28).to_bytes(4, "little") + chunk.read_bytes()[8:],
+        "zstd": lambda: zstd_bomb(says_its_size=True),
+        "lz4": lambda: (2**28).to_bytes(4, "little") + chunk.read_bytes()[4:],
+        "second frame": lambda: numcodecs.zstd.compress(bytes(9)) + zstd_bomb(says_its_size=False),
+        # of many members, and one stream
+        "gzip": lambda: zlib.compress(bytes(2**20), wbits=31) * 256,
+        "bz2": lambda: bz2.compress(bytes(2**20), 1) * 256,
+        "lzma": lambda: lzma.compress(bytes(2**20), preset=0) * 256,
+        "zlib": lambda: b"".join([*(stream.compress(bytes(2**20)) for _ in range(256)), stream.flush()]),
+    }
+    chunk.write_bytes(bombs[codec]())
+    said = r"x.zarr/X/(c/0/|0\.)0 holds a chunk that unpacks to (268,435,4|6[78],).* bytes or more"
+    with pytest.raises(CorruptError, match=said):
+        import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_a_chunk_that_is_compressed_twice(tmp_path, matrix):
+    """The outer codec is harmless: what it makes is for the inner one to unpack."""
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        anndata.AnnData(X=matrix).write_zarr(tmp_path / "x.zarr")
+    group = zarr.open_group(tmp_path / "x.zarr", mode="r+", use_consolidated=False)
+    compressors = [{"name": "zstd", "configuration": {"level": 3}}, {"name": "gzip", "configuration": {"level": 5}}]
+    group.create_array("X", data=matrix, compressors=compressors, overwrite=True, attributes={**group["X"].attrs})
+    zarr.consolidate_metadata(tmp_path / "x.zarr")
+    with pytest.raises(CorruptError, match=r"X is compressed or sharded twice \(bytes, zstd, gzip\)"):
         import_activations(tmp_path / "x.zarr", tmp_path / "a.zarr")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -301,3 +302,27 @@ def test_a_thread_that_the_system_does_not_start() -> None:
     assert status == 3
     with pytest.raises(RuntimeError, match="can't start"), reading("x.zarr"):
         raise RuntimeError("can't start new thread")
+
+
+def test_any_failure_under_a_low_limit_of_memory_names_the_limit() -> None:
+    """Libraries raise anything then: here, what starting a cluster raised with 977 MiB."""
+    code = """
+import resource
+from pipeline.work.boundary import explain
+resource.setrlimit(resource.RLIMIT_AS, (2000 * 2**20, resource.RLIM_INFINITY))
+message, status = explain(RuntimeError("Cluster failed to start: error return without exception set"))
+assert status == 3 and "2,000 MiB are allowed. Raise the limit (ulimit -v)" in message, message
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_traceback_of_a_failed_task_is_not_shown() -> None:
+    """Its error is raised in the command, which says it in a sentence."""
+    failed, other = "Compute Failed\nKey: %s", "Lost a peer: %s"
+
+    def is_shown(logger: str, text: str) -> bool:
+        return boundary.is_no_failed_task(logging.LogRecord(logger, logging.ERROR, "", 0, text, ("k",), None))
+
+    assert not is_shown("distributed.worker", failed)
+    assert is_shown("distributed.worker", other)
+    assert is_shown("pipeline", failed)
