@@ -2,37 +2,41 @@
 
 ::
 
-    python -m benchmarks.calibration
+    python -m benchmarks.calibration | tail -n 1 > benchmarks/results/compare/calibration.json
     python -m benchmarks.calibration --experiments 500 --activations 0 --metrics svcca rsa
     python -m benchmarks.calibration --intervals 400     # of scores: how often they hold the truth; 10 minutes
-    python -m benchmarks.calibration --table             # its table in docs/statistics.md, from the stored result
+    python -m benchmarks.calibration --table             # the tables of docs/statistics.md, from the stored results
 
 Every experiment is seeded and has a true null by construction:
 
-==================  ====================================================================================
-``shuffled``         rows of A and B drawn apart from each other
-``random_features``  the compared rows are drawn, and paired, at random from all rows of either side
-``random_pairs``     the compared pairs are drawn at random from a pool of pairs that are related
-``random_dictionary``  the rows of the control are of the same kind as the compared ones
-``permuted_documents``  activations of unrelated documents of unlike lengths: heavy-tailed, neighbours are alike, and
-                     every document begins alike
-``shifted_blocks``   unrelated series in which neighbours are alike, of which no documents are known
-==================  ====================================================================================
+======================  ================================================================================
+``shuffled``            rows of A and B drawn apart from each other
+``random_features``     the compared rows are drawn, and paired, at random from all rows of either side
+``random_pairs``        the compared pairs are drawn at random from a pool of pairs that are related
+``random_dictionary``   the rows of the control are of the same kind as the compared ones
+``permuted_documents``  activations of unrelated documents of unlike lengths: neighbours are alike, and every document
+                        begins alike
+``shifted_blocks``      unrelated series in which neighbours are alike, of which no documents are known
+======================  ================================================================================
 
-p must be uniform on (0, 1]: Kolmogorov and Smirnov's test over the experiments, for each metric and null; ties and the
-steps of p are broken by seeded chance, which leaves a uniform p uniform. Families of two experiments are corrected by
-Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected p of at most 0.05, and not more may, but for
-sampling error. Intervals are those of `compare --intervals`, for pairs of two spaces that share some directions; the
-truth is the mean over all experiments. ``shuffled tokens`` is what ``permuted_documents`` would be were single tokens
-shuffled.
+Rows are clumped, heavy-tailed and of unequal lengths, as decoder rows are whose features fire on one word; activations
+are heavy-tailed, or sparse with documents that differ. p ≤ 0.05 may be no more frequent than 0.05: an exact binomial
+test from above, with Holm's correction over all lines. Where a null has a p for any score, p must be uniform on (0, 1],
+too: Kolmogorov and Smirnov's test; ties and the steps of p are broken by seeded chance, which leaves a uniform p
+uniform. Families of two experiments are corrected by Holm's method; with 39 runs, exactly 0.0494 of them should have a
+corrected p of at most 0.05, and not more may, but for sampling error. Intervals are those of `compare --intervals`, for
+pairs of two spaces that share some directions; the truth is the mean over all experiments. ``shuffled tokens`` is what
+``permuted_documents`` would be were single tokens shuffled.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +44,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from distributed import Client
-from rich.console import Console
-from rich.table import Table
 from scipy.signal import lfilter
-from scipy.stats import kstest
+from scipy.stats import binomtest, kstest
 
 import storage
 from benchmarks.table import RESULTS, ROOT, insert
@@ -58,26 +60,44 @@ from pipeline.settings.registries import METRICS
 from pipeline.work.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
+#: Of rows: members of a clump, degrees of freedom of the noise, and the standard deviation of the log of their lengths.
+CLUMP, FREEDOM, UNEQUAL = 6, 3, 0.5
 FAMILY = 2
-#: Of unrelated texts: documents, mean rows of one, how much of a row its successor keeps, and rows without documents.
-DOCUMENTS, DOCUMENT, KEEP, SERIES = 160, 20, 0.95, 9000
+#: Of unrelated texts: mean rows of a document, how much of a row its successor keeps, and rows without documents.
+DOCUMENT, KEEP, SERIES = 20, 0.95, 9000
+#: How many documents, and of which values.
+TEXTS = {"160 documents": (160, False), "40 documents": (40, False), "160 documents, sparse": (160, True)}
+#: How much of a row its successor keeps in series of which no documents are known.
+KEPT = (0.0, 0.8, 0.95, 0.99)
 #: How much more the first row of a document is than others, and for how many rows.
 BEGINNING, FADES = 4.0, 2.0
-ACTIVATION_METRICS = ("svcca", "cka")
+#: Of sparse values: how many features, how often they fire, and standard deviations of the effect of the document on
+#: the log odds of that, and of the log of the values.
+SPARSE, FIRING, EFFECT, TAIL = (8, 8), 0.05, 1.0, 0.6
+ACTIVATION_METRICS = ("svcca", "cka", "procrustes")
 
 #: Of intervals: pairs, dimensions, of which so many shared, shuffles for the null's mean, and where figures are kept.
 NUMBERS, SPACES, SHARED, SHUFFLES = (60, 300), (8, 10), 4, 10
 RESULT, PAGE, COVERAGE = RESULTS / "compare" / "intervals.json", ROOT / "docs" / "statistics.md", "score-intervals"
+LEVELS, LEVELS_MARK = RESULTS / "compare" / "calibration.json", "calibration"
 
-Scores = dict[tuple[str, str], list[tuple[float, np.ndarray]]]
+#: What the data are, the null, and the metric → of every experiment the score and those of the null.
+Scores = dict[tuple[str, str, str], list[tuple[float, np.ndarray]]]
+
+
+def clumped_rows(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Return rows in clumps, with heavy tails and unequal lengths, (n, d)."""
+    centres = 1.5 * rng.normal(size=(n // CLUMP, d))
+    rows = centres[rng.integers(len(centres), size=n)] + rng.standard_t(FREEDOM, size=(n, d))
+    return np.asarray(rows * rng.lognormal(0, UNEQUAL, size=(n, 1)))
 
 
 def experiment(seed: int, metrics: Sequence[str], null_runs: int, client: Client) -> Iterator[xr.Dataset]:
     """Yield the comparison of rows that have nothing to do with each other, and of pairs drawn from a pool."""
     rng = np.random.default_rng([seed, 0])
-    sides = [rng.normal(size=(BANK, d)) for d in DIMENSIONS]
+    sides = [clumped_rows(rng, BANK, d) for d in DIMENSIONS]
     chosen = [side[rng.permutation(BANK)[:PAIRS]] for side in sides]
-    control = [rng.normal(size=(BANK, d)) for d in DIMENSIONS]
+    control = [clumped_rows(rng, BANK, d) for d in DIMENSIONS]
     yield compare_rows(
         *chosen, metrics=metrics, nulls=["shuffled", "random_features", "random_dictionary"],
         features=(sides[0], sides[1]), control=(control[0], control[1]), null_runs=null_runs, seed=seed, client=client,
@@ -96,27 +116,43 @@ def documents(rng: np.random.Generator, lengths: np.ndarray, d: int) -> np.ndarr
     for length in lengths:
         noise = rng.standard_t(4, size=(length, d))
         noise[1:] *= np.sqrt(1 - KEEP**2)
-        start = BEGINNING * np.exp(-np.arange(length) / FADES)
-        parts.append(lfilter([1.0], [1.0, -KEEP], noise, axis=0) + start[:, None])
+        parts.append(lfilter([1.0], [1.0, -KEEP], noise, axis=0) + beginning(length)[:, None])
     return np.concatenate(parts).astype(np.float32)
 
 
-def activation_experiment(seed: int, folder: Path, null_runs: int, client: Client) -> tuple[xr.Dataset, xr.Dataset]:
+def sparse_documents(rng: np.random.Generator, lengths: np.ndarray, d: int) -> np.ndarray:
+    """Return values that are mostly 0, and not so seldom in some documents, (token, d) float32; all begin alike."""
+    effect = np.repeat(rng.normal(0, EFFECT, (len(lengths), d)), lengths, axis=0)
+    start = np.concatenate([beginning(length) for length in lengths])[:, None]
+    odds = FIRING / (1 - FIRING) * np.exp(effect + start)
+    fires = rng.random(effect.shape) < odds / (1 + odds)
+    return np.where(fires, rng.lognormal(0, TAIL, effect.shape) * np.exp(0.4 * effect), 0).astype(np.float32)
+
+
+def beginning(length: int) -> np.ndarray:
+    """Return what the first rows of every document have more than others, (token,)."""
+    return np.asarray(BEGINNING * np.exp(-np.arange(length) / FADES))
+
+
+def text_experiment(seed: int, text: str, folder: Path, null_runs: int, client: Client) -> list[xr.Dataset]:
     """Compare two unrelated texts by documents; and by shuffled tokens, as a warning."""
-    rng = np.random.default_rng([seed, 1])
-    lengths = rng.integers(DOCUMENT // 2, 3 * DOCUMENT // 2, DOCUMENTS)
-    sides = [documents(rng, lengths, d) for d in DIMENSIONS]
+    n, sparse = TEXTS[text]
+    rng = np.random.default_rng([seed, 1, list(TEXTS).index(text)])
+    lengths = rng.integers(DOCUMENT // 2, 3 * DOCUMENT // 2, n)
+    draw, dimensions = (sparse_documents, SPARSE) if sparse else (documents, DIMENSIONS)
+    sides = [draw(rng, lengths, d) for d in dimensions]
     place = np.arange(lengths.sum())
-    tokens = {"document": np.repeat(np.arange(DOCUMENTS), lengths), "char_start": place, "char_end": place + 1}
-    found = _compare_stores(folder, sides, seed, null_runs, client, tokens=tokens)
-    return found, compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
+    tokens = {"document": np.repeat(np.arange(n), lengths), "char_start": place, "char_end": place + 1}
+    by_documents = _compare_stores(folder, sides, seed, null_runs, client, tokens=tokens)
+    by_tokens = compare_rows(*sides, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
+    return [by_documents, by_tokens]
 
 
-def series_experiment(seed: int, folder: Path, null_runs: int, client: Client) -> xr.Dataset:
+def series_experiment(seed: int, keep: float, folder: Path, null_runs: int, client: Client) -> xr.Dataset:
     """Compare two unrelated series of which no documents are known, by blocks."""
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2, KEPT.index(keep)])
     noise = [rng.normal(size=(SERIES, d)) for d in DIMENSIONS]
-    sides = [np.asarray(lfilter([1.0], [1.0, -KEEP], side, axis=0), np.float32) for side in noise]
+    sides = [np.asarray(lfilter([1.0], [1.0, -keep], side, axis=0), np.float32) for side in noise]
     return _compare_stores(folder, sides, seed, null_runs, client)
 
 
@@ -129,13 +165,15 @@ def _compare_stores(
     return compare_activations(*paths, metrics=ACTIVATION_METRICS, null_runs=null_runs, seed=seed, client=client)
 
 
-def _scores_of(found: xr.Dataset) -> Scores:
+def _scores_of(data: str, found: xr.Dataset) -> Scores:
+    """Return the scores of a comparison; none where the null was refused."""
     return {
-        (str(null), str(metric)): [
+        (data, str(null), str(metric)): [
             (float(found.score.sel(metric=metric)), found.null_score.sel(metric=metric, null=null).values)
         ]
         for null in found.null.values
         for metric in found.metric.values
+        if null != "none"
     }
 
 
@@ -205,19 +243,22 @@ def uniform_p(score: float, null: np.ndarray, rng: np.random.Generator) -> float
     return float((above + rng.random() * (ties + 1)) / (len(null) + 1))
 
 
-def judge(null: str, metric: str, scores: list[tuple[float, np.ndarray]]) -> dict[str, Any]:
-    """Return how far p-values of one metric and null are from uniform, and the family-wise error under Holm."""
+def judge(data: str, null: str, metric: str, scores: list[tuple[float, np.ndarray]]) -> dict[str, Any]:
+    """Return how often p is small, how far p is from uniform, and the family-wise error under Holm."""
     rng = np.random.default_rng(0)
     smooth = np.array([uniform_p(score, values, rng) for score, values in scores])
     p = np.array([(np.count_nonzero(values >= score - TIE) + 1) / (len(values) + 1) for score, values in scores])
     families = p[: len(p) // FAMILY * FAMILY].reshape(-1, FAMILY)
     wrong = np.array([(holm(family) <= LEVEL).any() for family in families])
+    below = int(np.count_nonzero(p <= LEVEL))
     return {
+        "data": data,
         "null": null,
         "metric": metric,
         "experiments": len(p),
         "ks_p": float(kstest(smooth, "uniform").pvalue),
-        "below_level": float(np.mean(p <= LEVEL)),
+        "below_level": below / len(p),
+        "p_binomial": float(binomtest(below, len(p), LEVEL, alternative="greater").pvalue),
         "family_wise_error": float(wrong.mean()),
         "families": len(wrong),
     }
@@ -247,21 +288,30 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
     start = time.perf_counter()
     engine.RUNS_PER_TASK = null_runs  # experiments are small: one task for all pairings, which changes no result
     scores: Scores = {}
-    tokens_shuffled: list[tuple[float, np.ndarray]] = []
+    warnings: Scores = {}
+    refused: Counter[str] = Counter()
     with ensure_client(None) as client, tempfile.TemporaryDirectory(prefix="benchmark-calibration-") as temporary:
+        folder = Path(temporary)
         for seed in range(n_experiments):
             for found in experiment(seed, metrics, null_runs, client):
-                _extend(scores, _scores_of(found))
-        for seed in range(n_activations):
-            found, shuffled = activation_experiment(seed, Path(temporary), null_runs, client)
-            _extend(scores, _scores_of(found))
-            tokens_shuffled += _scores_of(shuffled)["shuffled", ACTIVATION_METRICS[0]]
-            _extend(scores, _scores_of(series_experiment(seed, Path(temporary), null_runs, client)))
+                _extend(scores, _scores_of("clumped rows", found))
+        for seed, text in itertools.product(range(n_activations), TEXTS):
+            by_documents, by_tokens = text_experiment(seed, text, folder, null_runs, client)
+            _extend(scores, _scores_of(text, by_documents))
+            _extend(warnings, _scores_of(text, by_tokens))
+        for seed, keep in itertools.product(range(n_activations), KEPT):
+            found, data = (
+                series_experiment(seed, keep, folder, null_runs, client),
+                f"series that keep {keep:g} of a row",
+            )
+            refused[data] += "none" in found.null.values
+            _extend(scores, _scores_of(data, found))
     lines = [judge(*key, values) for key, values in scores.items()]
+    for line, corrected in zip(lines, holm([line["p_binomial"] for line in lines]), strict=True):
+        line["p_holm"] = float(corrected)
     n_families = sum(line["families"] for line in lines)
     error = sum(line["family_wise_error"] * line["families"] for line in lines) / n_families
     worst = min(line["ks_p"] for line in lines)
-    warning = judge("shuffled tokens", ACTIVATION_METRICS[0], tokens_shuffled) if tokens_shuffled else None
     return {
         "name": "calibration",
         "command": f"python -m benchmarks.calibration --experiments {n_experiments} --activations {n_activations} "
@@ -269,6 +319,7 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
         "seconds": time.perf_counter() - start,
         "peak_gb": _peak_gb(),
         "ratios": {},
+        "level_is_held": all(line["p_holm"] > LEVEL for line in lines),
         "smallest_ks_p": worst,
         "uniform": worst > LEVEL / len(lines),
         "family_wise_error": error,
@@ -277,7 +328,8 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
             line["family_wise_error"] <= sampled_limit(line["families"]) for line in lines
         ),
         "lines": lines,
-        "shuffled_tokens": warning,
+        "refused": {data: n / n_activations for data, n in refused.items() if n},
+        "shuffled_tokens": [judge(*key, values) for key, values in warnings.items()],
     }
 
 
@@ -292,34 +344,45 @@ def _peak_gb() -> float:
     return 1024 * int(status["VmHWM"].split()[0]) / 1e9
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the figures as a table."""
-    shown = Table(title="p-values where there is no effect")
-    for name in ("null", "metric", "experiments", "uniform: KS p", f"share p ≤ {LEVEL}", "family-wise error (Holm)"):
-        shown.add_column(name, justify="left" if name in ("null", "metric") else "right")
-    warning = result["shuffled_tokens"]
-    for line in [*result["lines"], *([warning] if warning else [])]:
-        shown.add_row(
-            line["null"], line["metric"], str(line["experiments"]), f"{line['ks_p']:.3f}",
-            f"{line['below_level']:.3f}", f"{line['family_wise_error']:.3f}",
-        )  # fmt: skip
-    return shown
+def render_levels(result: dict[str, Any]) -> str:
+    """Return a line for all metrics of the same data and null, in Markdown."""
+    head = [
+        "| data without an effect | null | metrics | experiments of each | p ≤ .05, all | most often | by | p of that "
+        "| smallest KS p |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    body = []
+    for (data, null), group in itertools.groupby(result["lines"], key=lambda line: (line["data"], line["null"])):
+        lines = list(group)
+        most = max(lines, key=lambda line: line["below_level"])
+        below = np.mean([line["below_level"] for line in lines])
+        body.append(
+            f"| {data} | `{null}` | {len(lines)} | {most['experiments']} | {below:.3f} | {most['below_level']:.3f} "
+            f"| `{most['metric']}` | {most['p_binomial']:.2g} | {min(line['ks_p'] for line in lines):.2g} |"
+        )
+    body += [f"| {data} | none: refused in {share:.0%} | | | | | | | |" for data, share in result["refused"].items()]
+    return "\n".join(head + body)
+
+
+def page_with_tables(page: str) -> str:
+    """Return a page with both tables, of the stored results."""
+    lines = json.loads(RESULT.read_text(encoding="utf-8"))["lines"]
+    page = insert(page, COVERAGE, render_intervals(lines))
+    return insert(page, LEVELS_MARK, render_levels(json.loads(LEVELS.read_text(encoding="utf-8"))))
 
 
 def main() -> None:
     """Read the command line, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=500)
-    parser.add_argument("--activations", type=int, default=200)
+    parser.add_argument("--activations", type=int, default=500)
     parser.add_argument("--null-runs", type=int, default=39)
     parser.add_argument("--metrics", nargs="+", default=list(METRICS))
     parser.add_argument("--intervals", type=int, default=0, help="experiments on intervals of scores, and nothing else")
-    parser.add_argument("--table", action="store_true", help="make the table of the page from the stored result")
+    parser.add_argument("--table", action="store_true", help="make the tables of the page from the stored results")
     given = parser.parse_args()
     if given.table:
-        lines = json.loads(RESULT.read_text(encoding="utf-8"))["lines"]
-        page = insert(PAGE.read_text(encoding="utf-8"), COVERAGE, render_intervals(lines))
-        PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(page_with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
     if given.intervals:
         lines = [line for n in NUMBERS for line in judge_intervals(n, given.intervals, [*given.metrics, "svcca:k=4"])]
@@ -328,7 +391,7 @@ def main() -> None:
         print(json.dumps({"command": command, "lines": lines}))
         return
     result = benchmark(given.experiments, given.activations, given.null_runs, given.metrics)
-    Console(width=140).print(table(result))
+    print(render_levels(result))
     print(json.dumps(result))
 
 

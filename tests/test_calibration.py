@@ -26,7 +26,7 @@ def scores(client):
         patch.setattr(engine, name, 39)
     for seed in range(30):
         for one in calibration.experiment(seed, METRICS, 39, client):
-            calibration._extend(found, calibration._scores_of(one))
+            calibration._extend(found, calibration._scores_of("rows", one))
     patch.undo()
     return found
 
@@ -83,8 +83,9 @@ def test_calibration_runs(bench, monkeypatch):
     assert {line["null"] for line in result["lines"]} == {
         "shuffled", "random_features", "random_dictionary", "random_pairs", "permuted_documents", "shifted_blocks",
     }  # fmt: skip
-    assert result["families"] == 4 * 2 * 2 + 2 * 2
-    assert result["shuffled_tokens"]["below_level"] == 1.0
+    assert result["families"] == 4 * 2 * 2 + 6 * 3
+    assert set(result["refused"]) == {"series that keep 0.99 of a row"}
+    assert all(line["below_level"] == 1.0 for line in result["shuffled_tokens"] if line["data"] == "160 documents")
 
 
 def test_chance_runs(bench):
@@ -111,5 +112,13 @@ def test_intervals_of_scores_hold_the_truth():
     assert {line["metric"] for line in stored} > set(registered)
     assert min(line["covered"] for line in stored if line["given"]) >= 0.92
     assert min(line["difference_covered"] for line in stored if line["given"]) >= 0.92
+
+
+def test_every_p_holds_its_level():
+    """In the stored result of the long version, which the page shows."""
+    result = json.loads(calibration.LEVELS.read_text(encoding="utf-8"))
+    assert {line["metric"] for line in result["lines"]} == set(registered)
+    assert min(line["experiments"] for line in result["lines"]) >= 500
+    assert min(line["p_holm"] for line in result["lines"]) > 0.05
     page = calibration.PAGE.read_text(encoding="utf-8")
-    assert calibration.insert(page, calibration.COVERAGE, calibration.render_intervals(stored)) == page
+    assert calibration.page_with_tables(page) == page

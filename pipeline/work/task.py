@@ -37,6 +37,8 @@ from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+#: Why nothing is there where nothing was made.
+NEW = "not there yet"
 State = Literal["current", "outdated", "damaged", "unfinished", "missing", "waiting"]
 #: Returns the fingerprint of what is, or will be, at a path.
 Identify = Callable[[str | Path], str]
@@ -226,6 +228,13 @@ class Item:
         """Its name for people."""
         return f"{self.stage} {self.what}".rstrip()
 
+    @property
+    def task_line(self) -> str:
+        """What a run says when it begins to make it."""
+        if self.state == "missing" and self.why == NEW:
+            return f"Making {self.label}"
+        return f"{self.label} is {self.state}{f': {self.why}' if self.why else ''}"
+
 
 class Assessment:
     """Knows which of some tasks are done, what a run would make, and why.
@@ -263,7 +272,7 @@ class Assessment:
         for task in tasks:
             todo = [item for item in map(self.item, task.targets) if item.state != "current"]
             for item in todo:
-                logger.info("%s is %s%s", item.label, item.state, f": {item.why}" if item.why else "")
+                logger.info("%s", item.task_line)
             if todo:
                 task.run(client)
                 # nothing behind it has been looked at yet
@@ -330,7 +339,7 @@ class Assessment:
     def _unfinished(self, task: Task, path: Path) -> tuple[State, str]:
         """Return the state of a result that is not there: unfinished if a run goes on with what is."""
         first = next(self._not_current(task.inputs), None)
-        why = "not there yet" if first is None else f"waits for {first.label}"
+        why = NEW if first is None else f"waits for {first.label}"
         partial = partial_path(path)
         begun = read_manifest(partial)
         if begun is None:
