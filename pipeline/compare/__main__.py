@@ -48,6 +48,11 @@ def command(
     control_b: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Store of B with a random dictionary, for random_dictionary.")
     ] = None,
+    contexts: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Contexts of both sides, for the null shuffled_words and n_effective."),
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="The text, for the same.")] = None,
     cluster: Cluster = None,
     cluster_file: ClusterFile = None,
     overwrite: Overwrite = False,
@@ -62,16 +67,19 @@ def command(
             settings,
             pool=pool,
             control=(control_a, control_b),
+            contexts=contexts,
+            corpus=corpus,
             out=out,
             overwrite=overwrite,
             client=client,
         )
+    counts = {name: _figure(scores[name]) for name in ("n_pairs", "n_effective")}
     if as_json:
-        show({"result": str(out), **summary(scores)}, as_json=True)
+        show({"result": str(out), **counts, **summary(scores)}, as_json=True)
     else:
         console = wide_console()
         console.print(score_table(scores))
-        show({"result": str(out)}, as_json=False)
+        show({"result": str(out), **counts}, as_json=False)
 
 
 def summary(scores: xr.Dataset) -> dict[str, Any]:
