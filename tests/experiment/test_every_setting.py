@@ -155,7 +155,7 @@ MORE_CHANGES: dict[str, Change] = {
     "semantics.rule pmi": ({"name": "pmi"}, CONCEPTS),
 }
 #: Results that others depend on by their content: whether it changes is known when they are made.
-CONTENT = {"corpus.zarr", "activations", "pairs"}
+CONTENT = {"corpus.zarr", "activations", "contexts", "pairs"}
 #: Settings that are changed at once for a run: what each of them alone makes it do is what `status` names.
 TOGETHER: dict[str, list[str]] = {
     "the text": [f"corpus.{name}" for name in ("path", "column", "group", "documents", "tokens", "seed")],
