@@ -48,19 +48,35 @@ def command(
     control_b: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Store of B with a random dictionary, for random_dictionary.")
     ] = None,
+    contexts: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Contexts of both sides, for the null shuffled_words and n_effective."),
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="The text, for the same.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the similarity of the matched spaces, each score beside its nulls."""
     scores = compare(
-        pairs, a, b, settings, pool=pool, control=(control_a, control_b), out=out, overwrite=overwrite, client=connect
+        pairs,
+        a,
+        b,
+        settings,
+        pool=pool,
+        control=(control_a, control_b),
+        contexts=contexts,
+        corpus=corpus,
+        out=out,
+        overwrite=overwrite,
+        client=connect,
     )
+    counts = {name: _figure(scores[name]) for name in ("n_pairs", "n_effective")}
     if as_json:
-        show({"result": str(out), **summary(scores)}, as_json=True)
+        show({"result": str(out), **counts, **summary(scores)}, as_json=True)
     else:
         console = wide_console()
         console.print(score_table(scores))
-        show({"result": str(out)}, as_json=False)
+        show({"result": str(out), **counts}, as_json=False)
 
 
 def summary(scores: xr.Dataset) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import xarray as xr
 from dask.utils import format_bytes
 from distributed import Client, Future
 from distributed.system import MEMORY_LIMIT
+from numpy.typing import NDArray
 
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
@@ -30,12 +31,15 @@ from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.compare.statistics import EFFECT_RUNS, Interval, difference, effect_size, p_value
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
+from pipeline.text.top_tokens import NONE, effective_pairs
 from pipeline.work.workers import ClientSource, Planned, ensure_client, tell
 from storage.bounds import parse_size
 from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
 
+#: The null that moves all pairs of one word together.
+BY_WORD = "shuffled_words"
 QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
 #: What is said of a score beside one null; see :func:`summary`.
 SUMMARY = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
@@ -78,10 +82,13 @@ def score_pairs(
     banks: Mapping[str, Bank],
     settings: CompareSettings,
     client: ClientSource = None,
+    *,
+    words: NDArray[np.int64] | None = None,
 ) -> xr.Dataset:
     """Score paired rows, each score beside its nulls; the rest is as in :func:`pipeline.compare`.
 
-    The rows of A and of B are paired in their order. A null draws from its bank; without one, it pairs the same rows.
+    The rows of A and of B are paired in their order. A null draws from its bank; without one, it pairs the same rows,
+    and may know the word of each, (pair,), negative numbers for none.
     """
     n, metrics = sides[0].shape[0], settings.parsed()
     if keywords := [name for name in settings.nulls if NULLS[name].source == "keywords"]:
@@ -94,11 +101,13 @@ def score_pairs(
         groups = families(metrics.values())
         fitted = _fit_memory(groups, sides, banks, settings.memory)
         with ensure_client(client) as used:
-            scored = _score(used, sides, banks, fitted, settings)
+            scored = _score(used, sides, banks, fitted, settings, words=words)
         of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), scored.values(), strict=True))
         outcomes = {text: of_metric[metric] for text, metric in metrics.items()}
     scores = to_dataset(outcomes, settings.nulls, settings.null_runs, ends_early=settings.stop_after > 0)
-    return scores.assign(n_pairs=((), np.int64(n))).assign_attrs(n_pairs=n, **settings.record())
+    effective = np.nan if words is None else effective_pairs(np.maximum(words, NONE))
+    counts = {"n_pairs": ((), np.int64(n)), "n_effective": ((), effective)}
+    return scores.assign(counts).assign_attrs(n_pairs=n, **settings.record())
 
 
 def _score(
@@ -107,13 +116,18 @@ def _score(
     banks: Mapping[str, Bank],
     groups: Sequence[Family],
     settings: CompareSettings,
+    *,
+    words: NDArray[np.int64] | None,
 ) -> dict[Metric, Outcome]:
     """Return the outcome of every metric, in the order of the families."""
     rows = [side.on(client) for side in sides]
     (n, d_a), (_, d_b) = sides[0].shape, sides[1].shape
     # a null without a bank pairs the same rows
     sizes = {name: banks[name].sizes() if name in banks else (n, n) for name in settings.nulls}
-    draws = [Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed) for name in settings.nulls]
+    draws = [
+        Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed, clumps=words if name == BY_WORD else None)
+        for name in settings.nulls
+    ]
     outcomes = score_rows(rows, n, groups, draws, client, stop_after=settings.stop_after)
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
     for metric in outcomes.keys() - defined.keys():

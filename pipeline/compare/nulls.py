@@ -72,7 +72,8 @@ def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Pla
 class Draws:
     """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own.
 
-    `drawn`, (run, n), has the places of all runs where they depend on more than that.
+    `drawn`, (run, n), has the places of all runs where they depend on more than that, and `clumps`, (n,), the number of
+    the clump of each row that the null needs to know.
     """
 
     null: Null
@@ -81,6 +82,7 @@ class Draws:
     runs: int
     seed: int
     drawn: NDArray[np.int64] | None = None
+    clumps: NDArray[np.int64] | None = None
 
     def places(self, run: int) -> tuple[Pairing, Pairing]:
         """Return where the rows of one run are, int64, shape (n,) each.
@@ -95,6 +97,8 @@ class Draws:
         if self.drawn is not None:
             return self.drawn[run], self.drawn[run]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*self.null.stream, run)))
+        if self.clumps is not None:
+            return np.arange(self.n), shuffle_clumps(rng, self.clumps)
         return self.null.function(rng, self.n, self.sizes)
 
     def too_few(self) -> str:
@@ -227,6 +231,28 @@ def draw(rng: np.random.Generator, n: int, size: int | None) -> Pairing:
 def shuffled(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
     """Pair the same rows at random."""
     return np.arange(n), rng.permutation(n)
+
+
+def shuffle_clumps(rng: np.random.Generator, clumps: NDArray[np.int64]) -> Pairing:
+    """Return a random order in which clumps take the place of clumps with as many rows, rows in random order, (n,).
+
+    Examples
+    --------
+    >>> shuffle_clumps(np.random.default_rng(0), np.array([7, 7, 2, 5, 5, 9])).tolist()
+    [4, 3, 5, 0, 1, 2]
+    """
+    _, clump, size = np.unique(clumps, return_inverse=True, return_counts=True)
+    key = rng.permutation(len(size))[clump]
+    places, taken = np.lexsort((clump, size[clump])), np.lexsort((rng.random(len(clump)), key, size[clump]))
+    order = np.empty(len(clump), np.int64)
+    order[places] = taken
+    return order
+
+
+@null("rows")
+def shuffled_words(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
+    """Pair the same rows at random, all of one word with all of another: what clumps of one word give is kept."""
+    raise InputError("shuffled_words moves all pairs of one word together, and knows no words here: leave it out")
 
 
 @null("features", stream=(1,))

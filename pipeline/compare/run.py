@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from pipeline.compare.engine import Bank, score_pairs
+from pipeline.compare.engine import BY_WORD, Bank, score_pairs
 from pipeline.compare.rows import DecoderRows, matched_features, open_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
+from pipeline.text.top_tokens import NONE, dominant_words, top_words
 from pipeline.work.workers import ClientSource
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.errors import InputError
@@ -36,6 +38,8 @@ def compare(
     *,
     pool: Store | None = None,
     control: tuple[Store | None, Store | None] | None = None,
+    contexts: tuple[str | Path, str | Path] | None = None,
+    corpus: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: ClientSource = None,
@@ -61,6 +65,9 @@ def compare(
     control
         Stores of A and of B that were harvested with a ``random:…`` dictionary, or their paths; None for a side that
         keeps its rows. For ``random_dictionary``.
+    contexts, corpus
+        What the features of both sides fire on, and the text: for ``shuffled_words`` and ``n_effective``. The word of a
+        pair is that at most of the top contexts of its two features.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
@@ -74,7 +81,8 @@ def compare(
         ``score(metric)``; ``null_score(null, metric, run)`` and, over (null, metric), ``null_mean``, ``null_std``,
         ``null_q05``, ``null_q95``, ``difference`` (score - null_mean), ``z`` and ``p``; ``low(metric)`` and
         ``high(metric)``, the 95 % interval, NaN without `intervals`; all float64. ``p_runs(null, metric)`` int64, how
-        many runs p rests on; ``n_pairs`` int64; ``note(metric)``, text: why a score or null is undefined, or means
+        many runs p rests on; ``n_pairs`` int64; ``n_effective`` float64, how many pairs there would be if all of one
+        word were one (NaN without contexts); ``note(metric)``, text: why a score or null is undefined, or means
         little. With fewer than 3 pairs, or where a metric is undefined on these rows, scores are NaN. Where a null has
         too few rows to draw from, it is NaN, and so are runs that were not needed (`stop_after`).
 
@@ -104,22 +112,55 @@ def compare(
     sides = _sides(matched, a, b)
     check_order(matched.attrs.get("stores"), _inputs(sides), "only decoder rows")
     banks = _banks(settings.nulls, sides, pool, control)
-    manifest = _manifest(sides, banks, settings)
+    words = _words(settings.nulls, sides, contexts, corpus)
+    manifest = _manifest(sides, banks, settings, words)
 
     def make() -> xr.Dataset:
-        return score_pairs(sides, banks, settings, client).assign_attrs(manifest.to_attrs())
+        return score_pairs(sides, banks, settings, client, words=words).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
-def compare_manifest(pairs: Path, a: Path, b: Path, settings: CompareSettings) -> Manifest:
-    """Return what the scores of matched pairs depend on: which features are paired, both stores, and the settings."""
-    sides = _sides(open_pairs(pairs), a, b)
-    return _manifest(sides, _banks(settings.nulls, sides, None, None), settings)
+def compare_manifest(
+    pairs: Path,
+    stores: tuple[Path, Path],
+    settings: CompareSettings,
+    contexts: tuple[str | Path, str | Path],
+    corpus: str | Path,
+) -> Manifest:
+    """Return what scores depend on: which features are paired, of which word, both stores, and the settings."""
+    sides = _sides(open_pairs(pairs), *stores)
+    words = _words(settings.nulls, sides, contexts, corpus)
+    return _manifest(sides, _banks(settings.nulls, sides, None, None), settings, words)
 
 
-def _manifest(sides: tuple[DecoderRows, DecoderRows], banks: Mapping[str, Bank], settings: CompareSettings) -> Manifest:
-    return new_manifest(STAGE, _inputs(sides) | _bank_inputs(banks), settings.record())
+def _manifest(
+    sides: tuple[DecoderRows, DecoderRows],
+    banks: Mapping[str, Bank],
+    settings: CompareSettings,
+    words: NDArray[np.int64] | None,
+) -> Manifest:
+    by_word = {} if words is None else {"words": hashlib.sha256(words.astype("<i8").tobytes()).hexdigest()}
+    return new_manifest(STAGE, _inputs(sides) | _bank_inputs(banks) | by_word, settings.record())
+
+
+def _words(
+    nulls: list[str],
+    sides: tuple[DecoderRows, DecoderRows],
+    contexts: tuple[str | Path, str | Path] | None,
+    corpus: str | Path | None,
+) -> NDArray[np.int64] | None:
+    """Return a number for the word of each pair, (pair,), a negative one of its own where it has none."""
+    if contexts is None or corpus is None:
+        if BY_WORD in nulls:
+            raise InputError(
+                f"the null {BY_WORD} moves all pairs of one word together: give contexts=(A, B) and corpus=… "
+                "(--contexts A B --corpus CORPUS.zarr), or leave this null out"
+            )
+        return None
+    top = top_words(contexts, sides[0].path, corpus)
+    word = dominant_words(top, (sides[0].features, sides[1].features)).word
+    return np.where(word == NONE, NONE - np.arange(len(word)), word)
 
 
 def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:

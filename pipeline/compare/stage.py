@@ -11,6 +11,7 @@ from distributed import Client
 from pipeline.compare.run import compare, compare_manifest
 from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores, table_paths
 from pipeline.settings.experiment import Experiment
+from pipeline.settings.registries import NULLS
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.rundir import RunDirectory
 
@@ -38,12 +39,13 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
 def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
     stores = run.activations("a", site_a), run.activations("b", site_b)
+    contexts = run.contexts("a", site_a), run.contexts("b", site_b)
     pairs, out, settings = run.pairs(site_a, site_b), run.scores(site_a, site_b), config.compare
 
     def cost(outlook: Outlook) -> Cost:
         n, runs, slots = min(map(outlook.n_features, stores)), settings.null_runs, outlook.n_slots
         products, pairs_of_pairs = runs * n * 512.0 * 512.0, runs * n * n / 2.0
-        shuffled = "shuffled" in settings.nulls
+        shuffled = sum(NULLS[null].source == "rows" for null in settings.nulls)
         drawn = len(settings.nulls) - shuffled
         shuffling = (pairs_of_pairs * RSA_SECONDS + products * SVCCA_SECONDS) * shuffled
         drawing = (pairs_of_pairs * DRAWN_RSA_SECONDS + products * DRAWN_SVCCA_SECONDS) * drawn
@@ -61,10 +63,12 @@ def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> 
     return Task(
         "compare",
         f"{site_a} × {site_b}",
-        {out: lambda _: compare_manifest(pairs, *stores, settings)},
-        (pairs, *stores),
-        lambda client: compare(pairs, *stores, settings, out=out, overwrite=True, client=client),
-        opens=(pairs, *stores),
+        {out: lambda _: compare_manifest(pairs, stores, settings, contexts, run.corpus)},
+        (pairs, *stores, *contexts, run.corpus),
+        lambda client: compare(
+            pairs, *stores, settings, contexts=contexts, corpus=run.corpus, out=out, overwrite=True, client=client
+        ),
+        opens=(pairs, *stores, *contexts, run.corpus),
         cost=cost,
     )
 

@@ -11,6 +11,7 @@ Every value is on disk once it is made: work that was stopped goes on with the n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from pipeline.compare.engine import allowed_memory, score_pairs
 from pipeline.compare.rows import DecoderRows
 from pipeline.compare.statistics import p_value
 from pipeline.correlate.job import load_arrays, save_arrays
-from pipeline.correlate.rows import FEWEST_ROWS, read_halves
+from pipeline.correlate.rows import FEWEST_ROWS, read_halves, splitmix64
 from pipeline.correlate.run import correlate
 from pipeline.match.edges import read_edges
 from pipeline.match.filters import Candidates, TextInputs, check_needs
@@ -143,7 +144,9 @@ def rematch(
         already. ``n_rows``, ``n_left_out`` and ``n_groups(null)``: rows that are used, rows that count but cannot
         change places, and groups. ``best_r``, ``best_r_p`` and ``best_r_q(feature_a)``: each A feature's highest r, its
         p against the null ``document``, pooled over features that fire about as often and in as many documents, and
-        the p after Benjamini and Hochberg. Undefined values are NaN.
+        the p after Benjamini and Hochberg. Over ``size``, shares of the text, each within the next, as far as documents
+        are known: ``fraction``, ``size_rows``, and the numbers of pairs of the real rows and of the first null,
+        ``size_pairs`` and ``size_null_pairs``. Undefined values are NaN.
 
     Raises
     ------
@@ -313,11 +316,28 @@ class _Draws:
         )
         self.nulls: dict[str, RowNull] = {name: ROW_NULLS[name] for name in work.settings.nulls}
         self.units = {name: self._checked(name, null.function(rows)) for name, null in self.nulls.items()}
+        #: By the name of their matchings, the shares of the text that are matched too.
+        self.fractions: dict[str, float] = {}
+        for fraction in sorted(set(work.settings.fractions) if "document" in rows.store.variables else ()):
+            self._add_fraction(rows, fraction)
+
+    def _add_fraction(self, rows: Rows, fraction: float) -> None:
+        null = self.nulls[self.work.settings.nulls[0]]
+        name, units = f"{null.name}-{fraction:g}", null.function(share_of_texts(rows, fraction))
+        if min(self._rows_left(units)) < FEWEST_ROWS:
+            logger.warning("%g of the text has too few rows for the null %s, and is not matched", fraction, null.name)
+            return
+        self.nulls[name], self.units[name], self.fractions[name] = null, units, fraction
+
+    def _rows_left(self, units: Units) -> list[int]:
+        """Return how many rows of each half a null uses."""
+        return [
+            int(np.count_nonzero(units.used & (self.half == half))) for half in range(self.work.correlating.n_halves)
+        ]
 
     def _checked(self, name: str, units: Units) -> Units:
         check_units(name, units, self.half)
-        for half in range(self.work.correlating.n_halves):
-            left = np.count_nonzero(units.used & (self.half == half))
+        for half, left in enumerate(self._rows_left(units)):
             if left < FEWEST_ROWS:
                 raise InputError(
                     f"The null {name} can move {left} of {np.count_nonzero(self.half == half)} rows of a half, and "
@@ -334,7 +354,7 @@ class _Draws:
     ) -> Iterator[tuple[str, int | None, Callable[[], dict[str, NDArray[Any]]]]]:
         """Yield the matchings that are not on disk: null, number of the draw (None: real), and what makes it."""
         for null in self.nulls:
-            for draw in (None, *range(self.work.settings.draws)):
+            for draw in (None, *range(1 if null in self.fractions else self.work.settings.draws)):
                 if not _file(folder, null, draw).is_file():
                     yield null, draw, functools.partial(self._make, null, draw, scratch, client)
 
@@ -352,7 +372,7 @@ class _Draws:
             halves=self.halves(null),
             client=client,
         )
-        made = self._measured(cor, client)
+        made = self._measured(cor, client, scored=null not in self.fractions)
         logger.info(
             "%s, %s: %d pairs, mean r %.4g, held out %.4g",
             null, "real" if draw is None else f"draw {draw + 1} of {self.work.settings.draws}",
@@ -362,15 +382,16 @@ class _Draws:
         remove_folder(permuted)
         return made
 
-    def _measured(self, cor: xr.Dataset, client: Client) -> dict[str, NDArray[Any]]:
+    def _measured(self, cor: xr.Dataset, client: Client, *, scored: bool) -> dict[str, NDArray[Any]]:
         """Return all that is kept of a matching."""
         path, settings = Path(cor.encoding["source"]), self.work.matching
         data = Candidates(str(path), cor, read_edges(path, cor, settings.min_correlation), self.text)
         pairs = make_pairs(data, settings)
         means = (pairs.attrs[name] for name in ("n_pairs", "mean_r", "mean_r_heldout"))
         made = {name: np.float64(np.nan if mean is None else mean) for name, mean in zip(COUNTS, means, strict=True)}
-        more = {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
-        return {name: np.asarray(value) for name, value in {**made, **self._scores(pairs, client), **more}.items()}
+        more = self._scores(pairs, client) if scored else {}
+        more |= {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
+        return {name: np.asarray(value) for name, value in {**made, **more}.items()}
 
     def _scores(self, pairs: xr.Dataset, client: Client) -> dict[str, NDArray[np.float64]]:
         """Return the score of each metric, its mean over shuffled pairings, and how far one more may lie from that.
@@ -403,13 +424,13 @@ class _Draws:
         """Return the result, from the matchings on disk."""
         loaded = {
             null: [load_arrays(_file(folder, null, draw)) for draw in (None, *range(self.work.settings.draws))]
-            for null in self.nulls
+            for null in self.work.settings.nulls
         }
         metrics, quantities = self.work.metrics, [*COUNTS, *self.work.metrics]
         values = np.array([[_quantities(each) for each in made] for made in loaded.values()])
         reach = {null: made[0]["chance_reach"] for null, made in loaded.items()}
         scores = np.array([[each["score"] for each in made] for made in loaded.values()])
-        used = [self.units[null].used for null in self.nulls]
+        used = [self.units[null].used for null in loaded]
         counted = int(np.count_nonzero(self.half >= 0))
         n_rows = np.array([np.count_nonzero(each) for each in used])
         variables: dict[str, Any] = {
@@ -417,19 +438,34 @@ class _Draws:
             "null_value": (("null", "quantity", "draw"), values[:, 1:].swapaxes(1, 2)),
             "score": (("null", "metric"), scores[:, 0]),
             "null_score": (("null", "metric", "draw"), scores[:, 1:].swapaxes(1, 2)),
-            **summarise(dict(zip(self.nulls, values, strict=True)), reach),
+            **summarise(dict(zip(loaded, values, strict=True)), reach),
             "n_rows": ("null", n_rows),
             "n_left_out": ("null", counted - n_rows),
-            "n_groups": ("null", np.array([self.units[null].n_groups for null in self.nulls])),
+            "n_groups": ("null", np.array([self.units[null].n_groups for null in loaded])),
+            **self._growth(folder, values[0, :, 0]),
         }
-        if CHANCE in self.nulls:
+        if CHANCE in loaded:
             variables |= self._of_features(loaded[CHANCE])
-        names = {"null": list(self.nulls), "quantity": quantities, "metric": metrics}
+        names = {"null": list(loaded), "quantity": quantities, "metric": metrics}
         coords = {name: np.array(listed, object) for name, listed in names.items() if listed}
         if not metrics:
             variables = {name: value for name, value in variables.items() if "metric" not in value[0]}
         attrs = {"n_draws": self.work.settings.draws, "n_shuffles": SHUFFLES, "n_counted": counted}
         return xr.Dataset(variables, coords, attrs | self._described())
+
+    def _growth(self, folder: Path, whole: NDArray[np.float64]) -> dict[str, Any]:
+        """Return how many pairs there are of each share of the text, as variables; `whole` are those of all of it."""
+        first = self.work.settings.nulls[0]
+        made = {name: [load_arrays(_file(folder, name, draw)) for draw in (None, 0)] for name in self.fractions}
+        counts = [*([float(each["pairs"]) for each in both] for both in made.values()), [whole[0], whole[1:].mean()]]
+        rows = [np.count_nonzero(self.units[name].used) for name in (*self.fractions, first)]
+        pairs, null_pairs = np.array(counts).T
+        return {
+            "fraction": ("size", np.array([*self.fractions.values(), 1.0])),
+            "size_rows": ("size", np.array(rows)),
+            "size_pairs": ("size", pairs),
+            "size_null_pairs": ("size", null_pairs),
+        }
 
     def _described(self) -> dict[str, Any]:
         attrs = open_result(self.work.pairs, "match").attrs
@@ -443,6 +479,20 @@ class _Draws:
         tests = feature_tests(real["best_r"], draws, strata)
         variables = {"best_r": real["best_r"]} | {f"best_r_{name}": values for name, values in tests.items()}
         return {name: ("feature_a", values) for name, values in variables.items()}
+
+
+def share_of_texts(rows: Rows, fraction: float) -> Rows:
+    """Return the rows with only a share of the documents, or groups of them, of either half counted.
+
+    They are chosen by a hash of their number, so that smaller shares are parts of larger ones.
+    """
+    half, texts = np.full_like(rows.half, -1), rows.texts
+    for number in np.unique(rows.half[rows.half >= 0]):
+        of_half = np.unique(texts[rows.half == number])
+        in_order = of_half[np.argsort(splitmix64(of_half), kind="stable")]
+        chosen = np.isin(texts, in_order[: int(np.ceil(fraction * len(in_order)))])
+        half[chosen & (rows.half == number)] = number
+    return dataclasses.replace(rows, half=half)
 
 
 def _quantities(made: Mapping[str, NDArray[Any]]) -> list[float]:

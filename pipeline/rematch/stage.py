@@ -32,7 +32,7 @@ def _rematched(config: Experiment, settings: RematchSettings, run: RunDirectory,
 
     def cost(outlook: Outlook) -> Cost:
         once = correlation_cost(config, run, sites, outlook)
-        matchings = len(settings.nulls) * (settings.draws + 1)
+        matchings = len(settings.nulls) * (settings.draws + 1) + 2 * len(settings.fractions)
         return Cost(
             seconds=matchings * (once.seconds + once.rows * ROW_SECONDS + MATCHING_SECONDS),
             rows=once.rows,

@@ -64,6 +64,7 @@ class SubspaceView:
     overlap: float
     verdict: str
     row: int
+    n_effective: float = float("nan")
 
     @property
     def passes(self) -> bool:

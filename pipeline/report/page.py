@@ -99,6 +99,7 @@ def render_page(
         findings=findings,
         limits=verdict.limits(judged, matching, sites, easy, run.unfinished),
         vocabulary=read.vocabulary,
+        growth=read.growth,
         criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
         scores=scores.assign(beats=verdict.beats_chance(scores)),
         matching=matching,

@@ -28,7 +28,7 @@ from pipeline.report.verdict import (
     r_findings,
     score_findings,
 )
-from pipeline.report.vocabulary import vocabulary_findings, vocabulary_table
+from pipeline.report.vocabulary import growth_findings, growth_table, vocabulary_findings, vocabulary_table
 from storage import open_result, read_manifest
 
 #: What was judged, by the approach that made it.
@@ -55,12 +55,15 @@ class Tables:
         From :func:`pipeline.report.vocabulary.vocabulary_table`; empty where nothing was permuted.
     concepts
         From :func:`concepts_table`; empty where concepts were not looked for.
+    growth
+        From :func:`pipeline.report.vocabulary.growth_table`; empty where no shares of the text were matched.
     """
 
     scores: pd.DataFrame
     matching: pd.DataFrame
     vocabulary: pd.DataFrame
     concepts: pd.DataFrame
+    growth: pd.DataFrame
 
     @classmethod
     def of(cls, run: Run) -> Tables:
@@ -69,7 +72,9 @@ class Tables:
         manifest = read_manifest(path) if run.experiment.semantics is not None and path.exists() else None
         if manifest is not None:
             concepts = concepts_table(open_result(path, "semantics-table").load(), manifest.settings["nulls"])
-        return cls(judged_null(scores_table(run)), matching_table(run), vocabulary_table(run), concepts)
+        return cls(
+            judged_null(scores_table(run)), matching_table(run), vocabulary_table(run), concepts, growth_table(run)
+        )
 
     def to_records(self) -> dict[str, list[dict[str, Any]]]:
         """Return the tables as lists of objects, for JSON; NaN is None."""
@@ -85,7 +90,7 @@ class Tables:
             name: [{key: np.nan if value is None else value for key, value in row.items()} for row in rows]
             for name, rows in records.items()
         }
-        return cls(**{field.name: pd.DataFrame(defined[field.name]) for field in fields(cls)})
+        return cls(**{field.name: pd.DataFrame(defined.get(field.name, [])) for field in fields(cls)})
 
 
 def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -148,6 +153,7 @@ def statements(tables: Tables) -> list[str]:
         *vocabulary_findings(tables.vocabulary),
         *score_findings(tables.scores),
         *r_findings(tables.matching),
+        *growth_findings(tables.growth),
         *concept_findings(tables.concepts),
     ]
 

@@ -20,6 +20,7 @@ LEVEL = 0.05
 FOR_COMPARISON = ("svcca_pc1",)
 NULL_NAMES = {
     "shuffled": "shuffled pairings",
+    "shuffled_words": "shuffled words",
     "random_features": "random features",
     "random_pairs": "random pairs",
     "random_keywords": "random keywords",

@@ -60,6 +60,37 @@ def _records(pair: SitePair) -> Iterator[dict[str, Any]]:
         }
 
 
+def growth_table(run: Run) -> pd.DataFrame:
+    """Return how many pairs there are of shares of the text, one row for each pair of sites and share.
+
+    ``pairs`` are of the rows that the null ``token`` uses, ``null_pairs`` of one draw of it (of all text, the
+    mean of all draws). Empty where it was not drawn, or not first.
+    """
+    names = {"fraction": "fraction", "rows": "size_rows", "pairs": "size_pairs", "null_pairs": "size_null_pairs"}
+    records = [
+        {"site_a": pair.a.name, "site_b": pair.b.name, **dict(zip(names, of_size, strict=True))}
+        for pair in run.site_pairs
+        if pair.rematched is not None and "size" in pair.rematched.sizes and pair.rematched["null"].values[0] == TOKEN
+        for of_size in zip(*(pair.rematched[key].values.tolist() for key in names.values()), strict=True)
+    ]
+    return pd.DataFrame.from_records(records, columns=["site_a", "site_b", *names])
+
+
+def growth_findings(table: pd.DataFrame) -> list[str]:
+    """Return the sentence on whether more text makes more pairs, as a list; empty where no share was matched."""
+    sizes = sorted(set(table["fraction"])) if len(table) else []
+    if len(sizes) < 2:
+        return []
+    before, after = (table[table["fraction"] == size].set_index(["site_a", "site_b"]) for size in sizes[-2:])
+    pairs = 100 * (after["pairs"] / before["pairs"] - 1)
+    beyond = [(rows["pairs"] - rows["null_pairs"]).reindex(pairs.index) for rows in (before, after)]
+    return [
+        f"All of the text gives {span(after['pairs'], 0)} pairs at a pair of sites, {sizes[-2]:.0%} of it "
+        f"{span(before['pairs'], 0)}: a change of {span(pairs, 0)} %. Those are {span(beyond[1], 0)} and "
+        f"{span(beyond[0], 0)} more than with B’s rows permuted among rows of the same text."
+    ]
+
+
 def quantity_name(quantity: str) -> str:
     """Return how a quantity is written in prose.
 

@@ -13,20 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.text.top_tokens import NONE, TopTokens
+from pipeline.text.top_tokens import NONE, Dominant
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Top contexts of each feature of a pair that are looked at.
-CONTEXTS = 5
-#: Share of the top contexts from which on a pair fires on a single word.
-SINGLE = 0.9
 #: How far the mean r, and the share of pairs that fire on a single word, of a list may be from those of the concept.
 R_APART, SINGLE_APART = 0.03, 0.15
 #: A word that replaces another dominates at most so many times as many pairs, if there are enough such words.
@@ -34,35 +29,6 @@ LARGER, ENOUGH_WORDS = 2, 10
 #: Lists that are looked at for each that is wanted, how often a word that is in a list already is drawn anew, and
 #: different lists among those kept at least.
 TRIES, REDRAWS, DISTINCT = 20, 50, 100
-
-
-class Dominant(NamedTuple):
-    """The word on which both features of each pair fire most, and whether it is nearly the only one; (pair,) each."""
-
-    word: Ids
-    single: NDArray[np.bool_]
-
-
-def dominant_words(top: Sequence[TopTokens], pairs: tuple[NDArray[np.integer], NDArray[np.integer]]) -> Dominant:
-    """Return the dominant word of each pair, −1 where its features have no word in their top contexts.
-
-    Examples
-    --------
-    >>> words = ["sun", "moon"]
-    >>> a = TopTokens(np.array([[0, 0, 1]]), np.zeros((1, 3)), words)
-    >>> b = TopTokens(np.array([[0, 0, -1]]), np.zeros((1, 3)), words)
-    >>> dominant_words([a, b], (np.array([0]), np.array([0])))
-    Dominant(word=array([0]), single=array([False]))
-    """
-    sides = [side.ids[np.asarray(ids, np.int64), :CONTEXTS] for side, ids in zip(top, pairs, strict=True)]
-    words = np.sort(np.concatenate(sides, axis=1), axis=1)
-    # of each context, how many contexts of the pair stand at the same word; the first word wins a tie
-    same = (words[:, :, None] == words[:, None, :]).sum(axis=2)
-    same[words == NONE] = 0
-    best = same.argmax(axis=1)
-    count = np.take_along_axis(same, best[:, None], axis=1)[:, 0]
-    word = np.where(count > 0, np.take_along_axis(words, best[:, None], axis=1)[:, 0], NONE)
-    return Dominant(word, count >= SINGLE * np.maximum(np.count_nonzero(words != NONE, axis=1), 1))
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.random_keywords import dominant_words, random_lists
+from pipeline.semantics.random_keywords import random_lists
 from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
 from pipeline.settings.base import keywords
 from pipeline.settings.match import heldout_note_of
 from pipeline.settings.semantics import SubspaceSettings
-from pipeline.text.top_tokens import NONE, TopTokens, top_words
+from pipeline.text.top_tokens import NONE, TopTokens, dominant_words, effective_pairs, top_words
 from pipeline.work.workers import Planned, tell
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
@@ -152,9 +152,10 @@ def semantics(
         Over ``subspace``: ``kind`` (concept or cluster), ``name``, ``approach``, ``words`` text; ``n_pairs``,
         ``n_tested``, ``n_a``, ``n_b`` int64; ``overlap`` of both approaches, ``coherence``, ``coherence_random``,
         ``coherence_z``, ``coherence_p`` float64; ``no_keywords`` text, why a subspace has no null of random keywords;
-        scores, nulls and p as in
-        :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the pairs themselves: ``subspace_of`` int32,
-        ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested`` bool.
+        ``n_effective`` float64, how many pairs those tested would be if all of one dominant word were one; scores,
+        nulls and p as in :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the
+        pairs themselves: ``subspace_of``, ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested``
+        bool.
 
     Raises
     ------
@@ -325,7 +326,10 @@ def _described(
         "n_a": [entry.n_a for entry in subspaces],
         "n_b": [entry.n_b for entry in subspaces],
     }
+    tested = ((entry.subspace.feature_a[entry.tested], entry.subspace.feature_b[entry.tested]) for entry in subspaces)
+    effective = [effective_pairs(dominant_words(top, pairs).word) for pairs in tested]
     return {
+        "n_effective": ("subspace", np.array(effective, np.float64)),
         **{name: ("subspace", np.array(values, object)) for name, values in text.items()},
         **{name: ("subspace", np.array(values, np.int64)) for name, values in counts.items()},
         "overlap": ("subspace", np.array([_overlap(entry, by_key) for entry in subspaces])),

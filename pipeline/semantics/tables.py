@@ -71,7 +71,7 @@ def semantics_table(
     -------
     xarray.Dataset
         Over ``row``, one subspace at one pair of sites each: ``kind``, ``name``, ``approach``, ``site_a``, ``site_b``,
-        ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``overlap``, ``coherence``,
+        ``words`` text; ``n_pairs``, ``n_a``, ``n_b``, ``n_tested`` int64; ``n_effective``, ``overlap``, ``coherence``,
         ``coherence_random``, ``coherence_p`` float64; ``score(row, metric)``; ``null_mean``, ``null_std``,
         ``null_q05``, ``null_q95``, ``z``, ``p``, ``p_holm``, ``p_bh`` (row, metric, null) float64; ``p_joint``,
         ``p_joint_holm``, ``p_joint_bh`` (row, metric) float64, the largest p over the nulls of the verdict and what it

@@ -172,9 +172,9 @@ class CompareSettings(Scored):
     nulls: Nulls = Field(
         ["shuffled"],
         min_length=1,
-        description="What chance is. shuffled: the same rows, paired at random; random_features: as many live features "
-        "of either side; random_pairs: as many pairs of a larger matching; random_dictionary: as many rows of a "
-        "control in place of a side's own.",
+        description="What chance is. shuffled: the same rows, paired at random; shuffled_words: the same, all pairs of "
+        "one word with all of another; random_features: as many live features of either side; random_pairs: as many "
+        "pairs of a larger matching; random_dictionary: as many rows of a control in place of a side's own.",
     )
     null_runs: NullRuns = Field(1000, description="Runs of each null.")
     stop_after: StopAfter = Field(0, description=STOP_AFTER)

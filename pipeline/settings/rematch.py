@@ -25,6 +25,9 @@ RowNulls = Annotated[
 ]
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class RematchSettings(Section):
     """Which rows of B change places, how often, and by what the new matchings are scored."""
 
@@ -43,6 +46,11 @@ class RematchSettings(Section):
     )
     metrics: Metrics = Field(
         ["svcca", "rsa"], description="As in compare; every matching is scored by them, beside shuffled pairings."
+    )
+    fractions: Annotated[list[Share], Number, Flag("--fraction", metavar="SHARE")] = Field(
+        [0.25, 0.5],
+        description="Shares of the documents that are matched too, beside one draw of the first null, to see how the "
+        "number of pairs grows with text.",
     )
     seed: Count = Field(0, description="Seed of all draws.")
     memory: Memory = Field("auto", description=BUDGET)

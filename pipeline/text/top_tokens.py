@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -20,6 +21,10 @@ from pipeline.text.words import word_around
 from storage import open_activations, open_corpus, open_result
 
 NONE = -1
+#: Top contexts of each feature of a pair that are looked at.
+CONTEXTS = 5
+#: Share of the top contexts from which on a pair fires on a single word.
+SINGLE = 0.9
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,49 @@ def _positions(rows: xr.Dataset, used: NDArray[np.int64]) -> NDArray[np.int64]:
     if "position" not in rows.variables:
         return np.full(len(used), NONE)
     return np.where(used == NONE, NONE, np.asarray(rows["position"].values, np.int64)[used])
+
+
+class Dominant(NamedTuple):
+    """The word on which both features of each pair fire most, and whether it is nearly the only one; (pair,) each."""
+
+    word: NDArray[np.int64]
+    single: NDArray[np.bool_]
+
+
+def dominant_words(top: Sequence[TopTokens], pairs: tuple[NDArray[np.integer], NDArray[np.integer]]) -> Dominant:
+    """Return the dominant word of each pair, −1 where its features have no word in their top contexts.
+
+    Examples
+    --------
+    >>> words = ["sun", "moon"]
+    >>> a = TopTokens(np.array([[0, 0, 1]]), np.zeros((1, 3)), words)
+    >>> b = TopTokens(np.array([[0, 0, -1]]), np.zeros((1, 3)), words)
+    >>> dominant_words([a, b], (np.array([0]), np.array([0])))
+    Dominant(word=array([0]), single=array([False]))
+    """
+    sides = [side.ids[np.asarray(ids, np.int64), :CONTEXTS] for side, ids in zip(top, pairs, strict=True)]
+    words = np.sort(np.concatenate(sides, axis=1), axis=1)
+    # of each context, how many contexts of the pair stand at the same word; the first word wins a tie
+    same = (words[:, :, None] == words[:, None, :]).sum(axis=2)
+    same[words == NONE] = 0
+    best = same.argmax(axis=1)
+    count = np.take_along_axis(same, best[:, None], axis=1)[:, 0]
+    word = np.where(count > 0, np.take_along_axis(words, best[:, None], axis=1)[:, 0], NONE)
+    return Dominant(word, count >= SINGLE * np.maximum(np.count_nonzero(words != NONE, axis=1), 1))
+
+
+def effective_pairs(word: NDArray[np.int64]) -> float:
+    """Return how many pairs there would be if those of one dominant word were one: (Σ n)² ÷ Σ n² over words (Kish).
+
+    Parameters
+    ----------
+    word
+        (pair,) the dominant word of each; −1, no word, is each its own.
+
+    Examples
+    --------
+    >>> effective_pairs(np.array([3, 3, 3, 5, -1, -1]))
+    3.0
+    """
+    sizes = np.append(np.unique(word[word != NONE], return_counts=True)[1], np.ones(np.count_nonzero(word == NONE)))
+    return float(sizes.sum() ** 2 / np.sum(sizes**2)) if len(sizes) else 0.0

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.compare.base import Family, Metric
-from pipeline.compare.engine import score_draws, score_rows
-from pipeline.compare.nulls import Draws, check_finite, run_blocks, score_null
+from pipeline.compare.engine import score_draws, score_pairs, score_rows
+from pipeline.compare.nulls import Draws, check_finite, run_blocks, score_null, shuffle_clumps
+from pipeline.compare.rows import ArrayRows
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
+from pipeline.text.top_tokens import effective_pairs
 from pipeline.work.workers import local_client
 from storage.errors import InputError
 
@@ -136,3 +142,47 @@ def test_trap_11_a_metric_that_fails_on_runs_is_counted_and_raised():
     message = r"bad is undefined in 3 of 60 shuffled runs \(the first is run 7\)"
     with pytest.raises(InputError, match=message):
         check_finite(values, "bad", "shuffled")
+
+
+@given(st.lists(st.integers(-3, 6), min_size=1, max_size=40), st.integers(0, 5))
+def test_clumps_take_the_place_of_clumps_with_as_many_rows(listed, seed):
+    clumps = np.array(listed)
+    order = shuffle_clumps(np.random.default_rng(seed), clumps)
+    np.testing.assert_array_equal(np.sort(order), np.arange(len(clumps)))
+    sizes = dict(zip(*np.unique(clumps, return_counts=True), strict=True))
+    for clump, size in sizes.items():
+        (there,) = set(clumps[order[clumps == clump]].tolist())
+        assert sizes[there] == size
+
+
+def test_every_order_of_like_clumps_is_as_likely():
+    clumps = np.array([0, 0, 1, 1, 2])
+    orders = [tuple(shuffle_clumps(np.random.default_rng(seed), clumps)) for seed in range(1600)]
+    counts = Counter(orders)
+    assert len(counts) == 8, "two clumps of two rows each, and one alone"
+    assert min(counts.values()) > 140
+
+
+def clumped(seed, shared):
+    """Make pairs of words: features of one word lie together on both sides; words are arranged alike, or not."""
+    rng = np.random.default_rng(seed)
+    word = np.repeat(np.arange(30), rng.integers(1, 4, 30))
+    centres = rng.normal(size=(2, 30, 6))
+    centres[1] = centres[0] if shared else centres[1]
+    x, y = (side[word] + 0.3 * rng.normal(size=(len(word), 6)) for side in centres)
+    return tuple(ArrayRows(side) for side in (x, y)), word
+
+
+def test_clumps_of_words_beat_shuffled_pairings_and_not_shuffled_words(client):
+    settings = CompareSettings(metrics=["rsa", "svcca:k=3"], nulls=["shuffled", "shuffled_words"], null_runs=39)
+    p = []
+    for seed in range(40):
+        sides, word = clumped(seed, shared=False)
+        scores = score_pairs(sides, {}, settings, client, words=word)
+        p.append(scores.p.values)
+        assert scores.n_effective.item() == effective_pairs(word) < scores.n_pairs.item()
+    rejected = (np.array(p) <= 0.05).mean(axis=0)
+    assert rejected[0, 0] > 0.8, "RSA, by clumps alone"
+    assert (rejected[1] <= 0.15).all()
+    sides, word = clumped(0, shared=True)
+    assert (score_pairs(sides, {}, settings, client, words=word).p.values <= 0.05).all()

@@ -31,7 +31,7 @@ EXPERIMENT: dict[str, Any] = {
     "b": {"model": "bert", "dictionary": "sae-bert", "sites": ["encoder.layer.0"]},
     "correlate": {"top_k": 4, "keep_above": 0.05},
     "match": {"min_correlation": 0.05, "filters": [{"name": "min_r", "value": 0.05}]},
-    "rematch": {"nulls": ["token"], "draws": 1, "metrics": []},
+    "rematch": {"nulls": ["token"], "draws": 1, "metrics": [], "fractions": []},
     "compare": {"metrics": ["rsa"], "null_runs": 5},
     "semantics": {
         "only": ["animals"],
@@ -112,6 +112,7 @@ CHANGES: dict[str, Change] = {
     "rematch.draws": (2, REMATCH),
     "rematch.previous": (1, REMATCH),
     "rematch.metrics": (["rsa"], REMATCH),
+    "rematch.fractions": ([0.5], REMATCH),
     "rematch.seed": (1, REMATCH),
     "rematch.memory": ("2GB", NOTHING),
     "compare.metrics": (["svcca_pc1"], COMPARE),
@@ -154,7 +155,7 @@ MORE_CHANGES: dict[str, Change] = {
     "semantics.rule pmi": ({"name": "pmi"}, CONCEPTS),
 }
 #: Results that others depend on by their content: whether it changes is known when they are made.
-CONTENT = {"corpus.zarr", "activations", "pairs"}
+CONTENT = {"corpus.zarr", "activations", "contexts", "pairs"}
 #: Settings that are changed at once for a run: what each of them alone makes it do is what `status` names.
 TOGETHER: dict[str, list[str]] = {
     "the text": [f"corpus.{name}" for name in ("path", "column", "group", "documents", "tokens", "seed")],
@@ -166,7 +167,7 @@ TOGETHER: dict[str, list[str]] = {
     "correlate": [place for place in CHANGES if place.startswith("correlate.")],
     "match": ["match.method", "match.min_correlation", "match.filters by data"],
     "uses": ["match.max_uses", "match.filters"],
-    "rematch": [f"rematch.{name}" for name in ("nulls", "draws", "previous", "metrics", "seed")],
+    "rematch": [f"rematch.{name}" for name in ("nulls", "draws", "previous", "metrics", "fractions", "seed")],
     "compare": [place for place in CHANGES if place.startswith("compare.")],
     "concepts": ["semantics.only", "semantics.inflections", "semantics.rule"],
     "a file of concepts": ["semantics.concepts", "semantics.rule pmi"],

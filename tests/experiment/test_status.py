@@ -88,7 +88,7 @@ def test_all_is_done(tiny_run: RunResult) -> None:
             "report",
             {"contexts": 5},
             {"contexts", "concepts", "words", "semantics"},
-            set(),
+            {"compare", "scores"},
             "top_n is 5, and was 4",
         ),
         (

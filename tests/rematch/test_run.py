@@ -85,6 +85,23 @@ def test_real_values_are_those_of_the_rows_that_are_used(sense, client):
     assert float(result.value.sel(null="token", quantity="r")) == pytest.approx(plain.mean_r, abs=1e-12)
 
 
+def test_shares_of_the_text_are_matched_as_if_there_were_no_more(sense, client):
+    case, result = sense
+    assert result.fraction.values.tolist() == [0.25, 0.5, 1.0]
+    assert result.size_pairs[-1] == result.value.sel(null="token", quantity="pairs")
+    assert result.size_null_pairs[-1] == result.null_value.sel(null="token", quantity="pairs").mean()
+    half = module.read_halves(*case.stores, "half", seed=0)
+    rows = Rows(half, storage.open_activations(case.path("a")), storage.open_corpus(case.path("corpus")))
+    quarter, some = (module.share_of_texts(rows, fraction).half for fraction in (0.25, 0.5))
+    np.testing.assert_array_equal(quarter[quarter >= 0], some[quarter >= 0])
+    documents = rows.document
+    assert [len(set(documents[some == h])) for h in (0, 1)] == [-(-len(set(documents[half == h])) // 2) for h in (0, 1)]
+    used = np.where(ROW_NULLS["token"].function(module.share_of_texts(rows, 0.5)).used, half, -1).astype("i1")
+    assert result.size_rows[1] == np.count_nonzero(used >= 0)
+    plain = match(correlate(*case.stores, keep_above=0.2, halves=used, client=client), min_correlation=0.2)
+    assert result.size_pairs[1] == plain.sizes["pair"]
+
+
 def test_rows_alone_with_their_text_are_left_out_on_both_sides(sense, client):
     case, _ = sense
     result = case.rematch("bigrams", nulls=["token"], previous=2, draws=1, client=client)
@@ -121,6 +138,7 @@ def test_the_same_bytes_with_one_and_two_workers_streaming_and_in_several_passes
 
 def test_work_that_was_stopped_goes_on_with_the_next_draw(planted, client, monkeypatch):
     case, given = planted(shared_sense=True, n_documents=12), {"nulls": ["token"], "draws": 2, "client": client}
+    given["fractions"] = []
     whole = case.rematch("whole", **given)
     made = module._Draws._make
 
@@ -192,4 +210,4 @@ def test_the_verb_shows_effects_and_writes_the_same(planted):
     assert done.exit_code == 0, done.output
     assert "beyond" in done.output
     typed = storage.open_result(case.path("typed"), "rematch")
-    assert dict(typed.sizes) == {"null": 1, "draw": 1, "quantity": 5, "metric": 2}
+    assert dict(typed.sizes) == {"null": 1, "draw": 1, "quantity": 5, "metric": 2, "size": 3}

@@ -182,7 +182,9 @@ class SyntheticRun:
         settings = {"min_correlation": self.min_correlation, "filters": self.filters}
         pairs = match(run.correlation(a, b), **settings, out=run.pairs(a, b))
         if self.score is None:
-            compare(pairs, *stores, null_runs=self.null_runs, out=run.scores(a, b), client=client)
+            text = {"contexts": (run.contexts("a", a), run.contexts("b", b)), "corpus": run.corpus}
+            nulls = ["shuffled", "shuffled_words"]
+            compare(pairs, *stores, nulls=nulls, null_runs=self.null_runs, **text, out=run.scores(a, b), client=client)
         else:
             scores = self._scores(pairs.sizes["pair"], rng)
             storage.write_result(

@@ -365,6 +365,9 @@ def test_real_scores(write_run, tmp_path) -> None:
     page = Page(report(run.root).read_text(encoding="utf-8")).root
     assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 5 + 3 + 3
     assert "SVCCA" in page.all("section", id="verdict")[0].text
+    scores = storage.open_result(run.scores(ONE_PAIR["a"][0], ONE_PAIR["b"][0]))
+    assert 3 < scores.n_effective.item() < scores.n_pairs.item()
+    assert np.isfinite(scores.p.sel(null="shuffled_words", metric="rsa").item())
 
 
 def test_labels_stand_beside_features(write_run, tmp_path) -> None:

@@ -49,7 +49,7 @@ class Verdict:
 
 
 def judge(table: pd.DataFrame, matched: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, left: list[str]) -> Verdict:
-    headline, *findings = statements(Tables(table, matched, pd.DataFrame(), pd.DataFrame()))
+    headline, *findings = statements(Tables(table, matched, *[pd.DataFrame()] * 3))
     return Verdict(headline, findings, limits(table, matched, sites, easy, left))
 
 
@@ -207,6 +207,6 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
 def test_stored_tables_make_the_same_sentences() -> None:
     table = scores({("b1", "svcca"): LOW, ("b1", "rsa"): float("nan")})
     concepts = pd.DataFrame([outcome("within", "neither", 1)])
-    tables = Tables(table, matching(r_random=float("nan")), pd.DataFrame(), concepts)
+    tables = Tables(table, matching(r_random=float("nan")), pd.DataFrame(), concepts, pd.DataFrame())
     stored = json.loads(json.dumps(tables.to_records(), allow_nan=False))
     assert statements(Tables.from_records(stored)) == statements(tables)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.rematch.run import rematch
 from pipeline.report.results import open_run
 from pipeline.report.run import report
-from pipeline.report.vocabulary import COLUMNS, vocabulary_findings, vocabulary_table
+from pipeline.report.vocabulary import COLUMNS, growth_findings, growth_table, vocabulary_findings, vocabulary_table
 
 
 def table(*beyond: float, low: float = -0.01, quantity: str = "r_heldout", document: float = 0.01) -> pd.DataFrame:
@@ -63,16 +63,27 @@ def test_what_is_not_there_is_not_said():
     assert "held-out" not in all_rows
 
 
+def test_whether_more_text_makes_more_pairs():
+    rows = [
+        {"site_a": "a", "site_b": "b", "fraction": share, "rows": 100, "pairs": n, "null_pairs": null}
+        for share, n, null in ((0.25, 60, 60), (0.5, 100, 90), (1.0, 110, 95))
+    ]
+    (sentence,) = growth_findings(pd.DataFrame(rows))
+    assert sentence.startswith("All of the text gives 110 pairs at a pair of sites, 50% of it 100: a change of 10 %.")
+    assert "Those are 15 and 10 more than with B’s rows permuted among rows of the same text." in sentence
+    assert growth_findings(pd.DataFrame(rows[2:])) == growth_findings(pd.DataFrame()) == []
+
+
 def test_the_report_shows_the_table_and_the_sentence_first(write_run, tmp_path, client):
     sites = {"a": ["layers.6"], "b": ["encoder.layer.2"]}
     run = write_run(tmp_path / "run", sites=sites)
     assert vocabulary_table(open_run(run.root)).empty
     pair = "layers.6", "encoder.layer.2"
     stores = run.activations("a", pair[0]), run.activations("b", pair[1])
-    given = {"corpus": run.corpus, "draws": 2, "metrics": ["rsa"], "out": run.rematched(*pair), "client": client}
+    given = {"corpus": run.corpus, "draws": 3, "metrics": ["rsa"], "out": run.rematched(*pair), "client": client}
     result = rematch(run.pairs(*pair), run.correlation(*pair), *stores, **given)
     experiment = run.read_experiment()
-    run.write_experiment({**experiment, "rematch": {"draws": 2}})
+    run.write_experiment({**experiment, "rematch": {"draws": 3}})
     html = report(run.root).read_text(encoding="utf-8")
     first = re.search(r"<ul>\s*<li>(.*?)</li>", html[html.index('class="headline"') :], re.DOTALL)[1]
     assert "shared vocabulary" in first
@@ -80,4 +91,8 @@ def test_the_report_shows_the_table_and_the_sentence_first(write_run, tmp_path, 
     assert section.count("<tr>") >= 5
     assert f"{result.value.sel(null='token', quantity='r_heldout').item():.3f}" in section
     assert np.isfinite(result.beyond.sel(null="token", quantity="r").item())
+    assert [growth_table(open_run(run.root))[name].tolist() for name in ("fraction", "pairs")] == [
+        result.fraction.values.tolist(), result.size_pairs.values.tolist()
+    ]  # fmt: skip
+    assert section.index("How the number of pairs grows with text") < section.index("</section>")
     assert "rematched/layers.6--encoder.layer.2.zarr" in html, "provenance"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import storage
 from pipeline.compare.subsets import compare_subsets
-from pipeline.semantics.random_keywords import CONTEXTS, R_APART, SINGLE_APART, Dominant, dominant_words, random_lists
-from pipeline.text.top_tokens import TopTokens
+from pipeline.semantics.random_keywords import R_APART, SINGLE_APART, random_lists
+from pipeline.text.top_tokens import CONTEXTS, Dominant, TopTokens, dominant_words
 
 
 def top(ids: Any) -> TopTokens:
