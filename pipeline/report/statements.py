@@ -33,12 +33,12 @@ from storage import open_result, read_manifest
 
 #: What was judged, by the approach that made it.
 SUBSPACES = {
-    "global": "subspaces of concepts that were cut out of all matched pairs",
-    "within": "subspaces of concepts that were paired within the concept",
-    "cluster": "clusters of matched pairs",
+    "global": "Concepts cut out of all matched pairs",
+    "within": "Concepts whose features were paired among themselves",
+    "cluster": "Clusters of matched pairs",
 }
 #: Why subspaces are not judged, by their verdict.
-REASONS = {"too_few_pairs": "with too few pairs", "not_judged": "with no null to be judged by"}
+REASONS = {"too_few_pairs": "have too few pairs", "not_judged": "have no null to be judged by"}
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def concept_findings(table: pd.DataFrame) -> Iterator[str]:
         first, total = next(observations(rows)), int(rows["subspaces"].sum())
         left = [f"{by_verdict[name].subspaces} {why}" for name, why in REASONS.items() if name in by_verdict]
         judged = sum(row.subspaces for row in by_verdict.values() if row.verdict not in REASONS)
-        not_judged = f" The others: {', '.join(left)}." if left else ""
+        why = f" ({' and '.join(left)})" if left else ""
         yield (
-            f"{judged} of {total} {SUBSPACES[str(approach)]} are judged{_outcomes(by_verdict, first, judged)}."
-            f"{not_judged}"
+            f"{SUBSPACES[str(approach)]}: {judged or 'none'} of {total} subspaces can be judged{why}."
+            f"{_outcomes(by_verdict, first, judged)}"
         )
 
 
@@ -182,17 +182,18 @@ def _outcomes(by_verdict: Mapping[str, Any], first: Any, judged: int) -> str:
         "first_only": (f"{names[0]} alone", ("above_first",)),
         "second_only": (f"{names[1]} alone", ("above_second",)),
     }
+    nulls = f"all of {listed(null_name(null) for null in first.nulls.split(', '))}"
+    proof = f"{CORRECTIONS[first.correction]}-corrected over {first.tests} tests"
+    if not any(verdict in by_verdict for verdict in heights):
+        return f" None beats {nulls}, by {names[0]} or by {names[1]} (p ≥ {LEVEL:g}, {proof})."
     parts = [f"by {name} {_beating(by_verdict.get(verdict), columns)}" for verdict, (name, columns) in heights.items()]
-    return (
-        f" against {listed(null_name(null) for null in first.nulls.split(', '))} together, which are beaten "
-        f"{listed(parts)} (largest p, {CORRECTIONS[first.correction]}-corrected over {first.tests} tests, < {LEVEL:g})"
-    )
+    return f" So many beat {nulls}: {'; '.join(parts)} (largest p < {LEVEL:g}, {proof})."
 
 
 def _beating(row: Any, columns: tuple[str, ...]) -> str:
     """Return how many subspaces there are, which, and how far above the nearest null the median one is."""
     if row is None:
-        return "in no case"
-    names = f"{row.names.replace('_', ' ')}; " if row.names else ""
+        return "none"
+    names = f" ({row.names.replace('_', ' ')})" if row.names else ""
     above = listed(number(getattr(row, column)) for column in columns)
-    return f"in {row.subspaces} ({names}median {above} above the nearest)"
+    return f"{row.subspaces}{names}, the median {above} above the nearest null"

@@ -183,18 +183,20 @@ def score_findings(scores: pd.DataFrame) -> Iterator[str]:
         (best,) = observations(rows[rows.index == above.idxmax()])
         wins, share = int(beats_chance(scores)[rows.index].sum()), (best.score - best.null_mean) / (1 - best.null_mean)
         yield (
-            f"{metric_name(metric)} {_outcome(wins, share, null_name(best.null))} at {wins} of {len(rows)} pairs of "
-            f"sites. It stands furthest above them at {best.site_a} – {best.site_b}: {number(best.score, 3)}, where "
-            f"they give {number(best.null_mean, 3)} (95 % of them below {number(best.null_q95, 3)}), which is "
-            f"{number(100 * share, 0)} % of the way to 1; p = {p_number(best.p)}, corrected "
-            f"{p_number(getattr(best, criterion(scores)))}."
+            f"{_outcome(metric_name(metric), null_name(best.null), (wins, len(rows)), share)} It is furthest above "
+            f"them at {best.site_a} – {best.site_b}: {number(best.score, 3)} against {number(best.null_mean, 3)} on "
+            f"average (95 % of them are below {number(best.null_q95, 3)}), {number(100 * share, 0)} % of the way to "
+            f"1; p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}."
         )
 
 
-def _outcome(wins: int, share: float, null: str) -> str:
-    if not wins:
-        return f"is not shown to beat {null}: significant"
-    return f"beats {null} by little" if share < LITTLE else f"beats {null}"
+def _outcome(metric: str, null: str, wins: tuple[int, int], share: float) -> str:
+    """Say at how many of how many pairs of sites a metric beats a null, and whether by little."""
+    significant, total = wins
+    if not significant:
+        return f"{metric} is not shown to beat {null}: it is significant at none of {total} pairs of sites."
+    little = ", but only by a little" if share < LITTLE else ""
+    return f"{metric} beats {null} at {significant} of {total} pairs of sites{little}."
 
 
 def r_findings(matching: pd.DataFrame) -> Iterator[str]:
@@ -205,15 +207,15 @@ def r_findings(matching: pd.DataFrame) -> Iterator[str]:
         return
     share = matching["n_pairs"] / matching["possible"].clip(lower=1)
     yield (
-        f"{total:,} pairs of features were matched in all: {span(share * 100, 0)} % of as many as the "
-        "smaller dictionary would allow."
+        f"{total:,} pairs of features were matched in all, {span(share * 100, 0)} % of what the smaller dictionary "
+        "allows."
     )
     if matching["r_heldout_mean"].notna().any():
         yield (
             f"Their mean r is {span(matching['r_mean'])} on the documents that chose them and "
             f"{span(matching['r_heldout_mean'])} on {_heldout(matching)}, a change of "
             f"{span(matching['r_heldout_mean'] - matching['r_mean'])}; {span(matching['replicated'] * 100, 0)} % of "
-            f"them reach the minimum r there too. Two features drawn at random have {span(matching['r_random'], 3)}."
+            f"them reach the minimum r there too. The mean of random pairs is {span(matching['r_random'], 3)}."
         )
     else:
         yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that chose them."

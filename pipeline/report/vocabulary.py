@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.report.results import Run, SitePair
-from pipeline.report.verdict import metric_name, number, p_number, span
+from pipeline.report.verdict import listed, metric_name, number, p_number, span
 
 #: The nulls that the table shows beside the real values.
 TOKEN, DOCUMENT = "token", "document"
@@ -85,9 +85,9 @@ def growth_findings(table: pd.DataFrame) -> list[str]:
     pairs = 100 * (after["pairs"] / before["pairs"] - 1)
     beyond = [(rows["pairs"] - rows["null_pairs"]).reindex(pairs.index) for rows in (before, after)]
     return [
-        f"All of the text gives {span(after['pairs'], 0)} pairs at a pair of sites, {sizes[-2]:.0%} of it "
-        f"{span(before['pairs'], 0)}: a change of {span(pairs, 0)} %. Those are {span(beyond[1], 0)} and "
-        f"{span(beyond[0], 0)} more than with B’s rows permuted among rows of the same text."
+        f"With {100 * sizes[-2]:g} % of the text there are {span(before['pairs'], 0)} pairs at a pair of sites, and "
+        f"with all of it {span(after['pairs'], 0)}, a change of {span(pairs, 0)} %. Of them, {span(beyond[0], 0)} and "
+        f"{span(beyond[1], 0)} are more than a shared vocabulary gives."
     ]
 
 
@@ -117,20 +117,21 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
             "above chance."
         ]
     (best,) = defined[defined.index == defined["beyond"].idxmax()].to_dict("records")
-    document = "" if math.isnan(best["document"]) else f", whole documents permuted {number(best['document'], 3)}"
-    others = [
+    document = "" if math.isnan(best["document"]) else f", and {number(best['document'], 3)} if whole documents are"
+    shares = [f"{span(100 * defined['beyond'], 0)} % of the {name} above chance"]
+    shares += [
         f"{span(100 * rows['beyond'], 0)} % of {quantity_name(str(quantity))}"
         f"{'' if quantity in NAMES else ' above shuffled pairings'}"
         for quantity, rows in table.groupby("quantity", sort=False)
         if quantity not in (main["quantity"].iloc[0], "r") and rows["beyond"].notna().any()
     ]
     return [
-        f"{_lead(defined)}: beyond it are {span(100 * defined['beyond'], 0)} % of the {name} above chance"
-        f"{'; ' + ', '.join(others) if others else ''}. The null: B’s rows permuted among rows of the same text, then "
-        f"correlated and matched anew. Largest at {best['site_a']} – {best['site_b']}: {name} "
-        f"{number(best['real'], 3)}, same text permuted {number(best['token'], 3)} ({number(best['token_low'], 3)} to "
-        f"{number(best['token_high'], 3)} expected of a draw){document}; p = {p_number(best['p'])}, which cannot be "
-        f"below {p_number(1 / (best['draws'] + 1))} with {best['draws']} draws."
+        f"{_lead(defined)}. If B’s rows are permuted among rows of the same text, and everything is correlated and "
+        f"matched again, {listed(shares)} are lost. The share is largest at {best['site_a']} – {best['site_b']}: the "
+        f"{name} is {number(best['real'], 3)}, and {number(best['token'], 3)} with rows of the same text permuted "
+        f"(draws are expected between {number(best['token_low'], 3)} and {number(best['token_high'], 3)}){document}; "
+        f"p = {p_number(best['p'])}. With {best['draws']} draws, p cannot be below "
+        f"{p_number(1 / (best['draws'] + 1))}."
     ]
 
 

@@ -115,7 +115,7 @@ def test_too_few_runs_for_holm_fall_back_to_false_discoveries_and_say_so() -> No
 def test_findings_state_chance_and_the_fall_of_r() -> None:
     findings = " ".join(judge(scores({("b1", "svcca"): LOW}), matching(), SITES, NO_EASY, []).findings)
     for part in (
-        "0.500, where they give 0.200",
+        "0.500 against 0.200 on average",
         "80 % of",
         "0.62",
         "0.55",
@@ -155,8 +155,13 @@ def test_no_pairs() -> None:
 @pytest.mark.parametrize(
     ("score", "p", "sentence", "headline"),
     [
-        (0.9, HIGH, "SVCCA is not shown to beat shuffled pairings: significant at 0 of 1", "No evidence"),
-        (0.21, LOW, "SVCCA beats shuffled pairings by little at 1 of 1", "At the one pair of sites"),
+        (0.9, HIGH, "SVCCA is not shown to beat shuffled pairings: it is significant at none of 1", "No evidence"),
+        (
+            0.21,
+            LOW,
+            "SVCCA beats shuffled pairings at 1 of 1 pairs of sites, but only by a little",
+            "At the one pair of sites",
+        ),
         (0.9, LOW, "SVCCA beats shuffled pairings at 1 of 1", "At the one pair of sites"),
     ],
 )
@@ -190,18 +195,19 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
     ]
     cut_out, within, clusters = concept_findings(pd.DataFrame(outcomes))
     assert cut_out.startswith(
-        "8 of 17 subspaces of concepts that were cut out of all matched pairs are judged against "
+        "Concepts cut out of all matched pairs: 8 of 17 subspaces can be judged (9 have too few pairs)."
     )
-    assert "shuffled pairings, random pairs and random keywords together" in cut_out
-    assert "by both SVCCA (k=4) and RSA in 1 (time; median 0.30 and 0.20 above the nearest)" in cut_out
-    assert "by RSA alone in 2 (space relations, numbers; median 0.20 above" in cut_out
-    assert cut_out.index("0.20 above") < cut_out.index("largest p, Benjamini–Hochberg-corrected over 66 tests")
+    assert "beat all of shuffled pairings, random pairs and random keywords: by both SVCCA (k=4) and RSA 1" in cut_out
+    assert "RSA 1 (time), the median 0.30 and 0.20 above the nearest null; by SVCCA (k=4) alone none; by RSA" in cut_out
+    assert "by RSA alone 2 (space relations, numbers), the median 0.20 above the nearest null" in cut_out
+    assert cut_out.index("0.20 above") < cut_out.index("largest p < 0.05, Benjamini–Hochberg-corrected over 66 tests")
     assert within == (
-        "0 of 7 subspaces of concepts that were paired within the concept are judged. The others: 7 with no null to be "
-        "judged by."
+        "Concepts whose features were paired among themselves: none of 7 subspaces can be judged (7 have no null to be "
+        "judged by)."
     )
-    assert clusters.startswith("80 of 80 clusters of matched pairs are judged against shuffled pairings and random")
-    assert clusters.count("in no case") == 3
+    assert clusters.startswith(
+        "Clusters of matched pairs: 80 of 80 subspaces can be judged. None beats all of shuffled"
+    )
 
 
 def test_stored_tables_make_the_same_sentences() -> None:

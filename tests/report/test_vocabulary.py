@@ -31,8 +31,8 @@ def table(*beyond: float, low: float = -0.01, quantity: str = "r_heldout", docum
 @pytest.mark.parametrize(
     ("shares", "low", "lead"),
     [
-        ((0.07, 0.05), -0.01, "Most of the likeness is a shared vocabulary: beyond it are 5 to 7 % of the held-out r"),
-        ((0.7, 0.65), -0.01, "Most of the likeness is more than a shared vocabulary: beyond it are 65 to 70 %"),
+        ((0.07, 0.05), -0.01, "Most of the likeness is a shared vocabulary. If B’s rows are permuted"),
+        ((0.7, 0.65), -0.01, "Most of the likeness is more than a shared vocabulary. If B’s rows"),
         ((0.7, 0.1), -0.01, "How much of the likeness is a shared vocabulary depends on the sites"),
         ((0.01, 0.02), -0.05, "No more than a shared vocabulary is shown"),
     ],
@@ -44,12 +44,14 @@ def test_the_lead_follows_from_the_share(shares, low, lead):
 
 def test_the_null_is_named_and_the_effect_comes_before_p():
     (sentence,) = vocabulary_findings(table(0.07))
-    null, effect, p = (sentence.index(part) for part in ("rows of the same text", "held-out r 0.400", "p = 0.048"))
+    null, effect, p = (sentence.index(part) for part in ("rows of the same text", "held-out r is 0.400", "p = 0.048"))
     assert effect < p
     assert null < p
-    assert "7 % of pairs, 7 % of RSA" in sentence
-    assert "whole documents permuted 0.010" in sentence
-    assert sentence.endswith("cannot be below 0.048 with 20 draws.")
+    assert (
+        "7 % of the held-out r above chance, 7 % of pairs and 7 % of RSA above shuffled pairings are lost" in sentence
+    )
+    assert "0.010 if whole documents are" in sentence
+    assert sentence.endswith("With 20 draws, p cannot be below 0.048.")
 
 
 def test_what_is_not_there_is_not_said():
@@ -69,8 +71,10 @@ def test_whether_more_text_makes_more_pairs():
         for share, n, null in ((0.25, 60, 60), (0.5, 100, 90), (1.0, 110, 95))
     ]
     (sentence,) = growth_findings(pd.DataFrame(rows))
-    assert sentence.startswith("All of the text gives 110 pairs at a pair of sites, 50% of it 100: a change of 10 %.")
-    assert "Those are 15 and 10 more than with B’s rows permuted among rows of the same text." in sentence
+    assert sentence == (
+        "With 50 % of the text there are 100 pairs at a pair of sites, and with all of it 110, a change of 10 %. Of "
+        "them, 10 and 15 are more than a shared vocabulary gives."
+    )
     assert growth_findings(pd.DataFrame(rows[2:])) == growth_findings(pd.DataFrame()) == []
 
 
