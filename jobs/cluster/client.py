@@ -38,7 +38,8 @@ from jobs.cluster.profiles import (
     profile_names,
 )
 from jobs.cluster.running import find_cluster, known_names, state_folder
-from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from jobs.cluster.scripts import SETTINGS, import_jobqueue, job_options, worker_class
+from jobs.cluster.slurm import cancel, jobs_named
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingInputError, SubspaceError
@@ -246,9 +247,8 @@ def slurm_cluster(
     `label`. `logs` is for the jobs' logs, where the profile names no folder.
     """
     cluster_class = import_jobqueue().SLURMCluster
-    if any(letter.isspace() for letter in str(folder)):
-        raise InputError(f"dask-jobqueue cannot use folders with spaces in their names: {folder}")
-    options = job_options(name, find_job(name, settings), folder)
+    job = find_job(name, settings)
+    options = job_options(name, job, folder)
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
@@ -259,7 +259,7 @@ def slurm_cluster(
     with dask.config.set({f"jobqueue.{key}": options}):
         cluster = cluster_class(
             config_name=key,
-            job_cls=_job_class(key, options),
+            job_cls=worker_class(key, job, options),
             # without it, dask-jobqueue does not know the names of the workers of a job
             processes=options["processes"],
             job_name=f"{options['name']}-{label}",
@@ -271,21 +271,6 @@ def slurm_cluster(
             yield cluster
     finally:
         _cancel_left(cluster.job_name)
-
-
-def _job_class(key: str, options: dict[str, Any]) -> Any:
-    """Return a class of jobs that have these options for good.
-
-    dask-jobqueue reads Dask's configuration again whenever a job is replaced; that is one for the whole process, and
-    another cluster, of the same profile perhaps, may have changed it since.
-    """
-
-    class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            with dask.config.set({f"jobqueue.{key}": options}):
-                super().__init__(*arguments, **keywords)
-
-    return OwnJob
 
 
 def _cancel_left(job_name: str) -> None:

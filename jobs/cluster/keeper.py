@@ -22,6 +22,7 @@ import contextlib
 import getpass
 import logging
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -73,7 +74,8 @@ class Keeper:
         self.jobs = jobs
         self.lost: list[LostJob] = []
         self._grouped = cluster._dummy_job.worker_processes > 1
-        self._patterns = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
+        written = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
+        self._patterns = [shlex.split(pattern)[0] for pattern in written]
         self._numbers: dict[str, list[str]] = {}
         self._seen: set[str] = set()
         self._gone: dict[str, float] = {}
@@ -185,7 +187,7 @@ class Keeper:
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
         patterns = self._patterns or ["slurm-%J.out"]
-        names = {re.sub(r"%[Jj]", job, pattern) for pattern in patterns}
+        names = {re.sub("%[Jj%]", lambda match: "%" if match[0] == "%%" else job, pattern) for pattern in patterns}
         return sorted(Path(name) for name in names if Path(name).is_file())
 
     def _quoted(self, job: str) -> str:

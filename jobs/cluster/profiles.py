@@ -8,6 +8,9 @@ given as ``--cluster-file``. :func:`render_keys` makes the tables of ``docs/clus
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
+import logging
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -30,9 +33,25 @@ from storage.bounds import parse_size
 from storage.errors import InputError, shown
 from storage.yaml_files import read_yaml
 
+logger = logging.getLogger(__name__)
+
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
 SYNONYMS = {"queue": "partition", "local-directory": "scratch"}
+#: dask-jobqueue's older names of its keys, which administrators' files may have.
+FORMER = {
+    "header-skip": "job-directives-skip",
+    "env-extra": "job-script-prologue",
+    "job-extra": "job-extra-directives",
+    "extra": "worker-extra-args",
+    "project": "account",
+}
+#: Lists of which the site's part comes first and the profile's is added.
+JOINED = ("job-directives-skip", "job-script-prologue", "job-extra-directives", "worker-extra-args", "modules")
 CUDA_WORKER = "dask cuda worker"
+#: A size as Slurm reads it: of megabytes, where there is no letter.
+SLURM_SIZE = r"\d+[KMGTkmgt]?"
+#: Section of ``jobqueue`` in which a site's administrators say what holds for all Slurm jobs.
+SITE = "slurm"
 
 
 def _dashed(name: str) -> str:
@@ -66,6 +85,12 @@ def _check_limit(limit: str) -> None:
         parse_size(limit, "it")
 
 
+def _check_slurm_size(size: str) -> None:
+    """Accept what Slurm reads, 0 being all of a node, besides sizes as Dask reads them."""
+    if not re.fullmatch(SLURM_SIZE, size):
+        parse_size(size, "it")
+
+
 def _check_duration(duration: str) -> None:
     try:
         parse_timedelta(duration)
@@ -73,8 +98,22 @@ def _check_duration(duration: str) -> None:
         raise InputError("it must be a time, as '50m' or '1h'") from error
 
 
+def _check_word(text: str) -> None:
+    if not re.fullmatch(r"""[^\s"'`\\#]+""", text):
+        raise InputError(f"{text!r} is no name that Slurm has: leave out spaces, quotes, # and \\, or set it to null")
+
+
+def _check_job_name(name: str) -> None:
+    # it is part of a file's name, and of lists with commas between
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise InputError(f"{name!r} must be letters, digits, '_', '.', '+' and '-'")
+
+
+Word = Annotated[str, known(_check_word)]
+JobName = Annotated[str, known(_check_job_name)]
 Size = Annotated[str, known(lambda size: parse_size(size, "it"))]
 MemoryLimit = Annotated[str, known(_check_limit)]
+SlurmSize = Annotated[str, known(_check_slurm_size)]
 Walltime = Annotated[str, known(walltime_seconds)]
 Duration = Annotated[str, known(_check_duration)]
 
@@ -142,13 +181,28 @@ class LocalCudaProfile(Gpu):
 class Driver(_Keys):
     """The job that ``subspace submit`` makes for the driver; what is null is as for the workers."""
 
-    partition: str | None = Field(None, description="partition of the driver: many sites have one for long, small jobs")
-    account: str | None = Field(None, description="account that the driver is charged to")
-    qos: str | None = Field(None, description="quality of service of the driver")
-    constraint: str | None = Field(None, description="features that the driver's node must have")
+    partition: Word | None = Field(
+        None, description="partition of the driver: many sites have one for long, small jobs"
+    )
+    account: Word | None = Field(None, description="account that the driver is charged to")
+    qos: Word | None = Field(None, description="quality of service of the driver")
+    constraint: Word | None = Field(None, description="features that the driver's node must have")
     walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
-    cores: PositiveInt = Field(2, description="CPUs of the driver, and of each task of `subspace submit --array`")
-    memory: Size = Field("8GB", description="memory of the same")
+    cores: PositiveInt = Field(2, description="CPUs of the driver")
+    memory: Size = Field("8GB", description="memory of the driver")
+
+
+class Share(_Keys):
+    """A task of ``subspace submit --array``; what is null is as for the driver."""
+
+    partition: Word | None = Field(None, description="partition of the tasks")
+    account: Word | None = Field(None, description="account that the tasks are charged to")
+    qos: Word | None = Field(None, description="quality of service of the tasks")
+    constraint: Word | None = Field(None, description="features that the tasks' nodes must have")
+    walltime: Walltime | None = Field(None, description="how long a task may run; what it leaves, the next job does")
+    cores: PositiveInt | None = Field(None, description="CPUs of a task")
+    memory: Size | None = Field(None, description="memory of a task")
+    gpus: PositiveInt | None = Field(None, description="GPUs of a task, asked for as those of the workers are")
 
 
 class SlurmProfile(_Keys):
@@ -162,6 +216,7 @@ class SlurmProfile(_Keys):
         600, description="seconds to wait for the first worker before giving up with Slurm's reason"
     )
     driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
+    share: Share = Field(Share(), description="a task of `subspace submit --array`")
 
 
 class SchedulerProfile(_Keys):
@@ -184,12 +239,12 @@ KINDS: dict[str, type[Profile]] = {
 class SlurmJob(Gpu):
     """One worker job. Other options of ``dask_jobqueue.SLURMCluster`` that these do not cover do not exist here."""
 
-    name: str = Field("subspace", description="what the jobs' names begin with")
-    partition: str | None = Field(None, description="partition; `queue` is the same")
-    account: str | None = Field(None, description="account that the jobs are charged to")
-    qos: str | None = Field(None, description="quality of service")
-    constraint: str | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
-    reservation: str | None = Field(None, description="reservation")
+    name: JobName = Field("subspace", description="what the jobs' names begin with")
+    partition: Word | None = Field(None, description="partition; `queue` is the same")
+    account: Word | None = Field(None, description="account that the jobs are charged to")
+    qos: Word | None = Field(None, description="quality of service")
+    constraint: Word | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
+    reservation: Word | None = Field(None, description="reservation")
     exclusive: bool = Field(False, description="whole nodes")
     walltime: Walltime | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
     cores: PositiveInt | None = Field(None, description="threads of all workers of a job together")
@@ -198,9 +253,9 @@ class SlurmJob(Gpu):
     )
     memory: Size | None = Field(None, description="memory of a job, divided among its workers")
     job_cpu: PositiveInt | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
-    job_mem: Size | None = Field(None, description="memory to ask of Slurm, if not `memory`")
+    job_mem: SlurmSize | None = Field(None, description="memory to ask of Slurm, if not `memory`")
     gpus: PositiveInt | None = Field(None, description="GPUs of a job")
-    gpu_type: str | None = Field(None, description="their type, as `a100`")
+    gpu_type: Word | None = Field(None, description="their type, as `a100`")
     gpu_request: Literal["gpus-per-node", "gres"] = Field(
         "gpus-per-node", description="how the site wants GPUs asked for: --gpus-per-node=N or --gres=gpu:N"
     )
@@ -208,7 +263,7 @@ class SlurmJob(Gpu):
     scratch: str | None = Field(
         None, description="node-local folder for spilling, as /tmp or $TMPDIR; `local-directory` is the same"
     )
-    interface: str | None = Field(
+    interface: Word | None = Field(
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
     lifetime: Duration | None = Field(
@@ -227,9 +282,9 @@ class SlurmJob(Gpu):
     python: str | None = Field(None, description="interpreter on the nodes; by default the one that submits")
     shebang: str | None = Field(None, description="first line of the script, as `#!/bin/bash -l` for a login shell")
     worker_command: str | None = Field(None, description=f"module that is a worker: `{CUDA_WORKER}` on GPUs")
-    worker_extra_args: list[str] = Field([], description="further arguments of it")
+    worker_extra_args: list[str] = Field([], description="further arguments of it, as the shell reads them")
     job_extra_directives: list[str] = Field([], description="further #SBATCH lines, as `--mail-type=FAIL`")
-    job_directives_skip: list[str] = Field([], description="#SBATCH lines with these in them are left out, as `--mem`")
+    job_directives_skip: list[str] = Field([], description="#SBATCH options that are left out, as `--mem`")
     job_script_prologue: list[str] = Field([], description="further commands before the worker starts")
     scheduler_options: dict[str, Any] = Field(
         {"dashboard_address": "127.0.0.1:8787"}, description="of the scheduler, as {interface: eth0}"
@@ -387,19 +442,57 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
 
 
 def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
-    """Return the validated Slurm job of profile `name`, which stands under ``jobqueue.NAME``."""
-    keys = _with_models(name, settings, "jobqueue")
+    """Return the validated Slurm job of profile `name`: ``jobqueue.NAME``, laid over the site's ``jobqueue.slurm``.
+
+    Null stands for "as the site says". The lists :data:`JOINED` have the site's items first, then the profile's.
+    """
+    site = {} if name == SITE else _site_keys(settings)
+    given = _without_synonyms(_with_models(name, settings, "jobqueue"), f"jobqueue.{name}")
+    joined = {key: [*site[key], *given[key]] for key in JOINED if _are_lists(site.get(key), given.get(key))}
+    return _validate(SlurmJob, site | given | joined, f"jobqueue.{name}")
+
+
+def _site_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a site's administrators say of all jobs, where dask-jobqueue looks for it, by the names used here."""
+    section = {_dashed(key): value for key, value in _section(settings, "jobqueue", SITE).items()}
+    refuse_control_characters(section, f"jobqueue.{SITE}")
+    # dask-jobqueue's own defaults are there too once it is imported
+    said = {key: value for key, value in section.items() if value not in (None, [], _defaults_of_jobqueue().get(key))}
+    renamed = {FORMER.get(key, key): value for key, value in said.items()}
+    keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, f"jobqueue.{SITE}")
+    valid = {_dashed(key) for key in SlurmJob.model_fields}
+    if unused := sorted(keys.keys() - valid):
+        logger.warning("jobqueue.%s has keys that are not used here: %s", SITE, ", ".join(unused))
+    return {key: value for key, value in keys.items() if key in valid}
+
+
+@functools.cache
+def _defaults_of_jobqueue() -> dict[str, Any]:
+    """Return dask-jobqueue's defaults for Slurm; none where it is not installed."""
+    spec = importlib.util.find_spec("dask_jobqueue")
+    if spec is None or spec.origin is None:
+        return {}
+    text = Path(spec.origin).with_name("jobqueue.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text)["jobqueue"][SITE])
+
+
+def _without_synonyms(keys: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the keys that have a value, by our names for those that have two."""
+    given = {key: value for key, value in keys.items() if value is not None}
     for theirs, ours in SYNONYMS.items():
-        value = keys.pop(theirs, None)
+        value = given.pop(theirs, None)
         if value is None:
             continue
-        if keys.get(ours) not in (None, value):
+        if given.get(ours) not in (None, value):
             raise InputError(
-                f"jobqueue.{name} has {ours}: {keys[ours]!r} and {theirs}: {value!r}, which is the same; keep one"
+                f"{where} has {ours}: {given[ours]!r} and {theirs}: {value!r}, which is the same; keep one"
             )
-        keys[ours] = value
-    # null stands for "as jobqueue.slurm has it", which is where a site's administrators put theirs
-    return _validate(SlurmJob, {key: value for key, value in keys.items() if value is not None}, f"jobqueue.{name}")
+        given[ours] = value
+    return given
+
+
+def _are_lists(*values: Any) -> bool:
+    return all(isinstance(value, list) for value in values)
 
 
 def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", "jobqueue"]) -> dict[str, Any]:
@@ -442,7 +535,8 @@ def render_keys() -> str:
     """Return the tables of ``docs/cluster.md``: every key of every kind of profile, its default, and what it does."""
     parts = [_table(f"`kind: {kind}`", model) for kind, model in KINDS.items()]
     parts.insert(4, _table("`driver:` of `kind: slurm`", Driver))
-    parts.insert(5, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
+    parts.insert(5, _table("`share:` of `kind: slurm`", Share))
+    parts.insert(6, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
     return "\n\n".join(parts)
 
 
@@ -457,7 +551,7 @@ def _table(title: str, model: type[_Keys]) -> str:
     ]
     # what is inherited comes last
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in Gpu.model_fields):
-        if name not in ("kind", "driver"):
+        if name not in ("kind", "driver", "share"):
             lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
     return "\n".join(lines)
 

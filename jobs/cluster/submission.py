@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dask.utils import parse_bytes
-
 from jobs.cluster.profiles import (
     Driver,
+    Share,
     SlurmJob,
     SlurmProfile,
     find_job,
@@ -31,6 +28,7 @@ from jobs.cluster.profiles import (
     load_settings,
     refuse_control_characters,
 )
+from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
 from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
@@ -39,7 +37,6 @@ from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-Script = Literal["driver", "share"]
 #: Names of the jobs of the scripts, as their ``--job-name`` has them.
 JOB_NAMES = "subspace-driver,subspace-share"
 #: In ``RUN/jobs``: what was submitted last.
@@ -100,6 +97,7 @@ def submit_run(
         Write the scripts, submit nothing; the commands are then lines for a shell, the numbers of jobs its variables.
     """
     refuse_control_characters(str(run_dir), "the run directory")
+    refuse_control_characters(str(experiment), "the experiment's path")
     RunDirectory(run_dir).check()
     settings = load_settings(cluster_file)
     chosen = find_profile(profile, settings)
@@ -115,7 +113,14 @@ def submit_run(
         steps = [Step("driver", (*common, "--cluster", profile, *file))]
     else:
         steps = list(array_steps(common, array))
-    scripts = {name: _write_script(name, folder, chosen.driver, workers, run_dir) for name in {s.script for s in steps}}
+    sections: dict[Script, tuple[Driver | Share, ...]] = {
+        "driver": (chosen.driver,),
+        "share": (chosen.driver, chosen.share),
+    }
+    scripts = {
+        name: _write_script(name, folder, overlaid(workers, *sections[name]), run_dir)
+        for name in {step.script for step in steps}
+    }
     submitted = []
     for job in _submit(steps, scripts, dry_run=dry_run):
         submitted.append(job)
@@ -185,41 +190,11 @@ def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool
         yield Submitted(before, command)
 
 
-def _write_script(name: Script, folder: Path, driver: Driver, job: SlurmJob, run_dir: Path) -> Path:
+def _write_script(name: Script, folder: Path, job: SlurmJob, run_dir: Path) -> Path:
     """Write a script with the site's settings to the run directory, and return where it is."""
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    log = {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]
-    text = fill(read_script(name), driver, job, run_dir.absolute() / "logs" / log)
+    logs = run_dir.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    text = fill(read_script(name), job, log_pattern(logs, {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]))
     path = folder / f"{name}.sbatch"
     write_atomically(path, [text.encode()])
     return path
-
-
-def read_script(name: Script) -> str:
-    """Return a script as it comes with the package."""
-    return (Path(__file__).parent / f"{name}.sbatch").read_text(encoding="utf-8")
-
-
-def fill(script: str, driver: Driver, job: SlurmJob, log: Path) -> str:
-    """Return a script with a site's ``#SBATCH`` lines, modules, and interpreter.
-
-    Of two lines with the same option, Slurm takes the later one, so what the script says by itself may stay.
-    """
-    lines = script.splitlines()
-    last = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
-    commands = lines.index("set -euo pipefail")
-    directives = [f"#SBATCH {directive}" for directive in _directives(driver, job, log)]
-    prologue = [*(f"module load {shlex.quote(module)}" for module in job.modules), *job.job_script_prologue]
-    prologue.append(f"export SUBSPACE_PYTHON={shlex.quote(job.python or sys.executable)}")
-    filled = [*lines[: last + 1], *directives, *lines[last + 1 : commands], *prologue, *lines[commands:]]
-    return "\n".join(filled) + "\n"
-
-
-def _directives(driver: Driver, job: SlurmJob, log: Path) -> Iterator[str]:
-    for key in ("partition", "account", "qos", "constraint"):
-        if (value := getattr(driver, key) or getattr(job, key)) is not None:
-            yield f"--{key}={shlex.quote(value)}"
-    yield f"--cpus-per-task={driver.cores}"
-    yield f"--mem={math.ceil(parse_bytes(driver.memory) / 2**20)}M"
-    yield f"--time={driver.walltime}"
-    yield f"--output={log}"

@@ -11,10 +11,10 @@ import typer
 from rich.table import Table
 
 from jobs.cluster import service
-from jobs.cluster.certificates import FILES
 from jobs.cluster.profiles import SlurmProfile, find_job, find_profile, load_settings
 from jobs.cluster.running import known_names, state_root
-from jobs.cluster.slurm import Job, failures, import_jobqueue, job_options
+from jobs.cluster.scripts import job_options, worker_class
+from jobs.cluster.slurm import Job, failures
 from jobs.cluster.submission import submit_run
 from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import AsJson, ClusterFile, ExperimentFile, RunDir, show, text_table, wide_console
@@ -104,18 +104,13 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
     profile = find_profile(name, settings)
     if not isinstance(profile, SlurmProfile):
         raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' have a job script")
-    job_class = import_jobqueue().slurm.SLURMJob
-    folder = state_root() / "runs" / f"{name}-XXXXXXXX"
+    description = find_job(name, settings)
+    options = job_options(name, description, state_root() / "runs" / f"{name}-XXXXXXXX")
     with dask.config.set(settings):
-        options = job_options(name, find_job(name, settings), folder)
-        options["worker-extra-args"] += [
-            argument
-            for part, file in FILES.items()
-            for argument in (f"--tls-{part.replace('_', '-')}", f"{folder}/{file}")
-        ]
-        with dask.config.set({f"jobqueue.{name}": options}):
-            job = job_class("tls://SCHEDULER:PORT", name="WORKER", config_name=name, protocol="tls://")
-            return str(job.job_script())
+        job = worker_class(name, description, options)(
+            "tls://SCHEDULER:PORT", name="WORKER", config_name=name, protocol="tls://"
+        )
+        return str(job.job_script())
 
 
 def submit_command(

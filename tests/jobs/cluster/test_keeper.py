@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import pytest
 
 from jobs.cluster import keeper as watcher
 from jobs.cluster.keeper import Keeper, keep_jobs, keeper_of
-from jobs.cluster.profiles import walltime_seconds
-from jobs.cluster.slurm import retiring, with_margins
+from jobs.cluster.profiles import SlurmJob, walltime_seconds
+from jobs.cluster.scripts import memory_of_workers, retiring
 from storage.errors import InputError, SubspaceError, WorkerLostError
 
 
@@ -175,10 +174,8 @@ def test_lifetimes() -> None:
 
 
 def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
-    job = with_margins({"memory": "1GB"})
-    assert (job["memory"], job["job-mem"]) == ("900000000B", "954M")
-    assert with_margins({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
-    assert json.dumps(job)  # Dask's configuration is plain
+    assert memory_of_workers(SlurmJob(memory="1GB")) == "900000000B"
+    assert memory_of_workers(SlurmJob(memory="8GB", job_mem="0")) == "8GB"
 
 
 @pytest.mark.parametrize(
