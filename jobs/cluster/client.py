@@ -39,7 +39,9 @@ from jobs.cluster.profiles import (
 )
 from jobs.cluster.running import find_cluster, known_names, state_folder
 from jobs.cluster.scripts import SETTINGS, import_jobqueue, job_options, worker_class
+from jobs.cluster.site import check_scheduler_options
 from jobs.cluster.slurm import cancel, jobs_named
+from jobs.cluster.workers import watching_workers
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
 from storage.errors import InputError, MissingInputError, SubspaceError
@@ -198,7 +200,9 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
                 "%s is not encrypted: whoever reaches that port can run code as you. Start the scheduler with --tls-…",
                 client.scheduler.address,
             )
-        yield client
+        why = f"Start some: dask worker {client.scheduler.address}"
+        with watching_workers(client, limit=profile.wait, why=lambda: why):
+            yield client
 
 
 @contextlib.contextmanager
@@ -230,8 +234,8 @@ def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Pat
         ):
             logger.debug("Job script:\n%s", cluster.job_script())
             logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
-            keeper.first_worker(client, profile.wait)
-            yield client
+            with watching_workers(client, limit=profile.wait, why=keeper.why, check=keeper.check_start):
+                yield client
     finally:
         remove_folder(folder)
 
@@ -248,6 +252,7 @@ def slurm_cluster(
     """
     cluster_class = import_jobqueue().SLURMCluster
     job = find_job(name, settings)
+    check_scheduler_options(job, f"jobqueue.{name}")
     options = job_options(name, job, folder)
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)

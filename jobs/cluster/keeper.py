@@ -32,8 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
-
+from jobs.cluster.site import AWAY, explain_refusal
 from jobs.cluster.slurm import slurm_output
 from storage.errors import SubspaceError, WorkerLostError
 
@@ -158,31 +157,35 @@ class Keeper:
             return 0.0 if self._grouped else PATIENCE
         return min(BACKOFF[0] * 2.0 ** (self._stillborn - 1), BACKOFF[1])
 
-    def first_worker(self, client: Client, seconds: float) -> None:
-        """Wait for the first worker; SubspaceError if none comes, with Slurm's reason and the last job's log."""
-        end = time.monotonic() + seconds
-        while not client.scheduler_info(n_workers=1)["workers"]:
-            dead = [loss for loss in self.lost if not loss.had_worker]
-            if len(dead) >= self.jobs + SPARE_JOBS:
-                raise SubspaceError(
-                    f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
-                    f"one, {dead[-1].job}, wrote, and mend the profile{self._quoted(dead[-1].job)}"
-                )
-            if time.monotonic() > end:
-                last = self._quoted(dead[-1].job) if dead else ""
-                raise SubspaceError(f"No Slurm job started a worker within {seconds:g} s.\n{self.queue()}{last}")
-            with contextlib.suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=1)
+    def check_start(self) -> None:
+        """Raise a SubspaceError where no worker is going to come: all jobs refused, or dead one after the other."""
+        refusals, dead = self.cluster.job_cls.refusals, self._stillborn_jobs()
+        if refusals and not self._accepted() and not dead and not AWAY.search(refusals[-1]):
+            raise SubspaceError(f"Slurm refuses the jobs: {explain_refusal(refusals[-1])}")
+        if len(dead) >= self.jobs + SPARE_JOBS:
+            raise SubspaceError(
+                f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
+                f"one, {dead[-1].job}, wrote, and mend the profile{self._quoted(dead[-1].job)}"
+            )
 
-    def queue(self) -> str:
-        """Return what Slurm says about the jobs, with the reason why each waits."""
-        jobs = [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
+    def _stillborn_jobs(self) -> list[LostJob]:
+        return [loss for loss in self.lost if not loss.had_worker]
+
+    def _accepted(self) -> list[str]:
+        return [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
+
+    def why(self) -> str:
+        """Return why there is no worker: what Slurm says of the jobs, and the log of the last one that died."""
+        jobs, dead = self._accepted(), self._stillborn_jobs()
+        last = self._quoted(dead[-1].job) if dead else ""
         if not jobs:
-            return "Slurm accepted no job; try `sbatch` by hand."
+            refusals = self.cluster.job_cls.refusals
+            return f"Slurm accepted no job{': ' + refusals[-1] if refusals else ' yet'}{last}"
         try:
-            return slurm_output("squeue", "-o", "%i %T %R", "-j", ",".join(jobs))
+            listed = slurm_output("squeue", "-o", "%i %T %R", "-j", ",".join(jobs), timeout=ANSWERING).strip()
         except SubspaceError as error:
-            return str(error)
+            listed = str(error)
+        return f"Slurm's queue:\n{listed}{last}"
 
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
@@ -266,7 +269,7 @@ def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
     Examples
     --------
     >>> with slurm_cluster("slurm-cpu") as cluster, keep_jobs(cluster, 4) as keeper:  # doctest: +SKIP
-    ...     keeper.first_worker(client, seconds=600)
+    ...     keeper.check_start()
     """
     keeper = _keepers[cluster] = Keeper(cluster, jobs)
     keeper.start()

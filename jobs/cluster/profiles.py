@@ -212,8 +212,8 @@ class SlurmProfile(_Keys):
     jobs: PositiveInt = Field(
         2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
     )
-    wait: PositiveInt = Field(
-        600, description="seconds to wait for the first worker before giving up with Slurm's reason"
+    wait: PositiveInt | None = Field(
+        600, description="seconds without any worker, at the start or later, before giving up with Slurm's reason"
     )
     driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
     share: Share = Field(Share(), description="a task of `subspace submit --array`")
@@ -224,6 +224,7 @@ class SchedulerProfile(_Keys):
 
     kind: Literal["scheduler"]
     address: str | None = Field(None, description="tls://HOST:PORT, or tcp://HOST:PORT for one without encryption")
+    wait: PositiveInt | None = Field(600, description="seconds without any worker before giving up; null: no limit")
     scheduler_file: str | None = Field(None, description="the file that `dask scheduler --scheduler-file` writes")
     certificates: str | None = Field(
         None, description="folder with ca.pem, cert.pem and key.pem; by default Dask's own `distributed.comm.tls`"

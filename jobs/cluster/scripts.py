@@ -9,22 +9,26 @@ Directives are spelled as dask-jobqueue spells them, since that is how a site's 
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import math
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import dask
 import yaml
 from dask.utils import parse_bytes
+from distributed.core import Status
 
 from jobs.cluster.certificates import FILES
 from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, walltime_seconds
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
+
+logger = logging.getLogger(__name__)
 
 Script = Literal["driver", "share"]
 #: File with the settings of a cluster, in its folder.
@@ -223,11 +227,15 @@ def _defaults() -> dict[str, Any]:
 def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
     """Return a class of dask-jobqueue's jobs that have these options, and the header of `job`, for good.
 
+    Its list `refusals` has what Slurm said of each job that it did not take.
+
     dask-jobqueue reads Dask's configuration again, at `key`, whenever a job is replaced; that is one for the whole
     process, and another cluster, of the same profile perhaps, may have changed it since.
     """
 
     class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
+        refusals: ClassVar[list[str]] = []
+
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             # the paths of the certificates are among the arguments already, quoted
             with dask.config.set({f"jobqueue.{key}": options}):
@@ -239,6 +247,17 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
                 if log is not None
             }
             self.job_header = "\n".join(header(job, name=self.job_name, logs=files))
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except RuntimeError as error:
+                # of the lines of dask-jobqueue's message, the last are what Slurm said; Dask itself drops them
+                said = str(error).rpartition("stderr:\n")[2].strip() or str(error)
+                if said not in self.refusals[-1:]:
+                    logger.warning("Slurm refused a job: %s", said)
+                self.refusals.append(said)
+                self.status = Status.running  # without a number; the keeper asks again
 
     return OwnJob
 

@@ -29,6 +29,7 @@ from jobs.cluster.profiles import (
     refuse_control_characters,
 )
 from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
+from jobs.cluster.site import explain_refusal
 from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
@@ -186,7 +187,10 @@ def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool
         if dry_run:
             before, command = f"$job{i}", f"job{i}=$({command})"
         else:
-            before = submit(script, options, step.arguments)
+            try:
+                before = submit(script, options, step.arguments)
+            except SubspaceError as error:
+                raise SubspaceError(explain_refusal(str(error))) from error
         yield Submitted(before, command)
 
 

@@ -25,6 +25,7 @@ class PretendedCluster:
         self.workers: dict[str, Any] = {}
         self.scheduler_info: dict[str, Any] = {"workers": {}}
         self.told: list[tuple[str, Any]] = []
+        self.job_cls = SimpleNamespace(refusals=[])
 
     def job_script(self) -> str:
         return f"#!/bin/sh\n#SBATCH -J w\n#SBATCH -e {self.folder}/w-%J.err\n#SBATCH -o {self.folder}/w-%J.out\n"
@@ -155,9 +156,22 @@ def test_a_start_without_a_worker_is_given_up_with_the_last_log(
     for job in ("1", "2", "3"):
         cluster.submit("x-0", job)
         keeper.look()
-    client: Any = SimpleNamespace(scheduler_info=lambda **_: {"workers": {}})
     with pytest.raises(SubspaceError, match=r"(?s)^3 Slurm jobs died.*python: command not found"):
-        keeper.first_worker(client, seconds=60)
+        keeper.check_start()
+
+
+def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path, queue: set[str]) -> None:
+    cluster = PretendedCluster(tmp_path)
+    keeper = Keeper(cluster, 2)
+    keeper.check_start()
+    cluster.job_cls.refusals.append("sbatch: error: Unable to contact slurm controller (connect failure)")
+    keeper.check_start()  # it is away, and may come back
+    cluster.job_cls.refusals.append("sbatch: error: --mem is not allowed here")
+    with pytest.raises(SubspaceError, match=r"^Slurm refuses the jobs: sbatch: error: --mem is not allowed here$"):
+        keeper.check_start()
+    assert keeper.why() == "Slurm accepted no job: sbatch: error: --mem is not allowed here"
+    cluster.submit("x-0", "10")
+    keeper.check_start()  # one was taken: others may be over a limit of jobs
 
 
 def test_lifetimes() -> None:
