@@ -31,6 +31,7 @@ from jobs.cluster.profiles import (
     ProcessesProfile,
     Profile,
     SchedulerProfile,
+    SlurmJob,
     SlurmProfile,
     find_job,
     find_profile,
@@ -222,20 +223,27 @@ def joined(certificates: Path | None, **target: Any) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
-    root = find_job(name, settings).shared_temp_directory
-    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
     label = uuid.uuid4().hex[:8]
-    folder = private_folder(parent / f"{name}-{label}", exist_ok=False).absolute()
+    with (
+        shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
+        slurm_cluster(name, settings, folder, label, logs) as cluster,
+        Client(cluster) as client,
+        keep_jobs(cluster, profile.jobs) as keeper,
+    ):
+        logger.debug("Job script:\n%s", cluster.job_script())
+        logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
+        with watching_workers(client, limit=profile.wait, why=keeper.why, check=keeper.check_start):
+            yield client
+
+
+@contextlib.contextmanager
+def shared_folder(job: SlurmJob, name: str) -> Iterator[Path]:
+    """Make a private folder that all nodes see, for as long as the block lasts."""
+    root = job.shared_temp_directory
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
+    folder = private_folder(parent / name, exist_ok=False).absolute()
     try:
-        with (
-            slurm_cluster(name, settings, folder, label, logs) as cluster,
-            Client(cluster) as client,
-            keep_jobs(cluster, profile.jobs) as keeper,
-        ):
-            logger.debug("Job script:\n%s", cluster.job_script())
-            logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
-            with watching_workers(client, limit=profile.wait, why=keeper.why, check=keeper.check_start):
-                yield client
+        yield folder
     finally:
         remove_folder(folder)
 
