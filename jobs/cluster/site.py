@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from distributed.utils import get_ip_interface
 
 from jobs.cluster.profiles import SlurmJob
-from jobs.cluster.slurm import slurm_output
+from jobs.cluster.slurm import ANSWERING, slurm_output
 from storage.errors import InputError, SubspaceError, shown
 
-#: Seconds that each of Slurm's commands may take.
-ANSWERING = 10.0
 #: Combinations that a message names.
 SHOWN = 5
 #: What Slurm says of a job that asks for a combination which is not the user's.

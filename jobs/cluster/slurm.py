@@ -7,6 +7,7 @@ cancelled by it, whatever became of the process that submitted them.
 from __future__ import annotations
 
 import getpass
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from storage.errors import SubspaceError
 FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 #: State, here, of a job that Slurm says nothing of.
 UNKNOWN = "UNKNOWN"
+#: Seconds that Slurm may take to say what became of a job.
+ANSWERING = 10.0
 #: Lines of a failed job's log that are shown.
 SHOWN_LINES = 20
 
@@ -71,7 +74,9 @@ def failures(jobs: Sequence[Job], logs: Path | None, states: Sequence[str] = FAI
     for job in jobs:
         if job.state not in states:
             continue
-        yield f"--- job {job.id} on {job.node or 'no node'}: {job.state} ({job.reason})"
+        code = exit_code(job.id)
+        shown_code = "" if code is None else f", exit code {code}"
+        yield f"--- job {job.id} on {job.node or 'no node'}: {job.state} ({job.reason}){shown_code}"
         files = sorted(logs.glob(f"*-{job.id}.*")) if logs is not None and logs.is_dir() else []
         for file in files:
             if text := file.read_text(encoding="utf-8", errors="replace").strip():
@@ -79,6 +84,16 @@ def failures(jobs: Sequence[Job], logs: Path | None, states: Sequence[str] = FAI
                 yield from (f"    {line}" for line in text.splitlines()[-SHOWN_LINES:])
         if not files:
             yield f"    no log in {logs}" if logs is not None else "    no log-directory is set: no log"
+
+
+def exit_code(number: str) -> int | None:
+    """Return the exit code of a job that is over; None if Slurm does not know it any more."""
+    try:
+        listed = slurm_output("scontrol", "--oneliner", "show", "job", number, timeout=ANSWERING)
+    except SubspaceError:
+        return None
+    match = re.search(r"\bExitCode=(\d+):", listed)
+    return None if match is None else int(match[1])
 
 
 def submit(script: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
