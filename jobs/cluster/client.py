@@ -228,11 +228,13 @@ def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Pat
         shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
         slurm_cluster(name, settings, folder, label, logs) as cluster,
         Client(cluster) as client,
-        keep_jobs(cluster, profile.jobs) as keeper,
+        keep_jobs(cluster, profile.jobs, profile.minimum) as keeper,
     ):
         logger.debug("Job script:\n%s", cluster.job_script())
         logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
-        with watching_workers(client, limit=profile.wait, why=keeper.why, check=keeper.check_start):
+        with watching_workers(
+            client, limit=profile.wait, why=keeper.why, check=keeper.check_start, elastic=profile.minimum == 0
+        ):
             yield client
 
 

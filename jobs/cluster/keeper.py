@@ -3,8 +3,9 @@
 What happens to a job, and who replaces it:
 
 =====================================================  =================================================================
-retired before its walltime, cancelled, preempted      one worker a job: Dask's adaptive scaling, whose minimum is its
-                                                       maximum, once the worker is missed (`lost-worker-timeout`)
+retired before its walltime, cancelled, preempted      one worker a job: Dask's adaptive scaling, whose minimum is
+                                                       its maximum by default, once the worker is missed
+                                                       (`lost-worker-timeout`)
 the same, with several workers a job                   the watcher here: Dask takes such a job for alive for ever
                                                        (distributed#9102)
 died before a worker of it came                        the watcher: Dask never hears of it. It waits longer each time
@@ -34,7 +35,7 @@ from typing import Any
 
 from jobs.cluster.site import AWAY, explain_refusal
 from jobs.cluster.slurm import slurm_output
-from storage.errors import SubspaceError, WorkerLostError
+from storage.errors import InputError, SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,14 @@ _keepers: weakref.WeakKeyDictionary[Any, Keeper] = weakref.WeakKeyDictionary()
 class Keeper:
     """Watches the jobs of one ``SLURMCluster``; ``lost`` has those that were lost. See :func:`keep_jobs`."""
 
-    def __init__(self, cluster: Any, jobs: int) -> None:
+    def __init__(self, cluster: Any, jobs: int, minimum: int | None = None) -> None:
         self.cluster = cluster
         self.jobs = jobs
+        self.minimum = jobs if minimum is None else minimum
         self.lost: list[LostJob] = []
         self._grouped = cluster._dummy_job.worker_processes > 1
+        if self._grouped and self.minimum != jobs:
+            raise InputError("Jobs of several workers do not come and go with the work: leave `minimum` out")
         written = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
         self._patterns = [shlex.split(pattern)[0] for pattern in written]
         self._numbers: dict[str, list[str]] = {}
@@ -89,7 +93,7 @@ class Keeper:
         if self._grouped:
             self.cluster.scale(jobs=self.jobs)
         else:
-            self.cluster.adapt(minimum_jobs=self.jobs, maximum_jobs=self.jobs)
+            self.cluster.adapt(minimum_jobs=self.minimum, maximum_jobs=self.jobs)
         self._thread.start()
 
     def stop(self) -> None:
@@ -261,8 +265,10 @@ def keeper_of(cluster: Any) -> Keeper | None:
 
 
 @contextlib.contextmanager
-def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
+def keep_jobs(cluster: Any, jobs: int, minimum: int | None = None) -> Iterator[Keeper]:
     """Submit Slurm jobs and keep their number for as long as the block lasts, whatever ends them.
+
+    With a `minimum`, their number follows the work, between that and `jobs`.
 
     An error of the block that is about lost workers leaves it with the end of the last one's log.
 
@@ -271,7 +277,7 @@ def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
     >>> with slurm_cluster("slurm-cpu") as cluster, keep_jobs(cluster, 4) as keeper:  # doctest: +SKIP
     ...     keeper.check_start()
     """
-    keeper = _keepers[cluster] = Keeper(cluster, jobs)
+    keeper = _keepers[cluster] = Keeper(cluster, jobs, minimum)
     keeper.start()
     try:
         yield keeper

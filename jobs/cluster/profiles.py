@@ -23,6 +23,7 @@ from dask.utils import parse_timedelta
 from pydantic import (
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveInt,
     field_validator,
     model_validator,
@@ -212,11 +213,20 @@ class SlurmProfile(_Keys):
     jobs: PositiveInt = Field(
         2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
     )
+    minimum: NonNegativeInt | None = Field(
+        None, description="fewest jobs: with it, jobs come and go with the work, and there are at most `jobs`"
+    )
     wait: PositiveInt | None = Field(
         600, description="seconds without any worker, at the start or later, before giving up with Slurm's reason"
     )
     driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
     share: Share = Field(Share(), description="a task of `subspace submit --array`")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> SlurmProfile:
+        if self.minimum is not None and self.minimum > self.jobs:
+            raise ValueError(f"minimum ({self.minimum}) must be at most jobs ({self.jobs})")
+        return self
 
 
 class SchedulerProfile(_Keys):

@@ -93,7 +93,7 @@ def _cluster(state: ClusterState, profile: Any, settings: dict[str, Any]) -> Ite
     if isinstance(profile, SlurmProfile):
         with (
             slurm_cluster(name, settings, folder, _label(state), private_folder(folder / "logs")) as cluster,
-            keep_jobs(cluster, profile.jobs),
+            keep_jobs(cluster, profile.jobs, profile.minimum),
         ):
             yield cluster
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def submit_run(
     *,
     profile: str = "slurm-cpu",
     cluster_file: Path | None = None,
-    array: int | None = None,
+    array: str | int | None = None,
     arguments: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[Submitted]:
@@ -91,7 +92,8 @@ def submit_run(
     profile, cluster_file
         A profile of kind ``slurm``: its workers, and how the driver is submitted.
     array
-        Do without workers and scheduler: so many tasks share the harvest, and the correlation.
+        Do without workers and scheduler: so many tasks share the harvest, and the correlation. ``16%4``: at most four
+        of them at a time.
     arguments
         Further arguments of ``subspace run``.
     dry_run
@@ -104,16 +106,15 @@ def submit_run(
     chosen = find_profile(profile, settings)
     if not isinstance(chosen, SlurmProfile):
         raise InputError(f"Profile {profile!r} is of kind {chosen.kind!r}; a run is submitted to one of kind 'slurm'")
-    if array is not None and array < 1:
-        raise InputError(f"An array has at least one task, not {array}")
+    tasks = None if array is None else parse_array(array)
     workers = find_job(profile, settings)
     folder = run_dir.absolute() / "jobs"
     common = [str(experiment.absolute()), "--run-dir", str(run_dir.absolute()), *arguments]
-    if array is None:
+    if tasks is None:
         file = [] if cluster_file is None else ["--cluster-file", str(cluster_file.absolute())]
         steps = [Step("driver", (*common, "--cluster", profile, *file))]
     else:
-        steps = list(array_steps(common, array))
+        steps = list(array_steps(common, *tasks))
     sections: dict[Script, tuple[Driver | Share, ...]] = {
         "driver": (chosen.driver,),
         "share": (chosen.driver, chosen.share),
@@ -159,8 +160,20 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
     return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
 
 
-def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
-    """Yield the jobs that do a run in shares.
+def parse_array(text: str | int) -> tuple[int, int | None]:
+    """Return how many tasks an array has, and how many may run at a time.
+
+    >>> parse_array("16"), parse_array("16%4")
+    ((16, None), (16, 4))
+    """
+    match = re.fullmatch(r"([1-9]\d*)(?:%([1-9]\d*))?", str(text))
+    if match is None:
+        raise InputError(f"An array has at least one task, as 16, or as 16%4 (four at a time), not {text}")
+    return int(match[1]), int(match[2]) if match[2] else None
+
+
+def array_steps(common: Sequence[str], count: int, at_once: int | None = None) -> Iterator[Step]:
+    """Yield the jobs that do a run in shares, at most `at_once` tasks of them at a time.
 
     >>> for step in array_steps(["e.yaml"], 4):
     ...     print(step.after, step.script, *step.arguments)
@@ -170,7 +183,7 @@ def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
     afterok share 4 e.yaml --until correlate
     afterany driver e.yaml
     """
-    tasks = (f"--array=0-{count - 1}",)
+    tasks = (f"--array=0-{count - 1}{'' if at_once is None else f'%{at_once}'}",)
     after: Literal["afterany"] | None = None
     for stage in ("harvest", "correlate"):
         yield Step("driver", (*common, "--until", stage, "--share", f"begin/{count}"), after=after)

@@ -63,15 +63,21 @@ def has_worker(client: Client) -> bool:
 
 @contextlib.contextmanager
 def watching_workers(
-    client: Client, *, limit: float | None, why: Callable[[], str], check: Callable[[], None] = lambda: None
+    client: Client,
+    *,
+    limit: float | None,
+    why: Callable[[], str],
+    check: Callable[[], None] = lambda: None,
+    elastic: bool = False,
 ) -> Iterator[None]:
     """Wait for a worker, then watch in the background, as long as the block lasts, that there is one.
 
     Where all workers are lost and none comes within `limit` seconds, the block's tasks are cancelled and it ends with a
-    SubspaceError. What was finished is kept. `check` raises an error where it is known that no first worker will come.
+    SubspaceError. What was finished is kept. `check` raises an error where it is known that no worker will come. Where
+    workers come with the work (`elastic`), none is waited for before there is some.
     """
     absence, stop, over = Absence(limit, why), threading.Event(), threading.Event()
-    while not has_worker(client):
+    while not elastic and not has_worker(client):
         check()
         if absence.look(present=False):
             raise absence.error()
@@ -80,7 +86,7 @@ def watching_workers(
     def watch() -> None:
         while not stop.wait(LOOK_SECONDS):
             try:
-                if absence.look(present=has_worker(client)):
+                if absence.look(present=(elastic and not client.futures) or has_worker(client)):
                     over.set()
                     # again and again, since the block may submit more before it hears of it
                     client.cancel([Future(key, client) for key in list(client.futures)], force=True)

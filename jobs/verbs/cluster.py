@@ -119,7 +119,8 @@ def submit_command(
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A profile of kind slurm.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     array: Annotated[
-        int | None, typer.Option(metavar="N", help="No scheduler: job arrays of N tasks share the work.")
+        str | None,
+        typer.Option(metavar="N[%M]", help="No scheduler: job arrays of N tasks, M at a time, share the work."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the scripts and say what would be submitted.")

@@ -174,6 +174,15 @@ def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path
     keeper.check_start()  # one was taken: others may be over a limit of jobs
 
 
+def test_jobs_that_come_and_go_with_the_work(tmp_path: Path, queue: set[str]) -> None:
+    cluster = PretendedCluster(tmp_path)
+    with keep_jobs(cluster, 4, minimum=0):
+        pass
+    assert cluster.told == [("adapt", {"minimum_jobs": 0, "maximum_jobs": 4})]
+    with pytest.raises(InputError, match="leave `minimum` out"), keep_jobs(PretendedCluster(tmp_path, 2), 4, minimum=1):
+        pass
+
+
 def test_lifetimes() -> None:
     assert retiring(None, ["--resources", "x=1"]) == ["--resources", "x=1"]
     assert retiring("UNLIMITED", []) == []

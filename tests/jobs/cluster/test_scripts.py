@@ -143,6 +143,7 @@ def run(script: str, *arguments: str) -> list[str]:
         ("driver", {"walltime": "soon"}, r"driver.walltime: .*'soon' is none that Slurm reads"),
         ("driver", {"partition": "a b"}, r"driver.partition: 'a b' is no name that Slurm has"),
         ("share", {"gpus": 0}, r"share.gpus: .*greater than 0"),
+        ("profile", {"minimum": 3}, r"minimum \(3\) must be at most jobs \(2\)"),
         ("job", {"name": "my run"}, r"name: 'my run' must be letters"),
         ("job", {"name": "a,b"}, r"name: 'a,b' must be letters"),
         ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is no name"),
@@ -150,7 +151,7 @@ def run(script: str, *arguments: str) -> list[str]:
     ],
 )
 def test_one_set_of_checks(part: str, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
-    profile = {} if part == "job" else {"slurm-cpu": {part: keys}}
+    profile = {} if part == "job" else {"slurm-cpu": keys if part == "profile" else {part: keys}}
     job = {"slurm-cpu": keys} if part == "job" else {}
     settings = load_settings(written(tmp_path, {"subspace": {"profiles": profile}, "jobqueue": job}))
     with pytest.raises(InputError, match=message):

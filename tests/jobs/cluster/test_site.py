@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from jobs.cluster import workers
 from jobs.cluster.client import connect
@@ -219,6 +219,25 @@ def test_workers_that_come_back_in_time(
         assert future.result(timeout=SOON) == 7
         appears(caplog, "There are workers again")
     assert caplog.text.count("There are workers again") == 1
+
+
+def test_where_workers_come_with_the_work_none_is_waited_for(
+    scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+
+    def work() -> None:
+        with (
+            Client(scheduler.scheduler_address) as client,
+            workers.watching_workers(client, limit=0.5, why=lambda: "none came", elastic=True),
+        ):
+            time.sleep(1.0)
+            client.submit(sum, [1, 2]).result()
+
+    start = time.monotonic()
+    with pytest.raises(SubspaceError, match=r"No worker for 0.5 s. none came"):
+        work()
+    assert time.monotonic() - start > 1.5
 
 
 def appears(caplog: pytest.LogCaptureFixture, line: str) -> None:
