@@ -26,20 +26,20 @@ from jobs.cluster.certificates import (
 from jobs.cluster.keeper import keep_jobs
 from jobs.cluster.profiles import (
     Gpu,
+    JobsProfile,
     LocalCudaProfile,
     LocalProfile,
     ProcessesProfile,
     Profile,
     SchedulerProfile,
     SlurmJob,
-    SlurmProfile,
     find_job,
     find_profile,
     load_settings,
     profile_names,
 )
 from jobs.cluster.running import find_cluster, known_names, state_folder
-from jobs.cluster.scripts import SETTINGS, import_jobqueue, job_options, worker_class
+from jobs.cluster.scripts import SETTINGS, cluster_class, import_jobqueue, job_options, worker_class
 from jobs.cluster.site import check_scheduler_options
 from jobs.cluster.slurm import cancel, jobs_named
 from jobs.cluster.workers import watching_workers
@@ -82,7 +82,7 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
     """
     settings = load_settings(cluster_file)
     chosen = _choose(profile, settings)
-    if isinstance(chosen, SlurmProfile):
+    if isinstance(chosen, JobsProfile):
         import_jobqueue()  # first imported within the block, it would lose its defaults with the block's settings
     with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
         log_effective(profile, chosen, settings)
@@ -107,7 +107,7 @@ def _choose(name: str, settings: dict[str, Any]) -> Profile:
 def log_effective(name: str, profile: Profile, settings: dict[str, Any]) -> None:
     """Log what a profile comes to, from all the files that have a say."""
     values = dict(profile.given())
-    if isinstance(profile, SlurmProfile):
+    if isinstance(profile, JobsProfile):
         values |= {"job": find_job(name, settings).given()}
     level = logging.DEBUG if isinstance(profile, LocalProfile) else logging.INFO
     logger.log(
@@ -124,8 +124,8 @@ def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | N
             return
         case SchedulerProfile():
             start = _scheduler(profile)
-        case SlurmProfile():
-            start = _slurm(name, profile, settings, logs)
+        case JobsProfile():
+            start = _jobs(name, profile, settings, logs)
         case _:
             start = _on_this_host(name, profile)
     with start as client:
@@ -218,11 +218,11 @@ def joined(certificates: Path | None, **target: Any) -> Iterator[Client]:
         yield client
 
 
-# --- Slurm ------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+def _jobs(name: str, profile: JobsProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
     label = uuid.uuid4().hex[:8]
     with (
         shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
@@ -231,7 +231,7 @@ def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Pat
         keep_jobs(cluster, profile.jobs, profile.minimum) as keeper,
     ):
         logger.debug("Job script:\n%s", cluster.job_script())
-        logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
+        logger.info("Waiting for a worker (%d jobs named %s)", profile.jobs, cluster.job_name)
         with watching_workers(
             client, limit=profile.wait, why=keeper.why, check=keeper.check_start, elastic=profile.minimum == 0
         ):
@@ -260,19 +260,20 @@ def slurm_cluster(
     written to it, where they are not there yet. The names of the jobs end in
     `label`. `logs` is for the jobs' logs, where the profile names no folder.
     """
-    cluster_class = import_jobqueue().SLURMCluster
     job = find_job(name, settings)
     check_scheduler_options(job, f"jobqueue.{name}")
     options = job_options(name, job, folder)
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
+    if job.scheduler != "slurm" and any(letter.isspace() for letter in options["log-directory"] or ""):
+        raise InputError(f"{options['log-directory']}: {job.scheduler} takes no spaces in the folder of the logs")
     if not (folder / SETTINGS).is_file():
         write_private(folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
     security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
     key = uuid.uuid4().hex
     with dask.config.set({f"jobqueue.{key}": options}):
-        cluster = cluster_class(
+        cluster = cluster_class(job.scheduler)(
             config_name=key,
             job_cls=worker_class(key, job, options),
             # without it, dask-jobqueue does not know the names of the workers of a job
@@ -285,7 +286,8 @@ def slurm_cluster(
         with closing(cluster):
             yield cluster
     finally:
-        _cancel_left(cluster.job_name)
+        if job.scheduler == "slurm":
+            _cancel_left(cluster.job_name)
 
 
 def _cancel_left(job_name: str) -> None:

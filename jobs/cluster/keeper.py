@@ -20,7 +20,6 @@ The watcher asks ``squeue`` which jobs there are, every :data:`POLL_SECONDS`.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import re
 import shlex
@@ -33,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster.schedulers import listed_jobs, numbers
 from jobs.cluster.site import AWAY, explain_refusal
-from jobs.cluster.slurm import slurm_output
 from storage.errors import InputError, SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +73,7 @@ class Keeper:
         self.jobs = jobs
         self.minimum = jobs if minimum is None else minimum
         self.lost: list[LostJob] = []
+        self._scheduler = cluster.job_cls.scheduler
         self._grouped = cluster._dummy_job.worker_processes > 1
         if self._grouped and self.minimum != jobs:
             raise InputError("Jobs of several workers do not come and go with the work: leave `minimum` out")
@@ -120,7 +120,7 @@ class Keeper:
             if any(_is_of(worker, name) for worker in present):
                 self._seen.add(job)
                 self._stillborn = 0
-        queued = queued_jobs()  # after `wanted`: what was submitted meanwhile is not taken for lost
+        queued = queued_jobs(self._scheduler)  # after `wanted`: what was submitted meanwhile is not taken for lost
         if queued is None:
             return
         now = time.monotonic()
@@ -165,7 +165,7 @@ class Keeper:
         """Raise a SubspaceError where no worker is going to come: all jobs refused, or dead one after the other."""
         refusals, dead = self.cluster.job_cls.refusals, self._stillborn_jobs()
         if refusals and not self._accepted() and not dead and not AWAY.search(refusals[-1]):
-            raise SubspaceError(f"Slurm refuses the jobs: {explain_refusal(refusals[-1])}")
+            raise SubspaceError(f"The jobs are refused: {explain_refusal(refusals[-1])}")
         if len(dead) >= self.jobs + SPARE_JOBS:
             raise SubspaceError(
                 f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
@@ -184,15 +184,19 @@ class Keeper:
         last = self._quoted(dead[-1].job) if dead else ""
         if not jobs:
             refusals = self.cluster.job_cls.refusals
-            return f"Slurm accepted no job{': ' + refusals[-1] if refusals else ' yet'}{last}"
+            return f"No job was accepted{': ' + refusals[-1] if refusals else ' yet'}{last}"
         try:
-            listed = slurm_output("squeue", "-o", "%i %T %R", "-j", ",".join(jobs), timeout=ANSWERING).strip()
+            lines = listed_jobs(self._scheduler, ANSWERING).splitlines()
         except SubspaceError as error:
-            listed = str(error)
-        return f"Slurm's queue:\n{listed}{last}"
+            lines = [str(error)]
+        listed = "\n".join(line for line in lines if not numbers(line) or numbers(line) & set(jobs))
+        return f"The queue:\n{listed}{last}"
 
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
+        if self._scheduler != "slurm":  # they choose the names themselves
+            folder = self.cluster._dummy_job.log_directory
+            return sorted(Path(folder).glob(f"*{job}*")) if folder is not None else []
         patterns = self._patterns or ["slurm-%J.out"]
         names = {re.sub("%[Jj%]", lambda match: "%" if match[0] == "%%" else job, pattern) for pattern in patterns}
         return sorted(Path(name) for name in names if Path(name).is_file())
@@ -249,13 +253,12 @@ def tail(file: Path) -> str:
     return "\n".join(telling[-TAIL_LINES:])
 
 
-def queued_jobs() -> set[str] | None:
-    """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
+def queued_jobs(scheduler: str = "slurm") -> set[str] | None:
+    """Return the numbers of this user's jobs that wait or run; None if the scheduler does not answer."""
     try:
-        command = ("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A")
-        return set(slurm_output(*command, timeout=ANSWERING).split())
+        return numbers(listed_jobs(scheduler, ANSWERING))
     except SubspaceError as error:
-        logger.warning("Slurm's queue is not known: %s", error)
+        logger.warning("The queue is not known: %s", error)
         return None
 
 

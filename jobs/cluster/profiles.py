@@ -13,9 +13,9 @@ import importlib.util
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import dask
 import yaml
@@ -51,8 +51,6 @@ JOINED = ("job-directives-skip", "job-script-prologue", "job-extra-directives", 
 CUDA_WORKER = "dask cuda worker"
 #: A size as Slurm reads it: of megabytes, where there is no letter.
 SLURM_SIZE = r"\d+[KMGTkmgt]?"
-#: Section of ``jobqueue`` in which a site's administrators say what holds for all Slurm jobs.
-SITE = "slurm"
 
 
 def _dashed(name: str) -> str:
@@ -206,10 +204,10 @@ class Share(_Keys):
     gpus: PositiveInt | None = Field(None, description="GPUs of a task, asked for as those of the workers are")
 
 
-class SlurmProfile(_Keys):
-    """Workers that are Slurm jobs; a job is described under ``jobqueue.PROFILE``."""
+class JobsProfile(_Keys):
+    """Workers that are jobs."""
 
-    kind: Literal["slurm"]
+    kind: str
     jobs: PositiveInt = Field(
         2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
     )
@@ -217,16 +215,41 @@ class SlurmProfile(_Keys):
         None, description="fewest jobs: with it, jobs come and go with the work, and there are at most `jobs`"
     )
     wait: PositiveInt | None = Field(
-        600, description="seconds without any worker, at the start or later, before giving up with Slurm's reason"
+        600,
+        description="seconds without any worker, at the start or later, before giving up with the reason",
     )
-    driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
-    share: Share = Field(Share(), description="a task of `subspace submit --array`")
 
     @model_validator(mode="after")
-    def _bounds(self) -> SlurmProfile:
+    def _bounds(self) -> JobsProfile:
         if self.minimum is not None and self.minimum > self.jobs:
             raise ValueError(f"minimum ({self.minimum}) must be at most jobs ({self.jobs})")
         return self
+
+
+class SlurmProfile(JobsProfile):
+    """Workers that are Slurm jobs; a job is described under ``jobqueue.PROFILE``."""
+
+    kind: Literal["slurm"]
+    driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
+    share: Share = Field(Share(), description="a task of `subspace submit --array`")
+
+
+class PbsProfile(JobsProfile):
+    """Workers that are jobs of PBS (OpenPBS, Torque)."""
+
+    kind: Literal["pbs"]
+
+
+class SgeProfile(JobsProfile):
+    """Workers that are jobs of Grid Engine."""
+
+    kind: Literal["sge"]
+
+
+class LsfProfile(JobsProfile):
+    """Workers that are jobs of LSF."""
+
+    kind: Literal["lsf"]
 
 
 class SchedulerProfile(_Keys):
@@ -241,7 +264,16 @@ class SchedulerProfile(_Keys):
     )
 
 
-Profile = LocalProfile | ProcessesProfile | LocalCudaProfile | SlurmProfile | SchedulerProfile
+Profile = (
+    LocalProfile
+    | ProcessesProfile
+    | LocalCudaProfile
+    | SlurmProfile
+    | SchedulerProfile
+    | PbsProfile
+    | SgeProfile
+    | LsfProfile
+)
 KINDS: dict[str, type[Profile]] = {
     get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(Profile)
 }
@@ -249,6 +281,8 @@ KINDS: dict[str, type[Profile]] = {
 
 class SlurmJob(Gpu):
     """One worker job. Other options of ``dask_jobqueue.SLURMCluster`` that these do not cover do not exist here."""
+
+    scheduler: ClassVar[str] = "slurm"
 
     name: JobName = Field("subspace", description="what the jobs' names begin with")
     partition: Word | None = Field(None, description="partition; `queue` is the same")
@@ -330,6 +364,47 @@ class SlurmJob(Gpu):
         return self.worker_command in (CUDA_WORKER, "dask_cuda.cli")
 
 
+class BatchJob(SlurmJob):
+    """One worker job of PBS, Grid Engine or LSF: the keys of a Slurm job, but for those that only Slurm has."""
+
+    resource_spec: str | None = Field(
+        None, description="what else to ask for: `-l` of PBS and Grid Engine, `-R` of LSF, as `h_vmem=8G`"
+    )
+
+    @model_validator(mode="after")
+    def _not_of_slurm(self) -> BatchJob:
+        given = [_dashed(key) for key in ONLY_SLURM if getattr(self, key) != SlurmJob.model_fields[key].default]
+        if given:
+            raise ValueError(f"only Slurm has {', '.join(given)}; use resource-spec or job-extra-directives")
+        return self
+
+
+class PbsJob(BatchJob):
+    """One worker job of PBS."""
+
+    scheduler: ClassVar[str] = "pbs"
+
+
+class SgeJob(BatchJob):
+    """One worker job of Grid Engine."""
+
+    scheduler: ClassVar[str] = "sge"
+
+
+class LsfJob(BatchJob):
+    """One worker job of LSF."""
+
+    scheduler: ClassVar[str] = "lsf"
+
+
+#: Keys of :class:`SlurmJob` that no other scheduler has here.
+ONLY_SLURM = (
+    "qos", "constraint", "reservation", "exclusive", "job_cpu", "job_mem", "gpus", "gpu_type", "gpu_request",
+    "worker_command", *Gpu.model_fields,
+)  # fmt: skip
+JOBS: dict[str, type[SlurmJob]] = {model.scheduler: model for model in (SlurmJob, PbsJob, SgeJob, LsfJob)}
+
+
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Of Unicode: control characters, and those that separate lines and paragraphs.
@@ -383,7 +458,7 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     Examples
     --------
     >>> sorted(load_settings()["subspace"]["profiles"])
-    ['local', 'local-cuda', 'processes', 'scheduler', 'slurm-cpu', 'slurm-gpu', 'slurm-gpu-node']
+    ['local', 'local-cuda', 'lsf-cpu', 'pbs-cpu', 'processes', 'scheduler', 'sge-cpu', 'slurm-cpu', 'slurm-gpu', ...]
     """
     # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
     # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
@@ -453,38 +528,42 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
 
 
 def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
-    """Return the validated Slurm job of profile `name`: ``jobqueue.NAME``, laid over the site's ``jobqueue.slurm``.
+    """Return the validated job of profile `name`: ``jobqueue.NAME``, laid over the site's section, ``jobqueue.slurm``.
 
     Null stands for "as the site says". The lists :data:`JOINED` have the site's items first, then the profile's.
     """
-    site = {} if name == SITE else _site_keys(settings)
+    kind = _with_models(name, settings, "profiles").get("kind")
+    model = JOBS.get(kind, SlurmJob) if isinstance(kind, str) else SlurmJob
+    site = {} if name == model.scheduler else _site_keys(settings, model)
     given = _without_synonyms(_with_models(name, settings, "jobqueue"), f"jobqueue.{name}")
     joined = {key: [*site[key], *given[key]] for key in JOINED if _are_lists(site.get(key), given.get(key))}
-    return _validate(SlurmJob, site | given | joined, f"jobqueue.{name}")
+    return _validate(model, site | given | joined, f"jobqueue.{name}")
 
 
-def _site_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, Any]:
     """Return what a site's administrators say of all jobs, where dask-jobqueue looks for it, by the names used here."""
-    section = {_dashed(key): value for key, value in _section(settings, "jobqueue", SITE).items()}
-    refuse_control_characters(section, f"jobqueue.{SITE}")
+    site = f"jobqueue.{model.scheduler}"
+    section = {_dashed(key): value for key, value in _section(settings, "jobqueue", model.scheduler).items()}
+    refuse_control_characters(section, site)
     # dask-jobqueue's own defaults are there too once it is imported
-    said = {key: value for key, value in section.items() if value not in (None, [], _defaults_of_jobqueue().get(key))}
+    defaults = _defaults_of_jobqueue(model.scheduler)
+    said = {key: value for key, value in section.items() if value not in (None, [], defaults.get(key))}
     renamed = {FORMER.get(key, key): value for key, value in said.items()}
-    keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, f"jobqueue.{SITE}")
-    valid = {_dashed(key) for key in SlurmJob.model_fields}
+    keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, site)
+    valid = {_dashed(key) for key in model.model_fields}
     if unused := sorted(keys.keys() - valid):
-        logger.warning("jobqueue.%s has keys that are not used here: %s", SITE, ", ".join(unused))
+        logger.warning("%s has keys that are not used here: %s", site, ", ".join(unused))
     return {key: value for key, value in keys.items() if key in valid}
 
 
 @functools.cache
-def _defaults_of_jobqueue() -> dict[str, Any]:
-    """Return dask-jobqueue's defaults for Slurm; none where it is not installed."""
+def _defaults_of_jobqueue(scheduler: str) -> dict[str, Any]:
+    """Return dask-jobqueue's defaults for a scheduler; none where it is not installed."""
     spec = importlib.util.find_spec("dask_jobqueue")
     if spec is None or spec.origin is None:
         return {}
     text = Path(spec.origin).with_name("jobqueue.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text)["jobqueue"][SITE])
+    return dict(yaml.safe_load(text)["jobqueue"][scheduler])
 
 
 def _without_synonyms(keys: dict[str, Any], where: str) -> dict[str, Any]:
@@ -548,10 +627,12 @@ def render_keys() -> str:
     parts.insert(4, _table("`driver:` of `kind: slurm`", Driver))
     parts.insert(5, _table("`share:` of `kind: slurm`", Share))
     parts.insert(6, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
+    title = "`jobqueue.PROFILE`, the job of `kind: pbs`, `sge` and `lsf`: besides keys of Slurm's"
+    parts.append(_table(title, BatchJob, SlurmJob.model_fields))
     return "\n\n".join(parts)
 
 
-def _table(title: str, model: type[_Keys]) -> str:
+def _table(title: str, model: type[_Keys], omitted: Collection[str] = ()) -> str:
     lines = [
         f"### {title}",
         "",
@@ -562,7 +643,7 @@ def _table(title: str, model: type[_Keys]) -> str:
     ]
     # what is inherited comes last
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in Gpu.model_fields):
-        if name not in ("kind", "driver", "share"):
+        if name not in ("kind", "driver", "share", *omitted):
             lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from distributed.core import Status
 
 from jobs.cluster.certificates import FILES
 from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, walltime_seconds
+from jobs.cluster.schedulers import batch_options
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
 
@@ -213,14 +214,15 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
         "shebang": job.shebang, "worker-command": job.worker_command, "scheduler-options": job.scheduler_options,
         "job-script-prologue": [*prologue(job, exports)], "worker-extra-args": arguments,
     }  # fmt: skip
-    options: dict[str, Any] = _defaults() | {key: value for key, value in given.items() if value is not None}
-    return options
+    given |= batch_options(job)
+    given = {key: value for key, value in given.items() if value is not None}
+    return _defaults(job.scheduler) | given
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults(scheduler: str) -> dict[str, Any]:
     """Return dask-jobqueue's own defaults; it puts them into Dask's configuration only once, as it is imported."""
     text = importlib.resources.files(import_jobqueue()).joinpath("jobqueue.yaml").read_text(encoding="utf-8")
-    defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"]["slurm"]
+    defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"][scheduler]
     return defaults
 
 
@@ -233,13 +235,16 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
     process, and another cluster, of the same profile perhaps, may have changed it since.
     """
 
-    class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
+    class OwnJob(cluster_class(job.scheduler).job_cls):  # type: ignore[misc]
         refusals: ClassVar[list[str]] = []
+        scheduler: ClassVar[str] = job.scheduler
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             # the paths of the certificates are among the arguments already, quoted
             with dask.config.set({f"jobqueue.{key}": options}):
                 super().__init__(*arguments, **{**keywords, "security": None})
+            if job.scheduler != "slurm":
+                return
             log = None if self.log_directory is None else f"{self.job_name}-%J"
             files = {
                 option: log_pattern(Path(self.log_directory), f"{log}.{end}")
@@ -255,7 +260,7 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
                 # of the lines of dask-jobqueue's message, the last are what Slurm said; Dask itself drops them
                 said = str(error).rpartition("stderr:\n")[2].strip() or str(error)
                 if said not in self.refusals[-1:]:
-                    logger.warning("Slurm refused a job: %s", said)
+                    logger.warning("A job was refused: %s", said)
                 self.refusals.append(said)
                 self.status = Status.running  # without a number; the keeper asks again
 
@@ -330,6 +335,11 @@ def _in_environment(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]
             exports[f"DASK_DISTRIBUTED__WORKER__LIFETIME__{key}"] = left[at + 1]
             del left[at : at + 2]
     return left, exports
+
+
+def cluster_class(scheduler: str) -> Any:
+    """Return dask-jobqueue's class of clusters on a scheduler."""
+    return getattr(import_jobqueue(), f"{scheduler.upper()}Cluster")
 
 
 def import_jobqueue() -> Any:

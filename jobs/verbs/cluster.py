@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from jobs.cluster import service
-from jobs.cluster.profiles import SlurmProfile, find_job, find_profile, load_settings
+from jobs.cluster.profiles import JobsProfile, find_job, find_profile, load_settings
 from jobs.cluster.running import known_names, state_root
 from jobs.cluster.scripts import job_options, worker_class
 from jobs.cluster.slurm import Job, failures
@@ -86,7 +86,7 @@ def job_table(jobs: list[Job]) -> Table:
 
 
 def job_script_command(
-    profile: Annotated[str, typer.Argument(help="A profile of kind slurm.")] = "slurm-cpu",
+    profile: Annotated[str, typer.Argument(help="A profile whose workers are jobs.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -102,8 +102,8 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
     """Return the script of a profile's worker jobs, with placeholders for what only a running cluster has."""
     settings = load_settings(cluster_file)
     profile = find_profile(name, settings)
-    if not isinstance(profile, SlurmProfile):
-        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' have a job script")
+    if not isinstance(profile, JobsProfile):
+        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; its workers are no jobs")
     description = find_job(name, settings)
     options = job_options(name, description, state_root() / "runs" / f"{name}-XXXXXXXX")
     with dask.config.set(settings):

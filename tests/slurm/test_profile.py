@@ -68,7 +68,7 @@ def test_a_site_that_refuses_mem_and_paths_with_spaces(
     file = make_cluster_file(odd)
     start = time.monotonic()
     with (
-        pytest.raises(SubspaceError, match=r"Slurm refuses the jobs: .*--mem is not allowed"),
+        pytest.raises(SubspaceError, match=r"The jobs are refused: .*--mem is not allowed"),
         connect("slurm-cpu", file),
     ):
         pass

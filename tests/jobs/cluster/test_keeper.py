@@ -25,7 +25,7 @@ class PretendedCluster:
         self.workers: dict[str, Any] = {}
         self.scheduler_info: dict[str, Any] = {"workers": {}}
         self.told: list[tuple[str, Any]] = []
-        self.job_cls = SimpleNamespace(refusals=[])
+        self.job_cls = SimpleNamespace(refusals=[], scheduler="slurm")
 
     def job_script(self) -> str:
         return f"#!/bin/sh\n#SBATCH -J w\n#SBATCH -e {self.folder}/w-%J.err\n#SBATCH -o {self.folder}/w-%J.out\n"
@@ -55,7 +55,7 @@ class PretendedCluster:
 def queue(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The numbers of the jobs that Slurm has."""
     jobs: set[str] = set()
-    monkeypatch.setattr(watcher, "queued_jobs", lambda: jobs)
+    monkeypatch.setattr(watcher, "queued_jobs", lambda _: jobs)
     return jobs
 
 
@@ -124,7 +124,7 @@ def test_a_job_that_slurm_did_not_take_is_asked_for_again(
 
 
 def test_a_queue_that_does_not_answer_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "queued_jobs", lambda: None)
+    monkeypatch.setattr(watcher, "queued_jobs", lambda _: None)
     cluster = PretendedCluster(tmp_path)
     cluster.submit("x-0", "1")
     keeper = Keeper(cluster, 1)
@@ -167,9 +167,9 @@ def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path
     cluster.job_cls.refusals.append("sbatch: error: Unable to contact slurm controller (connect failure)")
     keeper.check_start()  # it is away, and may come back
     cluster.job_cls.refusals.append("sbatch: error: --mem is not allowed here")
-    with pytest.raises(SubspaceError, match=r"^Slurm refuses the jobs: sbatch: error: --mem is not allowed here$"):
+    with pytest.raises(SubspaceError, match=r"^The jobs are refused: sbatch: error: --mem is not allowed here$"):
         keeper.check_start()
-    assert keeper.why() == "Slurm accepted no job: sbatch: error: --mem is not allowed here"
+    assert keeper.why() == "No job was accepted: sbatch: error: --mem is not allowed here"
     cluster.submit("x-0", "10")
     keeper.check_start()  # one was taken: others may be over a limit of jobs
 

@@ -126,7 +126,7 @@ def test_where_every_sbatch_fails_the_start_is_given_up(
     pytest.importorskip("dask_jobqueue")
     start = time.monotonic()
     with (
-        pytest.raises(SubspaceError, match=r"(?s)^Slurm refuses the jobs: sbatch: error.*\{partition: cpu, account"),
+        pytest.raises(SubspaceError, match=r"(?s)^The jobs are refused: sbatch: error.*\{partition: cpu, account"),
         connect("slurm-cpu", cluster_file(tmp_path, {}), tmp_path / "logs"),
     ):
         pass
