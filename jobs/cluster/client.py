@@ -27,19 +27,23 @@ from jobs.cluster.certificates import (
 from jobs.cluster.keeper import keep_jobs
 from jobs.cluster.profiles import (
     Gpu,
+    JobsProfile,
     LocalCudaProfile,
     LocalProfile,
     ProcessesProfile,
     Profile,
     SchedulerProfile,
-    SlurmProfile,
+    SlurmJob,
     find_job,
     find_profile,
     load_settings,
     profile_names,
 )
 from jobs.cluster.running import find_cluster, known_names, state_folder
-from jobs.cluster.slurm import SETTINGS, cancel, import_jobqueue, job_options, jobs_named
+from jobs.cluster.scripts import SETTINGS, cluster_class, import_jobqueue, job_options, worker_class
+from jobs.cluster.site import check_scheduler_options
+from jobs.cluster.slurm import cancel, jobs_named
+from jobs.cluster.workers import watching_workers
 from pipeline.work.boundary import is_no_failed_task
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
@@ -80,7 +84,7 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
     """
     settings = load_settings(cluster_file)
     chosen = _choose(profile, settings)
-    if isinstance(chosen, SlurmProfile):
+    if isinstance(chosen, JobsProfile):
         import_jobqueue()  # first imported within the block, it would lose its defaults with the block's settings
     with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
         log_effective(profile, chosen, settings)
@@ -105,7 +109,7 @@ def _choose(name: str, settings: dict[str, Any]) -> Profile:
 def log_effective(name: str, profile: Profile, settings: dict[str, Any]) -> None:
     """Log what a profile comes to, from all the files that have a say."""
     values = dict(profile.given())
-    if isinstance(profile, SlurmProfile):
+    if isinstance(profile, JobsProfile):
         values |= {"job": find_job(name, settings).given()}
     level = logging.DEBUG if isinstance(profile, LocalProfile) else logging.INFO
     logger.log(
@@ -122,8 +126,8 @@ def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | N
             return
         case SchedulerProfile():
             start = _scheduler(profile)
-        case SlurmProfile():
-            start = _slurm(name, profile, settings, logs)
+        case JobsProfile():
+            start = _jobs(name, profile, settings, logs)
         case _:
             start = _on_this_host(name, profile)
     with start as client:
@@ -210,7 +214,9 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
                 "%s is not encrypted: whoever reaches that port can run code as you. Start the scheduler with --tls-…",
                 client.scheduler.address,
             )
-        yield client
+        why = f"Start some: dask worker {client.scheduler.address}"
+        with watching_workers(client, limit=profile.wait, why=lambda: why):
+            yield client
 
 
 @contextlib.contextmanager
@@ -225,25 +231,34 @@ def joined(certificates: Path | None, **target: Any) -> Iterator[Client]:
         yield client
 
 
-# --- Slurm ------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _slurm(name: str, profile: SlurmProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
-    root = find_job(name, settings).shared_temp_directory
-    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
+def _jobs(name: str, profile: JobsProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
     label = uuid.uuid4().hex[:8]
-    folder = private_folder(parent / f"{name}-{label}", exist_ok=False).absolute()
-    try:
-        with (
-            slurm_cluster(name, settings, folder, label, logs) as cluster,
-            Client(cluster) as client,
-            keep_jobs(cluster, profile.jobs) as keeper,
+    with (
+        shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
+        slurm_cluster(name, settings, folder, label, logs) as cluster,
+        Client(cluster) as client,
+        keep_jobs(cluster, profile.jobs, profile.minimum) as keeper,
+    ):
+        logger.debug("Job script:\n%s", cluster.job_script())
+        logger.info("Waiting for a worker (%d jobs named %s)", profile.jobs, cluster.job_name)
+        with watching_workers(
+            client, limit=profile.wait, why=keeper.why, check=keeper.check_start, elastic=profile.minimum == 0
         ):
-            logger.debug("Job script:\n%s", cluster.job_script())
-            logger.info("Waiting for a worker (%d Slurm jobs named %s)", profile.jobs, cluster.job_name)
-            keeper.first_worker(client, profile.wait)
             yield client
+
+
+@contextlib.contextmanager
+def shared_folder(job: SlurmJob, name: str) -> Iterator[Path]:
+    """Make a private folder that all nodes see, for as long as the block lasts."""
+    root = job.shared_temp_directory
+    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
+    folder = private_folder(parent / name, exist_ok=False).absolute()
+    try:
+        yield folder
     finally:
         remove_folder(folder)
 
@@ -258,21 +273,22 @@ def slurm_cluster(
     written to it, where they are not there yet. The names of the jobs end in
     `label`. `logs` is for the jobs' logs, where the profile names no folder.
     """
-    cluster_class = import_jobqueue().SLURMCluster
-    if any(letter.isspace() for letter in str(folder)):
-        raise InputError(f"dask-jobqueue cannot use folders with spaces in their names: {folder}")
-    options = job_options(name, find_job(name, settings), folder)
+    job = find_job(name, settings)
+    check_scheduler_options(job, f"jobqueue.{name}")
+    options = job_options(name, job, folder)
     if options["log-directory"] is None and logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         options["log-directory"] = str(logs.absolute())
+    if job.scheduler != "slurm" and any(letter.isspace() for letter in options["log-directory"] or ""):
+        raise InputError(f"{options['log-directory']}: {job.scheduler} takes no spaces in the folder of the logs")
     if not (folder / SETTINGS).is_file():
         write_private(folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
     security = read_certificates(folder) if has_certificates(folder) else make_certificates(folder)
     key = uuid.uuid4().hex
     with dask.config.set({f"jobqueue.{key}": options}):
-        cluster = cluster_class(
+        cluster = cluster_class(job.scheduler)(
             config_name=key,
-            job_cls=_job_class(key, options),
+            job_cls=worker_class(key, job, options),
             # without it, dask-jobqueue does not know the names of the workers of a job
             processes=options["processes"],
             job_name=f"{options['name']}-{label}",
@@ -283,22 +299,8 @@ def slurm_cluster(
         with closing(cluster):
             yield cluster
     finally:
-        _cancel_left(cluster.job_name)
-
-
-def _job_class(key: str, options: dict[str, Any]) -> Any:
-    """Return a class of jobs that have these options for good.
-
-    dask-jobqueue reads Dask's configuration again whenever a job is replaced; that is one for the whole process, and
-    another cluster, of the same profile perhaps, may have changed it since.
-    """
-
-    class OwnJob(import_jobqueue().slurm.SLURMJob):  # type: ignore[misc]
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            with dask.config.set({f"jobqueue.{key}": options}):
-                super().__init__(*arguments, **keywords)
-
-    return OwnJob
+        if job.scheduler == "slurm":
+            _cancel_left(cluster.job_name)
 
 
 def _cancel_left(job_name: str) -> None:

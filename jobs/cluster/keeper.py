@@ -3,8 +3,9 @@
 What happens to a job, and who replaces it:
 
 =====================================================  =================================================================
-retired before its walltime, cancelled, preempted      one worker a job: Dask's adaptive scaling, whose minimum is its
-                                                       maximum, once the worker is missed (`lost-worker-timeout`)
+retired before its walltime, cancelled, preempted      one worker a job: Dask's adaptive scaling, whose minimum is
+                                                       its maximum by default, once the worker is missed
+                                                       (`lost-worker-timeout`)
 the same, with several workers a job                   the watcher here: Dask takes such a job for alive for ever
                                                        (distributed#9102)
 died before a worker of it came                        the watcher: Dask never hears of it. It waits longer each time
@@ -19,9 +20,9 @@ The watcher asks ``squeue`` which jobs there are, every :data:`POLL_SECONDS`.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -31,10 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
-
-from jobs.cluster.slurm import slurm_output
-from storage.errors import SubspaceError, WorkerLostError
+from jobs.cluster.schedulers import listed_jobs, numbers
+from jobs.cluster.site import AWAY, explain_refusal
+from storage.errors import InputError, SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +68,17 @@ _keepers: weakref.WeakKeyDictionary[Any, Keeper] = weakref.WeakKeyDictionary()
 class Keeper:
     """Watches the jobs of one ``SLURMCluster``; ``lost`` has those that were lost. See :func:`keep_jobs`."""
 
-    def __init__(self, cluster: Any, jobs: int) -> None:
+    def __init__(self, cluster: Any, jobs: int, minimum: int | None = None) -> None:
         self.cluster = cluster
         self.jobs = jobs
+        self.minimum = jobs if minimum is None else minimum
         self.lost: list[LostJob] = []
+        self._scheduler = cluster.job_cls.scheduler
         self._grouped = cluster._dummy_job.worker_processes > 1
-        self._patterns = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
+        if self._grouped and self.minimum != jobs:
+            raise InputError("Jobs of several workers do not come and go with the work: leave `minimum` out")
+        written = re.findall(r"^#SBATCH -[eo] (.+)$", cluster.job_script(), re.MULTILINE)
+        self._patterns = [shlex.split(pattern)[0] for pattern in written]
         self._numbers: dict[str, list[str]] = {}
         self._seen: set[str] = set()
         self._gone: dict[str, float] = {}
@@ -88,7 +93,7 @@ class Keeper:
         if self._grouped:
             self.cluster.scale(jobs=self.jobs)
         else:
-            self.cluster.adapt(minimum_jobs=self.jobs, maximum_jobs=self.jobs)
+            self.cluster.adapt(minimum_jobs=self.minimum, maximum_jobs=self.jobs)
         self._thread.start()
 
     def stop(self) -> None:
@@ -115,7 +120,7 @@ class Keeper:
             if any(_is_of(worker, name) for worker in present):
                 self._seen.add(job)
                 self._stillborn = 0
-        queued = queued_jobs()  # after `wanted`: what was submitted meanwhile is not taken for lost
+        queued = queued_jobs(self._scheduler)  # after `wanted`: what was submitted meanwhile is not taken for lost
         if queued is None:
             return
         now = time.monotonic()
@@ -156,36 +161,44 @@ class Keeper:
             return 0.0 if self._grouped else PATIENCE
         return min(BACKOFF[0] * 2.0 ** (self._stillborn - 1), BACKOFF[1])
 
-    def first_worker(self, client: Client, seconds: float) -> None:
-        """Wait for the first worker; SubspaceError if none comes, with Slurm's reason and the last job's log."""
-        end = time.monotonic() + seconds
-        while not client.scheduler_info(n_workers=1)["workers"]:
-            dead = [loss for loss in self.lost if not loss.had_worker]
-            if len(dead) >= self.jobs + SPARE_JOBS:
-                raise SubspaceError(
-                    f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
-                    f"one, {dead[-1].job}, wrote, and mend the profile{self._quoted(dead[-1].job)}"
-                )
-            if time.monotonic() > end:
-                last = self._quoted(dead[-1].job) if dead else ""
-                raise SubspaceError(f"No Slurm job started a worker within {seconds:g} s.\n{self.queue()}{last}")
-            with contextlib.suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=1)
+    def check_start(self) -> None:
+        """Raise a SubspaceError where no worker is going to come: all jobs refused, or dead one after the other."""
+        refusals, dead = self.cluster.job_cls.refusals, self._stillborn_jobs()
+        if refusals and not self._accepted() and not dead and not AWAY.search(refusals[-1]):
+            raise SubspaceError(f"The jobs are refused: {explain_refusal(refusals[-1])}")
+        if len(dead) >= self.jobs + SPARE_JOBS:
+            raise SubspaceError(
+                f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
+                f"one, {dead[-1].job}, wrote, and mend the profile{self._quoted(dead[-1].job)}"
+            )
 
-    def queue(self) -> str:
-        """Return what Slurm says about the jobs, with the reason why each waits."""
-        jobs = [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
+    def _stillborn_jobs(self) -> list[LostJob]:
+        return [loss for loss in self.lost if not loss.had_worker]
+
+    def _accepted(self) -> list[str]:
+        return [str(job.job_id) for job in dict(self.cluster.workers).values() if job.job_id]
+
+    def why(self) -> str:
+        """Return why there is no worker: what Slurm says of the jobs, and the log of the last one that died."""
+        jobs, dead = self._accepted(), self._stillborn_jobs()
+        last = self._quoted(dead[-1].job) if dead else ""
         if not jobs:
-            return "Slurm accepted no job; try `sbatch` by hand."
+            refusals = self.cluster.job_cls.refusals
+            return f"No job was accepted{': ' + refusals[-1] if refusals else ' yet'}{last}"
         try:
-            return slurm_output("squeue", "-o", "%i %T %R", "-j", ",".join(jobs))
+            lines = listed_jobs(self._scheduler, ANSWERING).splitlines()
         except SubspaceError as error:
-            return str(error)
+            lines = [str(error)]
+        listed = "\n".join(line for line in lines if not numbers(line) or numbers(line) & set(jobs))
+        return f"The queue:\n{listed}{last}"
 
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
+        if self._scheduler != "slurm":  # they choose the names themselves
+            folder = self.cluster._dummy_job.log_directory
+            return sorted(Path(folder).glob(f"*{job}*")) if folder is not None else []
         patterns = self._patterns or ["slurm-%J.out"]
-        names = {re.sub(r"%[Jj]", job, pattern) for pattern in patterns}
+        names = {re.sub("%[Jj%]", lambda match: "%" if match[0] == "%%" else job, pattern) for pattern in patterns}
         return sorted(Path(name) for name in names if Path(name).is_file())
 
     def _quoted(self, job: str) -> str:
@@ -240,13 +253,12 @@ def tail(file: Path) -> str:
     return "\n".join(telling[-TAIL_LINES:])
 
 
-def queued_jobs() -> set[str] | None:
-    """Return the numbers of this user's jobs that wait or run; None if Slurm does not answer."""
+def queued_jobs(scheduler: str = "slurm") -> set[str] | None:
+    """Return the numbers of this user's jobs that wait or run; None if the scheduler does not answer."""
     try:
-        command = ("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A")
-        return set(slurm_output(*command, timeout=ANSWERING).split())
+        return numbers(listed_jobs(scheduler, ANSWERING))
     except SubspaceError as error:
-        logger.warning("Slurm's queue is not known: %s", error)
+        logger.warning("The queue is not known: %s", error)
         return None
 
 
@@ -256,17 +268,19 @@ def keeper_of(cluster: Any) -> Keeper | None:
 
 
 @contextlib.contextmanager
-def keep_jobs(cluster: Any, jobs: int) -> Iterator[Keeper]:
+def keep_jobs(cluster: Any, jobs: int, minimum: int | None = None) -> Iterator[Keeper]:
     """Submit Slurm jobs and keep their number for as long as the block lasts, whatever ends them.
+
+    With a `minimum`, their number follows the work, between that and `jobs`.
 
     An error of the block that is about lost workers leaves it with the end of the last one's log.
 
     Examples
     --------
     >>> with slurm_cluster("slurm-cpu") as cluster, keep_jobs(cluster, 4) as keeper:  # doctest: +SKIP
-    ...     keeper.first_worker(client, seconds=600)
+    ...     keeper.check_start()
     """
-    keeper = _keepers[cluster] = Keeper(cluster, jobs)
+    keeper = _keepers[cluster] = Keeper(cluster, jobs, minimum)
     keeper.start()
     try:
         yield keeper

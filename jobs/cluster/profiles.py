@@ -8,11 +8,14 @@ given as ``--cluster-file``. :func:`render_keys` makes the tables of ``docs/clus
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
+import logging
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import dask
 import yaml
@@ -20,6 +23,7 @@ from dask.utils import parse_timedelta
 from pydantic import (
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveInt,
     field_validator,
     model_validator,
@@ -30,9 +34,23 @@ from storage.bounds import parse_size
 from storage.errors import InputError, shown
 from storage.yaml_files import read_yaml
 
+logger = logging.getLogger(__name__)
+
 #: dask-jobqueue's names of keys → ours; both may stand in a file.
 SYNONYMS = {"queue": "partition", "local-directory": "scratch"}
+#: dask-jobqueue's older names of its keys, which administrators' files may have.
+FORMER = {
+    "header-skip": "job-directives-skip",
+    "env-extra": "job-script-prologue",
+    "job-extra": "job-extra-directives",
+    "extra": "worker-extra-args",
+    "project": "account",
+}
+#: Lists of which the site's part comes first and the profile's is added.
+JOINED = ("job-directives-skip", "job-script-prologue", "job-extra-directives", "worker-extra-args", "modules")
 CUDA_WORKER = "dask cuda worker"
+#: A size as Slurm reads it: of megabytes, where there is no letter.
+SLURM_SIZE = r"\d+[KMGTkmgt]?"
 
 
 def _dashed(name: str) -> str:
@@ -66,6 +84,12 @@ def _check_limit(limit: str) -> None:
         parse_size(limit, "it")
 
 
+def _check_slurm_size(size: str) -> None:
+    """Accept what Slurm reads, 0 being all of a node, besides sizes as Dask reads them."""
+    if not re.fullmatch(SLURM_SIZE, size):
+        parse_size(size, "it")
+
+
 def _check_duration(duration: str) -> None:
     try:
         parse_timedelta(duration)
@@ -73,8 +97,22 @@ def _check_duration(duration: str) -> None:
         raise InputError("it must be a time, as '50m' or '1h'") from error
 
 
+def _check_word(text: str) -> None:
+    if not re.fullmatch(r"""[^\s"'`\\#]+""", text):
+        raise InputError(f"{text!r} is no name that Slurm has: leave out spaces, quotes, # and \\, or set it to null")
+
+
+def _check_job_name(name: str) -> None:
+    # it is part of a file's name, and of lists with commas between
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise InputError(f"{name!r} must be letters, digits, '_', '.', '+' and '-'")
+
+
+Word = Annotated[str, known(_check_word)]
+JobName = Annotated[str, known(_check_job_name)]
 Size = Annotated[str, known(lambda size: parse_size(size, "it"))]
 MemoryLimit = Annotated[str, known(_check_limit)]
+SlurmSize = Annotated[str, known(_check_slurm_size)]
 Walltime = Annotated[str, known(walltime_seconds)]
 Duration = Annotated[str, known(_check_duration)]
 
@@ -142,26 +180,76 @@ class LocalCudaProfile(Gpu):
 class Driver(_Keys):
     """The job that ``subspace submit`` makes for the driver; what is null is as for the workers."""
 
-    partition: str | None = Field(None, description="partition of the driver: many sites have one for long, small jobs")
-    account: str | None = Field(None, description="account that the driver is charged to")
-    qos: str | None = Field(None, description="quality of service of the driver")
-    constraint: str | None = Field(None, description="features that the driver's node must have")
+    partition: Word | None = Field(
+        None, description="partition of the driver: many sites have one for long, small jobs"
+    )
+    account: Word | None = Field(None, description="account that the driver is charged to")
+    qos: Word | None = Field(None, description="quality of service of the driver")
+    constraint: Word | None = Field(None, description="features that the driver's node must have")
     walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
-    cores: PositiveInt = Field(2, description="CPUs of the driver, and of each task of `subspace submit --array`")
-    memory: Size = Field("8GB", description="memory of the same")
+    cores: PositiveInt = Field(2, description="CPUs of the driver")
+    memory: Size = Field("8GB", description="memory of the driver")
 
 
-class SlurmProfile(_Keys):
-    """Workers that are Slurm jobs; a job is described under ``jobqueue.PROFILE``."""
+class Share(_Keys):
+    """A task of ``subspace submit --array``; what is null is as for the driver."""
 
-    kind: Literal["slurm"]
+    partition: Word | None = Field(None, description="partition of the tasks")
+    account: Word | None = Field(None, description="account that the tasks are charged to")
+    qos: Word | None = Field(None, description="quality of service of the tasks")
+    constraint: Word | None = Field(None, description="features that the tasks' nodes must have")
+    walltime: Walltime | None = Field(None, description="how long a task may run; what it leaves, the next job does")
+    cores: PositiveInt | None = Field(None, description="CPUs of a task")
+    memory: Size | None = Field(None, description="memory of a task")
+    gpus: PositiveInt | None = Field(None, description="GPUs of a task, asked for as those of the workers are")
+
+
+class JobsProfile(_Keys):
+    """Workers that are jobs."""
+
+    kind: str
     jobs: PositiveInt = Field(
         2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
     )
-    wait: PositiveInt = Field(
-        600, description="seconds to wait for the first worker before giving up with Slurm's reason"
+    minimum: NonNegativeInt | None = Field(
+        None, description="fewest jobs: with it, jobs come and go with the work, and there are at most `jobs`"
     )
+    wait: PositiveInt | None = Field(
+        600,
+        description="seconds without any worker, at the start or later, before giving up with the reason",
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> JobsProfile:
+        if self.minimum is not None and self.minimum > self.jobs:
+            raise ValueError(f"minimum ({self.minimum}) must be at most jobs ({self.jobs})")
+        return self
+
+
+class SlurmProfile(JobsProfile):
+    """Workers that are Slurm jobs; a job is described under ``jobqueue.PROFILE``."""
+
+    kind: Literal["slurm"]
     driver: Driver = Field(Driver(), description="the job of the driver, for `subspace submit`")
+    share: Share = Field(Share(), description="a task of `subspace submit --array`")
+
+
+class PbsProfile(JobsProfile):
+    """Workers that are jobs of PBS (OpenPBS, Torque)."""
+
+    kind: Literal["pbs"]
+
+
+class SgeProfile(JobsProfile):
+    """Workers that are jobs of Grid Engine."""
+
+    kind: Literal["sge"]
+
+
+class LsfProfile(JobsProfile):
+    """Workers that are jobs of LSF."""
+
+    kind: Literal["lsf"]
 
 
 class SchedulerProfile(_Keys):
@@ -169,13 +257,23 @@ class SchedulerProfile(_Keys):
 
     kind: Literal["scheduler"]
     address: str | None = Field(None, description="tls://HOST:PORT, or tcp://HOST:PORT for one without encryption")
+    wait: PositiveInt | None = Field(600, description="seconds without any worker before giving up; null: no limit")
     scheduler_file: str | None = Field(None, description="the file that `dask scheduler --scheduler-file` writes")
     certificates: str | None = Field(
         None, description="folder with ca.pem, cert.pem and key.pem; by default Dask's own `distributed.comm.tls`"
     )
 
 
-Profile = LocalProfile | ProcessesProfile | LocalCudaProfile | SlurmProfile | SchedulerProfile
+Profile = (
+    LocalProfile
+    | ProcessesProfile
+    | LocalCudaProfile
+    | SlurmProfile
+    | SchedulerProfile
+    | PbsProfile
+    | SgeProfile
+    | LsfProfile
+)
 KINDS: dict[str, type[Profile]] = {
     get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(Profile)
 }
@@ -184,12 +282,14 @@ KINDS: dict[str, type[Profile]] = {
 class SlurmJob(Gpu):
     """One worker job. Other options of ``dask_jobqueue.SLURMCluster`` that these do not cover do not exist here."""
 
-    name: str = Field("subspace", description="what the jobs' names begin with")
-    partition: str | None = Field(None, description="partition; `queue` is the same")
-    account: str | None = Field(None, description="account that the jobs are charged to")
-    qos: str | None = Field(None, description="quality of service")
-    constraint: str | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
-    reservation: str | None = Field(None, description="reservation")
+    scheduler: ClassVar[str] = "slurm"
+
+    name: JobName = Field("subspace", description="what the jobs' names begin with")
+    partition: Word | None = Field(None, description="partition; `queue` is the same")
+    account: Word | None = Field(None, description="account that the jobs are charged to")
+    qos: Word | None = Field(None, description="quality of service")
+    constraint: Word | None = Field(None, description="features that a node must have, as `icelake` or `a100&nvlink`")
+    reservation: Word | None = Field(None, description="reservation")
     exclusive: bool = Field(False, description="whole nodes")
     walltime: Walltime | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
     cores: PositiveInt | None = Field(None, description="threads of all workers of a job together")
@@ -198,9 +298,9 @@ class SlurmJob(Gpu):
     )
     memory: Size | None = Field(None, description="memory of a job, divided among its workers")
     job_cpu: PositiveInt | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
-    job_mem: Size | None = Field(None, description="memory to ask of Slurm, if not `memory`")
+    job_mem: SlurmSize | None = Field(None, description="memory to ask of Slurm, if not `memory`")
     gpus: PositiveInt | None = Field(None, description="GPUs of a job")
-    gpu_type: str | None = Field(None, description="their type, as `a100`")
+    gpu_type: Word | None = Field(None, description="their type, as `a100`")
     gpu_request: Literal["gpus-per-node", "gres"] = Field(
         "gpus-per-node", description="how the site wants GPUs asked for: --gpus-per-node=N or --gres=gpu:N"
     )
@@ -208,7 +308,7 @@ class SlurmJob(Gpu):
     scratch: str | None = Field(
         None, description="node-local folder for spilling, as /tmp or $TMPDIR; `local-directory` is the same"
     )
-    interface: str | None = Field(
+    interface: Word | None = Field(
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
     lifetime: Duration | None = Field(
@@ -227,9 +327,9 @@ class SlurmJob(Gpu):
     python: str | None = Field(None, description="interpreter on the nodes; by default the one that submits")
     shebang: str | None = Field(None, description="first line of the script, as `#!/bin/bash -l` for a login shell")
     worker_command: str | None = Field(None, description=f"module that is a worker: `{CUDA_WORKER}` on GPUs")
-    worker_extra_args: list[str] = Field([], description="further arguments of it")
+    worker_extra_args: list[str] = Field([], description="further arguments of it, as the shell reads them")
     job_extra_directives: list[str] = Field([], description="further #SBATCH lines, as `--mail-type=FAIL`")
-    job_directives_skip: list[str] = Field([], description="#SBATCH lines with these in them are left out, as `--mem`")
+    job_directives_skip: list[str] = Field([], description="#SBATCH options that are left out, as `--mem`")
     job_script_prologue: list[str] = Field([], description="further commands before the worker starts")
     scheduler_options: dict[str, Any] = Field(
         {"dashboard_address": "127.0.0.1:8787"}, description="of the scheduler, as {interface: eth0}"
@@ -262,6 +362,47 @@ class SlurmJob(Gpu):
     def is_cuda(self) -> bool:
         """Whether the workers are Dask-CUDA's."""
         return self.worker_command in (CUDA_WORKER, "dask_cuda.cli")
+
+
+class BatchJob(SlurmJob):
+    """One worker job of PBS, Grid Engine or LSF: the keys of a Slurm job, but for those that only Slurm has."""
+
+    resource_spec: str | None = Field(
+        None, description="what else to ask for: `-l` of PBS and Grid Engine, `-R` of LSF, as `h_vmem=8G`"
+    )
+
+    @model_validator(mode="after")
+    def _not_of_slurm(self) -> BatchJob:
+        given = [_dashed(key) for key in ONLY_SLURM if getattr(self, key) != SlurmJob.model_fields[key].default]
+        if given:
+            raise ValueError(f"only Slurm has {', '.join(given)}; use resource-spec or job-extra-directives")
+        return self
+
+
+class PbsJob(BatchJob):
+    """One worker job of PBS."""
+
+    scheduler: ClassVar[str] = "pbs"
+
+
+class SgeJob(BatchJob):
+    """One worker job of Grid Engine."""
+
+    scheduler: ClassVar[str] = "sge"
+
+
+class LsfJob(BatchJob):
+    """One worker job of LSF."""
+
+    scheduler: ClassVar[str] = "lsf"
+
+
+#: Keys of :class:`SlurmJob` that no other scheduler has here.
+ONLY_SLURM = (
+    "qos", "constraint", "reservation", "exclusive", "job_cpu", "job_mem", "gpus", "gpu_type", "gpu_request",
+    "worker_command", *Gpu.model_fields,
+)  # fmt: skip
+JOBS: dict[str, type[SlurmJob]] = {model.scheduler: model for model in (SlurmJob, PbsJob, SgeJob, LsfJob)}
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
@@ -317,7 +458,7 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     Examples
     --------
     >>> sorted(load_settings()["subspace"]["profiles"])
-    ['local', 'local-cuda', 'processes', 'scheduler', 'slurm-cpu', 'slurm-gpu', 'slurm-gpu-node']
+    ['local', 'local-cuda', 'lsf-cpu', 'pbs-cpu', 'processes', 'scheduler', 'sge-cpu', 'slurm-cpu', 'slurm-gpu', ...]
     """
     # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
     # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
@@ -387,19 +528,61 @@ def find_profile(name: str, settings: dict[str, Any]) -> Profile:
 
 
 def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
-    """Return the validated Slurm job of profile `name`, which stands under ``jobqueue.NAME``."""
-    keys = _with_models(name, settings, "jobqueue")
+    """Return the validated job of profile `name`: ``jobqueue.NAME``, laid over the site's section, ``jobqueue.slurm``.
+
+    Null stands for "as the site says". The lists :data:`JOINED` have the site's items first, then the profile's.
+    """
+    kind = _with_models(name, settings, "profiles").get("kind")
+    model = JOBS.get(kind, SlurmJob) if isinstance(kind, str) else SlurmJob
+    site = {} if name == model.scheduler else _site_keys(settings, model)
+    given = _without_synonyms(_with_models(name, settings, "jobqueue"), f"jobqueue.{name}")
+    joined = {key: [*site[key], *given[key]] for key in JOINED if _are_lists(site.get(key), given.get(key))}
+    return _validate(model, site | given | joined, f"jobqueue.{name}")
+
+
+def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, Any]:
+    """Return what a site's administrators say of all jobs, where dask-jobqueue looks for it, by the names used here."""
+    site = f"jobqueue.{model.scheduler}"
+    section = {_dashed(key): value for key, value in _section(settings, "jobqueue", model.scheduler).items()}
+    refuse_control_characters(section, site)
+    # dask-jobqueue's own defaults are there too once it is imported
+    defaults = _defaults_of_jobqueue(model.scheduler)
+    said = {key: value for key, value in section.items() if value not in (None, [], defaults.get(key))}
+    renamed = {FORMER.get(key, key): value for key, value in said.items()}
+    keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, site)
+    valid = {_dashed(key) for key in model.model_fields}
+    if unused := sorted(keys.keys() - valid):
+        logger.warning("%s has keys that are not used here: %s", site, ", ".join(unused))
+    return {key: value for key, value in keys.items() if key in valid}
+
+
+@functools.cache
+def _defaults_of_jobqueue(scheduler: str) -> dict[str, Any]:
+    """Return dask-jobqueue's defaults for a scheduler; none where it is not installed."""
+    spec = importlib.util.find_spec("dask_jobqueue")
+    if spec is None or spec.origin is None:
+        return {}
+    text = Path(spec.origin).with_name("jobqueue.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text)["jobqueue"][scheduler])
+
+
+def _without_synonyms(keys: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the keys that have a value, by our names for those that have two."""
+    given = {key: value for key, value in keys.items() if value is not None}
     for theirs, ours in SYNONYMS.items():
-        value = keys.pop(theirs, None)
+        value = given.pop(theirs, None)
         if value is None:
             continue
-        if keys.get(ours) not in (None, value):
+        if given.get(ours) not in (None, value):
             raise InputError(
-                f"jobqueue.{name} has {ours}: {keys[ours]!r} and {theirs}: {value!r}, which is the same; keep one"
+                f"{where} has {ours}: {given[ours]!r} and {theirs}: {value!r}, which is the same; keep one"
             )
-        keys[ours] = value
-    # null stands for "as jobqueue.slurm has it", which is where a site's administrators put theirs
-    return _validate(SlurmJob, {key: value for key, value in keys.items() if value is not None}, f"jobqueue.{name}")
+        given[ours] = value
+    return given
+
+
+def _are_lists(*values: Any) -> bool:
+    return all(isinstance(value, list) for value in values)
 
 
 def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", "jobqueue"]) -> dict[str, Any]:
@@ -442,11 +625,14 @@ def render_keys() -> str:
     """Return the tables of ``docs/cluster.md``: every key of every kind of profile, its default, and what it does."""
     parts = [_table(f"`kind: {kind}`", model) for kind, model in KINDS.items()]
     parts.insert(4, _table("`driver:` of `kind: slurm`", Driver))
-    parts.insert(5, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
+    parts.insert(5, _table("`share:` of `kind: slurm`", Share))
+    parts.insert(6, _table("`jobqueue.PROFILE`, the job of `kind: slurm`", SlurmJob))
+    title = "`jobqueue.PROFILE`, the job of `kind: pbs`, `sge` and `lsf`: besides keys of Slurm's"
+    parts.append(_table(title, BatchJob, SlurmJob.model_fields))
     return "\n\n".join(parts)
 
 
-def _table(title: str, model: type[_Keys]) -> str:
+def _table(title: str, model: type[_Keys], omitted: Collection[str] = ()) -> str:
     lines = [
         f"### {title}",
         "",
@@ -457,7 +643,7 @@ def _table(title: str, model: type[_Keys]) -> str:
     ]
     # what is inherited comes last
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in Gpu.model_fields):
-        if name not in ("kind", "driver"):
+        if name not in ("kind", "driver", "share", *omitted):
             lines.append(f"| `{_dashed(name)}` | {_shown(field.default)} | {field.description} |")
     return "\n".join(lines)
 

@@ -42,7 +42,8 @@ from jobs.cluster.profiles import (
     read_cluster_file,
 )
 from jobs.cluster.running import TOKEN_VARIABLE, ClusterState, Service, cluster_of
-from jobs.cluster.slurm import SETTINGS, Job, cancel, import_jobqueue, jobs_named
+from jobs.cluster.scripts import SETTINGS, import_jobqueue
+from jobs.cluster.slurm import Job, cancel, jobs_named
 from storage.errors import InputError, SubspaceError
 from storage.files import private_folder, remove_folder
 
@@ -92,7 +93,7 @@ def _cluster(state: ClusterState, profile: Any, settings: dict[str, Any]) -> Ite
     if isinstance(profile, SlurmProfile):
         with (
             slurm_cluster(name, settings, folder, _label(state), private_folder(folder / "logs")) as cluster,
-            keep_jobs(cluster, profile.jobs),
+            keep_jobs(cluster, profile.jobs, profile.minimum),
         ):
             yield cluster
     else:

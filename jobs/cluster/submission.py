@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dask.utils import parse_bytes
-
 from jobs.cluster.profiles import (
     Driver,
+    Share,
     SlurmJob,
     SlurmProfile,
     find_job,
@@ -31,6 +29,8 @@ from jobs.cluster.profiles import (
     load_settings,
     refuse_control_characters,
 )
+from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
+from jobs.cluster.site import explain_refusal
 from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, submit
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
@@ -39,7 +39,6 @@ from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-Script = Literal["driver", "share"]
 #: Names of the jobs of the scripts, as their ``--job-name`` has them.
 JOB_NAMES = "subspace-driver,subspace-share"
 #: In ``RUN/jobs``: what was submitted last.
@@ -80,7 +79,7 @@ def submit_run(
     *,
     profile: str = "slurm-cpu",
     cluster_file: Path | None = None,
-    array: int | None = None,
+    array: str | int | None = None,
     arguments: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[Submitted]:
@@ -93,29 +92,37 @@ def submit_run(
     profile, cluster_file
         A profile of kind ``slurm``: its workers, and how the driver is submitted.
     array
-        Do without workers and scheduler: so many tasks share the harvest, and the correlation.
+        Do without workers and scheduler: so many tasks share the harvest, and the correlation. ``16%4``: at most four
+        of them at a time.
     arguments
         Further arguments of ``subspace run``.
     dry_run
         Write the scripts, submit nothing; the commands are then lines for a shell, the numbers of jobs its variables.
     """
     refuse_control_characters(str(run_dir), "the run directory")
+    refuse_control_characters(str(experiment), "the experiment's path")
     RunDirectory(run_dir).check()
     settings = load_settings(cluster_file)
     chosen = find_profile(profile, settings)
     if not isinstance(chosen, SlurmProfile):
         raise InputError(f"Profile {profile!r} is of kind {chosen.kind!r}; a run is submitted to one of kind 'slurm'")
-    if array is not None and array < 1:
-        raise InputError(f"An array has at least one task, not {array}")
+    tasks = None if array is None else parse_array(array)
     workers = find_job(profile, settings)
     folder = run_dir.absolute() / "jobs"
     common = [str(experiment.absolute()), "--run-dir", str(run_dir.absolute()), *arguments]
-    if array is None:
+    if tasks is None:
         file = [] if cluster_file is None else ["--cluster-file", str(cluster_file.absolute())]
         steps = [Step("driver", (*common, "--cluster", profile, *file))]
     else:
-        steps = list(array_steps(common, array))
-    scripts = {name: _write_script(name, folder, chosen.driver, workers, run_dir) for name in {s.script for s in steps}}
+        steps = list(array_steps(common, *tasks))
+    sections: dict[Script, tuple[Driver | Share, ...]] = {
+        "driver": (chosen.driver,),
+        "share": (chosen.driver, chosen.share),
+    }
+    scripts = {
+        name: _write_script(name, folder, overlaid(workers, *sections[name]), run_dir)
+        for name in {step.script for step in steps}
+    }
     submitted = []
     for job in _submit(steps, scripts, dry_run=dry_run):
         submitted.append(job)
@@ -153,8 +160,20 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
     return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
 
 
-def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
-    """Yield the jobs that do a run in shares.
+def parse_array(text: str | int) -> tuple[int, int | None]:
+    """Return how many tasks an array has, and how many may run at a time.
+
+    >>> parse_array("16"), parse_array("16%4")
+    ((16, None), (16, 4))
+    """
+    match = re.fullmatch(r"([1-9]\d*)(?:%([1-9]\d*))?", str(text))
+    if match is None:
+        raise InputError(f"An array has at least one task, as 16, or as 16%4 (four at a time), not {text}")
+    return int(match[1]), int(match[2]) if match[2] else None
+
+
+def array_steps(common: Sequence[str], count: int, at_once: int | None = None) -> Iterator[Step]:
+    """Yield the jobs that do a run in shares, at most `at_once` tasks of them at a time.
 
     >>> for step in array_steps(["e.yaml"], 4):
     ...     print(step.after, step.script, *step.arguments)
@@ -164,7 +183,7 @@ def array_steps(common: Sequence[str], count: int) -> Iterator[Step]:
     afterok share 4 e.yaml --until correlate
     afterany driver e.yaml
     """
-    tasks = (f"--array=0-{count - 1}",)
+    tasks = (f"--array=0-{count - 1}{'' if at_once is None else f'%{at_once}'}",)
     after: Literal["afterany"] | None = None
     for stage in ("harvest", "correlate"):
         yield Step("driver", (*common, "--until", stage, "--share", f"begin/{count}"), after=after)
@@ -181,45 +200,18 @@ def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool
         if dry_run:
             before, command = f"$job{i}", f"job{i}=$({command})"
         else:
-            before = submit(script, options, step.arguments)
+            try:
+                before = submit(script, options, step.arguments)
+            except SubspaceError as error:
+                raise SubspaceError(explain_refusal(str(error))) from error
         yield Submitted(before, command)
 
 
-def _write_script(name: Script, folder: Path, driver: Driver, job: SlurmJob, run_dir: Path) -> Path:
+def _write_script(name: Script, folder: Path, job: SlurmJob, run_dir: Path) -> Path:
     """Write a script with the site's settings to the run directory, and return where it is."""
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    log = {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]
-    text = fill(read_script(name), driver, job, run_dir.absolute() / "logs" / log)
+    logs = run_dir.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    text = fill(read_script(name), job, log_pattern(logs, {"driver": "%x-%j.log", "share": "%x-%A_%a.log"}[name]))
     path = folder / f"{name}.sbatch"
     write_atomically(path, [text.encode()])
     return path
-
-
-def read_script(name: Script) -> str:
-    """Return a script as it comes with the package."""
-    return (Path(__file__).parent / f"{name}.sbatch").read_text(encoding="utf-8")
-
-
-def fill(script: str, driver: Driver, job: SlurmJob, log: Path) -> str:
-    """Return a script with a site's ``#SBATCH`` lines, modules, and interpreter.
-
-    Of two lines with the same option, Slurm takes the later one, so what the script says by itself may stay.
-    """
-    lines = script.splitlines()
-    last = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
-    commands = lines.index("set -euo pipefail")
-    directives = [f"#SBATCH {directive}" for directive in _directives(driver, job, log)]
-    prologue = [*(f"module load {shlex.quote(module)}" for module in job.modules), *job.job_script_prologue]
-    prologue.append(f"export SUBSPACE_PYTHON={shlex.quote(job.python or sys.executable)}")
-    filled = [*lines[: last + 1], *directives, *lines[last + 1 : commands], *prologue, *lines[commands:]]
-    return "\n".join(filled) + "\n"
-
-
-def _directives(driver: Driver, job: SlurmJob, log: Path) -> Iterator[str]:
-    for key in ("partition", "account", "qos", "constraint"):
-        if (value := getattr(driver, key) or getattr(job, key)) is not None:
-            yield f"--{key}={shlex.quote(value)}"
-    yield f"--cpus-per-task={driver.cores}"
-    yield f"--mem={math.ceil(parse_bytes(driver.memory) / 2**20)}M"
-    yield f"--time={driver.walltime}"
-    yield f"--output={log}"

@@ -11,10 +11,10 @@ import typer
 from rich.table import Table
 
 from jobs.cluster import service
-from jobs.cluster.certificates import FILES
-from jobs.cluster.profiles import SlurmProfile, find_job, find_profile, load_settings
+from jobs.cluster.profiles import JobsProfile, find_job, find_profile, load_settings
 from jobs.cluster.running import known_names, state_root
-from jobs.cluster.slurm import Job, failures, import_jobqueue, job_options
+from jobs.cluster.scripts import job_options, worker_class
+from jobs.cluster.slurm import Job, failures
 from jobs.cluster.submission import submit_run
 from pipeline.settings.experiment import load_experiment
 from pipeline.work.script import AsJson, ClusterFile, ExperimentFile, RunDir, show, text_table, wide_console
@@ -86,7 +86,7 @@ def job_table(jobs: list[Job]) -> Table:
 
 
 def job_script_command(
-    profile: Annotated[str, typer.Argument(help="A profile of kind slurm.")] = "slurm-cpu",
+    profile: Annotated[str, typer.Argument(help="A profile whose workers are jobs.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -102,20 +102,15 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
     """Return the script of a profile's worker jobs, with placeholders for what only a running cluster has."""
     settings = load_settings(cluster_file)
     profile = find_profile(name, settings)
-    if not isinstance(profile, SlurmProfile):
-        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' have a job script")
-    job_class = import_jobqueue().slurm.SLURMJob
-    folder = state_root() / "runs" / f"{name}-XXXXXXXX"
+    if not isinstance(profile, JobsProfile):
+        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; its workers are no jobs")
+    description = find_job(name, settings)
+    options = job_options(name, description, state_root() / "runs" / f"{name}-XXXXXXXX")
     with dask.config.set(settings):
-        options = job_options(name, find_job(name, settings), folder)
-        options["worker-extra-args"] += [
-            argument
-            for part, file in FILES.items()
-            for argument in (f"--tls-{part.replace('_', '-')}", f"{folder}/{file}")
-        ]
-        with dask.config.set({f"jobqueue.{name}": options}):
-            job = job_class("tls://SCHEDULER:PORT", name="WORKER", config_name=name, protocol="tls://")
-            return str(job.job_script())
+        job = worker_class(name, description, options)(
+            "tls://SCHEDULER:PORT", name="WORKER", config_name=name, protocol="tls://"
+        )
+        return str(job.job_script())
 
 
 def submit_command(
@@ -124,7 +119,8 @@ def submit_command(
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A profile of kind slurm.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     array: Annotated[
-        int | None, typer.Option(metavar="N", help="No scheduler: job arrays of N tasks share the work.")
+        str | None,
+        typer.Option(metavar="N[%M]", help="No scheduler: job arrays of N tasks, M at a time, share the work."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the scripts and say what would be submitted.")

@@ -13,12 +13,14 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import dask
 import psutil
@@ -28,12 +30,16 @@ from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster.profiles import find_profile, load_settings
+from jobs.cluster.client import shared_folder
+from jobs.cluster.profiles import SlurmJob, SlurmProfile, find_job, find_profile, load_settings
+from jobs.cluster.scripts import job_options
+from jobs.cluster.site import advise, allowed_combinations, check_scheduler_options
+from jobs.cluster.trial import try_node, versions
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.work.script import AsJson, ClusterFile, show, text_table, wide_console
 from pipeline.work.workers import n_cpus
 from storage import free_space
-from storage.errors import SubspaceError
+from storage.errors import InputError, SubspaceError
 
 State = Literal["ok", "note", "problem"]
 
@@ -48,6 +54,8 @@ EXTRAS = {
 HUB = "https://huggingface.co"
 #: Seconds that the model hub, and Slurm, may take to answer.
 PATIENCE = 5.0
+#: Seconds that a test job may wait in the queue of a profile that waits without limit.
+PATIENCE_QUEUE = 600
 #: Less free disk or memory than this is worth a word, in bytes.
 LITTLE_DISK, LITTLE_MEMORY = 10 * 10**9, 4 * 10**9
 #: Fewer open files than this are soon used up by a scheduler with many workers.
@@ -196,6 +204,64 @@ def _slurm() -> Iterator[Finding]:
     yield _finding("Slurm", partitions or "no partition is open to you")
 
 
+# --- a profile of a cluster -------------------------------------------------------------------------------------------
+
+
+def examine_profile(name: str, cluster_file: Path | None = None, *, submit: bool = True) -> Iterator[Finding]:
+    """Look at what a Slurm profile needs here, and, by a job of the same kind as a worker's, on a node.
+
+    Nothing is left behind, and without `submit` nothing is submitted.
+    """
+    settings = load_settings(cluster_file)
+    profile = find_profile(name, settings)
+    if not isinstance(profile, SlurmProfile):
+        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; only those of kind 'slurm' can be tried")
+    job = find_job(name, settings)
+    yield from _allowed(name, job)
+    try:
+        check_scheduler_options(job, f"jobqueue.{name}")
+        job_options(name, job, Path())
+        with shared_folder(job, f"doctor-{uuid.uuid4().hex[:8]}") as folder:
+            yield _finding("scheduler", f"interface and port are free; keys and settings can go to {folder.parent}")
+            if submit:
+                yield from _node(job, folder, profile.wait or PATIENCE_QUEUE)
+    except (SubspaceError, OSError) as error:
+        yield _finding("profile", str(error), "change what it names", "problem")
+
+
+def _allowed(name: str, job: SlurmJob) -> Iterator[Finding]:
+    """Compare what a job asks for with what this user may use."""
+    asked = ", ".join(f"{key}: {getattr(job, key) or 'default'}" for key in ("partition", "account", "qos"))
+    try:
+        combinations = allowed_combinations()
+    except SubspaceError as error:
+        yield _finding("account, partition, QOS", str(error), "run this on a login node of the cluster", "problem")
+        return
+    remedy = "" if any(each.suits(job) for each in combinations) else advise(combinations, f"jobqueue.{name}")
+    yield _finding("account, partition, QOS", asked, remedy, "problem")
+
+
+def _node(job: SlurmJob, folder: Path, seconds: float) -> Iterator[Finding]:
+    """Look at a node through a test job."""
+    node = try_node(job, folder, seconds)
+    yield _finding("shared folder", f"{node.host} reads and writes {folder.parent}")
+    here = versions()
+    different = [
+        f"{package} {found}, here {here[package]}" for package, found in node.versions.items() if found != here[package]
+    ]
+    remedy = f"set jobqueue's python to the interpreter of the same environment: {sys.executable}" if different else ""
+    alike = ", ".join(f"{package} {found}" for package, found in node.versions.items())
+    yield _finding("packages of the node", "; ".join(different) or alike, remedy, "problem")
+    remedy = "set scratch to a folder of the node that you may write to" if node.scratch_error else ""
+    found = node.scratch_error or f"{node.scratch_free / 1e9:.1f} GB free in {node.scratch}"
+    yield _finding("scratch of the node", found, remedy, "problem")
+    remedy = "export NUMBA_CACHE_DIR in job-script-prologue" if node.cache_error else ""
+    yield _finding("cache of the node", node.cache_error or "can be written to", remedy)
+    missing = job.interface is not None and job.interface not in node.interfaces
+    remedy = f"set interface to one of {', '.join(node.interfaces)}" if missing else ""
+    yield _finding("interface of the node", job.interface or "the default one", remedy, "problem")
+
+
 def _gpu() -> Iterator[Finding]:
     if shutil.which("nvidia-smi") is None:
         yield _finding("GPU", "no nvidia-smi on PATH", "none is needed: everything runs on CPUs too")
@@ -235,12 +301,24 @@ def _hub() -> Iterator[Finding]:
         yield _finding("model hub", f"{address} answers; {token}")
 
 
-def command(cluster_file: ClusterFile = None, as_json: AsJson = False) -> None:
+def command(
+    cluster: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Also try a Slurm profile, with a job on a node.")
+    ] = None,
+    cluster_file: ClusterFile = None,
+    no_job: Annotated[bool, typer.Option("--no-job", help="With --cluster: submit no test job.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check this computer: packages, memory, disk, Slurm, GPU, model hub; and say what to do.
+
+    With `--cluster`, it also says which account, partition and QOS this user may use, and submits a job like a worker's
+    that looks at Python, packages, scratch and the shared folder on its node.
 
     The exit status is 1 where nothing would run; what is missing for some uses only is a note.
     """
     findings = examine(cluster_file)
+    if cluster is not None:
+        findings += examine_profile(cluster, cluster_file, submit=not no_job)
     if as_json:
         show({"findings": [dataclasses.asdict(finding) for finding in findings]}, as_json=True)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster.slurm import FAILED, UNKNOWN, failures
+from jobs.cluster.slurm import FAILED, UNKNOWN, exit_code, failures
 from jobs.cluster.submission import submitted_jobs
 from jobs.verbs.cluster import job_table
+from jobs.watch.follow import follow as followed
 from pipeline.experiment.status import status
 from pipeline.settings.experiment import Experiment, load_experiment, stored_experiment
 from pipeline.work.script import AsJson, show, text_table, wide_console
@@ -32,6 +34,9 @@ def command(
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run directory of an experiment; runs/NAME by default.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print a line whenever the run gets on, until it ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what of an experiment is done, what a run would do next, and why. Nothing is computed.
@@ -39,8 +44,13 @@ def command(
     Of a run that was submitted to Slurm, it also shows the jobs, and the end of the log of each that failed.
 
     With a run directory, the experiment is the one that was last run there; with a YAML file, the file as it is now.
+
+    With `--follow`, the exit status is 0 if the run finished, else that of the job that failed, or 1.
     """
     config, directory = _open(what, run_dir)
+    if follow:
+        _follow(directory, as_json=as_json)
+        return
     items = status(config, directory)
     counts = Counter(item.state for item in items)
     jobs = submitted_jobs(directory.root)
@@ -58,6 +68,23 @@ def command(
         stopped = set(counts) != {"current"} and not any(job.active for job in jobs)
         for line in failures(jobs, directory.root / "logs", (*FAILED, UNKNOWN) if stopped else FAILED):
             typer.echo(line)
+
+
+def _follow(directory: RunDirectory, *, as_json: bool) -> None:
+    """Print a line whenever a run gets on; at its end why it failed, if it did."""
+    for progress in followed(directory.root):
+        now = dt.datetime.now().astimezone().strftime("%H:%M:%S")
+        if as_json:
+            show({"session": progress.session, "jobs": [vars(job) for job in progress.jobs]}, as_json=True)
+        else:
+            typer.echo(f"{now} {progress}")
+    if progress.succeeded:
+        return
+    if not as_json:
+        for line in failures(progress.jobs, directory.root / "logs", (*FAILED, UNKNOWN)):
+            typer.echo(line)
+    codes = [exit_code(job.id) for job in progress.jobs if job.state in FAILED]
+    raise typer.Exit(next((code for code in codes if code), 1))
 
 
 def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:

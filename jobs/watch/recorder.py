@@ -54,9 +54,9 @@ REPORT_SECONDS, STREAM_TASKS = 120, 20_000
 class Record:
     """One session of a run, as ``watch.json`` holds it.
 
-    It begins at a time (UTC) and is ``finished``, or says what stopped it; None: it goes on, or was killed. Threads are
-    those of all workers at most; memory is that of the fullest worker process, in bytes, and at most as planned: what
-    it held when a stage was planned, and what the stage may add.
+    It begins at a time (UTC); its state says which stage it is at, and how far. It is ``finished``, or says what
+    stopped it; None: it goes on, or was killed. Threads are those of all workers at most; memory is that of the fullest
+    worker process, in bytes, and at most as planned: what it held when a stage was planned, and what the stage may add.
 
     Time is lost in three ways: work waits for workers (the missing share of the threads, over time), tasks that lost
     their worker are done twice (at most their mean duration each, over all threads), and nothing is done between the
@@ -64,6 +64,7 @@ class Record:
     """
 
     begun: str
+    state: str = "starting"
     seconds: float = 0.0
     ended: str | None = None
     threads: int = 0
@@ -96,7 +97,6 @@ class Recorder:
     record: Record
     earlier: list[dict[str, Any]]
     samples: list[Sample] = field(default_factory=list)
-    state: str = "starting"
     planned: Planned | None = None
     limit: float = 0.0
     start: float = field(default_factory=time.monotonic)
@@ -123,7 +123,7 @@ class Recorder:
         else:
             self.record.tasks += 1
             self.record.rows += event.rows
-            self.state = f"{event.label}: {event.done} of {event.total}"
+            self.record.state = f"{event.label}: {event.done} of {event.total}"
 
     def watch(self) -> None:
         """Sample until told to stop; runs in a thread of its own."""
@@ -183,7 +183,7 @@ class Recorder:
         going_on = self.record.ended is None
         page = watch_page(
             self.folder.name,
-            self.state if going_on else f"{self.record.ended} after {self.record.seconds:.0f} s",
+            self.record.state if going_on else f"{self.record.ended} after {self.record.seconds:.0f} s",
             self.samples,
             self._figures(),
             refresh=int(PAGE_SECONDS) if going_on else 0,

@@ -45,6 +45,9 @@ LOG_INTERVAL = 15.0
 #: Seconds between two changes of a bar in a notebook.
 NOTEBOOK_INTERVAL = 0.25
 
+#: Seconds between two looks at how many tasks the workers can run: jobs of a cluster start one after the other.
+SLOTS_INTERVAL = 1.0
+
 #: Seconds that a cluster may take to close.
 CLOSING_SECONDS = 30.0
 
@@ -239,7 +242,7 @@ def run_tasks(
             futures.append(future)
         return futures
 
-    done = 0
+    done, looked = 0, time.monotonic()
     # results come in the background: fetching each as it is asked for takes a round trip of some milliseconds
     completed = as_completed(submit(per_slot * n_slots(client)), with_results=True)
     try:
@@ -250,7 +253,10 @@ def run_tasks(
                         raise result
                     item, _ = in_flight.pop(str(future.key))
                     future.release()
-                    for new in submit(1):
+                    count = 1
+                    if time.monotonic() - looked >= SLOTS_INTERVAL:  # workers that came since can be given work too
+                        count, looked = max(0, per_slot * n_slots(client) - len(in_flight)), time.monotonic()
+                    for new in submit(count):
                         completed.add(new)
                     n_rows = rows(item) if rows else 0.0
                     advance(1, n_rows)

@@ -15,6 +15,7 @@ from distributed import Client
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.watch.recorder import Record
 from pipeline.experiment.forecast import plan
 from pipeline.experiment.run import RunResult, run
 from pipeline.experiment.stages import STAGES, ordered_stages
@@ -228,6 +229,18 @@ def test_command(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None
     shown = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert shown.exit_code == 2
     assert "is no run directory" in shown.output
+
+
+@pytest.mark.parametrize(("ended", "code"), [("finished", 0), ("stopped by InputError", 1)])
+def test_following_a_run_that_is_over(ended: str, code: int, copied: RunDirectory) -> None:
+    shown = CliRunner().invoke(app, ["status", str(copied.root), "--follow"])
+    assert shown.exit_code == 2
+    assert "Nothing was run or submitted" in shown.output
+    session = {**vars(Record("2026-01-01T00:00:00.000+00:00")), "ended": ended, "seconds": 7.0}
+    (copied.root / "watch.json").write_text(json.dumps({"sessions": [session]}))
+    shown = CliRunner().invoke(app, ["status", str(copied.root), "--follow"])
+    assert shown.exit_code == code
+    assert f"{ended} after 7 s" in shown.stdout
 
 
 def test_a_stage_from_outside(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from distributed import Client
 from distributed.security import Security
 
 from jobs.cluster.client import connect
+from jobs.verbs.doctor import examine_profile
+from storage.errors import SubspaceError
 
 pytestmark = pytest.mark.slurm
 
@@ -41,3 +47,38 @@ def test_a_client_with_other_keys_is_refused(slurm: Path, cluster_file: Path) ->
         pytest.raises(OSError, match=r"TLS|SSL|certificate|connect"),
     ):
         Client(client.scheduler.address, security=Security.temporary(), timeout=3)
+
+
+SUBMIT_FILTER = """#!/bin/sh
+for script in "$@"; do :; done
+if grep -q -e '^#SBATCH --mem' "$script"; then echo 'sbatch: error: --mem is not allowed here' >&2; exit 1; fi
+exec {sbatch} "$@"
+"""
+
+
+def test_a_site_that_refuses_mem_and_paths_with_spaces(
+    slurm: Path, make_cluster_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, commands = tmp_path / "it's a place", tmp_path / "bin"
+    odd.mkdir()
+    commands.mkdir()
+    (commands / "sbatch").write_text(SUBMIT_FILTER.format(sbatch=shutil.which("sbatch")))
+    (commands / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    file = make_cluster_file(odd)
+    start = time.monotonic()
+    with (
+        pytest.raises(SubspaceError, match=r"The jobs are refused: .*--mem is not allowed"),
+        connect("slurm-cpu", file),
+    ):
+        pass
+    assert time.monotonic() - start < 10
+    settings = yaml.safe_load(file.read_text())
+    settings["jobqueue"]["slurm"] = {"job-directives-skip": ["--mem"], "job-script-prologue": ["export FROM_SITE=1"]}
+    file.write_text(yaml.safe_dump(settings))
+    with connect("slurm-cpu", file) as client:
+        client.wait_for_workers(2, timeout=60)
+        assert set(client.run(lambda: os.environ.get("FROM_SITE")).values()) == {"1"}
+    assert len(list((odd / "logs").glob("subspace-*.err"))) == 2
+    found = list(examine_profile("slurm-cpu", file))
+    assert [item for item in found if item.state != "ok"] == []

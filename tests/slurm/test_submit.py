@@ -63,8 +63,8 @@ def test_the_driver_as_a_job(
         )
     )
     script = (folder / "jobs" / "driver.sbatch").read_text()
-    assert "#SBATCH --partition=main" in script
-    assert "#SBATCH --time=00:10:00" in script
+    assert "#SBATCH -p main" in script
+    assert "#SBATCH -t 00:10:00" in script
     wait_for_jobs(said["jobs"], folder / "logs")
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()

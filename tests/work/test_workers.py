@@ -99,6 +99,23 @@ def test_no_items(client: Client) -> None:
     assert list(run_tasks(client, counted, [], name="test-none", label="None")) == []
 
 
+def test_workers_that_come_later_are_given_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of a cluster start one after the other, and the tasks in flight follow the threads there are."""
+    global _most
+    monkeypatch.setattr(workers, "SLOTS_INTERVAL", 0.05)
+    _most = 0
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as own,
+    ):
+        for done, _ in enumerate(run_tasks(own, counted, range(300), name="test-grow", label="Grow")):
+            if done == 5:
+                assert _most == 1
+                cluster.scale(4)
+                own.wait_for_workers(4)
+    assert _most == 4
+
+
 def test_the_dashboard_is_on_localhost() -> None:
     with ensure_client(None) as own:
         assert dashboard_url(own).startswith("http://127.0.0.1:")

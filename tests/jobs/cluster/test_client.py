@@ -43,6 +43,9 @@ def test_every_shipped_profile_is_valid() -> None:
         "slurm-gpu": "slurm",
         "slurm-gpu-node": "slurm",
         "scheduler": "scheduler",
+        "pbs-cpu": "pbs",
+        "sge-cpu": "sge",
+        "lsf-cpu": "lsf",
     }
     assert {name for name in kinds if find_job(name, settings).is_cuda} == {"slurm-gpu", "slurm-gpu-node"}
 
@@ -69,7 +72,7 @@ def test_a_users_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ({"mine": {"like": "yours"}}, "mine", r"'mine' is like 'yours', which is not there"),
         ({"x": {"like": "y"}, "y": {"like": "x"}}, "x", r"circle: x → y → x"),
         ({"local-cuda": {"rmm-async": True}}, "local-cuda", r"rmm-async and rmm-pool-size exclude each other"),
-        ({"mine": {"kind": "pbs"}}, "mine", r"'pbs'"),
+        ({"mine": {"kind": "oar"}}, "mine", r"'oar'"),
         ({"local": {"workers": 0}}, "local", r"workers: .*greater than 0"),
     ],
 )

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
 import pytest
 import yaml
 
 from jobs.cluster import service
 from jobs.cluster.profiles import Driver, SlurmJob, find_job, find_profile, load_settings
 from jobs.cluster.running import cluster_of, find_cluster, known_names
-from jobs.cluster.slurm import job_options
 from jobs.cluster.submission import submit_run
 from storage.errors import InputError
 from storage.files import private_folder, write_atomically
@@ -80,13 +78,9 @@ def test_names_are_settings_too(tmp_path: Path) -> None:
 
 
 def test_what_the_site_adds_is_looked_at(tmp_path: Path) -> None:
-    pytest.importorskip("dask_jobqueue")
-    job = find_job("slurm-cpu", load_settings())
-    with (
-        dask.config.set({"jobqueue.slurm": {"job-extra-directives": [BAD]}}),
-        pytest.raises(InputError, match=r"^jobqueue\.slurm\.job-extra-directives\.0 is"),
-    ):
-        job_options("slurm-cpu", job, tmp_path)
+    settings = settings_of(tmp_path, {"jobqueue": {"slurm": {"job-extra-directives": [BAD]}}})
+    with pytest.raises(InputError, match=r"^jobqueue\.slurm\.job-extra-directives\.0 is"):
+        find_job("slurm-cpu", settings)
 
 
 def test_nothing_is_written_of_a_submission_that_is_refused(tmp_path: Path) -> None:

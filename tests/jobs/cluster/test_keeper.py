@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import pytest
 
 from jobs.cluster import keeper as watcher
 from jobs.cluster.keeper import Keeper, keep_jobs, keeper_of
-from jobs.cluster.profiles import walltime_seconds
-from jobs.cluster.slurm import retiring, with_margins
+from jobs.cluster.profiles import SlurmJob, walltime_seconds
+from jobs.cluster.scripts import memory_of_workers, retiring
 from storage.errors import InputError, SubspaceError, WorkerLostError
 
 
@@ -26,6 +25,7 @@ class PretendedCluster:
         self.workers: dict[str, Any] = {}
         self.scheduler_info: dict[str, Any] = {"workers": {}}
         self.told: list[tuple[str, Any]] = []
+        self.job_cls = SimpleNamespace(refusals=[], scheduler="slurm")
 
     def job_script(self) -> str:
         return f"#!/bin/sh\n#SBATCH -J w\n#SBATCH -e {self.folder}/w-%J.err\n#SBATCH -o {self.folder}/w-%J.out\n"
@@ -55,7 +55,7 @@ class PretendedCluster:
 def queue(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The numbers of the jobs that Slurm has."""
     jobs: set[str] = set()
-    monkeypatch.setattr(watcher, "queued_jobs", lambda: jobs)
+    monkeypatch.setattr(watcher, "queued_jobs", lambda _: jobs)
     return jobs
 
 
@@ -124,7 +124,7 @@ def test_a_job_that_slurm_did_not_take_is_asked_for_again(
 
 
 def test_a_queue_that_does_not_answer_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "queued_jobs", lambda: None)
+    monkeypatch.setattr(watcher, "queued_jobs", lambda _: None)
     cluster = PretendedCluster(tmp_path)
     cluster.submit("x-0", "1")
     keeper = Keeper(cluster, 1)
@@ -156,9 +156,31 @@ def test_a_start_without_a_worker_is_given_up_with_the_last_log(
     for job in ("1", "2", "3"):
         cluster.submit("x-0", job)
         keeper.look()
-    client: Any = SimpleNamespace(scheduler_info=lambda **_: {"workers": {}})
     with pytest.raises(SubspaceError, match=r"(?s)^3 Slurm jobs died.*python: command not found"):
-        keeper.first_worker(client, seconds=60)
+        keeper.check_start()
+
+
+def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path, queue: set[str]) -> None:
+    cluster = PretendedCluster(tmp_path)
+    keeper = Keeper(cluster, 2)
+    keeper.check_start()
+    cluster.job_cls.refusals.append("sbatch: error: Unable to contact slurm controller (connect failure)")
+    keeper.check_start()  # it is away, and may come back
+    cluster.job_cls.refusals.append("sbatch: error: --mem is not allowed here")
+    with pytest.raises(SubspaceError, match=r"^The jobs are refused: sbatch: error: --mem is not allowed here$"):
+        keeper.check_start()
+    assert keeper.why() == "No job was accepted: sbatch: error: --mem is not allowed here"
+    cluster.submit("x-0", "10")
+    keeper.check_start()  # one was taken: others may be over a limit of jobs
+
+
+def test_jobs_that_come_and_go_with_the_work(tmp_path: Path, queue: set[str]) -> None:
+    cluster = PretendedCluster(tmp_path)
+    with keep_jobs(cluster, 4, minimum=0):
+        pass
+    assert cluster.told == [("adapt", {"minimum_jobs": 0, "maximum_jobs": 4})]
+    with pytest.raises(InputError, match="leave `minimum` out"), keep_jobs(PretendedCluster(tmp_path, 2), 4, minimum=1):
+        pass
 
 
 def test_lifetimes() -> None:
@@ -175,10 +197,8 @@ def test_lifetimes() -> None:
 
 
 def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
-    job = with_margins({"memory": "1GB"})
-    assert (job["memory"], job["job-mem"]) == ("900000000B", "954M")
-    assert with_margins({"memory": "8GB", "job-mem": "0"})["memory"] == "8GB"
-    assert json.dumps(job)  # Dask's configuration is plain
+    assert memory_of_workers(SlurmJob(memory="1GB")) == "900000000B"
+    assert memory_of_workers(SlurmJob(memory="8GB", job_mem="0")) == "8GB"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.cluster.scripts import read_script
 from jobs.cluster.slurm import Job
-from jobs.cluster.submission import read_script, submit_run, submitted_jobs
+from jobs.cluster.submission import submit_run, submitted_jobs
 from storage.errors import InputError
 
 
@@ -34,13 +35,9 @@ def test_the_driver(site: Path, tmp_path: Path) -> None:
         "--cluster", "slurm-cpu", "--cluster-file", str(site),
     ]  # fmt: skip
     lines = script.read_text().splitlines()
-    last = {line.partition("=")[0]: line for line in lines if line.startswith("#SBATCH ")}
-    assert last["#SBATCH --partition"] == "#SBATCH --partition=long"
-    assert last["#SBATCH --account"] == "#SBATCH --account=lab"
-    assert last["#SBATCH --qos"] == "#SBATCH --qos=normal"
-    assert last["#SBATCH --time"] == "#SBATCH --time=3-00:00:00"
-    assert last["#SBATCH --cpus-per-task"] == "#SBATCH --cpus-per-task=1"
-    assert last["#SBATCH --mem"] == "#SBATCH --mem=2048M"
+    directives = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+    assert {"--job-name=subspace-driver", "-p long", "-A lab", "--qos=normal"} <= directives
+    assert {"-t 3-00:00:00", "--cpus-per-task=1", "--mem=2G", "--requeue"} <= directives
     assert lines.index("module load python/3.11") < lines.index("set -euo pipefail")
     assert "export SUBSPACE_PYTHON=/env/python" in lines
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
@@ -59,6 +56,9 @@ def test_arrays(site: Path, tmp_path: Path) -> None:
     assert " --dependency=afterok:$job0 " in commands[1]
     assert commands[4].startswith("job4=$(sbatch --parsable --dependency=afterany:$job3 ")
     assert all("--cluster" not in one.split() for one in commands), "no scheduler, no workers"
+    four = submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, array="4%2", dry_run=True)
+    assert "--array=0-3%2" in four[1].command
+    assert "begin/4" in four[0].command
 
 
 def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +98,7 @@ def test_the_shipped_scripts_do_what_they_say(name: str, tmp_path: Path) -> None
 def test_what_cannot_be_submitted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="submitted to one of kind 'slurm'"):
         submit_run(tmp_path / "e.yaml", tmp_path / "run", profile="processes", dry_run=True)
-    with pytest.raises(InputError, match="at least one task, not 0"):
-        submit_run(tmp_path / "e.yaml", tmp_path / "run", array=0, dry_run=True)
+    for array in (0, "4%0", "four"):
+        with pytest.raises(InputError, match=rf"at least one task.*, not {array}"):
+            submit_run(tmp_path / "e.yaml", tmp_path / "run", array=array, dry_run=True)
     assert not (tmp_path / "run").exists()

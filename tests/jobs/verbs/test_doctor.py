@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.verbs import doctor
-from jobs.verbs.doctor import Finding, examine
+from jobs.verbs.doctor import Finding, examine, examine_profile
+from storage.errors import InputError
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
@@ -118,3 +121,75 @@ def test_a_wrong_cluster_file_is_a_problem(hub: str, tmp_path: Path) -> None:
 def test_brackets_are_no_markup() -> None:
     table = doctor.table_of([Finding("extra gpu", "note", "none", "pip install 'x[gpu]'")])
     assert "x[gpu]" in str(next(iter(table.columns[3].cells)))
+
+
+SBATCH = """
+script=$(eval echo "\\$$#")
+log=$(sed -n "s/^#SBATCH -o //p" "$script")
+bash "$script" > "$log" 2>&1 &
+echo 17
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands; sbatch runs the script on this host."""
+    pytest.importorskip("dask_jobqueue")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program(folder, "sbatch", SBATCH)
+    program(folder, "scancel", "exit 0")
+    program(folder, "squeue", "exit 0")
+    program(folder, "scontrol", "echo 'PartitionName=cpu AllowAccounts=ALL AllowQos=ALL Default=YES State=UP'")
+    program(folder, "sacctmgr", "echo 'lab||normal'")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("SUBSPACE_STATE", str(tmp_path / "state"))
+    return folder
+
+
+def profile_file(folder: Path, **job: object) -> Path:
+    file = folder / "site.yaml"
+    file.write_text(yaml.safe_dump({"jobqueue": {"slurm-cpu": {"interface": "lo", "account": "lab", **job}}}))
+    return file
+
+
+def test_a_profile_is_tried_on_a_node(slurm: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "sp are"
+    result = list(examine_profile("slurm-cpu", profile_file(tmp_path, scratch=str(scratch))))
+    assert [(item.check, item.state) for item in result] == [
+        ("account, partition, QOS", "ok"), ("scheduler", "ok"), ("shared folder", "ok"),
+        ("packages of the node", "ok"), ("scratch of the node", "ok"), ("cache of the node", "ok"),
+        ("interface of the node", "ok"),
+    ]  # fmt: skip
+    assert f"GB free in {scratch}" in only("scratch of the node", result).found
+    assert list((tmp_path / "state" / "runs").iterdir()) == [], "nothing is left"
+
+
+def test_what_is_wrong_with_a_profile(slurm: Path, tmp_path: Path) -> None:
+    file = profile_file(tmp_path, account="other")
+    wrong = only("account, partition, QOS", list(examine_profile("slurm-cpu", file, submit=False)))
+    assert (wrong.state, wrong.found) == ("problem", "partition: default, account: other, qos: default")
+    assert wrong.remedy == "What you may use, under jobqueue.slurm-cpu: {partition: cpu, account: lab, qos: normal}"
+    file = profile_file(tmp_path, python="/bin/no-such-python", **{"job-script-prologue": ["echo prologue"]})
+    program(slurm, "squeue", "echo '17|FAILED|n1|NonZeroExitCode'")
+    wrong = only("profile", list(examine_profile("slurm-cpu", file)))
+    assert wrong.state == "problem"
+    assert "Job 17 is FAILED on n1, and wrote nothing here" in wrong.found
+    assert "no-such-python" in wrong.found
+    program(slurm, "sbatch", "echo 'sbatch: error: Invalid qos specification' >&2; exit 1")
+    wrong = only("profile", list(examine_profile("slurm-cpu", file)))
+    assert "Invalid qos specification\nWhat you may use" in wrong.found
+    with pytest.raises(InputError, match="only those of kind 'slurm' can be tried"):
+        list(examine_profile("processes"))
+
+
+def test_a_node_that_differs(slurm: Path, tmp_path: Path) -> None:
+    program(slurm, "python", f'export PYTHONPATH={tmp_path}:$PYTHONPATH; exec {sys.executable} "$@"')
+    (tmp_path / "dask-0.1.dist-info").mkdir()
+    (tmp_path / "dask-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: dask\nVersion: 0.1\n")
+    (tmp_path / "file").touch()
+    file = profile_file(tmp_path, python="python", scratch=str(tmp_path / "file" / "x"))
+    result = list(examine_profile("slurm-cpu", file))
+    assert only("packages of the node", result).found.startswith("dask 0.1, here ")
+    assert only("packages of the node", result).state == "problem"
+    assert "Not a directory" in only("scratch of the node", result).found

@@ -1,0 +1,162 @@
+"""A test job: what a worker of a profile finds on its node. ``python -m jobs.cluster.trial FOLDER`` runs there.
+
+The folder is where a cluster's settings and certificates would be. The job reads what was written there before it was
+submitted, and what it writes is read here, so that the file system is tried both ways.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.cluster.profiles import SlurmJob
+from jobs.cluster.scripts import header, log_pattern, prologue, shell_word
+from jobs.cluster.site import explain_refusal
+from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_named, submit
+from storage import free_space
+from storage.errors import SubspaceError
+from storage.files import write_atomically
+from storage.json_files import read_json_object
+
+NAME = "subspace-doctor"
+#: Files by which the two sides tell each other something.
+REQUEST, ANSWER = "request.json", "answer.json"
+#: Packages of which scheduler and workers need the same version.
+PACKAGES = ("semantic-subspace-matching", "dask", "distributed", "numpy", "zarr")
+#: Seconds between two looks, and for which a file may take to be seen on another host.
+LOOK, DELAY = 0.5, 30.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a job found on its node; see :func:`look_around`."""
+
+    host: str
+    versions: dict[str, str]
+    token: str
+    scratch: str
+    scratch_free: int
+    scratch_error: str
+    cache_error: str
+    interfaces: list[str]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that both sides need alike; those installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def look_around(folder: Path) -> Node:
+    """Return what this host, the node of the job, has for a worker whose settings are in `folder`."""
+    request = read_json_object(folder / REQUEST, f"{folder / REQUEST} is not seen on this node", "submit it again")
+    scratch = Path(os.path.expandvars(request["scratch"] or tempfile.gettempdir())).expanduser()
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Node(
+        host=socket.gethostname(),
+        versions=versions(),
+        token=request["token"],
+        scratch=str(scratch),
+        scratch_free=free_space(scratch)[0],
+        scratch_error=_write_error(scratch),
+        cache_error=_write_error(cache),
+        interfaces=sorted(psutil.net_if_addrs()),
+    )
+
+
+def _write_error(folder: Path) -> str:
+    """Return why a folder cannot be written to; an empty text if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def trial_script(job: SlurmJob, folder: Path) -> str:
+    """Return the script of the test job, which asks for what a worker asks for."""
+    lines = [
+        job.shebang or "#!/usr/bin/env bash",
+        *header(job, name=NAME, logs={"-o": log_pattern(folder, "job.log")}),
+        *prologue(job, {}),
+        f"exec {shell_word(job.python or sys.executable)} -m jobs.cluster.trial {shlex.quote(str(folder))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
+    """Submit a test job and return what it found; SubspaceError if it is refused, does not start in time, or fails."""
+    token = os.urandom(8).hex()
+    write_atomically(folder / REQUEST, [json.dumps({"token": token, "scratch": job.scratch}).encode()])
+    script = folder / "job.sbatch"
+    write_atomically(script, [trial_script(job, folder).encode()])
+    try:
+        number = submit(script, (), ())
+    except SubspaceError as error:
+        raise SubspaceError(explain_refusal(str(error))) from error
+    try:
+        _wait_for(folder / ANSWER, number, seconds)
+    finally:
+        cancel(_listed(number))
+    answer: dict[str, Any] = read_json_object(folder / ANSWER, f"no answer in {folder}", "try again")
+    node = Node(**answer)
+    if node.token != token:
+        raise SubspaceError(f"{node.host} reads an older {folder / REQUEST} than was written here: caches of the disk")
+    return node
+
+
+def _wait_for(answer: Path, number: str, seconds: float) -> None:
+    end, over_since = time.monotonic() + seconds, None
+    while not answer.is_file():
+        now, listed = time.monotonic(), _listed(number)
+        active = [job for job in listed if job.active]
+        over_since = None if active else over_since or now
+        if over_since is not None and now - over_since > (DELAY if not listed else LOOK):
+            state = f"{listed[0].state} on {listed[0].node}" if listed else "over"
+            raise SubspaceError(f"Job {number} is {state}, and wrote nothing here. {_log(answer.parent)}")
+        if now > end:
+            reason = f"{active[0].state} ({active[0].reason})" if active else "of no known state"
+            raise SubspaceError(f"Job {number} did not answer within {seconds:g} s: it is {reason}")
+        time.sleep(LOOK)
+
+
+def _listed(number: str) -> list[Job]:
+    return [job for job in jobs_named(NAME) if job.id == number]
+
+
+def _log(folder: Path) -> str:
+    """Return the end of the job's log, or that this host sees none."""
+    file = folder / "job.log"
+    if not file.is_file():
+        return f"There is no {file} either: does the node see this folder?"
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join([f"The end of {file}:", *lines[-SHOWN_LINES:]])
+
+
+def main() -> None:
+    """Answer the request in the folder that is the first argument."""
+    folder = Path(sys.argv[1])
+    write_atomically(folder / ANSWER, [json.dumps(vars(look_around(folder))).encode()])
+
+
+if __name__ == "__main__":
+    main()

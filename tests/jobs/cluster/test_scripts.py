@@ -1,0 +1,158 @@
+"""The scripts of workers, driver and shares: what a site says applies to all of them, and everything is quoted."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import yaml
+
+from jobs.cluster import keeper as watcher
+from jobs.cluster.client import slurm_cluster
+from jobs.cluster.profiles import find_job, find_profile, load_settings
+from jobs.cluster.submission import submit_run
+from jobs.verbs.cluster import job_script
+from storage.errors import InputError
+from storage.files import private_folder
+
+
+def written(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def scripts(folder: Path, content: dict[str, Any]) -> dict[str, str]:
+    """Return the text of all three scripts of a site."""
+    pytest.importorskip("dask_jobqueue")
+    path, run_dir = written(folder, content), folder / "run"
+    submit_run(folder / "e.yaml", run_dir, cluster_file=path, array=2, dry_run=True)
+    texts = {name: (run_dir / "jobs" / f"{name}.sbatch").read_text() for name in ("driver", "share")}
+    return {"worker": job_script("slurm-cpu", path), **texts}
+
+
+def directives(script: str) -> list[str]:
+    """Return the options of a script, as Slurm reads them."""
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    return [word for line in lines for word in [" ".join(shlex.split(line))]]
+
+
+def test_a_site_that_refuses_mem(tmp_path: Path) -> None:
+    content = {"jobqueue": {"slurm": {"job-directives-skip": ["--mem"]}, "slurm-cpu": {"job-directives-skip": ["-t"]}}}
+    for name, text in scripts(tmp_path, content).items():
+        options = [option for option in directives(text) if option.startswith(("--mem", "-t ", "--time"))]
+        assert options == [], name
+        assert any(option.startswith("--cpus-per-task=") for option in directives(text))
+
+
+def test_lists_of_site_and_profile_are_joined(tmp_path: Path) -> None:
+    site: dict[str, Any] = {
+        "job-script-prologue": ["source /etc/site"], "job-extra-directives": ["--mail-type=FAIL"], "account": "all",
+        "header-skip": ["-p"], "shebang": "#!/bin/bash -l",
+    }  # fmt: skip
+    mine: dict[str, Any] = {
+        "job-script-prologue": ["source env/bin/activate"], "job-extra-directives": ["--comment=x"], "qos": "normal",
+        "account": None, "partition": "short", "reservation": "mine", "modules": ["python/3.11"], "shebang": None,
+    }  # fmt: skip
+    for name, text in scripts(tmp_path, {"jobqueue": {"slurm": site, "slurm-cpu": mine}}).items():
+        lines = text.splitlines()
+        assert lines[0] == "#!/bin/bash -l", name
+        ours = [
+            line
+            for line in lines
+            if line in ("module load python/3.11", *site["job-script-prologue"], *mine["job-script-prologue"])
+        ]
+        assert ours == ["module load python/3.11", "source /etc/site", "source env/bin/activate"], name
+        options = directives(text)
+        assert {"--mail-type=FAIL", "--comment=x", "-A all", "--qos=normal", "--reservation=mine"} <= set(options)
+        assert not [option for option in options if option.startswith(("-p", "--partition"))]
+
+
+def test_a_default_of_dask_jobqueue_is_no_word_of_the_site() -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    assert dask.config.get("jobqueue.slurm.name") == "dask-worker", jobqueue
+    assert find_job("slurm-cpu", load_settings()).name == "subspace"
+
+
+def test_keys_of_the_site_that_are_not_used_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = {"jobqueue": {"slurm": {"nanny-port": 7, "memory": "3GB"}, "slurm-cpu": {"memory": None}}}
+    assert find_job("slurm-cpu", load_settings(written(tmp_path, content))).memory == "3GB"
+    assert "jobqueue.slurm has keys that are not used here: nanny-port" in caplog.text
+
+
+def test_shares_ask_for_gpus_and_the_driver_does_not(tmp_path: Path) -> None:
+    share = {"gpus": 1, "partition": "gpu", "walltime": "02:00:00"}
+    content = {
+        "subspace": {"profiles": {"slurm-cpu": {"driver": {"partition": "long", "cores": 1}, "share": share}}},
+        "jobqueue": {"slurm-cpu": {"gpu-type": "a100", "gpu-request": "gres", "exclusive": True}},
+    }
+    texts = scripts(tmp_path, content)
+    options = set(directives(texts["share"]))
+    assert {"--gres=gpu:a100:1", "-p gpu", "-t 02:00:00", "--cpus-per-task=1", "--mem=8G"} <= options
+    options = set(directives(texts["driver"]))
+    assert {"-p long", "-t 1-00:00:00", "--cpus-per-task=1"} <= options
+    assert not [option for option in options if option.startswith(("--gpu", "--gres", "--exclusive"))]
+
+
+def test_paths_with_spaces(tmp_path: Path) -> None:
+    """The scripts are read by a shell, and by Slurm's rules, which are a shell's."""
+    odd = tmp_path / "it's 100% a #1 place"
+    odd.mkdir()
+    python = odd / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    job = {"python": str(python), "scratch": "$SPARE/sp are", "scheduler-options": {"dashboard_address": "127.0.0.1:0"}}
+    job |= {"interface": "lo", "log-directory": str(odd)}
+    path, folder = written(odd, {"jobqueue": {"slurm-cpu": job}}), private_folder(odd / "keys")
+    pytest.importorskip("dask_jobqueue")
+    settings = load_settings(path)
+    with dask.config.set(settings), slurm_cluster("slurm-cpu", settings, folder, "mine") as cluster:
+        worker = cluster.job_script()
+        (odd / "subspace-mine-7.err").write_text("no such module\n")
+        assert watcher.Keeper(cluster, 1).log_files("7") == [odd / "subspace-mine-7.err"]
+    submit_run(odd / "e.yaml", odd / "run", cluster_file=path, array=2, dry_run=True)
+    assert f"-o {odd}/subspace-mine-%J.out".replace("100%", "100%%") in directives(worker)
+    for name in ("driver", "share"):
+        text = (odd / "run" / "jobs" / f"{name}.sbatch").read_text()
+        (log,) = [option for option in directives(text) if option.startswith("-o ")]
+        assert log.startswith(f"-o {odd}/run/logs/%x-".replace("100%", "100%%"))
+        said = run(text, "3", "e.yaml")
+        assert said[:3] == ["-m", "jobs.cli", "run"], name
+    said = run(worker)
+    assert said[said.index("--local-directory") + 1] == "/spare/sp are"
+    assert said[said.index("--tls-key") + 1] == str(folder / "key.pem")
+
+
+def run(script: str, *arguments: str) -> list[str]:
+    environment = {"PATH": "/usr/bin:/bin", "SPARE": "/spare", "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(
+        ["bash", "-s", "-", *arguments], input=script, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("part", "keys", "message"),
+    [
+        ("driver", {"memory": "lots"}, r"driver.memory: .*'lots'"),
+        ("share", {"memory": "lots"}, r"share.memory: .*'lots'"),
+        ("driver", {"walltime": "soon"}, r"driver.walltime: .*'soon' is none that Slurm reads"),
+        ("driver", {"partition": "a b"}, r"driver.partition: 'a b' is no name that Slurm has"),
+        ("share", {"gpus": 0}, r"share.gpus: .*greater than 0"),
+        ("profile", {"minimum": 3}, r"minimum \(3\) must be at most jobs \(2\)"),
+        ("job", {"name": "my run"}, r"name: 'my run' must be letters"),
+        ("job", {"name": "a,b"}, r"name: 'a,b' must be letters"),
+        ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is no name"),
+        ("job", {"job-mem": "lots"}, r"job-mem: .*'lots'"),
+    ],
+)
+def test_one_set_of_checks(part: str, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    profile = {} if part == "job" else {"slurm-cpu": keys if part == "profile" else {part: keys}}
+    job = {"slurm-cpu": keys} if part == "job" else {}
+    settings = load_settings(written(tmp_path, {"subspace": {"profiles": profile}, "jobqueue": job}))
+    with pytest.raises(InputError, match=message):
+        (find_job if part == "job" else find_profile)("slurm-cpu", settings)
