@@ -49,12 +49,15 @@ class SiteIdentity:
         Which tensor of which module is read.
     dictionary, kind
         The dictionary's id, with the hash of its weights, and the kind of activation that it gives.
+    scale
+        What the tensor is multiplied by.
     """
 
     module: str
     tensor: str
     dictionary: str
     kind: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def identify_model(model: ModelSettings) -> ModelIdentity:
         info = check_model(model)
     dictionaries = {name: dictionary_at(model, site) for name, site in info.sites.items()}
     sites = {
-        name: SiteIdentity(site.path, site.tensor, dictionaries[name].id, dictionaries[name].kind)
+        name: SiteIdentity(site.path, site.tensor, dictionaries[name].id, dictionaries[name].kind, site.scale)
         for name, site in info.sites.items()
     }
     return ModelIdentity(info.fingerprint, info.context, special_tokens(model, info), sites)
@@ -175,6 +178,7 @@ def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text
             "model_dtype": model.dtype,
             "batch_size": model.batch_size,
             "sink_multiple": SINK_MULTIPLE,
+            **({} if at.scale == 1 else {"scale": at.scale}),
             **store.model_dump(),
         },
     )

@@ -11,6 +11,7 @@ for "does it need a trained model?".
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import threading
@@ -19,10 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.harvest.additions import MISFITS, small_blocks
 from pipeline.harvest.gguf import converted
 from pipeline.harvest.hub import why_not_readable
 from pipeline.harvest.reader import SiteReader, with_widths
-from pipeline.harvest.sites import Site, Sites
+from pipeline.harvest.sites import Site, Sites, blocks_path
 from pipeline.settings.harvest import ModelSettings
 from storage.damage import first_line
 from storage.errors import InputError, MissingInputError
@@ -89,13 +91,13 @@ def describe(model: ModelSettings) -> ModelInfo:
     """
     require_models()
     folder = _locate(model.model)
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _from_pretrained("AutoConfig", folder, model)
         _check_architecture(config, model.model)
         tokenizer = _tokenizer(folder, model)
         skeleton = _skeleton(config, model)
-    names = Sites(skeleton, model.model)
-    sites = [names.resolve(site) for site in model.sites]
+        names = Sites(skeleton, model.model)
+        sites = [names.resolve(site) for site in model.sites]
     return ModelInfo(
         folder=folder,
         fingerprint=_fingerprint(folder, config, model),
@@ -111,7 +113,7 @@ def describe(model: ModelSettings) -> ModelInfo:
 def tokenizer_of(model: ModelSettings) -> Any:
     """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
     require_models()
-    with _quiet_transformers():
+    with quiet_transformers():
         return _tokenizer(_locate(model.model), model)
 
 
@@ -168,7 +170,7 @@ def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: 
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and load reports off the screen; what matters in them is checked here."""
     from transformers.utils import logging as transformers_logging
 
@@ -246,9 +248,37 @@ class LoadedModel:
     reader: SiteReader
     device: Any
 
+    @functools.cached_property
+    def padding_matters(self) -> bool:
+        """Whether a window's rows change when it is padded, as in networks that look at their input without a mask.
+
+        Tried in a small random network of the architecture; where none can be built, padding is taken to matter
+        unless every token sees only those before it.
+        """
+        network = self.reader.network
+        kind = network.config.model_type
+        try:
+            with quiet_transformers():
+                small = small_blocks(type(network), network.config, str(blocks_path(network)))
+                matters = small.padding_matters()
+        except MISFITS as error:
+            matters = not _is_causal(network.config)
+            logger.info("No small network of %s can be tried (%s)", kind, first_line(error))
+        if matters:
+            logger.info("Windows of %s are not padded, since that changes rows: batches are of equal length", kind)
+        return matters
+
     def only(self, names: Collection[str]) -> LoadedModel:
         """Return the same model for some of its sites; a pass ends at the deepest of them."""
         return replace(self, reader=self.reader.only(names))
+
+
+def _is_causal(config: Any) -> bool:
+    """Return whether transformers knows the architecture as a causal language model, and as nothing else."""
+    import transformers
+
+    kind = type(config)
+    return kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and kind not in transformers.MODEL_FOR_MASKED_LM_MAPPING
 
 
 def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedModel:
@@ -266,7 +296,7 @@ def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedM
 
     device = torch_device(model.device)
     places = describe(model).sites.values() if sites is None else sites
-    with _quiet_transformers():
+    with quiet_transformers():
         network, missing = _drawn(model) if model.randomise is not None else _read(model)
     reader = SiteReader(network.eval().requires_grad_(requires_grad=False), places)
     persistent = set(network.state_dict())
