@@ -58,7 +58,7 @@ class ModelInfo:
     tokenizer
         A fast tokenizer, its own truncation and padding switched off.
     config
-        The transformers configuration.
+        The transformers configuration; of a multimodal model that of the part that reads text.
     """
 
     folder: str
@@ -92,15 +92,16 @@ def describe(model: ModelSettings) -> ModelInfo:
     require_models()
     folder = _locate(model.model)
     with quiet_transformers():
-        config = _from_pretrained("AutoConfig", folder, model)
+        outer = _from_pretrained("AutoConfig", folder, model)
+        config = outer.get_text_config()
         _check_architecture(config, model.model)
         tokenizer = _tokenizer(folder, model)
-        skeleton = _skeleton(config, model)
+        skeleton = _text_part(_skeleton(outer, model), model.model)[0]
         names = Sites(skeleton, model.model)
         sites = [names.resolve(site) for site in model.sites]
     return ModelInfo(
         folder=folder,
-        fingerprint=_fingerprint(folder, config, model),
+        fingerprint=_fingerprint(folder, outer, model),
         sites={site.name: site for site in _measured(skeleton, sites, int(config.hidden_size))},
         names=names,
         d_model=int(config.hidden_size),
@@ -190,7 +191,35 @@ def _skeleton(config: Any, model: ModelSettings) -> Any:
     import transformers
 
     with torch.device("meta"):
-        return transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
+        return getattr(transformers, _loader(config)).from_config(config, trust_remote_code=model.trust_remote_code)
+
+
+def _loader(config: Any) -> str:
+    """Return the class of transformers that loads a model: code that comes with one may have it with a head only."""
+    own = getattr(config, "auto_map", None) or {}
+    return "AutoModelForCausalLM" if "AutoModelForCausalLM" in own and "AutoModel" not in own else "AutoModel"
+
+
+def _text_part(network: Any, name: str) -> tuple[Any, str]:
+    """Return the part of a network that turns token ids into activations, and its path: no head, no other senses."""
+    import transformers
+
+    text = type(network.config.get_text_config())
+    if not isinstance(network.config, text):
+        parts = (
+            (module, path)
+            for path, module in network.named_modules()
+            if isinstance(module, transformers.PreTrainedModel) and isinstance(module.config, text)
+        )
+        network_of_text, path = next(parts, (None, ""))
+        if network_of_text is None:
+            raise InputError(f"Model {name!r} ({network.config.model_type}) has no part that reads text alone")
+        return network_of_text, path
+    if _loader(network.config) == "AutoModel":
+        return network, ""
+    if network.base_model is network:
+        raise InputError(f"The code of model {name!r} has no base model under {network.base_model_prefix!r}")
+    return network.base_model, network.base_model_prefix
 
 
 def _tokenizer(folder: str, model: ModelSettings) -> Any:
@@ -311,10 +340,13 @@ def _read(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
+    folder = _locate(model.model)
+    loader = _loader(_from_pretrained("AutoConfig", folder, model))
     network, report = _from_pretrained(
-        "AutoModel", _locate(model.model), model, dtype=getattr(torch, model.dtype), output_loading_info=True
+        loader, folder, model, dtype=getattr(torch, model.dtype), output_loading_info=True
     )
-    return network, list(report["missing_keys"])
+    part, path = _text_part(network, model.model)
+    return part, [name.removeprefix(f"{path}.") for name in report["missing_keys"]]
 
 
 def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
@@ -325,8 +357,9 @@ def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
     config = _from_pretrained("AutoConfig", _locate(model.model), model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.randomise)
-        network = transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
-    return network.to(getattr(torch, model.dtype)), []
+        kind = getattr(transformers, _loader(config))
+        network = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+    return _text_part(network, model.model)[0].to(getattr(torch, model.dtype)), []
 
 
 def torch_device(name: str) -> str:

@@ -75,6 +75,9 @@ _HOOK = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, _ADDED))})")
 
 _INPUT = ".input"
 
+#: In front of the names of the part of a multimodal model that reads text.
+_OF_TEXT = re.compile(r"^(?:model\.)?language_model\.")
+
 _WORDS = {
     "residual": "residual stream",
     "mlp": "MLP output",
@@ -159,7 +162,7 @@ class Sites:
         return replace(site, names=self._names(site))
 
     def _find(self, name: str) -> Site | None:
-        bare = name.removeprefix(self._prefix)
+        bare = _OF_TEXT.sub("", name).removeprefix(self._prefix)
         match = _ANY_BLOCK.fullmatch(bare)
         rest = f".{match[2]}" if match and match[2] else ""
         literal = f"{self.blocks}.{match[1]}{rest}" if match else ""
