@@ -17,6 +17,7 @@ in any network       TransformerLens                             what is read
 ``layers.3.mlp.input``  ``blocks.3.mlp.hook_in``                 input of the MLP's module
 ``layers.3.attention``  ``blocks.3.attn.hook_out``               output of the attention's module, heads mixed
 ``layers.3.attention.heads``  ``blocks.3.attn.hook_z``           heads side by side: the output projection's input
+``layers.3.mixer``   ``blocks.3.mixer.hook_out``                 output of a state-space mixer (Mamba)
 ``layers.3.mlp.neurons``  ``blocks.3.mlp.hook_post``             hidden neurons: the down projection's input
 ===================  ==========================================  =====================================================
 
@@ -35,7 +36,7 @@ it does not come out. BERT norms after adding: ``hook_resid_post`` is the block'
 (TransformerLens hooks BERT before that norm).
 
 To teach the dotted names a further architecture, add the names of its parts to :data:`_MLP`, :data:`_ATTENTION`,
-:data:`_DOWN`, :data:`_MIX`.
+:data:`_MIX`, :data:`_MIXER`, :data:`_DOWN`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from pipeline.harvest.additions import MISFITS, Additions, Part, Tensor, small_b
 from storage.damage import first_line
 from storage.errors import InputError
 
-Role = Literal["residual", "mlp", "attention", "heads", "neurons", "module"]
+Role = Literal["residual", "mlp", "attention", "heads", "mixer", "neurons", "module"]
 
 #: Names of a block's parts, relative to the block; the first that exists counts.
 _DOWN = (
@@ -62,6 +63,7 @@ _MLP = ("mlp", "ffn", "feed_forward", "block_sparse_moe", "output.dense", "fc2")
 _ATTENTION = (
     "attention.output.dense", "self_attn", "self_attention", "attention", "attn", "linear_attn", "multi_head_attention",
 )  # fmt: skip
+_MIXER = ("mixer", "mamba")
 _MIX = (
     "self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "self_attention.dense", "attention.dense",
     "attention.output.dense", "attention.out_lin", "attn.c_proj", "attn.out_proj", "attn.attention.out_proj", "attn.Wo",
@@ -83,6 +85,7 @@ _WORDS = {
     "mlp": "MLP output",
     "attention": "attention output",
     "heads": "heads of the attention, before they are mixed",
+    "mixer": "state-space mixer output",
     "neurons": "hidden neurons of the MLP",
     "module": "module",
 }
@@ -225,17 +228,19 @@ class Sites:
         """Yield for each part of a block what follows the block's name, TransformerLens's hooks, and the site."""
         yield "", ("hook_resid_post", "hook_out"), Site("", block, "output", "residual")
         yield _INPUT, ("hook_resid_pre", "hook_in"), Site("", block, "input", "residual")
-        parts_of_block: tuple[tuple[str, str, tuple[str, ...], Tensor, Role], ...] = (
-            (".mlp", "mlp.hook_out", _MLP, "output", "mlp"),
-            (".mlp.input", "mlp.hook_in", _MLP, "input", "module"),
-            (".attention", "attn.hook_out", _ATTENTION, "output", "attention"),
-            (".attention.heads", "attn.hook_z", _MIX, "input", "heads"),
-            (".mlp.neurons", "mlp.hook_post", _DOWN, "input", "neurons"),
+        parts_of_block: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Tensor, Role], ...] = (
+            (".mlp", ("mlp.hook_out",), _MLP, "output", "mlp"),
+            (".mlp.input", ("mlp.hook_in",), _MLP, "input", "module"),
+            (".attention", ("attn.hook_out",), _ATTENTION, "output", "attention"),
+            (".attention.heads", ("attn.hook_z",), _MIX, "input", "heads"),
+            (".mixer", ("mixer.hook_out", "hook_mixer_out"), _MIXER, "output", "mixer"),
+            (".mixer.input", ("mixer.hook_in", "hook_mixer_in"), _MIXER, "input", "module"),
+            (".mlp.neurons", ("mlp.hook_post",), _DOWN, "input", "neurons"),
         )
-        for short, hook, parts, tensor, role in parts_of_block:
+        for short, hooks, parts, tensor, role in parts_of_block:
             path = next((f"{block}.{part}" for part in parts if f"{block}.{part}" in self._modules), None)
             if path is not None:
-                yield short, (hook,), Site("", path, tensor, role)
+                yield short, hooks, Site("", path, tensor, role)
 
     def _names(self, site: Site) -> tuple[str, ...]:
         """Return every name of a site's tensor, the one asked for first."""

@@ -258,3 +258,21 @@ def test_flattened_rows_are_put_back_in_their_windows():
     reader.close()
     network.decoder.layers[0].fc1.register_forward_pre_hook(lambda _, args: (args[0].reshape(-1, 16),))
     torch.testing.assert_close(SiteReader(network, [site])(IDS, MASK)[site.name], plain)
+
+
+def test_a_state_space_mixer_and_the_stream_around_it():
+    from transformers import MambaConfig, MambaModel
+
+    from pipeline.harvest.reader import SiteReader
+    from pipeline.harvest.sites import Sites
+
+    torch.manual_seed(2)
+    network = MambaModel(MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
+    sites = Sites(network)
+    names = ["layers.0.input", "layers.0.mixer", "layers.0", "layers.1.input", "layers.0.mixer.input"]
+    read = SiteReader(network, [sites.resolve(name) for name in names])(IDS, MASK)
+    torch.testing.assert_close((read["layers.0.input"] + read["layers.0.mixer"])[REAL], read["layers.0"][REAL])
+    torch.testing.assert_close(read["layers.1.input"], read["layers.0"])
+    assert sites.resolve("blocks.0.hook_mixer_out").key == sites.resolve("layers.0.mixer").key
+    with pytest.raises(InputError, match=r"no blocks\.0\.hook_mlp_out: .*layers\.0\.norm, layers\.0\.mixer"):
+        sites.resolve("blocks.0.hook_mlp_out")
