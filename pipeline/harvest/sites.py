@@ -332,7 +332,11 @@ def _parts_added(additions: Additions) -> dict[str, tuple[Part | None, Role]]:
 
 
 def blocks_path(network: Any) -> str | None:
-    """Return the path of the list of blocks: as long as the configuration says, else the longest."""
+    """Return the path of the list of blocks: as long as the configuration says, else the longest.
+
+    None if there are several such lists side by side: XLM keeps its attentions in one and its MLPs in another, so that
+    no module is a block.
+    """
     import torch
 
     wanted = getattr(getattr(network, "config", None), "num_hidden_layers", None)
@@ -341,4 +345,9 @@ def blocks_path(network: Any) -> str | None:
         for path, module in network.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len({type(child) for child in module}) == 1
     ]
-    return max(lists)[-1] if lists else None
+    if not lists:
+        return None
+    _, length, _, blocks = max(lists)
+    parent = blocks.rpartition(".")[0]
+    beside = [path for _, n, _, path in lists if n == length and path.rpartition(".")[0] == parent]
+    return blocks if len(beside) == 1 else None

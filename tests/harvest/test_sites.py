@@ -276,3 +276,16 @@ def test_a_state_space_mixer_and_the_stream_around_it():
     assert sites.resolve("blocks.0.hook_mixer_out").key == sites.resolve("layers.0.mixer").key
     with pytest.raises(InputError, match=r"no blocks\.0\.hook_mlp_out: .*layers\.0\.norm, layers\.0\.mixer"):
         sites.resolve("blocks.0.hook_mlp_out")
+
+
+def test_a_network_without_blocks_has_no_residual_stream_by_name():
+    """XLM keeps all attentions in one list and all MLPs in another: the longest list is not one of blocks."""
+    from transformers import XLMConfig, XLMModel
+
+    from pipeline.harvest.sites import Sites
+
+    sites = Sites(XLMModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2)), "xlm")
+    for name in ("layers.1", "blocks.1.hook_resid_post"):
+        with pytest.raises(InputError, match="xlm has no site"):
+            sites.resolve(name)
+    assert sites.resolve("ffns.1").path == "ffns.1"
