@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+#: Width of a head.
+_HEAD = 16
+
 #: What numbers of a configuration become, by their names; the first that matches counts. Heads times their width is
 #: the width of the stream, as most architectures require.
 _SIZES: tuple[tuple[str, int], ...] = (
@@ -26,7 +29,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?(num_attention_heads|n_heads?|num_heads|attention_heads|num_query_groups)", 4),
     (r"(.*_)?(num_key_value_heads|num_kv_heads|n_kv_heads|multi_query_group_num)", 2),
     (r"linear_num_(key|value)_heads", 2),
-    (r"(.*_)?(head_dim|headdim|d_head|dim_head|kv_channels|attention_head_size|attention_head_dim|head_size)", 16),
+    (r"(.*_)?(head_dim|headdim|d_head|dim_head|kv_channels|attention_head_size|attention_head_dim|head_size)", _HEAD),
     (r"rotary_dim", 8),
     (r"(.*_)?(rank|time_step_rank|low_rank.*)|mamba_dt_rank", 8),
     (r"(mamba_)?d_state|(ssm_)?state_size", 8),
@@ -134,7 +137,13 @@ def _plain_rope(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings of rotary positions without scaling, whose factors are as long as the heads were wide."""
     if any(isinstance(value, dict) for value in settings.values()):
         return {name: _plain_rope(value) if isinstance(value, dict) else value for name, value in settings.items()}
-    kept = {name: settings[name] for name in ("rope_theta", "partial_rotary_factor") if name in settings}
+    kept: dict[str, Any] = {
+        name: settings[name] for name in ("rope_theta", "partial_rotary_factor") if name in settings
+    }
+    sections = settings.get("mrope_section")
+    if sections:  # of time, height and width: together half of the rotated part of a head
+        half, n = int(_HEAD * settings.get("partial_rotary_factor", 1)) // 2, len(sections)
+        kept["mrope_section"] = [half - (n - 1) * (half // n), *[half // n] * (n - 1)]
     return {"rope_type": "default"} | kept
 
 

@@ -17,7 +17,9 @@ from transformers import (
     LlamaModel,
     MptConfig,
     MptModel,
+    Qwen2VLTextConfig,
 )
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from pipeline.harvest.additions import SmallBlocks, first_tensor
 from pipeline.harvest.architectures import HOOKS, model_types, padding, row, small_skeleton
@@ -120,6 +122,16 @@ def test_an_architecture_that_scales_what_it_adds_by_weights_is_refused() -> Non
     with pytest.raises(InputError, match=r"no blocks\.1\.hook_mlp_out: .*gemma4_text.*layers\.1\.mlp"):
         Sites(network).resolve("blocks.1.hook_mlp_out")
     assert Sites(network).resolve("layers.1.mlp").path == "layers.1.mlp"
+
+
+def test_rotary_positions_in_sections_become_as_narrow_as_the_heads() -> None:
+    """Qwen2-VL turns parts of a head by time, height and width; the sections make up half a head."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    config = Qwen2VLTextConfig(num_hidden_layers=2, rope_parameters=rope)
+    with torch.device("meta"):
+        network = Qwen2VLTextModel(config)
+    assert Sites(network).resolve("blocks.1.hook_mlp_out").path == "layers.1.mlp"
+    assert config.rope_parameters["mrope_section"] == [16, 24, 24]
 
 
 def test_names_of_parallel_blocks_have_no_middle() -> None:
