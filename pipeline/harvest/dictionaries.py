@@ -10,9 +10,9 @@ a folder of folders             one dictionary for each site, in subfolders name
 ==============================  ====================================================================
 
 A folder is known by its files: ``sae_weights.safetensors`` is SAELens's, ``sae.safetensors`` EleutherAI's sparsify,
-``params.npz`` Gemma Scope's; others can be registered. A subfolder may have any of the site's names: ``layers.3`` is
-found as
-``blocks.3.hook_resid_post`` too, but never as ``layers.3.mlp``.
+``ae.pt`` dictionary_learning's, ``params.npz`` Gemma Scope's and ``params.safetensors`` Gemma Scope 2's,
+``checkpoints/final.safetensors`` Llama Scope's; others can be registered. A subfolder may have any of the site's names:
+``layers.3`` is found as ``blocks.3.hook_resid_post`` too, but never as ``layers.3.mlp``.
 
 The *kind* of activation is explicit: ``post`` is what the dictionary's own nonlinearity gives, ``pre_topk`` the ReLU of
 the encoder before the top k are chosen, ``raw`` the units themselves.
@@ -132,6 +132,11 @@ def _files() -> list[str]:
     return [CONFIG, *_folder_formats()]
 
 
+def _downloads() -> list[str]:
+    """Return the names of all files that are read of a dictionary."""
+    return list(dict.fromkeys([*_files(), *(form.settings for form in _folder_formats().values())]))
+
+
 def _check_width(width: int | None, d_model: int, name: str) -> None:
     """Refuse a dictionary that reads rows of another width."""
     if width != d_model:
@@ -143,7 +148,7 @@ def _check_width(width: int | None, d_model: int, name: str) -> None:
 
 def _signature(folder: Path) -> tuple[Any, ...]:
     """Return what changes when a folder's files do, so that a dictionary that was trained again is loaded again."""
-    files = [(name, (folder / name).stat()) for name in _files() if (folder / name).is_file()]
+    files = [(name, (folder / name).stat()) for name in _downloads() if (folder / name).is_file()]
     return tuple((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for name, status in files)
 
 
@@ -160,7 +165,7 @@ def _load_folder(asked: Asked, _content: tuple[Any, ...]) -> Dictionary:
 def _folder_hash(folder: Path, weights: str) -> str:
     """Return a SHA-256 over a dictionary's configuration and weights."""
     digest = hashlib.sha256()
-    for file in (folder / CONFIG, folder / weights):
+    for file in (folder / _folder_formats()[weights].settings, folder / weights):
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -212,7 +217,7 @@ def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
 
     repository, folder = _split(asked.spec)
     places = [folder, *(f"{folder}/{site}".lstrip("/") for site in sites if site)]
-    patterns = [f"{place}/{file}".lstrip("/") for place in places for file in _files()]
+    patterns = ["config.json", *(f"{place}/{file}".lstrip("/") for place in places for file in _downloads())]
     try:
         root = Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,28 +118,57 @@ class Format:
         Loads the dictionary that is asked for.
     weights
         The file by which a folder of this format is known.
+    settings
+        The file of its configuration.
     """
 
     name: str
     function: Callable[[Asked], Dictionary]
     weights: str | None = None
+    settings: str = CONFIG
 
 
 def dictionary_format(
-    name: str, weights: str | None = None
+    name: str, weights: str | None = None, settings: str = CONFIG
 ) -> Callable[[Callable[[Asked], Dictionary]], Callable[[Asked], Dictionary]]:
     """Register a function that loads a dictionary; see :class:`Format`."""
 
     def register(function: Callable[[Asked], Dictionary]) -> Callable[[Asked], Dictionary]:
-        DICTIONARIES.register(Format(name, function, weights))
+        DICTIONARIES.register(Format(name, function, weights, settings))
         return function
 
     return register
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what is in a folder's ``cfg.json``, which has to be a JSON mapping."""
-    return read_json_object(folder / CONFIG, f"There is no {folder / CONFIG}", "download the dictionary again")
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return what is in a folder's ``cfg.json``, or the file `name`, which has to be a JSON mapping."""
+    return read_json_object(folder / name, f"There is no {folder / name}", "download the dictionary again")
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of a safetensors file; InputError if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Any] = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+    return tensors
+
+
+def require_tensors(file: Path, tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that lack a tensor, have one of another shape, or have one that the formula does not know."""
+    for name, shape in expected.items():
+        given = tuple(tensors[name].shape) if name in tensors else None
+        if given != shape:
+            raise InputError(f"{file}: {name} has shape {given}, expected {shape}")
+    unknown = sorted(set(tensors) - set(expected))
+    if unknown:
+        raise InputError(
+            f"{file} has {', '.join(unknown)}, which may change what the dictionary computes: it is of another "
+            "architecture than those that are read"
+        )
 
 
 def in_blocks(rows: Rows, n_features: int) -> Iterator[slice]:

@@ -49,12 +49,15 @@ class SiteIdentity:
         Which tensor of which module is read.
     dictionary, kind
         The dictionary's id, with the hash of its weights, and the kind of activation that it gives.
+    scale
+        What the tensor is multiplied by.
     """
 
     module: str
     tensor: str
     dictionary: str
     kind: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def identify_model(model: ModelSettings) -> ModelIdentity:
         info = check_model(model)
     dictionaries = {name: dictionary_at(model, site) for name, site in info.sites.items()}
     sites = {
-        name: SiteIdentity(site.path, site.tensor, dictionaries[name].id, dictionaries[name].kind)
+        name: SiteIdentity(site.path, site.tensor, dictionaries[name].id, dictionaries[name].kind, site.scale)
         for name, site in info.sites.items()
     }
     return ModelIdentity(info.fingerprint, info.context, special_tokens(model, info), sites)
@@ -175,6 +178,7 @@ def store_manifest(  # noqa: PLR0917 - what activations depend on, from the text
             "model_dtype": model.dtype,
             "batch_size": model.batch_size,
             "sink_multiple": SINK_MULTIPLE,
+            **({} if at.scale == 1 else {"scale": at.scale}),
             **store.model_dump(),
         },
     )
@@ -192,18 +196,48 @@ def special_tokens(model: ModelSettings, info: ModelInfo) -> Template:
     text = np.flatnonzero(~special)
     ids = list(encoding.ids)
     prefix, suffix = (ids[: text[0]], ids[text[-1] + 1 :]) if len(text) else (ids, [])
-    bos = info.tokenizer.bos_token_id
-    if model.prepend_bos and bos is None:
-        raise InputError(f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token")
     wanted = model.prepend_bos if model.prepend_bos is not None else _trained_with_bos(model, info)
+    bos = _first_token(model, info, wanted)
     if wanted is None:
         wanted = not prefix
     if wanted and bos is not None and bos not in prefix:
-        prefix = [int(bos), *prefix]
+        prefix = [bos, *prefix]
     elif not wanted and not suffix and prefix[:1] == [bos]:
         # An encoder's first token is part of a pair with its last (RoBERTa calls it BOS): it stays.
         prefix = prefix[1:]
     return Template(tuple(prefix), tuple(suffix))
+
+
+def _first_token(model: ModelSettings, info: ModelInfo, wanted: bool | str | None) -> int | None:
+    """Return the id of the token that windows begin with, if they begin with one; None if there is none.
+
+    Where a tokenizer has no BOS, TransformerLens puts EOS in front, and so did the training of a dictionary at one of
+    its hook points.
+    """
+    tokenizer = info.tokenizer
+    if isinstance(wanted, str):
+        if wanted not in tokenizer.get_vocab():
+            raise InputError(f"prepend_bos: {wanted!r} is no token of the tokenizer of {model.model!r}")
+        return int(tokenizer.convert_tokens_to_ids(wanted))
+    if tokenizer.bos_token_id is not None or not wanted:
+        return None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    if model.prepend_bos:
+        raise InputError(
+            f"prepend_bos is set, but the tokenizer of {model.model!r} has no BOS token; name the token instead, "
+            f"such as prepend_bos: {tokenizer.eos_token!r}"
+        )
+    trained_at = {str(dictionary_at(model, site).site) for site in info.sites.values()}
+    if tokenizer.eos_token_id is None or not all(site.startswith("blocks.") for site in trained_at):
+        logger.warning(
+            "The dictionaries of %s were trained with BOS in front, which its tokenizer lacks: nothing is put in "
+            "front; set prepend_bos to the token that was", model.model,
+        )  # fmt: skip
+        return None
+    logger.info(
+        "%s has no BOS token: windows begin with %r, as in TransformerLens, where its dictionaries were trained",
+        model.model, tokenizer.eos_token,
+    )  # fmt: skip
+    return int(tokenizer.eos_token_id)
 
 
 def _trained_with_bos(model: ModelSettings, info: ModelInfo) -> bool | None:

@@ -11,6 +11,7 @@ for "does it need a trained model?".
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import threading
@@ -19,10 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.harvest.additions import MISFITS, small_blocks
 from pipeline.harvest.gguf import converted
 from pipeline.harvest.hub import why_not_readable
 from pipeline.harvest.reader import SiteReader, with_widths
-from pipeline.harvest.sites import Site, Sites
+from pipeline.harvest.sites import Site, Sites, blocks_path
 from pipeline.settings.harvest import ModelSettings
 from storage.damage import first_line
 from storage.errors import InputError, MissingInputError
@@ -56,7 +58,7 @@ class ModelInfo:
     tokenizer
         A fast tokenizer, its own truncation and padding switched off.
     config
-        The transformers configuration.
+        The transformers configuration; of a multimodal model that of the part that reads text.
     """
 
     folder: str
@@ -89,16 +91,17 @@ def describe(model: ModelSettings) -> ModelInfo:
     """
     require_models()
     folder = _locate(model.model)
-    with _quiet_transformers():
-        config = _from_pretrained("AutoConfig", folder, model)
+    with quiet_transformers():
+        outer = _from_pretrained("AutoConfig", folder, model)
+        config = outer.get_text_config()
         _check_architecture(config, model.model)
         tokenizer = _tokenizer(folder, model)
-        skeleton = _skeleton(config, model)
-    names = Sites(skeleton, model.model)
-    sites = [names.resolve(site) for site in model.sites]
+        skeleton = _text_part(_skeleton(outer, model), model.model)[0]
+        names = Sites(skeleton, model.model)
+        sites = [names.resolve(site) for site in model.sites]
     return ModelInfo(
         folder=folder,
-        fingerprint=_fingerprint(folder, config, model),
+        fingerprint=_fingerprint(folder, outer, model),
         sites={site.name: site for site in _measured(skeleton, sites, int(config.hidden_size))},
         names=names,
         d_model=int(config.hidden_size),
@@ -111,7 +114,7 @@ def describe(model: ModelSettings) -> ModelInfo:
 def tokenizer_of(model: ModelSettings) -> Any:
     """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
     require_models()
-    with _quiet_transformers():
+    with quiet_transformers():
         return _tokenizer(_locate(model.model), model)
 
 
@@ -168,7 +171,7 @@ def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: 
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and load reports off the screen; what matters in them is checked here."""
     from transformers.utils import logging as transformers_logging
 
@@ -188,7 +191,35 @@ def _skeleton(config: Any, model: ModelSettings) -> Any:
     import transformers
 
     with torch.device("meta"):
-        return transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
+        return getattr(transformers, _loader(config)).from_config(config, trust_remote_code=model.trust_remote_code)
+
+
+def _loader(config: Any) -> str:
+    """Return the class of transformers that loads a model: code that comes with one may have it with a head only."""
+    own = getattr(config, "auto_map", None) or {}
+    return "AutoModelForCausalLM" if "AutoModelForCausalLM" in own and "AutoModel" not in own else "AutoModel"
+
+
+def _text_part(network: Any, name: str) -> tuple[Any, str]:
+    """Return the part of a network that turns token ids into activations, and its path: no head, no other senses."""
+    import transformers
+
+    text = type(network.config.get_text_config())
+    if not isinstance(network.config, text):
+        parts = (
+            (module, path)
+            for path, module in network.named_modules()
+            if isinstance(module, transformers.PreTrainedModel) and isinstance(module.config, text)
+        )
+        network_of_text, path = next(parts, (None, ""))
+        if network_of_text is None:
+            raise InputError(f"Model {name!r} ({network.config.model_type}) has no part that reads text alone")
+        return network_of_text, path
+    if _loader(network.config) == "AutoModel":
+        return network, ""
+    if network.base_model is network:
+        raise InputError(f"The code of model {name!r} has no base model under {network.base_model_prefix!r}")
+    return network.base_model, network.base_model_prefix
 
 
 def _tokenizer(folder: str, model: ModelSettings) -> Any:
@@ -246,9 +277,37 @@ class LoadedModel:
     reader: SiteReader
     device: Any
 
+    @functools.cached_property
+    def padding_matters(self) -> bool:
+        """Whether a window's rows change when it is padded, as in networks that look at their input without a mask.
+
+        Tried in a small random network of the architecture; where none can be built, padding is taken to matter
+        unless every token sees only those before it.
+        """
+        network = self.reader.network
+        kind = network.config.model_type
+        try:
+            with quiet_transformers():
+                small = small_blocks(type(network), network.config, str(blocks_path(network)))
+                matters = small.padding_matters()
+        except MISFITS as error:
+            matters = not _is_causal(network.config)
+            logger.info("No small network of %s can be tried (%s)", kind, first_line(error))
+        if matters:
+            logger.info("Windows of %s are not padded, since that changes rows: batches are of equal length", kind)
+        return matters
+
     def only(self, names: Collection[str]) -> LoadedModel:
         """Return the same model for some of its sites; a pass ends at the deepest of them."""
         return replace(self, reader=self.reader.only(names))
+
+
+def _is_causal(config: Any) -> bool:
+    """Return whether transformers knows the architecture as a causal language model, and as nothing else."""
+    import transformers
+
+    kind = type(config)
+    return kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and kind not in transformers.MODEL_FOR_MASKED_LM_MAPPING
 
 
 def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedModel:
@@ -266,7 +325,7 @@ def load(model: ModelSettings, sites: Collection[Site] | None = None) -> LoadedM
 
     device = torch_device(model.device)
     places = describe(model).sites.values() if sites is None else sites
-    with _quiet_transformers():
+    with quiet_transformers():
         network, missing = _drawn(model) if model.randomise is not None else _read(model)
     reader = SiteReader(network.eval().requires_grad_(requires_grad=False), places)
     persistent = set(network.state_dict())
@@ -281,10 +340,13 @@ def _read(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
+    folder = _locate(model.model)
+    loader = _loader(_from_pretrained("AutoConfig", folder, model))
     network, report = _from_pretrained(
-        "AutoModel", _locate(model.model), model, dtype=getattr(torch, model.dtype), output_loading_info=True
+        loader, folder, model, dtype=getattr(torch, model.dtype), output_loading_info=True
     )
-    return network, list(report["missing_keys"])
+    part, path = _text_part(network, model.model)
+    return part, [name.removeprefix(f"{path}.") for name in report["missing_keys"]]
 
 
 def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
@@ -295,8 +357,9 @@ def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
     config = _from_pretrained("AutoConfig", _locate(model.model), model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.randomise)
-        network = transformers.AutoModel.from_config(config, trust_remote_code=model.trust_remote_code)
-    return network.to(getattr(torch, model.dtype)), []
+        kind = getattr(transformers, _loader(config))
+        network = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+    return _text_part(network, model.model)[0].to(getattr(torch, model.dtype)), []
 
 
 def torch_device(name: str) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.harvest.sites import Site, Tensor, blocks_path
+from pipeline.harvest.additions import Tensor, first_tensor
+from pipeline.harvest.sites import Site, blocks_path
 from storage.errors import InputError
 
 Key = tuple[str, Tensor]
@@ -70,7 +71,7 @@ class SiteReader:
         """Keep what a hook sees, if this pass wants it; end the pass with the last one."""
         if key not in self._pass.wanted:
             return
-        tensor = value[0] if isinstance(value, tuple) else value
+        tensor = first_tensor(value)
         # a copy: some blocks go on to change the tensor in place
         self._pass.seen[key] = tensor.clone() if hasattr(tensor, "clone") else tensor
         if len(self._pass.seen) == len(self._pass.wanted):
@@ -104,9 +105,10 @@ class SiteReader:
         with torch.inference_mode(), contextlib.suppress(_AllSeenError):
             self.network(input_ids=input_ids, attention_mask=attention_mask, **options)
         seen, self._pass.seen = self._pass.seen, {}
+        rows = {site.name: _unflattened(seen.get(site.key), input_ids.shape) for site in sites}
         for site in sites:
-            _check_shape(site, seen.get(site.key), tuple(input_ids.shape))
-        return {site.name: seen[site.key].float() for site in sites}
+            _check_shape(site, rows[site.name], tuple(input_ids.shape))
+        return {site.name: _scaled(rows[site.name].float(), site.scale) for site in sites}
 
     def down_projection(self, site: Site) -> NDArray[np.float32]:
         """Return the rows that a site's hidden neurons write: float32 (neurons, d_model)."""
@@ -117,6 +119,16 @@ class SiteReader:
         # GPT-2's Conv1D keeps its weight as (in, out), a Linear as (out, in)
         rows: NDArray[np.float32] = np.ascontiguousarray(weight if isinstance(module, Conv1D) else weight.T)
         return rows
+
+
+def _scaled(rows: Any, scale: float) -> Any:
+    return rows if scale == 1 else rows * scale
+
+
+def _unflattened(value: Any, batch: tuple[int, ...]) -> Any:
+    """Return a tensor by window and token; some networks put all tokens of a batch in one row of rows."""
+    flat = getattr(value, "ndim", 0) == 2 and value.shape[0] == batch[0] * batch[1]
+    return value.reshape(*batch, -1) if flat else value
 
 
 def _check_shape(site: Site, value: Any, batch: tuple[int, ...]) -> None:

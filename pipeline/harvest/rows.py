@@ -212,10 +212,10 @@ class _StructuralTokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self._structural = {getattr(tokenizer, name, None) for name in _STRUCTURAL} - {None}
-        self._special = {
-            int(id_): str(token)
-            for token, id_ in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-        }
+        named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        # Llama 3 marks the tokens of a chat as special in this list alone
+        added = [(id_, token) for id_, token in tokenizer.added_tokens_decoder.items() if token.special]
+        self._special = {int(id_): str(token) for id_, token in (*added, *named)}
 
     def __call__(self, tokens: Tokens, text: str) -> NDArray[np.bool_]:
         """Return which tokens are special, as bool (tokens,)."""

@@ -398,23 +398,30 @@ def _tokens_of_rows(
     return [rows for rows, _ in parts], [slots for _, slots in parts]
 
 
-def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], size: int, *, padded: bool = True) -> list[list[int]]:
     """Group items of like length, so that little is padded; the same lengths always give the same groups.
+
+    Unless `padded`, the items of a group are equally long.
 
     Examples
     --------
     >>> batches([5, 1, 4, 1], 2)
     [[0, 2], [1, 3]]
+    >>> batches([5, 1, 4, 1], 2, padded=False)
+    [[0], [2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    alike = [order] if padded else [list(group) for _, group in itertools.groupby(order, key=lambda i: lengths[i])]
+    return [group[i : i + size] for group in alike for i in range(0, len(group), size)]
 
 
 def _run_windows(
     windows: _Windows, model: LoadedModel, size: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Rows]]]:
     """Run batches of windows; yield tokens' row numbers and, for each site, activations float32 (tokens, d_model)."""
-    for batch in batches([len(ids) for ids in windows.inputs], size):
+    lengths = [len(ids) for ids in windows.inputs]
+    padded = len(set(lengths)) == 1 or not model.padding_matters
+    for batch in batches(lengths, size, padded=padded):
         rows = np.concatenate([windows.rows[i] for i in batch])
         if not len(rows):
             continue

@@ -141,25 +141,50 @@ def _read_blocks(path: Path, columns: Columns) -> Iterator[Document]:
 
 
 def _read_jsonl(path: Path, columns: Columns) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _json_document(line, columns, f"{path}, line {number}", str(number))
 
 
-def _json_document(line: str, columns: Columns, where: str, number: str) -> Document:
+def _json_document(line: bytes, columns: Columns, where: str, number: str) -> Document:
     """Return the document of one JSON line."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text: {error}; convert it first") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     if isinstance(record, str) and columns.group is None:
-        return Document(number, record)
-    text = record.get(columns.text) if isinstance(record, dict) else None
-    if not isinstance(text, str):
+        return Document(number, _text(record, where))
+    if not isinstance(record, dict) or columns.text not in record:
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise InputError(f"{where} has no text under {columns.text!r} (it has {keys}): set 'corpus: column'")
-    return Document(str(record.get("name", number)), text, _group_of(record, columns.group, where))
+    name = _text(str(record.get("name", number)), f"The name at {where}")
+    return Document(name, _text(record[columns.text], where, columns.text), _group_of(record, columns.group, where))
+
+
+def _text(value: Any, where: str, column: str = "") -> str:
+    """Return a text as every format gives it: null is an empty one, and what is no text is refused.
+
+    Half of a pair of surrogates, which JSON can hold, is no character and cannot be stored.
+
+    >>> _text(None, "t.jsonl, line 1"), _text("one", "t.jsonl, line 2")
+    ('', 'one')
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        under = f" under {column!r}" if column else ""
+        raise InputError(f"{where} has {type(value).__name__}, not text{under}: set 'corpus: column'")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where} has half a character at position {error.start} (the lone surrogate "
+            f"{value[error.start]!a}), which is no Unicode text: replace it"
+        ) from error
+    return value
 
 
 def _group_of(record: Mapping[str, Any], group: str | None, where: str) -> str:
@@ -172,7 +197,7 @@ def _group_of(record: Mapping[str, Any], group: str | None, where: str) -> str:
         return ""
     value = record.get(group)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
+        return _text(str(value), f"The group at {where}")
     given = f"{value!r} under {group!r}" if group in record else f"no {group!r} (it has {sorted(record)})"
     raise InputError(
         f"{where} has {given}: the group of a document is text or a whole number; give one to each, or leave "
@@ -190,7 +215,10 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Document]:
             )
     records = (record for batch in file.iter_batches(columns=wanted) for record in batch.to_pylist())
     for i, record in enumerate(records):
-        yield Document(str(i), record[columns.text] or "", _group_of(record, columns.group, f"{path}, row {i}"))
+        where = f"{path}, row {i}"
+        yield Document(
+            str(i), _text(record[columns.text], where, columns.text), _group_of(record, columns.group, where)
+        )
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -206,21 +234,15 @@ def _dataset_identity(config: CorpusSettings) -> str:
 
 
 def _read_dataset(config: CorpusSettings) -> Iterator[Document]:
-    """Yield the documents of a dataset; a missing value is an empty document."""
+    """Yield the documents of a dataset."""
     dataset = _open_dataset(config)
     if getattr(dataset, "column_names", None):
         _check_column(config, dataset.column_names)
     for i, record in enumerate(_guarded(config, dataset)):
         _check_column(config, record)
-        text = record[config.column]
-        if text is not None and not isinstance(text, str):
-            raise InputError(
-                f"Column {config.column!r} of dataset {config.dataset!r} holds {type(text).__name__}, not text: "
-                "set 'corpus: column'"
-            )
-        yield Document(
-            str(i), text or "", _group_of(record, config.group, f"Document {i} of dataset {config.dataset!r}")
-        )
+        where = f"Document {i} of dataset {config.dataset!r}"
+        text = _text(record[config.column], where, config.column)
+        yield Document(str(i), text, _group_of(record, config.group, where))
 
 
 def _check_column(config: CorpusSettings, columns: Iterable[str]) -> None:

@@ -81,8 +81,10 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type in which the network computes."
     )
-    prepend_bos: bool | None = Field(
-        None, description="Whether every window begins with BOS; by default as the dictionary was trained."
+    prepend_bos: bool | str | None = Field(
+        None,
+        description="Whether every window begins with BOS, or the token that it begins with; by default as the "
+        "dictionary was trained.",
     )
     batch_size: PositiveInt = Field(8, description="Windows in one pass through the network.")
     device: str = Field("auto", description="Where the network computes; auto: on the worker's GPU, if it has one.")

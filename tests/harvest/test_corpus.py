@@ -286,7 +286,7 @@ def test_saved_splits(tmp_path):
         ({"split": "dev"}, InputError, r"split 'dev'.*\['test', 'train'\]|split 'dev'.*\['train', 'test'\]"),
         ({"subset": "en"}, InputError, r"subset 'en'.*Available: \['default'\]"),
         ({"column": "body"}, InputError, r"no text column 'body' \(it has \['n', 'text'\]\)"),
-        ({"column": "n"}, InputError, "Column 'n' .* holds int, not text"),
+        ({"column": "n"}, InputError, r"Document 0 of .* has int, not text under 'n'"),
         ({"dataset": "/no/such/folder"}, MissingInputError, "No dataset folder at /no/such/folder"),
     ],
 )
@@ -344,3 +344,64 @@ def test_what_is_streamed(data_folder, monkeypatch, tmp_path, counted, settings,
     corpus = build_corpus(config, tmp_path / "c.zarr", counted[0])
     assert seen == {"streaming": streamed}
     assert texts_of(corpus)[0] == "one"
+
+
+def source_of(kind, tmp_path, value):
+    """Write a source of each kind whose second document has this text; return its settings."""
+    if kind == "jsonl":
+        return {"path": str(write_jsonl(tmp_path / "t.jsonl", [{"text": "one"}, {"text": value}]))}
+    if kind == "string":
+        return {"path": str(write_jsonl(tmp_path / "t.jsonl", ["one", value]))}
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"text": ["one", value]}), tmp_path / "t.parquet")
+        return {"path": str(tmp_path / "t.parquet")}
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["one", value]}).save_to_disk(str(tmp_path / "d"))
+    return {"dataset": str(tmp_path / "d")}
+
+
+@pytest.mark.parametrize("value", [None, "", " \n"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset"])
+def test_null_and_empty_texts_are_empty_documents_in_every_format(tmp_path, kind, value, caplog):
+    with caplog.at_level("INFO"):
+        corpus = build_corpus(CorpusSettings(**source_of(kind, tmp_path, value)), tmp_path / "c.zarr")
+    assert texts_of(corpus) == ["one"]
+    assert "1 empty ones dropped" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "string"])
+def test_half_a_character_is_named_by_file_and_line(tmp_path, kind):
+    source = source_of(kind, tmp_path, "ab\ud83d")
+    with pytest.raises(InputError, match=r"t\.jsonl, line 2 has half a character at position 2 .*'\\ud83d'"):
+        build_corpus(CorpusSettings(**source), tmp_path / "c.zarr")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset"])
+def test_numbers_are_no_text_in_any_format(tmp_path, kind):
+    settings = source_of(kind, tmp_path, "two")
+    if kind == "jsonl":
+        write_jsonl(tmp_path / "t.jsonl", [{"text": 1}])
+    else:
+        settings["column"] = "n"
+        if kind == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table({"n": [1]}), tmp_path / "t.parquet")
+        else:
+            import datasets
+
+            datasets.Dataset.from_dict({"n": [1]}).save_to_disk(str(tmp_path / "d2"))
+            settings["dataset"] = str(tmp_path / "d2")
+    with pytest.raises(InputError, match=r"has int, not text under '(text|n)'"):
+        build_corpus(CorpusSettings(**settings), tmp_path / "c.zarr")
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(InputError, match=r"t\.jsonl, line 2 is not UTF-8 text"):
+        build_corpus(CorpusSettings(path=str(tmp_path / "t.jsonl")), tmp_path / "c.zarr")

@@ -149,7 +149,7 @@ def test_missing_and_broken(make_sae, tmp_path):
         load_dictionary("nothing", D)
     folder = make_sae("topk")
     (folder / "sae_weights.safetensors").unlink()
-    with pytest.raises(MissingInputError, match=r"lacks sae_weights\.safetensors"):
+    with pytest.raises(MissingInputError, match=r"lacks .*sae_weights\.safetensors"):
         load_dictionary(str(folder), D)
     (folder / "cfg.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
@@ -217,7 +217,7 @@ def test_what_cannot_be_honoured_is_refused(make_sae, tmp_path):
     config = json.loads((folder / "cfg.json").read_text())
     for changed, message in (
         ({"normalize_activations": "expected_average_only_in"}, "the scale is not in its files: fold it"),
-        ({"reshape_activations": "hook_z"}, "reads the heads of the attention apart"),
+        ({"further": 1}, "settings that the installed sae-lens does not know: further"),
     ):
         (folder / "cfg.json").write_text(json.dumps(config | changed))
         with pytest.raises(InputError, match=message):
@@ -226,6 +226,66 @@ def test_what_cannot_be_honoured_is_refused(make_sae, tmp_path):
     transcoder.save_model(tmp_path / "transcoder")
     with pytest.raises(InputError, match="architecture 'skip_transcoder'"):
         load_dictionary(str(tmp_path / "transcoder"), D)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"activation_fn_str": "tanh-relu"}, "activation 'tanh-relu' with {} is not read"),
+        ({"activation_fn_str": "topk"}, "activation 'topk' with {} is not read"),
+        ({"hook_point_head_index": 3}, "hook_point_head_index 3: dictionaries of one head"),
+        ({"hook_point_out": "blocks.3.hook_mlp_out"}, r"a transcoder \(hook_point_out: blocks\.3\.hook_mlp_out\)"),
+    ],
+)
+def test_old_settings_that_change_the_formula_are_refused(make_sae, changed, message):
+    """SAELens drops them without a word: a tanh is read as a ReLU."""
+    folder = make_sae("relu")
+    old = {"d_in": D, "d_sae": F, "dtype": "float32", "hook_point": "blocks.3.hook_resid_post", "lr": 0.1}
+    (folder / "cfg.json").write_text(json.dumps(old | changed))
+    with pytest.raises(InputError, match=message):
+        load_dictionary(str(folder), D)
+    (folder / "cfg.json").write_text(json.dumps(old | {"activation_fn_str": "relu", "hook_point_head_index": None}))
+    assert load_dictionary(str(folder), D).site == "blocks.3.hook_resid_post"
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka_batchtopk"])
+def test_saved_for_going_on_with_training(tmp_path, kind):
+    """The oracle is the same dictionary, saved by SAELens for use."""
+    import torch
+    from sae_lens.registry import get_sae_training_class
+
+    made, config = get_sae_training_class(kind)
+    widths = {"matryoshka_widths": [10, F]} if kind.startswith("m") else {}
+    torch.manual_seed(4)
+    sae = made(config(d_in=D, d_sae=F, k=5, **widths))
+    for parameter in sae.parameters():
+        torch.nn.init.normal_(parameter)
+    sae.topk_threshold.fill_(3.0)
+    sae.save_model(tmp_path / "training")
+    sae.save_inference_model(tmp_path / "use")
+    assert json.loads((tmp_path / "training" / "cfg.json").read_text())["architecture"] == kind
+    loaded = load_dictionary(str(tmp_path / "training"), D)
+    theirs = SAE.load_from_disk(tmp_path / "use")
+    wanted = theirs.encode(torch.from_numpy(ROWS)).detach().numpy()
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(loaded.decoder, theirs.W_dec.detach().numpy())
+    assert 0.02 < (wanted > 0).mean() < 0.9
+
+
+def test_heads_of_the_attention_side_by_side(make_sae):
+    """SAELens is given the heads apart, and puts them side by side itself; rows of a site hold them so."""
+    import torch
+
+    folder = make_sae("relu", hook_name="blocks.3.attn.hook_z")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"reshape_activations": "hook_z"}))
+    loaded = load_dictionary(str(folder), D)
+    apart = torch.from_numpy(ROWS).reshape(-1, 1, 3, D // 3)
+    theirs = SAE.load_from_disk(folder)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), theirs.encode(apart).detach().numpy()[:, 0], atol=1e-6)
+    out = theirs(apart).detach().numpy().reshape(-1, D)
+    np.testing.assert_allclose(loaded.reconstruct(ROWS), out, rtol=1e-5, atol=1e-4)
+    assert loaded.site == "blocks.3.attn.hook_z"
 
 
 def test_dictionary_that_was_trained_again_is_loaded_again(make_sae):
@@ -268,6 +328,96 @@ def test_gemma_scope_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
     np.savez(folder / "params.npz", W_enc=arrays["W_enc"])
     with pytest.raises(InputError, match="it lacks W_dec, b_dec, b_enc, threshold"):
         load_dictionary(str(folder), D)
+
+
+def save_tensors(file, **shapes):
+    """Write random tensors of these shapes as safetensors; return them."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(6)
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    return tensors
+
+
+def read_by_sae_lens(loaders, monkeypatch, loader, folder, name):
+    """Return the dictionary that SAELens's own loader of a release makes of local files."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def local(repo_id="", filename="", subfolder="", **_):
+            return str(folder / filename if filename.startswith(name) else folder / subfolder / filename)
+
+        monkeypatch.setattr(loaders, "hf_hub_download", local)
+        shapes = {"w_enc": [D, F], "w_dec": [F, D]}
+        monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", lambda *_, **__: shapes)
+        config, weights, _ = getattr(loaders, loader)("owner/repository", name, cfg_overrides={"dtype": "float32"})
+        theirs = SAE.from_dict(loaders.handle_pre_6_0_config(config))
+        theirs.process_state_dict_for_loading(weights)
+        theirs.load_state_dict(weights)
+    return theirs.to(dtype=torch.float32)
+
+
+def test_gemma_scope_2_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
+    import torch
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    name = "resid_post/layer_3_width_16k_l0_small"
+    folder = tmp_path / name
+    vectors = {"b_enc": (F,), "b_dec": (D,), "threshold": (F,)}
+    save_tensors(folder / "params.safetensors", w_enc=(D, F), w_dec=(F, D), **vectors)
+    config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b", "hf_hook_point_in": "model.layers.3.output"}
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = read_by_sae_lens(loaders, monkeypatch, "gemma_3_sae_huggingface_loader", tmp_path, name)
+    wanted = theirs.encode(torch.from_numpy(ROWS)).detach().numpy()
+    loaded = load_dictionary(str(folder), D)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), wanted, rtol=1e-6, atol=1e-6)
+    assert 0.02 < (wanted > 0).mean() < 0.9
+    assert (loaded.site, loaded.context, loaded.prepend_bos) == ("model.layers.3", 1024, True)
+    save_tensors(folder / "params.safetensors", w_enc=(D, F), w_dec=(F, D), affine_skip_connection=(D, D), **vectors)
+    with pytest.raises(InputError, match="has affine_skip_connection, which may change"):
+        load_dictionary(str(folder), D)
+    behind = {"hf_hook_point_out": "model.layers.3.post_feedforward_layernorm.output"}
+    (folder / "config.json").write_text(json.dumps(config | behind))
+    with pytest.raises(InputError, match=r"a transcoder, from model\.layers\.3\.output to"):
+        load_dictionary(str(folder), D)
+
+
+def test_llama_scope_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
+    """SAELens folds the scale of the rows into the weights once it has read them."""
+    import torch
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    name = "Llama3_1-8B-Base-L3R-8x"
+    folder = tmp_path / name
+    shapes = {"encoder.weight": (F, D), "encoder.bias": (F,), "decoder.weight": (D, F), "decoder.bias": (D,)}
+    save_tensors(folder / "checkpoints" / "final.safetensors", **shapes)
+    config = {
+        "d_model": D, "d_sae": F, "hook_point_in": "blocks.3.hook_resid_post", "jump_relu_threshold": 0.5,
+        "dataset_average_activation_norm": {"in": 7.0, "out": 7.0}, "act_fn": "jumprelu",
+    }  # fmt: skip
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    theirs = read_by_sae_lens(loaders, monkeypatch, "llama_scope_sae_huggingface_loader", tmp_path, name)
+    theirs.fold_activation_norm_scaling_factor(D**0.5 / 7)
+    theirs.cfg.normalize_activations = "none"
+    wanted = theirs.encode(torch.from_numpy(ROWS)).detach().numpy()
+    loaded = load_dictionary(str(folder), D)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded.decoder, theirs.W_dec.detach().numpy(), rtol=1e-6)
+    assert (loaded.site, loaded.context) == ("blocks.3.hook_resid_post", 1024)
+    for changed, message in (
+        ({"act_fn": "topk"}, "act_fn: topk is not read"),
+        ({"use_glu_encoder": True}, "use_glu_encoder: True is not read"),
+        ({"hook_point_out": "blocks.3.hook_mlp_out"}, "a transcoder, from"),
+        ({"dataset_average_activation_norm": None}, "lacks d_model, jump_relu_threshold or"),
+    ):
+        (folder / "hyperparams.json").write_text(json.dumps(config | changed))
+        with pytest.raises(InputError, match=message):
+            load_dictionary(str(folder), D)
 
 
 # --- the random control -----------------------------------------------------------------------------------------------

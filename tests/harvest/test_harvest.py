@@ -356,6 +356,69 @@ def test_bos_that_does_not_exist(corpus, sides, tmp_path, client):
     a, b = sides()
     with pytest.raises(InputError, match="has no BOS token"):
         make_rows(corpus, a, b.model_copy(update={"prepend_bos": True}), LENGTH, tmp_path / "rows.zarr", client=client)
+    with pytest.raises(InputError, match="'<none>' is no token of the tokenizer"):
+        make_rows(corpus, a.model_copy(update={"prepend_bos": "<none>"}), b, LENGTH, tmp_path / "r.zarr", client=client)
+
+
+def without_bos(model, tmp_path):
+    """Copy a model, and take BOS from its tokenizer, as Qwen's tokenizers have none."""
+    folder = shutil.copytree(model, tmp_path / "without-bos")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            stated = json.loads((folder / name).read_text())
+            stated.pop("bos_token", None)
+            (folder / name).write_text(json.dumps(stated))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hook", "wanted", "first", "said"),
+    [
+        ("blocks.0.hook_resid_post", None, "</s>", "windows begin with '</s>', as in TransformerLens"),
+        ("layers.0", None, None, "nothing is put in front; set prepend_bos to the token"),
+        ("layers.0", "<pad>", "<pad>", ""),
+        ("blocks.0.hook_resid_post", False, None, ""),
+    ],
+)
+def test_bos_that_a_dictionary_wants_and_the_tokenizer_lacks(
+    corpus, sides, tmp_path, client, caplog, hook, wanted, first, said
+):
+    a, b = sides()
+    folder = save_dictionary(tmp_path / "sae", 16)
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"] |= {"prepend_bos": True, "hook_name": hook}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    model = without_bos(a.model, tmp_path)
+    assert AutoTokenizer.from_pretrained(model).bos_token is None
+    a = a.model_copy(
+        update={"model": str(model), "dictionary": str(folder), "prepend_bos": wanted, "sites": ["layers.0"]}
+    )
+    with caplog.at_level("INFO"):
+        table = xr.open_zarr(make_rows(corpus, a, b, LENGTH, tmp_path / "rows.zarr", client=client))
+    starts = table["input_a"].values[table["first_a"].values]
+    id_ = AutoTokenizer.from_pretrained(model).get_vocab().get(first)
+    assert list(table.attrs["prefix_a"]) == ([] if first is None else [id_])
+    assert first is None or (starts == id_).all()
+    assert said in caplog.text
+
+
+def test_tokens_that_are_special_in_the_tokenizers_own_list_alone_are_no_rows(tmp_path, sides, client):
+    """Llama 3 marks ``<|start_header_id|>`` as special among the added tokens, and in no other list."""
+    from tokenizers import AddedToken, Tokenizer
+
+    a, _ = sides()
+    folder = shutil.copytree(a.model, tmp_path / "chat")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<|start|>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    fast = AutoTokenizer.from_pretrained(folder)
+    assert "<|start|>" not in fast.all_special_tokens
+    (tmp_path / "t.jsonl").write_text(json.dumps("<|start|>the fox<|start|>jumps") + "\n")
+    build_corpus(CorpusSettings(path=str(tmp_path / "t.jsonl")), tmp_path / "c.zarr")
+    chat = a.model_copy(update={"model": str(folder)})
+    table = xr.open_zarr(make_rows(tmp_path / "c.zarr", chat, chat, LENGTH, tmp_path / "rows.zarr", client=client))
+    assert table.attrs["n_special"] == 2
+    assert fast.convert_tokens_to_ids("<|start|>") not in table["token_id_a"].values
 
 
 def test_windows_are_as_short_as_the_shorter_context(corpus, sides, tmp_path, client):

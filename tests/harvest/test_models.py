@@ -225,3 +225,49 @@ def test_half_precision_gives_float32_close_to_the_full(make_model):
     )
     assert half.dtype == torch.float32
     np.testing.assert_allclose(half[0], full[0], atol=0.05)
+
+
+def test_the_part_of_a_multimodal_model_that_reads_text(make_model, tmp_path):
+    """Gemma 3 with vision: the rows are those of its language model alone, by the same names."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    folder = shutil.copytree(make_model("llama"), tmp_path / "gemma3")
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    text = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    torch.manual_seed(1)
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(folder)
+    names = ["layers.1", "model.language_model.layers.0", "blocks.1.hook_mlp_out"]
+    model = ModelSettings(model=str(folder), dictionary="identity", sites=names)
+    info = describe(model)
+    assert (info.d_model, info.names.n_blocks) == (16, 3)
+    assert info.sites["blocks.1.hook_mlp_out"].path == "layers.1.post_feedforward_layernorm"
+    ids = torch.arange(5, 12)[None]
+    read = load(model).reader(ids, torch.ones_like(ids))
+    with torch.no_grad():
+        states = whole.model.language_model(input_ids=ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(read["layers.1"], states[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(read["model.language_model.layers.0"], states[1], rtol=0, atol=1e-5)
+
+
+def test_code_of_a_model_that_has_it_with_a_head_only(make_model, tmp_path):
+    folder = shutil.copytree(make_model("llama"), tmp_path / "remote")
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": code}))
+    ids = torch.arange(5, 12)[None]
+    plain, own = (
+        load(ModelSettings(model=str(path), dictionary="identity", sites=["layers.1"], trust_remote_code=True))
+        for path in (make_model("llama"), folder)
+    )
+    mask = torch.ones_like(ids)
+    torch.testing.assert_close(own.reader(ids, mask)["layers.1"], plain.reader(ids, mask)["layers.1"])

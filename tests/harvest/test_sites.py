@@ -209,3 +209,83 @@ def test_mixture_of_experts_has_blocks_and_mlp_but_no_neurons(make_model, caplog
         describe(config_of(folder, "blocks.1.mlp.hook_post"))
     with pytest.raises(InputError, match=r"shape \(2, 7, 2\)|shape \(14, 2\)|no tensor"):
         load(config_of(folder, "layers.1.mlp.gate")).reader(IDS, MASK)
+
+
+def test_stream_between_attention_and_mlp_and_inputs_of_modules(make_model):
+    """GPT-2's blocks have the MLP behind the attention: the same tensors by TransformerLens's names and by paths."""
+    folder = make_model("gpt2")
+    names = [f"blocks.1.{hook}" for hook in ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_in")]
+    before, attention, middle, entry = read(folder, *names)
+    torch.testing.assert_close(middle, before + attention, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entry, middle, rtol=0, atol=0)
+    normed, by_path, inside, given = read(
+        folder, "blocks.1.ln2.hook_normalized", "h.1.ln_2", "blocks.1.mlp.hook_in", "h.1.ln_2.input"
+    )
+    torch.testing.assert_close(normed, by_path, rtol=0, atol=0)
+    torch.testing.assert_close(inside, by_path, rtol=0, atol=0)
+    torch.testing.assert_close(given, middle, rtol=0, atol=0)
+
+
+def test_heads_are_what_the_output_projection_mixes(make_model, kind, whole):
+    z, mixed = read(make_model(kind), "blocks.1.attn.hook_z", "blocks.1.attn.hook_out")
+    path = describe(config_of(make_model(kind), "layers.1.attention.heads")).sites["layers.1.attention.heads"].path
+    with torch.no_grad():
+        torch.testing.assert_close(whole[0].get_submodule(path)(z), mixed, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("new", "known"), [("hook_in", "hook_resid_pre"), ("hook_out", "hook_resid_post"), ("mlp.hook_out", None)]
+)
+def test_names_of_transformer_lens_3(make_model, new, known):
+    network = describe(config_of(make_model("gemma2"), "layers.1")).names
+    site = network.resolve(f"blocks.1.{new}")
+    assert site.key == network.resolve(f"blocks.1.{known}" if known else "layers.1.mlp").key
+
+
+def test_flattened_rows_are_put_back_in_their_windows():
+    """OPT's MLP may see all tokens of a batch one behind the other."""
+    from transformers import OPTConfig, OPTModel
+
+    from pipeline.harvest.reader import SiteReader
+    from pipeline.harvest.sites import Sites
+
+    config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2)
+    config.word_embed_proj_dim = 16
+    network = OPTModel(config).eval()
+    site = Sites(network).resolve("layers.0.mlp")
+    reader = SiteReader(network, [site])
+    plain = reader(IDS, MASK)[site.name]
+    reader.close()
+    network.decoder.layers[0].fc1.register_forward_pre_hook(lambda _, args: (args[0].reshape(-1, 16),))
+    torch.testing.assert_close(SiteReader(network, [site])(IDS, MASK)[site.name], plain)
+
+
+def test_a_state_space_mixer_and_the_stream_around_it():
+    from transformers import MambaConfig, MambaModel
+
+    from pipeline.harvest.reader import SiteReader
+    from pipeline.harvest.sites import Sites
+
+    torch.manual_seed(2)
+    network = MambaModel(MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
+    sites = Sites(network)
+    names = ["layers.0.input", "layers.0.mixer", "layers.0", "layers.1.input", "layers.0.mixer.input"]
+    read = SiteReader(network, [sites.resolve(name) for name in names])(IDS, MASK)
+    torch.testing.assert_close((read["layers.0.input"] + read["layers.0.mixer"])[REAL], read["layers.0"][REAL])
+    torch.testing.assert_close(read["layers.1.input"], read["layers.0"])
+    assert sites.resolve("blocks.0.hook_mixer_out").key == sites.resolve("layers.0.mixer").key
+    with pytest.raises(InputError, match=r"no blocks\.0\.hook_mlp_out: .*layers\.0\.norm, layers\.0\.mixer"):
+        sites.resolve("blocks.0.hook_mlp_out")
+
+
+def test_a_network_without_blocks_has_no_residual_stream_by_name():
+    """XLM keeps all attentions in one list and all MLPs in another: the longest list is not one of blocks."""
+    from transformers import XLMConfig, XLMModel
+
+    from pipeline.harvest.sites import Sites
+
+    sites = Sites(XLMModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2)), "xlm")
+    for name in ("layers.1", "blocks.1.hook_resid_post"):
+        with pytest.raises(InputError, match="xlm has no site"):
+            sites.resolve(name)
+    assert sites.resolve("ffns.1").path == "ffns.1"

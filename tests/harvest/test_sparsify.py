@@ -184,8 +184,32 @@ def test_weights_that_are_no_sparse_coder(make_coder):
     with pytest.raises(InputError, match=r"W_dec has shape \(12, 48\), expected \(48, 12\)"):
         load_dictionary(str(folder), D)
     save_file({"b_dec": weights["b_dec"]}, folder / "sae.safetensors")
-    with pytest.raises(InputError, match=r"encoder\.weight has shape None"):
+    with pytest.raises(InputError, match=r"has no matrix encoder\.weight"):
         load_dictionary(str(folder), D)
     (folder / "sae.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load_dictionary(str(folder), D)
+
+
+@pytest.mark.parametrize("where", [".", ".."])
+def test_a_transcoder_of_early_versions_is_refused(make_coder, where):
+    """It is stated in the settings of the run only, beside the folders of the hookpoints or in one of them."""
+    _, folder = make_coder()
+    (folder / where / "config.json").write_text(json.dumps({"sae": {"k": K}, "transcode": True}))
+    with pytest.raises(InputError, match=r"is a transcoder \(transcode in .*config\.json\)"):
+        load_dictionary(str(folder), D)
+
+
+def test_tensors_and_settings_that_change_the_formula_are_refused(make_coder):
+    from safetensors.torch import load_file, save_file
+
+    _, folder = make_coder()
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"softcap": 5}))
+    with pytest.raises(InputError, match="settings that are not known here: softcap"):
+        load_dictionary(str(folder), D)
+    (folder / "cfg.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "sae.safetensors")
+    save_file(tensors | {"W_skip": torch.zeros(D, D)}, folder / "sae.safetensors")
+    with pytest.raises(InputError, match="has W_skip, which may change"):
         load_dictionary(str(folder), D)

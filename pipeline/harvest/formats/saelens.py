@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 import threading
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.harvest.dictionary import (
+    CONFIG,
     Asked,
     Dictionary,
     Encoded,
@@ -26,6 +28,7 @@ from pipeline.harvest.dictionary import (
     check_kind,
     dictionary_format,
     in_blocks,
+    read_config,
     stack,
     to_csr,
 )
@@ -39,6 +42,12 @@ GEMMA_SCOPE = "params.npz"
 
 #: Architectures that turn one row into features without looking at other rows or at another tensor.
 _ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit")
+
+#: Architectures that SAELens saves under another name once they are trained.
+_TRAINED_ONLY = ("batchtopk", "matryoshka_batchtopk")
+
+#: Keys of a configuration that name another tensor than the input.
+_OUTPUTS = ("hook_name_out", "hook_point_out", "out_hook_point", "is_transcoder")
 
 #: What of a dictionary's configuration is recorded.
 _RECORDED = (
@@ -54,6 +63,19 @@ def sae_lens() -> Any:
         return need("sae_lens", "models", "A sparse autoencoder")
 
 
+def jump_relu(
+    weights: dict[str, Any], *, apply_b_dec_to_input: bool, site: str | None, context: int | None, bos: bool | None
+) -> Any:
+    """Return SAELens's JumpReLU dictionary of weights ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``threshold``."""
+    library = sae_lens()
+    d_in, d_sae = weights["W_enc"].shape
+    config = library.JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=apply_b_dec_to_input)
+    config.metadata.prepend_bos, config.metadata.context_size, config.metadata.hook_name = bos, context, site
+    sae = library.JumpReLUSAE(config)
+    sae.load_state_dict({name: values.float().contiguous() for name, values in weights.items()})
+    return sae
+
+
 class SaeLensDictionary(Dictionary):
     """A ``sae_lens.SAE``; its weights are used in float32, whatever they were stored in.
 
@@ -66,6 +88,7 @@ class SaeLensDictionary(Dictionary):
         _check(sae.cfg, id)
         check_kind(kind, id, has_top_k=sae.cfg.architecture() == "topk", architecture=sae.cfg.architecture())
         self.config = _recorded(sae.cfg)
+        sae.turn_off_forward_pass_hook_z_reshaping()  # rows are the heads side by side already
         self._sae = sae.eval().to(device=device, dtype=torch.float32)
         self._encoder = _without_top_k(self._sae) if kind == "pre_topk" else self._sae
         self._device = device
@@ -127,8 +150,6 @@ def _check(config: Any, name: str) -> None:
             f"{name} is a SAELens dictionary of architecture {architecture!r}; {', '.join(_ARCHITECTURES)} are "
             "read: each row by itself, explained where it was read"
         )
-    if config.reshape_activations != "none":
-        raise InputError(f"{name} reads the heads of the attention apart (reshape_activations: hook_z): not supported")
     if config.normalize_activations in {"expected_average_only_in", "covariance_whitening"}:
         raise InputError(
             f"{name} was trained on scaled activations (normalize_activations: {config.normalize_activations}), but "
@@ -157,13 +178,69 @@ def _without_top_k(sae: Any) -> Any:
 @dictionary_format("sae-lens", WEIGHTS)
 def load_folder(asked: Asked) -> SaeLensDictionary:
     """Load a SAELens folder."""
+    _refuse_other_formulas(asked.folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sae = sae_lens().SAE.load_from_disk(asked.folder)
+            sae = _load(asked.folder)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"{asked.folder} cannot be read as a SAELens dictionary: {error}") from error
     return SaeLensDictionary(sae, asked.id, asked.kind, asked.device)
+
+
+def _load(folder: Path) -> Any:
+    """Return the dictionary of a folder, as it is used after training if it was saved for going on with training."""
+    library = sae_lens()
+    if read_config(folder).get("architecture") not in _TRAINED_ONLY:
+        return library.SAE.load_from_disk(folder)
+    from sae_lens.registry import get_sae_class
+
+    trained = library.TrainingSAE.load_from_disk(folder)
+    settings, weights = trained.cfg.get_inference_sae_cfg_dict(), trained.state_dict()
+    trained.process_state_dict_for_saving_inference(weights)
+    made, config = get_sae_class(settings["architecture"])
+    sae = made(config.from_dict(settings))
+    sae.process_state_dict_for_loading(weights)
+    sae.load_state_dict(weights)
+    return sae
+
+
+def _refuse_other_formulas(folder: Path) -> None:
+    """Refuse settings that change what a dictionary computes, and that SAELens drops without a word."""
+    config = read_config(folder)
+    file = folder / CONFIG
+    metadata = config.get("metadata") or {}
+    everything = {**metadata, **config} if isinstance(metadata, dict) else config
+    activation = everything.get("activation_fn_str", everything.get("activation_fn", "relu"))
+    kwargs = everything.get("activation_fn_kwargs") or {}
+    if activation not in {"relu", "topk"} or (activation == "topk" and not (kwargs.get("k") or config.get("k"))):
+        raise InputError(f"{file}: activation {activation!r} with {kwargs} is not read; relu, and topk with k, are")
+    heads = [name for name in ("hook_head_index", "hook_point_head_index") if everything.get(name) is not None]
+    if heads:
+        raise InputError(f"{file}: {heads[0]} {everything[heads[0]]}: dictionaries of one head are not read")
+    elsewhere = [name for name in _OUTPUTS if everything.get(name)]
+    site = everything.get("hook_name", everything.get("hook_point"))
+    if elsewhere and everything[elsewhere[0]] != site:
+        raise InputError(
+            f"{file}: a transcoder ({elsewhere[0]}: {everything[elsewhere[0]]}); give a sparse autoencoder"
+        )
+    if "metadata" in config:
+        _refuse_unknown(config, file)
+
+
+def _refuse_unknown(config: dict[str, Any], file: Path) -> None:
+    """Refuse settings that SAELens's configuration of that architecture does not have: it drops them."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    registries = (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY)
+    kinds = [registry[config["architecture"]][1] for registry in registries if config.get("architecture") in registry]
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"architecture", "sae_lens_version"}
+    unknown = sorted(set(config) - known)
+    if kinds and unknown:
+        raise InputError(
+            f"{file} has settings that the installed sae-lens does not know: {', '.join(unknown)}; they may change "
+            "what the dictionary computes: upgrade sae-lens"
+        )
 
 
 def load_release(release: str, sae_id: str, kind: ActivationKind, device: str = "cpu") -> SaeLensDictionary:
@@ -187,7 +264,7 @@ def load_gemma_scope(asked: Asked) -> SaeLensDictionary:
     """
     import torch
 
-    folder, library = asked.folder, sae_lens()
+    folder = asked.folder
     try:
         with np.load(folder / GEMMA_SCOPE, allow_pickle=False) as file:
             arrays = {re.sub("^w_", "W_", name): torch.from_numpy(file[name]).float() for name in file.files}
@@ -196,12 +273,8 @@ def load_gemma_scope(asked: Asked) -> SaeLensDictionary:
     lacking = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"} - set(arrays)
     if lacking:
         raise InputError(f"{folder / GEMMA_SCOPE} is no Gemma Scope dictionary: it lacks {', '.join(sorted(lacking))}")
-    d_in, d_sae = arrays["W_enc"].shape
-    config = library.JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False)
-    config.metadata.prepend_bos, config.metadata.context_size = True, 1024
-    config.metadata.hook_name = _hook_in_path(folder)
-    sae = library.JumpReLUSAE(config)
-    sae.load_state_dict({name: arrays[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")})
+    weights = {name: arrays[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+    sae = jump_relu(weights, apply_b_dec_to_input=False, site=_hook_in_path(folder), context=1024, bos=True)
     return SaeLensDictionary(sae, asked.id, asked.kind, asked.device)
 
 

@@ -12,11 +12,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.harvest.dictionary import Asked, dictionary_format, read_config
+from pipeline.harvest.dictionary import CONFIG, Asked, dictionary_format, read_config, read_tensors, require_tensors
 from pipeline.harvest.topk import TopKDictionary, TopKWeights
 from storage.errors import InputError
 
 WEIGHTS = "sae.safetensors"
+
+#: Settings of the run that trained the coders.
+_RUN = "config.json"
+
+#: What a coder's configuration may state: the formula here honours or refuses all of it.
+_KNOWN = {
+    "activation", "d_in", "expansion_factor", "k", "multi_topk", "normalize_decoder", "num_latents", "signed",
+    "skip_connection", "transcode",
+}  # fmt: skip
 
 #: What of a coder's configuration is recorded.
 _RECORDED = ("activation", "k", "signed", "multi_topk", "normalize_decoder")
@@ -56,13 +65,23 @@ def load_sparsify(asked: Asked) -> TopKDictionary:
 
 
 def _refuse_transcoder(config: dict[str, Any], folder: Path) -> None:
-    """Refuse what reads one tensor and predicts another: neither its FVU nor its decoder belong to the site."""
-    flags = [name for name in ("transcode", "skip_connection") if config.get(name)]
-    if flags:
-        raise InputError(
-            f"{folder} is a transcoder ({', '.join(flags)} in its cfg.json): it predicts another tensor than it reads. "
-            "Give a sparse autoencoder"
-        )
+    """Refuse what reads one tensor and predicts another: neither its FVU nor its decoder belong to the site.
+
+    Early versions state it only in the settings of the training run, beside the folders of the hookpoints.
+    """
+    runs = [path / _RUN for path in (folder, folder.parent) if (path / _RUN).is_file()]
+    stated = {folder / CONFIG: config} | {path: read_config(path.parent, _RUN) for path in runs}
+    for file, settings in stated.items():
+        nested = settings["sae"] if isinstance(settings.get("sae"), dict) else {}
+        flags = [name for name in ("transcode", "skip_connection") if settings.get(name) or nested.get(name)]
+        if flags:
+            raise InputError(
+                f"{folder} is a transcoder ({', '.join(flags)} in {file}): it predicts another tensor than it reads. "
+                "Give a sparse autoencoder"
+            )
+    unknown = sorted(set(config) - _KNOWN)
+    if unknown:
+        raise InputError(f"{folder / CONFIG} has settings that are not known here: {', '.join(unknown)}")
 
 
 def _choice(config: dict[str, Any], folder: Path) -> Literal["topk", "signed", "groupmax"]:
@@ -76,17 +95,10 @@ def _choice(config: dict[str, Any], folder: Path) -> Literal["topk", "signed", "
 
 def _read(folder: Path) -> dict[str, Any]:
     """Return the coder's tensors, checked for their shapes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Any] = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}") from error
-    shape = tuple(tensors["encoder.weight"].shape) if "encoder.weight" in tensors else (0, 0)
+    tensors = read_tensors(folder / WEIGHTS)
+    if "encoder.weight" not in tensors or tensors["encoder.weight"].ndim != 2:
+        raise InputError(f"{folder / WEIGHTS} is no sparse coder: it has no matrix encoder.weight")
+    shape = tuple(tensors["encoder.weight"].shape)
     expected = {"encoder.weight": shape, "encoder.bias": shape[:1], "W_dec": shape, "b_dec": shape[1:]}
-    for name, wanted in expected.items():
-        given = tuple(tensors[name].shape) if name in tensors else None
-        if given != wanted or 0 in wanted:
-            raise InputError(f"{folder / WEIGHTS} is no sparse coder: {name} has shape {given}, expected {wanted}")
+    require_tensors(folder / WEIGHTS, tensors, expected)
     return tensors
