@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,3 +84,25 @@ def test_a_site_that_refuses_mem_and_paths_with_spaces(
     assert len(list((odd / "logs").glob("subspace-*.err"))) == 2
     found = list(examine_profile("slurm-cpu", file))
     assert [item for item in found if item.state != "ok"] == []
+
+
+WORKERS_THERE = """
+from jobs.cluster.client import connect
+with connect("scheduler") as client:
+    client.wait_for_workers(2, timeout=60)
+    print("sum", client.submit(sum, [1, 2]).result(), "of", len(client.scheduler_info()["workers"]))
+"""
+
+
+def test_one_allocation_with_srun(slurm: Path, tmp_path: Path) -> None:
+    """The script of docs/cluster.md, with two small nodes, and another command."""
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH --nodes=4.*?)```", text, re.DOTALL)
+    script = re.sub(r"#SBATCH .*", "#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --mem=1G --time=5", script)
+    (tmp_path / "there.py").write_text(WORKERS_THERE)
+    script = script.replace("subspace run experiment.yaml --cluster scheduler", f"{sys.executable} {tmp_path}/there.py")
+    (tmp_path / "job.sh").write_text(script)
+    log = tmp_path / "job.log"
+    command = ["sbatch", "--wait", f"--chdir={tmp_path}", f"--output={log}", str(tmp_path / "job.sh")]
+    subprocess.run(command, check=False, timeout=120, capture_output=True)
+    assert "sum 3 of 2" in log.read_text(), log.read_text()
