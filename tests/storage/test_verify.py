@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import shutil
 
@@ -16,6 +18,8 @@ from storage.errors import MissingInputError
 from storage.inventory import CONSOLIDATED, INVENTORY
 from storage.rundir import RunDirectory
 from storage.verify import verify
+
+verify_module = importlib.import_module("storage.verify")
 
 
 def result_at(path, rng):
@@ -396,3 +400,19 @@ def test_texts_are_no_fault(tmp_path):
     ds = xr.Dataset({"name": ("i", np.array(["one", "two"], dtype=object))})
     storage.write_result(ds, tmp_path / "x.zarr", storage.new_manifest("match", {}, {}))
     assert not storage.verify.verify(tmp_path / "x.zarr").faults
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "changed"),
+    [
+        ({"pairs": "1", "a": "2"}, {"pairs": "1", "a": "3"}, ["a"]),
+        ({"pairs": "1"}, {"pairs": "1", "words": "4"}, []),
+        ({"pairs": "1", "words": "4"}, {"pairs": "1"}, []),
+    ],
+)
+def test_an_input_that_only_another_release_or_setting_knows_is_no_fault(tmp_path, then, now, changed):
+    manifests = [storage.new_manifest("compare", inputs, {}) for inputs in (then, now)]
+    recorded, expected = (functools.partial(lambda manifest: manifest, manifest) for manifest in manifests)
+    report = verify_module.Verification()
+    verify_module._check_inputs(verify_module.ExpectedResult(tmp_path, (), recorded, expected), report)
+    assert [fault.what for fault in report.faults] == [f"{verify_module.OTHER_INPUTS}: {name}" for name in changed]
