@@ -126,7 +126,7 @@ def test_the_clearest_pairs_stand_side_by_side(meanings: Meanings) -> None:
 def test_the_report_leads_to_it(run: RunDirectory) -> None:
     html = run.report.read_text(encoding="utf-8")
     assert 'href="concepts.html"' in html
-    assert "Cut out of all matched pairs, " in html
+    assert "Concepts cut out of all matched pairs: " in html
 
 
 def test_the_report_holds_the_table_itself(run: RunDirectory, page: str) -> None:
