@@ -54,7 +54,7 @@ def pair_intervals(
     >>> x = rng.normal(size=(200, 4))
     >>> (low, high, _), = pair_intervals(x, x + rng.normal(size=(200, 4)), families([parse_metric("rsa")])).values()
     >>> round(low, 1), round(high, 1)
-    (0.3, 0.4)
+    (0.4, 0.5)
     """
     if groups < 2 or not 0 < level < 1:
         raise InputError(f"intervals need at least 2 groups and a level between 0 and 1, not {groups} and {level}")

@@ -239,7 +239,7 @@ def shuffle_clumps(rng: np.random.Generator, clumps: NDArray[np.int64]) -> Pairi
     Examples
     --------
     >>> shuffle_clumps(np.random.default_rng(0), np.array([7, 7, 2, 5, 5, 9])).tolist()
-    [4, 3, 5, 0, 1, 2]
+    [1, 0, 2, 4, 3, 5]
     """
     _, clump, size = np.unique(clumps, return_inverse=True, return_counts=True)
     key = rng.permutation(len(size))[clump]
