@@ -17,7 +17,7 @@ sources=()
 python3 -m venv .venv-gpu
 # lint, documentation and notebooks are not needed here
 .venv-gpu/bin/pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt "${sources[@]}" \
-    -e '.[gpu]' array-api-strict hypothesis pytest pytest-timeout pytest-xdist scikit-learn
+    -e '.[gpu]' array-api-strict hypothesis pytest pytest-rerunfailures pytest-timeout pytest-xdist scikit-learn
 
 export NUMBA_CACHE_DIR=$PWD/.numba_cache
 # a minute or two; the benchmark has what is left of eight
