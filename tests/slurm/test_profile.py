@@ -104,5 +104,7 @@ def test_one_allocation_with_srun(slurm: Path, tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text(script)
     log = tmp_path / "job.log"
     command = ["sbatch", "--wait", f"--chdir={tmp_path}", f"--output={log}", str(tmp_path / "job.sh")]
-    subprocess.run(command, check=False, timeout=120, capture_output=True)
+    # as in an environment that is activated
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, check=False, timeout=120, capture_output=True, env=environment)
     assert "sum 3 of 2" in log.read_text(), log.read_text()
