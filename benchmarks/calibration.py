@@ -264,6 +264,12 @@ def judge(data: str, null: str, metric: str, scores: list[tuple[float, np.ndarra
     }
 
 
+def add_holm(lines: Sequence[dict[str, Any]]) -> None:
+    """Add to each line its ``p_binomial`` after Holm's correction over all of them."""
+    for line, corrected in zip(lines, holm([line["p_binomial"] for line in lines]), strict=True):
+        line["p_holm"] = float(corrected)
+
+
 def sampled_limit(n: int, errors: float = 3.0) -> float:
     """Return the share of `n` tests that may fall below the level by sampling alone.
 
@@ -307,8 +313,7 @@ def benchmark(n_experiments: int, n_activations: int, null_runs: int, metrics: S
             refused[data] += "none" in found.null.values
             _extend(scores, _scores_of(data, found))
     lines = [judge(*key, values) for key, values in scores.items()]
-    for line, corrected in zip(lines, holm([line["p_binomial"] for line in lines]), strict=True):
-        line["p_holm"] = float(corrected)
+    add_holm(lines)
     n_families = sum(line["families"] for line in lines)
     error = sum(line["family_wise_error"] * line["families"] for line in lines) / n_families
     worst = min(line["ks_p"] for line in lines)

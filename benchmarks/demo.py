@@ -2,7 +2,7 @@
 
 ::
 
-    subspace demo --out demo-run
+    subspace demo --run-dir demo-run
     python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and the README from it
     python -m benchmarks.demo              # the README again
 

@@ -29,8 +29,9 @@ import scipy.sparse
 from scipy.stats import binomtest, norm
 
 from benchmarks.calibration import _peak_gb as peak_gb
+from benchmarks.calibration import add_holm
 from benchmarks.table import ROOT, insert
-from pipeline.compare.statistics import LEVEL, holm
+from pipeline.compare.statistics import LEVEL
 from pipeline.correlate.documents import r_of_sums
 from pipeline.correlate.influence import effective_number, fisher_interval
 from pipeline.correlate.intervals import influence_on_r
@@ -157,8 +158,7 @@ def judge_excess(n_experiments: int, kinds: Sequence[str] = KINDS, documents: Se
                     "power": float(np.mean(power <= LEVEL)), "power_given": len(power) / n_experiments,
                 }
             )  # fmt: skip
-    for line, corrected in zip(lines, holm([line["p_binomial"] for line in lines]), strict=True):
-        line["p_holm"] = float(corrected)
+    add_holm(lines)
     return lines
 
 

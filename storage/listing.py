@@ -23,6 +23,18 @@ def entries_below(folder: str | Path) -> Iterator[Path]:
             yield Path(root, name)
 
 
+def groups_below(folder: str | Path, group_file: str) -> Iterator[Path]:
+    """Yield the folders below a folder that hold a file of this name, in order of names, and none inside of them.
+
+    A store has a folder for every shard: there is nothing else to be found there.
+    """
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        if group_file in names:
+            folders.clear()
+            yield Path(root)
+
+
 def files_below(folder: str | Path) -> Iterator[Path]:
     """Yield the regular files among :func:`entries_below`.
 

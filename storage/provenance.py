@@ -25,6 +25,7 @@ from storage.errors import FormatError, MissingInputError
 from storage.files import EXPERIMENT
 from storage.identity import fingerprint
 from storage.inventory import GROUP_FILE
+from storage.listing import groups_below
 from storage.manifest import CONTENT_HASH, MANIFEST, read_attrs, read_manifest
 
 #: ``same``: it is what the result was made from. ``changed``: something else is at its path now. ``gone``: nothing is.
@@ -101,7 +102,7 @@ def _of_the_same_run(result: Path) -> Iterator[Path]:
     """Yield the groups of the run directory that a result is in."""
     run = next((folder for folder in result.absolute().parents if (folder / EXPERIMENT).is_file()), None)
     if run is not None:
-        yield from (file.parent for file in sorted(run.glob(f"**/*.zarr/{GROUP_FILE}")))
+        yield from groups_below(run, GROUP_FILE)
 
 
 def _recorded(path: Path) -> str | None:

@@ -546,7 +546,7 @@ def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, 
     section = {_dashed(key): value for key, value in _section(settings, "jobqueue", model.scheduler).items()}
     refuse_control_characters(section, site)
     # dask-jobqueue's own defaults are there too once it is imported
-    defaults = _defaults_of_jobqueue(model.scheduler)
+    defaults = jobqueue_defaults(model.scheduler)
     said = {key: value for key, value in section.items() if value not in (None, [], defaults.get(key))}
     renamed = {FORMER.get(key, key): value for key, value in said.items()}
     keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, site)
@@ -557,8 +557,11 @@ def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, 
 
 
 @functools.cache
-def _defaults_of_jobqueue(scheduler: str) -> dict[str, Any]:
-    """Return dask-jobqueue's defaults for a scheduler; none where it is not installed."""
+def jobqueue_defaults(scheduler: str) -> Mapping[str, Any]:
+    """Return dask-jobqueue's own defaults for a scheduler; none where it is not installed.
+
+    It puts them into Dask's configuration only once, as it is imported.
+    """
     spec = importlib.util.find_spec("dask_jobqueue")
     if spec is None or spec.origin is None:
         return {}

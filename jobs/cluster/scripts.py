@@ -8,7 +8,7 @@ Directives are spelled as dask-jobqueue spells them, since that is how a site's 
 
 from __future__ import annotations
 
-import importlib.resources
+import copy
 import logging
 import math
 import re
@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import dask
-import yaml
 from dask.utils import parse_bytes
 from distributed.core import Status
 
 from jobs.cluster.certificates import FILES
-from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, walltime_seconds
+from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, jobqueue_defaults, walltime_seconds
 from jobs.cluster.schedulers import batch_options
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
@@ -216,14 +215,8 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     given |= batch_options(job)
     given = {key: value for key, value in given.items() if value is not None}
-    return _defaults(job.scheduler) | given
-
-
-def _defaults(scheduler: str) -> dict[str, Any]:
-    """Return dask-jobqueue's own defaults; it puts them into Dask's configuration only once, as it is imported."""
-    text = importlib.resources.files(import_jobqueue()).joinpath("jobqueue.yaml").read_text(encoding="utf-8")
-    defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"][scheduler]
-    return defaults
+    import_jobqueue()  # refuses where it is missing
+    return copy.deepcopy(dict(jobqueue_defaults(job.scheduler))) | given
 
 
 def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:

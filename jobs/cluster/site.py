@@ -11,11 +11,12 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from distributed.utils import get_ip_interface
 
 from jobs.cluster.profiles import SlurmJob
-from jobs.cluster.slurm import ANSWERING, slurm_output
+from jobs.cluster.slurm import ANSWERING, slurm_output, submit
 from storage.errors import InputError, SubspaceError, shown
 
 #: Combinations that a message names.
@@ -164,6 +165,14 @@ def explain_refusal(message: str) -> str:
         return f"{message}\n{advise(allowed_combinations(), 'jobqueue.PROFILE')}"
     except SubspaceError as error:
         return f"{message}\nWhat this user may use is not known: {error}"
+
+
+def submit_explained(script: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
+    """Submit a script, as :func:`jobs.cluster.slurm.submit` does; a refusal comes with the combinations that work."""
+    try:
+        return submit(script, options, arguments)
+    except SubspaceError as error:
+        raise SubspaceError(explain_refusal(str(error))) from error
 
 
 def check_scheduler_options(job: SlurmJob, where: str) -> None:

@@ -30,8 +30,8 @@ from jobs.cluster.profiles import (
     refuse_control_characters,
 )
 from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
-from jobs.cluster.site import explain_refusal
-from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, submit
+from jobs.cluster.site import submit_explained
+from jobs.cluster.slurm import UNKNOWN, Job, jobs_named
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
 from storage.json_files import read_json
@@ -200,10 +200,7 @@ def _submit(steps: Sequence[Step], scripts: dict[Script, Path], *, dry_run: bool
         if dry_run:
             before, command = f"$job{i}", f"job{i}=$({command})"
         else:
-            try:
-                before = submit(script, options, step.arguments)
-            except SubspaceError as error:
-                raise SubspaceError(explain_refusal(str(error))) from error
+            before = submit_explained(script, options, step.arguments)
         yield Submitted(before, command)
 
 

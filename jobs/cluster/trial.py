@@ -23,8 +23,8 @@ import psutil
 
 from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.scripts import header, log_pattern, prologue, shell_word
-from jobs.cluster.site import explain_refusal
-from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_named, submit
+from jobs.cluster.site import submit_explained
+from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_named
 from storage import free_space
 from storage.errors import SubspaceError
 from storage.files import write_atomically
@@ -109,10 +109,7 @@ def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
     write_atomically(folder / REQUEST, [json.dumps({"token": token, "scratch": job.scratch}).encode()])
     script = folder / "job.sbatch"
     write_atomically(script, [trial_script(job, folder).encode()])
-    try:
-        number = submit(script, (), ())
-    except SubspaceError as error:
-        raise SubspaceError(explain_refusal(str(error))) from error
+    number = submit_explained(script, (), ())
     try:
         _wait_for(folder / ANSWER, number, seconds)
     finally:

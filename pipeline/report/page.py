@@ -19,7 +19,7 @@ from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
 from pipeline.report.plots import Cell
 from pipeline.report.results import Run, SitePair, result_paths
-from pipeline.report.statements import Tables, concept_findings, statements
+from pipeline.report.statements import Tables, concept_findings, read_concepts_table, statements
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
 from pipeline.settings.correlate import MEASURE_NAMES
@@ -124,7 +124,7 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
         run=run,
         meanings=meanings,
         first=(views or clusters)[0],
-        findings=list(concept_findings(Tables.of(run).concepts)),
+        findings=list(concept_findings(read_concepts_table(run))),
         tested=[view for view in views if view.tested] or views or clusters,
         legend=_legend(meanings),
         corrections=verdict.CORRECTIONS,

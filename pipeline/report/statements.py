@@ -54,7 +54,7 @@ class Tables:
     vocabulary
         From :func:`pipeline.report.vocabulary.vocabulary_table`; empty where nothing was permuted.
     concepts
-        From :func:`concepts_table`; empty where concepts were not looked for.
+        From :func:`read_concepts_table`.
     growth
         From :func:`pipeline.report.vocabulary.growth_table`; empty where no shares of the text were matched.
     """
@@ -68,12 +68,12 @@ class Tables:
     @classmethod
     def of(cls, run: Run) -> Tables:
         """Return the tables of a run."""
-        path, concepts = run.directory.semantics_table, pd.DataFrame()
-        manifest = read_manifest(path) if run.experiment.semantics is not None and path.exists() else None
-        if manifest is not None:
-            concepts = concepts_table(open_result(path, "semantics-table").load(), manifest.settings["nulls"])
         return cls(
-            judged_null(scores_table(run)), matching_table(run), vocabulary_table(run), concepts, growth_table(run)
+            judged_null(scores_table(run)),
+            matching_table(run),
+            vocabulary_table(run),
+            read_concepts_table(run),
+            growth_table(run),
         )
 
     def to_records(self) -> dict[str, list[dict[str, Any]]]:
@@ -91,6 +91,15 @@ class Tables:
             for name, rows in records.items()
         }
         return cls(**{field.name: pd.DataFrame(defined.get(field.name, [])) for field in fields(cls)})
+
+
+def read_concepts_table(run: Run) -> pd.DataFrame:
+    """Return the :func:`concepts_table` of a run; empty where concepts were not looked for."""
+    path = run.directory.semantics_table
+    manifest = read_manifest(path) if run.experiment.semantics is not None and path.exists() else None
+    if manifest is None:
+        return pd.DataFrame()
+    return concepts_table(open_result(path, "semantics-table").load(), manifest.settings["nulls"])
 
 
 def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.DataFrame:
