@@ -326,12 +326,12 @@ def _lock_file(file: Path, descriptor: int, path: Path) -> _Lock | None:
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
-    except OSError:  # the disk is full
+        if by_flock is None:
+            _settle(file, descriptor, holder, path)
+        return _Lock(file, descriptor, holder, threading.get_ident())
+    except (OSError, RuntimeError):  # the disk is full, or no thread may be started
         file.unlink(missing_ok=True)
         raise
-    if by_flock is None:
-        _settle(file, descriptor, holder, path)
-    return _Lock(file, descriptor, holder, threading.get_ident())
 
 
 def _message(path: Path, holder: Holder | None, file: Path) -> str:

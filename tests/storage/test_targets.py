@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -544,6 +545,15 @@ class TestLock:
         monkeypatch.setattr(locks.os, "pwrite", full)
         with pytest.raises(OSError, match="No space"):
             write_result(tmp_path / "a.zarr")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_lock_whose_heartbeat_cannot_start_is_not_left(self, tmp_path, monkeypatch):
+        def refuse(_):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"), locks.lock(tmp_path / "a.zarr"):
+            pass
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("content", ["", "{", '{"host": "here"', "\x00" * 9])
