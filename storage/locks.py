@@ -31,7 +31,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -47,8 +47,8 @@ STALE_AFTER = 120.0
 #: Seconds after which a file system without ``flock`` is asked again whose lock it is.
 SETTLE = 0.2
 _PART = re.compile(r"(begin|\d+)-of-\d+")
-#: How the text of every lock begins.
-_BEGINNING = b'{"host": "'
+#: More bytes than a lock has.
+_LONGEST = 8_192
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,46 @@ class Holder:
     @classmethod
     def read(cls, descriptor: int) -> Self | None:
         """Return what a lock file says; None if it is empty or cut short, as a process leaves it that just died."""
+        text = os.pread(descriptor, _LONGEST, 0).decode(errors="replace")
         try:
-            return cls(**json.loads(os.pread(descriptor, 65_536, 0)))
-        except (ValueError, TypeError):
+            return cls(**json.loads(text)) if _beginning_of_lock(text) else None
+        except ValueError:
             return None
 
     def __str__(self) -> str:
-        what = self.command or "unknown command"
-        if self.started:
-            what += f", started {dt.datetime.fromtimestamp(self.started, dt.UTC).isoformat(timespec='seconds')}"
-        return f"process {self.process} on {self.host} ({what}) since {self.since}"
+        # whoever can write beside the target can write a lock: one line each, whatever it says
+        host, command, since = (" ".join(text.split()) for text in (self.host, self.command, self.since))
+        what = command or "unknown command"
+        with contextlib.suppress(OverflowError, ValueError, OSError):  # no time that a calendar has
+            started = dt.datetime.fromtimestamp(self.started, dt.UTC)
+            what += f", started {started.isoformat(timespec='seconds')}" if self.started else ""
+        return f"process {self.process} on {host} ({what}) since {since}"
+
+
+_OPEN_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*\\?')
+_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
+_NUMBERS = {"process": re.compile(r"\d{1,19}"), "started": re.compile(r"\d+(?:\.\d*)?(?:[eE][-+]?\d*)?")}
+
+
+def _beginning_of_lock(text: str) -> bool:
+    """Say whether a text is what a holder writes, or the beginning of it.
+
+    >>> text = json.dumps(asdict(Holder.this_process()))
+    >>> _beginning_of_lock(text), _beginning_of_lock(text[:40]), _beginning_of_lock('{"host": "here", "port": 80}')
+    (True, True, False)
+    """
+    for i, field in enumerate(fields(Holder)):
+        label = f'{", " if i else "{"}"{field.name}": '
+        if len(text) < len(label):
+            return label.startswith(text)
+        value = text.removeprefix(label)
+        if value == text:
+            return False
+        match = _NUMBERS.get(field.name, _STRING).match(value)
+        if match is None:
+            return not value or (field.name not in _NUMBERS and _OPEN_STRING.fullmatch(value) is not None)
+        text = value[match.end() :]
+    return "}".startswith(text)
 
 
 def _started(process: int) -> float | None:
@@ -288,21 +318,12 @@ def _open(file: Path) -> int:
         raise
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:  # a second name may be somebody's file
-        beginning = os.pread(descriptor, len(_BEGINNING), 0).rstrip(b"\0")
         # cut short where its process died while it wrote, and zeros where its host did
-        if _BEGINNING.startswith(beginning) and not _is_complete_json_of_others(descriptor):
+        content = os.pread(descriptor, _LONGEST, 0).rstrip(b"\0")
+        if len(content) < _LONGEST and _beginning_of_lock(content.decode(errors="replace")):
             return descriptor
     os.close(descriptor)
     raise _not_a_lock(file)
-
-
-def _is_complete_json_of_others(descriptor: int) -> bool:
-    """Say whether a file is whole JSON, and not what a holder writes."""
-    try:
-        json.loads(os.pread(descriptor, 65_536, 0))
-    except (ValueError, RecursionError):
-        return False
-    return Holder.read(descriptor) is None
 
 
 def _not_a_lock(file: Path) -> InputError:

@@ -19,7 +19,6 @@ from storage.files import (
     EXPERIMENT,
     LOCK_SUFFIX,
     PARTIAL_SUFFIX,
-    is_stray_file,
     leftover_of,
     refuse_inside_of_store,
     write_text,
@@ -182,7 +181,7 @@ class RunDirectory:
         with lock(self.root / "run", name=self.root):
             for folder in (self.root, self.usage):
                 for stray in folder.glob(f"*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
-                    if is_stray_file(stray.name):
+                    if leftover_of(stray.name) is not None:
                         stray.unlink(missing_ok=True)
             sweep_below(self.root)
             yield
