@@ -12,10 +12,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import logging
+import os
+import re
+import resource
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,9 +38,9 @@ from storage.bounds import check_file
 from storage.codec import canonical
 from storage.errors import BudgetError, CorruptError, InputError, shown
 from storage.extras import need
-from storage.inventory import GROUP_FILE
+from storage.files import free_space
 from storage.kinds import KINDS
-from storage.listing import files_below
+from storage.listing import entries_below, files_below
 from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
 from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
 from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH, check_tokens
@@ -51,6 +55,8 @@ Format = Literal["anndata", "npz", "npy"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 #: A dense array above this is refused unless it is asked for.
 LARGEST_DENSE = 4 * 10**9
+#: At most, of an HDF5 file: bytes of the coordinates of a row or feature, and of metadata.
+_ROW_BYTES, _HDF5_BYTES = 160, 256 * 1024
 #: Attributes that a store gets anew.
 OWN_ATTRS = (
     *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
@@ -339,11 +345,17 @@ def export_activations(
     }
 
 
+#: Files of an export as AnnData in Zarr: metadata, and chunks where we have any.
+_EXPORTED = re.compile(
+    r"(?:(?:layers|obsm|obsp|varp|raw)/)?zarr\.json|(?:X|obs|var|uns|varm)(?:/[^/]+)*/(?:zarr\.json|c(?:/\d+)*)"
+)
+
+
 def _is_export(store: Path, path: Path) -> bool:
     """Say whether what stands at a path carries a store's attributes, as exports do, or all of the store's values."""
     if path.is_dir():
-        known = {GROUP_FILE, "X", "obs", "var", "uns", "varm", "obsm", "obsp", "varp", "layers", "raw"}
-        return (path / "uns" / ATTRS_KEY).is_dir() and known.issuperset(entry.name for entry in path.iterdir())
+        names = (entry.relative_to(path).as_posix() for entry in entries_below(path))
+        return (path / "uns" / ATTRS_KEY).is_dir() and all(map(_EXPORTED.fullmatch, names))
     if path.suffix == ".npy":
         return _has_values_of(store, path)
     return path.is_file() and _carries_attributes(path)  # a pipe would be waited for
@@ -462,6 +474,7 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
     with anndata.settings.override(**options), warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         if suffix == ".h5ad":
+            _check_space(store, ds, out)
             frame.write_h5ad(out)
             group = stack.enter_context(need("h5py", "exchange").File(out, "r+"))
         else:
@@ -477,6 +490,20 @@ def _write_anndata(store: Path, ds: xr.Dataset, out: Path, suffix: str) -> list[
         if suffix == ".zarr":
             zarr.consolidate_metadata(str(out))
     return []
+
+
+def _check_space(store: Path, ds: xr.Dataset, out: Path) -> None:
+    """Raise the error of a full disk before HDF5 meets it, which would end the process at its exit."""
+    values = ds[ACTIVATION]
+    # a sparse matrix has an index of at most 8 bytes beside each value
+    matrix = ds["n_active"].values.sum() * (values.dtype.itemsize + 8) if is_sparse(store) else values.nbytes
+    decoder = ds["decoder"].nbytes if "decoder" in ds else 0
+    needed = int(matrix) + decoder + _ROW_BYTES * (ds.sizes["token"] + ds.sizes["feature"]) + _HDF5_BYTES
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if resource.RLIM_INFINITY != largest < needed:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(out))
+    if free_space(out)[0] < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
 
 
 def _anndata_frame(anndata: Any, ds: xr.Dataset) -> Any:

@@ -53,6 +53,8 @@ def target_path(path: str | Path) -> Path:
     local = local_path(path)
     if local.name in ("", ".."):  # of the working directory, or of one above it
         local = Path(os.path.realpath(local))
+    elif ".." in local.parts:
+        local = Path(os.path.realpath(local.parent), local.name)
     name = local.name
     if not name:
         raise InputError(f"{local} is the root of the file system: give the path of a folder that is to be made in it")
@@ -79,8 +81,10 @@ def local_path(path: str | Path) -> Path:
         raise InputError(f"{text!r} is not a path")
     url = _URL.match(text)
     if url is None:
-        # the shell leaves ``~`` alone where it is quoted
-        return Path(path).expanduser() if text.startswith("~") else Path(path)
+        try:  # the shell leaves ``~`` alone where it is quoted
+            return Path(path).expanduser() if text.startswith("~") else Path(path)
+        except RuntimeError as error:
+            raise InputError(f"{text!r} begins with a home folder that is not known: write the path in full") from error
     if url[1].lower() == "file":
         return Path("/" + url[2].removeprefix("localhost/"))
     raise InputError(

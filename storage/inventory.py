@@ -198,7 +198,7 @@ def _fault(folder: Path, name: str, written: tuple[int, int] | None, size: int |
 def _parsed(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

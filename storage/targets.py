@@ -350,6 +350,9 @@ def claim(
 def _parent_of(path: Path) -> Iterator[None]:
     """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
     refuse_inside_of_store(path)
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise InputError(f"{nearest} is not a folder, so that {path} cannot be made in it: give another path")
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -12,6 +12,7 @@ import xarray as xr
 from distributed import Client, Future
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.work.pairs import feature_ids
 from storage import open_activations, open_result
 from storage.errors import InputError
 
@@ -106,7 +107,7 @@ def open_pairs(pairs: xr.Dataset | str | Path) -> xr.Dataset:
 
 def matched_features(pairs: xr.Dataset, side: str, path: str | Path, n_features: int) -> NDArray[np.int32]:
     """Return the features of one side of the pairs, after checking that a store of so many features is theirs."""
-    features = pairs[f"feature_{side}"].values.astype(np.int32)
+    features = feature_ids(pairs, side)
     n_needed = max(pairs.sizes.get(f"id_{side}", n_features), int(features.max(initial=-1)) + 1)
     if n_needed != n_features:
         raise InputError(

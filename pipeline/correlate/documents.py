@@ -31,6 +31,7 @@ from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.rows import Texts, read_halves, read_texts
 from pipeline.settings.correlate import Measure, Select
 from pipeline.settings.match import heldout_note_of
+from pipeline.work.pairs import feature_ids
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
 from storage.jit import cached_njit
@@ -306,7 +307,7 @@ def read_pairs(pairs: Pairs) -> ChosenPairs:
 
 def _of_result(ds: xr.Dataset) -> ChosenPairs:
     if "feature_a" in ds.variables and ds["feature_a"].dims == ("pair",):
-        return _chosen(ds["feature_a"].values, ds["feature_b"].values, ds.attrs)
+        return _chosen(feature_ids(ds, "a"), feature_ids(ds, "b"), ds.attrs)
     if "best_b" not in ds or "best_a" not in ds:
         raise InputError(
             f"{ds.encoding.get('source', 'The dataset')} holds no pairs: give the result of `match` or `correlate`"

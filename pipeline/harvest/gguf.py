@@ -10,11 +10,14 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError, MissingDependencyError
+from storage.errors import BusyError, InputError, MissingDependencyError
+from storage.files import remove_folder, temporary_path
+from storage.locks import lock
+from storage.targets import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +55,33 @@ def converted(path: Path) -> Path:
     file, so that another file never gets this one's copy.
     """
     folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:16]}-v{CONVERSION_VERSION}"
-    if (folder / "config.json").is_file():
-        return folder
-    logger.info("Dequantising %s to %s (once; about half a minute for each 100 MB)", path.name, folder)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _convert(path, partial)
-        _publish(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    waits = False
+    while not (folder / "config.json").is_file():
+        try:
+            with lock(folder):
+                _make(path, folder)
+        except BusyError as error:
+            if not waits:
+                logger.info("Waiting for the copy of %s: %s", path.name, error)
+            waits = True
+            time.sleep(1)
     return folder
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    """Rename the finished copy into place; another process may have been first, with the same content."""
+def _make(path: Path, folder: Path) -> None:
+    """Make the copy under another name and rename it, unless it has been made in the meantime."""
+    sweep(folder)
+    if (folder / "config.json").is_file():
+        return
+    logger.info("Dequantising %s to %s (once; about half a minute for each 100 MB)", path.name, folder)
+    new = temporary_path(folder, "new")
+    new.mkdir()
     try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise
+        _convert(path, new)
+        new.rename(folder)
+    finally:
+        remove_folder(new)
 
 
 def _convert(path: Path, target: Path) -> None:

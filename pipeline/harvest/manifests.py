@@ -22,6 +22,7 @@ from pipeline.settings.harvest import CorpusSettings, ModelSettings, Pool, Store
 from pipeline.work.workers import deferred_interrupt
 from storage import Manifest, new_manifest
 from storage.errors import InputError
+from storage.files import write_atomically
 from storage.rundir import Side
 
 logger = logging.getLogger(__name__)
@@ -100,9 +101,7 @@ _KEPT: TypeAdapter[dict[Side, _Kept]] = TypeAdapter(dict[Side, _Kept])
 def keep_identity(file: Path, side: Side, model: ModelSettings) -> None:
     """Keep what identifies a model, so that :func:`known_identity` finds it without loading dictionaries."""
     identities = _read_kept(file) | {side: _Kept(model_key(model), identify_model(model))}
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(_KEPT.dump_json(identities, indent=2))
-    partial.replace(file)
+    write_atomically(file, [_KEPT.dump_json(identities, indent=2)])
 
 
 def known_identity(file: Path, side: Side, model: ModelSettings) -> ModelIdentity:

@@ -153,7 +153,7 @@ def _json_document(line: bytes, columns: Columns, where: str, number: str) -> Do
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 text: {error}; convert it first") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise InputError(f"{where} is not valid JSON: {error}") from error
     if isinstance(record, str) and columns.group is None:
         return Document(number, _text(record, where))

@@ -30,6 +30,7 @@ from pipeline.match.run import check_stores
 from pipeline.match.segments import number_segments
 from pipeline.settings.correlate import Select
 from pipeline.settings.match import heldout_note_of
+from pipeline.work.pairs import feature_ids
 from storage import (
     fingerprint,
     is_sparse,
@@ -125,7 +126,7 @@ def token_identity(
         check_stores((a, b), matched.attrs["stores"])
     if not 0 < level < 1:
         raise InputError(f"level is between 0 and 1, not {level}")
-    ids = [np.asarray(matched[f"feature_{side}"].values, np.int64) for side in "ab"]
+    ids = [feature_ids(matched, side).astype(np.int64) for side in "ab"]
     select = matched.attrs.get("select", "half")
     digest = {f"feature_{side}": values.tolist() for side, values in zip("ab", ids, strict=True)} if out else {}
     inputs = {"a": fingerprint(a), "b": fingerprint(b)} | ({"corpus": fingerprint(corpus)} if corpus else {})

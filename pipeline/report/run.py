@@ -16,7 +16,7 @@ from pipeline.report.results import Run, open_run, result_paths
 from pipeline.settings.experiment import Experiment
 from storage import Manifest, fingerprint, new_manifest
 from storage.derived import is_page, write_derived
-from storage.errors import FormatError, MissingInputError
+from storage.errors import MissingInputError
 from storage.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,6 @@ def read_report_manifest(report_path: Path) -> Manifest | None:
         return None
     try:
         return Manifest.from_attrs(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, FormatError) as error:
+    except (ValueError, RecursionError) as error:  # FormatError is a ValueError
         logger.warning("%s is damaged, and the report is made again: %s", file, error)
         return None

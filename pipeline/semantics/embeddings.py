@@ -12,7 +12,6 @@ Sources are named ``KIND:PLACE``:
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
+from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +176,10 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
     safetensors = need("safetensors", "semantic")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            yield folder / file, name
+        files = read_json_object(index, f"{index} is gone", "download the model again").get("weight_map")
+        if not isinstance(files, dict):
+            raise InputError(f"{index} has no weight_map: download the model again")
+        yield from ((folder / str(file), name) for name, file in files.items())
         return
     for file in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as weights:

@@ -13,17 +13,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import xarray as xr
+from pydantic import Field, TypeAdapter
 
 from pipeline.semantics.labels import STAGE, Label, clean, write_labels
 from pipeline.settings.semantics import LabelSettings
 from pipeline.text.feature_contexts import FeatureContexts, read_contexts
 from pipeline.work.workers import progress
 from storage import claim, fingerprint, new_manifest
-from storage.errors import FormatError, InputError, SubspaceError
+from storage.errors import CorruptError, FormatError, InputError, SubspaceError, shorten
 from storage.extras import need
 from storage.files import write_text
 from storage.targets import OVERWRITE, sweep
@@ -112,6 +113,11 @@ def estimate(asked: Sequence[Request]) -> Cost:
     return Cost(features, len(asked), -(-characters // CHARACTERS_PER_TOKEN), ANSWER_TOKENS * features)
 
 
+#: The first line of the file of answers, and each further one.
+_IDENTITY = TypeAdapter(dict[str, str], config={"strict": True})
+_ANSWER = TypeAdapter(tuple[Annotated[int, Field(ge=0)], str], config={"strict": True})
+
+
 def label_features(
     asked: Sequence[Request],
     settings: LabelSettings,
@@ -168,15 +174,32 @@ def _earlier(answers: Path, identity: dict[str, str], *, overwrite: bool) -> dic
 
     Answers of another model or store may have cost money: they go only if the caller may `overwrite` them.
     """
-    complete = answers.read_text(encoding="utf-8").split("\n")[:-1] if answers.is_file() else []
-    if not complete:
+    if not os.path.lexists(answers):
         return {}
-    first, *lines = complete
-    if first != json.dumps(identity):
+    try:
+        first, *lines = answers.read_text(encoding="utf-8").split("\n")
+        asked = _IDENTITY.validate_json(first)
+    except (ValueError, IsADirectoryError) as error:
+        raise InputError(
+            f"{answers} is there and holds no answers of this command, which are kept there until all are complete: "
+            "move it away, or give another --out"
+        ) from error
+    if asked != identity:
         if overwrite:
             return {}
         raise InputError(f"{answers} holds answers of another model or store: {OVERWRITE}")
-    return {int(feature): str(text) for feature, text in map(json.loads, lines)}
+    return dict(_answer(answers, number, line) for number, line in enumerate(lines[:-1], 2))
+
+
+def _answer(answers: Path, number: int, line: str) -> tuple[int, str]:
+    """Return the feature and the label of a line of answers."""
+    try:
+        return _ANSWER.validate_json(line)
+    except ValueError as error:
+        raise CorruptError(
+            f"{answers}, line {number}: {shorten(line, 80)!r} is no answer, which is [feature, label]. Remove the "
+            "line, or move the file away to ask for all labels again"
+        ) from error
 
 
 def _begin(answers: Path, identity: dict[str, str], done: dict[int, str]) -> None:
@@ -246,7 +269,7 @@ def parse_answer(answer: str | bytes) -> dict[int, str]:
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
         parsed = json.loads(content[content.index("{") : content.rindex("}") + 1])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"the answer holds no JSON object of labels ({error})") from error
     return dict(_pairs(parsed))
 

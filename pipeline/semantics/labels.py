@@ -21,6 +21,7 @@ import gzip
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ import numpy as np
 import xarray as xr
 
 from storage import Manifest, fingerprint, new_manifest, open_activations, open_result, write_result
-from storage.errors import FormatError, InputError, MissingInputError
+from storage.damage import cause_of
+from storage.errors import FormatError, InputError, MissingInputError, shown
 from storage.manifest import canonical_json
 
 logger = logging.getLogger(__name__)
@@ -180,8 +182,10 @@ def _read(file: Path) -> Iterator[Label]:
         text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8-sig")
         for number, record in reader(text):
             yield _label(record, f"{file}, {number}")
-    except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise FormatError(f"{file} cannot be read: {error}") from error
+    except FormatError:
+        raise
+    except (ValueError, RecursionError, gzip.BadGzipFile, zlib.error, EOFError, csv.Error) as error:
+        raise FormatError(f"{file} cannot be read ({cause_of(error)}): repair it, or give another file") from error
 
 
 def _csv_records(text: str, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
@@ -214,14 +218,15 @@ _READERS = {".csv": _csv_records, ".tsv": _tsv_records, ".jsonl": _jsonl_records
 
 def _label(record: Any, where: str) -> Label:
     if not isinstance(record, dict):
-        raise FormatError(f"{where}: a label is a record of {ID_NAMES[0]} and {LABEL_NAMES[0]}, not {record!r}")
+        raise FormatError(f"{where}: a label is a record of {ID_NAMES[0]} and {LABEL_NAMES[0]}, not {shown(record)}")
     feature, text = (
         next((record[name] for name in names if name in record), None) for names in (ID_NAMES, LABEL_NAMES)
     )
     if feature is None or text is None:
-        raise FormatError(f"{where}: there must be one of {ID_NAMES} and one of {LABEL_NAMES}; it has {list(record)}")
+        names = shown(list(record))
+        raise FormatError(f"{where}: there must be one of {ID_NAMES} and one of {LABEL_NAMES}; it has {names}")
     if not str(feature).strip().isdecimal():
-        raise FormatError(f"{where}: {feature!r} is no number of a feature")
+        raise FormatError(f"{where}: {shown(feature)} is no number of a feature")
     method = str(record.get("explanationModelName") or record.get("typeName") or record.get("method") or "")
     source = "/".join(str(record[key]) for key in ("modelId", "layer") if record.get(key))
     return Label(int(feature), clean(str(text)), method, source)

@@ -25,6 +25,7 @@ from pipeline.settings.base import keywords
 from pipeline.settings.match import heldout_note_of
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, dominant_words, effective_pairs, top_words
+from pipeline.work.pairs import feature_ids
 from pipeline.work.workers import Planned, tell
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations, open_result
 from storage.errors import InputError
@@ -207,7 +208,7 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     with open_result(inputs.pairs, "match") as opened:
         matched = opened[["feature_a", "feature_b", "r", "r_heldout"]].load()
     subspaces = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
-    pool = matched["feature_a"].values, matched["feature_b"].values
+    pool = feature_ids(matched, "a"), feature_ids(matched, "b")
     top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
     keywords, without = _random_keywords(subspaces, matched, top, settings)
     scores = compare_subsets(

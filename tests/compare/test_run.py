@@ -17,6 +17,7 @@ import storage
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.nulls import Draws
 from pipeline.compare.run import compare
+from pipeline.correlate.intervals import intervals
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import local_client
 from storage.errors import BudgetError, FormatError, InputError, MissingInputError
@@ -330,3 +331,23 @@ def test_swapped_stores_are_refused_and_other_ones_are_warned_of(stores, matched
         assert "other stores" not in caplog.text
         compare(matched.assign_attrs(stores={"a": a, "b": "else"}), *stores, null_runs=2, client=client)
         assert "other stores" in caplog.text
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, 0.5, np.inf, 1e12])
+def test_what_is_no_number_of_a_feature_is_named(stores, value):
+    ids = np.arange(30.0)
+    pairs = xr.Dataset({"feature_a": ("pair", ids), "feature_b": ("pair", np.r_[ids[:-1], value])})
+    for read in (compare, intervals):
+        with pytest.raises(
+            InputError, match=r"feature_b must be numbers of features, not \S+ in pair 29: take the pairs as"
+        ):
+            read(pairs, *stores)
+
+
+def test_features_that_became_floats_are_the_same_features(stores, client):
+    ids = np.arange(30)
+    whole, floats = (
+        compare(xr.Dataset({f"feature_{side}": ("pair", values) for side in "ab"}), *stores, null_runs=3, client=client)
+        for values in (ids, ids.astype(float))
+    )
+    xr.testing.assert_equal(whole, floats)

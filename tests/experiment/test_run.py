@@ -189,7 +189,10 @@ def test_a_death_between_the_models_is_gone_on_from(
         run(tiny_inputs / "experiment.yaml", run_dir=tmp_path)
     monkeypatch.undo()
     assert list(json.loads((tmp_path / "models.json").read_text())) == ["a"]
+    (tmp_path / "thesis.txt").write_text("thesis")
+    (tmp_path / "models.json.partial").symlink_to(tmp_path / "thesis.txt")
     run(tiny_inputs / "experiment.yaml", run_dir=tmp_path, until="harvest")
+    assert (tmp_path / "thesis.txt").read_text() == "thesis"
     models = tiny_run.directory.models.read_bytes()
     assert (tmp_path / "models.json").read_bytes() == models
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,8 @@ from pipeline.harvest.gguf import cache_folder, converted
 from pipeline.harvest.models import describe, load
 from pipeline.settings.harvest import ModelSettings
 from storage.errors import InputError, MissingInputError
+from storage.files import temporary_path
+from storage.locks import lock
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -77,7 +82,7 @@ def test_converted_model_has_all_its_weights(tmp_path, cache, tied):
     np.testing.assert_array_equal(load(model).reader.network.embed_tokens.weight.numpy(), embedding)
     assert info.tokenizer.bos_token == "<s>"
     assert info.d_model == D
-    assert not list(cache.glob("*.partial"))
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_conversion_is_done_once_for_each_content(tmp_path, cache):
@@ -108,3 +113,17 @@ def test_place_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("SUBSPACE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "semantic-subspace-matching"
+
+
+def test_a_copy_that_died_is_swept_and_one_in_the_making_is_waited_for(tmp_path, cache):
+    write_gguf(tmp_path / "tiny.gguf", tied=True)
+    folder = converted(tmp_path / "tiny.gguf")
+    shutil.rmtree(folder)
+    temporary_path(folder, "new").mkdir()  # by a process that was killed
+    with ThreadPoolExecutor(1) as pool, lock(folder):
+        waiting = pool.submit(converted, tmp_path / "tiny.gguf")
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
+        assert not folder.exists()
+    assert waiting.result(timeout=60) == folder
+    assert [entry.name for entry in cache.iterdir()] == [folder.name]

@@ -20,7 +20,8 @@ from pipeline.semantics.labelling import estimate, label_features, prompts, requ
 from pipeline.semantics.labels import import_labels
 from pipeline.settings.semantics import LabelSettings
 from pipeline.text.feature_contexts import read_labels
-from storage.errors import InputError, MissingInputError, SubspaceError
+from storage import fingerprint
+from storage.errors import CorruptError, InputError, MissingInputError, SubspaceError
 
 
 def neuronpedia(index: int, text: str, layer: str = "6-res-jb", method: str = "gpt-4o-mini") -> str:
@@ -81,6 +82,8 @@ def test_several_sources_and_several_labels(tmp_path) -> None:
         ("l.csv", "feature,label\n-1,x\n", r"line 2: '-1' is no number"),
         ("l.json", "[1]", r"entry 0: a label is a record"),
         ("l.json", "{", "cannot be read"),
+        ("l.json", "[" * 100_000, r"cannot be read \(RecursionError"),
+        ("l.json", f"[{'1' * 5_000}]", r"cannot be read \(ValueError"),
         ("l.jsonl", "", "holds no labels"),
         ("l.jsonl.gz", "not gzip", "cannot be read"),
         ("l.txt", "x", "is none of .csv"),
@@ -204,6 +207,33 @@ def test_answers_of_another_model_are_not_mixed_in(case, server: Server) -> None
     label_features(asked, endpoint(server), out, store=store, overwrite=True)
     assert read_labels(out)[0] != "x"
     assert not answers.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"my thesis in one line", b"one\ntwo\n", b"", b"[1]\n", b"\xff\n", b'{"model": 1}\n']
+)
+def test_a_file_of_somebody_else_is_not_taken_for_answers(case, server: Server, content: bytes) -> None:
+    text, store, _ = case
+    answers = text.folder / "l.zarr.answers.jsonl"
+    answers.write_bytes(content)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"l\.zarr\.answers\.jsonl is there and holds no answers of this command"):
+            label_features([([0], "x")], endpoint(server), text.folder / "l.zarr", store=store, overwrite=overwrite)
+    assert answers.read_bytes() == content
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "line", ['["x", "y"]', '{"a": 1}', "[1]", "nope", "[" * 10_000, '"ab"', '[1e400, "x"]', '[-1, "x"]']
+)
+def test_a_damaged_line_of_answers_is_named(case, server: Server, line: str) -> None:
+    text, store, _ = case
+    answers = text.folder / "l.zarr.answers.jsonl"
+    identity = json.dumps({"model": "toy", "activations": fingerprint(store)})
+    answers.write_text(f'{identity}\n[0, "kept"]\n{line}\n')
+    with pytest.raises(CorruptError, match=r"answers\.jsonl, line 3: .* is no answer, which is \[feature, label\]"):
+        label_features([([0], "x")], endpoint(server), text.folder / "l.zarr", store=store)
+    assert '[0, "kept"]' in answers.read_text()
 
 
 def test_answers_without_labels_are_counted(case, server: Server, caplog) -> None:

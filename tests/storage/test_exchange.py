@@ -542,3 +542,32 @@ def test_masked_values_are_not_unmasked(tmp_path):
     with pytest.raises(InputError, match="3 values are masked"):
         writer.write_shard(0, x)
     writer.write_shard(0, x.filled(0))
+
+
+@pytest.mark.parametrize(
+    "place", ["obs/precious/thesis.txt", "layers/umap.npy", "X/c/0/notes", "uns/mine/zarr.json.bak"]
+)
+def test_what_somebody_put_into_an_export_stays(tmp_path, rng, place):
+    for name in ("a", "b"):
+        storage.write_activations(tmp_path / f"{name}.zarr", rng.random((9, 5)), decoder=np.eye(5, 3))
+    out = tmp_path / "x.zarr"
+    export_activations(tmp_path / "a.zarr", out, "anndata")
+    export_activations(tmp_path / "b.zarr", out, "anndata", overwrite=True)
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).write_text("thesis")
+    with pytest.raises(InputError, match=r"x\.zarr is there and was not written by this command, or was edited since"):
+        export_activations(tmp_path / "a.zarr", out, "anndata", overwrite=True)
+    assert (out / place).read_text() == "thesis"
+
+
+def test_a_full_disk_is_found_before_hdf5_finds_it(tmp_path, rng, monkeypatch):
+    """HDF5 prints tracebacks when a disk is full, and ends the process by a segmentation fault."""
+    storage.write_activations(tmp_path / "a.zarr", rng.random((9, 5)))
+    monkeypatch.setattr("storage.exchange.free_space", lambda path: (10_000, path))
+    with pytest.raises(OSError, match="No space left on device"):
+        export_activations(tmp_path / "a.zarr", tmp_path / "x.h5ad", "anndata")
+    monkeypatch.undo()
+    monkeypatch.setattr("storage.exchange.resource.getrlimit", lambda _: (10_000, -1))
+    with pytest.raises(OSError, match="File too large"):
+        export_activations(tmp_path / "a.zarr", tmp_path / "x.h5ad", "anndata")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zarr"]

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import storage
 from pipeline.work.outputs import save_figure
@@ -172,6 +174,23 @@ class TestDoor:
         for path in (files.partial_path(a), tmp_path / "a.lock", files.temporary_path(a, "old")):
             with pytest.raises(InputError, match="has a name that unfinished work or a lock of this package has"):
                 write(path)
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_a_path_below_a_file_is_refused(self, tmp_path, write):
+        (tmp_path / "thesis.txt").write_text("thesis")
+        with pytest.raises(InputError, match=r"thesis\.txt is not a folder, so that .* cannot be made in it"):
+            write(tmp_path / "thesis.txt/deeper/a.zarr")
+        assert (tmp_path / "thesis.txt").read_text() == "thesis"
+
+    @pytest.mark.parametrize("write", WRITERS[:3])
+    def test_a_way_back_out_of_a_store_is_understood(self, tmp_path, write):
+        write(tmp_path / "a.zarr")
+        write(tmp_path / "a.zarr/../b.zarr")
+        assert (tmp_path / "b.zarr/zarr.json").is_file()
+
+    def test_the_home_of_nobody_is_refused(self):
+        with pytest.raises(InputError, match="home folder that is not known"):
+            storage.open_activations("~nobody-has-this-name/a.zarr")
 
     @pytest.mark.parametrize("write", WRITERS[:3])
     def test_the_root_is_refused_and_a_home_is_understood(self, tmp_path, write, monkeypatch):
@@ -521,6 +540,44 @@ class TestLock:
         assert (tree(precious), file.lstat().st_mode) == (before, kind)
         assert make != "file" or file.read_text() == "[[package]]"
         assert not (tmp_path / "a.zarr").exists()
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"host": "a", "x": 1}\n{"host": "b", "x": 2}\n',
+            '{"host": "a", "process": ' + "[" * 60_000,
+            '{"host": "' + "a" * 80_000,
+            '{"host": "a", "process": 1, "started": NaN}',
+            '{"host": "a", "process": 1, "started": "abc"}',
+            '{"host": "a", "process": 1, "started": 1.0, "since": "", "command": "", "token": "", "more": 1}',
+        ],
+    )
+    def test_json_that_no_holder_wrote_stays(self, tmp_path, text):
+        (tmp_path / "a.zarr.lock").write_text(text)
+        with pytest.raises(InputError, match=r"a\.zarr\.lock is there and is no lock of this package"):
+            write_result(tmp_path / "a.zarr")
+        (tmp_path / "run").mkdir()
+        run = RunDirectory(tmp_path / "run")
+        run.write_experiment({"a": {"sites": []}, "b": {"sites": []}})
+        mine = [tmp_path / "a.zarr.lock", run.root / "mine/hosts.json.lock", run.root / f"notes.{'0' * 32}.partial"]
+        (run.root / "mine").mkdir()
+        for file in mine:
+            file.write_text(text)
+        with run.claim():
+            pass
+        assert {file.read_text() for file in mine} == {text}
+
+    @given(st.text(), st.integers(0, 10**6), st.floats(0, 1e12), st.text(), st.data())
+    def test_what_a_holder_writes_is_a_lock_wherever_it_was_cut_off(self, host, process, started, command, data):
+        holder = locks.Holder(host, process, started, "2026-01-01T00:00:00+00:00", command, "0" * 32)
+        text = json.dumps(holder.__dict__)
+        assert locks._beginning_of_lock(text[: data.draw(st.integers(0, len(text)))])
+        assert not locks._beginning_of_lock(text + "\n")
+        assert "\n" not in str(holder)
+
+    def test_a_time_beyond_all_calendars_is_left_out(self):
+        holder = locks.Holder("here", 1, 1e300, "x", "c\nError: forged", "t")
+        assert str(holder) == "process 1 on here (c Error: forged) since x"
 
     def test_a_second_name_of_somebodys_file_is_no_lock(self, tmp_path):
         here = json.dumps({**locks.Holder.this_process().__dict__, "started": 1.0})
