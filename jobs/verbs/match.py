@@ -55,7 +55,9 @@ def sweep_command(
     as_json: AsJson = False,
 ) -> None:
     """Match at every combination of minimum r and maximum uses; count, score, draw."""
-    with claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs:
+    with claim_outputs(
+        table=csv, columns="min_correlation,max_uses,pairs,", figure=plot, overwrite=overwrite
+    ) as outputs:
         result = sweep(
             correlation,
             settings,
@@ -113,7 +115,7 @@ def layers_command(
     grid = read_grid(run)
     inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
     manifest = new_manifest("layers", inputs, {"side": side})
-    with claim_outputs(table=csv, columns="site,other_site,", overwrite=overwrite) as outputs:
+    with claim_outputs(table=csv, columns="site,other_site,matched,best_here,", overwrite=overwrite) as outputs:
         make: Callable[[], xr.Dataset] = functools.partial(layer_consistency, grid, side)
         if out is not None:
             make = outputs.checked_before(make)

@@ -79,7 +79,7 @@ def command(
         return
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
-    with claim_outputs(table=csv, columns="feature_a,feature_b,", overwrite=overwrite) as outputs:
+    with claim_outputs(table=csv, columns="feature_a,feature_b,r,r_heldout,", overwrite=overwrite) as outputs:
         pairs = pipeline.match(correlation, settings, out=out, beside=outputs, overwrite=overwrite, **text)
         if csv is not None:
             outputs.write_table(pair_table(pairs))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,33 @@ def save_figure(figure: Figure, path: Path) -> None:
 NO_OUTPUTS = Outputs(None, None)
 
 
+def is_table(columns: str) -> Callable[[Path], bool]:
+    r"""Return whether a table begins with some columns and is as :meth:`Outputs.write_table` writes, as a function.
+
+    Spreadsheets end lines otherwise, and notes in the margin have other numbers of fields.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "t.csv")
+    >>> texts = b"a,b\n1,2\n", b"a,b\r\n1,2\r\n", b"a,b\nmine\n"
+    >>> [(file.write_bytes(text), is_table("a,b")(file))[1] for text in texts]
+    [True, False, False]
+    """
+
+    def is_ours(path: Path) -> bool:
+        if not starts_with(columns)(path):
+            return False
+        try:
+            text = path.read_bytes().decode()
+            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except (UnicodeDecodeError, csv.Error):
+            return False
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(rows)
+        return written.getvalue() == text and all(len(row) == len(rows[0]) for row in rows)
+
+    return is_ours
+
+
 @contextlib.contextmanager
 def claim_outputs(
     *, table: Path | None = None, columns: str = "", figure: Path | None = None, overwrite: bool = False
@@ -79,7 +108,7 @@ def claim_outputs(
     table, figure
         A ``.csv`` file, and a ``.png``, ``.svg`` or ``.pdf`` file.
     columns
-        How the first line of the table begins: a table that begins so may be replaced.
+        How the first line of the table begins: a table that begins so, and was not edited, may be replaced.
     overwrite
         Whether a table or figure of this package with other content may be replaced.
     """
@@ -90,4 +119,4 @@ def claim_outputs(
                 return None
             return claims.enter_context(claim_file(path, is_ours, suffixes=suffixes, overwrite=overwrite))
 
-        yield Outputs(claimed(table, starts_with(columns), (".csv",)), claimed(figure, names_program, FIGURE_SUFFIXES))
+        yield Outputs(claimed(table, is_table(columns), (".csv",)), claimed(figure, names_program, FIGURE_SUFFIXES))

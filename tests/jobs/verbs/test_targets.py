@@ -132,3 +132,28 @@ def test_every_verb_that_writes_is_tried() -> None:
                 writing.add(verb.name)
     assert on_cluster - {"semantics", "submit", "doctor"} == ON_CLUSTER
     assert writing <= {*WRITERS, *RUNS, "label", "status"}  # `status` reads
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "my note,1\n",
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("r_heldout", "my_judgement", 1),
+        lambda text: text.replace("0.", "0,", 1),
+        lambda _: "feature_a,feature_b,my_judgement\n1,2,two weeks of reading\n",
+    ],
+)
+def test_a_table_that_somebody_edited_stays(edit, arguments: dict[str, str], tmp_path: Path) -> None:
+    """Also with ``--overwrite``, which replaces a table of this command."""
+    table, out = tmp_path / "t.csv", tmp_path / "out.zarr"
+    given = ["match", arguments["C"], "--out", str(out), "--csv", str(table), "--overwrite"]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    text = table.read_text()
+    changed = [*given, "--min-correlation", "0.3"]
+    table.write_text(edit(text), newline="")
+    refused(*changed)
+    assert table.read_bytes() == edit(text).encode()
+    table.write_text(text)
+    assert CliRunner().invoke(app, changed).exit_code == 0
+    assert table.read_text() != text
