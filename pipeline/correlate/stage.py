@@ -57,9 +57,12 @@ def _correlation(config: Experiment, run: RunDirectory, sites: tuple[str, str], 
 
 
 def panels_done(partial: Path) -> str:
-    """Say how many panels of an unfinished correlation are on disk."""
+    """Say how many panels of an unfinished correlation, and tiles of others, are on disk."""
     panels = partial / "panels"
-    return f"{len(list(panels.glob('panel-*.npz')))} panels are done" if panels.is_dir() else ""
+    if not panels.is_dir():
+        return ""
+    done, tiles = (len(list(panels.glob(f"{kind}-*.npz"))) for kind in ("panel", "tile"))
+    return f"{done} panels are done" + (f", and {tiles} tiles of others" if tiles else "")
 
 
 def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
@@ -79,7 +82,7 @@ def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, st
     return Cost(
         seconds=forecast.seconds,
         rows=n_rows,
-        tasks=forecast.plan.n_panels,
+        tasks=forecast.plan.n_tiles,
         flops=forecast.flops,
         read=forecast.read,
         disk=forecast.disk,
