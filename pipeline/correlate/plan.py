@@ -601,7 +601,7 @@ def _plan(way: Way, cut: Cut, shape: _Shape) -> Plan:
         cut=Cut(width, strip),
         n_panels=n_panels,
         n_strips=n_strips,
-        panel_b=DENSE_FEATURES,
+        panel_b=DENSE_FEATURES if method == "dense" else CHUNK,
         slab_rows=slab_rows,
         kept_per_tile=kept,
         kept=shape.kept,

@@ -83,7 +83,8 @@ def predict_seconds(
         pairs += _copied(plan, a, b, n_rows, 1 if plan.method == "dense" else n_halves) * rates.gpu_copy
     # Tiles run in rounds: with three tiles on two slots, the second round leaves one idle
     rounds = -(-plan.n_tiles // slots) / plan.n_tiles
-    return rates.start + work.serial + work.shared / slots + (work.tiles + pairs) * rounds
+    measuring = max(1, min(slots, plan.n_measured(a.n_features) + plan.n_measured(b.n_features)))
+    return rates.start + work.serial + work.shared / measuring + (work.tiles + pairs) * rounds
 
 
 @dataclass(frozen=True)
