@@ -387,7 +387,7 @@ def render_reads(result: dict[str, Any]) -> str:
     | resident, 4 GB | 16 | 4 × 4 | 8.0 | 8 | 8.00 | 1.00 |
     """
     lines = [
-        f"{result['rows']:,} rows × {result['features']:,} features ({result['active']} active) against as many; all in "
+        f"{result['rows']:,} rows × {result['features']:,} features ({result['active']} active) against as many, in "
         "sizes of a store. The last column leaves out the two that streaming reads before its tiles.",
         "",
         "| method, a worker | workers | panels × strips | square tiles | planned | counted | counted ÷ square |",

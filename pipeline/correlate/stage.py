@@ -102,10 +102,11 @@ def _size_of(path: Path, n_rows: int, outlook: Outlook) -> StoreSize:
 
 
 def _method(forecast: CorrelateForecast) -> str:
-    """Return how a correlation is made, and what it takes of a GPU."""
-    ranks = "ranks, " if forecast.ranking else ""
-    gpu = f", {forecast.plan.gpu_projected / 1e9:.1f} GB of the GPU" if forecast.plan.device == "cuda" else ""
-    return f"{ranks}{forecast.plan.method}{gpu}"
+    """Return how a correlation is made and cut, and what it takes of a GPU."""
+    plan, ranks = forecast.plan, "ranks, " if forecast.ranking else ""
+    cut = f", {plan.n_panels} × {plan.n_strips} tiles" if plan.n_strips > 1 else ""
+    gpu = f", {plan.gpu_projected / 1e9:.1f} GB of the GPU" if plan.device == "cuda" else ""
+    return f"{ranks}{plan.method}{cut}{gpu}"
 
 
 STAGE = Stage("correlate", tasks, around=forget_rows_after)
