@@ -3,6 +3,7 @@
 ::
 
     python -m benchmarks.cluster --rows 300000 --features 32768 --active 32 --folder /tmp/stores
+    python -m benchmarks.cluster --reads --rows 65536 --active 16 --memory 4 1.2 --folder /tmp/stores
 
 The bare runs call the same tasks on the same panels from plain threads of one process, and from as many plain
 processes, and do everything else (plan, statistics, merge, result) alike. Workers are processes, as those of a cluster
@@ -12,6 +13,9 @@ of each counts: whatever else the machine does only adds. Then, through the same
 that do nothing tell what one costs the scheduler. The last line is one JSON object; ``overheads`` is time with Dask ÷
 time of the bare run of the same kind − 1, both measured in the same run: `panels` of the tasks alone, `whole` from
 stores to result.
+
+With ``--reads`` nothing is timed: bytes read from the shards of both stores are counted while one process does the
+tasks of 1, 4, 16 and 64 workers in turn, each with a memory of its own for what a worker keeps.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -32,11 +37,17 @@ from typing import Any
 from distributed import Client, LocalCluster
 
 from benchmarks.correlate import write_random_store
+from pipeline.correlate import job
+from pipeline.correlate.plan import Plan, Resources
 from pipeline.correlate.run import correlate
 from pipeline.work.workers import closing, local_client, n_cpus, run_tasks
+from storage.sparse_array import Shard
 
 #: The module, where the package holds a function of that name.
 STAGE: Any = importlib.import_module("pipeline.correlate.run")
+PLAN: Any = importlib.import_module("pipeline.correlate.plan")
+REST: Any = importlib.import_module("pipeline.correlate.rest")
+SHARD: Any = Shard
 NO_OPS = 10_000
 WARM_UP = {"rows": 4096, "features": 512, "active": 8}
 
@@ -190,6 +201,98 @@ def benchmark(  # noqa: PLR0917
     }
 
 
+@contextlib.contextmanager
+def simulated(workers: int, memory: int, method: str) -> Iterator[list[Plan]]:
+    """Have this process do the tasks of so many workers, each of its memory, in turn; yield the plans that it makes."""
+    processes, plans = [job.Process() for _ in range(workers)], []
+    real = job.PROCESS, STAGE.find_resources, STAGE.make_plan, PLAN._methods
+
+    def run_in_turn(
+        _client: Client, function: Callable[..., Any], items: Sequence[Any], *, args: Sequence[Any] = (), **_: Any
+    ) -> Iterator[Any]:
+        for i, item in enumerate(items):
+            job.PROCESS = processes[i % workers]
+            yield item, function(item, *args)
+
+    def plan(*sizes: Any, **more: Any) -> Plan:
+        plans.append(real[2](*sizes, **more))
+        return plans[-1]
+
+    STAGE.find_resources = lambda *_: Resources(workers * memory, workers)
+    STAGE.make_plan, PLAN._methods = plan, lambda _: [method]
+    STAGE.run_tasks, REST.run_tasks = run_in_turn, run_in_turn
+    try:
+        yield plans
+    finally:
+        STAGE.run_tasks, REST.run_tasks = run_tasks, run_tasks
+        job.PROCESS, STAGE.find_resources, STAGE.make_plan, PLAN._methods = real
+
+
+@contextlib.contextmanager
+def counted_bytes(stores: Sequence[Path]) -> Iterator[list[int]]:
+    """Count the bytes that are read from the shards of stores."""
+    read, n_bytes = Shard._read, [0]
+
+    def counting(shard: Shard, offset: int, length: int) -> bytes:
+        if any(store in Path(shard.path).parents for store in stores):
+            n_bytes[0] += length
+        return read(shard, offset, length)
+
+    SHARD._read = counting
+    try:
+        yield n_bytes
+    finally:
+        SHARD._read = read
+
+
+def count_reads(  # noqa: PLR0917
+    rows: int, features: int, active: int, memory: Sequence[float], folder: Path, workers: Sequence[int]
+) -> dict[str, Any]:
+    """Count what correlating two random stores reads from them; memory in GB of each worker, several one by one.
+
+    Resident plans have the first memory alone: rows of a strip take little.
+    """
+    stores = make_stores(folder, rows, features, active)
+    shards = [file for store in stores for file in (store / "activation").rglob("*") if file.is_file()]
+    size, out, counted = sum(file.stat().st_size for file in shards) / 2, folder / "out.zarr", []
+    with local_client(1, 1) as client:
+        ways = [("resident", memory[0]), *(("streaming", each) for each in memory)]
+        for (method, each), count in itertools.product(ways, workers):
+            shutil.rmtree(out, ignore_errors=True)
+            with simulated(count, int(each * 1e9), method) as plans, counted_bytes(stores) as n_bytes:
+                correlate(*stores, memory=f"{each * count}GB", out=out, client=client, kernel="sparse")
+            plan = plans[-1]
+            counted.append(
+                {
+                    "method": method,
+                    "memory": each,
+                    "workers": count,
+                    "panels": plan.n_panels,
+                    "strips": plan.n_strips,
+                    "touched": plan.touched,
+                    "planned": sum(plan.reads(count)),
+                    "stores": n_bytes[0] / size,
+                }
+            )
+    shutil.rmtree(out, ignore_errors=True)
+    given = f"--rows {rows} --features {features} --active {active} --memory {' '.join(f'{each:g}' for each in memory)}"
+    return {
+        "name": "cluster-reads",
+        "command": f"python -m benchmarks.cluster --reads {given}",
+        "rows": rows,
+        "features": features,
+        "active": active,
+        "store_bytes": size,
+        "reads": counted,
+    }
+
+
+def show_reads(result: dict[str, Any]) -> None:
+    """Print a table."""
+    for run in result["reads"]:
+        print(*(f"{name} {value:.4g}" if not isinstance(value, str) else value for name, value in run.items()))
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a table."""
     print(f"{'':<22}{'panels s':>10}{'over':>8}{'whole s':>10}{'over':>8}")
@@ -206,8 +309,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--features", type=int, default=32_768)
     parser.add_argument("--active", type=int, default=32)
-    parser.add_argument("--memory", default="4GB")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument(
+        "--memory", help="budget of all workers; with --reads, GB of each, several one by one", nargs="+"
+    )
+    parser.add_argument("--workers", type=int, nargs="+")
+    parser.add_argument("--reads", action="store_true", help="count bytes that are read, in place of times")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-ops", type=int, default=NO_OPS)
     parser.add_argument("--folder", type=Path, help="where the stores are kept; by default they are deleted")
@@ -215,8 +321,15 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         if given["folder"] is None:
             given["folder"] = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-cluster-")))
-        result = benchmark(**given)
-    show(result)
+        if given.pop("reads"):
+            given |= {"memory": [float(each) for each in given["memory"] or (4.0,)]}
+            given["workers"] = given["workers"] or [1, 4, 16, 64]
+            result = count_reads(**{name: given[name] for name in given if name not in {"repeats", "no_ops"}})
+            show_reads(result)
+        else:
+            given |= {"memory": (given["memory"] or ["4GB"])[0], "workers": given["workers"] or [1, 2, 4]}
+            result = benchmark(**given)
+            show(result)
     print(json.dumps(result))
 
 

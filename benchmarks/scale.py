@@ -5,10 +5,12 @@
     python -m benchmarks.scale
     python -m benchmarks.scale --markdown      # the tables of docs/scale.md
     python -m benchmarks.scale --tokens 3e8 --features 32768 --sites 3 3 --workers 64
+    python -m benchmarks.scale --measure       # the rates of a tile of this study, kept in benchmarks/results/cluster
 
-Nothing is run: sizes go through the functions by which runs plan themselves (``pipeline.correlate``'s plan and
-forecast, the harvest's formula), and rates are those of the results kept in ``benchmarks/results`` (a small cloud
-machine) or of ``--rates FILE``, as ``subspace plan --calibrate`` keeps them. The last line is one JSON object.
+Nothing is run (but with ``--measure``, a slab of one tile): sizes go through the functions by which runs plan
+themselves (``pipeline.correlate``'s plan and forecast, the harvest's formula), and rates are those of the results kept
+in ``benchmarks/results`` (a small cloud machine) or of ``--rates FILE``, as ``subspace plan --calibrate`` keeps them.
+How often stores are read is counted by ``python -m benchmarks.cluster --reads``. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,25 +18,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from benchmarks.table import RESULTS, insert
 from pipeline.correlate.cost import CHOSEN_SHARE
 from pipeline.correlate.forecast import CorrelateForecast, forecast_sizes, stored_bytes
-from pipeline.correlate.plan import PAIR_BYTES, Resources, StoreSize
+from pipeline.correlate.job import Store
+from pipeline.correlate.kernels.csr import by_feature
+from pipeline.correlate.kernels.sparse import add_products
+from pipeline.correlate.moments import Moments, add_extremes, finish_extremes, shift_and_add
+from pipeline.correlate.plan import PAIR_BYTES, Plan, Resources, StoreSize
 from pipeline.correlate.rates import Rates, load_rates
 from pipeline.match.stage import MATCH_BYTES, MATCH_SECONDS
 from pipeline.settings.correlate import CorrelateSettings
+from storage import open_activations, write_activations
 from storage.errors import BudgetError
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 #: Marks of the parts of the page that are made here.
-SCALE, OVERHEAD = "scale", "overhead"
+SCALE, READS, OVERHEAD = "scale", "reads", "overhead"
+#: A slab of the tile that is timed: rows, and features of its panel (fewer than a panel has) and of its strip.
+SLAB_ROWS, PANEL, STRIP = 65_536, 1024, 32_768
 #: Bytes of the driver for each row of the table of rows, and of coordinates for each row of a store on disk.
 ROW_BYTES, COORDINATE_BYTES = 100, 12
 #: Bytes of a harvest's task for each stored value, and for the block that is encoded.
@@ -99,6 +111,8 @@ class Stage:
         Bytes read and written on the shared file system, left on disk, held by a worker, and held by the driver.
     computing, moving
         Seconds on all workers, and seconds that the file system takes at least; the larger one tells.
+    plan
+        How a correlation is cut.
     """
 
     name: str
@@ -110,6 +124,7 @@ class Stage:
     driver: float
     computing: float
     moving: float
+    plan: Plan | None = None
 
     @property
     def seconds(self) -> float:
@@ -154,19 +169,30 @@ def correlate_stage(study: Study, rates: Rates, *, at_once: int) -> Stage | None
     except BudgetError:
         return None
     rounds = -(-study.n_pairs // at_once)
-    tasks = study.n_pairs * (found.plan.n_panels + found.plan.n_panels_b(study.features))
-    moved = study.n_pairs * found.read
+    plan = found.plan
+    measured, joined = 2 * plan.n_measured(study.features), plan.n_panels * (plan.n_strips > 1)
+    tasks = study.n_pairs * (plan.n_tiles + measured + joined)
+    moved = study.n_pairs * (found.read + between(study, plan))
     return Stage(
-        name=f"correlate, {at_once} pairs at once: {found.plan.method}, {found.plan.n_panels} panels",
+        name=f"correlate, {at_once} pairs at once: {plan.method}, {plan.shape}",
         tasks=tasks,
         scheduler=tasks * study.task,
         moved=moved,
         disk=study.n_pairs * found.disk,
-        memory=found.plan.projected,
+        memory=plan.projected,
         driver=3 * PAIR_BYTES * study.top_k * study.features * 2 * at_once,
         computing=rounds * found.seconds,
         moving=moved / study.bandwidth,
+        plan=plan,
     )
+
+
+def between(study: Study, plan: Plan) -> float:
+    """Return the bytes that tiles of one correlation write for those that join them, and that these read again."""
+    if plan.n_strips == 1:
+        return 0.0
+    lists = (plan.n_panels + plan.n_strips) * study.features * study.top_k
+    return 2.0 * PAIR_BYTES * (lists + CHOSEN_SHARE * study.features**2)
 
 
 def _forecast(study: Study, rates: Rates, workers: int) -> CorrelateForecast:
@@ -181,8 +207,9 @@ def _forecast(study: Study, rates: Rates, workers: int) -> CorrelateForecast:
     )
 
 
-def merge_stage(study: Study, correlated: Stage, panels: int) -> Stage:
+def merge_stage(study: Study, correlated: Stage) -> Stage:
     """Return what the driver does behind the panels: it reads every panel's candidates for the B features."""
+    panels = correlated.plan.n_panels if correlated.plan else 0
     n_bytes = study.n_pairs * panels * study.features * study.top_k * PAIR_BYTES
     return Stage(
         name="merge of the panels, in the driver",
@@ -226,8 +253,7 @@ def plan_on_paper(study: Study, rates: Rates, at_once: Sequence[int] = (1, 10, 4
     for count in at_once:
         found = correlate_stage(study, rates, at_once=count)
         if found is not None:
-            panels = int(found.name.rsplit(" ", 2)[1])
-            stages += [found, merge_stage(study, found, panels)]
+            stages += [found, merge_stage(study, found)]
     return [*stages, match_stage(study)]
 
 
@@ -308,6 +334,74 @@ def measured(results: Path = RESULTS) -> dict[str, Any]:
     return found
 
 
+def measure_tile(study: Study, folder: Path, repeats: int = 5) -> dict[str, float]:
+    """Return the rates of a streaming tile of a study, in seconds of a thread: a product, and an entry that is read.
+
+    A slab of rows of a panel and of a strip is read, counted, shifted and multiplied by the functions that tiles do it
+    with. The sums are far larger than the caches, as those of a whole tile are.
+    """
+    rng, sides = np.random.default_rng(0), []
+    for name, width in (("a", PANEL), ("b", STRIP)):
+        density = study.active / study.features
+        values = scipy.sparse.random_array((SLAB_ROWS, width), density=density, format="csr", dtype=np.float32, rng=rng)
+        write_activations(folder / name, values, overwrite=True)
+        sides.append((Store.of(folder / name, open_activations(folder / name)), width))
+    half, tiles = (rng.random(SLAB_ROWS) < 0.5).astype(np.int8), np.zeros((2, PANEL, STRIP))
+    n = np.bincount(half, minlength=2)
+    rates: dict[str, float] = {"entry": np.inf, "streamed": np.inf}
+    for _ in range(repeats):
+        start, slabs = time.thread_time(), []
+        for store, width in sides:
+            moments = Moments.empty(n, width)
+            rows = store.read_rows(slice(0, SLAB_ROWS))
+            add_extremes(moments, (rows, half))
+            finish_extremes(moments)
+            slabs.append(shift_and_add(moments, (rows, half), moments.places()))
+        columns = by_feature(slabs[0], half, PANEL, 2)
+        read = time.thread_time()
+        for h, tile in enumerate(tiles):
+            add_products(tile, h, columns, slabs[1])
+        products = float(np.diff(slabs[0].start) @ np.diff(slabs[1].start))
+        rates["entry"] = min(rates["entry"], (read - start) / sum(len(slab.value) for slab in slabs))
+        rates["streamed"] = min(rates["streamed"], (time.thread_time() - read) / products)
+    return rates
+
+
+def by_formula(run: dict[str, Any]) -> float:
+    """Return how many stores square tiles would read: 2 · √workers, or what the sums that fit a worker allow.
+
+    >>> by_formula({"method": "streaming", "workers": 4, "panels": 4, "strips": 4})
+    8.0
+    """
+    if run["method"] == "resident":  # no sums wait
+        return float(2 * np.sqrt(run["workers"]))
+    return float(2 * max(np.sqrt(run["workers"]), np.sqrt(run["panels"] * run["strips"])))
+
+
+def render_reads(result: dict[str, Any]) -> str:
+    """Return what ``python -m benchmarks.cluster --reads`` counted, in Markdown.
+
+    >>> run = {"method": "resident", "memory": 4.0, "workers": 16, "panels": 4, "strips": 4, "stores": 8.0}
+    >>> result = {"rows": 100, "features": 64, "active": 8, "reads": [{**run, "planned": 8}]}
+    >>> print(render_reads(result).splitlines()[-1])
+    | resident, 4 GB | 16 | 4 × 4 | 8.0 | 8 | 8.00 | 1.00 |
+    """
+    lines = [
+        f"{result['rows']:,} rows × {result['features']:,} features ({result['active']} active) against as many, in "
+        "sizes of a store. The last column leaves out the two that streaming reads before its tiles.",
+        "",
+        "| method, a worker | workers | panels × strips | square tiles | planned | counted | counted ÷ square |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in result["reads"]:
+        square, before = by_formula(run), 2 * (run["method"] == "streaming")
+        lines.append(
+            f"| {run['method']}, {run['memory']:g} GB | {run['workers']} | {run['panels']} × {run['strips']} | "
+            f"{square:.1f} | {run['planned']} | {run['stores']:.2f} | {(run['stores'] - before) / square:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def render_overhead(result: dict[str, Any]) -> str:
     """Return what ``python -m benchmarks.cluster`` found, in Markdown.
 
@@ -334,8 +428,18 @@ def render_overhead(result: dict[str, Any]) -> str:
 
 def page_of(text: str, tables: str, results: Path = RESULTS) -> str:
     """Return the text of ``docs/scale.md`` with its tables made anew."""
-    overhead = json.loads((results / "cluster" / "overhead.json").read_text(encoding="utf-8"))
-    return insert(insert(text, SCALE, tables), OVERHEAD, render_overhead(overhead))
+    parts = {SCALE: tables}
+    for mark, render_part in ((READS, render_reads), (OVERHEAD, render_overhead)):
+        content = (results / "cluster" / f"{mark}.json").read_text(encoding="utf-8")
+        parts[mark] = render_part(json.loads(content))
+    for mark, part in parts.items():
+        text = insert(text, mark, part)
+    return text
+
+
+def rates_of(results: Path = RESULTS) -> Rates:
+    """Return the rates of the package, with those that ``--measure`` kept."""
+    return dataclasses.replace(Rates(), **json.loads((results / "cluster" / "tile.json").read_text(encoding="utf-8")))
 
 
 def main() -> None:
@@ -347,12 +451,17 @@ def main() -> None:
     parser.add_argument("--sites", type=int, nargs=2, default=Study.sites)
     parser.add_argument("--workers", type=int, default=Study.workers)
     parser.add_argument("--rates", type=Path, help="folder with the rates of your machine; the package's by default")
+    parser.add_argument("--measure", action="store_true", help="time a slab of a tile, and keep the rates")
     parser.add_argument("--markdown", action="store_true", help="write the tables of docs/scale.md anew")
     given = vars(parser.parse_args())
-    rates, markdown = given.pop("rates"), given.pop("markdown")
+    rates, markdown, measure = (given.pop(name) for name in ("rates", "markdown", "measure"))
     given |= {"tokens": int(given["tokens"]), "sites": tuple(given["sites"])}
     study = Study(**given, **measured())
-    found = plan_on_paper(study, (load_rates(rates) if rates else None) or Rates())
+    if measure:
+        with tempfile.TemporaryDirectory(prefix="benchmark-scale-") as folder:
+            measured_rates = measure_tile(study, Path(folder))
+        (RESULTS / "cluster" / "tile.json").write_text(json.dumps(measured_rates, indent=1) + "\n", encoding="utf-8")
+    found = plan_on_paper(study, (load_rates(rates) if rates else None) or rates_of())
     tables = render(study, found)
     if markdown:
         PAGE.write_text(page_of(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -118,6 +118,20 @@ def test_cluster(tmp_path: Path, bench: Bench) -> None:
     assert not (tmp_path / "out.zarr").exists()
 
 
+def test_reads_are_those_of_the_plan(tmp_path: Path) -> None:
+    counted = cluster.count_reads(4096, 12_288, 8, [2.0], tmp_path, [1, 9])["reads"]
+    assert [run["workers"] for run in counted] == [1, 9, 1, 9]
+    assert counted[1]["strips"] == counted[3]["strips"] == 3
+    for run in counted:
+        assert run["stores"] == pytest.approx(run["planned"], rel=0.05)
+
+
+def test_a_slab_of_a_tile_is_timed(tmp_path: Path) -> None:
+    rates = scale.measure_tile(scale.Study(), tmp_path, repeats=1)
+    assert set(rates) == {"entry", "streamed"}
+    assert all(0 < rate < 1e-3 for rate in rates.values())
+
+
 def test_as_many_worker_processes_as_asked_for() -> None:
     with cluster.processes(3) as client:
         assert list(client.nthreads().values()) == [1, 1, 1]
@@ -126,7 +140,7 @@ def test_as_many_worker_processes_as_asked_for() -> None:
 def test_the_scale_page_is_what_the_arithmetic_says() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     study = scale.Study(**scale.measured())
-    assert scale.page_of(page, scale.render(study, scale.plan_on_paper(study, Rates()))) == page
+    assert scale.page_of(page, scale.render(study, scale.plan_on_paper(study, scale.rates_of()))) == page
 
 
 def test_scale_against_sums_by_hand() -> None:
@@ -136,15 +150,16 @@ def test_scale_against_sums_by_hand() -> None:
     assert harvest.disk == pytest.approx(13 * 2e9 * (64 * 5.6 + 12), rel=1e-6)  # whole rows a feature
     assert harvest.computing == pytest.approx(62 * 65_536 / 1290)  # 61,036 shards on 1,000 workers, in rounds
     assert match.computing == pytest.approx(40 * 0.006 * 131_072**2 * 4e-7)
-    one = scale.correlate_stage(study, Rates(), at_once=1)
-    forty = scale.correlate_stage(study, Rates(), at_once=40)
+    one, forty = (scale.correlate_stage(study, scale.rates_of(), at_once=count) for count in (1, 40))
     assert one is not None
     assert forty is not None
+    assert forty.plan is not None
     store = 2e9 * 64 * 5.6
-    assert one.moved == pytest.approx(
-        40 * store * (3 + 1024 + 2), rel=1e-6
-    )  # A three times; B for each of 1,024 panels, and twice besides
-    assert forty.moved == pytest.approx(40 * store * (3 + 32 + 2), rel=1e-6)
-    assert forty.memory > 2 * 8 * 4096 * 131_072  # the sums of a panel, for both halves
+    joined = 40 * 2 * 20 * ((6 + 4) * 131_072 * 16 + 0.006 * 131_072**2)
+    # 6 panels × 4 strips: A for each strip, B for each panel, each once before
+    assert forty.moved == pytest.approx(40 * store * (4 + 1 + 6 + 1) + joined, rel=1e-6)
+    assert forty.moved < 400e12 < one.moved
+    assert forty.seconds < 6 * 3600
+    assert 2 * 8 * forty.plan.panel * forty.plan.strip < forty.memory <= 16e9
     assert any("the driver would hold 200 GB" in line for line in scale.breaks(study, [harvest]))
-    assert scale.correlate_stage(scale.Study(memory=10**9), Rates(), at_once=40) is None
+    assert scale.correlate_stage(scale.Study(memory=5 * 10**8), Rates(), at_once=40) is None

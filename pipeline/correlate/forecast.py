@@ -97,7 +97,7 @@ def forecast_sizes(  # noqa: PLR0917 - what it depends on
     slots, n_halves = resources.slots, settings.n_halves
     seconds = predict_seconds(plan, *measured, n_rows=n_rows, n_halves=n_halves, slots=slots, rates=rates)
     bytes_a, bytes_b = (stored_bytes(size, n_rows) for size in (a, b))
-    again = {"resident": resources.processes, "streaming": plan.n_panels + 2, "dense": 2 * plan.n_panels + 1}
+    of_a, of_b = plan.reads(resources.processes)
     ranking, ranks = 0, 0.0
     if RULES[settings.measure].ranked:  # ranks are written beside the result, and read in place of the stores
         seconds += 4 * (a.n_entries + b.n_entries) * rates.entry / slots
@@ -108,7 +108,7 @@ def forecast_sizes(  # noqa: PLR0917 - what it depends on
         plan=plan,
         seconds=seconds,
         flops=2.0 * n_products(a, b, n_rows // n_halves if plan.method == "dense" else n_rows, plan),
-        read=bytes_a * (1 if plan.method == "resident" else 3) + bytes_b * again[plan.method],
+        read=bytes_a * of_a + bytes_b * of_b,
         disk=places + CHOSEN_SHARE * a.n_features * b.n_features * KEPT_BYTES + ranks,
         ranking=ranking,
     )

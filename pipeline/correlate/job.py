@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -155,10 +156,18 @@ class Job:
         """Return the A features of panel `i`."""
         return nth_slice(i, self.plan.panel, self.a.n_features)
 
+    def strip(self, j: int) -> slice:
+        """Return the B features of column `j` of tiles."""
+        return nth_slice(j, self.plan.strip, self.b.n_features)
+
     @property
-    def panels_b(self) -> list[slice]:
-        """The panels of B features, which are measured, or made dense, at a time."""
-        return list(slices(0, self.b.n_features, self.plan.panel_b))
+    def strips(self) -> list[slice]:
+        """The B features of all columns of tiles."""
+        return [self.strip(j) for j in range(self.plan.n_strips)]
+
+    def panels_b(self, features: slice) -> list[slice]:
+        """Return the panels of B features, of those that a strip has, that are made dense at a time."""
+        return list(slices(features.start, features.stop, self.plan.panel_b))
 
     @property
     def halves_file(self) -> Path:
@@ -174,105 +183,79 @@ class Job:
         """Return the file with the reduced results of panel `i`; it exists once all of the panel is on disk."""
         return self.panels / f"panel-{i:05d}.npz"
 
+    def tile_file(self, t: int) -> Path:
+        """Return the file with the results of tile `t`, one of several of its panel."""
+        return self.panels / f"tile-{t:07d}.npz"
+
     def done(self) -> list[int]:
         """Return the panels whose results are on disk."""
         return [i for i in range(self.plan.n_panels) if self.panel_file(i).is_file()]
 
-    def moments_file(self, i: int) -> Path:
-        """Return the file with the statistics of panel `i` of the B features, where no process sees all rows of B."""
-        return self.panels / f"moments-{self.plan.panel_b}-{i:05d}.npz"
+    def tiles_of(self, i: int) -> range:
+        """Return the tiles of panel `i`, in the order of their B features."""
+        return range(i * self.plan.n_strips, (i + 1) * self.plan.n_strips)
+
+    def measured_file(self, side: str, i: int) -> Path:
+        """Return the file with what is known of some features of a side before the tiles: the i-th `panel_b` of them.
+
+        All statistics of dense features; of sparse ones counts, extremes and pivots, without sums.
+        """
+        return self.panels / f"measured-{side}-{self.plan.panel_b}-{i:05d}.npz"
+
+    def read_measured(self, side: str, features: slice) -> Moments:
+        """Read what is known of some features of a side before the tiles."""
+        step = self.plan.panel_b
+        first, last = features.start // step, -(-features.stop // step)
+        parts = join(Moments(**load_arrays(self.measured_file(side, i))) for i in range(first, last))
+        return parts.of(slice(features.start - first * step, features.stop - first * step))
+
+    def moments_file(self, features: slice) -> Path:
+        """Return the file with all statistics of some B features: those of a strip, or all."""
+        return self.panels / f"moments-{features.start}-{features.stop}.npz"
 
     @property
     def all_moments_file(self) -> Path:
-        """The file with the statistics of all B features, where processes see all rows of B."""
-        return self.panels / "moments.npz"
+        """The file with the statistics of all B features, where something knows them all."""
+        return self.moments_file(slice(0, self.b.n_features))
 
-    def read_moments(self) -> Moments:
-        """Read the statistics of all B features; work that is resumed may have left them in either form."""
-        if self.all_moments_file.is_file():
-            return Moments(**load_arrays(self.all_moments_file))
-        return join(Moments(**load_arrays(self.moments_file(i))) for i in range(len(self.panels_b)))
+    def read_moments(self, features: slice | None = None) -> Moments:
+        """Read the statistics of some B features, all by default; before a tile has seen them, what is measured."""
+        every = slice(0, self.b.n_features)
+        wanted = every if features is None else features
+        for parts in ([every], [part for part in self.strips if wanted.start <= part.start < wanted.stop]):
+            if all(self.moments_file(part).is_file() for part in parts):
+                known = join(Moments(**load_arrays(self.moments_file(part))) for part in parts)
+                return known.of(slice(wanted.start - parts[0].start, wanted.stop - parts[0].start))
+        return self.read_measured("b", wanted)
 
 
 @dataclass
 class Shared:
-    """What a worker process loads once for a job and shares among its threads."""
+    """What a worker process loads once for a job and shares among its threads.
+
+    The strips are those that tasks work on, and the last one: no more of them than threads.
+    """
 
     job: Job
     lock: threading.Lock = field(default_factory=threading.Lock)
-    lists: list[Best] = field(default_factory=list)
+    strips: weakref.WeakValueDictionary[tuple[int, int], Strip] = field(default_factory=weakref.WeakValueDictionary)
+    latest: Strip | None = None
+
+    def half(self, rows: slice = slice(None)) -> NDArray[np.int8]:
+        """Read the half that each of some rows belongs to; a process holds no more of them than it works on."""
+        return np.array(np.load(self.job.halves_file, mmap_mode="r", allow_pickle=False)[rows])
 
     @cached_property
-    def half(self) -> NDArray[np.int8]:
-        """The half that each row belongs to."""
-        return np.load(self.job.halves_file, allow_pickle=False)
+    def n_rows(self) -> int:
+        """How many rows there are."""
+        return int(np.load(self.job.halves_file, mmap_mode="r", allow_pickle=False).size)
 
     @cached_property
     def n(self) -> NDArray[np.int64]:
         """How many rows each half has; (halves,)."""
-        return np.array([np.count_nonzero(self.half == h) for h in range(self.job.settings.n_halves)])
-
-    @cached_property
-    def _resident(self) -> tuple[Rows, Moments]:
-        rows, moments = PROCESS.rows.get(self.job.b_key) or self._load_rows()
-        PROCESS.keep_rows(self.job, (rows, moments))
-        save_arrays(moments.to_arrays(), self.job.all_moments_file)
-        return rows, moments
-
-    def _load_rows(self) -> tuple[Rows, Moments]:
-        rows, moments = load_rows(self, self.job.b, slice(0, self.job.b.n_features))
-        return shift_and_add(moments, (rows, self.half), moments.positions()), moments
-
-    @property
-    def rows(self) -> Rows:
-        """All rows of B, values shifted, features in the order of `defined`; only where the plan is resident."""
-        return self._resident[0]
-
-    @cached_property
-    def moments(self) -> Moments:
-        """Statistics of all B features."""
-        if self.job.plan.method == "resident":
-            return self._resident[1]
-        return self.job.read_moments()
-
-    @cached_property
-    def scaling(self) -> Scaling:
-        """How B features are standardised."""
-        return scaling_of(self.job.settings.measure, self.moments, self.job.b.working)
-
-    @cached_property
-    def double_b(self) -> dict[int, bool]:
-        """Whether a panel of B features is multiplied in float64, by its first feature."""
-        step = self.job.plan.panel_b
-        return {i * step: bool(rough) for i, rough in enumerate(in_double(self.moments, step))}
-
-    @cached_property
-    def positions(self) -> NDArray[np.int32]:
-        """Where each B feature is in the kernels' output, or nowhere; (feature_b,)."""
-        return self.moments.positions()
-
-    @cached_property
-    def defined(self) -> NDArray[np.int32]:
-        """The B features that have a place in the kernels' output, in their order."""
-        return np.flatnonzero(self.positions >= 0).astype(np.int32)
-
-    @cached_property
-    def bar(self) -> NDArray[np.float64]:
-        """Lower bound of the last r in the final list of each defined B feature, which panels of this process raise."""
-        return np.full(len(self.defined), -np.inf)
-
-    def load(self) -> Shared:
-        """Load everything, in one thread; the others wait."""
-        with self.lock:
-            _ = (
-                self._resident if self.job.plan.method == "resident" else None,
-                self.half,
-                self.n,
-                self.bar,
-                self.sides,
-            )
-            _ = self.order if self.job.plan.touched else None
-        return self
+        halves = np.arange(self.job.settings.n_halves)[:, None]
+        counts = [np.count_nonzero(self.half(slab) == halves, axis=1) for slab in self.slabs()]
+        return np.sum(counts, axis=0, dtype=np.int64)
 
     def empty_moments(self, n_features: int) -> Moments:
         """Return the statistics of no rows, to be filled as the measure needs them."""
@@ -280,33 +263,144 @@ class Shared:
         fewest = settings.fewest_firing(int(self.n[0]))
         return Moments.empty(self.n, n_features, fewest=fewest, with_zero=not RULES[settings.measure].centred)
 
+    def slabs(self) -> Iterator[slice]:
+        """Yield the slabs of rows, in order."""
+        return slices(0, self.n_rows, self.job.plan.slab_rows)
+
+    def strip(self, features: slice) -> Strip:
+        """Return some B features, which threads that ask for the same ones share."""
+        key = features.start, features.stop
+        with self.lock:
+            _ = self.n
+            strip = self.strips.get(key)
+            if strip is None:
+                self.latest = None  # let go of, before the next one is loaded
+                strip = self.strips[key] = Strip(self, features)
+            self.latest = strip
+        return strip
+
+
+@dataclass(eq=False)
+class Strip:
+    """B features that a tile is made of: their statistics, and their rows where the plan is resident.
+
+    Attributes
+    ----------
+    mine
+        What the process shares.
+    features
+        Which ones; all, where a panel has one tile.
+    """
+
+    mine: Shared
+    features: slice
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    lists: list[Best] = field(default_factory=list)
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        return self.mine.job
+
+    @cached_property
+    def _resident(self) -> tuple[Rows, Moments]:
+        is_all = self.job.plan.n_strips == 1
+        rows, moments = (PROCESS.rows.get(self.job.b_key) if is_all else None) or self._load_rows()
+        if is_all:
+            PROCESS.keep_rows(self.job, (rows, moments))
+        self.keep_moments(moments)
+        return rows, moments
+
+    def _load_rows(self) -> tuple[Rows, Moments]:
+        rows, moments = load_rows(self.mine, self.job.b, self.features)
+        return shift_and_add(moments, (rows, self.mine.half()), moments.positions()), moments
+
+    def keep_moments(self, moments: Moments) -> None:
+        """Put all statistics of the features on disk; each tile of them finds the same."""
+        if not self.job.moments_file(self.features).is_file():
+            save_arrays(moments.to_arrays(), self.job.moments_file(self.features))
+
+    @property
+    def rows(self) -> Rows:
+        """All rows, values shifted, features in the order of `defined`; only where the plan is resident."""
+        return self._resident[0]
+
+    def _known(self) -> Moments:
+        resident = self.job.plan.method == "resident"
+        return self._resident[1] if resident else self.job.read_moments(self.features)
+
+    @cached_property
+    def extremes(self) -> Moments:
+        """What is known of the features before sums of sparse rows are."""
+        return self._known()
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Statistics of the features; where the plan is streaming, once a tile has seen all rows."""
+        return self._known()
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """How the features are standardised."""
+        return scaling_of(self.job.settings.measure, self.moments, self.job.b.working)
+
+    @cached_property
+    def double(self) -> dict[int, bool]:
+        """Whether a panel of the features is multiplied in float64, by its first feature."""
+        panels = self.job.panels_b(self.features)
+        rough = in_double(self.moments, self.job.plan.panel_b)
+        return {panel.start: bool(each) for panel, each in zip(panels, rough, strict=True)}
+
+    @cached_property
+    def positions(self) -> NDArray[np.int32]:
+        """Where each feature is in the kernels' output, or nowhere; (feature,)."""
+        return self.extremes.positions()
+
+    @cached_property
+    def defined(self) -> NDArray[np.int32]:
+        """The ids of the features that have a place in the kernels' output, in their order."""
+        return (self.features.start + np.flatnonzero(self.positions >= 0)).astype(np.int32)
+
+    @cached_property
+    def bar(self) -> NDArray[np.float64]:
+        """Lower bound of the last r in the final list of each defined feature, which tiles of this process raise."""
+        return np.full(len(self.defined), -np.inf)
+
+    def load(self) -> Strip:
+        """Load what tiles need before their sums are complete, in one thread; the others wait."""
+        with self.lock:
+            _ = self.bar
+        return self
+
+    def load_sides(self) -> Strip:
+        """Load what makes r of sums, in one thread; the others wait."""
+        with self.lock:
+            _ = self.sides, self.order if self.job.plan.touched else None
+        return self
+
     @cached_property
     def order(self) -> Order:
-        """The defined B features by their level in the selecting half."""
+        """The defined features by their level in the selecting half."""
         return make_order(self.sides[SELECTING].level, self.sides[SELECTING].scale)
 
     @cached_property
     def sides(self) -> list[Side]:
-        """What the kernels need of the defined B features in each half."""
-        measure = self.job.settings.measure
-        return [make_side_of(measure, self.moments, h, self.defined) for h in range(self.job.settings.n_halves)]
+        """What the kernels need of the defined features in each half."""
+        measure, local = self.job.settings.measure, self.defined - self.features.start
+        return [make_side_of(measure, self.moments, h, local) for h in range(self.job.settings.n_halves)]
 
     def take_lists(self) -> Best:
-        """Return lists of the defined B features for a panel: those that an earlier one gave back, or empty ones.
+        """Return lists of the defined features for a tile: those that an earlier one gave back, or empty ones.
 
-        What they hold keeps worse partners out. They are one panel's at a time, so there are as many as threads.
+        What they hold keeps worse partners out. They are one tile's at a time, so there are as many as threads.
         """
         with self.lock:
             return self.lists.pop() if self.lists else empty_best(len(self.defined), self.job.n_candidates)
 
     def give_lists(self, lists: Best) -> None:
-        """Give the lists of a panel back that is on disk."""
+        """Give the lists of a tile back that is on disk."""
         with self.lock:
             self.lists.append(lists)
-
-    def slabs(self) -> Iterator[slice]:
-        """Yield the slabs of rows, in order."""
-        return slices(0, len(self.half), self.job.plan.slab_rows)
 
 
 @dataclass
@@ -370,7 +464,7 @@ def scan_rows(mine: Shared, store: Store, features: slice, moments: Moments) -> 
     """Yield the rows of some sparse features slab by slab, and put their counts, extremes and pivots into `moments`."""
     for slab in mine.slabs():
         rows = store.read_rows(slab, features)
-        add_extremes(moments, (rows, mine.half[slab]))
+        add_extremes(moments, (rows, mine.half(slab)))
         yield rows
     finish_extremes(moments)
 

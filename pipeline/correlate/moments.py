@@ -142,6 +142,11 @@ class Moments:
         """Return the same extremes and pivots with sums of zero."""
         return replace(self, total=np.zeros_like(self.total), square=np.zeros_like(self.square))
 
+    def of(self, features: slice) -> Self:
+        """Return the same of some features."""
+        names = (field.name for field in fields(self) if field.name not in {"n", "fewest"})
+        return replace(self, **{name: getattr(self, name)[:, features] for name in names})
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be stored; ``Moments(**arrays)`` is the way back."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,14 +1,20 @@
-"""The tasks: one panel of A features against all B features, from stores to reduced results on disk.
+"""The tasks: a panel of A features against a strip of B features, from stores to reduced results on disk.
+
+A strip is all of B, or a part where that takes fewer bytes from the stores. What the tiles of a panel found is joined::
+
+    tile (panel 3, strip 0) ──▶ tile file ──┐
+    tile (panel 3, strip 1) ──▶ tile file ──┴─▶ shard of kept pairs, then the file of panel 3
 
 A panel's kept pairs are one shard of the result's sparse arrays; its other reduced results are one file. That file is
-written last, so it says that the panel is done: a run that was stopped goes on with the panels that have none.
+written last, so it says that the panel is done: a run that was stopped goes on with the tiles that have neither a file
+of their own nor one of their panel. Whatever order tiles end in, they are joined in the order of their B features.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +23,19 @@ import scipy.sparse
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, Store, joined, load_rows, save_arrays, scan_rows, shared
+from pipeline.correlate.job import (
+    Job,
+    Shared,
+    Store,
+    Strip,
+    arrays_of,
+    joined,
+    load_arrays,
+    load_rows,
+    save_arrays,
+    scan_rows,
+    shared,
+)
 from pipeline.correlate.kernels import dense, scatter
 from pipeline.correlate.kernels.csr import Columns, Rows, by_feature, cut
 from pipeline.correlate.kernels.device import Device, find_device
@@ -43,10 +61,10 @@ from pipeline.correlate.moments import (
     repeated,
     shift_and_add,
 )
-from pipeline.correlate.plan import MATRIX_ROWS, fetched_rows, kept_buffer
+from pipeline.correlate.plan import MATRIX_ROWS, fetched_rows, kept_buffer, nth_slice
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.correlate.rows import SELECTING
-from pipeline.correlate.topk import compact
+from pipeline.correlate.topk import beside, best_of_all, compact
 from storage import write_sparse_shard
 
 logger = logging.getLogger(__name__)
@@ -68,38 +86,52 @@ class Summary:
 
     Attributes
     ----------
-    n_done
-        A features that were reduced: all of the panel, unless its kept pairs outgrew their budget.
+    n_pairs
+        Pairs that were reduced: all of the tile, unless its kept pairs outgrew their budget.
     n_kept
         Kept pairs.
     histogram
-        (bin,) int64 of the features that were reduced.
+        (bin,) int64 of the pairs that were reduced.
     overflow
-        Whether the kept pairs outgrew the panel's budget. Nothing is on disk then.
+        Whether the kept pairs outgrew the tile's budget. Nothing is on disk then.
     """
 
-    n_done: int
+    n_pairs: int
     n_kept: int
     histogram: NDArray[np.int64]
     overflow: bool
 
 
-def correlate_panel(i: int, job: Job) -> Summary:
-    """Task: correlate panel `i` of the A features with all B features, and put the results on disk."""
+def correlate_tile(t: int, job: Job) -> Summary:
+    """Task: correlate the A features of tile `t` with its B features, and put the results on disk."""
     announce_compilation()
-    mine = shared(job)
-    features = job.features(i)
-    moments, step = _METHODS[job.plan.method](mine, features)
-    output = _empty_output(mine, features.stop - features.start)
-    pieces, n_done = _run(step, output, features, job)
+    i, j = divmod(t, job.plan.n_strips)
+    features, strip = job.features(i), shared(job).strip(job.strip(j))
+    moments, step = _METHODS[job.plan.method](strip, features)
+    output = _empty_output(strip, features.stop - features.start)
+    pieces, n_done = _run(step, output, features, strip)
     histogram = _fold(output.histogram)
     n_kept = int(output.kept.length.sum())
-    if n_kept > job.plan.kept_per_panel:
-        return Summary(n_done, n_kept, histogram, overflow=True)
-    _write_kept(i, job, mine, output.kept.length, pieces)
-    save_arrays(_reduced(mine, moments, output, features, histogram), job.panel_file(i))
-    mine.give_lists(output.column)
-    return Summary(n_done, n_kept, histogram, overflow=False)
+    n_pairs = n_done * (strip.features.stop - strip.features.start)
+    if n_kept > job.plan.kept_per_tile:
+        return Summary(n_pairs, n_kept, histogram, overflow=True)
+    arrays = _reduced(strip, moments, output, features, histogram) | _kept(strip, output.kept.length, pieces)
+    if job.plan.n_strips == 1:
+        _finish(i, job, [arrays])
+    else:
+        save_arrays(arrays, job.tile_file(t))
+    strip.give_lists(output.column)
+    return Summary(n_pairs, n_kept, histogram, overflow=False)
+
+
+def join_tiles(i: int, job: Job) -> int:
+    """Task: put what the tiles of panel `i` left on disk together as the panel's results; return `i`."""
+    tiles = [job.tile_file(t) for t in job.tiles_of(i)]
+    if not job.panel_file(i).is_file():
+        _finish(i, job, [load_arrays(file) for file in tiles])
+    for file in tiles:
+        file.unlink(missing_ok=True)
+    return i
 
 
 @functools.cache
@@ -111,71 +143,78 @@ def announce_compilation() -> None:
         logger.info("Compiling the kernels for this machine%s", later)
 
 
-def measure_panel(i: int, job: Job) -> int:
-    """Task: put the statistics of panel `i` of the B features on disk; return `i`.
+def measure_panel(which: tuple[str, int], job: Job) -> tuple[str, int]:
+    """Task: put what tiles need to know of a panel of a side, ``a`` or ``b``, before they begin on disk.
 
-    Only streaming and dense plans need it: a resident one sees all rows of B anyway.
+    Only streaming and dense plans need it: a resident tile sees all rows of its features anyway.
     """
-    mine = shared(job)
-    features = job.panels_b[i]
+    mine, (side, i) = shared(job), which
+    store = job.a if side == "a" else job.b
+    features = nth_slice(i, job.plan.panel_b, store.n_features)
     if job.plan.method == "dense":
-        moments = dense_statistics(mine, job.b, features)
+        moments = dense_statistics(mine, store, features)
     else:
-        moments = _sparse_extremes(mine, job.b, features)
-        for slab in mine.slabs():
-            shift_and_add(moments, (job.b.read_rows(slab, features), mine.half[slab]), moments.places())
-    save_arrays(moments.to_arrays(), job.moments_file(i))
-    return i
+        moments = mine.empty_moments(features.stop - features.start)
+        for _ in scan_rows(mine, store, features, moments):
+            pass
+    save_arrays(moments.to_arrays(), job.measured_file(side, i))
+    return which
 
 
-def _resident(mine: Shared, features: slice) -> tuple[Moments, Step]:
-    """All of B is in memory: read the panel of A, and correlate feature by feature."""
+def _resident(strip: Strip, features: slice) -> tuple[Moments, Step]:
+    """All rows of the strip are in memory: read the panel of A, and correlate feature by feature."""
+    mine = strip.mine
     rows, moments = load_rows(mine, mine.job.a, features)
-    rows = shift_and_add(moments, (rows, mine.half), moments.places())
+    rows = shift_and_add(moments, (rows, mine.half()), moments.places())
     n_halves = mine.job.settings.n_halves
     if mine.job.plan.device == "cuda":
-        mine.load()
-        slabs = ((cut(rows, slab), cut(mine.rows, slab), mine.half[slab]) for slab in mine.slabs())
-        return moments, _sums_step(mine, features, _sums(mine, features, slabs), halves_of(mine, moments))
-    columns = by_feature(rows, mine.half, features.stop - features.start, n_halves)
+        strip.load()
+        slabs = ((cut(rows, slab), cut(strip.rows, slab), mine.half(slab)) for slab in mine.slabs())
+        return moments, _sums_step(strip, features, _sums(strip, features, slabs), halves_of(strip, moments))
+    columns = by_feature(rows, mine.half(), features.stop - features.start, n_halves)
     del rows
-    mine.load()
-    halves = halves_of(mine, moments)
+    strip.load()
+    halves = halves_of(strip, moments)
 
     def all_pairs(start: int, output: Output, work: Scratch) -> int:
-        return correlate_resident(columns, mine.rows, start, features.start, halves, n_halves > 1, output, work)
+        return correlate_resident(columns, strip.rows, start, features.start, halves, n_halves > 1, output, work)
 
     def touched(start: int, output: Output, work: Scratch) -> int:
         return correlate_touched(
-            columns, mine.rows, start, features.start, halves, n_halves > 1, mine.order, output, work
+            columns, strip.rows, start, features.start, halves, n_halves > 1, strip.order, output, work
         )
 
     return moments, touched if mine.job.plan.touched else all_pairs
 
 
-def _streaming(mine: Shared, features: slice) -> tuple[Moments, Step]:
-    """Neither side is in memory: add products slab by slab, then reduce the tile."""
-    moments = _sparse_extremes(mine.load(), mine.job.a, features)
-    tiles = _sums(mine, features, shifted_slabs(mine, moments, features))
-    return moments, _sums_step(mine, features, tiles, halves_of(mine, moments))
+def _streaming(strip: Strip, features: slice) -> tuple[Moments, Step]:
+    """Neither side is in memory: add products slab by slab, with the sums of both sides, then reduce the tile."""
+    moments = strip.load().job.read_measured("a", features)
+    of_strip = strip.extremes.without_sums()
+    tiles = _sums(strip, features, shifted_slabs(strip, (moments, of_strip), features))
+    strip.keep_moments(of_strip)
+    return moments, _sums_step(strip, features, tiles, halves_of(strip, moments))
 
 
-def shifted_slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
-    """Read rows of a panel of A and of B slab by slab, with their halves; the sums of the panel are added up."""
-    job, places, ignored = mine.job, moments.places(), mine.moments.without_sums()
+def shifted_slabs(
+    strip: Strip, moments: tuple[Moments, Moments], features: slice
+) -> Iterator[tuple[Rows, Rows, Array]]:
+    """Read rows of a panel and of a strip slab by slab, with their halves; the sums of both sides are added up."""
+    mine, job, (of_a, of_b) = strip.mine, strip.job, moments
+    places = of_a.places()
     for slab in mine.slabs():
-        half = mine.half[slab]
-        a = shift_and_add(moments, (job.a.read_rows(slab, features), half), places)
-        yield a, shift_and_add(ignored, (job.b.read_rows(slab), half), mine.positions), half
+        half = mine.half(slab)
+        a = shift_and_add(of_a, (job.a.read_rows(slab, features), half), places)
+        yield a, shift_and_add(of_b, (job.b.read_rows(slab, strip.features), half), strip.positions), half
 
 
-def _sums(mine: Shared, features: slice, slabs: Iterable[tuple[Rows, Rows, Array]]) -> list[Any]:
-    """Return the sums of products of a panel with all B features, a tile for each half, on the job's device."""
-    device, width = find_device(mine.job.plan.device), features.stop - features.start
-    shape = width, len(mine.defined)
-    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(mine.job.settings.n_halves)]
+def _sums(strip: Strip, features: slice, slabs: Iterable[tuple[Rows, Rows, Array]]) -> list[Any]:
+    """Return the sums of products of a panel with a strip, for each half, on the job's device."""
+    job, width = strip.job, features.stop - features.start
+    device, shape = find_device(job.plan.device), (width, len(strip.defined))
+    tiles = [device.xp.zeros(shape, dtype=device.xp.float64) for _ in range(job.settings.n_halves)]
     for a, b, half in slabs:
-        columns = by_feature(a, half, width, mine.job.settings.n_halves)
+        columns = by_feature(a, half, width, job.settings.n_halves)
         _add_products(device, tiles, columns, b)
     return tiles
 
@@ -189,34 +228,38 @@ def _add_products(device: Device, tiles: Sequence[Any], columns: Columns, b: Row
             add_products(tile, h, columns, b)
 
 
-def _dense(mine: Shared, features: slice) -> tuple[Moments, Step]:
+def _dense(strip: Strip, features: slice) -> tuple[Moments, Step]:
     """Standardise slabs of both sides, add matrix products of the selecting rows, then reduce the tile.
 
     Of the other half, r is wanted for the pairs alone that are listed or kept: :mod:`pipeline.correlate.rescore`.
     """
-    job, device = mine.load().job, find_device(mine.job.plan.device)
-    moments = dense_statistics(mine, job.a, features)
+    mine, job, device = strip.mine, strip.load().job, find_device(strip.job.plan.device)
+    moments = job.read_measured("a", features)
     scaling = scaling_of(job.settings.measure, moments, job.a.working)
     double_a = in_double(moments, dense.FEATURES)
-    shape = (features.stop - features.start, len(mine.defined))
+    shape = (features.stop - features.start, len(strip.defined))
     tile = device.xp.zeros(shape, dtype=device.xp.float64)
     room_a, room_b = _room(mine, shape[0]), _room(mine, min(job.plan.panel_b, job.b.n_features))
     for slab in mine.slabs():
         a = _standardised(mine, job.a, (slab, features), scaling, room_a)
-        for b_features, at in b_panels(mine):
-            b = _standardised(mine, job.b, (slab, b_features), mine.scaling.of(b_features), room_b)
-            double = [bool(rough) or mine.double_b[b_features.start] for rough in double_a]
+        for b_features, at in b_panels(strip):
+            b = _standardised(mine, job.b, (slab, b_features), strip.scaling.of(at.panel), room_b)
+            double = [bool(rough) or strip.double[b_features.start] for rough in double_a]
             dense.add_products(device.xp, tile[:, at.columns], a, at.varying(b, device), double)
     selecting = make_standardised_half(
-        job.settings.measure, (moments, mine.moments), (scaling, mine.scaling), SELECTING, mine.defined
+        job.settings.measure,
+        (moments, strip.moments),
+        (scaling, strip.scaling),
+        SELECTING,
+        strip.defined - strip.features.start,
     )
     return moments, _tile_step(features, [device.get(tile)], (selecting, selecting))
 
 
 def _room(mine: Shared, width: int) -> Any:
-    """Return (row, feature) float32 on the device, for the selecting rows of any slab: allocated once a panel."""
+    """Return (row, feature) float32 on the device, for the selecting rows of any slab: allocated once a tile."""
     xp = find_device(mine.job.plan.device).xp
-    most = max(int(np.count_nonzero(mine.half[slab] == SELECTING)) for slab in mine.slabs())
+    most = max(int(np.count_nonzero(mine.half(slab) == SELECTING)) for slab in mine.slabs())
     return xp.empty((most, width), dtype=xp.float32)
 
 
@@ -224,11 +267,13 @@ def _standardised(mine: Shared, store: Store, where: tuple[slice, slice], scalin
     """Put the selecting rows of a slab of some features into the room, read block by block; return what is filled."""
     device, (slab, features) = find_device(mine.job.plan.device), where
     scale, offset = device.put(scaling.scale[SELECTING]), device.put(scaling.offset[SELECTING])
-    before = np.concatenate([[0], np.cumsum(mine.half[slab] == SELECTING)])
+    selects = mine.half(slab) == SELECTING
+    before = np.concatenate([[0], np.cumsum(selects)])
     for rows, part, block in store.iter_blocks(slab, features):
-        chosen = np.flatnonzero(mine.half[rows] == SELECTING)
+        top = rows.start - slab.start
+        chosen = np.flatnonzero(selects[top : rows.stop - slab.start])
         columns = slice(part.start - features.start, part.stop - features.start)
-        first = int(before[rows.start - slab.start])
+        first = int(before[top])
         out = room[first : first + len(chosen), columns]
         dense.standardise(device.xp, device.put(block), device.put(chosen), (scale[columns], offset[columns]), out)
     return room[: int(before[-1]), : features.stop - features.start]
@@ -239,9 +284,12 @@ _METHODS = {"resident": _resident, "streaming": _streaming, "dense": _dense}
 
 @dataclass(frozen=True)
 class Places:
-    """Which features of a panel of B vary: their ids, their places within the panel, and in the kernels' output."""
+    """Which features of a panel of B vary: their places within the panel, and in the kernels' output.
 
-    features: NDArray[np.intp]
+    `panel` is the panel itself, counted from the first feature of the strip.
+    """
+
+    panel: slice
     within: NDArray[np.intp]
     columns: slice
 
@@ -252,22 +300,15 @@ class Places:
         return device.xp.take(block, device.put(self.within), axis=1)
 
 
-def b_panels(mine: Shared) -> Iterator[tuple[slice, Places]]:
-    """Yield the panels of B features that are made dense together."""
-    for panel in mine.job.panels_b:
-        positions = mine.positions[panel]
+def b_panels(strip: Strip) -> Iterator[tuple[slice, Places]]:
+    """Yield the panels of a strip that are made dense together."""
+    for features in strip.job.panels_b(strip.features):
+        panel = slice(features.start - strip.features.start, features.stop - strip.features.start)
+        positions = strip.positions[panel]
         within = np.flatnonzero(positions >= 0)
         if len(within):
             first = int(positions[within[0]])
-            yield panel, Places(panel.start + within, within, slice(first, first + len(within)))
-
-
-def _sparse_extremes(mine: Shared, store: Any, features: slice) -> Moments:
-    """First pass over a panel of sparse features: counts, extremes, pivots."""
-    moments = mine.empty_moments(features.stop - features.start)
-    for _ in scan_rows(mine, store, features, moments):
-        pass
-    return moments
+            yield features, Places(panel, within, slice(first, first + len(within)))
 
 
 def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
@@ -276,29 +317,30 @@ def dense_statistics(mine: Shared, store: Store, features: slice) -> Moments:
     counted, n_sampled = 0, 0
     before, halves = np.zeros_like(mine.n), np.arange(mine.job.settings.n_halves)[:, None]
     for slab in mine.slabs():
+        half = mine.half(slab)
         for rows, part, block in store.iter_blocks(slab, features):
             if rows.start > counted:
-                before += (mine.half[counted : rows.start] == halves).sum(axis=1)
+                before += (mine.half(slice(counted, rows.start)) == halves).sum(axis=1)
                 counted = rows.start
             columns = slice(part.start - features.start, part.stop - features.start)
-            add_dense(moments, columns, block, mine.half[rows], before)
+            add_dense(moments, columns, block, half[rows.start - slab.start : rows.stop - slab.start], before)
             moments.repeats[:, columns] += repeated(block[:SAMPLED])
             n_sampled += min(SAMPLED, len(block)) * (columns.start == 0)
     moments.repeats /= n_sampled
     return moments
 
 
-def halves_of(mine: Shared, a: Moments) -> tuple[Half, Half]:
+def halves_of(strip: Strip, a: Moments) -> tuple[Half, Half]:
     """Return what the kernels need of both halves; where all rows select, the second is never used."""
-    job = mine.job
-    halves = range(job.settings.n_halves)
-    both = [make_half(job.settings.measure, (a, h, slice(None)), mine.sides[h]) for h in halves]
+    settings, sides = strip.job.settings, strip.load_sides().sides
+    both = [make_half(settings.measure, (a, h, slice(None)), sides[h]) for h in range(settings.n_halves)]
     return both[0], both[-1]
 
 
-def _sums_step(mine: Shared, features: slice, tiles: Sequence[Any], halves: tuple[Half, Half]) -> Step:
+def _sums_step(strip: Strip, features: slice, tiles: Sequence[Any], halves: tuple[Half, Half]) -> Step:
     """Return the step that reduces tiles on the job's device, whose rows come to the host some at a time."""
-    device, n_rows = find_device(mine.job.plan.device), fetched_rows(tiles[0].shape[1])
+    plan = strip.job.plan
+    device, n_rows = find_device(plan.device), fetched_rows(tiles[0].shape[1])
 
     @functools.lru_cache(maxsize=1)
     def fetch(first: int) -> list[Array]:
@@ -307,7 +349,7 @@ def _sums_step(mine: Shared, features: slice, tiles: Sequence[Any], halves: tupl
     def step(start: int, output: Output, work: Scratch) -> int:
         first = start - start % n_rows
         rows = slice(first, first + n_rows)
-        order = mine.order if mine.job.plan.touched else None
+        order = strip.order if plan.touched else None
         within = _tile_step(slice(features.start + first, features.stop), fetch(first), _of_rows(halves, rows), order)
         return first + within(start - first, _rows_of(output, rows), work)
 
@@ -339,14 +381,14 @@ def _tile_step(features: slice, tiles: Sequence[Array], halves: tuple[Half, Half
     return all_pairs if order is None else touched
 
 
-def _empty_output(mine: Shared, width: int) -> Output:
-    """Return room for the results of a panel; lists of B features and bars go on from those of earlier panels."""
-    job, n = mine.job, len(mine.defined)
+def _empty_output(strip: Strip, width: int) -> Output:
+    """Return room for the results of a tile; lists of B features and bars go on from those of earlier ones."""
+    job, n = strip.job, len(strip.defined)
     size = kept_buffer(n)
     return Output(
         row=empty_best(width, job.n_candidates),
-        column=mine.take_lists(),
-        bar=mine.bar,
+        column=strip.take_lists(),
+        bar=strip.bar,
         keep=job.keep_from,
         kept=Kept(np.zeros(width, np.int64), np.empty(size, np.int32), np.empty(size), np.empty(size)),
         histogram=np.zeros((COPIES, BINS + 1), np.int64),
@@ -354,30 +396,32 @@ def _empty_output(mine: Shared, width: int) -> Output:
     )
 
 
-def _run(step: Step, output: Output, features: slice, job: Job) -> tuple[list[list[Array]], int]:
-    """Reduce the whole panel, moving kept pairs out of the buffer whenever it is full.
+def _run(step: Step, output: Output, features: slice, strip: Strip) -> tuple[list[list[Array]], int]:
+    """Reduce the whole tile, moving kept pairs out of the buffer whenever it is full.
 
     Returns column, r and held-out r of the kept pairs, each in pieces; and how many A features were done.
     """
     pieces: list[list[Array]] = [[], [], []]
+    job = strip.job
     work = scratch(len(output.bar), job.n_candidates)
     done, n_kept = 0, 0
-    while done < features.stop - features.start and n_kept <= job.plan.kept_per_panel:
+    while done < features.stop - features.start and n_kept <= job.plan.kept_per_tile:
         following = step(done, output, work)
         new = int(output.kept.length[done:following].sum())
         for piece, buffer in zip(pieces, output.kept[1:], strict=True):
             piece.append(buffer[:new].copy())
         if job.settings.full:
-            _write_matrix(job, slice(features.start + done, features.start + following), output.matrix)
+            _write_matrix(strip, slice(features.start + done, features.start + following), output.matrix)
         done, n_kept = following, n_kept + new
     return pieces, done
 
 
-def _write_matrix(job: Job, rows: slice, done: Array) -> None:
-    """Write r of some A features with all B features, NaN where it is not defined, and clear the buffer."""
-    whole = np.full((rows.stop - rows.start, job.b.n_features), np.nan, np.float32)
-    whole[:, shared(job).defined] = np.clip(done[: len(whole)], -1, 1)
-    zarr.open_array(str(job.folder / MATRIX), mode="r+")[rows] = whole
+def _write_matrix(strip: Strip, rows: slice, done: Array) -> None:
+    """Write r of some A features with the B features of a strip, NaN where it is not defined, and clear the buffer."""
+    columns = strip.features
+    part = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, np.float32)
+    part[:, strip.defined - columns.start] = np.clip(done[: len(part)], -1, 1)
+    zarr.open_array(str(strip.job.folder / MATRIX), mode="r+")[rows, columns] = part
     done[:] = np.nan
 
 
@@ -388,27 +432,52 @@ def _fold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
     return bins[:-1]
 
 
-def _write_kept(i: int, job: Job, mine: Shared, length: NDArray[np.int64], pieces: list[list[Array]]) -> None:
-    """Write a panel's kept pairs as a shard of ``r`` and, if it is known yet, one of ``r_heldout``; of one pattern."""
+def _kept(strip: Strip, length: NDArray[np.int64], pieces: list[list[Array]]) -> dict[str, Array]:
+    """Return a tile's kept pairs by name: where each A feature's begin, B features counted in the strip, and r."""
     start = np.concatenate([[0], np.cumsum(length)])
-    feature = mine.defined[joined(pieces[0])]
-    names = (R,) if job.plan.method == "dense" else (R, R_HELD_OUT)[: job.settings.n_halves]
-    for name, parts in zip(names, pieces[1:], strict=False):
-        shape = (len(length), job.b.n_features)
-        write_sparse_shard(job.folder, name, i, scipy.sparse.csr_array((joined(parts), feature, start), shape=shape))
+    feature = strip.defined[joined(pieces[0])] - strip.features.start
+    values = zip(_kept_names(strip.job), pieces[1:], strict=False)
+    return {"kept_start": start, "kept_feature": feature} | {f"kept_{name}": joined(parts) for name, parts in values}
+
+
+def _kept_names(job: Job) -> tuple[str, ...]:
+    """Return the arrays of kept pairs that are known when a panel is done; the dense kernel is not yet sure of r."""
+    return (R,) if job.plan.method == "dense" else (R, R_HELD_OUT)[: job.settings.n_halves]
 
 
 def _reduced(
-    mine: Shared, moments: Moments, output: Output, features: slice, histogram: NDArray[np.int64]
+    strip: Strip, moments: Moments, output: Output, features: slice, histogram: NDArray[np.int64]
 ) -> dict[str, Array]:
-    """Return a panel's reduced results by name, with B features by their own ids."""
+    """Return a tile's reduced results by name, with B features by their own ids."""
     row = output.row
-    row = row._replace(id=np.where(row.id >= 0, mine.defined[row.id] if len(mine.defined) else row.id, -1))
+    row = row._replace(id=np.where(row.id >= 0, strip.defined[row.id] if len(strip.defined) else row.id, -1))
     parts: dict[str, dict[str, Array]] = {
         "row": row._asdict(),
-        "column": compact(output.column, mine.defined, features),
+        "column": compact(output.column, strip.defined, features),
         "moments": moments.to_arrays(),
     }
     named = {f"{part}_{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
-    complete = not mine.job.plan.touched
+    complete = not strip.job.plan.touched
     return named | {"histogram": histogram, "n_kept": output.kept.length.sum(), "complete": np.array(complete)}
+
+
+def _finish(i: int, job: Job, tiles: Sequence[Mapping[str, Array]]) -> None:
+    """Put the results of a panel on disk, whose tiles come in the order of their B features: kept pairs first."""
+    features = job.features(i)
+    for name in _kept_names(job):
+        parts = []
+        for strip, tile in zip(job.strips, tiles, strict=True):
+            shape = features.stop - features.start, strip.stop - strip.start
+            pairs = (tile[f"kept_{name}"], tile["kept_feature"], tile["kept_start"])
+            parts.append(scipy.sparse.csr_array(pairs, shape=shape))
+        write_sparse_shard(job.folder, name, i, parts[0] if len(parts) == 1 else scipy.sparse.hstack(parts, "csr"))
+    rows = best_of_all([Best(**arrays_of(tile, "row")) for tile in tiles])
+    of_panel: dict[str, dict[str, Array]] = {
+        "row": rows._asdict(),
+        "column": beside([arrays_of(tile, "column") for tile in tiles]),
+        "moments": arrays_of(tiles[0], "moments"),
+    }
+    named = {f"{part}_{name}": array for part, arrays in of_panel.items() for name, array in arrays.items()}
+    summed = {name: np.sum([tile[name] for tile in tiles], axis=0) for name in ("histogram", "n_kept")}
+    complete = np.array(all(tile["complete"] for tile in tiles))
+    save_arrays(named | summed | {"complete": complete}, job.panel_file(i))

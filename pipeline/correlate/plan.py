@@ -1,17 +1,20 @@
 """How the work is cut: which kernel, how wide the panels, how much memory, decided before anything is computed.
 
-A task owns a panel of A features against all B features, and its results leave it reduced::
+A task owns a tile, a panel of A features against a strip of B features, and its results leave it reduced::
 
-                 all B features
-               ┌─────────────────┐
-      panel 0  │ task 0          │  ──▶ top-k of its A features, candidates for the B features' top-k,
-               ├─────────────────┤      kept pairs, histogram
-      panel 1  │ task 1          │
-               └─────────────────┘
+                 strip 0    strip 1
+               ┌──────────┬──────────┐
+      panel 0  │ task 0   │ task 1   │  ──▶ top-k of its A features, candidates for the B features' top-k,
+               ├──────────┼──────────┤      kept pairs, histogram
+      panel 1  │ task 2   │ task 3   │
+               └──────────┴──────────┘
 
-Three methods share this layout. *Resident*: the rows of B fit in memory, once for each process; a panel needs little
-more. *Streaming*: rows of both come in slabs, and a tile (panel × all B features) of float64 sums waits for the last
-one. *Dense*: as streaming, with matrix products of dense slabs in place of scattered ones.
+A strip is all of B, unless narrower ones take fewer bytes from the stores: every tile reads its panel and its strip, so
+n tiles in a square read 2·√n stores in all, and n panels against all of B read n + 1.
+
+Three methods share this layout. *Resident*: the rows of a strip fit in memory (where it is all of B, once for each
+process); a panel needs little more. *Streaming*: rows of both come in slabs, and a tile of float64 sums waits for the
+last one. *Dense*: as streaming, with matrix products of dense slabs in place of scattered ones.
 
 On a worker with a GPU tiles are on the GPU: those of the dense method, and of the others where the products take
 longer on the CPU than the tiles take to come back. A plan fits both memories.
@@ -26,10 +29,11 @@ Everything here is arithmetic on sizes; :func:`make_plan` is a pure function.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +68,17 @@ DENSE_BUFFERS = 48 * 10**6
 #: Narrowest and widest panel of the sparse kernel, and the width below which reading A by panels costs more than
 #: streaming B.
 NARROWEST, WIDEST, COMFORTABLE = 16, 8 * CHUNK, 256
-#: Share of the pairs of a panel that may be kept, and the number that always may.
+#: Share of the bytes that panels against all of B would read, which tiles must stay below to be worth it: panels are
+#: more and smaller tasks.
+WORTH_STRIPS = 0.75
+#: Share of the pairs of a tile that may be kept, and the number that always may.
 KEPT_SHARE, KEPT_AT_LEAST = 0.05, 500_000
 #: Share of the budget that all kept pairs may take when they are loaded for matching, and bytes of a pair then.
 MATCHING_SHARE, MATCHING_BYTES = 0.5, 40
 #: Bytes of a pair in a list: id (int32), r and held-out r (float64).
 PAIR_BYTES = 20
+#: Bytes of a kept pair while the tiles of a panel are joined.
+JOINED_BYTES = 64
 #: Bytes of a pair that is computed again, with its places on both sides and what is written of it (measured).
 RESCORED_BYTES = 130
 #: Features that are correlated with all others again in one pass over the rows.
@@ -155,8 +164,30 @@ class StoreSize:
 
     def heaviest(self, panel: int) -> int:
         """Return the entries of the heaviest panel of so many features."""
-        starts = np.arange(0, self.n_features, panel)
-        return int(np.add.reduceat(self.entries, starts).max())
+        return int(self._of_panels(panel).max())
+
+    def _of_panels(self, width: int) -> NDArray[np.int64]:
+        """Return the entries of panels of so many features."""
+        return np.diff(self._before[np.append(np.arange(0, self.n_features, width), self.n_features)])
+
+    @cached_property
+    def _before(self) -> NDArray[np.int64]:
+        """Entries of all features before each one, and of all."""
+        return np.concatenate([[0], np.cumsum(self.entries)])
+
+    def heaviest_strip(self, width: int) -> StoreSize:
+        """Return the size of the heaviest strip of so many features, as a store of its own."""
+        first = width * int(self._of_panels(width).argmax())
+        entries = self.entries[first : first + width]
+        missing = min(width, self.n_features) - len(entries)  # the last strip is narrower: count it as a whole one
+        return replace(self, entries=np.concatenate([entries, np.full(missing, entries.max())]))
+
+
+class Cut(NamedTuple):
+    """How wide tiles are: A features of a panel, B features of a strip."""
+
+    panel: int
+    strip: int
 
 
 @dataclass(frozen=True)
@@ -167,14 +198,16 @@ class Plan:
     ----------
     method
         ``resident``, ``streaming`` (both the sparse kernel) or ``dense``.
-    panel, n_panels
-        A features of a task, and number of tasks.
+    cut
+        A features of a tile, and B features.
+    n_panels, n_strips
+        How many panels and strips there are; as many tiles as their product.
     panel_b
-        B features that are measured, or made dense, at a time.
+        Features that are measured, or, of B, made dense, at a time.
     slab_rows
         Rows that are read at a time.
-    kept_per_panel, kept
-        Kept pairs that a panel, and the whole result, may have.
+    kept_per_tile, kept
+        Kept pairs that a tile, and the whole result, may have.
     projected
         Peak memory of each process, bytes.
     allowed
@@ -188,11 +221,12 @@ class Plan:
     """
 
     method: Method
-    panel: int
+    cut: Cut
     n_panels: int
+    n_strips: int
     panel_b: int
     slab_rows: int
-    kept_per_panel: int
+    kept_per_tile: int
     kept: int
     projected: int
     allowed: int
@@ -206,9 +240,34 @@ class Plan:
         """Whether what is projected is allowed."""
         return self.projected <= self.allowed and self.gpu_projected <= self.gpu_allowed
 
-    def n_panels_b(self, n_features_b: int) -> int:
-        """Return how many panels of B features there are."""
-        return -(-n_features_b // self.panel_b)
+    @property
+    def panel(self) -> int:
+        """A features of a tile."""
+        return self.cut.panel
+
+    @property
+    def strip(self) -> int:
+        """B features of a tile."""
+        return self.cut.strip
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles there are, each of them a task."""
+        return self.n_panels * self.n_strips
+
+    @property
+    def shape(self) -> str:
+        """How the work is cut, in words."""
+        panels = f"{self.n_panels} panels of {self.panel} features"
+        return panels if self.n_strips == 1 else f"{panels} × {self.n_strips} strips of {self.strip}"
+
+    def reads(self, processes: int) -> tuple[int, int]:
+        """Return how often A and B are read by so many processes."""
+        return _reads(self.method, self.n_panels, self.n_strips, processes)
+
+    def n_measured(self, n_features: int) -> int:
+        """Return how many tasks measure a side of so many features."""
+        return 0 if self.method == "resident" else -(-n_features // self.panel_b)
 
     @property
     def kernel(self) -> Literal["sparse", "dense"]:
@@ -289,22 +348,91 @@ def make_plan(
     settings: CorrelateSettings,
     resources: Resources,
     *,
-    panel: int | None = None,
+    cut: Cut | None = None,
 ) -> Plan:
-    """Cut the work to fit the memory; `panel` is its width, if that is already decided (work that is resumed).
+    """Cut the work to fit the memory; `cut` is how, if that is already decided (work that is resumed).
 
     Raises
     ------
     BudgetError
         If nothing fits; the message has what is projected, allowed and reserved, in GB for each process.
     """
-    shape = _Shape(a, b, n_rows, settings, resources)
-    ways = _ways(choose_kernel(a, b, n_rows, settings.kernel, settings.device), shape)
-    plans = [_plan(way, width, shape) for way, width in _choices(ways, a.n_features, resources.slots, panel)]
-    for plan in plans:
-        if plan.fits:
+    kernel = choose_kernel(a, b, n_rows, settings.kernel, settings.device)
+    shape = _Shape(a, b, n_rows, settings, resources, kernel)
+    ways = _ways(kernel, shape)
+    if cut is not None:
+        plans = [_plan(way, cut, shape) for way in ways]
+        fitting = next((plan for plan in plans if plan.fits), None)
+    else:
+        plans = [_plan(way, Cut(width, b.n_features), shape) for way, width in _choices(ways, a, resources.slots)]
+        fitting = _with_strips(next((plan for plan in plans if plan.fits), None), ways, shape)
+    if fitting is None:
+        raise BudgetError(_refusal(plans, resources))
+    return fitting
+
+
+def _with_strips(panels: Plan | None, ways: list[Way], shape: _Shape) -> Plan | None:
+    """Return the fastest plan with strips, if it reads so much less that it is worth it; else panels against all of B.
+
+    One process that keeps all of B reads it once. Where no panels fit, strips of rows in memory are not tried:
+    streaming needs less.
+    """
+    if panels is None:
+        ways, limit = [way for way in ways if way[0] != "resident"], np.inf
+    else:
+        ways, limit = [(panels.method, panels.device)], WORTH_STRIPS * _entries_read(panels.method, panels.cut, shape)
+        if panels.method == "resident" and shape.resources.processes == 1:
+            return panels
+    for way in ways:
+        plans = (_plan(way, cut, shape) for cut in sorted(_cuts(shape), key=lambda cut: _busiest(way, cut, shape)))
+        plan = next((plan for plan in plans if plan.fits), None)
+        if plan is not None and _entries_read(way[0], plan.cut, shape) < limit:
             return plan
-    raise BudgetError(_refusal(plans, resources))
+    return panels
+
+
+def _reads(method: Method, n_panels: int, n_strips: int, processes: int) -> tuple[int, int]:
+    """Return how often A and B are read by so many processes, each of which keeps all of B where that is resident."""
+    of_b = processes if method == "resident" and n_strips == 1 else n_panels
+    if method == "resident":
+        return n_strips, of_b
+    again = method == "dense"  # what was rounded is computed again, by panels against all of B
+    return n_strips + 1 + again, of_b + 1 + again * n_panels
+
+
+def _entries_read(method: Method, cut: Cut, shape: _Shape) -> float:
+    """Return how many entries are read in all; panels narrower than a chunk read it several times."""
+    (n_panels, n_strips), a, b = shape.n_tiles(cut), shape.a, shape.b
+    of_a, of_b = _reads(method, n_panels, n_strips, shape.resources.processes)
+    return of_a * max(1.0, min(CHUNK, a.n_features) / cut.panel) * a.n_entries + of_b * float(b.n_entries)
+
+
+def _cuts(shape: _Shape) -> Iterator[Cut]:
+    """Yield cuts with several strips: whole chunks wide, but for panels that must be narrower."""
+    n_a, n_b = shape.a.n_features, shape.b.n_features
+    panels = [*_whole_chunks(n_a), *(CHUNK >> i for i in range(1, 5))]
+    strips = [width for width in _whole_chunks(n_b) if width < n_b]
+    return (Cut(*widths) for widths in itertools.product(panels, strips))
+
+
+def _busiest(way: Way, cut: Cut, shape: _Shape, rates: Rates = DEFAULT) -> float:
+    """Estimate the seconds of reading, and of products, in the slot that has most to do."""
+    (n_panels, n_strips), a, b, (method, device) = shape.n_tiles(cut), shape.a, shape.b, way
+    of_a, of_b = (min(1.0, width / size.n_features) for width, size in zip(cut, (a, b), strict=True))
+    read = min(1.0, max(cut.panel, CHUNK) / a.n_features) * a.n_entries + of_b * b.n_entries
+    products = (dense_seconds if method == "dense" else sparse_seconds)(a, b, shape.n_rows, device, rates)
+    tile = read * (rates.value if method == "dense" else rates.entry) + of_a * of_b * products
+    return -(-n_panels * n_strips // shape.resources.slots) * tile
+
+
+def _whole_chunks(n_features: int) -> list[int]:
+    """Return the widths, whole chunks of a store, by which features are cut into different numbers of parts.
+
+    >>> _whole_chunks(20_000)
+    [20480, 12288, 8192, 4096]
+    """
+    n_chunks = -(-n_features // CHUNK)
+    return sorted({CHUNK * -(-n_chunks // parts) for parts in range(1, n_chunks + 1)}, reverse=True)
 
 
 def _ways(kernel: Literal["sparse", "dense"], shape: _Shape) -> list[Way]:
@@ -319,12 +447,12 @@ def _ways(kernel: Literal["sparse", "dense"], shape: _Shape) -> list[Way]:
     return ways
 
 
-def _choices(ways: list[Way], n_features: int, slots: int, panel: int | None) -> list[tuple[Way, int]]:
+def _choices(ways: list[Way], a: StoreSize, slots: int) -> list[tuple[Way, int]]:
     """Return ways and widths to try, the best first: a narrow panel only where no comfortable one fits."""
     comfortable: list[tuple[Way, int]] = []
     narrow: list[tuple[Way, int]] = []
     for way in ways:
-        widths = [panel] if panel else list(_widths(way[0], n_features, slots))
+        widths = list(_widths(way[0], a.n_features, slots))
         for width in widths:
             fits = width >= min(COMFORTABLE, widths[0])
             (comfortable if fits else narrow).append((way, width))
@@ -395,11 +523,16 @@ class _Shape:
     n_rows: int
     settings: CorrelateSettings
     resources: Resources
+    kernel: Literal["sparse", "dense"]
 
     @property
     def n_halves(self) -> int:
         """Sums are taken for so many halves of the rows."""
         return self.settings.n_halves
+
+    def n_tiles(self, cut: Cut) -> tuple[int, int]:
+        """Return how many panels and strips there are."""
+        return -(-self.a.n_features // cut.panel), -(-self.b.n_features // cut.strip)
 
     @property
     def b_features(self) -> int:
@@ -424,11 +557,15 @@ class _Shape:
         fewest = self.settings.fewest_firing(self.n_rows // self.n_halves // 2)
         return int(np.count_nonzero(self.b.entries >= fewest))
 
+    @cached_property
+    def touched(self) -> bool:
+        """Whether only pairs with products are reduced by the sparse kernel."""
+        return self.settings.full is None and touched_is_faster(self)
+
     @property
     def top_k(self) -> int:
         """Places of a list while r is not final."""
-        dense = choose_kernel(self.a, self.b, self.n_rows, self.settings.kernel, self.settings.device) == "dense"
-        return self.settings.top_k + SPARE * dense
+        return self.settings.top_k + SPARE * (self.kernel == "dense")
 
     @property
     def kept(self) -> int:
@@ -436,26 +573,45 @@ class _Shape:
         return int(self.resources.memory * MATCHING_SHARE) // MATCHING_BYTES
 
 
-def _plan(way: Way, width: int, shape: _Shape) -> Plan:
-    """Project the peak memory of a process, and of its GPU, for one method and width of panels."""
+def _plan(way: Way, cut: Cut, shape: _Shape) -> Plan:
+    """Project the peak memory of a process, and of its GPU, for one method and width of panels and strips."""
     method, device = way
-    width = min(width, shape.a.n_features)
-    pairs = width * max(shape.placed_b, 1)  # all of B may be rare
-    touched = method != "dense" and shape.settings.full is None and touched_is_faster(shape)
+    width, strip = min(cut.panel, shape.a.n_features), min(cut.strip, shape.b.n_features)
+    n_panels, n_strips = shape.n_tiles(Cut(width, strip))
+    tile = shape if n_strips == 1 else replace(shape, b=shape.b.heaviest_strip(strip))
+    threads = shape.resources.threads
+    pairs = width * max(tile.placed_b, 1)  # all of B may be rare
+    touched = method != "dense" and shape.touched
     kept = min(pairs, max(int(KEPT_SHARE * pairs), KEPT_AT_LEAST), max(shape.kept, 1))
     if touched:
-        kept = min(kept, max(shape.met(width), KEPT_AT_LEAST))
-    slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, shape)
-    task = _lists(width, kept, shape) + _WORK[way](width, slab_rows, shape)
+        kept = min(kept, max(tile.met(width), KEPT_AT_LEAST))
+    slab_rows = DENSE_ROWS if method == "dense" else _slab_rows(width, tile)
+    task = _lists(width, kept, tile) + _WORK[way](width, slab_rows, tile)
     if method == "dense":
-        task = max(task, _rescoring(width, kept, shape))
-    gpu = GPU_BUFFERS + shape.resources.threads * _GPU_WORK[method](width, slab_rows, shape) if device == "cuda" else 0
-    shared = shape.n_rows * 2 + _statistics(shape) + (_resident(shape) if method == "resident" else 0)
-    projected = shape.resources.reserved + max(shared + shape.resources.threads * task, _merge(shape))
-    n_panels = -(-shape.a.n_features // width)
-    cut = Plan(method, width, n_panels, DENSE_FEATURES, slab_rows, kept, shape.kept, projected, shape.resources.allowed)
-    gpu_allowed = (shape.resources.gpu or 0) if device == "cuda" else 0
-    return replace(cut, device=device, gpu_projected=gpu, gpu_allowed=gpu_allowed, touched=touched)
+        task = max(task, _rescoring(width, n_strips * kept, shape))
+    gpu = GPU_BUFFERS + threads * _GPU_WORK[method](width, slab_rows, tile) if device == "cuda" else 0
+    strips = _statistics(tile) + (_resident(tile) if method == "resident" else 0)
+    halves = 2 * shape.n_rows if method == "resident" else 0  # the others read them slab by slab
+    shared = halves + (strips if n_strips == 1 else threads * strips)
+    if n_strips > 1:
+        task = max(task, _joining(width, n_strips * kept, shape))
+    projected = shape.resources.reserved + max(shared + threads * task, _merge(shape))
+    return Plan(
+        method=method,
+        cut=Cut(width, strip),
+        n_panels=n_panels,
+        n_strips=n_strips,
+        panel_b=DENSE_FEATURES if method == "dense" else CHUNK,
+        slab_rows=slab_rows,
+        kept_per_tile=kept,
+        kept=shape.kept,
+        projected=projected,
+        allowed=shape.resources.allowed,
+        device=device,
+        gpu_projected=gpu,
+        gpu_allowed=(shape.resources.gpu or 0) if device == "cuda" else 0,
+        touched=touched,
+    )
 
 
 def touched_is_faster(shape: _Shape, rates: Rates = DEFAULT) -> bool:
@@ -491,6 +647,12 @@ def _lists(width: int, kept: int, shape: _Shape) -> int:
     buffer = kept_buffer(shape.placed_b) * PAIR_BYTES
     matrix = 16 * MATRIX_ROWS * shape.b.n_features if (shape.settings.full is not None) else 0
     return top + buffer + int(2.2 * kept * PAIR_BYTES) + 80 * shape.placed_b + matrix
+
+
+def _joining(width: int, kept: int, shape: _Shape) -> int:
+    """Return the bytes of what the tiles of a panel found, and of what is made of it."""
+    lists = (2 * width + 2 * shape.placed_b) * shape.top_k * PAIR_BYTES
+    return lists + min(kept, shape.kept) * JOINED_BYTES
 
 
 def kept_buffer(n_features_b: int) -> int:

@@ -81,29 +81,34 @@ def predict_seconds(
         pairs = a.n_features * b.n_features * rates.pair
     if plan.device == "cuda":
         pairs += _copied(plan, a, b, n_rows, 1 if plan.method == "dense" else n_halves) * rates.gpu_copy
-    # Panels run in rounds: with three panels on two slots, the second round leaves one idle
-    rounds = -(-plan.n_panels // slots) / plan.n_panels
-    return rates.start + work.serial + work.shared / slots + (work.panels + pairs) * rounds
+    # Tiles run in rounds: with three tiles on two slots, the second round leaves one idle
+    rounds = -(-plan.n_tiles // slots) / plan.n_tiles
+    measuring = max(1, min(slots, plan.n_measured(a.n_features) + plan.n_measured(b.n_features)))
+    return rates.start + work.serial + work.shared / measuring + (work.tiles + pairs) * rounds
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Seconds on one core: what one thread does while others wait, what all do before panels, what panels do."""
+    """Seconds on one core: what one thread does while others wait, what all do before tiles, what tiles do."""
 
     serial: float
     shared: float
-    panels: float
+    tiles: float
 
 
-def _resident(_: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
+def _resident(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
     products = sparse_products(a, b, rows[0])
-    return _Work(b.n_entries * rates.entry, 0.0, a.n_entries * rates.entry + products * rates.product)
+    tiles = plan.n_strips * a.n_entries * rates.entry + products * rates.product
+    if plan.n_strips == 1:
+        return _Work(b.n_entries * rates.entry, 0.0, tiles)
+    return _Work(0.0, 0.0, tiles + plan.n_panels * b.n_entries * rates.entry)
 
 
 def _streaming(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
     products = sparse_products(a, b, rows[0])
-    reads = 2 * a.n_entries + plan.n_panels * b.n_entries
-    return _Work(0.0, 2 * b.n_entries * rates.entry, reads * rates.entry + products * rates.streamed)
+    reads = plan.n_strips * a.n_entries + plan.n_panels * b.n_entries
+    before = (a.n_entries + b.n_entries) * rates.entry
+    return _Work(0.0, before, reads * rates.entry + products * rates.streamed)
 
 
 def _dense(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates: Rates) -> _Work:
@@ -111,10 +116,10 @@ def _dense(plan: Plan, a: StoreSize, b: StoreSize, rows: tuple[int, int], rates:
     values_a, values_b = n_rows * a.n_features, n_rows * b.n_features
     pairs, n_slabs = a.n_features * b.n_features, -(-n_rows // DENSE_ROWS)
     products = pairs * (n_slabs * rates.tile + n_rows / n_halves * rates.dense_product)
-    # A: statistics, standardising, re-scoring; B: standardising and re-scoring for every panel
-    reads = 3 * values_a + 2 * plan.n_panels * values_b
+    # Standardising for every tile, and re-scoring for every panel
+    reads = (plan.n_strips + 1) * values_a + 2 * plan.n_panels * values_b
     held_out = pairs * CHOSEN_SHARE * (n_rows - n_rows / n_halves) * rates.chosen
-    return _Work(0.0, values_b * rates.value, reads * rates.value + products + held_out)
+    return _Work(0.0, (values_a + values_b) * rates.value, reads * rates.value + products + held_out)
 
 
 _WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, tuple[int, int], Rates], _Work]] = {
@@ -125,14 +130,14 @@ _WORK: dict[str, Callable[[Plan, StoreSize, StoreSize, tuple[int, int], Rates], 
 
 
 def _copied(plan: Plan, a: StoreSize, b: StoreSize, n_rows: int, n_tiles: int) -> float:
-    """Return the bytes that pass between the host and its GPU: rows there, B for each panel, and tiles back."""
+    """Return the bytes that pass between the host and its GPU: rows there, for each tile, and sums back."""
     bytes_a, bytes_b = (
         n_rows * size.n_features * size.value_bytes
         if plan.method == "dense"
         else size.n_entries * (4 + size.value_bytes)
         for size in (a, b)
     )
-    return bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_tiles
+    return plan.n_strips * bytes_a + plan.n_panels * bytes_b + 8.0 * a.n_features * b.n_features * n_tiles
 
 
 def measure_rates(threads: int) -> Rates:

@@ -32,7 +32,7 @@ import scipy.sparse
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, Store, arrays_of, load_arrays, save_arrays, shared
+from pipeline.correlate.job import Job, Store, Strip, arrays_of, load_arrays, save_arrays, shared
 from pipeline.correlate.kernels.dense import ERROR, NEAR_ONE
 from pipeline.correlate.kernels.exact import add_all, add_pairs, centre_columns
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs, empty_best
@@ -186,7 +186,7 @@ def rescore_panel(i: int, job: Job) -> int:
     pairs = Pairs(keys, *work.pairs(*np.divmod(keys, n_b), again))
     listed = np.searchsorted(keys, listed_keys)
     exact = {"key": listed_keys, "r": pairs.r[listed], "held_out": pairs.held_out[listed]}
-    for side, ids in (("a", left.whole_a - work.features.start), ("b", work.mine.positions[left.whole_b])):
+    for side, ids in (("a", left.whole_a - work.features.start), ("b", work.strip.positions[left.whole_b])):
         lists = work.whole(side, ids)
         exact |= {f"whole_{side}_{name}": array for name, array in lists._asdict().items()}
     save_arrays(exact, _file("exact", i, job))
@@ -237,8 +237,8 @@ class _Work:
 
     Attributes
     ----------
-    mine
-        What this process shares.
+    strip
+        All B features.
     features
         The panel.
     moments
@@ -247,7 +247,7 @@ class _Work:
         What makes r of sums.
     """
 
-    mine: Shared
+    strip: Strip
     features: slice
     moments: Moments
     halves: tuple[Half, Half]
@@ -255,14 +255,14 @@ class _Work:
     @classmethod
     def load(cls, i: int, job: Job) -> _Work:
         """Read the statistics that the panel's own task left."""
-        mine = shared(job).load()
+        strip = shared(job).strip(slice(0, job.b.n_features)).load()
         moments = Moments(**arrays_of(load_arrays(job.panel_file(i)), "moments"))
-        return cls(mine, job.features(i), moments, halves_of(mine, moments))
+        return cls(strip, job.features(i), moments, halves_of(strip, moments))
 
     def pairs(self, a: Array, b: Array, again: Array) -> tuple[Array, Array]:
         """Return r of pairs of ids, NaN but for those in doubt, and held-out r, NaN where no rows are held out."""
-        a, b = a - self.features.start, self.mine.positions[b]
-        chosen = [np.flatnonzero(again), np.arange(len(a))][: self.mine.job.settings.n_halves]
+        a, b = a - self.features.start, self.strip.positions[b]
+        chosen = [np.flatnonzero(again), np.arange(len(a))][: self.strip.job.settings.n_halves]
         columns_a = [np.unique(a[some]) for some in chosen]
         parts = [
             {part.panel.start: part for part in self._parts(a, b, *half)}
@@ -277,7 +277,7 @@ class _Work:
 
     def _parts(self, a: Array, b: Array, chosen: Array, columns_a: Array) -> Iterator[_Part]:
         """Yield the chosen pairs by the panel of their B features."""
-        for panel, at in b_panels(self.mine):
+        for panel, at in b_panels(self.strip):
             here = chosen[(b[chosen] >= at.columns.start) & (b[chosen] < at.columns.stop)]
             if len(here):
                 columns_b, at_b = np.unique(b[here] - at.columns.start, return_inverse=True)
@@ -298,18 +298,18 @@ class _Work:
 
     def whole(self, side: str, some: Array) -> Best:
         """Return the best partners of some features of of_a side, in this panel if they are of B."""
-        k = self.mine.job.n_candidates
+        k = self.strip.job.n_candidates
         batches = [self._whole_batch(side, some[i : i + AT_ONCE], k) for i in range(0, len(some), AT_ONCE)]
         return Best(*(np.concatenate(parts) for parts in zip(empty_best(0, k), *batches, strict=True)))
 
     def _whole_batch(self, side: str, some: Array, k: int) -> Best:
-        width, n_b = self.features.stop - self.features.start, len(self.mine.defined)
-        sums = np.zeros((self.mine.job.settings.n_halves, len(some), n_b if side == "a" else width))
+        width, n_b = self.features.stop - self.features.start, len(self.strip.defined)
+        sums = np.zeros((self.strip.job.settings.n_halves, len(some), n_b if side == "a" else width))
         add = self._add_whole_a if side == "a" else self._add_whole_b
         for piece in self._pieces():
             add(sums, piece, some)
         others = np.arange(sums.shape[2])
-        ids = self.mine.defined if side == "a" else np.arange(self.features.start, self.features.stop)
+        ids = self.strip.defined if side == "a" else np.arange(self.features.start, self.features.stop)
         a, b = (some[:, None], others) if side == "a" else (others, some[:, None])
         r = np.full((2, *sums.shape[1:]), np.nan)
         for h, products in enumerate(sums):
@@ -319,14 +319,14 @@ class _Work:
     def _add_whole_a(self, sums: Array, piece: slice, some: Array) -> None:
         columns, place = np.unique(some, return_inverse=True)
         x = self._read_a(piece, [columns] * len(sums))
-        for panel, at in b_panels(self.mine):
+        for panel, at in b_panels(self.strip):
             y = self._read_b(piece, panel, [at.within] * len(sums))
             for h, (of_a, of_b) in enumerate(zip(x, y, strict=True)):
                 add_all(sums[h, :, at.columns], of_a[place], of_b)
 
     def _add_whole_b(self, sums: Array, piece: slice, some: Array) -> None:
         x = self._read_a(piece, [np.arange(self.features.stop - self.features.start)] * len(sums))
-        for panel, at in b_panels(self.mine):
+        for panel, at in b_panels(self.strip):
             chosen = np.flatnonzero((some >= at.columns.start) & (some < at.columns.stop))
             if len(chosen):
                 columns, place = np.unique(some[chosen] - at.columns.start, return_inverse=True)
@@ -338,21 +338,21 @@ class _Work:
 
     def _pieces(self) -> Iterator[slice]:
         """Yield pieces of rows, the same for every panel and side: sums are added up in one order only."""
-        for slab in self.mine.slabs():
-            yield from self.mine.job.a.pieces(slab)
+        for slab in self.strip.mine.slabs():
+            yield from self.strip.job.a.pieces(slab)
 
     def _read_a(self, piece: slice, columns: Sequence[Array]) -> list[Array]:
-        return self._read(self.mine.job.a, piece, self.features, columns, self.moments.pivot)
+        return self._read(self.strip.job.a, piece, self.features, columns, self.moments.pivot)
 
     def _read_b(self, piece: slice, panel: slice, columns: Sequence[Array]) -> list[Array]:
-        return self._read(self.mine.job.b, piece, panel, columns, self.mine.moments.pivot[:, panel])
+        return self._read(self.strip.job.b, piece, panel, columns, self.strip.moments.pivot[:, panel])
 
     def _read(self, store: Store, piece: slice, features: slice, columns: Sequence[Array], mean: Array) -> list[Array]:
         """Return (column, row) float64 for each half: some columns of some rows, less their means if the measure is.
 
         `columns` are those of `features` that are wanted in each half, ascending; `mean` is (halves, feature).
         """
-        half, centred = self.mine.half[piece], RULES[self.mine.job.settings.measure].centred
+        half, centred = self.strip.mine.half(piece), RULES[self.strip.job.settings.measure].centred
         rows = [np.flatnonzero(half == h) for h in range(len(columns))]
         out = [np.empty((len(some), len(taken))) for some, taken in zip(columns, rows, strict=True)]
         for inside, part, block in store.iter_blocks(piece, features):

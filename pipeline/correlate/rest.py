@@ -6,7 +6,7 @@ with fewer of these than places, or with poorer ones than a pair without product
     lists of all panels ──▶ the last r is below what a pair without products can have, and below keep_above (rarely)
                                 │ the A features that would come first, by their order of levels
                                 ▼
-                 one task a panel: sums of products of these pairs, in both halves
+                 one task a tile: sums of products of these pairs, in both halves
                                 │ 0: into the list, with held-out r; else the pair was not good enough, and the next
                                 ▼ A features are looked at
 
@@ -23,7 +23,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.correlate.job import Job, Shared, arrays_of, load_arrays, load_rows, save_arrays, shared
+from pipeline.correlate.job import Job, Strip, arrays_of, load_arrays, load_rows, save_arrays, shared
 from pipeline.correlate.kernels.csr import Rows, by_feature
 from pipeline.correlate.kernels.reduce import Best, Half, correlate_pairs, insert
 from pipeline.correlate.kernels.sparse import add_chosen
@@ -107,15 +107,15 @@ def _enter(job: Job, columns: Best, pairs: Pairs, looked_at: list[Array], client
     """Look pairs up, put those without products into the lists; return the B features that had others."""
     if not len(pairs.a):
         return np.zeros(0, np.int64)
-    panels = np.unique(pairs.a // job.plan.panel)
-    for i in panels:
-        mine = pairs.a // job.plan.panel == i
-        save_arrays(Pairs(pairs.a[mine], pairs.b[mine])._asdict(), _file("pairs", i, job))
-    finished = run_tasks(client, look_up, panels.tolist(), name="correlate-rest", label="Rest", args=(job,))
-    for _ in finished:
-        pass
-    looked = [load_arrays(_file("rest", i, job)) for i in panels]
-    r, held_out = (np.concatenate([part[name] for part in looked]) for name in ("r", "held_out"))
+    tile = pairs.a // job.plan.panel * job.plan.n_strips + pairs.b // job.plan.strip
+    tiles = np.unique(tile)
+    for t in tiles:
+        save_arrays(Pairs(pairs.a[tile == t], pairs.b[tile == t])._asdict(), _file("pairs", t, job))
+    finished = run_tasks(client, look_up, tiles.tolist(), name="correlate-rest", label="Rest", args=(job,))
+    r, held_out = np.full((2, len(tile)), np.nan)
+    for t, _ in finished:
+        looked_up = load_arrays(_file("rest", t, job))
+        r[tile == t], held_out[tile == t] = looked_up["r"], looked_up["held_out"]
     rest = ~np.isnan(r)
     _insert_all(columns, pairs.b[rest], pairs.a[rest], r[rest], held_out[rest])
     by_b = np.flatnonzero(~rest)[np.argsort(pairs.b[~rest], kind="stable")]
@@ -132,44 +132,46 @@ def _insert_all(best: Best, feature: Array, partner: Array, r: Array, held_out: 
         insert(best, feature[i], partner[i], r[i], held_out[i])
 
 
-def _file(kind: str, i: int, job: Job) -> Any:
-    """Return the file of the pairs that are asked of a panel, or of what is known of them (``rest``)."""
-    return job.panels / f"{kind}-{i:05d}.npz"
+def _file(kind: str, t: int, job: Job) -> Any:
+    """Return the file of the pairs that are asked of a tile, or of what is known of them (``rest``)."""
+    return job.panels / f"{kind}-{t:07d}.npz"
 
 
-def look_up(i: int, job: Job) -> int:
-    """Task: add up the products of pairs of a panel, and put r on disk: NaN where there are products; return `i`."""
-    mine, features = shared(job).load(), job.features(i)
-    pairs = Pairs(**load_arrays(_file("pairs", i, job)))
+def look_up(t: int, job: Job) -> int:
+    """Task: add up the products of pairs of a tile, and put r on disk: NaN where there are products; return `t`."""
+    i, j = divmod(t, job.plan.n_strips)
+    strip, features = shared(job).strip(job.strip(j)).load(), job.features(i)
+    pairs = Pairs(**load_arrays(_file("pairs", t, job)))
     moments = Moments(**arrays_of(load_arrays(job.panel_file(i)), "moments"))
-    a, b = pairs.a - features.start, mine.positions[pairs.b]
-    sums = _sums(mine, moments, features, (a, b))
-    halves, r = halves_of(mine, moments), np.full((2, len(a)), np.nan)
+    a, b = pairs.a - features.start, strip.positions[pairs.b - strip.features.start]
+    sums = _sums(strip, moments, features, (a, b))
+    halves, r = halves_of(strip, moments), np.full((2, len(a)), np.nan)
     for h, products in enumerate(sums):
         correlate_pairs(products, halves[h], a, b, r[h])
     r[SELECTING, sums[SELECTING] != 0] = np.nan
-    save_arrays({"r": r[SELECTING], "held_out": r[HELD_OUT]}, _file("rest", i, job))
-    return i
+    save_arrays({"r": r[SELECTING], "held_out": r[HELD_OUT]}, _file("rest", t, job))
+    return t
 
 
-def _sums(mine: Shared, moments: Moments, features: slice, pairs: tuple[Array, Array]) -> NDArray[np.float64]:
+def _sums(strip: Strip, moments: Moments, features: slice, pairs: tuple[Array, Array]) -> NDArray[np.float64]:
     """Return the sums of products of pairs, sorted by their places in the panel, in each half; (halves, pair)."""
     a, b = pairs
-    width, n_halves = features.stop - features.start, mine.job.settings.n_halves
+    width, n_halves = features.stop - features.start, strip.job.settings.n_halves
     start = np.searchsorted(a, np.arange(width + 1))
     sums = np.zeros((n_halves, len(a)))
-    marks = np.zeros(-(-len(mine.defined) // 64), np.uint64), np.empty(len(mine.defined), np.int32)
-    for rows_a, rows_b, half in _slabs(mine, moments, features):
+    marks = np.zeros(-(-len(strip.defined) // 64), np.uint64), np.empty(len(strip.defined), np.int32)
+    for rows_a, rows_b, half in _slabs(strip, moments, features):
         columns = by_feature(rows_a, half, width, n_halves)
         for h in range(n_halves):
             add_chosen(sums[h], start, b, h * width, columns, rows_b, marks)
     return sums
 
 
-def _slabs(mine: Shared, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
-    """Yield the rows of a panel of A and of B as the panel's own task saw them, with their halves."""
-    if mine.job.plan.method == "streaming":
-        yield from shifted_slabs(mine, moments.without_sums(), features)
+def _slabs(strip: Strip, moments: Moments, features: slice) -> Iterator[tuple[Rows, Rows, Array]]:
+    """Yield the rows of a panel and of a strip as their own task saw them, with their halves."""
+    if strip.job.plan.method == "streaming":
+        yield from shifted_slabs(strip, (moments.without_sums(), strip.moments.without_sums()), features)
         return
+    mine = strip.mine
     rows, again = load_rows(mine, mine.job.a, features)
-    yield shift_and_add(again, (rows, mine.half), again.places()), mine.rows, mine.half
+    yield shift_and_add(again, (rows, mine.half()), again.places()), strip.rows, mine.half()

@@ -2,9 +2,9 @@
 
 ::
 
-    checks ─▶ plan ─▶ PARTIAL: halves, empty arrays ─▶ one task a panel (Dask) ─▶ merge ─▶ rename to OUT
-                         ▲                                   │
-                         └── a run that was stopped goes on with the panels that are not on disk
+    checks ─▶ plan ─▶ PARTIAL: halves, empty arrays ─▶ one task a tile (Dask) ─▶ merge ─▶ rename to OUT
+                         ▲                                  │
+                         └── a run that was stopped goes on with the tiles that are not on disk
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ from pipeline.correlate.grid import KnownB, key_of_rows
 from pipeline.correlate.inputs import Inputs
 from pipeline.correlate.job import Job, Store, load_arrays, release
 from pipeline.correlate.measures import RULES
-from pipeline.correlate.panel import BINS, MATRIX, R_HELD_OUT, R, Summary, correlate_panel, measure_panel
-from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Plan, Resources, choose_kernel, make_plan
+from pipeline.correlate.panel import (
+    BINS,
+    MATRIX,
+    R_HELD_OUT,
+    R,
+    Summary,
+    correlate_tile,
+    join_tiles,
+    measure_panel,
+)
+from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Cut, Plan, Resources, choose_kernel, make_plan
 from pipeline.correlate.ranks import RankJob, RankPlan, plan_ranks, rank_store
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.result import label, write_result
@@ -203,7 +212,7 @@ def correlate_share(
         if target.is_current():
             return
         partial = target.partial.absolute()
-        if not share.begins and not (target.resumes() and _begun_width(partial) is not None):
+        if not share.begins and not (target.resumes() and _begun_cut(partial) is not None):
             raise MissingInputError(
                 f"{out} is not begun with these inputs and settings: run --until correlate "
                 f"--share begin/{share.count} first, and let it end"
@@ -218,8 +227,8 @@ def correlate_share(
                 resources = replace(resources, memory=resources.memory * share.count, processes=share.count)
             job = _begin(inputs, settings, half, partial, resources, active, begun=not share.begins)
             try:
-                _measure_b(job, active)
-                _correlate_panels(job, active, share)
+                _measure(job, active)
+                _correlate_tiles(job, active, share)
             finally:
                 active.run(release, job.key, on_error="ignore")
 
@@ -279,8 +288,8 @@ def _run(job: Job, attrs: dict[str, Any], client: Client, known_b: KnownB | None
     try:
         if known_b is not None:
             known_b.bring(job)
-        _measure_b(job, client)
-        _correlate_panels(job, client)
+        _measure(job, client)
+        _correlate_tiles(job, client)
         if known_b is not None:
             known_b.keep(job)
         write_result(job, attrs, client)
@@ -362,16 +371,16 @@ def _rank_plans(inputs: Inputs, plan: Plan, resources: Resources) -> list[RankPl
 
 
 def _plan(inputs: Inputs, settings: CorrelateSettings, resources: Resources, folder: Path, *, begun: bool) -> Plan:
-    """Return the plan; unfinished work keeps the width of its panels where that fits, and whether or not if `begun`."""
+    """Return the plan; unfinished work keeps its tiles where they fit, and whether or not if `begun`."""
 
-    def make(panel: int | None) -> Plan:
-        return make_plan(*inputs.sizes, inputs.n_rows, settings, resources, panel=panel)
+    def make(cut: Cut | None) -> Plan:
+        return make_plan(*inputs.sizes, inputs.n_rows, settings, resources, cut=cut)
 
-    width = _begun_width(folder)
-    plan = make(width if begun else None)
-    if width is not None and width != plan.panel:
+    cut = _begun_cut(folder)
+    plan = make(cut if begun else None)
+    if cut is not None and cut != plan.cut:
         try:
-            plan = make(width)
+            plan = make(cut)
         except BudgetError:
             logger.info("The panels of %s no longer fit the memory: starting anew", folder)
             remove_folder(folder / "panels")
@@ -389,10 +398,10 @@ def _announce(plan: Plan, inputs: Inputs, settings: CorrelateSettings, resources
     if plan.device == "cuda":
         gpu = f", and at most {plan.gpu_projected / 1e9:.2f} of {plan.gpu_allowed / 1e9:.2f} GB of its GPU's memory"
     logger.info(
-        "Correlating %d × %d features over %d rows (densities %.3g %% and %.3g %%): %s kernel, %s; %d panels of %d "
-        "features, at most %.2f of %.2f GB in each worker process%s",
+        "Correlating %d × %d features over %d rows (densities %.3g %% and %.3g %%): %s kernel, %s; %s, at most %.2f of "
+        "%.2f GB in each worker process%s",
         inputs.stores[0].n_features, inputs.stores[1].n_features, inputs.n_rows, *density, plan.kernel, plan.method,
-        plan.n_panels, plan.panel, plan.projected / 1e9, plan.allowed / 1e9, gpu,
+        plan.shape, plan.projected / 1e9, plan.allowed / 1e9, gpu,
     )  # fmt: skip
     most = plan.projected
     if RULES[settings.measure].ranked:
@@ -402,16 +411,17 @@ def _announce(plan: Plan, inputs: Inputs, settings: CorrelateSettings, resources
     tell(Planned("Correlating", most, resources.reserved))
 
 
-def _begun_width(folder: Path) -> int | None:
-    """Return the width of the panels of unfinished work, or None if there is none."""
+def _begun_cut(folder: Path) -> Cut | None:
+    """Return the tiles of unfinished work, or None if there is none."""
     file = folder / "panels" / PLAN_FILE
     if not file.is_file():
         return None
     remedy = f"delete {folder} and correlate again"
-    width = read_json_object(file, f"There is no {file}", remedy).get("panel")
-    if not isinstance(width, int) or width < 1:
-        raise CorruptError(f"{file} names no width of panels; {remedy}")
-    return width
+    content = read_json_object(file, f"There is no {file}", remedy)
+    widths = [width for name in Cut._fields if isinstance(width := content.get(name), int) and width >= 1]
+    if len(widths) < len(Cut._fields):
+        raise CorruptError(f"{file} does not say how wide panels and strips are; {remedy}")
+    return Cut(*widths)
 
 
 def _prepare(job: Job, half: NDArray[np.int8]) -> None:
@@ -436,16 +446,16 @@ def _prepare(job: Job, half: NDArray[np.int8]) -> None:
         _create_matrix(job)
     np.save(job.halves_file, half, allow_pickle=False)
     # Last, since it says that the rest is there
-    write_text(job.panels / PLAN_FILE, json.dumps({"panel": job.plan.panel}))
+    write_text(job.panels / PLAN_FILE, json.dumps(job.plan.cut._asdict()))
 
 
 def _create_matrix(job: Job) -> None:
-    """Create the whole matrix; a panel writes whole chunks of it."""
+    """Create the whole matrix; a tile writes whole chunks of it."""
     zarr.open_group(str(job.folder), mode="a").create_array(
         MATRIX,
         shape=(job.a.n_features, job.b.n_features),
         dtype=job.settings.full,
-        chunks=(min(MATRIX_ROWS, job.plan.panel), min(CHUNK, job.b.n_features)),
+        chunks=(min(MATRIX_ROWS, job.plan.panel), min(CHUNK, job.plan.strip)),
         compressors=(zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()),
         fill_value=np.nan,
         dimension_names=("feature_a", "feature_b"),
@@ -467,69 +477,94 @@ def _check_disk(inputs: Inputs, settings: CorrelateSettings, path: Path) -> None
         )
 
 
-def _measure_b(job: Job, client: Client) -> None:
-    """Put the statistics of all B features on disk, where no single process sees all of B."""
-    panels_are_missing = len(job.done()) < job.plan.n_panels
-    if job.all_moments_file.is_file() or (job.plan.method == "resident" and panels_are_missing):
-        return  # a resident panel that is still to come leaves them
-    missing = [i for i in range(len(job.panels_b)) if not job.moments_file(i).is_file()]
+def _measure(job: Job, client: Client) -> None:
+    """Put what tiles need to know of all features before they begin on disk, where no tile finds it out by itself."""
+    if job.plan.method == "resident" or not _missing_tiles(job):
+        return
+    sides = {"a": job.a} if job.all_moments_file.is_file() else {"a": job.a, "b": job.b}
+    panels = [(side, i) for side, store in sides.items() for i in range(-(-store.n_features // job.plan.panel_b))]
+    missing = [panel for panel in panels if not job.measured_file(*panel).is_file()]
     for _ in run_tasks(client, measure_panel, missing, name="correlate-moments", label="Statistics", args=(job,)):
         pass
 
 
-def _correlate_panels(job: Job, client: Client, share: Share | None = None) -> None:
-    """Run the panels, or a share of them, that are not on disk; stop when the kept pairs outgrow their budget."""
-    done = job.done()
-    if done:
-        logger.info("%d of %d panels are already done", len(done), job.plan.n_panels)
+def _missing_tiles(job: Job) -> list[int]:
+    """Return the tiles whose results are not on disk, neither on their own nor with their panel."""
+    left = sorted(set(range(job.plan.n_panels)) - set(job.done()))
+    return [t for i in left for t in job.tiles_of(i) if not job.tile_file(t).is_file()]
+
+
+def _correlate_tiles(job: Job, client: Client, share: Share | None = None) -> None:
+    """Run the tiles, or a share of them, that are not on disk; stop when the kept pairs outgrow their budget.
+
+    Panels whose tiles are all on disk are finished.
+    """
+    plan, missing = job.plan, _missing_tiles(job)
+    n_done = plan.n_tiles - len(missing)
+    if n_done:
+        what = "panels" if plan.n_strips == 1 else "tiles"
+        logger.info("%d of %d %s are already done", n_done, plan.n_tiles, what)
     tally = Tally(job)
-    for i in done:
-        arrays = load_arrays(job.panel_file(i))
-        width = arrays["row_id"].shape[0]
-        tally.add(Summary(width, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
-    mine = range(job.plan.n_panels) if share is None else share.of(range(job.plan.n_panels))
-    missing = sorted(set(mine) - set(done))
+    tally.add_what_is_on_disk()
+    mine = range(plan.n_tiles) if share is None else share.of(range(plan.n_tiles))
     n_rows = np.load(job.halves_file, mmap_mode="r", allow_pickle=False).size
-    rows_a_panel = n_rows / job.plan.n_panels  # though each panel reads them all: the sum is right
+    rows_a_tile = n_rows / plan.n_tiles  # though each tile reads them all: the sum is right
     tasks = run_tasks(
         client,
-        correlate_panel,
-        missing,
+        correlate_tile,
+        sorted(set(mine) & set(missing)),
         name="correlate-panel",
         label="Correlating",
         args=(job,),
-        rows=lambda _: rows_a_panel,
+        rows=lambda _: rows_a_tile,
     )
     for _, summary in tasks:
         tally.add(summary)
+    missing = _missing_tiles(job)
+    whole = sorted(set(range(plan.n_panels)) - set(job.done()) - {t // plan.n_strips for t in missing})
+    if share is None and whole:
+        for _ in run_tasks(client, join_tiles, whole, name="correlate-join", label="Joining", args=(job,)):
+            pass
 
 
 class Tally:
-    """Counts kept pairs as panels finish, and stops the run when there are too many."""
+    """Counts kept pairs as tiles finish, and stops the run when there are too many."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.n_done = 0
+        self.n_pairs = 0
         self.n_kept = 0
         self.histogram = np.zeros(BINS, np.int64)
 
+    def add_what_is_on_disk(self) -> None:
+        """Take in the panels, and the tiles of other panels, that are done."""
+        job, done = self.job, set(self.job.done())
+        files = {job.panel_file(i): slice(0, job.b.n_features) for i in done}
+        left = (t for i in range(job.plan.n_panels) if i not in done for t in job.tiles_of(i))
+        files |= {job.tile_file(t): job.strip(t % job.plan.n_strips) for t in left if job.tile_file(t).is_file()}
+        for file, strip in files.items():
+            arrays = load_arrays(file)
+            n_pairs = arrays["row_id"].shape[0] * (strip.stop - strip.start)
+            self.add(Summary(n_pairs, int(arrays["n_kept"]), arrays["histogram"], overflow=False))
+
     def add(self, summary: Summary) -> None:
-        """Take in a panel.
+        """Take in a tile.
 
         Raises
         ------
         BudgetError
-            If the pairs kept so far, or those of this panel, are more than the plan allows.
+            If the pairs kept so far, or those of this tile, are more than the plan allows.
         """
-        self.n_done += summary.n_done
+        self.n_pairs += summary.n_pairs
         self.n_kept += summary.n_kept
         self.histogram += summary.histogram
-        plan, n_features = self.job.plan, self.job.a.n_features
+        plan, n_a, n_b = self.job.plan, self.job.a.n_features, self.job.b.n_features
         if summary.overflow:
-            self._stop(summary, summary.n_done / min(plan.panel, n_features), plan.kept_per_panel, "in one panel")
+            n_pairs = min(plan.panel, n_a) * min(plan.strip, n_b)
+            self._stop(summary, summary.n_pairs / n_pairs, plan.kept_per_tile, "in one tile")
         elif self.n_kept > plan.kept:
-            so_far = Summary(self.n_done, self.n_kept, self.histogram, overflow=True)
-            self._stop(so_far, self.n_done / n_features, plan.kept, "in all")
+            so_far = Summary(self.n_pairs, self.n_kept, self.histogram, overflow=True)
+            self._stop(so_far, self.n_pairs / (n_a * n_b), plan.kept, "in all")
 
     def _stop(self, so_far: Summary, share_done: float, budget: int, where: str) -> None:
         threshold = threshold_that_fits(so_far.histogram, SAFETY * budget * share_done)

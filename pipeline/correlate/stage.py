@@ -57,9 +57,12 @@ def _correlation(config: Experiment, run: RunDirectory, sites: tuple[str, str], 
 
 
 def panels_done(partial: Path) -> str:
-    """Say how many panels of an unfinished correlation are on disk."""
+    """Say how many panels of an unfinished correlation, and tiles of others, are on disk."""
     panels = partial / "panels"
-    return f"{len(list(panels.glob('panel-*.npz')))} panels are done" if panels.is_dir() else ""
+    if not panels.is_dir():
+        return ""
+    done, tiles = (len(list(panels.glob(f"{kind}-*.npz"))) for kind in ("panel", "tile"))
+    return f"{done} panels are done" + (f", and {tiles} tiles of others" if tiles else "")
 
 
 def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, str], outlook: Outlook) -> Cost:
@@ -79,7 +82,7 @@ def correlation_cost(config: Experiment, run: RunDirectory, sites: tuple[str, st
     return Cost(
         seconds=forecast.seconds,
         rows=n_rows,
-        tasks=forecast.plan.n_panels,
+        tasks=forecast.plan.n_tiles,
         flops=forecast.flops,
         read=forecast.read,
         disk=forecast.disk,
@@ -99,10 +102,11 @@ def _size_of(path: Path, n_rows: int, outlook: Outlook) -> StoreSize:
 
 
 def _method(forecast: CorrelateForecast) -> str:
-    """Return how a correlation is made, and what it takes of a GPU."""
-    ranks = "ranks, " if forecast.ranking else ""
-    gpu = f", {forecast.plan.gpu_projected / 1e9:.1f} GB of the GPU" if forecast.plan.device == "cuda" else ""
-    return f"{ranks}{forecast.plan.method}{gpu}"
+    """Return how a correlation is made and cut, and what it takes of a GPU."""
+    plan, ranks = forecast.plan, "ranks, " if forecast.ranking else ""
+    cut = f", {plan.n_panels} × {plan.n_strips} tiles" if plan.n_strips > 1 else ""
+    gpu = f", {plan.gpu_projected / 1e9:.1f} GB of the GPU" if plan.device == "cuda" else ""
+    return f"{ranks}{plan.method}{cut}{gpu}"
 
 
 STAGE = Stage("correlate", tasks, around=forget_rows_after)

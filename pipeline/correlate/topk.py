@@ -6,7 +6,7 @@ on disk what it entered itself; most places are other panels'.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,30 @@ def compact(best: Best, feature: Array, partners: slice) -> dict[str, Array]:
     used = (best.id >= partners.start) & (best.id < partners.stop)
     start = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     return {"feature": feature, "start": start, "id": best.id[used], "r": best.r[used], "held_out": best.held_out[used]}
+
+
+def beside(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Join what :func:`compact` returned for features that follow each other."""
+    starts, before = [np.zeros(1, np.int64)], 0
+    for part in parts:
+        starts.append(part["start"][1:] + before)
+        before += int(part["start"][-1])
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("feature", "id", "r", "held_out")}
+    return joined | {"start": np.concatenate(starts)}
+
+
+def best_of_all(parts: Sequence[Best]) -> Best:
+    """Return the best of lists of the same features, which list different partners; ties to the lower id.
+
+    >>> one, two = empty_best(1, 2), empty_best(1, 2)
+    >>> one.id[0, 0], one.r[0, 0] = 3, 0.5
+    >>> two.id[0], two.r[0] = [7, 8], [0.9, 0.5]
+    >>> best_of_all([one, two]).id
+    array([[7, 3]], dtype=int32)
+    """
+    every = Best(*(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)))
+    order = np.lexsort((every.id, -every.r), axis=-1)[:, : parts[0].id.shape[1]]
+    return Best(*(np.take_along_axis(array, order, axis=1) for array in every))
 
 
 def merge_all(n_features: int, top_k: int, panels: Iterable[dict[str, Array]]) -> Best:

@@ -187,15 +187,20 @@ def make_case(tmp_path):
 
 @pytest.fixture
 def force(monkeypatch):
-    """Force the method, the width of panels and the rows of slabs that plans use."""
+    """Force the method, the width of panels and strips, and the rows of slabs that plans use."""
     plan = importlib.import_module("pipeline.correlate.plan")
 
-    def apply(method, panel=16, slab_rows=32):
+    def apply(method, panel=16, slab_rows=32, strip=None):
         if method == "float32":  # the dense kernel as it works on many rows
             method = "dense"
             monkeypatch.setattr(importlib.import_module("pipeline.correlate.moments"), "FEWEST_ROWS", 0)
         monkeypatch.setattr(plan, "_methods", lambda kernel: [method])
         monkeypatch.setattr(plan, "_widths", lambda *sizes: iter([panel]))
+
+        def with_strips(panels, ways, shape):
+            return panels if strip is None else plan._plan(ways[0], plan.Cut(panel, strip), shape)
+
+        monkeypatch.setattr(plan, "_with_strips", with_strips)
         monkeypatch.setattr(plan, "_slab_rows", lambda *sizes: slab_rows)
         monkeypatch.setattr(plan, "DENSE_ROWS", slab_rows)
         monkeypatch.setattr(plan, "DENSE_FEATURES", panel)

@@ -91,7 +91,7 @@ def test_one_panel_with_too_many_kept_pairs_stops_too(case, client, force, monke
     force("resident", panel=16)
     monkeypatch.setattr(plan_module, "KEPT_AT_LEAST", 3)
     monkeypatch.setattr(plan_module, "KEPT_SHARE", 0.001)
-    with pytest.raises(storage.BudgetError, match="in one panel"):
+    with pytest.raises(storage.BudgetError, match="in one tile"):
         case.correlate(client=client)
 
 

@@ -15,6 +15,7 @@ plan = importlib.import_module("pipeline.correlate.plan")
 run = importlib.import_module("pipeline.correlate.run")
 if arguments.pop("streaming"):
     plan._methods = lambda kernel: ["streaming"]
+    plan._with_strips = lambda panels, ways, shape: plan._plan(ways[0], plan.Cut(3072, 4096), shape)
 plans = []
 make = run.make_plan
 run.make_plan = lambda *sizes, **settings: plans.append(make(*sizes, **settings)) or plans[-1]
@@ -32,7 +33,7 @@ def stop(*_):
 plans = []
 plan_ranks = run.plan_ranks
 run.plan_ranks = lambda *sizes, **settings: plans.append(plan_ranks(*sizes, **settings)) or plans[-1]
-run._measure_b = stop
+run._measure = stop
 try:
     run.correlate(**arguments)
 except Ranked:

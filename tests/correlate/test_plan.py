@@ -13,6 +13,7 @@ from pipeline.correlate.cost import Rates
 from pipeline.correlate.plan import (
     NARROWEST,
     RESERVED,
+    Cut,
     Resources,
     StoreSize,
     choose_kernel,
@@ -33,10 +34,8 @@ def size(features, rows, active, sparse=True, value_bytes=4):
 def plan(features=32_768, rows=300_000, active=32, memory=3 * 10**9, threads=2, sparse=True, **more):
     one = size(features, rows, active, sparse)
     given = {name: more.pop(name) for name in ("reserved", "gpu", "processes") if name in more}
-    panel = more.pop("panel", None)
-    return make_plan(
-        one, one, rows, CorrelateSettings(**more), Resources(memory, threads=threads, **given), panel=panel
-    )
+    cut = more.pop("cut", None)
+    return make_plan(one, one, rows, CorrelateSettings(**more), Resources(memory, threads=threads, **given), cut=cut)
 
 
 def test_the_size_that_the_original_study_could_not_do():
@@ -75,7 +74,7 @@ def test_the_budget_is_shared_by_processes():
 
 
 def test_panels_of_unfinished_work_keep_their_width():
-    assert plan(panel=512).panel == 512
+    assert plan(cut=Cut(512, 4096)).cut == (512, 4096)
 
 
 @given(
@@ -103,7 +102,7 @@ def test_every_plan_fits_its_budget_and_covers_every_feature(features, rows, act
     assert covered[-1].stop == a.n_features
     assert all(one.stop == two.start for one, two in itertools.pairwise(covered))
     assert found.panel >= min(NARROWEST, a.n_features)
-    assert 1 <= found.kept_per_panel <= found.panel * b.n_features
+    assert 1 <= found.kept_per_tile <= found.panel * b.n_features
 
 
 def test_auto_takes_the_cheaper_kernel():

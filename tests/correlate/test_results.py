@@ -64,7 +64,7 @@ def test_identical_for_all_panels_modes_and_threads(client, make_case, force, re
 def test_identical_on_worker_processes(client, make_case, force, related):
     case = make_case(*related)
     reference = case.correlate("reference", client=client, top_k=4)
-    force("resident", panel=16, slab_rows=64)
+    force("resident", panel=32, slab_rows=64, strip=32)
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
     with cluster, Client(cluster) as processes:
         assert_identical(case.correlate("processes", client=processes, top_k=4), reference)

@@ -57,24 +57,39 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("layout", "measure"), [("sparse", "pearson"), ("dense", "pearson"), ("dense", "spearman"), ("sparse", "spearman")]
+    ("layout", "measure", "strips"),
+    [
+        ("sparse", "pearson", False),
+        ("dense", "pearson", False),
+        ("dense", "spearman", False),
+        ("sparse", "spearman", True),
+    ],
 )
 def test_panels_in_shares(
-    stores: dict[str, tuple[Path, Path]], layout: str, measure: str, client: Client, tmp_path: Path
+    stores: dict[str, tuple[Path, Path]],
+    layout: str,
+    measure: str,
+    strips: bool,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     a, b = stores[layout]
     settings = CorrelateSettings(top_k=5, keep_above=0.05, measure=measure)
     whole = correlation.correlate(a, b, settings, out=tmp_path / "whole.zarr", client=client)
+    if strips:
+        plan = importlib.import_module("pipeline.correlate.plan")
+        monkeypatch.setattr(plan, "_with_strips", lambda _, ways, shape: plan._plan(ways[0], plan.Cut(64, 32), shape))
     out = tmp_path / "shared.zarr"
     with pytest.raises(MissingInputError, match="share begin/3"):
         correlation.correlate_share(a, b, settings, share=Share(1, 3), out=out, client=client)
     assert not out.with_name("shared.zarr.partial").exists()
     correlation.correlate_share(a, b, settings, share=Share(None, 3), out=out, client=client)
-    n_panels = []
+    n_done, pattern = [], "panels/tile-*.npz" if strips else "panels/panel-*.npz"
     for i in (2, 0):  # and one that fails: the run behind them makes up for it
         correlation.correlate_share(a, b, settings, share=Share(i, 3), out=out, client=client)
-        n_panels.append(len(list(out.with_name("shared.zarr.partial").glob("panels/panel-*.npz"))))
-    assert 0 < n_panels[0] < n_panels[1]
+        n_done.append(len(list(out.with_name("shared.zarr.partial").glob(pattern))))
+    assert 0 < n_done[0] < n_done[1]
     other = settings.model_copy(update={"top_k": 4})
     with pytest.raises(MissingInputError, match="with these inputs and settings"):
         correlation.correlate_share(a, b, other, share=Share(1, 3), out=out, client=client)
