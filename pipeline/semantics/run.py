@@ -20,7 +20,8 @@ from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coh
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
 from pipeline.semantics.random_keywords import random_lists
-from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.subspaces import Mask, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.token_null import open_rematched, token_columns
 from pipeline.settings.base import keywords
 from pipeline.settings.match import heldout_note_of
 from pipeline.settings.semantics import SubspaceSettings
@@ -57,6 +58,8 @@ class Tested:
     tested: NDArray[np.bool_]
     n_a: int
     n_b: int
+    #: Which features of A and of B belong to the concept, where its pairs are cut out of all matched ones.
+    member: tuple[Mask, Mask] | None = None
 
     @property
     def key(self) -> str:
@@ -117,6 +120,7 @@ def semantics(
     *,
     min_correlation: float | None = None,
     words: str | Path | None = None,
+    rematched: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -139,6 +143,8 @@ def semantics(
         Lowest r of pairs within a concept; that of `pairs` by default.
     words
         Result of :func:`embed_words`, for coherence; there is none without it.
+    rematched
+        Result of :func:`pipeline.rematch` for the pairs, with its null ``token``; for the columns of the token null.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
@@ -153,20 +159,21 @@ def semantics(
         ``n_tested``, ``n_a``, ``n_b`` int64; ``overlap`` of both approaches, ``coherence``, ``coherence_random``,
         ``coherence_z``, ``coherence_p`` float64; ``no_keywords`` text, why a subspace has no null of random keywords;
         ``n_effective`` float64, how many pairs those tested would be if all of one dominant word were one; scores,
-        nulls and p as in :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the
-        pairs themselves: ``subspace_of``, ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested``
-        bool.
+        nulls and p as in :func:`pipeline.compare.subsets.compare_subsets`. With `rematched`, the columns of
+        :func:`pipeline.semantics.token_null.token_columns`. Over ``member``, the pairs themselves: ``subspace_of``,
+        ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested`` bool.
 
     Raises
     ------
     InputError
-        If the concepts of both sides differ, or a setting is wrong.
+        If the concepts of both sides differ, a setting is wrong, or `rematched` is of other pairs or without the null
+        ``token``.
     MissingInputError
         If a result is missing.
     """
     if min_correlation is None:
         min_correlation = float(open_result(pairs, "match").attrs["min_correlation"])
-    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words, min_correlation)
+    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words, min_correlation, rematched)
     manifest = semantics_manifest(inputs, settings)
 
     def make() -> xr.Dataset:
@@ -185,13 +192,15 @@ class Inputs:
     corpus: Path
     words: str | Path | None
     min_correlation: float
+    rematched: str | Path | None = None
 
     def paths(self) -> dict[str, Path]:
         """Return all of them, by the names that they have in manifests."""
         paths = {"pairs": self.pairs, "correlation": self.correlation, "corpus": self.corpus}
         for side, site in zip("ab", self.sites, strict=True):
             paths |= {f"{name}_{side}": path for name, path in asdict(site).items()}
-        return paths | ({} if self.words is None else {"words": Path(self.words)})
+        optional = {"words": self.words, "rematched": self.rematched}
+        return paths | {name: Path(path) for name, path in optional.items() if path is not None}
 
 
 def semantics_manifest(
@@ -229,8 +238,16 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
     table["no_keywords"] = "subspace", np.array([without.get(entry.key, "") for entry in subspaces], object)
+    if inputs.rematched is not None:
+        with open_rematched(inputs.rematched, inputs.pairs) as opened:
+            rematched = opened.load()
+        tested = [entry.member if len(entry.subspace) >= settings.min_pairs else None for entry in subspaces]
+        stores = inputs.sites[0].store, inputs.sites[1].store
+        table = table.assign(token_columns(tested, rematched, stores, settings, client))
     note = {name: f"{text} {WITHIN_NOTE}" for name, text in heldout_note_of(matched.attrs).items()}
-    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **note)
+    drawn = {} if inputs.rematched is None else {"token_draws": int(rematched.attrs["n_draws"])}
+    table = table.merge(_members(subspaces))
+    return table.assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **drawn, **note)
 
 
 def _random_keywords(
@@ -282,7 +299,9 @@ def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
                 if approach == "global"
                 else from_pairs(name, approach, within[name])
             )
-            yield Tested("concept", subspace, np.ones(len(subspace), bool), *(len(ids) for ids in sets[name]))
+            member = (of_a[name], of_b[name]) if approach == "global" else None
+            sizes = len(sets[name][0]), len(sets[name][1])
+            yield Tested("concept", subspace, np.ones(len(subspace), bool), *sizes, member)
 
 
 def _clusters(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:
