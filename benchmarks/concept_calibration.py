@@ -1,4 +1,4 @@
-"""Does the token null of concepts hold its level where nothing but words is shared, and does it find what is more?
+"""The token null of concepts: how often p is small where words alone are shared, and where more is.
 
 ::
 

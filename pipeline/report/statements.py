@@ -250,16 +250,17 @@ def _beyond(row: Any) -> str:
         f"{number(getattr(row, f'{key}_high'))})"
         for key, name in zip(("token_first", "token_second"), names, strict=True)
     )
+    median_one = "it lies" if row.subspaces == 1 else f"the median one of these {row.subspaces} lies"
     which = f" ({row.beyond_names.replace('_', ' ')})" if row.beyond_names else ""
     proof = f"{CORRECTIONS[row.correction]}-corrected over {row.tests} tests"
     if draws >= row.draws_needed:
         return (
             f" Beyond the word, which means that they beat {null_name('token')} too (p < {LEVEL:g}, {proof}), are "
-            f"{int(row.beyond) or 'none'} of these {row.subspaces}{which}; the median one lies {by} above the draws."
+            f"{int(row.beyond) or 'none'} of these {row.subspaces}{which}; {median_one} {by} above the draws."
         )
     return (
-        f" Against {null_name('token')}, the median one of these {row.subspaces} lies {by} above the draws; "
-        f"{int(row.beyond + row.open) or 'none'}{which} {'is' if row.beyond + row.open == 1 else 'are'} above all "
+        f" Against {null_name('token')}, {median_one} {by} above the draws; "
+        f"{int(row.beyond + row.open) or 'none'}{which} {'is' if row.beyond + row.open < 2 else 'are'} above all "
         f"{int(draws)} by both metrics. That is an estimate and no test: {proof}, {int(row.draws_needed):,} draws are "
         "needed to call one more than its words."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,11 @@ from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.random_keywords import random_lists
 from pipeline.semantics.subspaces import Mask, Subspace, cut_out, from_pairs, members, overlap
 from pipeline.semantics.token_null import open_rematched, token_columns
 from pipeline.settings.base import keywords
 from pipeline.settings.match import heldout_note_of
+from pipeline.settings.registries import NULLS
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, dominant_words, effective_pairs, top_words
 from pipeline.work.workers import Planned, tell
@@ -33,7 +34,6 @@ from storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 STAGE, WORDS_STAGE = "semantics", "semantics-words"
-RANDOM_KEYWORDS = "random_keywords"
 #: Follows the note on held-out r that the pairs carry.
 WITHIN_NOTE = "Pairs of the approach within are matched without filters."
 #: Words that describe a subspace.
@@ -218,7 +218,7 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     subspaces = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
     pool = matched["feature_a"].values, matched["feature_b"].values
     top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
-    keywords, without = _random_keywords(subspaces, matched, top, settings)
+    keywords, without = _keywords(subspaces, matched, top, settings)
     scores = compare_subsets(
         {
             entry.key: (entry.subspace.feature_a[entry.tested], entry.subspace.feature_b[entry.tested])
@@ -250,31 +250,30 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     return table.assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **drawn, **note)
 
 
-def _random_keywords(
+def _keywords(
     subspaces: Sequence[Tested], matched: xr.Dataset, top: Sequence[TopTokens], settings: SubspaceSettings
-) -> tuple[dict[str, NDArray[np.int64]], dict[str, str]]:
-    """Return places of the pairs of random lists of words by subspace, and why others have none."""
+) -> tuple[dict[str, dict[str, NDArray[np.int64]]], dict[str, str]]:
+    """Return places of the pairs of other lists of words, by null of keywords and subspace, and why some have none."""
     pool, r = (matched["feature_a"].values, matched["feature_b"].values), matched["r"].values
-    if RANDOM_KEYWORDS not in settings.nulls:
-        return {}, {}
-    dominant = dominant_words(top, pool)
-    drawn: dict[str, NDArray[np.int64]] = {}
-    without: dict[str, str] = {}
-    for entry in subspaces:
-        if entry.kind != "concept" or entry.subspace.approach != "global":
-            without[entry.key] = "only pairs that are cut out by keywords can compete with random keywords"
+    nulls = [null for null in map(NULLS.__getitem__, settings.nulls) if null.source == "keywords"]
+    drawn: dict[str, dict[str, NDArray[np.int64]]] = {null.name: {} for null in nulls}
+    without: dict[str, list[str]] = {}
+    dominant = dominant_words(top, pool) if nulls else None
+    for null, entry in itertools.product(nulls, subspaces):
+        if entry.member is None:
+            without[entry.key] = ["only pairs that are cut out by keywords can compete with other keywords"]
             continue
         if len(entry.subspace) < settings.min_pairs:
             continue
         concept = np.isin(_keys(pool), _keys((entry.subspace.feature_a, entry.subspace.feature_b)))
-        seed = settings.seed, *entry.key.encode()
-        places, why = random_lists(dominant, r, concept, runs=settings.null_runs, seed=seed)
+        rng = np.random.default_rng([settings.seed, *entry.key.encode()])
+        places, why = null.function(rng, settings.null_runs, dominant=dominant, r=r, concept=concept)
         if places is None:
-            without[entry.key] = why
-            logger.info("%s has no null of random keywords: %s", entry.key, why)
+            without.setdefault(entry.key, []).append(why)
+            logger.info("%s has no null %s: %s", entry.key, null.name, why)
         else:
-            drawn[entry.key] = places
-    return drawn, without
+            drawn[null.name][entry.key] = places
+    return drawn, {key: "; ".join(reasons) for key, reasons in without.items()}
 
 
 def _keys(pairs: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:

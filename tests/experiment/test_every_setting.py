@@ -55,8 +55,9 @@ ROWS = STORES | {"rows"}
 SEMANTICS = frozenset({"semantics"})
 CONCEPTS = SEMANTICS | {"concepts A", "concepts B"}
 CONTEXTS = CONCEPTS | {"contexts A", "contexts B", "words"}
-REMATCH = frozenset({"rematch"})
-MATCH = SEMANTICS | REMATCH | {"match"}
+#: Concepts are cut out of the draws of the null token.
+REMATCH = SEMANTICS | {"rematch"}
+MATCH = REMATCH | {"match"}
 NON_CONCEPT = frozenset({"non_concept A", "non_concept B"})
 CORRELATE = MATCH | {"correlate", "best_layer"}
 COMPARE = frozenset({"compare", "scores"})
@@ -107,7 +108,7 @@ CHANGES: dict[str, Change] = {
     "match.min_correlation": (0.06, MATCH),
     "match.max_uses": (2, MATCH, {"match.method": "unique"}),
     "match.filters": ([], MATCH),
-    "rematch": (None, NOTHING),
+    "rematch": (None, SEMANTICS),
     "rematch.nulls": (["document"], REMATCH),
     "rematch.draws": (2, REMATCH),
     "rematch.previous": (1, REMATCH),
@@ -202,7 +203,8 @@ def test_every_setting_is_changed() -> None:
 
 def test_every_setting_that_matters_is_run() -> None:
     run_with = {place for places in TOGETHER.values() for place in places}
-    by_default = {"concepts"}  # as semantics without anything of its own
+    # as semantics without anything of its own; to semantics, as nulls without token
+    by_default = {"concepts", "rematch"}
     assert {place for place, change in CHANGES.items() if change[1]} - run_with == by_default
 
 

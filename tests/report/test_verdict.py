@@ -215,15 +215,15 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
     [
         (
             20, (0, 1), "time",
-            "Against rows of the same text permuted, the median one of these 4 lies 0.10 by SVCCA (k=4) (95 %: −0.05 to "
-            "0.25) and 0.02 by RSA (95 %: −0.04 to 0.08) above the draws; 1 (time) is above all 20 by both metrics. That "
-            "is an estimate and no test: Benjamini–Hochberg-corrected over 66 tests, 1,320 draws are needed to call one "
-            "more than its words.",
+            "Against rows of the same text permuted, the median one of these 4 lies 0.10 by SVCCA (k=4) (95 %: −0.05 "
+            "to 0.25) and 0.02 by RSA (95 %: −0.04 to 0.08) above the draws; 1 (time) is above all 20 by both metrics. "
+            "That is an estimate and no test: Benjamini–Hochberg-corrected over 66 tests, 1,320 draws are needed to "
+            "call one more than its words.",
         ),
         (
             1500, (2, 0), "time, numbers",
-            "Beyond the word, which means that they beat rows of the same text permuted too (p < 0.05, "
-            "Benjamini–Hochberg-corrected over 66 tests), are 2 of these 4 (time, numbers); the median one lies 0.10 by",
+            "Beyond the word, which means that they beat rows of the same text permuted too (p < 0.05, Benjamini–"
+            "Hochberg-corrected over 66 tests), are 2 of these 4 (time, numbers); the median one of these 4 lies",
         ),
         (None, None, None, "Whether they are more than shared words is not known: that takes rows of the same text"),
     ],
