@@ -226,6 +226,11 @@ def r_findings(matching: pd.DataFrame) -> Iterator[str]:
         )
     else:
         yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that chose them."
+    if "r_check_mean" in matching and matching["r_check_mean"].notna().any():
+        yield (
+            f"On other text, {span(matching['rows_check'], 0)} rows on which nothing was chosen (match.check_on), "
+            f"their mean r is {span(matching['r_check_mean'])}."
+        )
 
 
 def _heldout(matching: pd.DataFrame) -> str:

@@ -108,6 +108,7 @@ CHANGES: dict[str, Change] = {
     "match.min_correlation": (0.06, MATCH),
     "match.max_uses": (2, MATCH, {"match.method": "unique"}),
     "match.filters": ([], MATCH),
+    "match.check_on": ("other-run", MATCH),
     "rematch": (None, SEMANTICS),
     "rematch.nulls": (["document"], REMATCH),
     "rematch.draws": (2, REMATCH),
@@ -166,7 +167,7 @@ TOGETHER: dict[str, list[str]] = {
     "a site": ["a.sites"],
     "contexts": [place for place in CHANGES if place.startswith("contexts.")] + ["report.contexts"],
     "correlate": [place for place in CHANGES if place.startswith("correlate.")],
-    "match": ["match.method", "match.min_correlation", "match.filters by data"],
+    "match": ["match.method", "match.min_correlation", "match.filters by data", "match.check_on"],
     "uses": ["match.max_uses", "match.filters"],
     "rematch": [f"rematch.{name}" for name in ("nulls", "draws", "previous", "metrics", "fractions", "seed")],
     "compare": [place for place in CHANGES if place.startswith("compare.")],
@@ -212,8 +213,8 @@ Make = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
-    """The tiny models, a shorter text, and whatever else a changed setting names."""
+def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path, client: Client) -> Path:
+    """The tiny models, a shorter text, and whatever else a changed setting names, a run on other text too."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_inputs, folder)
@@ -226,6 +227,9 @@ def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
         (folder / "llama-2" / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-5}))
         (folder / "concepts.yaml").write_text("animals: {keywords: [cat, bird]}\n")
         (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+        other = EXPERIMENT | {"corpus": EXPERIMENT["corpus"] | {"path": "fewer.jsonl"}}
+        (folder / "other.yaml").write_text(yaml.safe_dump(other))
+        void(run(folder / "other.yaml", run_dir=folder / "other-run", until="harvest", client=client))
 
     return once("settings", make)
 

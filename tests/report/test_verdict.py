@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
 from pipeline.report.statements import Tables, concept_findings, statements
-from pipeline.report.verdict import EasyPairs, concept_limits, criterion, limits
+from pipeline.report.verdict import EasyPairs, concept_limits, criterion, limits, r_findings
 
 NO_EASY = EasyPairs(10, 0)
 
@@ -172,6 +172,13 @@ def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence
     assert finding.index(f"{score:.3f}") < finding.index("% of the way") < finding.index("p = ")
     assert verdict.headline.startswith(headline)
     assert p == HIGH or verdict.headline.index(f"{score - 0.2:.2f} higher") < verdict.headline.index("p < 0.05")
+
+
+def test_r_on_other_text_follows_r_where_pairs_were_chosen() -> None:
+    said = " ".join(r_findings(matching(r_check_mean=0.31, rows_check=12_000)))
+    assert "On other text, 12000 rows on which nothing was chosen (match.check_on), their mean r is 0.31." in said
+    assert "other text" not in " ".join(r_findings(matching()))
+    assert "other text" not in " ".join(r_findings(matching(r_check_mean=float("nan"), rows_check=12_000)))
 
 
 def outcome(approach: str, verdict: str, subspaces: int, names: str = "") -> dict[str, object]:
