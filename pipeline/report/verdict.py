@@ -287,9 +287,10 @@ def concept_limits(concepts: pd.DataFrame) -> Iterator[str]:
         )
     elif draws < first.draws_needed:
         yield (
-            f"{int(draws)} draws of {null_name('token')}: no p can be below {p_number(1 / (draws + 1))}, and over "
-            f"{first.tests} tests of concepts that takes {int(first.draws_needed):,}. So no concept is called more "
-            "than its words, and its distance from the draws is given with an interval."
+            f"With {int(draws)} draws of {null_name('token')}, no p of a concept can be below "
+            f"{p_number(1 / (draws + 1))}; corrected over {first.tests} tests, {int(first.draws_needed):,} draws are "
+            "needed for one below 0.05. So no concept is called more than its words, and its distance from the draws "
+            "is given with an interval."
         )
 
 

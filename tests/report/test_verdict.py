@@ -247,7 +247,7 @@ def test_what_is_more_than_words_is_an_estimate_until_draws_suffice(draws, beyon
     assert said.index("above the nearest null") < said.index(sentence[:12]), "the nulls of the verdict come first"
     limit = " ".join(concept_limits(table))
     if draws == 20:
-        assert "20 draws of rows of the same text permuted: no p can be below 0.048" in limit
+        assert "With 20 draws of rows of the same text permuted, no p of a concept can be below 0.048;" in limit
     assert (limit == "") == (draws == 1500)
 
 
