@@ -27,6 +27,7 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 PUBLIC = {
     ("match", "pipeline.correlate.documents"),  # what estimates over documents are made of
     ("match", "pipeline.correlate.influence"),
+    ("match", "pipeline.correlate.intervals"),
     ("match", "pipeline.correlate.rows"),
     ("semantics", "pipeline.match.within"),
     ("semantics", "pipeline.compare.subsets"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from benchmarks import calibration, compare_activations
+from benchmarks import calibration, compare_activations, concept_calibration
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
 from pipeline.compare import engine
 from pipeline.compare.arrays import compare_rows
@@ -122,3 +122,18 @@ def test_every_p_holds_its_level():
     assert min(line["p_holm"] for line in result["lines"]) > 0.05
     page = calibration.PAGE.read_text(encoding="utf-8")
     assert calibration.page_with_tables(page) == page
+
+
+def test_the_token_null_of_concepts_holds_its_level_and_finds_what_is_more():
+    """A short version, and the stored result of the long one, which the page shows."""
+    result = concept_calibration.benchmark(8, 19)
+    assert result["level_is_held"]
+    assert result["interval_holds"]
+    assert min(line["power"] for line in result["lines"]) > 0.3
+    stored = json.loads(concept_calibration.RESULT.read_text(encoding="utf-8"))
+    assert stored["level_is_held"]
+    assert stored["interval_holds"]
+    assert min(line["experiments"] for line in stored["lines"]) >= 500
+    assert min(line["holds_0"] for line in stored["lines"]) >= 0.92
+    page = concept_calibration.PAGE.read_text(encoding="utf-8")
+    assert concept_calibration.page_with_table(page) == page

@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from pydantic import ValidationError
 
 import storage
+from pipeline.compare.arrays import compare_rows
+from pipeline.compare.engine import score_pairs
+from pipeline.compare.rows import ArrayRows
 from pipeline.correlate.run import correlate
-from pipeline.settings.registries import METRICS
+from pipeline.semantics.run import semantics
+from pipeline.settings.compare import CompareSettings
+from pipeline.settings.registries import METRICS, NULLS
+from pipeline.settings.semantics import SubspaceSettings
 from storage.errors import InputError
 from storage.registry import Registry
+from tests.semantics.conftest import write_planted
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -82,6 +90,44 @@ def test_a_metric_and_a_null(installed: Path, work: Path) -> None:
     assert "no metric 'mean_cosin'; did you mean 'mean_cosine'? There are cca, svcca" in unknown.stderr
 
 
+@pytest.fixture
+def from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the nulls of words and of keywords that the page shows, as a notebook does, for one test."""
+    assert "shuffled" in NULLS
+    monkeypatch.setattr(NULLS, "_items", dict(NULLS._items))
+    (code,) = re.findall(r"```python\n(# toy_words_null.py.*?)```", TEXT, flags=re.DOTALL)
+    exec(compile(code, "toy_words_null.py", "exec"), {"__name__": "toy_words_null"})
+
+
+@pytest.mark.usefixtures("from_outside")
+def test_a_null_of_words_needs_one_registration(client: Any) -> None:
+    rng = np.random.default_rng(0)
+    word = np.repeat(np.arange(10), 4)
+    x = rng.normal(size=(10, 5))[word] + 0.3 * rng.normal(size=(40, 5))
+    sides = ArrayRows(x), ArrayRows(x @ rng.normal(size=(5, 5)))
+    settings = CompareSettings(metrics=["rsa"], nulls=["shuffled", "rolled_words"], null_runs=19)
+    scores = score_pairs(sides, {}, settings, client, words=word)
+    within, anyhow = (scores.null_mean.sel(null=null).item() for null in ("rolled_words", "shuffled"))
+    assert within > anyhow + 0.3, "rows of a word stay with rows of that word"
+    with pytest.raises(InputError, match="rolled_words moves pairs by their words, and knows no words here"):
+        compare_rows(x, x, metrics=["rsa"], nulls=["rolled_words"], null_runs=9)
+    with pytest.raises(ValidationError, match="rolled_words draws from words, which subspaces do not have"):
+        SubspaceSettings(nulls=["rolled_words"])
+
+
+@pytest.mark.usefixtures("from_outside")
+def test_a_null_of_keywords_needs_one_registration(client: Any, tmp_path: Path) -> None:
+    planted = write_planted(tmp_path, client)
+    settings = SubspaceSettings(metrics=["rsa"], nulls=["other_pairs", "random_keywords"], null_runs=19)
+    paths = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
+    found = semantics(*paths, settings, client=client)
+    (weather,) = np.flatnonzero((found.name == "weather") & (found.approach == "global"))
+    assert found.p.sel(metric="rsa", null="other_pairs").values[weather] == 1 / 20
+    assert np.isnan(found.p.sel(null="other_pairs").values[found.approach.values == "within"]).all()
+    with pytest.raises(InputError, match="other_pairs is a null of concepts"):
+        compare_rows(np.eye(5), np.eye(5), metrics=["rsa"], nulls=["other_pairs"], null_runs=9)
+
+
 def test_a_filter_and_a_method(installed: Path, work: Path) -> None:
     chosen = ("--method", "first", "--filter", "even:after:side=b", "--min-correlation", "0.01")
     found = summary(installed, "match", work / "c.zarr", *chosen, "--out", work / "some.zarr")
@@ -128,7 +174,7 @@ def test_an_importer(installed: Path, tmp_path: Path) -> None:
     ("verb", "names"),
     [
         ("rematch", ["anywhere"]),
-        ("compare", ["mean_cosine", "rolled"]),
+        ("compare", ["mean_cosine", "rolled", "rolled_words"]),
         ("match", ["first", "even"]),
         ("sweep", ["first"]),
         ("import", ["csv"]),

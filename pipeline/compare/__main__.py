@@ -50,7 +50,7 @@ def command(
     ] = None,
     contexts: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help="Contexts of both sides, for the null shuffled_words and n_effective."),
+        typer.Option(metavar="A B", help="Contexts of both sides, for nulls of words and n_effective."),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="The text, for the same.")] = None,
     overwrite: Overwrite = False,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.compare.base import Family, Metric, families
 from pipeline.compare.batched import runs_at_once, scores_of_stack
 from pipeline.compare.intervals import pair_intervals
-from pipeline.compare.nulls import Draws, Floats, Sizes, score_null
+from pipeline.compare.nulls import SAME_ROWS, Draws, Floats, Sizes, score_null
 from pipeline.compare.rows import MIN_PAIRS, RowSource, paired_rows
 from pipeline.compare.statistics import EFFECT_RUNS, Interval, difference, effect_size, p_value
 from pipeline.settings.compare import CompareSettings
@@ -38,8 +38,6 @@ from storage.errors import BudgetError, InputError
 
 logger = logging.getLogger(__name__)
 
-#: The null that moves all pairs of one word together.
-BY_WORD = "shuffled_words"
 QUANTILES = {"null_q05": 0.05, "null_q95": 0.95}
 #: What is said of a score beside one null; see :func:`summary`.
 SUMMARY = ("null_mean", "null_std", *QUANTILES, "z", "difference", "p")
@@ -91,8 +89,7 @@ def score_pairs(
     and may know the word of each, (pair,), negative numbers for none.
     """
     n, metrics = sides[0].shape[0], settings.parsed()
-    if keywords := [name for name in settings.nulls if NULLS[name].source == "keywords"]:
-        raise InputError(f"{keywords[0]} is a null of concepts (`semantics`): these pairs have no keywords")
+    _check_sources(settings.nulls, words)
     if n < MIN_PAIRS:
         logger.warning("%d pairs are too few to compare; the scores are undefined", n)
         note = f"undefined: {n} pairs, at least {MIN_PAIRS} are needed"
@@ -110,6 +107,15 @@ def score_pairs(
     return scores.assign(counts).assign_attrs(n_pairs=n, **settings.record())
 
 
+def _check_sources(nulls: Sequence[str], words: NDArray[np.int64] | None) -> None:
+    """Refuse nulls that draw from what these pairs do not have."""
+    for null in map(NULLS.__getitem__, nulls):
+        if null.source == "keywords":
+            raise InputError(f"{null.name} is a null of concepts (`semantics`): these pairs have no keywords")
+        if null.source == "words" and words is None:
+            raise InputError(f"{null.name} moves pairs by their words, and knows no words here: leave it out")
+
+
 def _score(
     client: Client,
     sides: tuple[RowSource, RowSource],
@@ -125,8 +131,7 @@ def _score(
     # a null without a bank pairs the same rows
     sizes = {name: banks[name].sizes() if name in banks else (n, n) for name in settings.nulls}
     draws = [
-        Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed, clumps=words if name == BY_WORD else None)
-        for name in settings.nulls
+        Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed, words=words) for name in settings.nulls
     ]
     outcomes = score_rows(rows, n, groups, draws, client, stop_after=settings.stop_after)
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}
@@ -182,7 +187,7 @@ def score_rows(
         scored = scored.result() if isinstance(scored, Future) else scored
         outcomes |= scored
         defined = family.only(metric for metric in scored if scored[metric].defined)
-        pairings = [drawn for drawn in draws if drawn.null.source == "rows"] if defined.metrics else []
+        pairings = [drawn for drawn in draws if drawn.null.source in SAME_ROWS] if defined.metrics else []
         compact = _call(client, "compact", defined.compact, state) if pairings else None
         for drawn in pairings:
             names = " and ".join(metric.name for metric in defined.metrics)

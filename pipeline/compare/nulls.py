@@ -13,13 +13,14 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.compare.base import Family, Metric, Pairing
+from pipeline.compare.random_keywords import random_lists
 from pipeline.compare.statistics import EFFECT_RUNS, ended_after
 from pipeline.settings.registries import NULLS
 from pipeline.work.workers import run_tasks
@@ -28,11 +29,17 @@ from storage.errors import InputError
 Floats = NDArray[np.float64]
 #: Rows in what is drawn from, of A and of B; None for a side that keeps the rows that are compared.
 Sizes = tuple[int | None, int | None]
-#: From a generator, the number of rows and the sizes: where in A and in B the rows of one run are, shape (n,) each.
-Places = Callable[[np.random.Generator, int, Sizes], tuple[Pairing, Pairing]]
-#: What the rows of a run are: those compared, all live features, a larger matching, another dictionary, blocks of text,
-#: or the pairs of random keywords.
-Source = Literal["rows", "features", "pool", "control", "blocks", "keywords"]
+#: Where in A and in B the rows of one run are, shape (n,) each, from a generator, the number of rows, and what is drawn
+#: from: sizes, or of the source ``words`` the word of each pair, int64, (n,), a negative number for none.
+Places = Callable[[np.random.Generator, int, Any], tuple[Pairing, Pairing]]
+#: Of the source ``keywords``: places in the pool of the pairs of all runs at once, (run, n), or None and why; see
+#: :func:`pipeline.compare.random_keywords.random_lists`.
+Lists = Callable[..., tuple[NDArray[np.int64] | None, str]]
+#: What the rows of a run are drawn from: those compared, or those with their words; all live features; a larger
+#: matching, or the pairs of lists of words in it; another dictionary; blocks of text.
+Source = Literal["rows", "words", "features", "pool", "keywords", "control", "blocks"]
+#: Sources of nulls that pair the compared rows otherwise.
+SAME_ROWS: tuple[Source, ...] = ("rows", "words")
 
 
 @dataclass(frozen=True)
@@ -44,23 +51,27 @@ class Null:
     name
         What users write.
     function
-        Draws one run. For ``rows`` A keeps its order, and only B's places count.
+        Draws one run (:data:`Places`); for ``keywords``, all of them (:data:`Lists`). For ``rows`` and ``words`` A
+        keeps its order, and only B's places count.
     source
-        What it draws from.
+        What it draws from. Whoever compares gives that to the function, or refuses the null.
     stream
         Sets the random numbers of this null apart from those of others.
     """
 
     name: str
-    function: Places
+    function: Callable[..., Any]
     source: Source
     stream: tuple[int, ...]
 
 
-def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Places], Places]:
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Function], Function]:
     """Register a function as a null, by its name; its random numbers are its own, unless `stream` says which."""
 
-    def register(function: Places) -> Places:
+    def register(function: Function) -> Function:
         name = function.__name__
         NULLS.add(name, Null(name, function, source, (zlib.crc32(name.encode()),) if stream is None else stream))
         return function
@@ -72,8 +83,8 @@ def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Pla
 class Draws:
     """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own.
 
-    `drawn`, (run, n), has the places of all runs where they depend on more than that, and `clumps`, (n,), the number of
-    the clump of each row that the null needs to know.
+    `drawn`, (run, n), has the places of all runs of a null of keywords, and `words`, (n,), the word of each row, for a
+    null of words.
     """
 
     null: Null
@@ -82,7 +93,7 @@ class Draws:
     runs: int
     seed: int
     drawn: NDArray[np.int64] | None = None
-    clumps: NDArray[np.int64] | None = None
+    words: NDArray[np.int64] | None = None
 
     def places(self, run: int) -> tuple[Pairing, Pairing]:
         """Return where the rows of one run are, int64, shape (n,) each.
@@ -97,9 +108,8 @@ class Draws:
         if self.drawn is not None:
             return self.drawn[run], self.drawn[run]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*self.null.stream, run)))
-        if self.clumps is not None:
-            return np.arange(self.n), shuffle_clumps(rng, self.clumps)
-        return self.null.function(rng, self.n, self.sizes)
+        draw: Places = self.null.function
+        return draw(rng, self.n, self.words if self.null.source == "words" else self.sizes)
 
     def too_few(self) -> str:
         """Say why the rows of a run cannot be drawn; an empty string where they can."""
@@ -249,10 +259,10 @@ def shuffle_clumps(rng: np.random.Generator, clumps: NDArray[np.int64]) -> Pairi
     return order
 
 
-@null("rows")
-def shuffled_words(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
+@null("words")
+def shuffled_words(rng: np.random.Generator, n: int, words: NDArray[np.int64]) -> tuple[Pairing, Pairing]:
     """Pair the same rows at random, all of one word with all of another: what clumps of one word give is kept."""
-    raise InputError("shuffled_words moves all pairs of one word together, and knows no words here: leave it out")
+    return np.arange(n), shuffle_clumps(rng, words)
 
 
 @null("features", stream=(1,))
@@ -275,6 +285,6 @@ def random_dictionary(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[P
 
 
 @null("keywords", stream=(4,))
-def random_keywords(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
-    """Take the pairs of random lists of words that are like a concept's: drawn by the stage that knows the words."""
-    raise InputError("random_keywords is a null of concepts: other pairs have no keywords")
+def random_keywords(rng: np.random.Generator, runs: int, **pool: Any) -> tuple[NDArray[np.int64] | None, str]:
+    """Take the pairs of random lists of words that are like a concept's."""
+    return random_lists(rng, runs, **pool)

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipeline.compare.engine import BY_WORD, Bank, score_pairs
+from pipeline.compare.engine import Bank, score_pairs
 from pipeline.compare.rows import DecoderRows, matched_features, open_pairs
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import CompareSettings
@@ -66,7 +66,7 @@ def compare(
         Stores of A and of B that were harvested with a ``random:…`` dictionary, or their paths; None for a side that
         keeps its rows. For ``random_dictionary``.
     contexts, corpus
-        What the features of both sides fire on, and the text: for ``shuffled_words`` and ``n_effective``. The word of a
+        What the features of both sides fire on, and the text: for nulls of words and ``n_effective``. The word of a
         pair is that at most of the top contexts of its two features.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
@@ -152,9 +152,9 @@ def _words(
 ) -> NDArray[np.int64] | None:
     """Return a number for the word of each pair, (pair,), a negative one of its own where it has none."""
     if contexts is None or corpus is None:
-        if BY_WORD in nulls:
+        if of_words := [name for name in nulls if NULLS[name].source == "words"]:
             raise InputError(
-                f"the null {BY_WORD} moves all pairs of one word together: give contexts=(A, B) and corpus=… "
+                f"the null {of_words[0]} moves pairs by their words: give contexts=(A, B) and corpus=… "
                 "(--contexts A B --corpus CORPUS.zarr), or leave this null out"
             )
         return None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from distributed import Client
 
+from pipeline.compare.nulls import SAME_ROWS
 from pipeline.compare.run import compare, compare_manifest
 from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores, table_paths
 from pipeline.settings.experiment import Experiment
@@ -45,7 +46,7 @@ def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> 
     def cost(outlook: Outlook) -> Cost:
         n, runs, slots = min(map(outlook.n_features, stores)), settings.null_runs, outlook.n_slots
         products, pairs_of_pairs = runs * n * 512.0 * 512.0, runs * n * n / 2.0
-        shuffled = sum(NULLS[null].source == "rows" for null in settings.nulls)
+        shuffled = sum(NULLS[null].source in SAME_ROWS for null in settings.nulls)
         drawn = len(settings.nulls) - shuffled
         shuffling = (pairs_of_pairs * RSA_SECONDS + products * SVCCA_SECONDS) * shuffled
         drawing = (pairs_of_pairs * DRAWN_RSA_SECONDS + products * DRAWN_SVCCA_SECONDS) * drawn

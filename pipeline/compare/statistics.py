@@ -30,6 +30,14 @@ class Interval(NamedTuple):
     note: str = ""
 
 
+class Range(NamedTuple):
+    """A mean with the interval in which one more draw is expected; NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def p_value(score: float, null: ArrayLike) -> float:
     """Return the one-sided p of a score against shuffled runs, (b + 1) / (N + 1).
 
@@ -132,6 +140,36 @@ def difference(score: float, null: ArrayLike) -> float:
     2.0
     """
     return score - float(np.mean(np.asarray(null, np.float64)))
+
+
+def expected_range(draws: Floats, level: float = 0.95) -> Range:
+    """Return the mean of some draws, and the interval that one more draw is in with a probability of 95 %.
+
+    Student's prediction interval, mean ± t(n − 1) · s · √(1 + 1/n): if the real data were a draw of the null, they
+    would be in it. Undefined draws take no part; with fewer than two there is no interval.
+
+    Parameters
+    ----------
+    draws
+        (draw,).
+    level
+        The probability.
+
+    Returns
+    -------
+    Range
+
+    Examples
+    --------
+    >>> [round(value, 2) for value in expected_range(np.array([1.0, 2.0, 3.0, np.nan]))]
+    [2.0, -2.97, 6.97]
+    """
+    defined = draws[~np.isnan(draws)]
+    n = len(defined)
+    if n < 2:
+        return Range(float(defined[0]) if n else np.nan, np.nan, np.nan)
+    reach = stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) * np.sqrt(1 + 1 / n)
+    return Range(float(defined.mean()), float(defined.mean() - reach), float(defined.mean() + reach))
 
 
 def runs_needed(n_tests: int, level: float = LEVEL) -> int:

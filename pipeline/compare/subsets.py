@@ -2,7 +2,7 @@
 
 The runs of one small subset take less time than sending them to a worker one by one, so that a task here scores a
 subset with all pairings of its rows, or hundreds of draws. Draws of other rows depend on the number of pairs alone:
-they are made once for each number, for all subsets that have it. Draws that are a subset's own (``random_keywords``)
+they are made once for each number, for all subsets that have it. Draws that are a subset's own (nulls of keywords)
 are given, and end early where p is not small.
 """
 
@@ -32,11 +32,12 @@ from pipeline.compare.engine import (
     score_rows,
     to_dataset,
 )
-from pipeline.compare.nulls import Draws, Floats, Null, check_finite, split_runs
+from pipeline.compare.nulls import SAME_ROWS, Draws, Floats, Null, check_finite, split_runs
 from pipeline.compare.rows import DecoderRows
 from pipeline.compare.statistics import EFFECT_RUNS, ended_after
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
+from pipeline.settings.semantics import OF_SUBSETS
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
 from storage.errors import BudgetError, InputError
@@ -77,12 +78,10 @@ class _Shared:
         shared = (null for null in self.nulls if null.source != "keywords")
         return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in shared]
 
-    def own_draws(self, places: NDArray[np.int64]) -> Draws | None:
-        """Return draws that are a subset's own, (run, pair) places in the pool; None if no null takes them."""
-        null = next((null for null in self.nulls if null.source == "keywords"), None)
-        if null is None:
-            return None
-        return Draws(null, places.shape[1], (len(self.banks["pool"][0]),) * 2, len(places), self.seed, places)
+    def own_draws(self, null: str, places: NDArray[np.int64]) -> Draws:
+        """Return draws of a null that are a subset's own, (run, pair) places in the pool."""
+        sizes = (len(self.banks["pool"][0]),) * 2
+        return Draws(NULLS[null], places.shape[1], sizes, len(places), self.seed, places)
 
 
 def compare_subsets(
@@ -91,7 +90,7 @@ def compare_subsets(
     b: str | Path,
     *,
     pool: tuple[ArrayLike, ArrayLike] | None = None,
-    keywords: Mapping[str, NDArray[np.int64]] | None = None,
+    keywords: Mapping[str, Mapping[str, NDArray[np.int64]]] | None = None,
     metrics: Sequence[str] = ("svcca", "rsa", "svcca_pc1"),
     nulls: Sequence[str] = ("shuffled", "random_features"),
     null_runs: int = 1000,
@@ -103,9 +102,9 @@ def compare_subsets(
     """Score subsets of matched features, each score beside its nulls.
 
     A subset is the paired features of A and of B, shape (pair,) each; with fewer than `min_pairs` it has no score. The
-    stores have decoder rows. The null ``random_pairs`` draws from `pool`, the pairs of the whole space;
-    ``random_keywords`` takes those places in the pool, (run, pair), that `keywords` has of a subset, and no more of
-    them than a small p needs. Subsets that it has nothing of are without this null. The memory of a worker holds both
+    stores have decoder rows. The null ``random_pairs`` draws from `pool`, the pairs of the whole space; a null of
+    keywords takes those places in the pool, (run, pair), that `keywords` has of it and a subset, and no more of them
+    than a small p needs. Subsets that it has nothing of are without this null. The memory of a worker holds both
     stores' decoder rows, and for each of its threads what a metric needs of the largest subset. The rest is as in
     :func:`pipeline.compare`.
 
@@ -140,7 +139,12 @@ def compare_subsets(
             run_tasks, used, _run, name="compare-subsets", label="Subsets against chance", args=args
         )
         outcomes = _outcomes(scored, shared.groups, list(score(jobs)))
-        own = {name: places for name, places in (keywords or {}).items() if name in scored}
+        own = [
+            (null.name, name, places)
+            for null in chosen
+            for name, places in (keywords or {}).get(null.name, {}).items()
+            if name in scored
+        ]
         for part in (slice(0, EFFECT_RUNS), slice(EFFECT_RUNS, None)):
             _add_own(outcomes, shared.groups, list(score(list(_own_jobs(own, shared, outcomes, part)))))
     few = {text: Outcome(notes=[f"undefined: fewer than {min_pairs} pairs"]) for text in parsed}
@@ -149,9 +153,8 @@ def compare_subsets(
 
 
 def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
-    # a control dictionary is none of what subsets have
-    if unknown := [null.name for null in nulls if null.source == "control"]:
-        known = ", ".join(name for name, null in NULLS.items() if null.source != "control")
+    if unknown := [null.name for null in nulls if null.source not in OF_SUBSETS]:
+        known = ", ".join(name for name, null in NULLS.items() if null.source in OF_SUBSETS)
         raise InputError(f"subsets are compared against {known}, not {unknown[0]}")
     if pool is None and (lacking := [null.name for null in nulls if null.source == "pool"]):
         raise InputError(
@@ -213,7 +216,7 @@ def _jobs(scored: Mapping[str, Ids], shared: _Shared, d_a: int, d_b: int) -> Ite
         yield _Job(name, scored[name])
     for n in sorted({len(own[0]) for own in scored.values()}, reverse=True):
         for draws in shared.draws(n):
-            if draws.null.source != "rows" and not draws.too_few():
+            if draws.null.source not in SAME_ROWS and not draws.too_few():
                 for runs in split_runs(range(draws.runs), draws_per_task(n, d_a, d_b)):
                     yield _Job(draws.null.name, draws=draws, runs=runs)
 
@@ -255,17 +258,20 @@ def _defined(
 
 
 def _own_jobs(
-    own: Mapping[str, NDArray[np.int64]],
+    own: Sequence[tuple[str, str, NDArray[np.int64]]],
     shared: _Shared,
     outcomes: Mapping[str, Mapping[Metric, Outcome]],
     part: slice,
 ) -> Iterator[_Job]:
-    """Yield tasks for some runs of the subsets' own draws, but of those that have ended for every metric."""
-    for name, places in own.items():
-        draws = shared.own_draws(places[part])
-        if draws is None or not draws.runs:
+    """Yield tasks for some runs of the subsets' own draws, but of those that have ended for every metric.
+
+    `own` has nulls, subsets and places.
+    """
+    for null, name, places in own:
+        draws = shared.own_draws(null, places[part])
+        if not draws.runs:
             continue
-        before = [outcome.null.get(draws.null.name) for outcome in outcomes[name].values() if outcome.defined]
+        before = [outcome.null.get(null) for outcome in outcomes[name].values() if outcome.defined]
         if part.start == 0 or any(values is not None and np.isfinite(values[-1]) for values in before):
             yield _Job(name, draws=draws, runs=range(draws.runs))
 

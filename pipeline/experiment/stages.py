@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.compare.stage import STAGE as COMPARE
 from pipeline.correlate.stage import STAGE as CORRELATE
 from pipeline.harvest.stage import STAGE as HARVEST
+from pipeline.match.stage import check as check_match
 from pipeline.match.stage import tasks as match_tasks
 from pipeline.rematch.stage import STAGE as REMATCH
 from pipeline.report.stage import STAGE as REPORT
@@ -20,7 +21,9 @@ from storage.registry import Registry
 from storage.rundir import RunDirectory
 
 # a filter of the matching reads which features stand for no concept
-MATCH = Stage("match", lambda config, run: [*non_concept_tasks(config, run), *match_tasks(config, run)])
+MATCH = Stage(
+    "match", lambda config, run: [*non_concept_tasks(config, run), *match_tasks(config, run)], check=check_match
+)
 
 #: All stages by name, those of this package behind those whose results they read.
 STAGES: Registry[Stage] = Registry("stage", "subspace.stages")

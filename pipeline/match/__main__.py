@@ -63,6 +63,10 @@ def command(
     corpus: Corpus = None,
     non_concept: NonConcept = None,
     hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
+    check_on: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Stores of the same features on other text: r of the pairs there, too."),
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
     ] = None,
@@ -80,7 +84,8 @@ def command(
     if out is None:
         raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,r,r_heldout,", overwrite=overwrite) as outputs:
-        pairs = pipeline.match(correlation, settings, out=out, beside=outputs, overwrite=overwrite, **text)
+        text |= {"check_on": check_on, "overwrite": overwrite}
+        pairs = pipeline.match(correlation, settings, out=out, beside=outputs, **text)
         if csv is not None:
             outputs.write_table(pair_table(pairs))
     _show_pairs(pairs, out, _tops(contexts, stores, corpus) if hubs else None, hubs, as_json=as_json)
@@ -111,6 +116,7 @@ def _show_pairs(pairs: xr.Dataset, out: Path, tops: dict[str, TopTokens] | None,
     found = diagnose(pairs, tops, n_hubs or DEFAULT_HUBS)
     summary = {"result": str(out), "pairs": found["pairs"], "mean_r": found["mean_r"]}
     summary |= {name: found[name] for name in ("mean_r_heldout", "share_unique", "share_mutual")}
+    summary |= {name: pairs.attrs[name] for name in ("mean_r_check", "n_rows_check") if name in pairs.attrs}
     summary |= heldout_note_of(found)
     if as_json:
         fates = {f"fates_{side}": pairs.attrs[f"fates_{side}"] for side in "ab"}

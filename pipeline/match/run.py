@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.match.check import check_other_text, r_on_other_text
 from pipeline.match.edges import check_minimum, lookup, ranks, read_edges
 from pipeline.match.fates import FATES, TAKEN, Fate, Fates, count_fates
 from pipeline.match.filters import Candidates, TextInputs, apply_filter, check_needs, heldout_note, mean_or_none
@@ -19,6 +20,7 @@ from pipeline.settings.correlate import MEASURE_NAMES
 from pipeline.settings.match import HELDOUT_NOTE, MatchSettings
 from pipeline.settings.registries import METHODS
 from pipeline.work.outputs import NO_OUTPUTS, Outputs
+from pipeline.work.workers import ClientSource
 from storage import Manifest, check_same_kind, fingerprint, make_result, new_manifest, open_result, read_manifest
 from storage.errors import InputError
 from storage.lazy import source_of
@@ -51,7 +53,10 @@ def match(
     stores: tuple[str | Path, str | Path] | None = None,
     corpus: str | Path | None = None,
     non_concept: tuple[str | Path, str | Path] | None = None,
+    check_on: tuple[str | Path, str | Path] | None = None,
+    memory: str | int = "auto",
     overwrite: bool = False,
+    client: ClientSource = None,
 ) -> xr.Dataset:
     """Choose pairs of features from a correlation result.
 
@@ -74,6 +79,11 @@ def match(
         The contexts and stores of A and B, and the text; for filters that look at tokens.
     non_concept
         What ``non_concept_features`` found for A and B; for the filter ``{"name": "non_concept", "by": "data"}``.
+    check_on
+        Stores of A and of B with the same features on other text, on which r of the pairs is measured too. It chooses
+        nothing.
+    memory, client
+        For `check_on`: the budget, and where to run; threads of this process by default.
 
     Returns
     -------
@@ -83,13 +93,17 @@ def match(
         of the B feature in the A feature's list of all candidates, before any filter, best 0; ``rank_a`` the other
         way round; ``uses_a`` and ``uses_b`` int32, how many pairs the feature is in. ``fate_a(id_a)`` and
         ``fate_b(id_b)`` int8 say of every feature, dead ones included, why it is or is not in a pair. The attribute
-        ``filters`` says what each filter dropped.
+        ``filters`` says what each filter dropped. With `check_on`, what
+        :func:`pipeline.match.check.r_on_other_text` adds.
 
     Raises
     ------
     InputError
-        If a setting is wrong, the minimum is below what was kept, `cor` is a dataset without a path, or
-        a filter needs something that is not given.
+        If a setting is wrong, the minimum is below what was kept, `cor` is a dataset without a path,
+        a filter needs something that is not given, or the stores of `check_on` are not of the same features, or not of
+        other text.
+    BudgetError
+        If the sums of `check_on` do not fit the memory.
     MissingInputError
         If there is no finished result at the path.
     FormatError
@@ -113,13 +127,18 @@ def match(
     correlation = open_result(path, "correlate")
     text = check_inputs(path, correlation, [settings], TextInputs.of(contexts, stores, corpus, non_concept))
     check_same_kind(correlation.attrs.get("kind_a"), correlation.attrs.get("kind_b"))
-    manifest = match_manifest(path, settings, text)
+    other = None if check_on is None else (Path(check_on[0]), Path(check_on[1]))
+    if other is not None:
+        check_other_text(correlation, other)
+    manifest = match_manifest(path, settings, text, check_on=other)
 
     def make() -> xr.Dataset:
         data = Candidates(str(path), correlation, read_edges(path, correlation, settings.min_correlation), text)
-        pairs = make_pairs(data, settings).assign_attrs(manifest.to_attrs())
+        pairs = make_pairs(data, settings)
+        if other is not None:
+            pairs = r_on_other_text(pairs, other, memory=memory, client=client)
         _log(pairs, settings)
-        return pairs
+        return pairs.assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, beside.checked_before(make), overwrite=overwrite)
 
@@ -175,10 +194,13 @@ def match_manifest(
     settings: MatchSettings,
     text: TextInputs | None,
     identify: Callable[[str | Path], str] = fingerprint,
+    *,
+    check_on: tuple[Path, Path] | None = None,
 ) -> Manifest:
     """Return what the pairs of the correlation at `path` depend on; `text` only where a filter reads it.
 
-    `identify` returns the fingerprint of what is, or will be, at a path.
+    `check_on` are the stores of other text, if there are any. `identify` returns the fingerprint of what is, or will
+    be, at a path.
     """
     inputs = {"correlation": identify(path)}
     if text is not None:
@@ -186,6 +208,7 @@ def match_manifest(
         inputs["corpus"] = identify(text.corpus)
         recognised = zip("ab", text.non_concept or (), strict=False)
         inputs |= {f"non_concept_{side}": identify(each) for side, each in recognised}
+    inputs |= {f"check_{side}": identify(each) for side, each in zip("ab", check_on or (), strict=False)}
     return new_manifest(STAGE, inputs, settings.record())
 
 
@@ -200,6 +223,8 @@ def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
     logger.info("%d pairs by %s with r ≥ %g%s", pairs.n_pairs, settings.method, minimum, mean)
     if HELDOUT_NOTE in pairs.attrs:
         logger.info("%s", pairs.attrs[HELDOUT_NOTE])
+    if pairs.attrs.get("mean_r_check") is not None:
+        logger.info("Mean r on %d rows of other text: %.4g", pairs.n_rows_check, pairs.mean_r_check)
 
 
 def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:

@@ -12,7 +12,6 @@ Every value is on disk once it is made: work that was stopped goes on with the n
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare.engine import allowed_memory, score_pairs
 from pipeline.compare.rows import DecoderRows
-from pipeline.compare.statistics import p_value
+from pipeline.compare.statistics import Range, expected_range, p_value
 from pipeline.correlate.job import load_arrays, save_arrays
 from pipeline.correlate.rows import FEWEST_ROWS, read_halves, splitmix64
 from pipeline.correlate.run import correlate
@@ -36,7 +35,7 @@ from pipeline.match.filters import Candidates, TextInputs, check_needs
 from pipeline.match.run import check_stores, make_pairs
 from pipeline.rematch.nulls import RowNull, Rows, Units, check_units
 from pipeline.rematch.permuted import documents_of_features, write_permuted
-from pipeline.rematch.summary import Range, expected_range, feature_tests, share_beyond, strata_of
+from pipeline.rematch.summary import feature_tests, share_beyond, strata_of
 from pipeline.settings.base import keywords
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
@@ -68,8 +67,8 @@ DRAWS = "draws"
 SHUFFLES = 20
 #: What is counted and averaged of every matching; the scores follow.
 COUNTS = ("pairs", "r", "r_heldout")
-#: The null that says how many pairs, and which r, chance gives.
-CHANCE = "document"
+#: The null that says how many pairs, and which r, chance gives; and the one whose pairs the result keeps.
+CHANCE, VOCABULARY = "document", "token"
 NO_CHANCE = Range(0.0, 0.0, 0.0)
 SUMMARY = (
     *("null_mean", "null_low", "null_high"),
@@ -104,8 +103,9 @@ def rematch(
     The first number to read is ``beyond`` of the null ``token``: the share of what is above chance that the shared
     vocabulary does not give.
 
-    Memory is that of the correlation; for the permuted copy of B, two shards and at most half of the budget. On
-    disk, beside `out` and until it is done, stand one copy of B's activations and one correlation.
+    Memory is that of the correlation; for the permuted copy of B, two shards and at most half of the budget; and 12
+    bytes for each pair of each draw of the null ``token``. On disk, beside `out` and until it is done, stand one copy
+    of B's activations and one correlation.
 
     Parameters
     ----------
@@ -146,7 +146,9 @@ def rematch(
         p against the null ``document``, pooled over features that fire about as often and in as many documents, and
         the p after Benjamini and Hochberg. Over ``size``, shares of the text, each within the next, as far as documents
         are known: ``fraction``, ``size_rows``, and the numbers of pairs of the real rows and of the first null,
-        ``size_pairs`` and ``size_null_pairs``. Undefined values are NaN.
+        ``size_pairs`` and ``size_null_pairs``. Over ``matched``, the pairs themselves that the null ``token`` leaves,
+        by which subspaces of them can be scored: ``matched_in``, the draw, -1 for the real rows, ``matched_a`` and
+        ``matched_b``, all int32. Undefined values are NaN.
 
     Raises
     ------
@@ -189,8 +191,9 @@ def rematch(
         zarr.open_group(str(partial / DRAWS), mode="a", zarr_format=3)
         with target.building() as scratch, ensure_client(client) as active:
             scratch.mkdir()
-            for null, draw, make in draws.missing(partial / DRAWS, scratch.absolute(), active):
-                save_arrays(make(), _file(partial / DRAWS, null, draw))
+            for matching in draws.matchings():
+                if not (file := partial / DRAWS / matching.file).is_file():
+                    save_arrays(draws.make(matching, scratch.absolute(), active), file)
             remove_folder(scratch)
         add_variables(draws.result(partial / DRAWS), partial)
         target.finish()
@@ -213,7 +216,7 @@ def rematch_manifest(
     inputs = {"pairs": identify(pairs), "correlation": identify(cor)}
     if corpus is not None and (text is not None or _needs_text(settings)):
         inputs["corpus"] = identify(corpus)
-    return new_manifest(STAGE, inputs, settings.record())
+    return new_manifest(STAGE, inputs, settings.record() | {"pairs_kept_of": VOCABULARY})
 
 
 def _needs_text(settings: RematchSettings) -> bool:
@@ -224,10 +227,6 @@ def draws_done(partial: Path) -> str:
     """Say how many matchings of unfinished work are on disk."""
     done = len(list((partial / DRAWS).glob("*.npz")))
     return f"{done} matchings are done" if done else ""
-
-
-def _file(folder: Path, null: str, draw: int | None) -> Path:
-    return folder / (f"{null}-real.npz" if draw is None else f"{null}-{draw:05d}.npz")
 
 
 @dataclass(frozen=True)
@@ -302,6 +301,25 @@ def _scored(stores: tuple[Path, Path], metrics: list[str]) -> list[str]:
     return [] if without else metrics
 
 
+@dataclass(frozen=True)
+class _Matching:
+    """A matching that is to be made: of the rows that a null uses, real or as a draw has them.
+
+    Of a share of the text, `share`, it is counted; of all of it, scored too.
+    """
+
+    null: RowNull
+    units: Units
+    draw: int | None
+    share: float | None = None
+
+    @property
+    def file(self) -> str:
+        """Name of the file that it is kept in until all are made."""
+        of = self.null.name if self.share is None else f"share-{self.share:g}"
+        return f"{of}-real.npz" if self.draw is None else f"{of}-{self.draw:05d}.npz"
+
+
 class _Draws:
     """All matchings of one result: the real one of each null, on the rows that the null uses, and its draws."""
 
@@ -314,20 +332,21 @@ class _Draws:
             None if corpus is None else open_corpus(corpus),
             work.settings.previous,
         )
-        self.nulls: dict[str, RowNull] = {name: ROW_NULLS[name] for name in work.settings.nulls}
-        self.units = {name: self._checked(name, null.function(rows)) for name, null in self.nulls.items()}
-        #: By the name of their matchings, the shares of the text that are matched too.
-        self.fractions: dict[str, float] = {}
-        for fraction in sorted(set(work.settings.fractions) if "document" in rows.store.variables else ()):
-            self._add_fraction(rows, fraction)
+        self.nulls: list[RowNull] = [ROW_NULLS[name] for name in work.settings.nulls]
+        self.units = {null.name: self._checked(null.name, null.function(rows)) for null in self.nulls}
+        #: Units of the first null in each share of the text that has rows enough to be matched.
+        self.shares = {
+            share: units
+            for share in sorted(set(work.settings.fractions) if "document" in rows.store.variables else ())
+            if (units := self._of_share(rows, share)) is not None
+        }
 
-    def _add_fraction(self, rows: Rows, fraction: float) -> None:
-        null = self.nulls[self.work.settings.nulls[0]]
-        name, units = f"{null.name}-{fraction:g}", null.function(share_of_texts(rows, fraction))
-        if min(self._rows_left(units)) < FEWEST_ROWS:
-            logger.warning("%g of the text has too few rows for the null %s, and is not matched", fraction, null.name)
-            return
-        self.nulls[name], self.units[name], self.fractions[name] = null, units, fraction
+    def _of_share(self, rows: Rows, share: float) -> Units | None:
+        units = self.nulls[0].function(share_of_texts(rows, share))
+        if min(self._rows_left(units)) >= FEWEST_ROWS:
+            return units
+        logger.warning("%g of the text has too few rows for the null %s, and is not matched", share, self.nulls[0].name)
+        return None
 
     def _rows_left(self, units: Units) -> list[int]:
         """Return how many rows of each half a null uses."""
@@ -345,53 +364,66 @@ class _Draws:
                 )
         return units
 
-    def halves(self, null: str) -> NDArray[np.int8]:
+    def halves(self, units: Units) -> NDArray[np.int8]:
         """Return the half of each row that a null uses; the others count in neither."""
-        return np.where(self.units[null].used, self.half, -1).astype(np.int8)
+        return np.where(units.used, self.half, -1).astype(np.int8)
 
-    def missing(
-        self, folder: Path, scratch: Path, client: Client
-    ) -> Iterator[tuple[str, int | None, Callable[[], dict[str, NDArray[Any]]]]]:
-        """Yield the matchings that are not on disk: null, number of the draw (None: real), and what makes it."""
+    def of_null(self, null: RowNull) -> list[_Matching]:
+        """Return the matchings of all text for one null, the real one first."""
+        return [_Matching(null, self.units[null.name], draw) for draw in (None, *range(self.work.settings.draws))]
+
+    def of_share(self, share: float) -> list[_Matching]:
+        """Return the matchings of a share of the text: the real one, and one draw of the first null."""
+        return [_Matching(self.nulls[0], self.shares[share], draw, share) for draw in (None, 0)]
+
+    def matchings(self) -> Iterator[_Matching]:
+        """Yield all of them, in the order in which they are made."""
         for null in self.nulls:
-            for draw in (None, *range(1 if null in self.fractions else self.work.settings.draws)):
-                if not _file(folder, null, draw).is_file():
-                    yield null, draw, functools.partial(self._make, null, draw, scratch, client)
+            yield from self.of_null(null)
+        for share in self.shares:
+            yield from self.of_share(share)
 
-    def _make(self, null: str, draw: int | None, scratch: Path, client: Client) -> dict[str, NDArray[Any]]:
+    def make(self, matching: _Matching, scratch: Path, client: Client) -> dict[str, NDArray[Any]]:
+        """Return all that is kept of a matching; nothing else is left behind."""
         a, b = self.work.stores
-        permuted = scratch / "b.zarr"
+        permuted, draw = scratch / "b.zarr", matching.draw
         if draw is not None:
-            order = self.nulls[null].order(self.units[null], self.work.settings.seed, draw)
+            order = matching.null.order(matching.units, self.work.settings.seed, draw)
             write_permuted(b, order, permuted, memory=allowed_memory(self.work.settings.memory) // 2)
         cor = correlate(
             a,
             b if draw is None else permuted,
             self.work.correlating,
             out=scratch / "correlation.zarr",
-            halves=self.halves(null),
+            halves=self.halves(matching.units),
             client=client,
         )
-        made = self._measured(cor, client, scored=null not in self.fractions)
-        logger.info(
-            "%s, %s: %d pairs, mean r %.4g, held out %.4g",
-            null, "real" if draw is None else f"draw {draw + 1} of {self.work.settings.draws}",
-            *(made[name] for name in COUNTS),
-        )  # fmt: skip
+        made = self._measured(cor, client, whole=matching.share is None)
+        where = "" if matching.share is None else f" in {matching.share:g} of the text"
+        what = "real" if draw is None else f"draw {draw + 1}"
+        figures = (made[name] for name in COUNTS)
+        logger.info("%s%s, %s: %d pairs, mean r %.4g, held out %.4g", matching.null.name, where, what, *figures)
         remove_folder(scratch / "correlation.zarr")
         remove_folder(permuted)
         return made
 
-    def _measured(self, cor: xr.Dataset, client: Client, *, scored: bool) -> dict[str, NDArray[Any]]:
-        """Return all that is kept of a matching."""
+    def _measured(self, cor: xr.Dataset, client: Client, *, whole: bool) -> dict[str, NDArray[Any]]:
+        """Return the figures of a matching; of one of the whole text its scores, pairs and best r too."""
         path, settings = Path(cor.encoding["source"]), self.work.matching
         data = Candidates(str(path), cor, read_edges(path, cor, settings.min_correlation), self.text)
         pairs = make_pairs(data, settings)
         means = (pairs.attrs[name] for name in ("n_pairs", "mean_r", "mean_r_heldout"))
-        made = {name: np.float64(np.nan if mean is None else mean) for name, mean in zip(COUNTS, means, strict=True)}
-        more = self._scores(pairs, client) if scored else {}
+        made = {
+            name: np.asarray(np.nan if mean is None else mean, np.float64)
+            for name, mean in zip(COUNTS, means, strict=True)
+        }
+        if not whole:
+            return made
+        # in the order of their ids, so that the same pairs are shuffled alike, whatever their r
+        ordered = pairs.isel(pair=np.lexsort((pairs["feature_b"].values, pairs["feature_a"].values)))
+        more = {f"feature_{side}": ordered[f"feature_{side}"].values.astype(np.int32) for side in "ab"}
         more |= {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
-        return {name: np.asarray(value) for name, value in {**made, **more}.items()}
+        return {name: np.asarray(value) for name, value in {**made, **self._scores(ordered, client), **more}.items()}
 
     def _scores(self, pairs: xr.Dataset, client: Client) -> dict[str, NDArray[np.float64]]:
         """Return the score of each metric, its mean over shuffled pairings, and how far one more may lie from that.
@@ -402,10 +434,8 @@ class _Draws:
         none = dict.fromkeys(("score", "chance", "chance_reach"), np.full(len(work.metrics), np.nan))
         if not work.metrics:
             return none
-        # in the order of their ids, so that the same pairs are shuffled alike, whatever their r
-        ordered = pairs.isel(pair=np.lexsort((pairs["feature_b"].values, pairs["feature_a"].values)))
         sides = [
-            DecoderRows(str(path), ordered[f"feature_{side}"].values, open_activations(path).sizes["d_model"])
+            DecoderRows(str(path), pairs[f"feature_{side}"].values, open_activations(path).sizes["d_model"])
             for path, side in zip(work.stores, "ab", strict=True)
         ]
         settings = CompareSettings(
@@ -422,10 +452,7 @@ class _Draws:
 
     def result(self, folder: Path) -> xr.Dataset:
         """Return the result, from the matchings on disk."""
-        loaded = {
-            null: [load_arrays(_file(folder, null, draw)) for draw in (None, *range(self.work.settings.draws))]
-            for null in self.work.settings.nulls
-        }
+        loaded = {null.name: _loaded(folder, self.of_null(null)) for null in self.nulls}
         metrics, quantities = self.work.metrics, [*COUNTS, *self.work.metrics]
         values = np.array([[_quantities(each) for each in made] for made in loaded.values()])
         reach = {null: made[0]["chance_reach"] for null, made in loaded.items()}
@@ -446,6 +473,8 @@ class _Draws:
         }
         if CHANCE in loaded:
             variables |= self._of_features(loaded[CHANCE])
+        if VOCABULARY in loaded:
+            variables |= _pairs_of(loaded[VOCABULARY])
         names = {"null": list(loaded), "quantity": quantities, "metric": metrics}
         coords = {name: np.array(listed, object) for name, listed in names.items() if listed}
         if not metrics:
@@ -455,13 +484,12 @@ class _Draws:
 
     def _growth(self, folder: Path, whole: NDArray[np.float64]) -> dict[str, Any]:
         """Return how many pairs there are of each share of the text, as variables; `whole` are those of all of it."""
-        first = self.work.settings.nulls[0]
-        made = {name: [load_arrays(_file(folder, name, draw)) for draw in (None, 0)] for name in self.fractions}
-        counts = [*([float(each["pairs"]) for each in both] for both in made.values()), [whole[0], whole[1:].mean()]]
-        rows = [np.count_nonzero(self.units[name].used) for name in (*self.fractions, first)]
+        made = [_loaded(folder, self.of_share(share)) for share in self.shares]
+        counts = [*([float(each["pairs"]) for each in both] for both in made), [whole[0], whole[1:].mean()]]
+        rows = [np.count_nonzero(units.used) for units in (*self.shares.values(), self.units[self.nulls[0].name])]
         pairs, null_pairs = np.array(counts).T
         return {
-            "fraction": ("size", np.array([*self.fractions.values(), 1.0])),
+            "fraction": ("size", np.array([*self.shares, 1.0])),
             "size_rows": ("size", np.array(rows)),
             "size_pairs": ("size", pairs),
             "size_null_pairs": ("size", null_pairs),
@@ -474,11 +502,23 @@ class _Draws:
     def _of_features(self, loaded: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
         """Return the best r of each A feature, with its tests against chance, as variables."""
         real, draws = loaded[0], np.array([each["best_r"] for each in loaded[1:]])
-        choosing = self.halves(CHANCE) == 0
+        choosing = self.halves(self.units[CHANCE]) == 0
         strata = strata_of(real["n_active"], documents_of_features(self.work.stores[0], choosing))
         tests = feature_tests(real["best_r"], draws, strata)
         variables = {"best_r": real["best_r"]} | {f"best_r_{name}": values for name, values in tests.items()}
         return {name: ("feature_a", values) for name, values in variables.items()}
+
+
+def _loaded(folder: Path, matchings: list[_Matching]) -> list[dict[str, NDArray[Any]]]:
+    return [load_arrays(folder / matching.file) for matching in matchings]
+
+
+def _pairs_of(made: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+    """Return the pairs of all matchings of a null, the real one first, one after the other, as variables."""
+    counts = [len(each["feature_a"]) for each in made]
+    columns = {"in": np.repeat(np.arange(-1, len(made) - 1), counts)}
+    columns |= {side: np.concatenate([each[f"feature_{side}"] for each in made]) for side in "ab"}
+    return {f"matched_{name}": ("matched", values.astype(np.int32)) for name, values in columns.items()}
 
 
 def share_of_texts(rows: Rows, fraction: float) -> Rows:

@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from pipeline.compare.statistics import benjamini_hochberg
+from pipeline.compare.statistics import Range, benjamini_hochberg
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-#: The level of all intervals.
-LEVEL = 0.95
-
-
-class Range(NamedTuple):
-    """A mean with the interval in which one more draw is expected; NaN where there is none."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def expected_range(draws: Floats) -> Range:
-    """Return the mean of some draws, and the interval that one more draw is in with a probability of 95 %.
-
-    Student's prediction interval, mean ± t(n − 1) · s · √(1 + 1/n): if the real data were a draw of the null, they
-    would be in it. Undefined draws take no part; with fewer than two there is no interval.
-
-    Parameters
-    ----------
-    draws
-        (draw,).
-
-    Returns
-    -------
-    Range
-
-    Examples
-    --------
-    >>> [round(value, 2) for value in expected_range(np.array([1.0, 2.0, 3.0, np.nan]))]
-    [2.0, -2.97, 6.97]
-    """
-    defined = draws[~np.isnan(draws)]
-    n = len(defined)
-    if n < 2:
-        return Range(float(defined[0]) if n else np.nan, np.nan, np.nan)
-    reach = stdtrit(n - 1, (1 + LEVEL) / 2) * defined.std(ddof=1) * np.sqrt(1 + 1 / n)
-    return Range(float(defined.mean()), float(defined.mean() - reach), float(defined.mean() + reach))
 
 
 def share_beyond(real: float, null: Range, chance: Range) -> Range:

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,17 @@ CLEAREST, CLEAREST_OF_CLUSTER = 10, 5
 MOST_SHOWN, MOST_CLUSTERS = 50, 24
 #: Subspaces with fewer pairs are in the table only.
 FEWEST_SHOWN = 3
-#: Verdicts, as the table keeps them, and how they are marked.
+#: Verdicts, as the table keeps them; the last is also what is said of words where no rows were permuted.
 PASSES, UNTESTED, NOT_JUDGED = "passes_both", "too_few_pairs", "not_judged"
+
+
+class TokenCell(NamedTuple):
+    """How far a score lies above the draws of the token null, with its interval, and how many draws are as high."""
+
+    difference: float
+    low: float
+    high: float
+    above: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class MetricCell:
     score: float
     nulls: list[tuple[str, float, float]]
     note: str
+    token: TokenCell | None = None
 
     @property
     def chance(self) -> float:
@@ -65,6 +75,7 @@ class SubspaceView:
     verdict: str
     row: int
     n_effective: float = float("nan")
+    beyond: str = NOT_JUDGED
 
     @property
     def passes(self) -> bool:
@@ -108,6 +119,7 @@ class Meanings:
     correction: str
     null_runs: int
     n_tests: int
+    token_draws: int
     rule: str
 
 
@@ -131,13 +143,14 @@ def read_meanings(run: Run) -> Meanings | None:
         correction=str(table.attrs["correction"]),
         null_runs=int(table.attrs["null_runs"]),
         n_tests=int(table.attrs["n_tests"]),
+        token_draws=int(table.attrs.get("token_draws", 0)),
         rule=json.dumps(run.experiment.semantics.rule.model_dump()),
     )
 
 
 def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
     """Yield the rows of the table."""
-    meanings = table["verdict"].attrs["flag_meanings"].split()
+    flags = {name: table[name].attrs["flag_meanings"].split() for name in ("verdict", "beyond") if name in table}
     judged = [str(metric) for metric in table.attrs["judged"]]
     metrics = [*judged, *(m for m in table["metric"].values.tolist() if m not in judged)]
     names = [field.name for field in dataclasses.fields(SubspaceView) if field.name in table]
@@ -145,7 +158,8 @@ def _rows(table: xr.Dataset) -> Iterator[SubspaceView]:
     cells = list(zip(*(list(_cells(table, metric)) for metric in metrics), strict=True))
     for i in range(table.sizes["row"]):
         values_of_row = {name: values[i] for name, values in columns.items()}
-        read = {"words": json.loads(values_of_row.pop("words")), "verdict": meanings[values_of_row.pop("verdict")]}
+        read = {name: texts[values_of_row.pop(name)] for name, texts in flags.items()}
+        read["words"] = json.loads(values_of_row.pop("words"))
         yield SubspaceView(**values_of_row, **read, metrics=list(cells[i]), row=i)
 
 
@@ -156,8 +170,11 @@ def _cells(table: xr.Dataset, metric: str) -> Iterator[MetricCell]:
     score, note = scores["score"].values.tolist(), scores["note"].values.tolist()
     mean = scores["null_mean"].transpose("row", "null").values.tolist()
     p = scores["p"].transpose("row", "null").values.tolist()
+    columns = [f"token_{name}" for name in ("difference", "difference_low", "difference_high", "above")]
+    token = [scores[name].values.tolist() for name in columns if name in scores]
     for i in range(table.sizes["row"]):
-        yield MetricCell(metric, score[i], list(zip(nulls, mean[i], p[i], strict=True)), str(note[i]))
+        of_token = TokenCell(*(column[i] for column in token)) if token else None
+        yield MetricCell(metric, score[i], list(zip(nulls, mean[i], p[i], strict=True)), str(note[i]), of_token)
 
 
 def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptView]:

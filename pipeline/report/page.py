@@ -97,7 +97,10 @@ def render_page(
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         headline=first,
         findings=findings,
-        limits=verdict.limits(judged, matching, sites, easy, run.unfinished),
+        limits=[
+            *verdict.limits(judged, matching, sites, easy, run.unfinished),
+            *verdict.concept_limits(read.concepts),
+        ],
         vocabulary=read.vocabulary,
         growth=read.growth,
         criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
@@ -139,6 +142,8 @@ class Legend:
     judged: list[str]
     verdicts: dict[str, str]
     marks: dict[str, str]
+    beyond: dict[str, str]
+    approaches: dict[str, str]
     correction: str
     anchors: dict[str, str]
 
@@ -158,6 +163,8 @@ def _legend(meanings: Meanings, page: str = "") -> Legend:
         judged=[first, second],
         verdicts=verdicts,
         marks={**dict.fromkeys(verdicts, "✓"), "neither": "×", "passes_both": "✓✓", "not_judged": ""},
+        beyond={"not_judged": "–", "not_shown": "not shown", "open": "open: too few draws", "beyond": "yes"},
+        approaches=verdict.APPROACHES,
         correction=verdict.CORRECTIONS[meanings.correction],
         anchors={view.shown.name: f"{page}#{view.anchor}" for view in meanings.concepts},
     )

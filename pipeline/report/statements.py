@@ -6,6 +6,7 @@ gives the effect before p, and speaks of one scale; every approach that was trie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,6 +18,7 @@ import xarray as xr
 from pipeline.report.results import Run
 from pipeline.report.tables import matching_table, median, observations, scores_table
 from pipeline.report.verdict import (
+    APPROACHES,
     CORRECTIONS,
     LEVEL,
     headline,
@@ -31,12 +33,6 @@ from pipeline.report.verdict import (
 from pipeline.report.vocabulary import growth_findings, growth_table, vocabulary_findings, vocabulary_table
 from storage import open_result, read_manifest
 
-#: What was judged, by the approach that made it.
-SUBSPACES = {
-    "global": "Concepts cut out of all matched pairs",
-    "within": "Concepts whose features were paired among themselves",
-    "cluster": "Clusters of matched pairs",
-}
 #: Why subspaces are not judged, by their verdict.
 REASONS = {"too_few_pairs": "have too few pairs", "not_judged": "have no null to be judged by"}
 
@@ -107,6 +103,9 @@ def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.
 
     `names` are those of the subspaces with the verdict, each once; ``above_first`` and ``above_second`` the median
     height of their scores above that null of the verdict which comes nearest, by the first and second judged metric.
+    Where there is a token null, ``beyond`` counts those that are beyond the word, ``open`` those of which its ``draws``
+    are too few to say (``draws_needed`` would do), and ``beyond_names`` are both; ``token_first`` and ``token_second``,
+    with ``_low`` and ``_high``, are the median distance from the draws and the medians of the ends of its interval.
 
     Parameters
     ----------
@@ -119,6 +118,7 @@ def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.
     attrs, rows["verdict"] = table.attrs, np.take(table["verdict"].attrs["flag_meanings"].split(), rows["verdict"])
     for place, metric in zip(("above_first", "above_second"), attrs["judged"], strict=True):
         rows[place] = _height(table, metric, nulls) if metric in table["metric"].values else np.nan
+    token = _token_columns(table, rows)
     tests: dict[Any, int] = {"concept": attrs["n_tests"], "cluster": attrs["n_tests_of_clusters"]}
     return pd.DataFrame.from_records(
         [
@@ -133,10 +133,36 @@ def concepts_table(table: xr.Dataset, nulls: Mapping[str, Sequence[str]]) -> pd.
                 "correction": attrs["correction"],
                 "tests": tests[kind],
                 "nulls": ", ".join(nulls[str(kind)]),
+                **(_of_token(group, token) if token else {}),
             }
             for (kind, approach, verdict), group in rows.groupby(["kind", "approach", "verdict"], sort=False)
         ]
     )
+
+
+def _token_columns(table: xr.Dataset, rows: pd.DataFrame) -> dict[str, Any]:
+    """Put what the token null says to the rows of subspaces, and return what is the same for all of them."""
+    if "beyond" not in table:
+        return {}
+    rows["beyond"] = np.take(table["beyond"].attrs["flag_meanings"].split(), table["beyond"].values)
+    for place, metric in zip(("token_first", "token_second"), table.attrs["judged"], strict=True):
+        for end in ("", "_low", "_high"):
+            values = table[f"token_difference{end}"].reindex(metric=[metric])
+            rows[f"{place}{end}"] = values.values.ravel()
+    return {"draws": table.attrs["token_draws"], "draws_needed": table.attrs["token_draws_needed"]}
+
+
+def _of_token(group: pd.DataFrame, same: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the token null says of some subspaces."""
+    above = group[group["beyond"].isin(["beyond", "open"])]
+    medians = [f"token_{place}{end}" for place in ("first", "second") for end in ("", "_low", "_high")]
+    return {
+        "beyond": int((group["beyond"] == "beyond").sum()),
+        "open": int((group["beyond"] == "open").sum()),
+        "beyond_names": ", ".join(dict.fromkeys(above["name"])),
+        **{name: median(group[name].to_numpy()) for name in medians},
+        **same,
+    }
 
 
 def _height(table: xr.Dataset, metric: str, judged: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -176,8 +202,8 @@ def concept_findings(table: pd.DataFrame) -> Iterator[str]:
         judged = sum(row.subspaces for row in by_verdict.values() if row.verdict not in REASONS)
         why = f" ({' and '.join(left)})" if left else ""
         yield (
-            f"{SUBSPACES[str(approach)]}: {judged or 'none'} of {total} subspaces can be judged{why}."
-            f"{_outcomes(by_verdict, first, judged)}"
+            f"{APPROACHES[str(approach)]}: {judged or 'none'} of {total} subspaces can be judged{why}."
+            f"{_outcomes(by_verdict, first, judged)}{_beyond(by_verdict.get('passes_both'))}"
         )
 
 
@@ -206,3 +232,35 @@ def _beating(row: Any, columns: tuple[str, ...]) -> str:
     names = f" ({row.names.replace('_', ' ')})" if row.names else ""
     above = listed(number(getattr(row, column)) for column in columns)
     return f"{row.subspaces}{names}, the median {above} above the nearest null"
+
+
+def _beyond(row: Any) -> str:
+    """Say of the subspaces that beat their nulls by both metrics how many are more than their words."""
+    if row is None:
+        return ""
+    draws = getattr(row, "draws", math.nan)
+    if math.isnan(draws):
+        return (
+            f" Whether they are more than shared words is not known: that takes {null_name('token')} "
+            "(the section rematch)."
+        )
+    names = metric_name(row.first), metric_name(row.second)
+    by = " and ".join(
+        f"{number(getattr(row, key))} by {name} (95 %: {number(getattr(row, f'{key}_low'))} to "
+        f"{number(getattr(row, f'{key}_high'))})"
+        for key, name in zip(("token_first", "token_second"), names, strict=True)
+    )
+    median_one = "it lies" if row.subspaces == 1 else f"the median one of these {row.subspaces} lies"
+    which = f" ({row.beyond_names.replace('_', ' ')})" if row.beyond_names else ""
+    proof = f"{CORRECTIONS[row.correction]}-corrected over {row.tests} tests"
+    if draws >= row.draws_needed:
+        return (
+            f" Beyond the word, which means that they beat {null_name('token')} too (p < {LEVEL:g}, {proof}), are "
+            f"{int(row.beyond) or 'none'} of these {row.subspaces}{which}; {median_one} {by} above the draws."
+        )
+    return (
+        f" Against {null_name('token')}, {median_one} {by} above the draws; "
+        f"{int(row.beyond + row.open) or 'none'}{which} {'is' if row.beyond + row.open < 2 else 'are'} above all "
+        f"{int(draws)} by both metrics. That is an estimate and no test: {proof}, {int(row.draws_needed):,} draws are "
+        "needed to call one more than its words."
+    )

@@ -47,7 +47,8 @@ def matching_table(run: Run) -> pd.DataFrame:
     that chose them and on the held-out documents, the share ``replicated`` of pairs that reach the minimum r there too
     (undefined counts as no), the mean r of all pairs of features (what a pair drawn at random would have), and the
     median best r of an A feature on both halves. Held-out figures are NaN where all rows chose; ``heldout_in_choice``
-    says whether held-out r took part in the choice of the pairs, and is biased for them.
+    says whether held-out r took part in the choice of the pairs, and is biased for them. Where the pairs were checked
+    on other text, ``r_check_mean`` and ``rows_check`` are of that.
     """
     return pd.DataFrame.from_records([_matching_record(pair) for pair in run.site_pairs])
 
@@ -70,7 +71,15 @@ def _matching_record(pair: SitePair) -> dict[str, Any]:
         "rows_select": int(correlation.attrs["n_rows_select"]),
         "rows_heldout": int(correlation.attrs.get("n_rows_heldout", 0)),
         "heldout_in_choice": pair.heldout_in_choice,
+        **_of_other_text(pair),
     }
+
+
+def _of_other_text(pair: SitePair) -> dict[str, Any]:
+    if "r_check" not in pair.pairs:
+        return {}
+    mean = float(pair.pairs["r_check"].to_series().mean())
+    return {"r_check_mean": mean, "rows_check": int(pair.pairs.attrs["n_rows_check"])}
 
 
 def _share_replicated(pair: SitePair) -> float:
@@ -212,7 +221,8 @@ def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.Dat
 
 
 def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
-    frame = pd.DataFrame({name: pair.pairs[name].values for name in ("feature_a", "feature_b", "r", "r_heldout")})
+    names = [name for name in ("feature_a", "feature_b", "r", "r_heldout", "r_check") if name in pair.pairs]
+    frame = pd.DataFrame({name: pair.pairs[name].values for name in names})
     frame.insert(0, "site_a", pair.a.name)
     frame.insert(1, "site_b", pair.b.name)
     for column in ("tokens", "context"):

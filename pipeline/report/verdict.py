@@ -25,6 +25,13 @@ NULL_NAMES = {
     "random_pairs": "random pairs",
     "random_keywords": "random keywords",
     "random_dictionary": "a random dictionary",
+    "token": "rows of the same text permuted",
+}
+#: What subspaces are called, by the approach that made them.
+APPROACHES = {
+    "global": "Concepts cut out of all matched pairs",
+    "within": "Concepts whose features were paired among themselves",
+    "cluster": "Clusters of matched pairs",
 }
 METRIC_NAMES = {
     "svcca": "SVCCA",
@@ -219,6 +226,11 @@ def r_findings(matching: pd.DataFrame) -> Iterator[str]:
         )
     else:
         yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that chose them."
+    if "r_check_mean" in matching and matching["r_check_mean"].notna().any():
+        yield (
+            f"On other text, {span(matching['rows_check'], 0)} rows on which nothing was chosen (match.check_on), "
+            f"their mean r is {span(matching['r_check_mean'])}."
+        )
 
 
 def _heldout(matching: pd.DataFrame) -> str:
@@ -257,6 +269,29 @@ def _resolution(scores: pd.DataFrame) -> Iterator[str]:
         )
     if criterion(scores) == "p_bh":
         yield "That is too few for Holm’s correction, so the verdict uses Benjamini and Hochberg’s."
+
+
+def concept_limits(concepts: pd.DataFrame) -> Iterator[str]:
+    """Yield what the number of draws of the token null does not let one say of concepts.
+
+    `concepts` is from :func:`pipeline.report.statements.concepts_table`.
+    """
+    if concepts.empty or not (concepts["kind"] == "concept").any():
+        return
+    first = next(observations(concepts[concepts["kind"] == "concept"]))
+    draws = getattr(first, "draws", math.nan)
+    if math.isnan(draws):
+        yield (
+            f"Concepts were not held against {null_name('token')}: those that beat their nulls may share no more than "
+            "their words. The section rematch of the experiment asks that."
+        )
+    elif draws < first.draws_needed:
+        yield (
+            f"With {int(draws)} draws of {null_name('token')}, no p of a concept can be below "
+            f"{p_number(1 / (draws + 1))}; corrected over {first.tests} tests, {int(first.draws_needed):,} draws are "
+            "needed for one below 0.05. So no concept is called more than its words, and its distance from the draws "
+            "is given with an interval."
+        )
 
 
 def _poor(sites: pd.DataFrame) -> Iterator[str]:

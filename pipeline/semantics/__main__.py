@@ -89,8 +89,8 @@ def _counts(study: Any) -> dict[str, int]:
 
 
 def _rich(study: Any) -> Table:
-    """Return the columns that fit a terminal: scores beside shuffled pairings, and the verdict."""
-    left_out = (" random", "coherence p", "random coherence")
+    """Return the columns that fit a terminal: scores beside shuffled pairings and above words, and the verdicts."""
+    left_out = (" random", "coherence p", "random coherence", " low", " high", " draws above")
     wanted = [column for column in study.columns if not any(word in column for word in left_out)]
     table = Table(title="concepts × pairs of sites (p corrected)")
     for column in wanted:

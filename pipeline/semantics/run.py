@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from pipeline.match.within import match_within
 from pipeline.semantics.coherence import Coherence, centred_unit, coherence, coherence_bytes, feature_vectors
 from pipeline.semantics.discovery import cluster_pairs, distinctive_words
 from pipeline.semantics.embeddings import word_vectors
-from pipeline.semantics.random_keywords import random_lists
-from pipeline.semantics.subspaces import Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.subspaces import Mask, Subspace, cut_out, from_pairs, members, overlap
+from pipeline.semantics.token_null import open_rematched, token_columns
 from pipeline.settings.base import keywords
 from pipeline.settings.match import heldout_note_of
+from pipeline.settings.registries import NULLS
 from pipeline.settings.semantics import SubspaceSettings
 from pipeline.text.top_tokens import NONE, TopTokens, dominant_words, effective_pairs, top_words
 from pipeline.work.pairs import feature_ids
@@ -33,7 +35,6 @@ from storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 STAGE, WORDS_STAGE = "semantics", "semantics-words"
-RANDOM_KEYWORDS = "random_keywords"
 #: Follows the note on held-out r that the pairs carry.
 WITHIN_NOTE = "Pairs of the approach within are matched without filters."
 #: Words that describe a subspace.
@@ -58,6 +59,8 @@ class Tested:
     tested: NDArray[np.bool_]
     n_a: int
     n_b: int
+    #: Which features of A and of B belong to the concept, where its pairs are cut out of all matched ones.
+    member: tuple[Mask, Mask] | None = None
 
     @property
     def key(self) -> str:
@@ -118,6 +121,7 @@ def semantics(
     *,
     min_correlation: float | None = None,
     words: str | Path | None = None,
+    rematched: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -140,6 +144,8 @@ def semantics(
         Lowest r of pairs within a concept; that of `pairs` by default.
     words
         Result of :func:`embed_words`, for coherence; there is none without it.
+    rematched
+        Result of :func:`pipeline.rematch` for the pairs, with its null ``token``; for the columns of the token null.
     out
         Where the result is written; a current one is left as it is. In memory only if absent.
     overwrite
@@ -154,20 +160,21 @@ def semantics(
         ``n_tested``, ``n_a``, ``n_b`` int64; ``overlap`` of both approaches, ``coherence``, ``coherence_random``,
         ``coherence_z``, ``coherence_p`` float64; ``no_keywords`` text, why a subspace has no null of random keywords;
         ``n_effective`` float64, how many pairs those tested would be if all of one dominant word were one; scores,
-        nulls and p as in :func:`pipeline.compare.subsets.compare_subsets`. Over ``member``, the
-        pairs themselves: ``subspace_of``, ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested``
-        bool.
+        nulls and p as in :func:`pipeline.compare.subsets.compare_subsets`. With `rematched`, the columns of
+        :func:`pipeline.semantics.token_null.token_columns`. Over ``member``, the pairs themselves: ``subspace_of``,
+        ``feature_a``, ``feature_b`` int32, ``r``, ``r_heldout`` float64, ``tested`` bool.
 
     Raises
     ------
     InputError
-        If the concepts of both sides differ, or a setting is wrong.
+        If the concepts of both sides differ, a setting is wrong, or `rematched` is of other pairs or without the null
+        ``token``.
     MissingInputError
         If a result is missing.
     """
     if min_correlation is None:
         min_correlation = float(open_result(pairs, "match").attrs["min_correlation"])
-    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words, min_correlation)
+    inputs = Inputs(Path(pairs), Path(cor), sites, Path(corpus), words, min_correlation, rematched)
     manifest = semantics_manifest(inputs, settings)
 
     def make() -> xr.Dataset:
@@ -186,13 +193,15 @@ class Inputs:
     corpus: Path
     words: str | Path | None
     min_correlation: float
+    rematched: str | Path | None = None
 
     def paths(self) -> dict[str, Path]:
         """Return all of them, by the names that they have in manifests."""
         paths = {"pairs": self.pairs, "correlation": self.correlation, "corpus": self.corpus}
         for side, site in zip("ab", self.sites, strict=True):
             paths |= {f"{name}_{side}": path for name, path in asdict(site).items()}
-        return paths | ({} if self.words is None else {"words": Path(self.words)})
+        optional = {"words": self.words, "rematched": self.rematched}
+        return paths | {name: Path(path) for name, path in optional.items() if path is not None}
 
 
 def semantics_manifest(
@@ -210,7 +219,7 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     subspaces = [*_concepts(inputs, matched, settings), *_clusters(inputs, matched, settings)]
     pool = feature_ids(matched, "a"), feature_ids(matched, "b")
     top = top_words([site.contexts for site in inputs.sites], inputs.sites[0].store, inputs.corpus)
-    keywords, without = _random_keywords(subspaces, matched, top, settings)
+    keywords, without = _keywords(subspaces, matched, top, settings)
     scores = compare_subsets(
         {
             entry.key: (entry.subspace.feature_a[entry.tested], entry.subspace.feature_b[entry.tested])
@@ -230,35 +239,42 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
     coherences = _coherences(subspaces, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
     table["no_keywords"] = "subspace", np.array([without.get(entry.key, "") for entry in subspaces], object)
+    if inputs.rematched is not None:
+        with open_rematched(inputs.rematched, inputs.pairs) as opened:
+            rematched = opened.load()
+        tested = [entry.member if len(entry.subspace) >= settings.min_pairs else None for entry in subspaces]
+        stores = inputs.sites[0].store, inputs.sites[1].store
+        table = table.assign(token_columns(tested, rematched, stores, settings, client))
     note = {name: f"{text} {WITHIN_NOTE}" for name, text in heldout_note_of(matched.attrs).items()}
-    return table.merge(_members(subspaces)).assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **note)
+    drawn = {} if inputs.rematched is None else {"token_draws": int(rematched.attrs["n_draws"])}
+    table = table.merge(_members(subspaces))
+    return table.assign_attrs(null_runs=settings.null_runs, seed=settings.seed, **drawn, **note)
 
 
-def _random_keywords(
+def _keywords(
     subspaces: Sequence[Tested], matched: xr.Dataset, top: Sequence[TopTokens], settings: SubspaceSettings
-) -> tuple[dict[str, NDArray[np.int64]], dict[str, str]]:
-    """Return places of the pairs of random lists of words by subspace, and why others have none."""
+) -> tuple[dict[str, dict[str, NDArray[np.int64]]], dict[str, str]]:
+    """Return places of the pairs of other lists of words, by null of keywords and subspace, and why some have none."""
     pool, r = (matched["feature_a"].values, matched["feature_b"].values), matched["r"].values
-    if RANDOM_KEYWORDS not in settings.nulls:
-        return {}, {}
-    dominant = dominant_words(top, pool)
-    drawn: dict[str, NDArray[np.int64]] = {}
-    without: dict[str, str] = {}
-    for entry in subspaces:
-        if entry.kind != "concept" or entry.subspace.approach != "global":
-            without[entry.key] = "only pairs that are cut out by keywords can compete with random keywords"
+    nulls = [null for null in map(NULLS.__getitem__, settings.nulls) if null.source == "keywords"]
+    drawn: dict[str, dict[str, NDArray[np.int64]]] = {null.name: {} for null in nulls}
+    without: dict[str, list[str]] = {}
+    dominant = dominant_words(top, pool) if nulls else None
+    for null, entry in itertools.product(nulls, subspaces):
+        if entry.member is None:
+            without[entry.key] = ["only pairs that are cut out by keywords can compete with other keywords"]
             continue
         if len(entry.subspace) < settings.min_pairs:
             continue
         concept = np.isin(_keys(pool), _keys((entry.subspace.feature_a, entry.subspace.feature_b)))
-        seed = settings.seed, *entry.key.encode()
-        places, why = random_lists(dominant, r, concept, runs=settings.null_runs, seed=seed)
+        rng = np.random.default_rng([settings.seed, *entry.key.encode()])
+        places, why = null.function(rng, settings.null_runs, dominant=dominant, r=r, concept=concept)
         if places is None:
-            without[entry.key] = why
-            logger.info("%s has no null of random keywords: %s", entry.key, why)
+            without.setdefault(entry.key, []).append(why)
+            logger.info("%s has no null %s: %s", entry.key, null.name, why)
         else:
-            drawn[entry.key] = places
-    return drawn, without
+            drawn[null.name][entry.key] = places
+    return drawn, {key: "; ".join(reasons) for key, reasons in without.items()}
 
 
 def _keys(pairs: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
@@ -283,7 +299,9 @@ def _concepts(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -
                 if approach == "global"
                 else from_pairs(name, approach, within[name])
             )
-            yield Tested("concept", subspace, np.ones(len(subspace), bool), *(len(ids) for ids in sets[name]))
+            member = (of_a[name], of_b[name]) if approach == "global" else None
+            sizes = len(sets[name][0]), len(sets[name][1])
+            yield Tested("concept", subspace, np.ones(len(subspace), bool), *sizes, member)
 
 
 def _clusters(inputs: Inputs, matched: xr.Dataset, settings: SubspaceSettings) -> Iterator[Tested]:

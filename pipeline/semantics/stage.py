@@ -23,6 +23,7 @@ from pipeline.semantics.run import (
     words_manifest,
 )
 from pipeline.semantics.tables import semantics_table, table_manifest, table_paths, write_tables
+from pipeline.semantics.token_null import SHUFFLES, VOCABULARY
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
 from pipeline.settings.semantics import NonConceptSettings, SemanticsSettings
@@ -131,21 +132,25 @@ def _subspaces(
 ) -> Task:
     words = None if settings.embedding is None else run.words
     threshold, out = config.match.min_correlation, run.semantics(*pair)
-    inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words, threshold)
+    draws = config.rematch.draws if config.rematch is not None and VOCABULARY in config.rematch.nulls else 0
+    rematched = run.rematched(*pair) if draws else None
+    inputs = Inputs(run.pairs(*pair), run.correlation(*pair), sites, run.corpus, words, threshold, rematched)
 
     def make(client: Client) -> None:
-        paths, options = (inputs.pairs, inputs.correlation, sites, run.corpus), {"words": words, "out": out}
+        paths = inputs.pairs, inputs.correlation, sites, run.corpus
+        options = {"words": words, "rematched": rematched, "out": out}
         semantics(*paths, settings, min_correlation=threshold, **options, overwrite=True, client=client)
 
     def cost(outlook: Outlook) -> Cost:
         drawn = sum(null != "shuffled" for null in settings.nulls)
         sized = SUBSPACE_SIZES + settings.clusters
         rows = sum(outlook.n_features(site.store) for site in sites)
-        work = settings.null_runs * (drawn * sized * DRAW_SECONDS + SUBSPACES * SHUFFLE_SECONDS)
+        shuffles = settings.null_runs + draws * SHUFFLES
+        work = settings.null_runs * drawn * sized * DRAW_SECONDS + shuffles * SUBSPACES * SHUFFLE_SECONDS
         return Cost(
             seconds=1 + work / outlook.n_slots,
             rows=rows,
-            tasks=SUBSPACES + drawn * sized,
+            tasks=SUBSPACES * (1 + draws) + drawn * sized,
             read=rows * 1024 * 4.0,
             disk=500_000.0,
             memory=rows * 1024 * 4.0,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.settings.semantics import Sides
 
 Mask = NDArray[np.bool_]
+Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,14 @@ def cut_out(pairs: xr.Dataset, name: str, member_a: Mask, member_b: Mask, sides:
     >>> cut_out(pairs, "time", a, b).feature_a.tolist(), cut_out(pairs, "time", a, b, "either").feature_a.tolist()
     ([0], [0, 1, 2])
     """
-    on_a, on_b = member_a[pairs["feature_a"].values], member_b[pairs["feature_b"].values]
-    inside = np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
-    return from_pairs(name, "global", pairs.isel(pair=inside))
+    pairs_of_both = pairs["feature_a"].values, pairs["feature_b"].values
+    return from_pairs(name, "global", pairs.isel(pair=inside(pairs_of_both, (member_a, member_b), sides)))
+
+
+def inside(pairs: tuple[Ids, Ids], member: tuple[Mask, Mask], sides: Sides) -> NDArray[np.int64]:
+    """Return the places of the pairs whose features, of A and of B, belong to a concept: ``both``, or ``either``."""
+    on_a, on_b = member[0][pairs[0]], member[1][pairs[1]]
+    return np.flatnonzero(on_a & on_b if sides == "both" else on_a | on_b)
 
 
 def overlap(first: Subspace, second: Subspace) -> float:

@@ -7,6 +7,12 @@ for concepts, random keywords (this *meaning* is, and not any few words). Only t
 all concepts, approaches, judged metrics and pairs of sites together; clusters, which nobody named beforehand, are a
 family of their own. A subspace *passes both* when both metrics do.
 
+Where matchings with rows of the same text permuted are there (``rematch``), the *token null* is asked too: is what is
+shared more than the words? A subspace that passes both is *beyond the word* if by both metrics the largest p over those
+nulls *and* the token null is below the level, after the same correction over the same family. Twenty draws cannot give
+a p that small, and no other is made up. Where draws are too few, and no draw is as high as the real score, the question
+is *open*: the difference from the draws, with its interval, is the answer (:func:`beyond_the_word`).
+
 Corrected p for each null on its own, over the rows of each kind and approach, are in the table too: they are no
 verdict.
 
@@ -17,6 +23,7 @@ pairing scores 1, and no p can be small. Four is the most that leaves ten pairs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +49,12 @@ JUDGED_NULLS = {
 }
 #: What a verdict may be; stored as its place in this list. First and second are the judged metrics.
 VERDICTS = ("too_few_pairs", "neither", "first_only", "second_only", "passes_both", "not_judged")
+#: What is said of a subspace and its words; stored as its place in this list.
+BEYOND = ("not_judged", "not_shown", "open", "beyond")
 KEYS = ("kind", "name", "approach", "site_a", "site_b")
 
 SitePair = tuple[str, str]
+Floats = NDArray[np.float64]
 
 
 def semantics_table(
@@ -78,7 +88,10 @@ def semantics_table(
         is after correction; ``note(row, metric)``, ``no_keywords(row)`` text; ``verdict(row)`` int8, places in
         :data:`VERDICTS`. The attribute ``correction`` names the correction that the verdict uses: ``p_holm``, or
         ``p_bh`` where there are too few runs for Holm's to fall below 0.05; ``n_tests`` and ``n_tests_of_clusters`` say
-        over how many tests.
+        over how many tests. Where the results have them, the columns of
+        :func:`pipeline.semantics.token_null.token_columns`; ``p_beyond``, ``p_beyond_holm``, ``p_beyond_bh`` (row,
+        metric), as ``p_joint`` with the token null; ``beyond(row)`` int8, places in :data:`BEYOND`; and the attributes
+        ``token_draws`` and ``token_draws_needed``, with how many p could be small enough.
 
     Raises
     ------
@@ -99,15 +112,17 @@ def table_manifest(
     """Return what the table depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
     inputs = {f"{a}--{b}": identify(path) for (a, b), path in results.items()}
     nulls = {kind: list(names) for kind, names in JUDGED_NULLS.items()}
-    return new_manifest(STAGE, inputs, {"level": LEVEL, "judged": list(judged), "nulls": nulls})
+    settings = {"level": LEVEL, "judged": list(judged), "nulls": nulls, "beyond": list(BEYOND)}
+    return new_manifest(STAGE, inputs, settings)
 
 
 def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr.Dataset:
-    parts, runs = [], []
+    parts, runs, draws = [], [], []
     for (site_a, site_b), path in results.items():
         with open_result(path, "semantics") as opened:
             part = opened.drop_dims("member").load()
         runs.append(int(part.attrs["null_runs"]))
+        draws += [int(part.attrs["token_draws"])] if "token_draws" in part.attrs else []
         sites = {
             key: ("subspace", np.full(part.sizes["subspace"], site, object))
             for key, site in {"site_a": site_a, "site_b": site_b}.items()
@@ -119,9 +134,14 @@ def _gather(results: Mapping[SitePair, str | Path], judged: Sequence[str]) -> xr
     correction = "p_holm" if most / (min(runs) + 1) < LEVEL else "p_bh"
     table = table.merge(joint.drop_attrs())
     verdict = judge(table, f"p_joint_{correction.removeprefix('p_')}", judged)
-    return table.assign(verdict=("row", verdict, _verdict_attrs())).assign_attrs(
-        correction=correction, level=LEVEL, null_runs=min(runs), judged=list(judged), **joint.attrs
-    )
+    table = table.assign(verdict=("row", verdict, _verdict_attrs()))
+    attrs = {"correction": correction, "level": LEVEL, "null_runs": min(runs), "judged": list(judged), **joint.attrs}
+    if draws:
+        # of N draws, the smallest p is 1 / (N + 1); times the number of tests it is to be below the level
+        needed = math.floor(joint.attrs["n_tests"] / LEVEL + 1e-9)
+        table = beyond_the_word(table, correction, judged, enough=min(draws) >= needed)
+        attrs |= {"token_draws": min(draws), "token_draws_needed": needed}
+    return table.assign_attrs(attrs)
 
 
 def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
@@ -138,19 +158,63 @@ def joint_p(table: xr.Dataset, judged: Sequence[str] = JUDGED) -> xr.Dataset:
         if set(nulls) <= set(all_nulls):
             of_kind = np.ix_(table["kind"].values == kind, of_metric)
             largest[of_kind] = p[of_kind][..., [all_nulls.index(null) for null in nulls]].max(axis=2)
-    adjusted = {"p_joint_holm": largest.copy(), "p_joint_bh": largest.copy()}
-    tests = {}
-    for kind in JUDGED_NULLS:
-        family = np.flatnonzero(table["kind"].values == kind)
-        p_of_family = largest[family]
-        tests[kind] = int(np.count_nonzero(np.isfinite(p_of_family)))
-        for name, correct in (("p_joint_holm", holm), ("p_joint_bh", benjamini_hochberg)):
-            adjusted[name][family] = correct(p_of_family.ravel()).reshape(p_of_family.shape)
-    columns = {"p_joint": largest, **adjusted}
+    tests = {kind: int(np.count_nonzero(np.isfinite(largest[table["kind"].values == kind]))) for kind in JUDGED_NULLS}
     return xr.Dataset(
-        {name: (("row", "metric"), values) for name, values in columns.items()},
+        {name: (("row", "metric"), values) for name, values in _in_families("p_joint", largest, table).items()},
         attrs={"n_tests": tests["concept"], "n_tests_of_clusters": tests["cluster"]},
     )
+
+
+def _in_families(name: str, p: Floats, table: xr.Dataset) -> dict[str, Floats]:
+    """Return p (row, metric) and what it is after correction, concepts and clusters each as one family."""
+    columns = {name: p, f"{name}_holm": p.copy(), f"{name}_bh": p.copy()}
+    for kind in JUDGED_NULLS:
+        family = np.flatnonzero(table["kind"].values == kind)
+        for method, correct in (("holm", holm), ("bh", benjamini_hochberg)):
+            columns[f"{name}_{method}"][family] = correct(p[family].ravel()).reshape(p[family].shape)
+    return columns
+
+
+def beyond_the_word(table: xr.Dataset, correction: str, judged: Sequence[str], *, enough: bool) -> xr.Dataset:
+    """Add ``p_beyond``, alone and corrected, and ``beyond``: whether a subspace beats the token null as well.
+
+    It is judged only of subspaces with a joint p and a token null by both metrics. The family of the correction is that
+    of the joint p: what has no token null counts as a test that fails.
+
+    Parameters
+    ----------
+    table
+        With ``p_joint``, ``token_p``, ``token_above`` and ``verdict``.
+    correction
+        ``p_holm`` or ``p_bh``.
+    judged
+        The two metrics of the verdict.
+    enough
+        Whether there are draws enough for a corrected p below the level.
+    """
+    joint = table["p_joint"].transpose("row", "metric").values
+    token = table["token_p"].transpose("row", "metric").values
+    counted = np.maximum(joint, np.where(np.isnan(token), 1.0, token))
+    columns = {
+        name: (("row", "metric"), np.where(np.isnan(token), np.nan, values))
+        for name, values in _in_families("p_beyond", counted, table).items()
+    }
+    table = table.assign(columns)
+    of_metrics = [table["metric"].values.tolist().index(metric) for metric in judged if metric in table["metric"]]
+    alone, after = (columns[name][1][:, of_metrics] for name in ("p_beyond", f"p_beyond_{correction[2:]}"))
+    above = table["token_above"].transpose("row", "metric").values[:, of_metrics]
+    passes = table["verdict"].values == VERDICTS.index("passes_both")
+    said = np.full(table.sizes["row"], BEYOND.index("not_shown"), np.int8)
+    said[passes & (above == 0).all(axis=1) & (not enough)] = BEYOND.index("open")
+    said[passes & (after < LEVEL).all(axis=1)] = BEYOND.index("beyond")
+    unknown = np.isnan(alone).any(axis=1) | (len(of_metrics) < len(judged))
+    said[unknown] = BEYOND.index("not_judged")
+    attrs = {
+        "long_name": "whether the token null is beaten as well",
+        "flag_values": list(range(len(BEYOND))),
+        "flag_meanings": " ".join(BEYOND),
+    }
+    return table.assign(beyond=("row", said, attrs))
 
 
 def corrected(table: xr.Dataset) -> xr.Dataset:
@@ -218,7 +282,9 @@ def unstacked(table: xr.Dataset, kind: str = "concept") -> xr.Dataset:
 def frame(table: xr.Dataset) -> pd.DataFrame:
     """Return the table of :func:`semantics_table` with one line for each subspace, metric and null, for CSV."""
     long = table.drop_attrs().to_dataframe(dim_order=["row", "metric", "null"]).reset_index()
-    long["verdict"] = [VERDICTS[value] for value in long["verdict"]]
+    for name, texts in (("verdict", VERDICTS), ("beyond", BEYOND)):
+        if name in long:
+            long[name] = [texts[value] for value in long[name]]
     first = [*KEYS, "n_pairs", "n_tested", "metric", "null", "score"]
     return long[[*first, *(name for name in long.columns if name not in [*first, "row"])]]
 
@@ -227,8 +293,9 @@ def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.D
     """Return the table in the columns of the study, one line for each subspace; by default with the judged metrics.
 
     Sites, concept, approach, pairs, and for each metric its score, the mean of each null and the p against it, and the
-    corrected p against all nulls of the verdict; then coherence, that of random sets and its p, the overlap of the
-    approaches, and the verdict.
+    corrected p against all nulls of the verdict; where there is a token null, how far the score lies above its draws,
+    with the interval, and how many draws are as high; then coherence, that of random sets and its p, the overlap of the
+    approaches, and the verdicts.
     """
     correction = str(table.attrs["correction"])
     shown = [metric for metric in metrics or table.attrs["judged"] if metric in table["metric"].values]
@@ -242,6 +309,10 @@ def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.D
             columns[f"{name} {label}"] = scores["null_mean"].sel(null=null).values
             columns[f"{name} p {label}"] = scores["p"].sel(null=null).values
         columns[f"{name} p"] = scores[f"p_joint_{correction.removeprefix('p_')}"].values
+        if "beyond" in table:
+            of_token = {"beyond the word": "difference", "low": "difference_low", "high": "difference_high"}
+            columns |= {f"{name} {label}": scores[f"token_{key}"].values for label, key in of_token.items()}
+            columns[f"{name} draws above"] = scores["token_above"].values
     labels = {
         "Coherence": "coherence",
         "random coherence": "coherence_random",
@@ -250,6 +321,8 @@ def study_frame(table: xr.Dataset, metrics: Sequence[str] | None = None) -> pd.D
     }
     columns |= {label: table[key].values for label, key in labels.items()}
     columns["Verdict"] = verdict_texts(table)
+    if "beyond" in table:
+        columns["Beyond the word"] = [BEYOND_TEXTS[BEYOND[place]] for place in table["beyond"].values]
     return pd.DataFrame(columns)
 
 
@@ -260,6 +333,8 @@ def verdict_texts(table: xr.Dataset) -> list[str]:
     return [texts[value] for value in table["verdict"].values]
 
 
+#: What is said of a subspace and its words, in tables.
+BEYOND_TEXTS = {"not_judged": "not judged", "not_shown": "not shown", "open": "open: too few draws", "beyond": "yes"}
 #: What nulls are called in tables.
 NULL_LABELS = {
     "shuffled": "shuffled",

@@ -23,7 +23,7 @@ from pipeline.settings.base import SITE_PLACEHOLDER, Section, explain
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.settings.harvest import AlignSettings, ContextsSettings, CorpusSettings, ModelSettings, StoreSettings
-from pipeline.settings.match import MatchSettings
+from pipeline.settings.match import RunMatchSettings
 from pipeline.settings.rematch import RematchSettings
 from pipeline.settings.report import ReportSettings
 from pipeline.settings.semantics import SemanticsSettings
@@ -42,7 +42,7 @@ class Experiment(Section):
     align: AlignSettings = AlignSettings()
     store: StoreSettings = StoreSettings()
     correlate: CorrelateSettings = CorrelateSettings()
-    match: Annotated[MatchSettings, AfterValidator(MatchSettings.checked)] = MatchSettings()
+    match: Annotated[RunMatchSettings, AfterValidator(RunMatchSettings.checked)] = RunMatchSettings()
     rematch: RematchSettings | None = Field(None, description="the stage runs where this is given; {} for all defaults")
     compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] = CompareSettings()
     contexts: ContextsSettings = ContextsSettings()
@@ -163,7 +163,8 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
         item.model_copy(update={name: _resolve(getattr(item, name), folder) for name in item.paths})
         for item in experiment.match.filters
     ]
-    match = experiment.match.model_copy(update={"filters": filters})
+    checked_on = _resolve(experiment.match.check_on, folder)
+    match = experiment.match.model_copy(update={"filters": filters, "check_on": checked_on})
     semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
     return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
@@ -13,6 +14,7 @@ from pipeline.settings.base import Flag, Number, Section, known, reason
 from pipeline.settings.compare import Count, Metrics, NullRuns
 from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
 from storage.errors import InputError, shorten
+from storage.rundir import RunDirectory
 from storage.yaml_files import parse_yaml
 
 #: Attribute of pairs, and of what is measured on them, if held-out r took part in choosing them.
@@ -145,6 +147,23 @@ class MatchSettings(Section):
     def needs_contexts(self) -> bool:
         """Whether a filter reads contexts."""
         return any("contexts" in item.needs for item in self.filters)
+
+
+class RunMatchSettings(MatchSettings):
+    """How pairs are chosen in an experiment, and on what they are checked."""
+
+    check_on: str | None = Field(
+        None,
+        description="Run directory of an experiment with the same models, dictionaries and sites on other text: r of "
+        "the pairs is measured there, too.",
+    )
+
+    def check_stores(self, sites: tuple[str, str]) -> tuple[Path, Path] | None:
+        """Return the stores of two sites on the other text; None if there is none."""
+        if self.check_on is None:
+            return None
+        other = RunDirectory(Path(self.check_on))
+        return other.activations("a", sites[0]), other.activations("b", sites[1])
 
 
 def steps(text: str) -> list[float]:

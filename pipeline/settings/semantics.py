@@ -27,6 +27,8 @@ NON_CONCEPT_LIMITS: dict[NonConceptKind, float] = {
     "single_token": 0.9,
 }
 
+#: What nulls of subspaces draw from (:data:`pipeline.compare.nulls.Source`).
+OF_SUBSETS = ("rows", "features", "pool", "keywords")
 Count = Annotated[int, Number, Field(ge=1)]
 
 
@@ -153,8 +155,8 @@ class SubspaceSettings(Section):
     @field_validator("nulls")
     @classmethod
     def _nulls_of_subsets(cls, nulls: list[Null]) -> list[Null]:
-        if outside := [null for null in nulls if NULLS[null].source == "control"]:
-            raise ValueError(f"{', '.join(outside)} needs a control store, which subspaces do not have")
+        if outside := [null for null in nulls if NULLS[null].source not in OF_SUBSETS]:
+            raise ValueError(f"{', '.join(outside)} draws from {NULLS[outside[0]].source}, which subspaces do not have")
         return nulls
 
 

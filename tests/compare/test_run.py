@@ -292,7 +292,7 @@ def test_bad_input_is_one_clear_message(stores, matched, tmp_path):
         compare(matched, *stores, metrics=["svccca"])
     with pytest.raises(InputError, match=r"there is no null 'none'; there are shuffled, .*random_dictionary"):
         compare(matched, *stores, nulls=["none"])
-    with pytest.raises(InputError, match=r"shuffled_words moves all pairs of one word together: give contexts="):
+    with pytest.raises(InputError, match=r"shuffled_words moves pairs by their words: give contexts="):
         compare(matched, *stores, nulls=["shuffled_words"])
     with pytest.raises(InputError, match=r"random_pairs draws pairs of a larger matching: give pool="):
         compare(matched, *stores, nulls=["random_pairs"])

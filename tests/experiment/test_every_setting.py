@@ -55,8 +55,9 @@ ROWS = STORES | {"rows"}
 SEMANTICS = frozenset({"semantics"})
 CONCEPTS = SEMANTICS | {"concepts A", "concepts B"}
 CONTEXTS = CONCEPTS | {"contexts A", "contexts B", "words"}
-REMATCH = frozenset({"rematch"})
-MATCH = SEMANTICS | REMATCH | {"match"}
+#: Concepts are cut out of the draws of the null token.
+REMATCH = SEMANTICS | {"rematch"}
+MATCH = REMATCH | {"match"}
 NON_CONCEPT = frozenset({"non_concept A", "non_concept B"})
 CORRELATE = MATCH | {"correlate", "best_layer"}
 COMPARE = frozenset({"compare", "scores"})
@@ -107,7 +108,8 @@ CHANGES: dict[str, Change] = {
     "match.min_correlation": (0.06, MATCH),
     "match.max_uses": (2, MATCH, {"match.method": "unique"}),
     "match.filters": ([], MATCH),
-    "rematch": (None, NOTHING),
+    "match.check_on": ("other-run", MATCH),
+    "rematch": (None, SEMANTICS),
     "rematch.nulls": (["document"], REMATCH),
     "rematch.draws": (2, REMATCH),
     "rematch.previous": (1, REMATCH),
@@ -165,7 +167,7 @@ TOGETHER: dict[str, list[str]] = {
     "a site": ["a.sites"],
     "contexts": [place for place in CHANGES if place.startswith("contexts.")] + ["report.contexts"],
     "correlate": [place for place in CHANGES if place.startswith("correlate.")],
-    "match": ["match.method", "match.min_correlation", "match.filters by data"],
+    "match": ["match.method", "match.min_correlation", "match.filters by data", "match.check_on"],
     "uses": ["match.max_uses", "match.filters"],
     "rematch": [f"rematch.{name}" for name in ("nulls", "draws", "previous", "metrics", "fractions", "seed")],
     "compare": [place for place in CHANGES if place.startswith("compare.")],
@@ -202,7 +204,8 @@ def test_every_setting_is_changed() -> None:
 
 def test_every_setting_that_matters_is_run() -> None:
     run_with = {place for places in TOGETHER.values() for place in places}
-    by_default = {"concepts"}  # as semantics without anything of its own
+    # as semantics without anything of its own; to semantics, as nulls without token
+    by_default = {"concepts", "rematch"}
     assert {place for place, change in CHANGES.items() if change[1]} - run_with == by_default
 
 
@@ -210,8 +213,8 @@ Make = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
-    """The tiny models, a shorter text, and whatever else a changed setting names."""
+def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path, client: Client) -> Path:
+    """The tiny models, a shorter text, and whatever else a changed setting names, a run on other text too."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_inputs, folder)
@@ -224,6 +227,9 @@ def inputs(once: Callable[[str, Make], Path], tiny_inputs: Path) -> Path:
         (folder / "llama-2" / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-5}))
         (folder / "concepts.yaml").write_text("animals: {keywords: [cat, bird]}\n")
         (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+        other = EXPERIMENT | {"corpus": EXPERIMENT["corpus"] | {"path": "fewer.jsonl"}}
+        (folder / "other.yaml").write_text(yaml.safe_dump(other))
+        void(run(folder / "other.yaml", run_dir=folder / "other-run", until="harvest", client=client))
 
     return once("settings", make)
 

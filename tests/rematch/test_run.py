@@ -85,6 +85,17 @@ def test_real_values_are_those_of_the_rows_that_are_used(sense, client):
     assert float(result.value.sel(null="token", quantity="r")) == pytest.approx(plain.mean_r, abs=1e-12)
 
 
+def test_the_pairs_of_the_null_token_are_kept(sense, client):
+    case, result = sense
+    plain = match(correlate(*case.stores, keep_above=0.2, client=client), min_correlation=0.2)
+    kept = {draw: result.isel(matched=np.flatnonzero(result.matched_in == draw)) for draw in range(-1, 4)}
+    assert set(zip(kept[-1].matched_a.values, kept[-1].matched_b.values, strict=True)) == set(
+        zip(plain.feature_a.values, plain.feature_b.values, strict=True)
+    )
+    counts = [kept[draw].sizes["matched"] for draw in range(4)]
+    assert counts == result.null_value.sel(null="token", quantity="pairs").values.tolist()
+
+
 def test_shares_of_the_text_are_matched_as_if_there_were_no_more(sense, client):
     case, result = sense
     assert result.fraction.values.tolist() == [0.25, 0.5, 1.0]
@@ -140,23 +151,23 @@ def test_work_that_was_stopped_goes_on_with_the_next_draw(planted, client, monke
     case, given = planted(shared_sense=True, n_documents=12), {"nulls": ["token"], "draws": 2, "client": client}
     given["fractions"] = []
     whole = case.rematch("whole", **given)
-    made = module._Draws._make
+    made = module._Draws.make
 
-    def stops(self, null, draw, scratch, client):
-        if draw == 1:
+    def stops(self, matching, scratch, client):
+        if matching.draw == 1:
             raise InputError("stopped")
-        return made(self, null, draw, scratch, client)
+        return made(self, matching, scratch, client)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Draws, "_make", stops)
+        patched.setattr(module._Draws, "make", stops)
         with pytest.raises(InputError, match="stopped"):
             case.rematch("resumed", **given)
     partial = case.folder / "resumed.zarr.partial"
     assert module.draws_done(partial) == "2 matchings are done"
     made_again = []
-    monkeypatch.setattr(module._Draws, "_make", lambda *args: made_again.append(args[1:3]) or made(*args))
+    monkeypatch.setattr(module._Draws, "make", lambda *args: made_again.append(args[1].file) or made(*args))
     assert case.rematch("resumed", **given).equals(whole)
-    assert made_again == [("token", 1)]
+    assert made_again == ["token-00001.npz"]
     left = [path.name for path in case.folder.iterdir() if "resumed" in path.name]
     assert left == ["resumed.zarr"]
     assert not (case.folder / "resumed.zarr" / "draws").exists()
@@ -210,4 +221,4 @@ def test_the_verb_shows_effects_and_writes_the_same(planted):
     assert done.exit_code == 0, done.output
     assert "beyond" in done.output
     typed = storage.open_result(case.path("typed"), "rematch")
-    assert dict(typed.sizes) == {"null": 1, "draw": 1, "quantity": 5, "metric": 2, "size": 3}
+    assert dict(typed.sizes) == {"null": 1, "draw": 1, "quantity": 5, "metric": 2, "size": 3, "matched": 24}

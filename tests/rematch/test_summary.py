@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pipeline.compare.statistics import Range, expected_range
 from pipeline.rematch.nulls import Units
 from pipeline.rematch.run import COUNTS, summarise
-from pipeline.rematch.summary import Range, expected_range, feature_tests, pooled_p, share_beyond, strata_of
+from pipeline.rematch.summary import feature_tests, pooled_p, share_beyond, strata_of
 from pipeline.settings.registries import ROW_NULLS
 
 

@@ -21,6 +21,7 @@ import pytest
 import xarray as xr
 
 import storage
+from pipeline.match.run import match
 from pipeline.report.explorer import MAX_SHOWN
 from pipeline.report.explorer_data import explorer_data
 from pipeline.report.export import export_figures
@@ -444,3 +445,17 @@ def test_a_failed_report_leaves_the_old_one(run, html, monkeypatch) -> None:
         report(run.root)
     assert run.report.read_text(encoding="utf-8") == html
     assert not list(run.root.glob("*.partial"))
+
+
+def test_r_on_other_text_has_a_column_in_the_page_and_the_table(write_run, tmp_path):
+    run, other = (write_run(tmp_path / f"{seed}", sites=ONE_PAIR, n_documents=10, seed=seed) for seed in range(2))
+    stores = other.activations("a", "x"), other.activations("b", "y")
+    pairs = match(
+        run.correlation("x", "y"), min_correlation=0.2, check_on=stores, out=run.pairs("x", "y"), overwrite=True
+    )
+    html = report(run.root).read_text(encoding="utf-8")
+    table = pd.read_csv(run.pairs_table)
+    np.testing.assert_allclose(table["r_check"], pairs["r_check"])
+    assert f"their mean r is {np.nanmean(pairs['r_check']):.2f}." in html
+    assert '<th scope="col" class="num">Other text</th>' in html
+    assert f'<td class="num">{pairs.attrs["n_rows_check"]:,}</td>' in html

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
 from pipeline.report.statements import Tables, concept_findings, statements
-from pipeline.report.verdict import EasyPairs, criterion, limits
+from pipeline.report.verdict import EasyPairs, concept_limits, criterion, limits, r_findings
 
 NO_EASY = EasyPairs(10, 0)
 
@@ -174,6 +174,13 @@ def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence
     assert p == HIGH or verdict.headline.index(f"{score - 0.2:.2f} higher") < verdict.headline.index("p < 0.05")
 
 
+def test_r_on_other_text_follows_r_where_pairs_were_chosen() -> None:
+    said = " ".join(r_findings(matching(r_check_mean=0.31, rows_check=12_000)))
+    assert "On other text, 12000 rows on which nothing was chosen (match.check_on), their mean r is 0.31." in said
+    assert "other text" not in " ".join(r_findings(matching()))
+    assert "other text" not in " ".join(r_findings(matching(r_check_mean=float("nan"), rows_check=12_000)))
+
+
 def outcome(approach: str, verdict: str, subspaces: int, names: str = "") -> dict[str, object]:
     """Make a row of the table of concepts."""
     kind = "cluster" if approach == "cluster" else "concept"
@@ -208,6 +215,40 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
     assert clusters.startswith(
         "Clusters of matched pairs: 80 of 80 subspaces can be judged. None beats all of shuffled"
     )
+
+
+@pytest.mark.parametrize(
+    ("draws", "beyond", "names", "sentence"),
+    [
+        (
+            20, (0, 1), "time",
+            "Against rows of the same text permuted, the median one of these 4 lies 0.10 by SVCCA (k=4) (95 %: −0.05 "
+            "to 0.25) and 0.02 by RSA (95 %: −0.04 to 0.08) above the draws; 1 (time) is above all 20 by both metrics. "
+            "That is an estimate and no test: Benjamini–Hochberg-corrected over 66 tests, 1,320 draws are needed to "
+            "call one more than its words.",
+        ),
+        (
+            1500, (2, 0), "time, numbers",
+            "Beyond the word, which means that they beat rows of the same text permuted too (p < 0.05, Benjamini–"
+            "Hochberg-corrected over 66 tests), are 2 of these 4 (time, numbers); the median one of these 4 lies",
+        ),
+        (None, None, None, "Whether they are more than shared words is not known: that takes rows of the same text"),
+    ],
+)  # fmt: skip
+def test_what_is_more_than_words_is_an_estimate_until_draws_suffice(draws, beyond, names, sentence) -> None:
+    passing = outcome("global", "passes_both", 4, "time, numbers")
+    if draws is not None:
+        passing |= {"draws": draws, "draws_needed": 1320, "beyond": beyond[0], "open": beyond[1], "beyond_names": names}
+        passing |= {"token_first": 0.1, "token_first_low": -0.05, "token_first_high": 0.25}
+        passing |= {"token_second": 0.02, "token_second_low": -0.04, "token_second_high": 0.08}
+    table = pd.DataFrame([passing, outcome("within", "not_judged", 7)])
+    said = next(concept_findings(table))
+    assert sentence in said
+    assert said.index("above the nearest null") < said.index(sentence[:12]), "the nulls of the verdict come first"
+    limit = " ".join(concept_limits(table))
+    if draws == 20:
+        assert "With 20 draws of rows of the same text permuted, no p of a concept can be below 0.048;" in limit
+    assert (limit == "") == (draws == 1500)
 
 
 def test_stored_tables_make_the_same_sentences() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import storage
+from pipeline.compare.random_keywords import R_APART, SINGLE_APART, random_lists
 from pipeline.compare.subsets import compare_subsets
-from pipeline.semantics.random_keywords import R_APART, SINGLE_APART, random_lists
 from pipeline.text.top_tokens import CONTEXTS, Dominant, TopTokens, dominant_words
 
 
@@ -46,7 +46,7 @@ def pools(draw):
 @given(pools(), st.integers(0, 5))
 def test_lists_have_the_concepts_pairs_in_clumps_of_its_sizes(pool, seed):
     dominant, r, concept = pool
-    places, why = random_lists(dominant, r, concept, runs=30, seed=[seed])
+    places, why = random_lists(np.random.default_rng([seed]), 30, dominant=dominant, r=r, concept=concept)
     if places is None:
         assert why
         return
@@ -60,7 +60,7 @@ def test_lists_have_the_concepts_pairs_in_clumps_of_its_sizes(pool, seed):
     # by the means of the words that they take pairs of, of which each list takes some
     assert abs(r[places].mean() - r[concept].mean()) < 2 * R_APART
     assert abs(dominant.single[places].mean() - dominant.single[concept].mean()) < 2 * SINGLE_APART
-    again, _ = random_lists(dominant, r, concept, runs=30, seed=[seed])
+    again, _ = random_lists(np.random.default_rng([seed]), 30, dominant=dominant, r=r, concept=concept)
     np.testing.assert_array_equal(places, again)
 
 
@@ -69,11 +69,12 @@ def test_without_enough_like_words_there_are_no_lists():
     word[:12] = 0
     dominant = Dominant(word, np.zeros(60, bool))
     concept = word == 0
-    places, why = random_lists(dominant, np.full(60, 0.4), concept, runs=10, seed=[0])
+    places, why = random_lists(np.random.default_rng([0]), 10, dominant=dominant, r=np.full(60, 0.4), concept=concept)
     assert places is None
     assert "too few other words" in why
     concept = (word == 8) | (word == 9)
-    places, why = random_lists(dominant, np.where(concept, 0.9, 0.3), concept, runs=10, seed=[0])
+    r = np.where(concept, 0.9, 0.3)
+    places, why = random_lists(np.random.default_rng([0]), 10, dominant=dominant, r=r, concept=concept)
     assert places is None
     assert "random lists of words 0 are like the concept in r" in why
 
@@ -103,12 +104,13 @@ def test_arbitrary_words_beat_random_pairs_and_not_random_keywords(clumps, clien
     dominant, r = Dominant(word, np.ones(len(word), bool)), np.full(len(word), 0.4)
     sets = {f"{i}": np.isin(word, 8 + rng.permutation(52)[:4]) for i in range(30)} | {"shared": np.isin(word, range(4))}
     lists = {
-        name: random_lists(dominant, r, inside, runs=99, seed=[i])[0] for i, (name, inside) in enumerate(sets.items())
+        name: random_lists(np.random.default_rng([i]), 99, dominant=dominant, r=r, concept=inside)[0]
+        for i, (name, inside) in enumerate(sets.items())
     }
     pairs = {name: (np.flatnonzero(inside), np.flatnonzero(inside)) for name, inside in sets.items()}
     everything = np.arange(len(word)), np.arange(len(word))
     found = compare_subsets(
-        pairs, folder / "a", folder / "b", pool=everything, keywords=lists, metrics=["rsa"],
+        pairs, folder / "a", folder / "b", pool=everything, keywords={"random_keywords": lists}, metrics=["rsa"],
         nulls=["random_pairs", "random_keywords"], null_runs=99, client=client,
     ).sel(metric="rsa")  # fmt: skip
     p = {null: found["p"].sel(null=null).values for null in found["null"].values}

@@ -11,7 +11,6 @@ whose mean r and share of pairs that fire on a single word are those of the conc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,28 +60,27 @@ def _clumps(places: Ids, dominant: Dominant, r: Floats) -> Clumps:
 
 
 def random_lists(
-    dominant: Dominant, r: Floats, concept: NDArray[np.bool_], *, runs: int, seed: Sequence[int]
+    rng: np.random.Generator, runs: int, *, dominant: Dominant, r: Floats, concept: NDArray[np.bool_]
 ) -> tuple[Ids | None, str]:
     """Draw the pairs of random lists of words that are like a concept's.
 
     Parameters
     ----------
+    rng
+        Source of the random numbers.
+    runs
+        Lists.
     dominant
         Of all pairs.
     r
         (pair,) r of all pairs.
     concept
         (pair,) which of them are the concept's.
-    runs
-        Lists.
-    seed
-        Of the random numbers.
 
     Returns
     -------
     (run, pair of the concept) int64 places among all pairs, or None; and why there are none.
     """
-    rng = np.random.default_rng(list(seed))
     own = _clumps(np.flatnonzero(concept), dominant, r)
     outside = ~concept & ~np.isin(dominant.word, own.word[own.word != NONE])
     others = _clumps(np.flatnonzero(outside), dominant, r)
