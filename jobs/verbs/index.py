@@ -56,6 +56,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "inspect": "jobs.verbs.stores:inspect_command",
         "verify": "jobs.verbs.stores:verify_command",
         "import": "jobs.verbs.stores:import_command",
+        "corpus": "jobs.verbs.stores:corpus_command",
         "export": "jobs.verbs.stores:export_command",
     },
 }
@@ -143,6 +144,10 @@ verify runs/pythia-70m-vs-160m --threads 8 --json
 import activations.npz --decoder W_dec.npy --tokens rows.csv --kind post --out A.zarr
 import cached_activations/ --drop-token 0 --out A.zarr
 import cells.h5ad --key counts --out A.zarr
+import a.npy --tokens tokens.jsonl --out A.zarr
+import a.npy --documents document_of_row.npy --out A.zarr
+corpus tokens.jsonl --out corpus.zarr
+corpus texts.jsonl --column body --group article --out corpus.zarr --json
 export A.zarr --format anndata --out A.h5ad
 export A.zarr --format npz --out A.npz --json
 """
