@@ -107,6 +107,9 @@ class RunDirectory:
     labels = _Results[Side](
         "labels", "Return the path of what a site's features are called, where the user has put it."
     )
+    identity = _Results[str](
+        "identity", "Return the path of what of each pair is beyond the token, where the user has put it.", "--"
+    )
     concepts = _Results[Side]("concepts", "Return the path of one site's features by concept.")
 
     correlation = _Results[str]("correlation", "Return the path of the correlation of two sites.", "--")

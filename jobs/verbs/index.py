@@ -45,6 +45,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
+        "feature": "jobs.verbs.feature:command",
         "compare-activations": "pipeline.compare.verbs:activations_command",
         "contexts": "jobs.verbs.concepts:contexts_command",
         "concepts": "jobs.verbs.concepts:concepts_command",
@@ -124,6 +125,8 @@ token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out id
 layers runs/pythia-70m-vs-160m --csv layers.csv
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
+feature runs/demo layers.10 17
+feature runs/demo b:layers.10 17 --candidates 16 --json
 contexts runs/demo/activations/a/layers.10.zarr --feature 17 --feature 256
 contexts A.zarr --feature 17 --corpus corpus.zarr --contexts CA.zarr --labels labels.zarr --json
 contexts A.zarr --top-n 20 --distinct-documents --out CA.zarr

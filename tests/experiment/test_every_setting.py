@@ -177,7 +177,7 @@ TOGETHER: dict[str, list[str]] = {
         *(f"semantics.{name}" for name in ("approaches", "sides", "within", "min_pairs", "metrics", "judged", "nulls")),
         *(f"semantics.{name}" for name in ("null_runs", "seed", "embedding", "clusters", "geometry")),
     ],
-    "nothing": [place for place, change in CHANGES.items() if not change[1] and "." in place or place == "name"],
+    "nothing": [place for place, change in CHANGES.items() if "." in place and not change[1]],
 }
 
 
