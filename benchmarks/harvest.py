@@ -68,7 +68,7 @@ def demo_inputs(folder: Path) -> tuple[ModelSettings, Path, int]:
     from pipeline.settings.experiment import load_experiment  # noqa: PLC0415
 
     experiment = load_experiment(prepare(folder))
-    model = experiment.a.model_copy(update={"sites": ["layers.5"]})
+    model = experiment.models["a"].model_copy(update={"sites": ["layers.5"]})
     text = folder / "all-text.jsonl"
     text.write_text("".join(json.dumps(document._asdict()) + "\n" for document in documents()), encoding="utf-8")
     return model, text, experiment.corpus.max_length

@@ -30,6 +30,9 @@ from .match.run import (
 from .rematch.run import (
     rematch,
 )
+from .report.feature import (
+    feature,
+)
 from .report.run import (
     report,
 )
@@ -41,6 +44,7 @@ __all__ = [
     "contexts",
     "correlate",
     "experiment",
+    "feature",
     "harvest",
     "match",
     "rematch",

@@ -41,13 +41,14 @@ from storage.extras import need
 from storage.files import free_space
 from storage.kinds import KINDS
 from storage.listing import entries_below, files_below
-from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest, read_attrs
-from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder, read_tokens
+from storage.manifest import CONTENT_HASH, MANIFEST, json_values, new_manifest
+from storage.readers import ATTRS_KEY, TOKEN_PREFIX, Source, importer_of, open_source, read_decoder
 from storage.rows import ROW_HASH, TOKEN_COORDINATES, TOKEN_HASH, check_tokens
 from storage.shards import iter_slices
 from storage.slabs import reslab, share_not_zero
 from storage.targets import IMPORT_STAGE, STORE, Target, claim, claim_file
-from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter
+from storage.token_tables import read_documents, read_tokens
+from storage.writer import ACTIVATION, DEFAULT_SHARD_ROWS, ActivationWriter, coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def import_activations(
     key: str | None = None,
     decoder: str | Path | None = None,
     tokens: str | Path | None = None,
+    documents: str | Path | None = None,
     attrs: Mapping[str, Any] | None = None,
     dtype: DTypeLike | None = None,
     drop_tokens: Collection[int] = (),
@@ -95,8 +97,11 @@ def import_activations(
     decoder
         File of the dictionary's decoder rows, (feature, d_model).
     tokens
-        File of token coordinates: ``document``, ``char_start``, ``char_end``, optionally ``position``, ``token_id``,
-        ``group`` (numbers or names).
+        Table of tokens: the document of each row, and its text or its place in the text
+        (:mod:`storage.token_tables`).
+    documents
+        The document of each row, where nothing else is known: halves are then of whole documents. A ``.npy``, or the
+        column ``document`` of such a table.
     attrs
         ``model``, ``site``, ``dictionary``, ``kind``; they win over what the file says.
     dtype
@@ -123,7 +128,9 @@ def import_activations(
     MissingDependencyError
         If the library that reads it is not installed.
     """
-    files = {"source": source, "decoder": decoder, "tokens": tokens}
+    if tokens is not None and documents is not None:
+        raise InputError(f"{tokens} names the documents too: give tokens or documents (--tokens, --documents)")
+    files = {"source": source, "decoder": decoder, "tokens": tokens, "documents": documents}
     importer_of(Path(source))  # what is no source is not read to its end first
     before = {name: _times_of(file) for name, file in files.items() if file is not None}
     manifest = new_manifest(
@@ -145,16 +152,25 @@ def import_activations(
             if decoder is not None:
                 opened.decoder = read_decoder(decoder, opened.n_features)
             _check_decoder(opened.decoder, decoder or source)
-            if tokens is not None:
-                opened.tokens = read_tokens(tokens, opened.n_tokens)
-            if opened.tokens is not None:
-                with _naming(tokens or source):
-                    opened.tokens = check_tokens(opened.tokens, opened.n_tokens)
+            _add_coordinates(opened, source, tokens, documents)
             _write(opened, Path(source), target, manifest.settings, lambda: _check_unchanged(files, before))
         written = _summary(target.path)
     if not written["coordinates"]:
         logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
     return {"store": str(out), **written}
+
+
+def _add_coordinates(
+    opened: Source, source: str | Path, tokens: str | Path | None, documents: str | Path | None
+) -> None:
+    """Give a source the coordinates of its rows from the files that were named, and check those that it has."""
+    if tokens is not None:
+        opened.tokens = read_tokens(tokens, opened.n_tokens)
+    elif documents is not None:
+        opened.tokens = read_documents(documents, opened.n_tokens)
+    if opened.tokens is not None:
+        with _naming(tokens or documents or source):
+            opened.tokens = check_tokens(opened.tokens, opened.n_tokens)
 
 
 def identity_of_file(path: str | Path) -> str:
@@ -208,7 +224,8 @@ def _summary(store: Path) -> dict[str, Any]:
         "features": writer.n_features,
         "layout": writer.layout,
         "dtype": str(writer.dtype),
-        "coordinates": ROW_HASH in read_attrs(store),
+        "coordinates": "char_start" in (columns := coordinates(store)),
+        "documents": "document" in columns,
         "decoder": (store / "decoder").is_dir(),
     }
 

@@ -19,7 +19,7 @@ import contextlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def importer_of(path: Path) -> Importer:
     # importers of other packages are not looked at, and so not imported, where one of our own reads the file
     importer = next((candidate for candidate in IMPORTERS.values() if candidate.recognises(path)), None)
     if importer is None:
-        raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
+        raise InputError(f"{path} is none of the formats that can be imported: {importerslisted()}")
     if not path.is_dir():
         check_file(path, missing)
     return importer
@@ -194,10 +194,10 @@ def _check_csr(slab: Any) -> None:
         raise ValueError("its indptr does not fit its ids")
 
 
-def importers_listed() -> str:
+def importerslisted() -> str:
     """Return what can be imported, for people.
 
-    >>> importers_listed()
+    >>> importerslisted()
     'sae-lens (a folder with state.json and dataset_info.json), numpy (.npy), npz (.npz), anndata (.h5ad or .zarr), ...
     """
     return ", ".join(
@@ -230,7 +230,7 @@ def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
     if key is not None:
         raise InputError(f"{path} holds one array without a name; leave --key out")
     with path.open("rb") as file:
-        shape, fortran, dtype = _read_header(file, str(path))
+        shape, fortran, dtype = read_header(file, str(path))
         start = file.tell()
     check_matrix(path, shape, dtype)
     array = _ArrayInFile(path, start, (shape[0], shape[1]), dtype, fortran)
@@ -238,7 +238,7 @@ def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
     return Source(*array.shape, dtype, array.slabs)
 
 
-def _read_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether it is in Fortran order, and type of an array in NumPy's format."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -291,8 +291,8 @@ class _ArrayInFile:
 
 
 def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
-    with _open_archive(path) as archive:
-        names = _names(archive)
+    with open_archive(path) as archive:
+        names = names_in(archive)
         extras = _extras(path, archive, names)
         if {"format", "shape", "data"} <= names:
             source = _sparse_npz(path, archive, names)
@@ -302,7 +302,8 @@ def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
 
 
 @contextlib.contextmanager
-def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a ``.npz``, unless its members are larger than the file."""
     with path.open("rb") as file, reading(path), zipfile.ZipFile(file) as archive:
         packed = sum(member.compress_size for member in archive.infolist())
         if packed > path.stat().st_size:
@@ -310,23 +311,24 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _names(archive: zipfile.ZipFile) -> set[str]:
+def names_in(archive: zipfile.ZipFile) -> set[str]:
+    """Return the names of the arrays in a ``.npz``."""
     return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def _extras(path: Path, archive: zipfile.ZipFile, names: set[str]) -> dict[str, Any]:
     """Return what :mod:`storage.exchange` writes beside the matrix."""
-    tokens = {name: _whole(archive, TOKEN_PREFIX + name) for name in TOKEN_COORDINATES if TOKEN_PREFIX + name in names}
+    tokens = {name: whole(archive, TOKEN_PREFIX + name) for name in TOKEN_COORDINATES if TOKEN_PREFIX + name in names}
     extras: dict[str, Any] = {"tokens": tokens or None}
-    extras |= {name: _whole(archive, name) for name in ("sink", "decoder") if name in names}
+    extras |= {name: whole(archive, name) for name in ("sink", "decoder") if name in names}
     if ATTRS_KEY in names:
-        extras["attrs"] = _attributes(path, _whole(archive, ATTRS_KEY))
+        extras["attrs"] = _attributes(path, whole(archive, ATTRS_KEY))
     return extras
 
 
-def _whole(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def whole(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """Return an array of an archive, if it fits the memory."""
-    member = _Member(archive, name)
+    member = Member(archive, name)
     check_memory(f"{name} in {archive.filename or 'the archive'}", n_bytes(member.shape, member.dtype.itemsize))
     flat = member.take(math.prod(member.shape))
     return flat.reshape(member.shape, order="F" if member.fortran else "C")
@@ -343,8 +345,8 @@ def _attributes(path: Path, text: Any) -> dict[str, Any]:
 
 
 def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source:
-    kind = _whole(archive, "format").item()
-    declared = _whole(archive, "shape")
+    kind = whole(archive, "format").item()
+    declared = whole(archive, "shape")
     shape = [int(length) for length in declared]
     if shape != [*declared]:
         raise FormatError(f"{path} declares the shape {shown([*map(float, declared)])}; lengths are whole numbers")
@@ -354,8 +356,8 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
         )
     if (kind.decode() if isinstance(kind, bytes) else kind) != "csr":
         return _other_sparse_npz(path, archive, names, shape)
-    indptr = _whole(archive, "indptr").astype(np.int64)
-    ids, values = _Member(archive, "indices"), _Member(archive, "data")
+    indptr = whole(archive, "indptr").astype(np.int64)
+    ids, values = Member(archive, "indices"), Member(archive, "data")
     check_matrix(path, (shape[0], shape[1]), values.dtype)
     steps = np.diff(indptr)
     if indptr.shape != (shape[0] + 1,) or indptr[0] or (steps < 0).any():
@@ -369,7 +371,7 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
 
 def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], shape: list[int]) -> Source:
     """Read a matrix of another kind than csr whole, and turn it round."""
-    parts = [_Member(archive, name) for name in sorted(names) if name not in ("format", "shape")]
+    parts = [Member(archive, name) for name in sorted(names) if name not in ("format", "shape")]
     check_memory(str(path), sum(n_bytes(part.shape, part.dtype.itemsize) for part in parts))
     check_expansion(f"{path}, whose shape is {tuple(shape)},", 8 * sum(shape), path.stat().st_size)
     if any(part.dtype.kind not in "fiub" for part in parts):
@@ -382,7 +384,7 @@ def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], sha
 def _csr_slabs(path: Path, indptr: NDArray[np.int64], n_features: int, rows: int) -> Iterator[scipy.sparse.csr_array]:
     """Read column ids and values side by side from the compressed file."""
     with zipfile.ZipFile(path) as archive:
-        ids, values = _Member(archive, "indices"), _Member(archive, "data")
+        ids, values = Member(archive, "indices"), Member(archive, "data")
         for start in range(0, len(indptr) - 1, rows):
             bounds = indptr[start : start + rows + 1]
             n = int(bounds[-1] - bounds[0])
@@ -396,14 +398,14 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
     others = {ATTRS_KEY, "sink", "decoder", *(TOKEN_PREFIX + name for name in TOKEN_COORDINATES)}
     name = _choose(path, sorted(names - others), key)
     with zipfile.ZipFile(path) as archive:
-        member = _Member(archive, name)
+        member = Member(archive, name)
         check_matrix(path, member.shape, member.dtype)
         if member.fortran:
-            return _from_array(path, _whole(archive, name), member.dtype)
+            return _from_array(path, whole(archive, name), member.dtype)
 
     def slabs(rows: int) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
-            stream = _Member(archive, name)
+            stream = Member(archive, name)
             for part in iter_slices(member.shape[0], rows):
                 n = part.stop - part.start
                 yield stream.take(n * member.shape[1]).reshape(n, -1)
@@ -413,17 +415,18 @@ def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
 
 def _choose(path: Path, names: list[str], key: str | None) -> str:
     if key is not None and key not in names:
-        raise InputError(f"{path} has no {shown(key)}; it has {_listed(names)}")
+        raise InputError(f"{path} has no {shown(key)}; it has {listed(names)}")
     if key is None and len(names) != 1:
-        raise InputError(f"{path} has {len(names)} arrays ({_listed(names)}); name one with --key")
+        raise InputError(f"{path} has {len(names)} arrays ({listed(names)}); name one with --key")
     return key or names[0]
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message; not all, where there are many."""
     return shorten(", ".join(names), 300) or "nothing"
 
 
-class _Member:
+class Member:
     """One array inside a ``.npz``, read from its beginning on."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
@@ -431,7 +434,7 @@ class _Member:
         entry = archive.getinfo(f"{name}.npy")
         check_expansion(where, entry.file_size, entry.compress_size)
         self.stream = archive.open(entry)
-        self.shape, self.fortran, self.dtype = _read_header(self.stream, where)
+        self.shape, self.fortran, self.dtype = read_header(self.stream, where)
         there = entry.file_size - self.stream.tell()
         if not self.dtype.itemsize or min(self.shape, default=0) < 0 or self._size() != there:
             raise CorruptError(
@@ -442,6 +445,7 @@ class _Member:
         return n_bytes(self.shape, self.dtype.itemsize)
 
     def take(self, n: int) -> NDArray[Any]:
+        """Return the next `n` values."""
         data = self.stream.read(n * self.dtype.itemsize)
         if len(data) < n * self.dtype.itemsize:
             raise CorruptError(f"{self.stream.name} ends too early; is the file complete?")
@@ -475,7 +479,7 @@ def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
         raise InputError(f"{path} is not an AnnData file (no encoding-type 'anndata'); a store needs no import")
     name = f"layers/{key}" if key else "X"
     if name not in group:
-        raise InputError(f"{path} has no {shown(name)}; layers: {_listed(list(group.get('layers', {})))}")
+        raise InputError(f"{path} has no {shown(name)}; layers: {listed(list(group.get('layers', {})))}")
     element = group[name]
     encoding = element.attrs.get("encoding-type")
     if encoding == "csc_matrix":
@@ -569,7 +573,9 @@ def _largest_chunk(array: zarr.Array) -> int:
 def _anndata_extras(path: Path, group: Any, io: Any) -> dict[str, Any]:
     obs = group["obs"]
     tokens = {name: _column(io, obs, name) for name in TOKEN_COORDINATES if name in obs}
-    extras: dict[str, Any] = {"tokens": tokens if {"document", "char_start", "char_end"} <= set(tokens) else None}
+    # of another program's cells, `document` may be anything
+    ours = "document" in tokens and (ATTRS_KEY in group.get("uns", {}) or {"char_start", "char_end"} <= set(tokens))
+    extras: dict[str, Any] = {"tokens": tokens if ours else None}
     if "sink" in obs:
         extras["sink"] = _column(io, obs, "sink").astype(bool)
     if "decoder" in group.get("varm", {}):
@@ -660,8 +666,8 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
             with need("safetensors", "models").safe_open(str(path), framework="numpy") as file:
                 names = list(file.keys())
         elif path.suffix == ".npz":
-            with _open_archive(path) as archive:
-                names = sorted(_names(archive))
+            with open_archive(path) as archive:
+                names = sorted(names_in(archive))
     key = next((name for name in DECODER_KEYS if name in names), None)
     source = open_source(path, key=key)
     if source.n_tokens != n_features:
@@ -671,61 +677,3 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
         )
     check_memory(f"The decoder in {path}", n_bytes((source.n_tokens, source.n_features), source.dtype.itemsize))
     return np.concatenate(list(source.slabs(source.slab_rows)))
-
-
-def read_tokens(path: str | Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    """Return coordinates of `n_tokens` rows from a ``.npz``, ``.csv`` or ``.parquet`` file, one array or column each.
-
-    Raises
-    ------
-    InputError
-        If there is no file, it has other columns or another number of rows, or it cannot be read.
-    MissingDependencyError
-        If the library that reads it is not installed.
-    """
-    path = Path(path)
-    readers = {".npz": _tokens_of_npz, ".csv": _tokens_of_csv, ".parquet": _tokens_of_parquet}
-    if path.suffix not in readers:
-        raise InputError(f"Token coordinates are read from .npz, .csv or .parquet, not {path}")
-    check_file(path, f"There are no token coordinates at {path}; check the path")
-    with reading(path):
-        columns = readers[path.suffix](path, n_tokens)
-    lengths = {name: len(values) for name, values in columns.items()}
-    if set(lengths.values()) != {n_tokens}:
-        raise InputError(f"{path} has the coordinates of {shown(lengths)} rows; there are {n_tokens} activations")
-    return columns
-
-
-def _check_columns(path: Path, names: Collection[str]) -> None:
-    if unknown := sorted(set(names) - set(TOKEN_COORDINATES)):
-        raise InputError(
-            f"{path} has {_listed(unknown)}; what it may have is {', '.join(TOKEN_COORDINATES)}. Leave the rest out"
-        )
-
-
-def _tokens_of_npz(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    with _open_archive(path) as archive:
-        names = _names(archive)
-        _check_columns(path, names)
-        for name in names:
-            if (shape := _Member(archive, name).shape) != (n_tokens,):
-                raise InputError(f"{name} in {path} has the shape {shown(shape)}; there are {n_tokens} activations")
-        return {name: _whole(archive, name) for name in sorted(names)}
-
-
-def _tokens_of_csv(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    import pandas as pd  # noqa: PLC0415 - half a second, for one option
-
-    _check_columns(path, [str(name) for name in pd.read_csv(path, nrows=0)])
-    table = pd.read_csv(path, nrows=n_tokens + 1)
-    return {str(name): table[name].to_numpy() for name in table}
-
-
-def _tokens_of_parquet(path: Path, n_tokens: int) -> dict[str, NDArray[Any]]:
-    parquet = need("pyarrow.parquet", "models")
-    with parquet.ParquetFile(path) as file:
-        _check_columns(path, file.schema_arrow.names)
-        if file.metadata.num_rows != n_tokens:
-            raise InputError(f"{path} has {file.metadata.num_rows} rows; there are {n_tokens} activations")
-        table = file.read()
-    return {name: table[name].to_numpy() for name in table.column_names}

@@ -27,7 +27,8 @@ TOKEN_COORDINATES = {
     "token_id": "int32",
     "group": "int64",
 }
-# What makes two rows the same piece of text. Token ids are not in it: two tokenizers can agree on a piece.
+# What makes two rows the same piece of text, as far as it is known: of some rows only the document is. Token ids are no
+# part of it: two tokenizers can agree on a piece.
 IDENTITY = ("document", "char_start", "char_end")
 ROW_HASH = "row_hash"
 # Of the coordinates that are not in the row hash.
@@ -41,7 +42,7 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     Parameters
     ----------
     tokens
-        ``document``, ``char_start``, ``char_end``, and optionally ``position``, ``token_id``, ``group``; each
+        ``document``, and optionally ``char_start`` with ``char_end``, ``position``, ``token_id``, ``group``; each
         (token,). Groups may be texts, which are numbered by :func:`group_number`.
     n_tokens
         How many rows there must be.
@@ -51,11 +52,13 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     InputError
         If one is missing, unknown, not integer, out of range or of another length.
     """
-    missing = [name for name in IDENTITY if name not in tokens]
+    document, *places = IDENTITY
+    needed = (document, *places) if set(places) & set(tokens) else (document,)
+    missing = [name for name in needed if name not in tokens]
     unknown = sorted(set(tokens) - set(TOKEN_COORDINATES))
     if missing or unknown:
         raise InputError(
-            f"tokens must have {', '.join(IDENTITY)} and may have position, token_id, group; "
+            "tokens must have document, and may have char_start with char_end, position, token_id, group; "
             f"missing: {missing}, unknown: {unknown}"
         )
     columns = {
@@ -75,7 +78,7 @@ def _check_order(columns: Mapping[str, NDArray[Any]]) -> None:
         if len(negative := np.flatnonzero(columns[name] < 0)):
             row = negative[0]
             raise InputError(f"tokens[{name!r}] is {columns[name][row]} in row {row}; it must not be negative")
-    if len(backward := np.flatnonzero(columns["char_end"] < columns["char_start"])):
+    if "char_end" in columns and len(backward := np.flatnonzero(columns["char_end"] < columns["char_start"])):
         row = backward[0]
         place = f"char_start {columns['char_start'][row]}, char_end {columns['char_end'][row]}"
         raise InputError(f"tokens end before they begin in row {row}: {place}")
@@ -122,11 +125,13 @@ def _numbered(groups: ArrayLike) -> ArrayLike:
 def row_hash(tokens: Mapping[str, NDArray[Any]]) -> str:
     """Return the SHA-256 over (document, char_start, char_end) of all rows in order, as little-endian int64.
 
+    Where only documents are known, it is over these.
+
     >>> zeros = np.zeros(2, int)
     >>> row_hash({"document": zeros, "char_start": zeros, "char_end": zeros})[:8]
     '17b0761f'
     """
-    return _hash_of_columns([tokens[name] for name in IDENTITY])
+    return _hash_of_columns([tokens[name] for name in IDENTITY if name in tokens])
 
 
 def token_hash(tokens: Mapping[str, NDArray[Any]]) -> str | None:
@@ -168,7 +173,7 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
     """
     paths = (path_a, path_b)
     lengths = [read_metadata(Path(path) / "activation")["shape"][0] for path in paths]
-    without = [str(path) for path in paths if not all((Path(path) / name).is_dir() for name in IDENTITY)]
+    without = [str(path) for path in paths if not (Path(path) / IDENTITY[0]).is_dir()]
     if not without and (difference := _first_difference(path_a, path_b)):
         raise RowMismatchError(f"{difference}. Harvest both from the same rows")
     if lengths[0] != lengths[1]:
@@ -177,7 +182,7 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
             "the same order. Harvest both from the same rows; of arrays of your own, rows are tokens and columns are "
             "features: transpose one that is the other way round"
         )
-    if without:
+    if without or (without := [str(path) for path in paths if not (Path(path) / IDENTITY[-1]).is_dir()]):
         logger.warning(
             "No token coordinates in %s: that row i is the same token in both stores is taken on trust",
             " and ".join(without),
@@ -221,9 +226,10 @@ def check_order(matched: Mapping[str, str] | None, given: Mapping[str, str], use
 def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
     """Say where the rows of two stores first differ, up to the length of the shorter one."""
     groups = [zarr.open_group(str(path), mode="r") for path in (path_a, path_b)]
-    length = min(group["document"].shape[0] for group in groups)
+    known = [name for name in IDENTITY if all(name in group for group in groups)]
+    length = min(group[IDENTITY[0]].shape[0] for group in groups)
     for rows in iter_slices(length, BLOCK_ROWS):
-        a, b = (np.stack([group[name][rows] for name in IDENTITY], axis=1) for group in groups)
+        a, b = (np.stack([group[name][rows] for name in known], axis=1) for group in groups)
         different = np.flatnonzero((a != b).any(axis=1))
         if different.size:
             row = different[0]
@@ -233,4 +239,5 @@ def _first_difference(path_a: str | Path, path_b: str | Path) -> str | None:
 
 
 def _describe(row: NDArray[np.int64]) -> str:
-    return f"document {row[0]}, characters {row[1]} to {row[2]}"
+    document, *place = row.tolist()
+    return f"document {document}" + (f", characters {place[0]} to {place[1]}" if place else "")

@@ -106,6 +106,9 @@ class RunDirectory:
     labels = _Results[Side](
         "labels", "Return the path of what a site's features are called, where the user has put it."
     )
+    identity = _Results[str](
+        "identity", "Return the path of what of each pair is beyond the token, where the user has put it.", "--"
+    )
     concepts = _Results[Side]("concepts", "Return the path of one site's features by concept.")
 
     correlation = _Results[str]("correlation", "Return the path of the correlation of two sites.", "--")
@@ -198,7 +201,8 @@ class RunDirectory:
             [self.rows],
             [self.activations(side, site) for side, site in stores],
             [self.contexts(side, site) for side, site in stores],
-            *([of(*pair) for pair in grid] for of in (self.correlation, self.pairs, self.scores)),
+            *([of(*pair) for pair in grid] for of in (self.correlation, self.pairs)),
+            *([[self.scores(*pair) for pair in grid]] if self.is_compared() else []),
             [self.report],
         ]
 
@@ -209,6 +213,14 @@ class RunDirectory:
             return [(side, str(site)) for side in SIDES for site in experiment[side]["sites"]]
         except (KeyError, TypeError) as error:
             raise FormatError(f"{self.root / EXPERIMENT} is damaged ({error!r}); {_WRITTEN_AGAIN}") from error
+
+    def is_compared(self) -> bool:
+        """Say whether the experiment asks for scores; errors as :meth:`expected`."""
+        return self.read_experiment().get("compare", {}) is not None
+
+    def is_stored(self) -> bool:
+        """Say whether the activations come from stores, not from models; errors as :meth:`expected`."""
+        return all("store" in self.read_experiment().get(side, {}) for side in SIDES)
 
     def read_experiment(self) -> dict[str, Any]:
         """Return what :meth:`write_experiment` kept; errors as :meth:`expected`."""
@@ -221,9 +233,11 @@ class RunDirectory:
 
 
 _WRITTEN_AGAIN = "`subspace run EXPERIMENT.yaml` writes it again"
-#: What commands leave in a run directory before a run has begun: logs, the demo's text and weights, records.
+#: What commands leave in a run directory before a run has begun: logs, the demo's text and weights, records, and what
+#: a plan is made from.
 _BEFORE_A_RUN = (
     *("logs", "jobs", "input", "watch", "watch.html", "watch.json", "usage", "models.json", "corpus.zarr", "rows.zarr"),
+    "activations",
     EXPERIMENT,
 )
 

@@ -276,7 +276,7 @@ def _check_run(run: RunDirectory, report: Verification, expect: Expect | None) -
             report.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))
         elif path != run.models:
             report.missing.append(str(path))
-    for side, site in run.sites():
+    for side, site in () if run.is_stored() else run.sites():
         _check_place(run, side, site, report)
     for result in results:
         if result.manifest is not None and result.path.exists():
@@ -287,7 +287,7 @@ def _needed(run: RunDirectory, stages: list[list[Path]], results: Sequence[Expec
     """Return the results that others which are there were made from."""
     needed = {path for i, stage in enumerate(stages) for path in stage if _any_exists(stages[i + 1 :])}
     harvested = (_stage_of(run.activations(side, site)) == "harvest" for side, site in run.sites())
-    if any(harvested):  # stores that were brought in know of no models
+    if not run.is_stored() and any(harvested):  # stores that were brought in know of no models
         needed.add(run.models)
     for result in reversed(results):
         if result.path.exists() or result.path in needed:

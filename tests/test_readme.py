@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -27,17 +29,44 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert mean_r > 0.999, "B has the features of A, in another order"
 
 
-def test_the_shell_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verbs over paths, on the stores that the Python example writes."""
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    stores = code.split("cor = ")[0]
-    subprocess.run([sys.executable, "-c", stores], cwd=tmp_path, check=True)
-    lines = [line for line in TEXT.splitlines() if re.match(r"subspace (correlate|match|compare) ", line)]
-    assert len(lines) == 3
+def write_arrays(folder: Path) -> None:
+    """Write what the pages on own activations begin with: two arrays of the same tokens, decoder rows, the tokens."""
+    rng = np.random.default_rng(0)
+    words = [" rain", " storm", " judge", " court", " goal", " the", " of", " and", " in", " was"]
+    documents = [["The", *rng.choice(words, 29).tolist()] for _ in range(24)]
+    (folder / "tokens.jsonl").write_text("".join(json.dumps(tokens) + "\n" for tokens in documents))
+    fires = [np.isin([*" ".join(words).split(), "The"], word.strip()) for word in words]
+    row = np.array([[*words, "The"].index(token) for tokens in documents for token in tokens])
+    for name, width in (("a", 12), ("b", 10)):
+        active = np.stack([fires[j % 10][row] * rng.uniform(1, 2, len(row)) for j in range(width)], axis=1)
+        np.save(folder / f"{name}.npy", active.astype("f4"))
+        np.save(folder / f"W_{name}.npy", rng.normal(size=(width, 4)))
+
+
+@pytest.mark.parametrize(("page", "n_commands"), [("README.md", 7), ("docs/own-activations.md", 3)])
+def test_own_activations_come_to_a_report_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, n_commands: int
+) -> None:
+    """The commands as they stand on the page, up to the report with its contexts."""
+    text = (README.parent / page).read_text(encoding="utf-8")
+    (experiment,) = re.findall(r"```yaml\n(name: own\n.*?)```", text, flags=re.DOTALL)
+    (commands,) = re.findall(r"```bash\n(subspace import a.npy --tokens [^`]*subspace run[^`]*)```", text)
+    lines = [shlex.split(line, comments=True) for line in commands.splitlines()]
+    assert len(lines) == n_commands
+    (tmp_path / "own.yaml").write_text(experiment)
+    write_arrays(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for line in lines:
-        shown = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for _, *arguments in lines:
+        shown = CliRunner().invoke(app, arguments)
         assert shown.exit_code == 0, shown.output
+    pairs = pd.read_csv("runs/own/pairs.csv")
+    assert (pairs.r > 0.9).sum() >= 9, "both have a feature for each word"
+    assert {json.loads(tokens)[0] for tokens in pairs.tokens_a} >= {"rain", "judge", "was"}
+    assert pairs.context_a.str.contains("⟦rain⟧").any()
+    assert "⟦" not in (report := Path("runs/own/report.html").read_text(encoding="utf-8"))
+    assert "site-a-0" in report, "the explorer's packs are in the page"
+    assert ("compare: null" in report) == ("compare: null" in experiment)
 
 
 def test_the_performance_table_is_made_from_results() -> None:

@@ -45,6 +45,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
+        "feature": "jobs.verbs.feature:command",
         "compare-activations": "pipeline.compare.verbs:activations_command",
         "contexts": "jobs.verbs.concepts:contexts_command",
         "concepts": "jobs.verbs.concepts:concepts_command",
@@ -56,6 +57,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "inspect": "jobs.verbs.stores:inspect_command",
         "verify": "jobs.verbs.stores:verify_command",
         "import": "jobs.verbs.stores:import_command",
+        "corpus": "jobs.verbs.stores:corpus_command",
         "export": "jobs.verbs.stores:export_command",
     },
 }
@@ -123,6 +125,8 @@ token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out id
 layers runs/pythia-70m-vs-160m --csv layers.csv
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
+feature runs/demo layers.10 17
+feature runs/demo b:layers.10 17 --candidates 16 --json
 contexts runs/demo/activations/a/layers.10.zarr --feature 17 --feature 256
 contexts A.zarr --feature 17 --corpus corpus.zarr --contexts CA.zarr --labels labels.zarr --json
 contexts A.zarr --top-n 20 --distinct-documents --out CA.zarr
@@ -143,6 +147,10 @@ verify runs/pythia-70m-vs-160m --threads 8 --json
 import activations.npz --decoder W_dec.npy --tokens rows.csv --kind post --out A.zarr
 import cached_activations/ --drop-token 0 --out A.zarr
 import cells.h5ad --key counts --out A.zarr
+import a.npy --tokens tokens.jsonl --out A.zarr
+import a.npy --documents document_of_row.npy --out A.zarr
+corpus tokens.jsonl --out corpus.zarr
+corpus texts.jsonl --column body --group article --out corpus.zarr --json
 export A.zarr --format anndata --out A.h5ad
 export A.zarr --format npz --out A.npz --json
 """

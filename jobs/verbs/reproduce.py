@@ -195,8 +195,8 @@ def _list(*, as_json: bool) -> None:
         lines.append(
             {
                 "name": name,
-                "a": config.a.model,
-                "b": config.b.model,
+                "a": config.models["a"].model,
+                "b": config.models["b"].model,
                 "pairs_of_sites": len(config.site_pairs),
                 "text": f"{config.corpus.documents} documents of {config.corpus.dataset}",
                 "published_numbers": len(published_figures(name)),

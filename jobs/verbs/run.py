@@ -93,10 +93,13 @@ def _show_run(result: RunResult, until: str, *, as_json: bool) -> None:
 
 
 def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]:
-    pairs, scores = result.pairs(site_a, site_b), result.scores(site_a, site_b)
+    pairs = result.pairs(site_a, site_b)
     line: dict[str, object] = {"a": site_a, "b": site_b, "pairs": pairs.sizes["pair"]}
     line |= {f"mean_{name}": float(pairs[name].mean()) for name in ("r", "r_heldout")}
     line |= heldout_note_of(pairs.attrs)
+    if result.experiment.compare is None:
+        return line
+    scores = result.scores(site_a, site_b)
     for metric in scores["metric"].values:
         entry = scores.sel(metric=metric).isel(null=0)
         line[str(metric)] = {key: float(entry[key]) for key in ("score", "null_mean", "p")}
@@ -118,4 +121,5 @@ def _table(lines: list[dict[str, Any]]) -> Table:
         )
         for line in lines
     ]
-    return text_table(columns, rows, title="score (mean of its null; p)", right=columns[2:])
+    title = "score (mean of its null; p)" if metrics else "matched pairs"
+    return text_table(columns, rows, title=title, right=columns[2:])

@@ -1,4 +1,4 @@
-"""The verbs over what is on disk: inspect, verify, import, export."""
+"""The verbs over what is on disk: inspect, verify, import, corpus, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from pipeline.experiment.status import expected
-from pipeline.settings.harvest import ActivationKind
+from pipeline.harvest.corpus import build_corpus
+from pipeline.settings.harvest import ActivationKind, CorpusSettings
 from pipeline.work.script import AsJson, Out, Overwrite, show, wide_console, with_prefix
 from storage.exchange import LARGEST_DENSE, Format, export_activations, import_activations
 from storage.inspect import inspect
@@ -128,7 +129,14 @@ def import_command(
         Path | None, typer.Option(help="Decoder rows, (feature, d_model): .npy or .safetensors.")
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="Columns document, char_start, char_end, group …: .npz, .csv or .parquet.")
+        Path | None,
+        typer.Option(
+            help="Table of the rows: document, and token (its text) or char_start, char_end; group …: .csv, .parquet, "
+            ".npz; or .jsonl, a list of tokens a line."
+        ),
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="The document of each row, where no more is known: .npy, or such a table.")
     ] = None,
     kind: Annotated[ActivationKind | None, typer.Option(help="post, pre_topk, or raw units.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the activations come from.")] = None,
@@ -151,12 +159,34 @@ def import_command(
         key=key,
         decoder=decoder,
         tokens=tokens,
+        documents=documents,
         attrs={name: value for name, value in given.items() if value is not None},
         dtype=dtype,
         drop_tokens=drop_token or (),
         overwrite=overwrite,
     )
     show(written, as_json=as_json)
+
+
+def corpus_command(
+    source: Annotated[
+        Path, typer.Argument(help="Text: .txt, .jsonl, .parquet or a folder; or a table of tokens, as import --tokens.")
+    ],
+    out: Out,
+    column: Annotated[str, typer.Option(help="The column or JSON key that holds the text.")] = "text",
+    group: Annotated[
+        str | None, typer.Option(help="The column or JSON key of what documents may have in common.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a text as other verbs read it (--corpus), its documents numbered as in the source.
+
+    No document is left out, so that the rows of imported activations find theirs by number.
+    """
+    settings = CorpusSettings.make(path=str(source), column=column, group=group)
+    corpus = build_corpus(settings, out, keep_empty=True, overwrite=overwrite)
+    show({"corpus": str(out), "documents": len(corpus), "hash": corpus.hash}, as_json=as_json)
 
 
 def export_command(

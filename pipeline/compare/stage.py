@@ -11,6 +11,7 @@ from distributed import Client
 from pipeline.compare.nulls import SAME_ROWS
 from pipeline.compare.run import compare, compare_manifest
 from pipeline.compare.score_grid import grid_manifest, power_notes, save_scores, table_paths
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.registries import NULLS
 from pipeline.work.task import Cost, Outlook, Stage, Task
@@ -25,9 +26,12 @@ DRAWN_RSA_SECONDS, DRAWN_SVCCA_SECONDS = 4e-7, 1e-9
 
 
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
-    """Yield the tasks."""
-    for site_a, site_b in config.site_pairs:
-        yield _scores(config, run, site_a, site_b)
+    """Yield the tasks; none where the experiment leaves the comparison out."""
+    settings = config.compare
+    if settings is None:
+        return
+    for pair in config.site_pairs:
+        yield _scores(settings, run, pair)
 
     def gather(_: Client) -> None:
         for null, note in power_notes(save_scores(run, config.site_pairs)).items():
@@ -38,10 +42,11 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     yield Task("scores", "", {run.score_grid: manifest}, tuple(results.values()), gather, tables=table_paths(run))
 
 
-def _scores(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
+def _scores(settings: CompareSettings, run: RunDirectory, pair: tuple[str, str]) -> Task:
+    site_a, site_b = pair
     stores = run.activations("a", site_a), run.activations("b", site_b)
     contexts = run.contexts("a", site_a), run.contexts("b", site_b)
-    pairs, out, settings = run.pairs(site_a, site_b), run.scores(site_a, site_b), config.compare
+    pairs, out = run.pairs(site_a, site_b), run.scores(site_a, site_b)
 
     def cost(outlook: Outlook) -> Cost:
         n, runs, slots = min(map(outlook.n_features, stores)), settings.null_runs, outlook.n_slots

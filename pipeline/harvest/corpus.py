@@ -33,8 +33,15 @@ from storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings | None = None) -> Corpus:
-    """Write the corpus of an experiment; a finished one from the same source and settings is kept.
+def build_corpus(
+    config: CorpusSettings,
+    out: str | Path,
+    model: ModelSettings | None = None,
+    *,
+    keep_empty: bool = False,
+    overwrite: bool = True,
+) -> Corpus:
+    """Write a corpus; a finished one from the same source and settings is kept.
 
     Parameters
     ----------
@@ -44,6 +51,11 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
         The corpus to write.
     model
         Model A, whose tokenizer counts; needed for ``tokens`` only.
+    keep_empty
+        Keep documents without a visible character too, so that numbers are those of the source: for stores whose rows
+        name their documents.
+    overwrite
+        Whether a corpus at `out` that came from another source may be replaced.
 
     Raises
     ------
@@ -55,13 +67,14 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
     -----
     Memory: one document at a time; with ``seed``, the sampled documents.
     """
-    manifest = corpus_manifest(config, model)
-    with claim(out, manifest, overwrite=True) as target:
+    manifest = corpus_manifest(config, model, keep_empty=keep_empty)
+    with claim(out, manifest, overwrite=overwrite) as target:
         if target.is_current():
             return open_corpus(out)
         count = None if config.tokens is None or model is None else _counter(model)
         empty = Counter[str]()
-        chosen = _choose(_with_text(open_source(config), empty), config, count)
+        documents = open_source(config)
+        chosen = _choose(documents if keep_empty else _with_text(documents, empty), config, count)
         first = next(chosen, None)
         if first is None:
             raise InputError(
@@ -72,12 +85,13 @@ def build_corpus(config: CorpusSettings, out: str | Path, model: ModelSettings |
             out,
             texts,
             names=names,
-            groups=None if config.group is None else groups,
+            groups=groups if config.group is not None or first.group else None,
             attrs={"source": config.path or config.dataset},
             manifest=manifest,
-            overwrite=True,
+            overwrite=overwrite,
         )
-        logger.info("Corpus: %d documents (%d empty ones dropped)", len(corpus), empty.total())
+        dropped = "" if keep_empty else f" ({empty.total()} empty ones dropped)"
+        logger.info("Corpus: %d documents%s", len(corpus), dropped)
         return corpus
 
 

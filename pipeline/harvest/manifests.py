@@ -135,11 +135,13 @@ def identify_model(model: ModelSettings) -> ModelIdentity:
     return ModelIdentity(info.fingerprint, info.context, special_tokens(model, info), sites)
 
 
-def corpus_manifest(config: CorpusSettings, model: ModelSettings | None) -> Manifest:
+def corpus_manifest(config: CorpusSettings, model: ModelSettings | None, *, keep_empty: bool = False) -> Manifest:
     """Return what a corpus depends on; `model` is the one whose tokenizer counts ``tokens``."""
     settings: dict[str, Any] = {"documents": config.documents, "seed": config.seed, "column": config.column}
     if config.group is not None:
         settings["group"] = config.group
+    if keep_empty:
+        settings["keep_empty"] = True
     if config.tokens is not None:
         if model is None:
             raise InputError("'corpus: tokens' needs a model whose tokenizer counts them")

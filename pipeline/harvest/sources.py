@@ -4,10 +4,14 @@
 ``path`` to a ``.txt`` file      documents are separated by blank lines
 ``path`` to a ``.jsonl`` file    one document a line: an object with the text under ``column``, or a string
 ``path`` to a ``.parquet`` file  one document a row, the text in ``column``
+``path`` to a table of tokens    a document is its tokens, one after the other (:mod:`storage.token_tables`)
+``path`` to a corpus             what ``subspace corpus`` wrote, or an earlier run
 ``path`` to a folder             its files of these kinds in order of their names; a ``.txt`` file is one document
 ``dataset``, a local folder      what ``save_to_disk`` wrote, or data files that ``load_dataset`` reads; never copied
 ``dataset``, a hub id            streamed, or downloaded into Hugging Face's own cache (``streaming``)
 ===============================  =======================================================================
+
+A list of texts in the place of one is that of a document's tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +27,13 @@ from typing import Any, NamedTuple
 from pipeline.harvest.gguf import file_sha256
 from pipeline.harvest.hub import why_not_readable
 from pipeline.settings.harvest import CorpusSettings
+from storage import Corpus, open_corpus
 from storage.damage import first_line
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
+from storage.inventory import GROUP_FILE
 from storage.listing import files_below
+from storage.token_tables import TOKENS, check_pieces, has_tokens, iter_texts
 
 
 class Document(NamedTuple):
@@ -57,6 +64,8 @@ def source_identity(config: CorpusSettings) -> str:
     if config.dataset is not None:
         return _dataset_identity(config)
     path = Path(str(config.path))
+    if is_group(path):
+        return open_corpus(path).hash
     files = local_files(path)
     return _hash_of(files, path) if path.is_dir() else file_sha256(path)
 
@@ -76,13 +85,29 @@ def open_source(config: CorpusSettings) -> Iterator[Document]:
     if config.dataset is not None:
         return _read_dataset(config)
     path = Path(str(config.path))
+    if is_group(path):
+        return _read_corpus(open_corpus(path))
     files = local_files(path)
     columns = Columns(config.column, config.group)
     return _read_folder(files, path, columns) if path.is_dir() else _reader(path)(path, columns)
 
 
+def is_group(path: Path) -> bool:
+    """Say whether something at a path is no file of text, but a group of Zarr, as a corpus is."""
+    return (path / GROUP_FILE).is_file()
+
+
+def _read_corpus(corpus: Corpus) -> Iterator[Document]:
+    for number, text in enumerate(corpus.iter_texts(range(len(corpus)))):
+        group = corpus.groups(number, number + 1)[0] if corpus.has_groups else ""
+        yield Document(corpus.name(number), text, group)
+
+
 def local_files(path: Path) -> list[Path]:
     """Return the files of a corpus that is a file or a folder of this host; InputError if there are none."""
+    if is_group(path):
+        open_corpus(path)
+        return [path]
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix in _SUFFIXES)
         if not files:
@@ -120,11 +145,19 @@ def _no_group(file: Path, columns: Columns) -> None:
 def _reader(path: Path) -> Callable[[Path, Columns], Iterator[Document]]:
     """Return the reader of a file's kind."""
     readers = {".txt": _read_blocks, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if has_tokens(path):
+        return _read_tokens
     if path.suffix not in readers:
         raise InputError(
-            f"The corpus {path} is a {path.suffix or 'nameless kind of'} file; expected {', '.join(readers)}"
+            f"The corpus {path} is a {path.suffix or 'nameless kind of'} file; expected {', '.join(readers)}, "
+            "or a table of tokens with the columns document and token (.csv, .parquet, .npz)"
         )
     return readers[path.suffix]
+
+
+def _read_tokens(path: Path, columns: Columns) -> Iterator[Document]:
+    for name, text, group in iter_texts(path):
+        yield Document(name, text, group if columns.group == "group" else _group_of({}, columns.group, str(path)))
 
 
 def _read_text(path: Path) -> str:
@@ -155,8 +188,10 @@ def _json_document(line: bytes, columns: Columns, where: str, number: str) -> Do
         raise InputError(f"{where} is not UTF-8 text: {error}; convert it first") from error
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise InputError(f"{where} is not valid JSON: {error}") from error
-    if isinstance(record, str) and columns.group is None:
+    if isinstance(record, str | list) and columns.group is None:
         return Document(number, _text(record, where))
+    if isinstance(record, dict) and isinstance(record.get(TOKENS), list) and columns.text not in record:
+        record = {columns.text: record[TOKENS], **record}
     if not isinstance(record, dict) or columns.text not in record:
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise InputError(f"{where} has no text under {columns.text!r} (it has {keys}): set 'corpus: column'")
@@ -167,6 +202,8 @@ def _json_document(line: bytes, columns: Columns, where: str, number: str) -> Do
 def _text(value: Any, where: str, column: str = "") -> str:
     """Return a text as every format gives it: null is an empty one, and what is no text is refused.
 
+    A list of texts is one, cut into tokens.
+
     Half of a pair of surrogates, which JSON can hold, is no character and cannot be stored.
 
     >>> _text(None, "t.jsonl, line 1"), _text("one", "t.jsonl, line 2")
@@ -174,6 +211,8 @@ def _text(value: Any, where: str, column: str = "") -> str:
     """
     if value is None:
         return ""
+    if isinstance(value, list):
+        value = "".join(check_pieces(value, where))
     if not isinstance(value, str):
         under = f" under {column!r}" if column else ""
         raise InputError(f"{where} has {type(value).__name__}, not text{under}: set 'corpus: column'")

@@ -9,6 +9,7 @@ from pathlib import Path
 from distributed import Client
 
 from pipeline.harvest.contexts import contexts, contexts_manifest
+from pipeline.harvest.stored import check_stored, stored_tasks
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
 from pipeline.work.share import Share
@@ -24,36 +25,43 @@ from storage.sparse_array import read_shards
 
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     """Yield the tasks, each behind those whose results it reads."""
+    yield from stored_tasks(config, run) if config.is_stored else _harvest_tasks(config, run)
+    for side, settings in config.sides:
+        for site in settings.sites:
+            yield _contexts(config, run, side, site)
+
+
+def _harvest_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
+    """Yield the tasks that run the models: the text, the rows, and the stores of either side."""
+    models = config.models
 
     def make_corpus(_: Client) -> None:
         from pipeline.harvest.corpus import build_corpus
 
-        build_corpus(config.corpus, run.corpus, config.a)
+        build_corpus(config.corpus, run.corpus, models["a"])
 
     def make_rows(client: Client) -> None:
         from pipeline.harvest import rows
 
         length, pool = config.corpus.max_length, config.align.pool
-        rows.make_rows(run.corpus, config.a, config.b, length, run.rows, pool=pool, client=client)
+        rows.make_rows(run.corpus, models["a"], models["b"], length, run.rows, pool=pool, client=client)
 
     def corpus_manifest(_: Identify) -> Manifest:
         from pipeline.harvest import manifests
 
-        return manifests.corpus_manifest(config.corpus, config.a)
+        return manifests.corpus_manifest(config.corpus, models["a"])
 
     def rows_manifest(identify: Identify) -> Manifest:
         from pipeline.harvest import manifests
 
         corpus = identify(run.corpus)
-        models = {side: manifests.known_identity(run.models, side, model) for side, model in config.sides}
-        return manifests.rows_manifest(corpus, models, config.corpus.max_length, config.align.pool)
+        known = {side: manifests.known_identity(run.models, side, model) for side, model in models.items()}
+        return manifests.rows_manifest(corpus, known, config.corpus.max_length, config.align.pool)
 
     yield Task("corpus", "", {run.corpus: corpus_manifest}, (), make_corpus, by_content=True, prepares=True)
     yield Task("rows", "", {run.rows: rows_manifest}, (run.corpus,), make_rows, prepares=True)
-    for side, model in config.sides:
+    for side, model in models.items():
         yield _harvest(config, run, side, model)
-        for site in model.sites:
-            yield _contexts(config, run, side, site)
 
 
 def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSettings) -> Task:
@@ -134,8 +142,11 @@ def check(config: Experiment) -> None:
 
     if config.corpus.path is not None:
         local_files(Path(config.corpus.path))
+    if config.is_stored:
+        check_stored(config)
+        return
     with deferred_interrupt():  # the first check imports torch, transformers and sae-lens
-        for _, model in config.sides:
+        for model in config.models.values():
             check_model(model)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -282,8 +283,9 @@ def _of(table: pd.DataFrame, sites: dict[str, str]) -> pd.DataFrame:
 
 def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureView]:
     where = f"{pair.a.name} and {pair.b.name}"
+    compared = pair.scores if pair.scores is not None else xr.Dataset()
     for row in tables.observations(scores[scores["score"].notna()]):
-        null = pair.scores["null_score"].sel(metric=row.metric, null=row.null).values
+        null = compared["null_score"].sel(metric=row.metric, null=row.null).values
         figure = plots.null_histogram(null, row.score, metric_name(row.metric), verdict.null_name(row.null))
         caption = (
             f"Observed {number(row.score, 3)}; {row.p_runs:,} × {verdict.null_name(row.null)}: mean "

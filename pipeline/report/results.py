@@ -16,7 +16,7 @@ from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory, Side
 
 #: Folder of each stage that has one result for each pair of sites, and the stage's name in its manifest.
-PAIR_STAGES = {"correlation": "correlate", "pairs": "match", "scores": "compare"}
+PAIR_STAGES = {"correlation": "correlate", "pairs": "match"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SitePair:
     paths: dict[str, Path]
     correlation: xr.Dataset
     pairs: xr.Dataset
-    scores: xr.Dataset
+    scores: xr.Dataset | None = None
     rematched: xr.Dataset | None = None
 
     @property
@@ -67,8 +67,9 @@ class Run:
 
     def model(self, side: Side) -> str:
         """Return the label of one side's model, or its id as its activations record it."""
-        configured = self.experiment.a if side == "a" else self.experiment.b
-        return configured.label or str(self.sites[side][0].store.attrs.get("model") or configured.model)
+        configured = dict(self.experiment.sides)[side]
+        known = self.sites[side][0].store.attrs.get("model")
+        return configured.label or str(known or getattr(configured, "model", f"activations {side.upper()}"))
 
     @property
     def heldout_note(self) -> str:
@@ -82,14 +83,18 @@ class Run:
 
 def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
     """Yield the path of every result that the report of a whole run is made from."""
-    yield from (run.corpus, run.rows, run.best_layer, run.score_grid)
+    yield from (run.corpus, run.rows, run.best_layer)
+    if config.compare is not None:
+        yield run.score_grid
     for side, model in config.sides:
         for site in model.sites:
             yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
             if config.semantics is not None:
                 yield run.concepts(side, site)
     for pair in config.site_pairs:
-        yield from (run.correlation(*pair), run.pairs(*pair), run.scores(*pair))
+        yield from (run.correlation(*pair), run.pairs(*pair))
+        if config.compare is not None:
+            yield run.scores(*pair)
         if config.rematch is not None:
             yield run.rematched(*pair)
         if config.semantics is not None:
@@ -111,10 +116,11 @@ def open_run(run_dir: str | Path) -> Run:
     for path in (directory.corpus, directory.rows):
         _require(path, directory)
     sites = {side: [_open_site(directory, side, name) for name in model.sites] for side, model in experiment.sides}
-    site_pairs, unfinished = _open_site_pairs(directory, sites)
+    stages = PAIR_STAGES | ({} if experiment.compare is None else {"scores": "compare"})
+    site_pairs, unfinished = _open_site_pairs(directory, sites, stages)
     if not site_pairs:
         raise MissingInputError(
-            f"{directory.root} has no pair of sites with all of {', '.join(PAIR_STAGES)}; finish it with: subspace run "
+            f"{directory.root} has no pair of sites with all of {', '.join(stages)}; finish it with: subspace run "
             "EXPERIMENT.yaml"
         )
     rows = xr.open_zarr(directory.rows)
@@ -128,16 +134,19 @@ def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:
     return Site(side, name, path, contexts_path, open_activations(path), open_result(contexts_path, "contexts"))
 
 
-def _open_site_pairs(directory: RunDirectory, sites: dict[Side, list[Site]]) -> tuple[list[SitePair], list[str]]:
+def _open_site_pairs(
+    directory: RunDirectory, sites: dict[Side, list[Site]], stages: dict[str, str]
+) -> tuple[list[SitePair], list[str]]:
     finished, unfinished = [], []
     for a, b in itertools.product(sites["a"], sites["b"]):
-        paths = {stage: getattr(directory, stage)(a.name, b.name) for stage in PAIR_STAGES}
+        paths = {folder: getattr(directory, folder)(a.name, b.name) for folder in stages}
         if all(path.exists() for path in paths.values()):
-            results = [open_result(paths[folder], stage) for folder, stage in PAIR_STAGES.items()]
-            _check_current(results[-1], paths["scores"])
+            results = {folder: open_result(paths[folder], stage) for folder, stage in stages.items()}
+            if "scores" in results:
+                _check_current(results["scores"], paths["scores"])
             if (rematched := directory.rematched(a.name, b.name)).exists():
-                results.append(open_result(rematched, "rematch"))
-            finished.append(SitePair(a, b, paths, *results))
+                results["rematched"] = open_result(rematched, "rematch")
+            finished.append(SitePair(a, b, paths, **results))
         else:
             unfinished.append(f"{a.name} – {b.name}")
     return finished, unfinished

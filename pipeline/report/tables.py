@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.compare.score_grid import score_grid
+from pipeline.compare.score_grid import SCORE_COLUMNS, score_grid
 from pipeline.compare.score_grid import scores_table as table_of_grid
 from pipeline.report.results import Run, Site, SitePair
 from pipeline.work.usage import StageUsage, read_usage, worth_showing
@@ -30,8 +30,10 @@ def observations(table: pd.DataFrame) -> Iterator[Any]:
 def scores_table(run: Run) -> pd.DataFrame:
     """Return every metric at every pair of sites beside each of its nulls, with p corrected over all of them.
 
-    Columns: :data:`pipeline.compare.score_grid.SCORE_COLUMNS`.
+    Columns: :data:`pipeline.compare.score_grid.SCORE_COLUMNS`; no rows where the experiment leaves scores out.
     """
+    if run.experiment.compare is None:
+        return pd.DataFrame(columns=list(SCORE_COLUMNS))
     return table_of_grid(score_grid({(pair.a.name, pair.b.name): pair.paths["scores"] for pair in run.site_pairs}))
 
 

@@ -148,6 +148,8 @@ def limits(
 
 def headline(scores: pd.DataFrame) -> str:
     """Return the conclusion: where which metrics are above their null, by how much, and by which corrected p."""
+    if scores.empty:
+        return "Features were matched, and the arrangement of the matched features was not compared."
     metrics = judged_metrics(scores)
     judged = scores[scores["metric"].isin(metrics)]
     beats = beats_chance(judged)
@@ -261,6 +263,8 @@ def _easy(easy: EasyPairs) -> Iterator[str]:
 
 
 def _resolution(scores: pd.DataFrame) -> Iterator[str]:
+    if scores.empty:
+        return
     runs, tests = int(scores["null_runs"].min()), int(scores["tests"].max())
     if tests:
         yield (

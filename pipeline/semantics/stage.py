@@ -107,7 +107,7 @@ def _concepts(
 
 def _words(config: Experiment, source: str, run: RunDirectory, sites: list[Site]) -> Task:
     """Return the task that looks up the embeddings that coherence needs."""
-    of_run: tuple[Side, ModelSettings] | None = {"model:a": config.sides[0], "model:b": config.sides[1]}.get(source)
+    of_run = {f"model:{side}": (side, model) for side, model in config.models.items()}.get(source)
 
     def identity() -> dict[str, Any]:
         return _files(source) if of_run is None else _identity(run, *of_run)

@@ -197,7 +197,7 @@ def explain(error: ValidationError, root: type[Section]) -> Iterator[str]:
 
 
 #: What pydantic puts into a place to say which of several types it tried.
-_TYPE = re.compile(r"str|int|float|bool|list\[.*")
+_TYPE = re.compile(r"str|int|float|bool|(?:list|dict)\[.*|[A-Z]\w+Settings")
 REQUIRED = "is required"
 #: What a value must be, by the type of pydantic's error.
 _REASONS = {
@@ -240,11 +240,14 @@ def _unknown_key(item: Any, root: type[Section]) -> str:
 
 def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
     """Yield the valid keys of the section at `location`."""
-    section: Any = root
+    section, alternatives = root, dict[str, Any]()
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
-        # inside a list of filters, the location goes on with a number and the filter's name
-        section = _section_of(field.annotation) if field is not None else _filter_named(part)
+        if field is not None:
+            section, alternatives = _section_of(field.annotation), _named_sections(field.annotation)
+        else:
+            # a section of several kinds, or inside a list of filters, where a number and the filter's name follow
+            section = alternatives.get(str(part)) or _filter_named(part)
     for name, field in getattr(section, "model_fields", {}).items():
         yield field.alias or name
 
@@ -252,6 +255,12 @@ def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
 def _section_of(annotation: Any) -> Any:
     """Return the section that a field holds; of an optional one, what it is when it is there."""
     return next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
+
+
+def _named_sections(annotation: Any) -> dict[str, Any]:
+    """Return the sections that a field may hold, by their names."""
+    kinds = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in get_args(annotation)]
+    return {kind.__name__: kind for kind in kinds if hasattr(kind, "model_fields")}
 
 
 def _filter_named(part: object) -> Any:

@@ -17,12 +17,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from pipeline.settings.base import SITE_PLACEHOLDER, Section, explain
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
-from pipeline.settings.harvest import AlignSettings, ContextsSettings, CorpusSettings, ModelSettings, StoreSettings
+from pipeline.settings.harvest import (
+    AlignSettings,
+    ContextsSettings,
+    CorpusSettings,
+    ModelSettings,
+    StoredSettings,
+    StoreSettings,
+)
 from pipeline.settings.match import RunMatchSettings
 from pipeline.settings.rematch import RematchSettings
 from pipeline.settings.report import ReportSettings
@@ -32,19 +39,34 @@ from storage.rundir import RunDirectory, Side
 from storage.yaml_files import read_yaml
 
 
+def _kind_of_side(content: Any) -> str:
+    """Return what a side is given as, by what only the one has: a store, or a model."""
+    stored = "store" in content if isinstance(content, dict) else isinstance(content, StoredSettings)
+    return (StoredSettings if stored else ModelSettings).__name__
+
+
+#: A model whose activations are harvested, or activations that are there.
+SideSettings = Annotated[
+    Annotated[ModelSettings, Tag("ModelSettings")] | Annotated[StoredSettings, Tag("StoredSettings")],
+    Discriminator(_kind_of_side),
+]
+
+
 class Experiment(Section):
     """A whole experiment: two models on the same text, at a grid of sites."""
 
     name: Annotated[str, Field(pattern=r"^\.*[\w+-][\w.+-]*$")]
     corpus: CorpusSettings
-    a: ModelSettings
-    b: ModelSettings
+    a: SideSettings
+    b: SideSettings
     align: AlignSettings = AlignSettings()
     store: StoreSettings = StoreSettings()
     correlate: CorrelateSettings = CorrelateSettings()
     match: Annotated[RunMatchSettings, AfterValidator(RunMatchSettings.checked)] = RunMatchSettings()
     rematch: RematchSettings | None = Field(None, description="the stage runs where this is given; {} for all defaults")
-    compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] = CompareSettings()
+    compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] | None = Field(
+        CompareSettings(), description="null leaves the stage out: for activations without decoder rows"
+    )
     contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(
         None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
@@ -53,6 +75,16 @@ class Experiment(Section):
         None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
     )
     report: ReportSettings = ReportSettings()
+
+    # of validators in front, the last one acts first: this one finds the section that `concepts` makes
+    @model_validator(mode="before")
+    @classmethod
+    def _no_embeddings_without_models(cls, content: Any) -> Any:
+        """Leave embeddings out of the semantics of stores, where none are named: by default they are a model's."""
+        if not isinstance(content, dict) or _kind_of_side(content.get("b")) != StoredSettings.__name__:
+            return content
+        section = content.get("semantics")
+        return content | {"semantics": {"embedding": None, **section}} if isinstance(section, dict) else content
 
     @model_validator(mode="before")
     @classmethod
@@ -84,15 +116,53 @@ class Experiment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stored_sides_fit(self) -> Experiment:
+        if not self.is_stored:
+            return self
+        if self.models:
+            raise ValueError(
+                f"{next(iter(self.models))} is a model and the other side a store: give two stores, or two models, "
+                "which are then run on the same rows"
+            )
+        corpus = self.corpus
+        if given := [name for name in ("documents", "tokens", "seed") if getattr(corpus, name) is not None]:
+            raise ValueError(
+                f"corpus.{given[0]} would take a part of the text, and stores have rows of all of it: leave it out"
+            )
+        if self.semantics is not None and str(self.semantics.embedding).startswith("model:"):
+            raise ValueError(
+                f"semantics.embedding {self.semantics.embedding} needs the model, and there are only stores; give "
+                "gensim:FILE, or leave it out"
+            )
+        return self
+
     def allowing_bad_sites(self) -> Experiment:
         """Return the same experiment with ``allow_bad_site`` on both sides."""
-        sides = {side: getattr(self, side).model_copy(update={"allow_bad_site": True}) for side in ("a", "b")}
+        sides: dict[str, Any] = {
+            side: model.model_copy(update={"allow_bad_site": True}) for side, model in self.models.items()
+        }
         return self.model_copy(update=sides)
 
     @property
-    def sides(self) -> tuple[tuple[Side, ModelSettings], tuple[Side, ModelSettings]]:
-        """Both sides and their models."""
+    def sides(self) -> tuple[tuple[Side, ModelSettings | StoredSettings], tuple[Side, ModelSettings | StoredSettings]]:
+        """Both sides."""
         return ("a", self.a), ("b", self.b)
+
+    @property
+    def models(self) -> dict[Side, ModelSettings]:
+        """The models that are to be run, by side; none where activations are there."""
+        return {side: model for side, model in self.sides if isinstance(model, ModelSettings)}
+
+    @property
+    def stored(self) -> dict[Side, StoredSettings]:
+        """The sides whose activations are there."""
+        return {side: stores for side, stores in self.sides if isinstance(stores, StoredSettings)}
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether activations are there, and no model is run."""
+        return bool(self.stored)
 
     @property
     def site_pairs(self) -> list[tuple[str, str]]:
@@ -158,7 +228,8 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
             "dataset": _resolve(experiment.corpus.dataset, folder),
         }
     )
-    sides = {side: _resolve_model(getattr(experiment, side), folder) for side in ("a", "b")}
+    sides: dict[str, Any] = {side: _resolve_model(model, folder) for side, model in experiment.models.items()}
+    sides |= {side: _resolve_stores(stores, folder) for side, stores in experiment.stored.items()}
     filters = [
         item.model_copy(update={name: _resolve(getattr(item, name), folder) for name in item.paths})
         for item in experiment.match.filters
@@ -181,6 +252,16 @@ def _resolve_concepts(concepts: str | list[str], folder: Path) -> str | list[str
     if isinstance(concepts, str):
         return _resolve(concepts, folder) or concepts
     return [_resolve(file, folder) or file for file in concepts]
+
+
+def _resolve_stores(side: StoredSettings, folder: Path) -> StoredSettings:
+    root = folder.resolve()
+    store: Any = (
+        {site: str(root / path) for site, path in side.store.items()}
+        if isinstance(side.store, dict)
+        else str(root / side.store)
+    )
+    return side.model_copy(update={"store": store})
 
 
 def _resolve_model(side: ModelSettings, folder: Path) -> ModelSettings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -10,6 +11,8 @@ from pipeline.settings.base import SITE_PLACEHOLDER, Flag, Number, Section
 from storage.errors import InputError
 
 ActivationKind = Literal["post", "pre_topk", "raw"]
+#: What names files of a run directory.
+SiteName = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")]
 
 Pool = Literal["last", "max", "mean"]
 
@@ -117,6 +120,45 @@ class ModelSettings(Section):
                 raise InputError(f"No dictionary is given for site {site!r}; the file names {sorted(self.dictionary)}")
             return self.dictionary[site]
         return self.dictionary.replace(SITE_PLACEHOLDER, site)
+
+
+class StoredSettings(Section):
+    """One of the two sides as activations that are there already, without its model."""
+
+    store: str | dict[str, str] = Field(
+        description="Path of an activation store (`subspace import` makes them), or a mapping with one for each site; "
+        "'{site}' stands for the name of the site."
+    )
+    sites: Annotated[list[SiteName], Field(min_length=1)] = Field(
+        description="What the stores are called; by default as the mapping names them, or as the file of the one store."
+    )
+    label: str | None = Field(None, description="What the report calls the model; its name by default.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_sites(cls, content: Any) -> Any:
+        """Name the sites where they are not named: the run directory needs them."""
+        store = content.get("store") if isinstance(content, dict) else None
+        if isinstance(store, dict):
+            return {"sites": list(store), **content}
+        if isinstance(store, str) and SITE_PLACEHOLDER not in store:
+            return {"sites": [Path(store).stem], **content}
+        return content
+
+    @model_validator(mode="after")
+    def _a_store_for_each_site(self) -> StoredSettings:
+        paths = [self.store_of(site) for site in self.sites]
+        if len(set(self.sites)) < len(self.sites) or len(set(paths)) < len(paths):
+            raise ValueError(f"each site has a name and a store of its own; not {self.sites} at {paths}")
+        return self
+
+    def store_of(self, site: str) -> str:
+        """Return the path of the store of `site`."""
+        if isinstance(self.store, dict):
+            if site not in self.store:
+                raise ValueError(f"no store is given for site {site!r}; there are {sorted(self.store)}")
+            return self.store[site]
+        return self.store.replace(SITE_PLACEHOLDER, site)
 
 
 class StoreSettings(Section):

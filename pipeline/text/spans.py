@@ -74,8 +74,11 @@ def check_corpus(store: xr.Dataset, corpus: Corpus) -> None:
         If it was harvested from another corpus.
     """
     path = store.encoding["source"]
-    if "document" not in store.variables:
-        raise InputError(f"{path} has no token coordinates, so its rows have no text; harvest it again")
+    if "char_start" not in store.variables:
+        raise InputError(
+            f"{path} has no token coordinates, so its rows have no text; harvest it again, or import it again with "
+            "--tokens"
+        )
     if store.attrs.get("corpus_hash", corpus.hash) != corpus.hash:
         raise RowMismatchError(f"{path} was not harvested from the corpus {corpus.path}; give the one that was")
 

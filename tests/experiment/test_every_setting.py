@@ -18,6 +18,7 @@ from pipeline.experiment.run import run
 from pipeline.experiment.stages import all_tasks
 from pipeline.experiment.status import status
 from pipeline.settings.experiment import Experiment, load_experiment
+from pipeline.settings.harvest import StoredSettings
 from pipeline.work.task import Item
 from storage import read_manifest
 from storage.rundir import RunDirectory
@@ -117,6 +118,7 @@ CHANGES: dict[str, Change] = {
     "rematch.fractions": ([0.5], REMATCH),
     "rematch.seed": (1, REMATCH),
     "rematch.memory": ("2GB", NOTHING),
+    "compare": (None, NOTHING),
     "compare.metrics": (["svcca_pc1"], COMPARE),
     "compare.nulls": (["random_features"], COMPARE),
     "compare.null_runs": (6, COMPARE),
@@ -177,14 +179,15 @@ TOGETHER: dict[str, list[str]] = {
         *(f"semantics.{name}" for name in ("approaches", "sides", "within", "min_pairs", "metrics", "judged", "nulls")),
         *(f"semantics.{name}" for name in ("null_runs", "seed", "embedding", "clusters", "geometry")),
     ],
-    "nothing": [place for place, change in CHANGES.items() if not change[1] and place not in ("semantics", "rematch")],
+    "nothing": [place for place, change in CHANGES.items() if "." in place and not change[1]],
 }
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the place of every setting; of both models, those of A."""
+    """Yield the place of every setting; of both models, those of A, and none of stores in their place."""
     for name, field in section.model_fields.items():
-        inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if is_section(kind)]
+        kinds = [getattr(kind, "__origin__", kind) for kind in getattr(field.annotation, "__args__", ())]
+        inner = [kind for kind in (field.annotation, *kinds) if is_section(kind) and kind is not StoredSettings]
         if f"{prefix}{name}" == "b":
             continue
         if len(inner) != 1 or type(None) in getattr(field.annotation, "__args__", ()):

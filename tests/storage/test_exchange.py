@@ -275,8 +275,11 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
         import_activations(good, out, key="x")
     with pytest.raises(InputError, match=r"read from \.npy, \.npz or \.safetensors"):
         import_activations(good, out, decoder=tmp_path / "x.csv")
-    with pytest.raises(InputError, match=r"read from \.npz, \.csv or \.parquet"):
-        import_activations(good, out, tokens=good)
+    with pytest.raises(InputError, match=r"has the shape \(9, 5\); it holds the document of each row"):
+        import_activations(good, out, documents=good)
+    (tmp_path / "tokens.txt").write_text("a b")
+    with pytest.raises(InputError, match=r"read from \.csv, .* or \.parquet, not .*tokens.txt"):
+        import_activations(good, out, tokens=tmp_path / "tokens.txt")
     np.save(tmp_path / "big.npy", np.full((3, 3), 1e6))
     with pytest.raises(InputError, match="more than float16 can hold"):
         import_activations(tmp_path / "big.npy", out, dtype="float16")
