@@ -59,7 +59,7 @@ def report(run_dir: str | Path) -> Path:
 
 def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[..., str]) -> Path:
     explorer = Explorer(run)
-    scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
+    scores = scores_table(save_scores(run.directory, run.experiment.site_pairs, run.inputs))
     pairs = tables.pairs_table(run, explorer.texts())
     write_derived(run.directory.pairs_table, pairs.to_csv(index=False))
     meanings = read_meanings(run)
