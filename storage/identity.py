@@ -10,6 +10,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
 
 from storage.corpus import hash_of_text
 from storage.damage import reading
@@ -64,3 +69,17 @@ def content_hash(path: Path) -> str:
     if MANIFEST in attrs:
         lines.append(Manifest.from_attrs(attrs).fingerprint)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def hash_of_ids(*features: NDArray[np.integer[Any]]) -> str:
+    """Return the hash of feature ids in their order: of the two features of all pairs, those of A first."""
+    return hashlib.sha256(b"".join(ids.astype("<i4").tobytes() for ids in features)).hexdigest()
+
+
+def hash_of_pairs(path: Path) -> str | None:
+    """Return the hash of the features that a result pairs, which is what its scores depend on; None if it has none."""
+    names = ("feature_a", "feature_b")
+    if not {*names} <= {*array_names(path)}:
+        return None
+    with reading(path, REMEDY):
+        return hash_of_ids(*(np.asarray(zarr.open_array(str(path / name), mode="r")[:]) for name in names))

@@ -47,7 +47,7 @@ from storage.identity import fingerprint
 from storage.inventory import GROUP_FILE, Inventory, check_array, faults
 from storage.kernels import rows_are_canonical
 from storage.manifest import CONTENT_HASH, MANIFEST, Manifest, read_attrs, read_manifest
-from storage.provenance import TracedInput, trace_inputs
+from storage.provenance import OTHER_INPUTS, TracedInput, trace_inputs
 from storage.rows import IDENTITY, ROW_HASH, TOKEN_HASH, row_hash, token_hash
 from storage.rundir import RunDirectory, Side
 from storage.sparse_array import SparseLayout, is_csr_array, iter_chunks, read_layout, read_metadata
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-9
 MOST_THREADS = 8
 GONE = "the file is missing"
-OTHER_INPUTS = "was made from other inputs than are there now"
 #: What Zarr and its codecs raise on damaged chunks.
 DAMAGE = (ValueError, RuntimeError, OSError)
 

@@ -33,6 +33,7 @@ from pipeline.work.script import (
     wide_console,
 )
 from storage import open_result
+from storage.provenance import RunInputs
 from storage.rundir import RunDirectory
 
 FOLDER = Path(__file__).parent.parent / "experiments"
@@ -86,22 +87,19 @@ def beside_published(name: Name, run_dir: str | Path) -> pd.DataFrame:
     no such sites, or has not compared them by that metric.
     """
     directory = RunDirectory(Path(run_dir))
-    run_sites = {(a, b) for a in _sites(directory, "a") for b in _sites(directory, "b")}
+    run_sites = stored_experiment(directory).site_pairs
+    inputs = RunInputs(directory, run_sites)
     figures: dict[tuple[str, str, str], dict[str, float]] = {}
     records = []
     for figure in published_figures(name):
         here = figure.site_a, figure.site_b, figure.concept
         if here[:2] in run_sites and here not in figures:
             figures[here] = dict(
-                _concept_figures(directory, *here) if figure.concept else _our_figures(directory, *here[:2])
+                _concept_figures(directory, inputs, here) if figure.concept else _our_figures(directory, inputs, here)
             )
         ours, note = _ours(figure, figures.get(here))
         records.append({**figure._asdict(), "ours": ours, "note": note})
     return pd.DataFrame.from_records(records, columns=list(COLUMNS))
-
-
-def _sites(directory: RunDirectory, side: str) -> list[str]:
-    return list(stored_experiment(directory).model_dump()[side]["sites"])
 
 
 def _ours(figure: Figure, figures: dict[str, float] | None) -> tuple[float, str]:
@@ -115,18 +113,16 @@ def _ours(figure: Figure, figures: dict[str, float] | None) -> tuple[float, str]
     return figures[figure.quantity], ""
 
 
-def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[tuple[str, float]]:
+def _our_figures(directory: RunDirectory, inputs: RunInputs, here: tuple[str, str, str]) -> Iterator[tuple[str, float]]:
     """Yield those of our numbers that a pair of sites has so far."""
-    correlation, pairs, scores = (
-        getattr(directory, stage)(site_a, site_b) for stage in ("correlation", "pairs", "scores")
-    )
-    if correlation.exists():
+    correlation, pairs, scores = (getattr(directory, stage)(*here[:2]) for stage in ("correlation", "pairs", "scores"))
+    if inputs.belongs(correlation):
         yield "best_r", _mean(open_result(correlation, "correlate")["r_a"].isel(rank=0))
-    if pairs.exists():
+    if inputs.belongs(pairs):
         matched = open_result(pairs, "match")
         yield "mean_r", _mean(matched["r"])
         yield "pairs", float(matched.sizes["pair"])
-    if scores.exists():
+    if inputs.belongs(scores):
         compared = open_result(scores, "compare")
         for metric in ("svcca_pc1", "rsa"):
             if metric in compared["metric"].values:
@@ -135,13 +131,15 @@ def _our_figures(directory: RunDirectory, site_a: str, site_b: str) -> Iterator[
             yield "svcca_pc1_null", float(compared["null_mean"].sel(metric="svcca_pc1", null="shuffled"))
 
 
-def _concept_figures(directory: RunDirectory, site_a: str, site_b: str, concept: str) -> Iterator[tuple[str, float]]:
+def _concept_figures(
+    directory: RunDirectory, inputs: RunInputs, here: tuple[str, str, str]
+) -> Iterator[tuple[str, float]]:
     """Yield our numbers of one concept's pairs, where the run has looked for concepts."""
     table = directory.semantics_table
-    if not table.exists():
+    if not inputs.belongs(table):
         return
     rows = open_result(table, "semantics-table")
-    wanted = {"site_a": site_a, "site_b": site_b, "name": concept, "approach": APPROACH}
+    wanted = dict(zip(("site_a", "site_b", "name"), here, strict=True)) | {"approach": APPROACH}
     at = np.flatnonzero(np.logical_and.reduce([rows[key].values == value for key, value in wanted.items()]))
     if len(at):
         row = rows.isel(row=int(at[0]))

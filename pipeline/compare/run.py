@@ -20,6 +20,7 @@ from pipeline.text.top_tokens import NONE, dominant_words, top_words
 from pipeline.work.workers import ClientSource
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.errors import InputError
+from storage.identity import hash_of_ids
 from storage.lazy import source_of
 from storage.rows import check_order
 
@@ -165,7 +166,8 @@ def _words(
 
 def _inputs(rows: tuple[DecoderRows, DecoderRows]) -> dict[str, str]:
     """Return fingerprints of what the scores depend on: both stores, and which features are paired, in which order."""
-    return {"pairs": _hash_ids(*rows), "a": fingerprint(rows[0].path), "b": fingerprint(rows[1].path)}
+    stores = {name: fingerprint(side.path) for name, side in zip("ab", rows, strict=True)}
+    return {"pairs": hash_of_ids(rows[0].features, rows[1].features), **stores}
 
 
 def _sides(pairs: xr.Dataset, a: Store, b: Store) -> tuple[DecoderRows, DecoderRows]:
@@ -239,7 +241,7 @@ def _bank_inputs(banks: Mapping[str, Bank]) -> dict[str, str]:
     for null, bank in banks.items():
         for side, rows in (("a", bank.a), ("b", bank.b)):
             if isinstance(rows, DecoderRows):
-                inputs[f"{null}_{side}"] = f"{fingerprint(rows.path)} {_hash_ids(rows)}"
+                inputs[f"{null}_{side}"] = f"{fingerprint(rows.path)} {hash_of_ids(rows.features)}"
     return inputs
 
 
@@ -248,7 +250,3 @@ def _decoder_rows(pairs: xr.Dataset, store: Store, side: str) -> DecoderRows:
     path = source_of(store)
     n_features, d_model = DecoderRows.of(path).shape
     return DecoderRows(str(path), matched_features(pairs, side, path, n_features), d_model)
-
-
-def _hash_ids(*rows: DecoderRows) -> str:
-    return hashlib.sha256(b"".join(side.features.astype("<i4").tobytes() for side in rows)).hexdigest()

@@ -26,6 +26,7 @@ from pipeline.compare.statistics import LEVEL, benjamini_hochberg, holm, power_n
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.derived import write_derived
 from storage.errors import FormatError, MissingInputError
+from storage.provenance import RunInputs
 from storage.rundir import RunDirectory
 
 STAGE = "scores"
@@ -221,18 +222,22 @@ def table_paths(directory: RunDirectory) -> tuple[Path, Path]:
     return directory.score_grid.with_suffix(".csv"), directory.score_grid.with_suffix(".tex")
 
 
-def save_scores(directory: RunDirectory, site_pairs: Iterable[Sites]) -> xr.Dataset:
+def save_scores(directory: RunDirectory, site_pairs: Sequence[Sites], inputs: RunInputs | None = None) -> xr.Dataset:
     """Write ``scores.zarr``, ``scores.csv`` and ``scores.tex`` of a run, and return its grid; see :func:`score_grid`.
 
-    Pairs of sites without a result are left out.
+    Pairs of sites without a result are left out, and those whose result was made from others than are there now:
+    `inputs` knows them.
 
     Raises
     ------
     MissingInputError
-        If none has a result.
+        If none has a result that belongs.
     """
+    inputs = inputs or RunInputs(directory, site_pairs)
     paths = {sites: directory.scores(*sites) for sites in site_pairs}
-    results = {sites: path for sites, path in paths.items() if path.exists()}
+    results = {sites: path for sites, path in paths.items() if inputs.belongs(path)}
+    if not results and (reasons := list(filter(None, map(inputs.why_not, paths.values())))):
+        raise MissingInputError(f"There are no scores of what is there now: {reasons[0]}; run `subspace run` again")
     # The tables come before the result, since that says that all of it is there
     table = scores_table(score_grid(results))
     for path, text in zip(table_paths(directory), (table.to_csv(index=False), to_latex(table)), strict=True):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.settings.experiment import stored_experiment
 from storage.errors import InputError
+from storage.provenance import RunInputs
 from storage.results import open_result
 from storage.rundir import RunDirectory, Side
 
@@ -30,9 +31,15 @@ def read_grid(run: str | Path) -> dict[tuple[str, str], xr.Dataset]:
     ------
     MissingInputError
         If it is no run directory, or not all pairs are matched yet.
+    InputError
+        If pairs were made from other results than are there now.
     """
     directory = RunDirectory(Path(run))
-    return {pair: open_result(directory.pairs(*pair), "match") for pair in stored_experiment(directory).site_pairs}
+    site_pairs = stored_experiment(directory).site_pairs
+    inputs = RunInputs(directory, site_pairs)
+    if reason := next(filter(None, (inputs.why_not(directory.pairs(*pair)) for pair in site_pairs)), ""):
+        raise InputError(f"{directory.root}: {reason}; `subspace run` makes it again")
+    return {pair: open_result(directory.pairs(*pair), "match") for pair in site_pairs}
 
 
 def layer_consistency(grid: Grid, side: Side = "a") -> xr.Dataset:

@@ -126,7 +126,7 @@ class Meanings:
 def read_meanings(run: Run) -> Meanings | None:
     """Read what the semantics stage found; None where it was not asked for or has not run."""
     path = run.directory.semantics_table
-    if run.experiment.semantics is None or not path.exists():
+    if run.experiment.semantics is None or not run.inputs.belongs(path):
         return None
     table = open_result(path, "semantics-table").load()
     rows = list(_rows(table))

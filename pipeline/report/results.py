@@ -13,10 +13,13 @@ from pipeline.settings.experiment import Experiment, stored_experiment
 from pipeline.settings.match import HELDOUT_NOTE
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import FormatError, MissingInputError
+from storage.provenance import RunInputs
 from storage.rundir import RunDirectory, Side
 
 #: Folder of each stage that has one result for each pair of sites, and the stage's name in its manifest.
 PAIR_STAGES = {"correlation": "correlate", "pairs": "match"}
+#: Unfinished pairs of sites that an error names.
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class SitePair:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory with at least one finished pair of sites."""
+    """A run directory with at least one finished pair of sites; `inputs` knows which of its results belong together."""
 
     directory: RunDirectory
     experiment: Experiment
@@ -64,6 +67,7 @@ class Run:
     sites: dict[Side, list[Site]]
     site_pairs: list[SitePair]
     unfinished: list[str]
+    inputs: RunInputs
 
     def model(self, side: Side) -> str:
         """Return the label of one side's model, or its id as its activations record it."""
@@ -106,8 +110,8 @@ def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
 def open_run(run_dir: str | Path) -> Run:
     """Open the results in a run directory; pairs of sites with a missing stage are named in ``unfinished``.
 
-    Sites and pairs are in the order of the experiment. A missing text, site, or the lack of any finished pair is a
-    MissingInputError.
+    So are those with a result that was made from others than are there now, which is not shown. Sites and pairs are in
+    the order of the experiment. A missing text, site, or the lack of any finished pair is a MissingInputError.
     """
     directory = RunDirectory(Path(run_dir))
     if not directory.root.is_dir():
@@ -116,15 +120,16 @@ def open_run(run_dir: str | Path) -> Run:
     for path in (directory.corpus, directory.rows):
         _require(path, directory)
     sites = {side: [_open_site(directory, side, name) for name in model.sites] for side, model in experiment.sides}
+    inputs = RunInputs(directory, experiment.site_pairs)
     stages = PAIR_STAGES | ({} if experiment.compare is None else {"scores": "compare"})
-    site_pairs, unfinished = _open_site_pairs(directory, sites, stages)
+    site_pairs, unfinished = _open_site_pairs(directory, sites, stages, inputs)
     if not site_pairs:
         raise MissingInputError(
-            f"{directory.root} has no pair of sites with all of {', '.join(stages)}; finish it with: subspace run "
-            "EXPERIMENT.yaml"
+            f"{directory.root} has no pair of sites with all of {', '.join(stages)} made from each other "
+            f"({'; '.join(unfinished[:MOST_NAMED])}); finish it with: subspace run EXPERIMENT.yaml"
         )
     rows = xr.open_zarr(directory.rows)
-    return Run(directory, experiment, open_corpus(directory.corpus), rows, sites, site_pairs, unfinished)
+    return Run(directory, experiment, open_corpus(directory.corpus), rows, sites, site_pairs, unfinished, inputs)
 
 
 def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:
@@ -135,20 +140,22 @@ def _open_site(directory: RunDirectory, side: Side, name: str) -> Site:
 
 
 def _open_site_pairs(
-    directory: RunDirectory, sites: dict[Side, list[Site]], stages: dict[str, str]
+    directory: RunDirectory, sites: dict[Side, list[Site]], stages: dict[str, str], inputs: RunInputs
 ) -> tuple[list[SitePair], list[str]]:
     finished, unfinished = [], []
     for a, b in itertools.product(sites["a"], sites["b"]):
         paths = {folder: getattr(directory, folder)(a.name, b.name) for folder in stages}
-        if all(path.exists() for path in paths.values()):
+        reason = next(filter(None, map(inputs.why_not, (*paths.values(), a.contexts_path, b.contexts_path))), "")
+        if all(path.exists() for path in paths.values()) and not reason:
             results = {folder: open_result(paths[folder], stage) for folder, stage in stages.items()}
             if "scores" in results:
                 _check_current(results["scores"], paths["scores"])
-            if (rematched := directory.rematched(a.name, b.name)).exists():
+            if inputs.belongs(rematched := directory.rematched(a.name, b.name)):
                 results["rematched"] = open_result(rematched, "rematch")
             finished.append(SitePair(a, b, paths, **results))
         else:
-            unfinished.append(f"{a.name} – {b.name}")
+            why = f" ({reason}; `subspace run` makes it again)" if reason else ""
+            unfinished.append(f"{a.name} – {b.name}{why}")
     return finished, unfinished
 
 

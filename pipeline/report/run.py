@@ -62,7 +62,7 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
     if run.experiment.compare is None:
         scores = tables.scores_table(run)
     else:
-        scores = scores_table(save_scores(run.directory, run.experiment.site_pairs))
+        scores = scores_table(save_scores(run.directory, run.experiment.site_pairs, run.inputs))
     pairs = tables.pairs_table(run, explorer.texts())
     write_derived(run.directory.pairs_table, pairs.to_csv(index=False))
     meanings = read_meanings(run)

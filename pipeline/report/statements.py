@@ -92,7 +92,7 @@ class Tables:
 def read_concepts_table(run: Run) -> pd.DataFrame:
     """Return the :func:`concepts_table` of a run; empty where concepts were not looked for."""
     path = run.directory.semantics_table
-    manifest = read_manifest(path) if run.experiment.semantics is not None and path.exists() else None
+    manifest = read_manifest(path) if run.experiment.semantics is not None and run.inputs.belongs(path) else None
     if manifest is None:
         return pd.DataFrame()
     return concepts_table(open_result(path, "semantics-table").load(), manifest.settings["nulls"])

@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 import scipy.sparse
+import xarray as xr
 from typer.testing import CliRunner
 
 import storage
 from jobs.cli import app
+from pipeline.compare.run import compare
 
 VERBS = ("inspect", "verify", "import", "export")
 
@@ -113,6 +115,21 @@ def test_verify_says_which_inputs_of_a_result_it_can_check(store, tmp_path, monk
     table = call("verify", "p.csv")
     assert table.exit_code == 2
     assert "p.csv is a file, and says nothing to verify it by: verify the result" in " ".join(table.stderr.split())
+
+
+def test_verify_says_whether_pairs_are_those_that_were_scored(tmp_path, monkeypatch):
+    """Scores depend on which features are paired, and their manifest has the hash of these."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        storage.write_activations(f"{name}.zarr", np.eye(9), decoder=rng.normal(size=(9, 4)))
+    for name, order in {"p": np.arange(9), "q": np.arange(9)[::-1]}.items():
+        ds = xr.Dataset({"feature_a": ("pair", np.arange(9)), "feature_b": ("pair", order)})
+        storage.write_result(ds, f"{name}.zarr", storage.new_manifest("match", {}, {"name": name}))
+    compare("p.zarr", "a.zarr", "b.zarr", metrics=["rsa"], null_runs=9, out="s.zarr")
+    assert "s.zarr: pairs (p.zarr) is what it was made from" in call("verify", "p.zarr", "s.zarr").stdout
+    shown = call("verify", "q.zarr", "s.zarr").stdout
+    assert "s.zarr: pairs is not checked: no path is recorded, and nothing at hand has its hash" in shown
 
 
 def test_verify_finds_inputs_in_the_run_that_a_result_is_in(tiny_run):
