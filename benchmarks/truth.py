@@ -447,7 +447,7 @@ def render_verdict(result: Mapping[str, Any]) -> str:
     return (
         f"With the defaults ({settings}), at most {_percent(most)} % of the features are paired where nothing is "
         f"shared, and at least {_percent(least)} % of the shared concepts that fire often enough are found where all "
-        f"are, in both worlds and at {min(ROWS):,} to {max(ROWS):,} rows. What others do pairs {listed} of nothing shared."
+        f"are, in both worlds, at {min(ROWS):,} to {max(ROWS):,} rows. Others pair {listed} of nothing."
     )
 
 
