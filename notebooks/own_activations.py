@@ -78,7 +78,7 @@ storage.open_activations(folder / "A.zarr")
 
 # %%
 cor = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=5, out=folder / "C.zarr")
-pairs = pipeline.match(cor, method="greedy", min_correlation=0.1, out=folder / "pairs.zarr")
+pairs = pipeline.match(cor, method="greedy", out=folder / "pairs.zarr")
 print(f"{pairs.sizes['pair']} pairs; mean r {float(pairs.r.mean()):.3f}, held out {float(pairs.r_heldout.mean()):.3f}")
 assert pairs.sizes["pair"] > 30
 

@@ -11,16 +11,19 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.match.edges import Edges, Method, check_minimum, lookup, read_edges
+from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import METHODS
 from storage import open_result
 from storage.errors import InputError
+
+_DEFAULTS = MatchSettings()
 
 
 def match_within(
     cor: str | Path,
     sets: Mapping[str, tuple[ArrayLike, ArrayLike]],
     method: str = "greedy",
-    min_correlation: float = 0.1,
+    min_correlation: float = _DEFAULTS.min_correlation,
 ) -> dict[str, xr.Dataset]:
     """Pair features within sets, each set on its own; the kept pairs are read once for all.
 

@@ -62,7 +62,7 @@ class CorrelateSettings(Section):
         "result for ranks of both stores, until it is done.",
     )
     min_firing: Annotated[int, Number, Field(ge=0)] = Field(
-        10,
+        20,
         description="Leave out features that fire in fewer of the rows that select than this, or than 1 % of these "
         "rows if that is less: what r they reach is luck.",
     )
@@ -88,7 +88,7 @@ class CorrelateSettings(Section):
         """Return in how many of the rows that select a feature must fire to be correlated.
 
         >>> CorrelateSettings().fewest_firing(150_000), CorrelateSettings().fewest_firing(250)
-        (10, 2)
+        (20, 2)
         """
         return min(self.min_firing, int(n_rows * RAREST))
 

@@ -97,7 +97,9 @@ class MatchSettings(Section):
         "whose B feature is used once, and the rest best-first among the free.",
     )
     min_correlation: MinimumR = Field(
-        0.1, description="Lowest r of a pair, inclusive; not below the keep_above of the correlation."
+        0.2,
+        description="Lowest r of a pair, inclusive; not below the keep_above of the correlation. Lower, luck pairs "
+        "features that have nothing in common (docs/ground-truth.md).",
     )
     max_uses: Annotated[PositiveInt, Number] = Field(
         1, description="With the method unique: how many A features may share a B feature; its best ones are kept."

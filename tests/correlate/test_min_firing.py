@@ -60,7 +60,7 @@ def test_zero_keeps_all_that_vary(client, case, force, method):
 
 
 def test_few_rows_lose_nothing():
-    assert [CorrelateSettings().fewest_firing(n) for n in (2, 99, 100, 999, 1000, 10**6)] == [0, 0, 1, 9, 10, 10]
+    assert [CorrelateSettings().fewest_firing(n) for n in (2, 99, 100, 1999, 2000, 10**6)] == [0, 0, 1, 19, 20, 20]
     assert CorrelateSettings(min_firing=500).fewest_firing(10**5) == 500
 
 

@@ -71,7 +71,7 @@ def test_every_point_is_that_of_match_and_compare(experiment, client):
 
 
 def test_other_methods_drop_what_is_used_more(experiment):
-    found = sweep(experiment / "cor.zarr", min_correlations=[0.1], max_uses=[1, 100], method="best")
+    found = sweep(experiment / "cor.zarr", min_correlations=[0.2], max_uses=[1, 100], method="best")
     filters = [{"name": "max_uses", "n": 1}]
     assert found.pairs.values[0].tolist() == [
         match(experiment / "cor.zarr", method="best", filters=filters).sizes["pair"],
