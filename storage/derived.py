@@ -67,6 +67,21 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
             _note(record, path, [new])
 
 
+def settle(run: Path) -> None:
+    """Note which of two contents a file has where the process died that was to write the second one.
+
+    Raises
+    ------
+    CorruptError
+        If the record is damaged.
+    """
+    record = _read_record(run)
+    open_ends = [name for name, checksums in record.items() if len(checksums) > 1 and (run / name).is_file()]
+    for name in open_ends:
+        if (present := crc32(run / name)) in record[name]:
+            _note(record, run / name, [present])
+
+
 def edited_files(run: Path) -> list[str]:
     """Return the names of the files below a run directory that were edited since the run wrote them.
 

@@ -177,7 +177,8 @@ class RunDirectory:
         InputError if the folder holds something else than a run, or files with the names of a run's that it did not
         write; BusyError if another process runs there.
         """
-        from storage.targets import sweep_below  # noqa: PLC0415 - with all that writes, which readers do without
+        from storage.derived import settle  # noqa: PLC0415 - with all that writes, which readers do without
+        from storage.targets import sweep_below  # noqa: PLC0415
 
         self._check_files()
         self.root.mkdir(parents=True, exist_ok=True)
@@ -187,6 +188,7 @@ class RunDirectory:
                     if leftover_of(stray.name) is not None:
                         stray.unlink(missing_ok=True)
             sweep_below(self.root)
+            settle(self.root)
             yield
 
     def expected(self) -> list[list[Path]]:

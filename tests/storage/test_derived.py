@@ -45,6 +45,11 @@ def test_a_death_while_a_file_is_replaced_leaves_no_edited_file(run, monkeypatch
     monkeypatch.undo()
     assert (run / "pairs.csv").read_text() == (new if written else old)
     assert edited_files(run) == []
+    (run / "experiment.json").write_text('{"a": {}, "b": {}}')
+    with RunDirectory(run).claim():
+        assert json.loads((run / "written.json").read_text()) == {
+            "pairs.csv": [zlib.crc32((run / "pairs.csv").read_bytes())]
+        }
     write_derived(run / "pairs.csv", new)
     assert json.loads((run / "written.json").read_text()) == {"pairs.csv": [zlib.crc32(new.encode())]}
 
