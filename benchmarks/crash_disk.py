@@ -28,7 +28,7 @@ VOLATILE_KEYS = ("created", "attributes_sha256", "stamp")
 VOLATILE_TEXT = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?([.]\d+)?([+]\d\d:\d\d)?")
 #: what the report says of each session's time and memory:
 VOLATILE_TABLE = re.compile(
-    rb'<table id="usage">.*?</table>|<p class="note">Stages beyond their plan:.*?</p>', re.DOTALL
+    rb'<table id="usage">.*?</table>|\s*<p class="note">Stages beyond their plan:.*?</p>', re.DOTALL
 )
 #: and the moments that a zip archive keeps of its members: of a ``.npz`` the members are compared.
 

@@ -515,6 +515,8 @@ def _open_h5ad(path: Path) -> Any:
 _MOST_GROUPS = 1000
 
 
+#: HDF5 holds some kilobytes of memory for each chunk, however small it is: so many of fewer bytes are refused.
+_MOST_TINY_CHUNKS, _TINY_CHUNK = 20_000, 1024
 #: The number of the filter in HDF5 that compresses with zlib.
 _DEFLATE = 1
 
@@ -523,6 +525,13 @@ def _check_dataset(where: str, dataset: Any) -> None:
     if dataset.external or dataset.is_virtual:
         raise InputError(f"{where} is stored in another file; copy it into this one (h5repack does)")
     _check_array(where, dataset, dataset.id.get_storage_size())
+    if dataset.chunks is not None:
+        n_chunks = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        size = n_bytes(dataset.chunks, dataset.dtype.itemsize)
+        if n_chunks > _MOST_TINY_CHUNKS and size < _TINY_CHUNK:
+            raise InputError(
+                f"{where} is cut into {n_chunks:,} chunks of {size} bytes: save it in larger ones (h5repack)"
+            )
     _check_deflated(where, dataset)
 
 

@@ -208,6 +208,13 @@ def test_a_link_to_another_file_is_not_followed(tmp_path, matrix):
         import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
 
 
+def test_an_hdf5_array_of_very_many_chunks(tmp_path):
+    """HDF5 takes some kilobytes of memory for each."""
+    h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", data=np.ones((500, 50), "f4"), chunks=(1, 1)))
+    with pytest.raises(InputError, match=r"x.h5ad, /X is cut into 25,000 chunks of 4 bytes: save it in larger ones"):
+        import_activations(tmp_path / "x.h5ad", tmp_path / "a.zarr")
+
+
 def test_an_hdf5_array_that_nothing_is_stored_of(tmp_path):
     h5ad(tmp_path / "x.h5ad", lambda file: file.create_dataset("X", (2**40, 2**10), "f4", chunks=(1024, 1024)))
     with pytest.raises(FormatError, match=r"x.h5ad, /X declares .* GB, and 0 bytes of it are stored"):
