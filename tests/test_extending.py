@@ -111,7 +111,7 @@ def test_a_null_of_words_needs_one_registration(client: Any) -> None:
     assert within > anyhow + 0.3, "rows of a word stay with rows of that word"
     with pytest.raises(InputError, match="rolled_words moves pairs by their words, and knows no words here"):
         compare_rows(x, x, metrics=["rsa"], nulls=["rolled_words"], null_runs=9)
-    with pytest.raises(ValidationError, match="rolled_words draws from words, which subspaces do not have"):
+    with pytest.raises(ValidationError, match="rolled_words needs the words of all pairs, which subspaces do not have"):
         SubspaceSettings(nulls=["rolled_words"])
 
 

@@ -103,6 +103,7 @@ correlate A.zarr B.zarr --top-k 16 --keep-above 0.2 --select all --memory 4GB --
 correlate A.zarr B.zarr --measure jaccard --out which-fire-together.zarr
 match C.zarr --out pairs.zarr --method greedy --min-correlation 0.2 --csv pairs.csv
 match C.zarr --all
+match C.zarr --out pairs.zarr --check-on A2.zarr B2.zarr
 match C.zarr --out pairs.zarr --filter max_uses:n=100 --filter min_heldout_r:after:value=0.2
 match C.zarr --out pairs.zarr --filter non_concept --contexts CA.zarr CB.zarr --stores A.zarr B.zarr \
 --corpus corpus.zarr --hubs 10

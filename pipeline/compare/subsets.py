@@ -37,7 +37,7 @@ from pipeline.compare.rows import DecoderRows
 from pipeline.compare.statistics import EFFECT_RUNS, ended_after
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
-from pipeline.settings.semantics import OF_SUBSETS
+from pipeline.settings.semantics import NOT_OF_SUBSETS
 from pipeline.work.workers import Planned, ensure_client, run_tasks, tell
 from storage import open_activations
 from storage.errors import BudgetError, InputError
@@ -153,8 +153,8 @@ def compare_subsets(
 
 
 def _check_nulls(nulls: Sequence[Null], pool: object) -> None:
-    if unknown := [null.name for null in nulls if null.source not in OF_SUBSETS]:
-        known = ", ".join(name for name, null in NULLS.items() if null.source in OF_SUBSETS)
+    if unknown := [null.name for null in nulls if null.source in NOT_OF_SUBSETS]:
+        known = ", ".join(name for name, null in NULLS.items() if null.source not in NOT_OF_SUBSETS)
         raise InputError(f"subsets are compared against {known}, not {unknown[0]}")
     if pool is None and (lacking := [null.name for null in nulls if null.source == "pool"]):
         raise InputError(

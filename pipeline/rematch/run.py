@@ -398,7 +398,7 @@ class _Draws:
             halves=self.halves(matching.units),
             client=client,
         )
-        made = self._measured(cor, client, whole=matching.share is None)
+        made = self._measured(cor, client, matching)
         where = "" if matching.share is None else f" in {matching.share:g} of the text"
         what = "real" if draw is None else f"draw {draw + 1}"
         figures = (made[name] for name in COUNTS)
@@ -407,8 +407,8 @@ class _Draws:
         remove_folder(permuted)
         return made
 
-    def _measured(self, cor: xr.Dataset, client: Client, *, whole: bool) -> dict[str, NDArray[Any]]:
-        """Return the figures of a matching; of one of the whole text its scores, pairs and best r too."""
+    def _measured(self, cor: xr.Dataset, client: Client, matching: _Matching) -> dict[str, NDArray[Any]]:
+        """Return the figures of a matching; of one of the whole text its scores, best r and, if wanted, pairs too."""
         path, settings = Path(cor.encoding["source"]), self.work.matching
         data = Candidates(str(path), cor, read_edges(path, cor, settings.min_correlation), self.text)
         pairs = make_pairs(data, settings)
@@ -417,12 +417,13 @@ class _Draws:
             name: np.asarray(np.nan if mean is None else mean, np.float64)
             for name, mean in zip(COUNTS, means, strict=True)
         }
-        if not whole:
+        if matching.share is not None:
             return made
         # in the order of their ids, so that the same pairs are shuffled alike, whatever their r
         ordered = pairs.isel(pair=np.lexsort((pairs["feature_b"].values, pairs["feature_a"].values)))
-        more = {f"feature_{side}": ordered[f"feature_{side}"].values.astype(np.int32) for side in "ab"}
-        more |= {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
+        more = {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
+        if matching.null.name == VOCABULARY:
+            more |= {f"feature_{side}": ordered[f"feature_{side}"].values.astype(np.int32) for side in "ab"}
         return {name: np.asarray(value) for name, value in {**made, **self._scores(ordered, client), **more}.items()}
 
     def _scores(self, pairs: xr.Dataset, client: Client) -> dict[str, NDArray[np.float64]]:

@@ -27,8 +27,8 @@ NON_CONCEPT_LIMITS: dict[NonConceptKind, float] = {
     "single_token": 0.9,
 }
 
-#: What nulls of subspaces draw from (:data:`pipeline.compare.nulls.Source`).
-OF_SUBSETS = ("rows", "features", "pool", "keywords")
+#: What nulls draw from that subspaces do not have, by its name in :data:`pipeline.compare.nulls.Source`.
+NOT_OF_SUBSETS = {"control": "a control store", "words": "the words of all pairs", "blocks": "blocks of text"}
 Count = Annotated[int, Number, Field(ge=1)]
 
 
@@ -155,8 +155,9 @@ class SubspaceSettings(Section):
     @field_validator("nulls")
     @classmethod
     def _nulls_of_subsets(cls, nulls: list[Null]) -> list[Null]:
-        if outside := [null for null in nulls if NULLS[null].source not in OF_SUBSETS]:
-            raise ValueError(f"{', '.join(outside)} draws from {NULLS[outside[0]].source}, which subspaces do not have")
+        for null in nulls:
+            if NULLS[null].source in NOT_OF_SUBSETS:
+                raise ValueError(f"{null} needs {NOT_OF_SUBSETS[NULLS[null].source]}, which subspaces do not have")
         return nulls
 
 
