@@ -245,12 +245,12 @@ def best_layers(*others: str) -> Action:
 
 
 def streaming(*words: str) -> Action:
-    """Return an action that correlates as where B does not fit the memory."""
+    """Return an action that correlates as where B does not fit the memory, in tiles."""
 
     def run(overwrite: bool) -> int:
         plan: Any = importlib.import_module("pipeline.correlate.plan")
         plan._methods = lambda _: ["streaming"]
-        plan._widths = lambda *_: iter([32])
+        plan._with_strips = lambda _, ways, shape: plan._plan(ways[0], plan.Cut(32, 32), shape)
         plan._slab_rows = lambda *_: 64
         return verb(*CORRELATE, *words)(overwrite)
 

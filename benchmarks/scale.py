@@ -49,6 +49,8 @@ SCALE, READS, OVERHEAD = "scale", "reads", "overhead"
 SLAB_ROWS, PANEL, STRIP = 65_536, 1024, 32_768
 #: Bytes of the driver for each row of the table of rows, and of coordinates for each row of a store on disk.
 ROW_BYTES, COORDINATE_BYTES = 100, 12
+#: Bytes of the driver of a correlation for each row: its half, and whether it is of one that is counted.
+HALF_BYTES = 2
 #: Bytes of a harvest's task for each stored value, and for the block that is encoded.
 VALUE_BYTES, ENCODING_BYTES = 40, 256 << 20
 
@@ -156,7 +158,9 @@ def harvest_stage(study: Study) -> Stage:
 
 
 def correlate_stage(study: Study, rates: Rates, *, at_once: int) -> Stage | None:
-    """Return what all pairs of sites take, `at_once` of them side by side, each on its share of the workers.
+    """Return what all pairs of sites take, `at_once` of them side by side.
+
+    Each has its share of the workers, and a driver of its own.
 
     Returns
     -------
@@ -180,7 +184,7 @@ def correlate_stage(study: Study, rates: Rates, *, at_once: int) -> Stage | None
         moved=moved,
         disk=study.n_pairs * found.disk,
         memory=plan.projected,
-        driver=3 * PAIR_BYTES * study.top_k * study.features * 2 * at_once,
+        driver=3 * PAIR_BYTES * study.top_k * study.features * 2 + HALF_BYTES * study.tokens,
         computing=rounds * found.seconds,
         moving=moved / study.bandwidth,
         plan=plan,

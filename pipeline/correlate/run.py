@@ -46,7 +46,7 @@ from pipeline.correlate.plan import CHUNK, MATRIX_ROWS, Cut, Plan, Resources, ch
 from pipeline.correlate.ranks import RankJob, RankPlan, plan_ranks, rank_store
 from pipeline.correlate.resources import find_resources, parse_memory
 from pipeline.correlate.result import label, write_result
-from pipeline.correlate.rows import FEWEST_ROWS, log_halves, read_halves, read_texts
+from pipeline.correlate.rows import FEWEST_ROWS, log_halves, read_split
 from pipeline.settings.base import keywords
 from pipeline.settings.correlate import CorrelateSettings, Select
 from pipeline.work.share import Share
@@ -300,10 +300,10 @@ def _run(job: Job, attrs: dict[str, Any], client: Client, known_b: KnownB | None
 def _split(inputs: Inputs, settings: CorrelateSettings) -> NDArray[np.int8]:
     """Return the half of each row, before anything is written: too few documents are refused here."""
     paths = inputs.stores[0].path, inputs.stores[1].path
-    half = read_halves(*paths, settings.select, seed=settings.split_seed)
+    split = read_split(*paths, settings.select, seed=settings.split_seed)
     if settings.select == "half":
-        log_halves(half, read_texts(*paths), seed=settings.split_seed)
-    return half
+        log_halves(split, seed=settings.split_seed)
+    return split.half
 
 
 def _begin(  # noqa: PLR0917 - what is correlated, how, and where

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import storage
 from pipeline.correlate.intervals import intervals
-from pipeline.correlate.rows import half_of, read_halves, split_rows
+from pipeline.correlate.rows import half_of, read_halves, read_split, split_rows
 from pipeline.correlate.run import correlate
 from storage.rows import group_number
 from tests.correlate import conftest
@@ -149,11 +151,18 @@ def test_seeds_that_are_none_are_refused(make_case, values, seed):
         correlate(case.a, case.b, split_seed=seed)
 
 
-def test_halves_of_two_stores(make_case, values):
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
+@pytest.mark.parametrize("documents", [np.arange(60) // 6, np.zeros(60, int), None], ids=["ten", "one", "none"])
+def test_halves_of_two_stores(make_case, values, monkeypatch, rows_at_once, documents):
+    monkeypatch.setattr(importlib.import_module("pipeline.correlate.rows"), "ROWS_AT_ONCE", rows_at_once)
     x = values(np.random.default_rng(0), 60, 5, 0.6)
-    case = make_case(x, x, documents=np.arange(60) // 6, sink=np.arange(60) % 7 == 0)
-    half = read_halves(case.a, case.b, "half", seed=3)
-    np.testing.assert_array_equal(np.stack([half == h for h in (0, 1)]), case.halves("half", 3))
+    case = make_case(x, x, documents=documents, sink=np.arange(60) % 7 == 0)
+    split = read_split(case.a, case.b, "half", seed=3)
+    np.testing.assert_array_equal(np.stack([split.half == h for h in (0, 1)]), case.halves("half", 3))
+    if documents is not None:
+        numbers, counts = np.unique(documents[~case.sink], return_counts=True)
+        np.testing.assert_array_equal(split.numbers, numbers)
+        np.testing.assert_array_equal(split.rows, counts)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
