@@ -180,6 +180,20 @@ def test_a_dataset_with_a_column_of_lists(tmp_path: Path, x: np.ndarray) -> None
         come_in(tmp_path / "ragged")
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".csv", ".parquet", ".zarr"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 9, b"PK\x03\x04 no archive"])
+def test_files_that_are_none(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match=f"x{suffix}"):
+        come_in(tmp_path / f"x{suffix}")
+
+
+def test_an_array_of_zarr_that_declares_more_than_it_holds(tmp_path: Path) -> None:
+    zarr.create_array(str(tmp_path / "x.zarr"), shape=(2**40, 64), chunks=(64, 64), dtype="f4")
+    with pytest.raises(InputError, match=r"declares .* GB, and .* bytes of it are stored"):
+        come_in(tmp_path / "x.zarr")
+
+
 def save_splits(folder: Path, acts: np.ndarray, tokens: np.ndarray, *, n_splits: int, save_tokens: bool = True) -> None:
     """Write latents as ``delphi.latents.cache.LatentCache.save_splits`` does (eai-delphi 0.1)."""
     folder.mkdir(parents=True, exist_ok=True)
