@@ -76,6 +76,7 @@ def import_activations(
     attrs: Mapping[str, Any] | None = None,
     dtype: DTypeLike | None = None,
     drop_tokens: Collection[int] = (),
+    mask: str | Path | None = None,
     shard_rows: int = DEFAULT_SHARD_ROWS,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -88,8 +89,8 @@ def import_activations(
     Parameters
     ----------
     source
-        A ``.npy``, ``.npz``, ``.safetensors``, AnnData ``.h5ad`` or ``.zarr``, or the folder that sae-lens'
-        ``CacheActivationsRunner`` wrote (see :mod:`storage.readers`).
+        A file or folder of any kind in :mod:`storage.readers`: arrays, tensors, tables, AnnData, caches of sae-lens and
+        delphi.
     out
         Where the store is to be.
     key
@@ -107,7 +108,9 @@ def import_activations(
     dtype
         Type in the store; that of the source if absent (float32 for integers).
     drop_tokens
-        Ids of tokens that are not rows, such as BOS; for sae-lens' caches.
+        Ids of tokens that are not rows, such as BOS; for sae-lens' and delphi's caches.
+    mask
+        Which positions of an array (sequence, position, feature) are rows; see :func:`storage.readers.open_source`.
     shard_rows
         Rows of a shard.
     overwrite
@@ -131,6 +134,7 @@ def import_activations(
     if tokens is not None and documents is not None:
         raise InputError(f"{tokens} names the documents too: give tokens or documents (--tokens, --documents)")
     files = {"source": source, "decoder": decoder, "tokens": tokens, "documents": documents}
+    files["mask"] = None if mask == "all" else mask
     importer_of(Path(source))  # what is no source is not read to its end first
     before = {name: _times_of(file) for name, file in files.items() if file is not None}
     manifest = new_manifest(
@@ -142,13 +146,14 @@ def import_activations(
             "dtype": None if dtype is None else str(np.dtype(dtype)),
             "drop_tokens": sorted(drop_tokens),
             "shard_rows": shard_rows,
+            **({"mask": mask} if mask == "all" else {}),
         },
     )
     with claim(out, manifest, kind=STORE, overwrite=overwrite) as target:
         if target.is_current():
             logger.info("%s is up to date", out)
         else:
-            opened = open_source(source, key=key, drop_tokens=drop_tokens)
+            opened = open_source(source, key=key, drop_tokens=drop_tokens, mask=mask)
             if decoder is not None:
                 opened.decoder = read_decoder(decoder, opened.n_features)
             _check_decoder(opened.decoder, decoder or source)

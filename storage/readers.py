@@ -6,9 +6,18 @@ file                            written by                                   row
 ``.npy``                        ``numpy.save``                               one slab
 ``.npz``                        ``scipy.sparse.save_npz``, ``numpy.savez``   one slab (csr, C order); else all
 ``.h5ad``, AnnData ``.zarr``    ``AnnData.write_h5ad``, ``.write_zarr``      one slab (csr or dense)
+other ``.zarr``                 ``zarr.save``                                one slab, in whole chunks
 ``.safetensors``                ``safetensors``                              one slab
 folder with ``state.json``      sae-lens' ``CacheActivationsRunner``         one slab
+the same, a column of lists     ``Dataset.save_to_disk``                     one slab
+``.pt``, ``.pth``               ``torch.save``, tensors alone                one slab; sparse ones: all
+``.csv``, ``.parquet``          a column for each feature, or one of lists   one slab; a row group
+folder of ``0_16383…`` files    delphi's ``LatentCache.save_splits``         one slab, and the token ids
 ==============================  ===========================================  ================================
+
+The last three are modules of :mod:`storage.importers`. An array may be (token, feature) or (sequence, position,
+feature); of the latter a mask says which positions are tokens. bfloat16 becomes float32. Where a file has the
+dictionary's decoder too (``decoder``, ``W_dec`` or ``decoder.weight``), it goes with the activations.
 
 To read another format, register a function from a path to a :class:`Source`; see :class:`Importer`.
 """
@@ -18,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -63,6 +73,8 @@ class Source:
         From a number of rows to slabs of at most so many rows, NumPy or SciPy CSR, in order; called once.
     sparse
         Whether the slabs are sparse.
+    sequences
+        Of an array of sequences, how many there are and how many positions each has; its rows are all positions.
     tokens, sink, decoder, attrs
         As a store keeps them, if the file has them.
     """
@@ -72,6 +84,7 @@ class Source:
     dtype: np.dtype[Any]
     slabs: Slabs
     sparse: bool = False
+    sequences: tuple[int, int] | None = None
     tokens: dict[str, NDArray[Any]] | None = None
     sink: NDArray[np.bool_] | None = None
     decoder: NDArray[Any] | None = None
@@ -97,6 +110,8 @@ class Importer:
         Endings of its files.
     files
         What a folder of the format holds.
+    names
+        A pattern for the name of a file that a folder of the format holds.
     drops_tokens
         Whether it knows token ids, so that it can leave rows out.
     """
@@ -105,21 +120,30 @@ class Importer:
     function: Callable[[Path, str | None, Collection[int]], Source]
     suffixes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    names: str = ""
     drops_tokens: bool = False
 
     def recognises(self, path: Path) -> bool:
         """Say whether a path is of this format, by its name or the files in it."""
-        return path.suffix in self.suffixes or (
-            bool(self.files) and all((path / file).is_file() for file in self.files)
+        return (
+            path.suffix in self.suffixes
+            or (bool(self.files) and all((path / file).is_file() for file in self.files))
+            or (
+                bool(self.names)
+                and path.is_dir()
+                and any(re.fullmatch(self.names, file.name) for file in path.iterdir())
+            )
         )
 
     @property
     def folder(self) -> str:
         """What a folder of the format is known by."""
-        return f"a folder with {' and '.join(self.files)}"
+        return f"a folder with {' and '.join(self.files) or 'START_END.safetensors'}"
 
 
-def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collection[int] = ()) -> Source:
+def open_source(
+    path: str | Path, *, key: str | None = None, drop_tokens: Collection[int] = (), mask: str | Path | None = None
+) -> Source:
     """Open activations in any format that is known.
 
     Parameters
@@ -130,6 +154,9 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
         Which array, where there are several: a name in a ``.npz`` or ``.safetensors``, a layer of an AnnData, a hook.
     drop_tokens
         Ids of tokens whose rows are left out (BOS, padding); for sources that know token ids.
+    mask
+        A ``.npy`` that says which positions of (sequence, position, feature) are rows: an attention mask (sequence,
+        position), or the length of each sequence; or ``all``. Of (row, feature), one value for each row.
 
     Raises
     ------
@@ -149,7 +176,53 @@ def open_source(path: str | Path, *, key: str | None = None, drop_tokens: Collec
     check_expansion(f"{path}, whose shape is {shape},", 8 * sum(shape), size_on_disk(path))
     source.dtype = source.dtype.newbyteorder("=")
     source.slabs = _checked_slabs(path, source.slabs)
-    return source
+    return source if source.sequences is None and mask is None else _masked(path, source, mask)
+
+
+def _masked(path: Path, source: Source, mask: str | Path | None) -> Source:
+    """Return a source of those rows alone that a mask names."""
+    if mask is None:
+        raise InputError(
+            f"{path} holds {source.sequences} sequences × positions, of which some may be padding: say which are "
+            "tokens with --mask FILE.npy (an attention mask, or the length of each sequence), or --mask all"
+        )
+    if str(mask) == "all":
+        return source
+    is_row = _read_mask(Path(mask), source)
+    slabs = source.slabs
+
+    def masked(rows: int) -> Iterator[Any]:
+        first = 0
+        for slab in slabs(rows):
+            yield slab[np.flatnonzero(is_row[first : first + slab.shape[0]])]
+            first += slab.shape[0]
+
+    sink = source.sink[is_row] if source.sink is not None and len(source.sink) == len(is_row) else source.sink
+    return replace(source, n_tokens=int(is_row.sum()), slabs=masked, sink=sink, sequences=None)
+
+
+def _read_mask(path: Path, source: Source) -> NDArray[np.bool_]:
+    """Return which rows of a source are tokens, (row,)."""
+    check_file(path, f"There is no mask at {path}; check the path")
+    n_sequences, n_positions = source.sequences or (source.n_tokens, 1)
+    with reading(path), path.open("rb") as file:
+        shape, fortran, dtype = read_header(file, str(path))
+        if dtype.kind not in "iub" or shape not in ((n_sequences,), (n_sequences, n_positions)):
+            raise InputError(
+                f"{path} holds {dtype} values of shape {shown(shape)}; a mask of {n_sequences} × {n_positions} "
+                f"positions holds 0 and 1 in the shape {(n_sequences, n_positions)}, or the length of each sequence"
+            )
+        check_memory(str(path), n_bytes(shape, dtype.itemsize))
+        values = np.fromfile(file, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
+    largest = n_positions if len(shape) == 1 else 1
+    if values.min(initial=0) < 0 or values.max(initial=0) > largest:
+        raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected are 0 to {largest}")
+    if len(shape) == 1:
+        values = np.arange(n_positions) < values[:, None]
+    is_row: NDArray[np.bool_] = values.astype(bool).ravel()
+    if not is_row.any():
+        raise InputError(f"{path} says that no position is a token; 1 stands for a token, 0 for padding")
+    return is_row
 
 
 def importer_of(path: Path) -> Importer:
@@ -168,7 +241,7 @@ def importer_of(path: Path) -> Importer:
     # importers of other packages are not looked at, and so not imported, where one of our own reads the file
     importer = next((candidate for candidate in IMPORTERS.values() if candidate.recognises(path)), None)
     if importer is None:
-        raise InputError(f"{path} is none of the formats that can be imported: {importerslisted()}")
+        raise InputError(f"{path} is none of the formats that can be imported: {importers_listed()}")
     if not path.is_dir():
         check_file(path, missing)
     return importer
@@ -194,11 +267,11 @@ def _check_csr(slab: Any) -> None:
         raise ValueError("its indptr does not fit its ids")
 
 
-def importerslisted() -> str:
+def importers_listed() -> str:
     """Return what can be imported, for people.
 
-    >>> importerslisted()
-    'sae-lens (a folder with state.json and dataset_info.json), numpy (.npy), npz (.npz), anndata (.h5ad or .zarr), ...
+    >>> importers_listed()
+    'delphi (a folder with START_END.safetensors), csv (.csv), parquet (.parquet), torch (.pt or .pth), sae-lens (a ...
     """
     return ", ".join(
         f"{name} ({' or '.join(importer.suffixes) or importer.folder})" for name, importer in IMPORTERS.items()
@@ -209,21 +282,34 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     """Raise unless this is the shape and the type of a matrix of activations."""
     if dtype.kind not in "fiub":
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) not in (2, 3) or 0 in shape:
         raise InputError(
-            f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature): reshape it"
+            f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature), or (sequence, "
+            "position, feature): reshape it"
         )
 
 
-def _from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
-    """Return the source of anything that has a shape and can be cut by rows."""
-    shape = tuple(array.shape)
-    check_matrix(path, shape, dtype)
+def rows_of(shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Return rows and columns of an array of activations, and the sequences and positions of a 3-D one.
+
+    >>> rows_of((9, 4)), rows_of((3, 5, 4))
+    (((9, 4), None), ((15, 4), (3, 5)))
+    """
+    *rows, n_features = shape
+    return (math.prod(rows), n_features), (rows[0], rows[1]) if len(rows) == 2 else None
+
+
+def from_array(path: Path, array: Any, dtype: np.dtype[Any]) -> Source:
+    """Return the source of anything that has a shape and can be cut along its first dimension."""
+    check_matrix(path, tuple(array.shape), dtype)
+    (n_rows, n_features), sequences = rows_of(array.shape)
+    positions = 1 if sequences is None else sequences[1]
 
     def slabs(rows: int) -> Iterator[Any]:
-        return (array[part] for part in iter_slices(shape[0], rows))
+        parts = (array[part] for part in iter_slices(n_rows // positions, max(1, rows // positions)))
+        return parts if sequences is None else (part.reshape(-1, n_features) for part in parts)
 
-    return Source(shape[0], shape[1], dtype, slabs, sparse=is_sparse_matrix(array))
+    return Source(n_rows, n_features, dtype, slabs, sparse=is_sparse_matrix(array), sequences=sequences)
 
 
 def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
@@ -232,10 +318,23 @@ def _read_npy(path: Path, key: str | None, _: Collection[int]) -> Source:
     with path.open("rb") as file:
         shape, fortran, dtype = read_header(file, str(path))
         start = file.tell()
+    return source_in_file(path, start, shape, dtype, fortran=fortran)
+
+
+def source_in_file(
+    path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool = False, bfloat: bool = False
+) -> Source:
+    """Return the source of an array whose values lie in a file from byte `start` on.
+
+    `bfloat` says that values, whose type is given as uint16, are bfloat16.
+    """
     check_matrix(path, shape, dtype)
-    array = _ArrayInFile(path, start, (shape[0], shape[1]), dtype, fortran)
+    rows, sequences = rows_of(shape)
+    if fortran and sequences is not None:
+        raise InputError(f"{path} holds {shape} values in Fortran order: save it in C order (np.ascontiguousarray)")
+    array = ArrayInFile(path, start, rows, dtype, fortran, bfloat)
     array.check_size()
-    return Source(*array.shape, dtype, array.slabs)
+    return Source(*rows, np.dtype("float32") if bfloat else dtype, array.slabs, sequences=sequences)
 
 
 def read_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -252,7 +351,7 @@ def read_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtyp
 
 
 @dataclass(frozen=True)
-class _ArrayInFile:
+class ArrayInFile:
     """A matrix whose values lie in a file from byte `start` on.
 
     It is read, not mapped: a file that gets shorter meanwhile is an error then, and not the end of the process.
@@ -263,8 +362,10 @@ class _ArrayInFile:
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     fortran: bool = False
+    bfloat: bool = False
 
     def check_size(self) -> None:
+        """Raise unless the file has so many bytes."""
         declared, there = n_bytes(self.shape, self.dtype.itemsize), self.path.stat().st_size - self.start
         if there < declared:
             raise CorruptError(
@@ -273,6 +374,7 @@ class _ArrayInFile:
             )
 
     def slabs(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield slabs of at most `rows` rows."""
         n_rows, n_columns = self.shape
         with self.path.open("rb", buffering=0) as file:
             for part in iter_slices(n_rows, rows):
@@ -287,7 +389,7 @@ class _ArrayInFile:
         values = np.fromfile(file, self.dtype, n)
         if len(values) < n:
             raise CorruptError(f"{self.path} ended while it was read; is somebody writing it?")
-        return values
+        return (values.astype("u4") << 16).view("f4") if self.bfloat else values
 
 
 def _read_npz(path: Path, key: str | None, _: Collection[int]) -> Source:
@@ -320,7 +422,10 @@ def _extras(path: Path, archive: zipfile.ZipFile, names: set[str]) -> dict[str, 
     """Return what :mod:`storage.exchange` writes beside the matrix."""
     tokens = {name: whole(archive, TOKEN_PREFIX + name) for name in TOKEN_COORDINATES if TOKEN_PREFIX + name in names}
     extras: dict[str, Any] = {"tokens": tokens or None}
-    extras |= {name: whole(archive, name) for name in ("sink", "decoder") if name in names}
+    if "sink" in names:
+        extras["sink"] = whole(archive, "sink")
+    if name := decoder_name(names):
+        extras["decoder"] = whole(archive, name)
     if ATTRS_KEY in names:
         extras["attrs"] = _attributes(path, whole(archive, ATTRS_KEY))
     return extras
@@ -378,7 +483,7 @@ def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], sha
         raise FormatError(f"{path} holds parts of a sparse matrix that are no numbers; save it again")
     matrix = scipy.sparse.csr_array(scipy.sparse.load_npz(path))
     _check_csr(matrix)
-    return _from_array(path, matrix, matrix.dtype)
+    return from_array(path, matrix, matrix.dtype)
 
 
 def _csr_slabs(path: Path, indptr: NDArray[np.int64], n_features: int, rows: int) -> Iterator[scipy.sparse.csr_array]:
@@ -395,25 +500,34 @@ def _csr_slabs(path: Path, indptr: NDArray[np.int64], n_features: int, rows: int
 
 
 def _dense_npz(path: Path, names: set[str], key: str | None) -> Source:
-    others = {ATTRS_KEY, "sink", "decoder", *(TOKEN_PREFIX + name for name in TOKEN_COORDINATES)}
-    name = _choose(path, sorted(names - others), key)
+    others = {ATTRS_KEY, "sink", *(TOKEN_PREFIX + name for name in TOKEN_COORDINATES)}
+    name = choose(path, sorted(names - others), key)
     with zipfile.ZipFile(path) as archive:
         member = Member(archive, name)
         check_matrix(path, member.shape, member.dtype)
         if member.fortran:
-            return _from_array(path, whole(archive, name), member.dtype)
+            return from_array(path, whole(archive, name), member.dtype)
+    (n_rows, n_features), sequences = rows_of(member.shape)
 
     def slabs(rows: int) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
             stream = Member(archive, name)
-            for part in iter_slices(member.shape[0], rows):
+            for part in iter_slices(n_rows, rows):
                 n = part.stop - part.start
-                yield stream.take(n * member.shape[1]).reshape(n, -1)
+                yield stream.take(n * n_features).reshape(n, -1)
 
-    return Source(member.shape[0], member.shape[1], member.dtype, slabs)
+    return Source(n_rows, n_features, member.dtype, slabs, sequences=sequences)
 
 
-def _choose(path: Path, names: list[str], key: str | None) -> str:
+def decoder_name(names: Collection[str]) -> str | None:
+    """Return which of the arrays in a file is the dictionary's decoder; None if none has such a name."""
+    return next((name for name in DECODER_KEYS if name in names), None)
+
+
+def choose(path: Path, names: Sequence[str], key: str | None) -> str:
+    """Return which array of a file is meant: the one that is named, or the only one that is no decoder."""
+    if key is None:
+        names = [name for name in names if name not in DECODER_KEYS] or names
     if key is not None and key not in names:
         raise InputError(f"{path} has no {shown(key)}; it has {listed(names)}")
     if key is None and len(names) != 1:
@@ -455,28 +569,59 @@ class Member:
 def _read_safetensors(path: Path, key: str | None, _: Collection[int]) -> Source:
     safetensors = need("safetensors", "models")
     with safetensors.safe_open(str(path), framework="numpy") as file:
-        name = _choose(path, sorted(file.keys()), key)
-        part = file.get_slice(name)
-        kind, shape = part.get_dtype(), tuple(part.get_shape())
-    if kind not in _SAFETENSORS_TYPES:
-        raise InputError(f"{path} holds {kind!r} values; save them as float32 or float16")
-    dtype = np.dtype(_SAFETENSORS_TYPES[kind])
-    check_matrix(path, shape, dtype)
-    with path.open("rb") as file:  # the library, which maps the file, has found all of it right
+        names = sorted(file.keys())
+    name = choose(path, names, key)
+    source = tensor_in_file(path, name)
+    if (decoder := decoder_name(names)) is not None and decoder != name:
+        source.decoder = whole_source(path, tensor_in_file(path, decoder))
+    return source
+
+
+def tensor_in_file(path: Path, name: str, *, as_column: bool = False) -> Source:
+    """Return the source of one array of a ``.safetensors`` that its library, which maps the file, has found right.
+
+    `as_column` takes an array of one dimension for a column.
+    """
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        start = 8 + length + json.loads(file.read(length))[name]["data_offsets"][0]
-    array = _ArrayInFile(path, start, (shape[0], shape[1]), dtype)
-    return Source(*array.shape, dtype, array.slabs)
+        entry = json.loads(file.read(length))[name]
+    kind = entry["dtype"]
+    if kind not in _SAFETENSORS_TYPES:
+        raise InputError(f"{path} holds {kind!r} values; save them as float32, bfloat16 or float16")
+    start = 8 + length + entry["data_offsets"][0]
+    shape = (*entry["shape"], 1) if as_column else tuple(entry["shape"])
+    return source_in_file(path, start, shape, np.dtype(_SAFETENSORS_TYPES[kind]), bfloat=kind == "BF16")
 
 
-_SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+def whole_source(path: Path, source: Source) -> NDArray[Any]:
+    """Return all rows of a source, if they fit the memory."""
+    check_memory(f"An array of {path}", n_bytes((source.n_tokens, source.n_features), source.dtype.itemsize))
+    return np.concatenate(list(source.slabs(source.slab_rows)))
+
+
+_SAFETENSORS_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
-    io = need("anndata.io", "exchange")
     group = _open_h5ad(path) if path.suffix == ".h5ad" else _open_zarr(path)
     if group.attrs.get("encoding-type") != "anndata":
-        raise InputError(f"{path} is not an AnnData file (no encoding-type 'anndata'); a store needs no import")
+        if path.suffix == ".h5ad":
+            raise InputError(f"{path} is not an AnnData file (no encoding-type 'anndata')")
+        return _plain_zarr(path, group, key)
+    io = need("anndata.io", "exchange")
     name = f"layers/{key}" if key else "X"
     if name not in group:
         raise InputError(f"{path} has no {shown(name)}; layers: {listed(list(group.get('layers', {})))}")
@@ -486,8 +631,24 @@ def _read_anndata(path: Path, key: str | None, _: Collection[int]) -> Source:
         raise InputError(f"{name} of {path} is stored by columns (csc); save it again with adata.X = adata.X.tocsr()")
     sparse = encoding == "csr_matrix"
     array = io.sparse_dataset(element) if sparse else element
-    source = _from_array(path, array, np.dtype(element["data"].dtype if sparse else element.dtype))
+    source = from_array(path, array, np.dtype(element["data"].dtype if sparse else element.dtype))
     return replace(source, sparse=sparse, **_anndata_extras(path, group, io))
+
+
+def _plain_zarr(path: Path, group: Any, key: str | None) -> Source:
+    """Open an array of Zarr, or one of a group."""
+    if "layout" in group.attrs and "schema_version" in group.attrs:
+        raise InputError(f"{path} is an activation store, which needs no import")
+    if isinstance(group, zarr.Array):
+        if key is not None:
+            raise InputError(f"{path} holds one array without a name; leave --key out")
+        return from_array(path, group, np.dtype(group.dtype))
+    names = sorted(name for name, member in group.members() if isinstance(member, zarr.Array))
+    array = group[choose(path, names, key)]
+    source = from_array(path, array, np.dtype(array.dtype))
+    if (decoder := decoder_name(names)) is not None and decoder != array.basename:
+        source.decoder = whole_source(path, from_array(path, group[decoder], np.dtype(group[decoder].dtype)))
+    return source
 
 
 def _open_h5ad(path: Path) -> Any:
@@ -565,8 +726,8 @@ def _check_array(where: str, array: Any, stored: int) -> None:
 def _open_zarr(path: Path) -> Any:
     """Open a Zarr group, unless there are pipes in it, or an array is larger than what is stored of it."""
     check_tree(path)
-    group = zarr.open_group(str(path), mode="r")
-    for name, member in group.members(max_depth=None):
+    group = zarr.open(str(path), mode="r")
+    for name, member in [("", group)] if isinstance(group, zarr.Array) else group.members(max_depth=None):
         if isinstance(member, zarr.Array):
             folder = path.joinpath(*name.split("/"))
             _check_array(str(folder), member, size_on_disk(folder))
@@ -604,7 +765,9 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
     _check_saelens(path)
     rows = datasets.load_from_disk(str(path)).with_format("numpy")
     hooks = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Array2D)]
-    hook = _choose(path, hooks, key)
+    if not hooks:
+        return _list_column(path, rows, key, drop_tokens)
+    hook = choose(path, hooks, key)
     context, width = rows.features[hook].shape
     dtype = np.dtype(rows.features[hook].dtype)
     is_row = _kept_positions(path, rows, context, drop_tokens)
@@ -616,6 +779,35 @@ def _read_saelens(path: Path, key: str | None, drop_tokens: Collection[int]) -> 
 
     attrs = {"site": hook, "kind": "raw", "context_size": context, "dropped_tokens": sorted(drop_tokens)}
     return Source(int(is_row.sum()), width, dtype, slabs, attrs=attrs)
+
+
+def _list_column(path: Path, rows: Any, key: str | None, drop_tokens: Collection[int]) -> Source:
+    """Open a dataset with one token a row, whose activations are a list."""
+    if drop_tokens:
+        raise InputError(f"{path} holds no token_ids, so no tokens can be dropped; leave --drop-token out")
+    lists = [name for name, kind in rows.features.items() if _is_list(kind)]
+    if not lists:
+        raise InputError(f"{path} has {listed(list(rows.features))}; activations are a column of lists, one a token")
+    name = choose(path, lists, key)
+    width, dtype = len(rows[0][name]), np.dtype(rows.features[name].feature.dtype)
+    check_matrix(path, (len(rows), width), dtype)
+
+    def slabs(n_rows: int) -> Iterator[Any]:
+        for part in iter_slices(len(rows), n_rows):
+            values = [np.asarray(row, dtype) for row in rows[part][name]]
+            if wrong := [row for row, value in enumerate(values) if value.shape != (width,)]:
+                raise InputError(
+                    f"{path}: row {part.start + wrong[0]} of {name} has the shape {values[wrong[0]].shape}, and row 0 "
+                    f"({width},); every token has as many features"
+                )
+            yield np.stack(values)
+
+    return Source(len(rows), width, dtype, slabs, attrs={"site": name})
+
+
+def _is_list(kind: Any) -> bool:
+    """Say whether a column is of lists of numbers."""
+    return hasattr(kind, "feature") and hasattr(kind.feature, "dtype") and np.dtype(kind.feature.dtype).kind in "fiu"
 
 
 def _check_saelens(path: Path) -> None:
@@ -677,12 +869,10 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
         elif path.suffix == ".npz":
             with open_archive(path) as archive:
                 names = sorted(names_in(archive))
-    key = next((name for name in DECODER_KEYS if name in names), None)
-    source = open_source(path, key=key)
+    source = open_source(path, key=decoder_name(names))
     if source.n_tokens != n_features:
         raise InputError(
             f"The decoder in {path} has the shape {(source.n_tokens, source.n_features)}; it must have a row for each "
             f"of {n_features} features. If they are its columns, transpose it"
         )
-    check_memory(f"The decoder in {path}", n_bytes((source.n_tokens, source.n_features), source.dtype.itemsize))
-    return np.concatenate(list(source.slabs(source.slab_rows)))
+    return whole_source(path, source)

@@ -47,7 +47,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
 
     def __init__(self, kind: str, group: str, builtin: str | None = None) -> None:
         self.kind, self.group = kind, group
-        self._builtin, self._home = builtin, builtin or ""
+        self._builtin, self._home = builtin, f"{(builtin or '').partition('.')[0]}."
         self._items: dict[str, Item] = {}
         self._importing = threading.RLock()
 
@@ -129,4 +129,4 @@ def _origin(item: Any) -> tuple[str, str]:
 
 
 #: Formats that `subspace import` reads; here, since to list their names takes none of the libraries that read them.
-IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.readers")
+IMPORTERS: Registry[Importer] = Registry("importer", "subspace.importers", "storage.importers")

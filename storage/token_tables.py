@@ -301,7 +301,7 @@ def _spans(document: NDArray[Any], lengths: NDArray[np.int64]) -> Columns:
     """Return start and end of each token in its document, whose tokens follow each other."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    first = np.flatnonzero(np.diff(document, prepend=-1))
+    first = np.flatnonzero(np.append(True, np.diff(document) != 0)[: len(document)])
     offset = np.repeat(starts[first], np.diff(np.append(first, len(document))))
     return {"char_start": starts - offset, "char_end": ends - offset}
 

@@ -162,12 +162,12 @@ def test_a_dictionary_format(installed: Path, tiny_inputs: Path, tmp_path: Path)
 
 
 def test_an_importer(installed: Path, tmp_path: Path) -> None:
-    np.savetxt(tmp_path / "x.csv", np.eye(4, 6), delimiter=",")
-    written = summary(installed, "import", tmp_path / "x.csv", "--out", tmp_path / "x.zarr")
+    np.savetxt(tmp_path / "x.tsv", np.eye(4, 6), delimiter="\t")
+    written = summary(installed, "import", tmp_path / "x.tsv", "--out", tmp_path / "x.zarr")
     assert (written["tokens"], written["features"]) == (4, 6)
     (tmp_path / "x.txt").touch()
     unknown = subspace(installed, "import", tmp_path / "x.txt", "--out", tmp_path / "y.zarr")
-    assert "safetensors (.safetensors), csv (.csv)" in unknown.stderr
+    assert "safetensors (.safetensors), tsv (.tsv)" in unknown.stderr
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_an_importer(installed: Path, tmp_path: Path) -> None:
         ("compare", ["mean_cosine", "rolled", "rolled_words"]),
         ("match", ["first", "even"]),
         ("sweep", ["first"]),
-        ("import", ["csv"]),
+        ("import", ["tsv"]),
     ],
 )
 def test_names_from_outside_are_in_the_help(installed: Path, verb: str, names: list[str]) -> None:

@@ -145,6 +145,14 @@ def import_command(
     dtype: Annotated[
         Literal["float16", "float32", "float64"] | None, typer.Option(help="Type in the store; the source's if absent.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Which positions of (sequence, position, feature) are tokens: .npy of an attention mask, or of the "
+            "length of each sequence; or all.",
+        ),
+    ] = None,
     drop_token: Annotated[
         list[int] | None, typer.Option(help="Leave out rows of this token id (BOS, padding); can be repeated.")
     ] = None,
@@ -163,6 +171,7 @@ def import_command(
         attrs={name: value for name, value in given.items() if value is not None},
         dtype=dtype,
         drop_tokens=drop_token or (),
+        mask=mask,
         overwrite=overwrite,
     )
     show(written, as_json=as_json)

@@ -30,6 +30,7 @@ from storage.errors import CorruptError, FormatError, InputError, shown
 from storage.exchange import export_activations, import_activations
 from storage.json_files import read_json_object
 from storage.rundir import RunDirectory
+from storage.token_tables import read_tokens
 from storage.verify import verify
 from storage.yaml_files import read_yaml
 
@@ -256,12 +257,12 @@ def test_tokens_that_cannot_be(tmp_path, matrix, changed, said):
         storage.write_activations(tmp_path / "a.zarr", matrix, tokens={**TOKENS, **changed})
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".npy", ".jsonl"])
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 9])
 def test_a_table_of_tokens_that_is_none(tmp_path, suffix, content):
     (tmp_path / f"t{suffix}").write_bytes(content)
     with pytest.raises(InputError, match=f"t{suffix}"):
-        readers.read_tokens(tmp_path / f"t{suffix}", ROWS)
+        read_tokens(tmp_path / f"t{suffix}", ROWS)
 
 
 def test_values_in_messages_are_short():

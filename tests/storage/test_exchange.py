@@ -214,7 +214,7 @@ def bad_files(folder):
     (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:-9])
     (folder / "cut.npz").write_bytes((folder / "two.npz").read_bytes()[:-90])
     np.savez(folder / "wide.npz", format=b"csr", shape=[1, 2], indices=[5], indptr=[0, 1], data=[1.0])
-    (folder / "x.csv").write_text("1,2")
+    (folder / "x.txt").write_text("1,2")
     (folder / "folder").mkdir()
     zarr.create_group(folder / "other.zarr")
     data = anndata.AnnData(X=scipy.sparse.csc_matrix(np.eye(4)))
@@ -226,7 +226,7 @@ def bad_files(folder):
     [
         ("objects.npy", InputError, "objects.npy is an array of Python objects, which are never unpickled"),
         ("objects.npz", InputError, "Python objects, which are never unpickled"),
-        ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\)"),
+        ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\), or \(sequence"),
         ("empty.npy", InputError, r"shape \(0, 5\)"),
         ("complex.npy", InputError, "complex128 values; activations are real"),
         ("text.npy", InputError, "activations are real"),
@@ -235,9 +235,9 @@ def bad_files(folder):
         ("cut.npy", FormatError, "is it complete"),
         ("cut.npz", FormatError, "is it complete"),
         ("wide.npz", FormatError, r"column ids outside of 0\.\.1"),
-        ("x.csv", InputError, r"none of the formats that can be imported: sae-lens .*\.npy"),
+        ("x.txt", InputError, r"none of the formats that can be imported: .*sae-lens .*\.npy"),
         ("folder", InputError, "none of the formats"),
-        ("other.zarr", InputError, "not an AnnData file"),
+        ("other.zarr", InputError, r"0 arrays \(nothing\); name one"),
         ("columns.h5ad", InputError, r"stored by columns .*tocsr"),
         ("nowhere.npy", MissingInputError, "nothing to import"),
     ],
@@ -274,7 +274,7 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
     with pytest.raises(InputError, match="leave --key out"):
         import_activations(good, out, key="x")
     with pytest.raises(InputError, match=r"read from \.npy, \.npz or \.safetensors"):
-        import_activations(good, out, decoder=tmp_path / "x.csv")
+        import_activations(good, out, decoder=tmp_path / "x.txt")
     with pytest.raises(InputError, match=r"has the shape \(9, 5\); it holds the document of each row"):
         import_activations(good, out, documents=good)
     (tmp_path / "tokens.txt").write_text("a b")
