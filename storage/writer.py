@@ -25,8 +25,8 @@ import zarr
 import zarr.codecs
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from storage.codec import canonical, is_sparse_matrix
-from storage.errors import BusyError, InputError, MissingInputError
+from storage.codec import CODEC_NAME, canonical, is_sparse_matrix
+from storage.errors import BusyError, FormatError, InputError, MissingInputError
 from storage.files import partial_path
 from storage.inventory import is_closed
 from storage.kinds import KINDS
@@ -48,8 +48,10 @@ from storage.slabs import plain_array
 from storage.sparse_array import (
     DEFAULT_CHUNK,
     DENSE_CHUNK,
+    KEEP_ENCODING,
     create_sparse_array,
     fit_shards,
+    inner_chunk,
     read_csr,
     read_metadata,
     read_shards,
@@ -220,7 +222,9 @@ class ActivationWriter:
     @classmethod
     def from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
         """Return what describes the store of `path` that is in `folder`, finished or not."""
-        shards, attrs = read_shards(folder, ACTIVATION), read_attrs(folder)
+        attrs = read_attrs(folder)
+        check_encoding(folder, attrs["layout"])
+        shards = read_shards(folder, ACTIVATION)
         dtype = np.dtype(read_metadata(folder / ACTIVATION)["data_type"])
         begun: dict[str, Any] = attrs.get(UNFINISHED, {})
         return cls(path, *shards.shape, shards.shard_rows, dtype, attrs["layout"], **begun)
@@ -503,6 +507,18 @@ def _put(folder: Path, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...]
     for name, values in arrays.items():
         array = _create(group, name, values.shape, values.dtype, dims=dims, chunk=(chunk_length, *values.shape[1:]))
         array[...] = values
+
+
+def check_encoding(path: Path, layout: str) -> None:
+    """Raise a FormatError if a program that does not know the codec saved a store, in chunks that cannot be read."""
+    metadata = read_metadata(path / ACTIVATION)
+    codecs = metadata.get("codecs") or [{}]
+    if codecs[0].get("name") == "sharding_indexed" and (inner_chunk(metadata)[1] == CODEC_NAME) == (layout == "csr"):
+        return
+    raise FormatError(
+        f"{path} was saved without the encoding of its chunks, by xarray, say: {KEEP_ENCODING}. Or write it with "
+        "storage.write_activations"
+    )
 
 
 def chunk_shape(folder: Path) -> tuple[int, int]:
