@@ -370,6 +370,10 @@ def bad_arguments(tokens):
         "outside of int32": {"tokens": {**good, "token_id": good["token_id"] + 2**31}},
         r"tokens\['group'\] is -1 in row 0; it must not be negative": {"tokens": {**good, "group": good["group"] - 1}},
         r"tokens\['group'\] is None in row 1": {"tokens": {**good, "group": ["x", None] * 50}},
+        "Document 0 is of two groups, in rows 1 and 2": {"tokens": {**good, "group": np.arange(100) // 2}},
+        "Document 0 is of two groups, in rows 97 and 98": {
+            "tokens": {**good, "document": np.arange(100)[::-1] // 3, "group": np.arange(100) // 98}
+        },
         r"shape \(50, d_model\)": {"decoder": np.zeros((49, 8))},
         "decoder has values that are not finite": {"decoder": np.full((50, 8), np.nan)},
         "must be JSON values": {"attrs": {"model": print}},

@@ -185,7 +185,7 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     safetensors.numpy.save_file({"W_dec": decoder, "b_dec": decoder[0]}, tmp_path / "sae.safetensors")
     file, columns = tmp_path / f"tokens{suffix}", tokens(20)
     articles = ["Autism", "Élite", "Autism", "7"]
-    columns["group"] = np.repeat(articles, 5)
+    columns["group"] = np.array(articles)[columns["document"]]
     if suffix == ".npz":
         np.savez(file, **columns)
     else:
@@ -196,7 +196,7 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     np.testing.assert_array_equal(ds["decoder"], decoder)
     np.testing.assert_array_equal(ds["char_end"], columns["char_end"])
     numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") // 2 for name in articles]
-    np.testing.assert_array_equal(ds["group"], np.repeat(numbers, 5))
+    np.testing.assert_array_equal(ds["group"], np.array(numbers)[columns["document"]])
 
 
 def bad_files(folder):
