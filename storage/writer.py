@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,8 @@ from storage.sparse_array import (
 )
 from storage.targets import DATA_STAGE, STORE, Target, claim, same_work
 from storage.variables import update_attrs
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["csr", "dense"]
 
@@ -563,6 +566,13 @@ def hash_of_content(path: Path) -> str:
     group = zarr.open_group(str(path), mode="r")
     stored = {name: np.asarray(group[name][...]) for name in statistics(moments) if name in group}
     changed = [name for name, values in statistics(moments).items() if not _same(stored.get(name), values)]
+    if changed:
+        logger.warning(
+            "%s: %s are not those of its values, which another program changed: what is shown of them or estimated by "
+            "them is not right. Write the store again with storage.write_activations to have them computed",
+            path,
+            ", ".join(changed),
+        )
     more = [f"{name} {stored[name].tobytes().hex() if name in stored else None}" for name in changed]
     if (tokens := token_hash(coordinates(path))) != read_attrs(path).get(TOKEN_HASH):
         more.append(f"{TOKEN_HASH} {tokens}")
