@@ -292,6 +292,8 @@ class ActivationWriter:
     def _check_session(self) -> None:
         """Raise if the unfinished work is no longer this writer's: rows of two writers must not be mixed."""
         if not (self.partial / ACTIVATION).is_dir():
+            if self._hold is not None:
+                self._hold.check()  # whoever took its place may have finished by now
             raise MissingInputError(f"There is no unfinished store at {self.partial}")
         if not self._is_mine():
             raise BusyError(f"Another process has begun {self.path} anew: this one's rows are not written")

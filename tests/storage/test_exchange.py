@@ -140,6 +140,19 @@ def test_npy_holds_the_values_and_says_what_it_leaves_out(tmp_path, rng, make_cs
     np.testing.assert_array_equal(x, whole(original))
 
 
+def test_npy_of_another_store_is_not_said_to_be_edited(tmp_path, matrix):
+    """Nothing in a .npy says where it comes from: it stays, and the message says why."""
+    for name, values in {"a": matrix, "b": 2 * matrix}.items():
+        storage.write_activations(tmp_path / f"{name}.zarr", values)
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy")
+    before = (tmp_path / "x.npy").read_bytes()
+    with pytest.raises(InputError, match=r"x\.npy holds other values than .*b\.zarr.* delete it") as caught:
+        export_activations(tmp_path / "b.zarr", tmp_path / "x.npy", "npy", overwrite=True)
+    assert "edited" not in str(caught.value)
+    assert (tmp_path / "x.npy").read_bytes() == before
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy", overwrite=True)
+
+
 def test_a_large_dense_array_is_refused_unless_asked_for(tmp_path, matrix):
     storage.write_activations(tmp_path / "a.zarr", matrix)
     with pytest.raises(BudgetError, match="npz or anndata"):
@@ -455,7 +468,7 @@ def test_an_export_is_made_once(tmp_path, rng, make_csr, tokens, layout, name, c
     assert out.stat().st_ino == inode
     assert f"{name} is up to date" in caplog.text
     other = store(tmp_path / "b.zarr", rng, make_csr, tokens, layout, "float32")
-    with pytest.raises(InputError, match="not written by this command" if fmt == "npy" else "with other content"):
+    with pytest.raises(InputError, match="holds other values than" if fmt == "npy" else "with other content"):
         export_activations(other, out, fmt)
     assert out.stat().st_ino == inode
 
