@@ -280,6 +280,8 @@ def _check_decoder(decoder: NDArray[Any] | None, file: str | Path) -> None:
         raise InputError(
             f"The decoder in {file} holds {decoder.dtype} values that are no finite numbers; save it as float32"
         )
+    if decoder is not None and np.abs(decoder).max(initial=0) > np.finfo(np.float32).max:
+        raise InputError(f"The decoder in {file} holds values that are more than float32 can hold: rescale it")
 
 
 def export_activations(

@@ -205,11 +205,17 @@ def importers_listed() -> str:
     )
 
 
+#: Bytes of the widest numbers that stores have.
+WIDEST = 8
+
+
 def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless this is the shape and the type of a matrix of activations."""
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiub" or dtype.itemsize > WIDEST:
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
-    if len(shape) != 2 or 0 in shape:
+    if 0 in shape:
+        raise InputError(f"{path} holds no values: its shape is {shown(tuple(shape))}; did a filter leave none?")
+    if len(shape) != 2:
         raise InputError(
             f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature): reshape it"
         )
@@ -690,10 +696,22 @@ def read_tokens(path: str | Path, n_tokens: int) -> dict[str, NDArray[Any]]:
     check_file(path, f"There are no token coordinates at {path}; check the path")
     with reading(path):
         columns = readers[path.suffix](path, n_tokens)
+    for name, values in columns.items():
+        if (row := _first_hole(values)) is not None:
+            raise InputError(f"{path} has no {name} in row {row}: fill it in, or leave out the column where it may be")
     lengths = {name: len(values) for name, values in columns.items()}
     if set(lengths.values()) != {n_tokens}:
         raise InputError(f"{path} has the coordinates of {shown(lengths)} rows; there are {n_tokens} activations")
     return columns
+
+
+def _first_hole(values: NDArray[Any]) -> int | None:
+    """Return the first row of a column without a value: NaN, or None in a column of names; None if all have one."""
+    if values.dtype.kind == "O":
+        holes = np.array([value is None or (isinstance(value, float) and np.isnan(value)) for value in values], bool)
+    else:
+        holes = np.isnan(values) if values.dtype.kind == "f" else np.zeros(0, bool)
+    return int(np.argmax(holes)) if holes.any() else None
 
 
 def _check_columns(path: Path, names: Collection[str]) -> None:

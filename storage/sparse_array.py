@@ -118,7 +118,8 @@ def read_layout(path: str | Path, name: str) -> SparseLayout:
         return parse_layout(folder, metadata, CODEC_NAME)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FormatError(
-            f"{folder} is not a sharded csr array ({error}); xarray.open_zarr reads it. If xarray saved it, {KEEP_ENCODING}"
+            f"{folder} is not a sharded csr array ({error}); xarray.open_zarr reads it. If xarray saved it, "
+            f"{KEEP_ENCODING}"
         ) from error
 
 

@@ -437,7 +437,8 @@ def _check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_decoder(decoder: ArrayLike, n_features: int) -> NDArray[np.float32]:
-    rows = np.asarray(decoder, np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        rows = np.asarray(decoder, np.float32)
     if rows.ndim != 2 or rows.shape[0] != n_features:
         turned = "; transpose it" if rows.ndim == 2 and rows.shape[1] == n_features else ""
         raise InputError(f"The decoder must have shape ({n_features}, d_model), not {rows.shape}{turned}")

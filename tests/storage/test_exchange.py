@@ -12,6 +12,7 @@ import anndata
 import dask.array
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 import scipy.sparse
@@ -217,6 +218,8 @@ def bad_files(folder):
     np.savez(folder / "objects.npz", x=np.array([[{}]], dtype=object))
     np.save(folder / "line.npy", np.ones(5))
     np.save(folder / "empty.npy", np.ones((0, 5)))
+    np.save(folder / "narrow.npy", np.ones((5, 0)))
+    np.save(folder / "long.npy", np.ones((2, 5), np.longdouble))
     np.save(folder / "complex.npy", np.ones((2, 5), complex))
     np.save(folder / "text.npy", np.array([["a"]]))
     nan = np.ones((9, 5))
@@ -240,7 +243,9 @@ def bad_files(folder):
         ("objects.npy", InputError, "objects.npy is an array of Python objects, which are never unpickled"),
         ("objects.npz", InputError, "Python objects, which are never unpickled"),
         ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\)"),
-        ("empty.npy", InputError, r"shape \(0, 5\)"),
+        ("empty.npy", InputError, r"empty.npy holds no values: its shape is \(0, 5\)"),
+        ("narrow.npy", InputError, r"narrow.npy holds no values: its shape is \(5, 0\)"),
+        ("long.npy", InputError, r"long.npy holds (longdouble|float\d+) values; .* Save them as float32"),
         ("complex.npy", InputError, "complex128 values; activations are real"),
         ("text.npy", InputError, "activations are real"),
         ("nan.npy", InputError, r"nan.npy: Row 7, feature 3 .*is nan, which is not a finite number"),
@@ -274,6 +279,9 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
         InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are no finite numbers"
     ):
         import_activations(good, out, decoder=tmp_path / "nan_decoder.npy")
+    np.save(tmp_path / "large_decoder.npy", np.full((5, 3), 1e300))
+    with pytest.raises(InputError, match=r"large_decoder.npy holds values that are more than float32 can hold"):
+        import_activations(good, out, decoder=tmp_path / "large_decoder.npy")
     np.savez(tmp_path / "sinks.npz", x=np.ones((9, 5)), sink=np.ones(3, bool))
     with pytest.raises(InputError, match=r"sinks.npz marks sinks in \(3,\) rows, but has 9 rows"):
         import_activations(tmp_path / "sinks.npz", out)
@@ -290,6 +298,10 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
         import_activations(good, out, decoder=tmp_path / "x.csv")
     with pytest.raises(InputError, match=r"read from \.npz, \.csv or \.parquet"):
         import_activations(good, out, tokens=good)
+    for name, column in {"position": [1, 2, None, *range(6)], "group": ["x", "x", None, *"xxxxxx"]}.items():
+        pd.DataFrame({**tokens(9), "document": 0, name: column}).to_csv(tmp_path / "holes.csv", index=False)
+        with pytest.raises(InputError, match=rf"holes.csv has no {name} in row 2"):
+            import_activations(good, out, tokens=tmp_path / "holes.csv")
     np.save(tmp_path / "big.npy", np.full((3, 3), 1e6))
     with pytest.raises(InputError, match="more than float16 can hold"):
         import_activations(tmp_path / "big.npy", out, dtype="float16")
