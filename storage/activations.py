@@ -19,6 +19,7 @@ from storage.codec import is_sparse_matrix
 from storage.damage import reading
 from storage.dense_array import read_block, read_chunks, read_dense_layout
 from storage.errors import FormatError, InputError
+from storage.files import local_path
 from storage.inventory import REMEDY
 from storage.manifest import Manifest
 from storage.results import open_group, read_finished_attrs
@@ -33,6 +34,7 @@ from storage.writer import (
     SCHEMA_VERSION,
     ActivationWriter,
     Layout,
+    check_encoding,
     write_coordinates,
 )
 
@@ -181,6 +183,8 @@ def _check_schema(path: str | Path, attrs: Mapping[str, Any]) -> None:
             f"{path} is an activation store of format version {version}; this release reads version {SCHEMA_VERSION}. "
             "Harvest it again, or use the release that wrote it"
         )
+    with reading(path, REMEDY):
+        check_encoding(local_path(path), str(attrs["layout"]))
 
 
 def is_sparse(path: str | Path) -> bool:

@@ -167,6 +167,9 @@ def write_corpus(
     BusyError
         If another process is writing there.
     """
+    for name, strings in {"texts": texts, "names": names, "groups": groups}.items():
+        if isinstance(strings, str):  # which is an iterable of its letters
+            raise InputError(f"{name} must hold a string for every document, and is one string: give a list")
     with claim(path, manifest, kind=CORPUS, overwrite=overwrite) as target, target.building() as folder:
         group = zarr.create_group(str(folder), zarr_format=3, attributes=json_values(dict(attrs or {})))
         content_hash = _write_documents(group, path, {"text": texts, "name": names, "group": groups})

@@ -308,6 +308,8 @@ def _check_decoder(decoder: NDArray[Any] | None, file: str | Path) -> None:
         raise InputError(
             f"The decoder in {file} holds {decoder.dtype} values that are no finite numbers; save it as float32"
         )
+    if decoder is not None and np.abs(decoder).max(initial=0) > np.finfo(np.float32).max:
+        raise InputError(f"The decoder in {file} holds values that are more than float32 can hold: rescale it")
 
 
 def export_activations(
@@ -379,7 +381,16 @@ def _is_export(store: Path, path: Path) -> bool:
         names = (entry.relative_to(path).as_posix() for entry in entries_below(path))
         return (path / "uns" / ATTRS_KEY).is_dir() and all(map(_EXPORTED.fullmatch, names))
     if path.suffix == ".npy":
-        return _has_values_of(store, path)
+        try:
+            there = open_source(path)
+        except InputError:
+            return False
+        if not _has_values_of(store, there):
+            raise InputError(
+                f"{path} holds other values than {store}, and nothing in a .npy says where it comes from, so that it "
+                "is never replaced: delete it, or give another path"
+            )
+        return True
     return path.is_file() and _carries_attributes(path)  # a pipe would be waited for
 
 
@@ -397,18 +408,13 @@ def _carries_attributes(path: Path) -> bool:
     return False
 
 
-def _has_values_of(store: Path, path: Path) -> bool:
-    """Say whether a ``.npy`` holds the values of a store; one shard is in memory at a time."""
+def _has_values_of(store: Path, there: Source) -> bool:
+    """Say whether an array is that of a store; one shard is in memory at a time."""
     writer = ActivationWriter.from_disk(store, store)
-    shape = writer.n_tokens, writer.n_features
-    try:
-        there = open_source(path)
-        if (there.n_tokens, there.n_features, there.dtype) != (*shape, writer.dtype):
-            return False
-        shards = (shard if isinstance(shard, np.ndarray) else shard.toarray() for _, shard in iter_shards(store))
-        return all(map(np.array_equal, there.slabs(writer.shard_rows), shards))
-    except InputError:
+    if (there.n_tokens, there.n_features, there.dtype) != (writer.n_tokens, writer.n_features, writer.dtype):
         return False
+    shards = (shard if isinstance(shard, np.ndarray) else shard.toarray() for _, shard in iter_shards(store))
+    return all(map(np.array_equal, there.slabs(writer.shard_rows), shards))
 
 
 def _check_size(ds: xr.Dataset, allowed: int) -> None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import zarr
 from storage.damage import reading
 from storage.errors import CorruptError, MissingInputError
 from storage.files import PARTIAL_SUFFIX, partial_path
-from storage.inventory import GROUP_FILE, REMEDY, array_names, check_whole
+from storage.inventory import GROUP_FILE, REMEDY, array_names, check_whole, is_closed
 from storage.listing import files_below, size_on_disk
 from storage.manifest import CONTENT_HASH, MANIFEST
 from storage.rows import ROW_HASH
@@ -28,6 +29,8 @@ from storage.rundir import RunDirectory
 from storage.sparse_array import is_csr_array, missing_shards, read_metadata
 from storage.targets import CORPUS
 from storage.writer import ACTIVATION, ActivationWriter, chunk_shape
+
+logger = logging.getLogger(__name__)
 
 #: What a store says of where it comes from.
 PROVENANCE = ("model", "model_revision", "site", "dictionary", "kind", "corpus_hash", ROW_HASH, CONTENT_HASH)
@@ -119,7 +122,15 @@ def _store(folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:
         "coordinates": attrs.get("coordinates", "").split(),
         "missing_shards": missing_shards(folder, ACTIVATION),
     }
-    return summary | (_statistics(writer, group, folder, attrs) if "n_active" in group else {})
+    if "n_active" not in group:
+        return summary
+    if not is_closed(folder):
+        logger.warning(
+            "%s was saved by another program: what is said of its values is what was stored when it was first written. "
+            "`subspace verify` compares that with the values that it has now",
+            folder,
+        )
+    return summary | _statistics(writer, group, folder, attrs)
 
 
 def _statistics(writer: ActivationWriter, group: zarr.Group, folder: Path, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -247,6 +247,11 @@ class Hold:
             mine = _take(path.with_name(path.name + LOCK_SUFFIX), path)
         self._finalizer = weakref.finalize(self, _release_here, mine, os.getpid())
 
+    def check(self) -> None:
+        """Raise :class:`BusyError` if another process took it over; nothing happens where it was released."""
+        if (finalizer := self._finalizer.peek()) is not None:
+            finalizer[2][0].check()
+
     def release(self) -> None:
         """Let others have it; nothing happens where it was released before."""
         self._finalizer()

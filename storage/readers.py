@@ -278,11 +278,17 @@ def importers_listed() -> str:
     )
 
 
+#: Bytes of the widest numbers that stores have.
+WIDEST = 8
+
+
 def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless this is the shape and the type of a matrix of activations."""
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiub" or dtype.itemsize > WIDEST:
         raise InputError(f"{path} holds {dtype} values; activations are real numbers. Save them as float32")
-    if len(shape) not in (2, 3) or 0 in shape:
+    if 0 in shape:
+        raise InputError(f"{path} holds no values: its shape is {shown(tuple(shape))}; did a filter leave none?")
+    if len(shape) not in (2, 3):
         raise InputError(
             f"{path} holds an array of shape {shown(tuple(shape))}; activations are (token, feature), or (sequence, "
             "position, feature): reshape it"

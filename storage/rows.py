@@ -50,7 +50,7 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     Raises
     ------
     InputError
-        If one is missing, unknown, not integer, out of range or of another length.
+        If one is missing, unknown, not integer, out of range or of another length, or a document is of two groups.
     """
     document, *places = IDENTITY
     needed = (document, *places) if set(places) & set(tokens) else (document,)
@@ -69,6 +69,8 @@ def check_tokens(tokens: Mapping[str, ArrayLike], n_tokens: int | None = None) -
     if set(lengths.values()) != {expected}:
         raise InputError(f"Every coordinate in tokens must have {expected} rows; they have {lengths}")
     _check_order(columns)
+    if "group" in columns:
+        _check_groups(columns["document"], columns["group"])
     return columns
 
 
@@ -82,6 +84,19 @@ def _check_order(columns: Mapping[str, NDArray[Any]]) -> None:
         row = backward[0]
         place = f"char_start {columns['char_start'][row]}, char_end {columns['char_end'][row]}"
         raise InputError(f"tokens end before they begin in row {row}: {place}")
+
+
+def _check_groups(document: NDArray[Any], group: NDArray[Any]) -> None:
+    """Refuse a document of two groups, which can be in different halves of the text: it would be in both."""
+    order: Any = slice(None) if np.all(document[1:] >= document[:-1]) else np.argsort(document, kind="stable")
+    documents, groups = document[order], group[order]
+    split = np.flatnonzero((documents[1:] == documents[:-1]) & (groups[1:] != groups[:-1]))
+    if len(split):
+        rows = np.arange(len(document))[order][split[0] : split[0] + 2]
+        raise InputError(
+            f"Document {documents[split[0]]} is of two groups, in rows {rows[0]} and {rows[1]}: groups are of whole "
+            "documents; give all rows of a document the same"
+        )
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[Any]:

@@ -65,6 +65,11 @@ DENSE_CHUNK = (1024, 2048)
 # Every shard is a file, also one without entries: a missing file is a fault, not zeros.
 ALL_SHARDS = "every_shard_has_a_file"
 
+KEEP_ENCODING = (
+    "give the changed variable the `.encoding` of the original, which arithmetic drops, and save it again: its values "
+    "are all there"
+)
+
 
 @dataclass(frozen=True)
 class SparseLayout(Shards):
@@ -113,8 +118,8 @@ def read_layout(path: str | Path, name: str) -> SparseLayout:
         return parse_layout(folder, metadata, CODEC_NAME)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FormatError(
-            f"{folder} is not a sharded csr array ({error!r}); read it with xarray.open_zarr, "
-            "or write it again with storage.write_activations"
+            f"{folder} is not a sharded csr array ({error}); xarray.open_zarr reads it. If xarray saved it, "
+            f"{KEEP_ENCODING}"
         ) from error
 
 

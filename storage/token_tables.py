@@ -89,6 +89,9 @@ def read_tokens(path: str | Path, n_tokens: int) -> Columns:
     """
     path = _checked(path)
     columns = _of_json_lines(path, n_tokens) if path.suffix == ".jsonl" else _table(path, n_tokens)
+    for name, values in columns.items():
+        if name != TOKEN and (row := _first_hole(values)) is not None:
+            raise InputError(f"{path} has no {name} in row {row}: fill it in, or leave out the column where it may be")
     lengths = {name: len(values) for name, values in columns.items()}
     if set(lengths.values()) != {n_tokens}:
         raise InputError(f"{path} has the coordinates of {shown(lengths)} rows; there are {n_tokens} activations")
@@ -97,6 +100,12 @@ def read_tokens(path: str | Path, n_tokens: int) -> Columns:
     if tokens is not None and "char_start" not in columns:
         columns |= _places(columns["document"], _texts_of(path, tokens))
     return columns
+
+
+def _first_hole(values: NDArray[Any]) -> int | None:
+    """Return the first row of a column with an empty cell; None if no cell is empty."""
+    holes = np.isnan(values) if values.dtype.kind == "f" else np.isin(values.astype(str), ["", "None", "nan"])
+    return int(np.argmax(holes)) if values.dtype.kind in "fOU" and holes.any() else None
 
 
 def read_documents(path: str | Path, n_tokens: int) -> Columns:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,8 @@ import zarr
 import zarr.codecs
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from storage.codec import canonical, is_sparse_matrix
-from storage.errors import BusyError, InputError, MissingInputError
+from storage.codec import CODEC_NAME, canonical, is_sparse_matrix
+from storage.errors import BusyError, FormatError, InputError, MissingInputError
 from storage.files import partial_path
 from storage.inventory import is_closed
 from storage.kinds import KINDS
@@ -48,8 +49,10 @@ from storage.slabs import plain_array
 from storage.sparse_array import (
     DEFAULT_CHUNK,
     DENSE_CHUNK,
+    KEEP_ENCODING,
     create_sparse_array,
     fit_shards,
+    inner_chunk,
     read_csr,
     read_metadata,
     read_shards,
@@ -57,6 +60,8 @@ from storage.sparse_array import (
 )
 from storage.targets import DATA_STAGE, STORE, Target, claim, same_work
 from storage.variables import update_attrs
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["csr", "dense"]
 
@@ -220,7 +225,9 @@ class ActivationWriter:
     @classmethod
     def from_disk(cls, path: Path, folder: Path) -> ActivationWriter:
         """Return what describes the store of `path` that is in `folder`, finished or not."""
-        shards, attrs = read_shards(folder, ACTIVATION), read_attrs(folder)
+        attrs = read_attrs(folder)
+        check_encoding(folder, attrs["layout"])
+        shards = read_shards(folder, ACTIVATION)
         dtype = np.dtype(read_metadata(folder / ACTIVATION)["data_type"])
         begun: dict[str, Any] = attrs.get(UNFINISHED, {})
         return cls(path, *shards.shape, shards.shard_rows, dtype, attrs["layout"], **begun)
@@ -285,6 +292,8 @@ class ActivationWriter:
     def _check_session(self) -> None:
         """Raise if the unfinished work is no longer this writer's: rows of two writers must not be mixed."""
         if not (self.partial / ACTIVATION).is_dir():
+            if self._hold is not None:
+                self._hold.check()  # whoever took its place may have finished by now
             raise MissingInputError(f"There is no unfinished store at {self.partial}")
         if not self._is_mine():
             raise BusyError(f"Another process has begun {self.path} anew: this one's rows are not written")
@@ -428,7 +437,8 @@ def _check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_decoder(decoder: ArrayLike, n_features: int) -> NDArray[np.float32]:
-    rows = np.asarray(decoder, np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        rows = np.asarray(decoder, np.float32)
     if rows.ndim != 2 or rows.shape[0] != n_features:
         turned = "; transpose it" if rows.ndim == 2 and rows.shape[1] == n_features else ""
         raise InputError(f"The decoder must have shape ({n_features}, d_model), not {rows.shape}{turned}")
@@ -505,6 +515,18 @@ def _put(folder: Path, arrays: Mapping[str, NDArray[Any]], dims: tuple[str, ...]
         array[...] = values
 
 
+def check_encoding(path: Path, layout: str) -> None:
+    """Raise a FormatError if a program that does not know the codec saved a store, in chunks that cannot be read."""
+    metadata = read_metadata(path / ACTIVATION)
+    codecs = metadata.get("codecs") or [{}]
+    if codecs[0].get("name") == "sharding_indexed" and (inner_chunk(metadata)[1] == CODEC_NAME) == (layout == "csr"):
+        return
+    raise FormatError(
+        f"{path} was saved without the encoding of its chunks, by xarray, say: {KEEP_ENCODING}. Or write it with "
+        "storage.write_activations"
+    )
+
+
 def chunk_shape(folder: Path) -> tuple[int, int]:
     """Return rows and columns of the chunks inside the shards of the activations."""
     sharding = read_metadata(folder / ACTIVATION)["codecs"][0]
@@ -547,6 +569,13 @@ def hash_of_content(path: Path) -> str:
     group = zarr.open_group(str(path), mode="r")
     stored = {name: np.asarray(group[name][...]) for name in statistics(moments) if name in group}
     changed = [name for name, values in statistics(moments).items() if not _same(stored.get(name), values)]
+    if changed:
+        logger.warning(
+            "%s: %s are not those of its values, which another program changed: what is shown of them or estimated by "
+            "them is not right. Write the store again with storage.write_activations to have them computed",
+            path,
+            ", ".join(changed),
+        )
     more = [f"{name} {stored[name].tobytes().hex() if name in stored else None}" for name in changed]
     if (tokens := token_hash(coordinates(path))) != read_attrs(path).get(TOKEN_HASH):
         more.append(f"{TOKEN_HASH} {tokens}")

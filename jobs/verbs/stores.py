@@ -205,7 +205,10 @@ def export_command(
     largest_dense: Annotated[
         int, typer.Option(metavar="BYTES", help="Refuse a dense array above this.")
     ] = LARGEST_DENSE,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an earlier export of another store; a .npy is never replaced."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an activation store for other programs; a sparse store stays sparse."""

@@ -111,6 +111,39 @@ def test_a_copy_by_xarray_may_have_shards_without_file(tmp_path, tokens):
     assert (storage.read_csr(tmp_path / "b.zarr") != matrix).nnz == 0
 
 
+def saved_after_arithmetic(path, out, *, with_encoding=False):
+    ds = xr.open_zarr(path, consolidated=False).load()
+    encoding = ds["activation"].encoding
+    ds["activation"] = ds["activation"] * 2
+    if with_encoding:
+        ds["activation"].encoding = encoding
+    ds.to_zarr(out, mode="w", zarr_format=3, consolidated=False)
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_a_store_that_lost_its_encoding_is_refused_with_the_way_to_keep_it(tmp_path, rng, make_csr, layout):
+    """Arithmetic of xarray drops the encoding; the values are all there, so nothing is to be deleted."""
+    matrix = make_csr(rng, 100, 50, 0.1)
+    storage.write_activations(tmp_path / "a.zarr", matrix, layout=layout, **SMALL)
+    lost = tmp_path / "lost.zarr"
+    saved_after_arithmetic(tmp_path / "a.zarr", lost)
+    for read in (
+        storage.open_activations,
+        storage.is_sparse,
+        storage.fingerprint,
+        storage.inspect.inspect,
+        lambda path: storage.exchange.export_activations(path, tmp_path / "x.npz", "npz"),
+    ):
+        with pytest.raises(FormatError, match="saved without the encoding of its chunks") as caught:
+            read(lost)
+        assert str(lost) in str(caught.value)
+        assert ".encoding" in str(caught.value)
+        assert "delete" not in str(caught.value)
+    saved_after_arithmetic(tmp_path / "a.zarr", tmp_path / "b.zarr", with_encoding=True)
+    np.testing.assert_array_equal(storage.read_dense(tmp_path / "b.zarr"), 2 * matrix.toarray())
+    assert storage.is_sparse(tmp_path / "b.zarr") is (layout == "csr")
+
+
 def as_dask(dense):
     return dask.array.from_array(dense, chunks=(13, 17))
 
@@ -337,6 +370,10 @@ def bad_arguments(tokens):
         "outside of int32": {"tokens": {**good, "token_id": good["token_id"] + 2**31}},
         r"tokens\['group'\] is -1 in row 0; it must not be negative": {"tokens": {**good, "group": good["group"] - 1}},
         r"tokens\['group'\] is None in row 1": {"tokens": {**good, "group": ["x", None] * 50}},
+        "Document 0 is of two groups, in rows 1 and 2": {"tokens": {**good, "group": np.arange(100) // 2}},
+        "Document 0 is of two groups, in rows 97 and 98": {
+            "tokens": {**good, "document": np.arange(100)[::-1] // 3, "group": np.arange(100) // 98}
+        },
         r"shape \(50, d_model\)": {"decoder": np.zeros((49, 8))},
         "decoder has values that are not finite": {"decoder": np.full((50, 8), np.nan)},
         "must be JSON values": {"attrs": {"model": print}},

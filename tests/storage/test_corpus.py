@@ -80,6 +80,8 @@ def test_reopened_and_pickled(tmp_path):
         (["ok", b"bytes"], None, "text 1 is bytes, not a string"),
         (["ok", "b"], ["one"], "one name for every text"),
         (["ok"], ["one", "two"], "one name for every text"),
+        ("hello", None, "texts must hold a string for every document, and is one string: give a list"),
+        (["ok", "b"], "xy", "names must hold a string for every document"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_the_old_corpus(tmp_path, texts, names, message):

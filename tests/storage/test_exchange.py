@@ -12,6 +12,7 @@ import anndata
 import dask.array
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 import scipy.sparse
@@ -140,6 +141,19 @@ def test_npy_holds_the_values_and_says_what_it_leaves_out(tmp_path, rng, make_cs
     np.testing.assert_array_equal(x, whole(original))
 
 
+def test_npy_of_another_store_is_not_said_to_be_edited(tmp_path, matrix):
+    """Nothing in a .npy says where it comes from: it stays, and the message says why."""
+    for name, values in {"a": matrix, "b": 2 * matrix}.items():
+        storage.write_activations(tmp_path / f"{name}.zarr", values)
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy")
+    before = (tmp_path / "x.npy").read_bytes()
+    with pytest.raises(InputError, match=r"x\.npy holds other values than .*b\.zarr.* delete it") as caught:
+        export_activations(tmp_path / "b.zarr", tmp_path / "x.npy", "npy", overwrite=True)
+    assert "edited" not in str(caught.value)
+    assert (tmp_path / "x.npy").read_bytes() == before
+    export_activations(tmp_path / "a.zarr", tmp_path / "x.npy", "npy", overwrite=True)
+
+
 def test_a_large_dense_array_is_refused_unless_asked_for(tmp_path, matrix):
     storage.write_activations(tmp_path / "a.zarr", matrix)
     with pytest.raises(BudgetError, match="npz or anndata"):
@@ -185,7 +199,7 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     safetensors.numpy.save_file({"W_dec": decoder, "b_dec": decoder[0]}, tmp_path / "sae.safetensors")
     file, columns = tmp_path / f"tokens{suffix}", tokens(20)
     articles = ["Autism", "Élite", "Autism", "7"]
-    columns["group"] = np.repeat(articles, 5)
+    columns["group"] = np.array(articles)[columns["document"]]
     if suffix == ".npz":
         np.savez(file, **columns)
     else:
@@ -196,7 +210,7 @@ def test_decoder_and_coordinates_from_files(tmp_path, rng, tokens, suffix):
     np.testing.assert_array_equal(ds["decoder"], decoder)
     np.testing.assert_array_equal(ds["char_end"], columns["char_end"])
     numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") // 2 for name in articles]
-    np.testing.assert_array_equal(ds["group"], np.repeat(numbers, 5))
+    np.testing.assert_array_equal(ds["group"], np.array(numbers)[columns["document"]])
 
 
 def bad_files(folder):
@@ -204,6 +218,8 @@ def bad_files(folder):
     np.savez(folder / "objects.npz", x=np.array([[{}]], dtype=object))
     np.save(folder / "line.npy", np.ones(5))
     np.save(folder / "empty.npy", np.ones((0, 5)))
+    np.save(folder / "narrow.npy", np.ones((5, 0)))
+    np.save(folder / "long.npy", np.ones((2, 5), np.longdouble))
     np.save(folder / "complex.npy", np.ones((2, 5), complex))
     np.save(folder / "text.npy", np.array([["a"]]))
     nan = np.ones((9, 5))
@@ -227,7 +243,9 @@ def bad_files(folder):
         ("objects.npy", InputError, "objects.npy is an array of Python objects, which are never unpickled"),
         ("objects.npz", InputError, "Python objects, which are never unpickled"),
         ("line.npy", InputError, r"shape \(5,\); activations are \(token, feature\), or \(sequence"),
-        ("empty.npy", InputError, r"shape \(0, 5\)"),
+        ("empty.npy", InputError, r"empty.npy holds no values: its shape is \(0, 5\)"),
+        ("narrow.npy", InputError, r"narrow.npy holds no values: its shape is \(5, 0\)"),
+        ("long.npy", InputError, r"long.npy holds (longdouble|float\d+) values; .* Save them as float32"),
         ("complex.npy", InputError, "complex128 values; activations are real"),
         ("text.npy", InputError, "activations are real"),
         ("nan.npy", InputError, r"nan.npy: Row 7, feature 3 .*is nan, which is not a finite number"),
@@ -261,6 +279,9 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
         InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are no finite numbers"
     ):
         import_activations(good, out, decoder=tmp_path / "nan_decoder.npy")
+    np.save(tmp_path / "large_decoder.npy", np.full((5, 3), 1e300))
+    with pytest.raises(InputError, match=r"large_decoder.npy holds values that are more than float32 can hold"):
+        import_activations(good, out, decoder=tmp_path / "large_decoder.npy")
     np.savez(tmp_path / "sinks.npz", x=np.ones((9, 5)), sink=np.ones(3, bool))
     with pytest.raises(InputError, match=r"sinks.npz marks sinks in \(3,\) rows, but has 9 rows"):
         import_activations(tmp_path / "sinks.npz", out)
@@ -280,6 +301,10 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
     (tmp_path / "tokens.txt").write_text("a b")
     with pytest.raises(InputError, match=r"read from \.csv, .* or \.parquet, not .*tokens.txt"):
         import_activations(good, out, tokens=tmp_path / "tokens.txt")
+    for name, column in {"position": [1, 2, None, *range(6)], "group": ["x", "x", None, *"xxxxxx"]}.items():
+        pd.DataFrame({**tokens(9), "document": 0, name: column}).to_csv(tmp_path / "holes.csv", index=False)
+        with pytest.raises(InputError, match=rf"holes.csv has no {name} in row 2"):
+            import_activations(good, out, tokens=tmp_path / "holes.csv")
     np.save(tmp_path / "big.npy", np.full((3, 3), 1e6))
     with pytest.raises(InputError, match="more than float16 can hold"):
         import_activations(tmp_path / "big.npy", out, dtype="float16")
@@ -378,7 +403,7 @@ def test_a_first_slab_of_dropped_tokens_only_does_not_decide_the_layout(cached, 
     first = sorted(set(ids[0].tolist()))
     assert import_activations(folder, tmp_path / "a.zarr", drop_tokens=first)["layout"] == "dense"
     np.testing.assert_array_equal(whole(tmp_path / "a.zarr"), acts[~np.isin(ids, first)])
-    with pytest.raises(InputError, match=r"shape \(0, 6\)"):
+    with pytest.raises(InputError, match=r"its shape is \(0, 6\); did a filter leave none"):
         import_activations(folder, tmp_path / "b.zarr", drop_tokens=range(40))
 
 
@@ -458,7 +483,7 @@ def test_an_export_is_made_once(tmp_path, rng, make_csr, tokens, layout, name, c
     assert out.stat().st_ino == inode
     assert f"{name} is up to date" in caplog.text
     other = store(tmp_path / "b.zarr", rng, make_csr, tokens, layout, "float32")
-    with pytest.raises(InputError, match="not written by this command" if fmt == "npy" else "with other content"):
+    with pytest.raises(InputError, match="holds other values than" if fmt == "npy" else "with other content"):
         export_activations(other, out, fmt)
     assert out.stat().st_ino == inode
 

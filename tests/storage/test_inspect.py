@@ -76,6 +76,23 @@ def test_a_store_without_a_value_has_no_bytes_per_value(tmp_path):
     assert summary["dead_features"] == 4
 
 
+def test_stale_statistics_of_an_edited_store_are_said_to_be_so(tmp_path, caplog):
+    """Density and dead features come from statistics that an edit with xarray leaves as they were."""
+    storage.write_activations(tmp_path / "a.zarr", np.eye(9, 30))
+    inspect(tmp_path / "a.zarr")
+    assert not caplog.records
+    ds = xr.open_zarr(tmp_path / "a.zarr").load()
+    ds.to_zarr(tmp_path / "copy.zarr", zarr_format=3, consolidated=False)
+    storage.fingerprint(tmp_path / "copy.zarr")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "its statistics hold"
+    ds["activation"][:] = 1.0
+    ds.to_zarr(tmp_path / "edited.zarr", zarr_format=3, consolidated=False)
+    assert inspect(tmp_path / "edited.zarr")["dead_features"] == 21
+    assert f"{tmp_path / 'edited.zarr'} was saved by another program" in caplog.text
+    storage.fingerprint(tmp_path / "edited.zarr")
+    assert f"{tmp_path / 'edited.zarr'}: mean, std, n_active, max are not those of its values" in caplog.text
+
+
 def test_a_result_and_a_corpus(tmp_path):
     manifest = storage.new_manifest("match", {"correlation": "ab"}, {"method": "greedy"})
     storage.write_result(xr.Dataset({"r": ("pair", [0.5, 0.4])}, attrs={"n_pairs": 2}), tmp_path / "p.zarr", manifest)

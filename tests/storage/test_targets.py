@@ -708,6 +708,18 @@ class TestLock:
             storage.open_activations(two.path).activation.values, 2 * np.eye(3)[[0, 1, 2] * 2]
         )
 
+    def test_a_suspended_writer_hears_that_its_place_was_taken(self, tmp_path):
+        one = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=3, n_features=3)
+        lock = tmp_path / "a.zarr.partial.lock"
+        lock.unlink()  # what whoever takes over does after a while without heartbeats
+        two = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=3, n_features=3)
+        two.write_shard(0, np.eye(3))
+        two.finalise()
+        with pytest.raises(BusyError, match=r"taken over .*while this process was suspended"):
+            one.write_shard(0, np.eye(3))
+        with pytest.raises(MissingInputError, match="There is no unfinished store"):
+            two.write_shard(0, np.eye(3))
+
 
 class TestLeftovers:
     @pytest.mark.parametrize("ending", ["new", "old", "trash"])
