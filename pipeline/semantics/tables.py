@@ -206,7 +206,7 @@ def beyond_the_word(table: xr.Dataset, correction: str, judged: Sequence[str], *
     passes = table["verdict"].values == VERDICTS.index("passes_both")
     said = np.full(table.sizes["row"], BEYOND.index("not_shown"), np.int8)
     said[passes & (above == 0).all(axis=1) & (not enough)] = BEYOND.index("open")
-    said[passes & (after < LEVEL).all(axis=1)] = BEYOND.index("beyond")
+    said[passes & (after < LEVEL).all(axis=1) & enough] = BEYOND.index("beyond")
     unknown = np.isnan(alone).any(axis=1) | (len(of_metrics) < len(judged))
     said[unknown] = BEYOND.index("not_judged")
     attrs = {
