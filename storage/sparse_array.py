@@ -210,8 +210,9 @@ def _is_shape(value: Any) -> TypeGuard[list[int]]:
 
 def parse_layout(folder: Path, metadata: Mapping[str, Any], codec: str) -> SparseLayout:
     """Return the layout of a sharded array whose chunks `codec` encodes; raise ValueError if it is none of ours."""
-    (sharding,) = metadata["codecs"]
+    sharding, *more = metadata["codecs"]
     _require(sharding["name"], "sharding_indexed")
+    _require(more, [])
     settings = sharding["configuration"]
     names = [codec["name"] for codec in settings["codecs"]]
     index_names = [codec["name"] for codec in settings["index_codecs"]]
