@@ -9,14 +9,15 @@ r"""Tables of tokens that come with activations of other programs: whose text ea
 
 Columns are ``document`` (numbers from 0 on, or names) and, as far as they are known, ``char_start``, ``char_end``,
 ``position``, ``token_id`` and ``group``. In place of places in the text there may be the text itself: with a column
-``token``, a document is its tokens one after the other, and each row is where its token stands in it. Tokens are pieces
-of text, such as ``tokenizer.decode`` returns for each id.
+``token``, a document is its tokens one after the other, and each row is where its token stands in it; without ids,
+different tokens are numbered as they first occur. Tokens are pieces of text, such as ``tokenizer.decode`` returns for
+each id.
 
 >>> import tempfile
 >>> file = Path(tempfile.mkdtemp(), "tokens.jsonl")
 >>> _ = file.write_text('["she", " saw", " it"]\n["not", " this"]\n')
 >>> {name: column.tolist() for name, column in read_tokens(file, 5).items()}
-{'document': [0, 0, 0, 1, 1], 'char_start': [0, 3, 7, 0, 3], 'char_end': [3, 7, 10, 3, 8]}
+{'document': [0, 0, 0, 1, 1], 'char_start': [0, 3, 7, 0, 3], 'char_end': [3, 7, 10, 3, 8], 'token_id': [0, 1, 2, 3, 4]}
 >>> [document.text for document in iter_texts(file)]
 ['she saw it', 'not this']
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,9 +97,11 @@ def read_tokens(path: str | Path, n_tokens: int) -> Columns:
     if set(lengths.values()) != {n_tokens}:
         raise InputError(f"{path} has the coordinates of {shown(lengths)} rows; there are {n_tokens} activations")
     columns["document"], _ = _numbered(columns["document"])
-    tokens = columns.pop(TOKEN, None)
-    if tokens is not None and "char_start" not in columns:
-        columns |= _places(columns["document"], _texts_of(path, tokens))
+    if (tokens := columns.pop(TOKEN, None)) is not None:
+        texts = _texts_of(path, tokens)
+        if "char_start" not in columns:
+            columns |= _places(columns["document"], texts)
+        columns.setdefault("token_id", _ids(texts, {}))
     return columns
 
 
@@ -227,19 +230,21 @@ def _read_parquet(path: Path, wanted: Collection[str], n_tokens: int | None) -> 
 
 def _of_json_lines(path: Path, n_tokens: int) -> Columns:
     """Return the coordinates of the tokens of documents, a document a line; one line is in memory at a time."""
-    lengths, counts, groups = [], [], []
+    lengths, counts, groups, ids = [], [], [], []
+    vocabulary: dict[str, int] = {}
     n_rows = 0
     for number, (tokens, group) in enumerate(_iter_lines(path)):
         n_rows += len(tokens)
         if n_rows > n_tokens:
             raise InputError(f"{path} has more than {n_tokens} tokens (in document {number}), one for each activation")
         lengths.append(np.fromiter(map(len, tokens), np.int64, len(tokens)))
+        ids.append(_ids(tokens, vocabulary))
         counts.append(len(tokens))
         groups.append(group)
     if n_rows != n_tokens:
         raise InputError(f"{path} has {n_rows} tokens; there are {n_tokens} activations, one for each token")
     document = np.repeat(np.arange(len(counts)), counts)
-    columns = {"document": document, **_spans(document, np.concatenate(lengths))}
+    columns = {"document": document, **_spans(document, np.concatenate(lengths)), "token_id": np.concatenate(ids)}
     if any(group is not None for group in groups):
         columns["group"] = np.repeat(np.array(groups, object), counts)
     return columns
@@ -293,6 +298,11 @@ def _texts_of(path: Path, tokens: NDArray[Any]) -> NDArray[Any]:
             *(path, n_marked, len(texts), " or ".join(MARKS)),
         )
     return texts
+
+
+def _ids(tokens: Iterable[str], vocabulary: dict[str, int]) -> NDArray[np.int64]:
+    """Return the numbers of some tokens; those that are new to the vocabulary are added to it."""
+    return np.array([vocabulary.setdefault(token, len(vocabulary)) for token in tokens], np.int64)
 
 
 def _places(document: NDArray[Any], tokens: NDArray[Any]) -> Columns:

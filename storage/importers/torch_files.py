@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,16 +74,16 @@ def _load(torch: Any, path: Path) -> Any:
     """Return what a file holds, its dense tensors without values: these stay in the file."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - an extra
 
-    with _only_tensors(path), FakeTensorMode():
+    with _only_tensors(torch, path), FakeTensorMode():
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
 @contextlib.contextmanager
-def _only_tensors(path: Path) -> Iterator[None]:
+def _only_tensors(torch: Any, path: Path) -> Iterator[None]:
     """Say in our words that a file holds more than tensors."""
     try:
         yield
-    except pickle.UnpicklingError as error:
+    except torch.serialization.pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds Python objects beside tensors, which are never unpickled here (that could run code); save "
             "the tensors alone: torch.save({'acts': activations}, …)"
@@ -120,7 +119,7 @@ def _source(path: Path, tensor: Any) -> Source:
 def _sparse(torch: Any, path: Path) -> Source:
     """Read a sparse tensor, which has to be the only thing in its file, whole."""
     check_memory(str(path), 4 * path.stat().st_size, "Save it as SciPy's csr (scipy.sparse.save_npz), read in slabs")
-    with _only_tensors(path):
+    with _only_tensors(torch, path):
         tensor = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2:
         raise InputError(f"{path} holds a sparse tensor among others, or of other than two dimensions: save it alone")

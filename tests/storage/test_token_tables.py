@@ -54,6 +54,7 @@ def test_the_same_places_from_every_format(tmp_path: Path, suffix: str, named: b
     assert columns["document"].tolist() == document
     spans = zip(*(columns[name].tolist() for name in ("document", "char_start", "char_end")), strict=True)
     assert [texts[i][start:end] for i, start, end in spans] == token
+    assert columns["token_id"].tolist() == list(range(len(token))), "no token comes twice"
     assert list(read_documents(path, len(token))) == ["document"]
     with pytest.raises(InputError, match=r"8"):
         read_tokens(path, 8)
