@@ -91,7 +91,7 @@ def read_tokens(path: str | Path, n_tokens: int) -> Columns:
     path = _checked(path)
     columns = _of_json_lines(path, n_tokens) if path.suffix == ".jsonl" else _table(path, n_tokens)
     for name, values in columns.items():
-        if name != TOKEN and (row := _first_hole(values)) is not None:
+        if name not in ("document", TOKEN) and (row := _first_hole(values)) is not None:
             raise InputError(f"{path} has no {name} in row {row}: fill it in, or leave out the column where it may be")
     lengths = {name: len(values) for name, values in columns.items()}
     if set(lengths.values()) != {n_tokens}:
@@ -107,8 +107,10 @@ def read_tokens(path: str | Path, n_tokens: int) -> Columns:
 
 def _first_hole(values: NDArray[Any]) -> int | None:
     """Return the first row of a column with an empty cell; None if no cell is empty."""
-    holes = np.isnan(values) if values.dtype.kind == "f" else np.isin(values.astype(str), ["", "None", "nan"])
-    return int(np.argmax(holes)) if values.dtype.kind in "fOU" and holes.any() else None
+    if values.dtype.kind not in "fOU":
+        return None
+    holes = [value is None or value == "" or value != value for value in values.tolist()]  # noqa: PLR0124 - NaN
+    return holes.index(True) if True in holes else None
 
 
 def read_documents(path: str | Path, n_tokens: int) -> Columns:

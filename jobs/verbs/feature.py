@@ -73,7 +73,9 @@ def _partners(partners: pd.DataFrame) -> Table:
 def _narrow(table: Table) -> Table:
     """Have a table take no more room than its texts need."""
     table.box, table.title_justify, table.show_edge = box.SIMPLE_HEAD, "left", False
-    table.columns[0].overflow = "fold"
+    first = table.columns[0]
+    # names of sites stay whole, if they are not very long
+    first.overflow, first.min_width = "fold", min(28, max((len(str(cell)) for cell in first.cells), default=0))
     return table
 
 
