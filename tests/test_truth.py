@@ -66,27 +66,27 @@ def test_counting_against_plain_loops(n, seed):
         assert figures[f"recall_{least}"] == (pytest.approx(len(got) / len(often)) if often else None)
 
 
-class TestStoredResult:
-    @pytest.fixture(scope="class")
-    def result(self):
-        return json.loads(truth.RESULT.read_text(encoding="utf-8"))
+STORED = json.loads(truth.RESULT.read_text(encoding="utf-8"))
 
-    def test_the_page_shows_it(self, result):
-        page = truth.PAGE.read_text(encoding="utf-8")
-        assert truth.render(page, result) == page
 
-    def test_it_is_of_the_defaults(self, result):
-        assert result["defaults"] == {
-            "min_firing": CorrelateSettings().min_firing,
-            "min_correlation": MatchSettings().min_correlation,
-        }
+def test_the_page_shows_the_stored_result() -> None:
+    page = truth.PAGE.read_text(encoding="utf-8")
+    assert truth.render(page, STORED) == page
 
-    def test_the_defaults_pair_little_of_nothing_and_find_what_is_shared(self, result):
-        for line in result["curve"]:
-            if line["overlap"] == 0:
-                assert line["paired"] <= 0.05, line
-            if line["overlap"] == 100:
-                assert line[truth.FOUND] >= 0.95, line
+
+def test_the_stored_result_is_of_the_defaults() -> None:
+    assert STORED["defaults"] == {
+        "min_firing": CorrelateSettings().min_firing,
+        "min_correlation": MatchSettings().min_correlation,
+    }
+
+
+def test_the_defaults_pair_little_of_nothing_and_find_what_is_shared() -> None:
+    for line in STORED["curve"]:
+        if line["overlap"] == 0:
+            assert line["paired"] <= 0.05, line
+        if line["overlap"] == 100:
+            assert line[truth.FOUND] >= 0.95, line
 
 
 def test_the_defaults_on_a_small_world(small, client):
