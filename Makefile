@@ -16,10 +16,11 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-# What takes one core runs two at a time. The tests of Slurm mostly wait, so all others run meanwhile.
+# What takes one core runs two at a time. The tests of Slurm mostly wait, so the notebooks run meanwhile.
 test: $(VENV)/.dev
-	$(MAKE) --jobs=2 --output-sync=target notebooks types lint docs
-	$(MAKE) --jobs=2 --output-sync=target slurm unit
+	$(MAKE) --jobs=2 --output-sync=target types lint docs
+	$(MAKE) unit
+	$(MAKE) --jobs=2 --output-sync=target slurm notebooks
 
 install: $(VENV)/.dev
 
