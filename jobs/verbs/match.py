@@ -55,9 +55,7 @@ def sweep_command(
     as_json: AsJson = False,
 ) -> None:
     """Match at every combination of minimum r and maximum uses; count, score, draw."""
-    with claim_outputs(
-        table=csv, columns="min_correlation,max_uses,pairs,", figure=plot, overwrite=overwrite
-    ) as outputs:
+    with claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs:
         result = sweep(
             correlation,
             settings,

@@ -173,7 +173,7 @@ def rematch(
     >>> for name in "ab":
     ...     storage.write_activations(folder / f"{name}.zarr", x, tokens=rows)
     >>> a, b, cor, pairs = (folder / f"{name}.zarr" for name in ("a", "b", "cor", "pairs"))
-    >>> _ = match(correlate(a, b, out=cor), out=pairs)
+    >>> _ = match(correlate(a, b, out=cor), out=pairs, min_correlation=0.1)
     >>> result = rematch(pairs, cor, a, b, nulls=["document"], draws=5, metrics=[], out=folder / "rematched.zarr")
     >>> result.value.sel(null="document", quantity="r").item(), result.p.sel(quantity="r").values.round(2)
     (1.0, array([0.17]))

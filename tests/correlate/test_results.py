@@ -189,7 +189,7 @@ def test_result_opens_with_plain_xarray_and_carries_what_it_is(client, make_case
         "select": "half",
         "split_seed": 0,
         "measure": "pearson",
-        "min_firing": 10,
+        "min_firing": 20,
         "kernel": "sparse",
     }
     assert ds["r_heldout_a"].attrs["long_name"] == "Pearson correlation on held-out rows"

@@ -162,7 +162,7 @@ def test_the_plan_chooses_the_route():
         return make_plan(size, size, 300_000, CorrelateSettings(**given), Resources(10**11, threads=2)).touched
 
     assert touched()
-    assert touched(features=1_048_576, active=128)
+    assert touched(features=1_048_576, active=256)
     assert not touched(full="float32")
     assert not touched(features=2048, active=256), "most pairs fire together"
     assert not touched(active=1, min_firing=0, top_k=256), "features meet fewer than they list"

@@ -66,9 +66,9 @@ def test_a_device_is_no_table(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("file/p.zarr", "there is something of that name already"),
+        ("file/p.zarr", "is not a folder, so that"),
         ("x" * 300, "the name is too long"),
-        ("loop/p.zarr", "there is something of that name already"),
+        ("loop/p.zarr", "is not a folder, so that"),
     ],
 )
 def test_places_that_cannot_be_written(results: Path, tmp_path: Path, where: str, said: str) -> None:

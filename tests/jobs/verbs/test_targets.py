@@ -31,6 +31,7 @@ WRITERS = {
     "import": ("NPY",),
     "export": ("A", "--format", "npz"),
     "labels": ("LABELS", "--store", "A"),
+    "corpus": ("TEXT",),
 }
 FILES = {"match": ["--csv"], "sweep": ["--csv", "--plot"], "layers": ["--csv"], "convergence": ["--plot"]}
 #: Verbs that work on a cluster.
@@ -44,6 +45,7 @@ def arguments(tiny_run: RunResult, tmp_path: Path) -> dict[str, str]:
     run, (site_a, site_b) = tiny_run.directory, tiny_run.experiment.site_pairs[0]
     np.save(tmp_path / "x.npy", np.eye(4))
     (tmp_path / "labels.csv").write_text("feature,label\n1,one\n")
+    (tmp_path / "text.jsonl").write_text('"a text"\n')
     paths = {
         "A": run.activations("a", site_a),
         "B": run.activations("b", site_b),
@@ -52,6 +54,7 @@ def arguments(tiny_run: RunResult, tmp_path: Path) -> dict[str, str]:
         "RUN": run.root,
         "NPY": tmp_path / "x.npy",
         "LABELS": tmp_path / "labels.csv",
+        "TEXT": tmp_path / "text.jsonl",
     }
     return {name: str(path) for name, path in paths.items()}
 
