@@ -213,8 +213,13 @@ def _say(message: str, style: str | None = None) -> None:
 
 
 def is_no_failed_task(record: logging.LogRecord) -> bool:
-    """Say whether a record of a log is not the traceback of a Dask task: its error arrives here, as a sentence."""
-    return not (record.name == "distributed.worker" and str(record.msg).startswith("Compute Failed"))
+    """Say whether a record of a log is not a traceback of Dask that is no news.
+
+    The error of a task arrives here as a sentence; and a cluster that closes on a busy machine cuts off heartbeats.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    closing = "ConnectionPool closing" in str(error)
+    return record.name != "distributed.worker" or not (closing or str(record.msg).startswith("Compute Failed"))
 
 
 def forgiving_output() -> None:

@@ -326,3 +326,7 @@ def test_the_traceback_of_a_failed_task_is_not_shown() -> None:
     assert not is_shown("distributed.worker", failed)
     assert is_shown("distributed.worker", other)
     assert is_shown("pipeline", failed)
+    for said, shown in {"ConnectionPool closing.": False, "Timed out": True}.items():
+        error = (OSError, OSError(said), None)
+        record = logging.LogRecord("distributed.worker", logging.ERROR, "", 0, "heartbeat", (), error)
+        assert boundary.is_no_failed_task(record) is shown
