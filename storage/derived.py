@@ -60,8 +60,9 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
     ) as target:
         recorded = (path.parent / EXPERIMENT).is_file()
         new = zlib.crc32(text.encode())
-        if recorded and path.is_file() and (present := crc32(path)) != new:
-            _note(record, path, [present, new])  # the process may die before or after it writes
+        if recorded:  # the process may die before or after it writes
+            present = [crc32(path)] if path.is_file() else []
+            _note(record, path, list(dict.fromkeys([*present, new])))
         target.write_text(text)
         if recorded:
             _note(record, path, [new])

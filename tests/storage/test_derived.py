@@ -26,6 +26,17 @@ def test_the_record_forgets_what_was_replaced(run):
     assert json.loads((run / "written.json").read_text()) == {"pairs.csv": [zlib.crc32(b"a,b\n1,3\n")]}
 
 
+def test_a_file_is_recorded_before_it_is_first_written(run, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("storage.targets.FileTarget.write_text", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_derived(run / "pairs.csv", "a,b\n")
+    assert json.loads((run / "written.json").read_text()) == {"pairs.csv": [zlib.crc32(b"a,b\n")]}
+    assert edited_files(run) == []
+
+
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_death_while_a_file_is_replaced_leaves_no_edited_file(run, monkeypatch, written):
     """Before the file is written or after it, the record knows both contents; the next call forgets the old one."""
