@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 EXPERIMENT = """
@@ -54,15 +56,27 @@ def _tiny_llama(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def _pieces(words: list[str], n: int) -> list[str]:
+    """Return the most frequent pieces of words, all characters first; a trainer breaks ties otherwise each time."""
+    counts = Counter(
+        ("##" if start else "") + word[start:stop]
+        for word in words
+        for start, stop in itertools.combinations(range(len(word) + 1), 2)
+    )
+    return sorted(counts, key=lambda piece: (len(piece.removeprefix("##")) > 1, -counts[piece], piece))[:n]
+
+
 def _tiny_bert(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: PLC0415
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: PLC0415
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    split = pre_tokenizers.BertPreTokenizer()
+    words = [word.lower() for text in _texts(20) for word, _ in split.pre_tokenize_str(text)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_pieces(words, 116)]
+    numbers = {piece: number for number, piece in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(vocab=numbers, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(_texts(20), trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    tokenizer.pre_tokenizer = split
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
