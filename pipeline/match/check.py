@@ -13,6 +13,7 @@ from pipeline.settings.correlate import MEASURE_NAMES
 from pipeline.work.workers import ClientSource
 from storage import open_activations
 from storage.errors import InputError
+from storage.rows import ROW_HASH
 
 #: What is compared of a store and of the one that was correlated, and what it is called.
 SAME = {"site": "site", "dictionary": "dictionary", "kind": "kind of activations", "model": "model"}
@@ -51,7 +52,8 @@ def check_other_text(correlation: xr.Dataset, stores: tuple[Path, Path]) -> None
                     f"{path} is of the {what} {here!r}, and the pairs of {there!r} on side {side.upper()}: check on a "
                     "store of the same features"
                 )
-        if store.attrs["row_hash"] == correlation.attrs.get("row_hash"):
+        # rows without coordinates have no hash: that their text is another one is taken on trust
+        if store.attrs.get(ROW_HASH) is not None and store.attrs[ROW_HASH] == correlation.attrs.get(ROW_HASH):
             raise InputError(
                 f"{path} holds the rows that the pairs were chosen on: check on other text, harvested with the same "
                 "models and dictionaries"

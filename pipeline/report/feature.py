@@ -19,6 +19,7 @@ from pipeline.text.feature_contexts import FeatureContexts, read_contexts, read_
 from pipeline.text.spans import iter_documents, read_spans
 from storage import Corpus, open_activations, open_corpus, open_result
 from storage.errors import InputError, MissingInputError
+from storage.provenance import RunInputs
 from storage.rundir import RunDirectory, Side
 
 #: Distinct tokens that tell what another feature fires on.
@@ -65,7 +66,7 @@ class Feature:
     non_concept
         Why it stands for no concept, where that was looked for.
     missing
-        What the run has not made yet.
+        What the run has not made yet, or made from other results than are there now.
     """
 
     side: Side
@@ -154,13 +155,14 @@ class _Reader:
         self.run, self.side, self.site, self.store = run, side, site, store
         self.other: Side = "b" if side == "a" else "a"
         self.sites = [name for of_side, name in run.sites() if of_side == self.other]
+        self.inputs = RunInputs(run, [self._pair(other) for other in self.sites])
         self.missing: list[str] = []
 
     def read(self, number: int, contexts: int, n_candidates: int) -> Feature:
         attrs = self.store.attrs
         partners = [row for site in self.sites for row in self._partners(site, number)]
         candidates = [row for site in self.sites for row in self._candidates(site, number, n_candidates)]
-        described = _Described(self.run, self.other)
+        described = _Described(self.run, self.other, self.inputs)
         described.add(partners, "partner")
         described.add(candidates, "candidate")
         return Feature(
@@ -183,15 +185,15 @@ class _Reader:
         return (self.site, site) if self.side == "a" else (site, self.site)
 
     def _open(self, path: Path, stage: str) -> xr.Dataset | None:
-        """Open a result that a run makes; None, and noted, if it is not there yet."""
-        if path.exists():
+        """Open a result that a run makes; None, and noted, if it is not there, or was made from other results."""
+        if self.inputs.belongs(path):
             return open_result(path, stage)
         self.missing.append(path.relative_to(self.run.root).as_posix())
         return None
 
     def _fires(self, number: int, contexts: int) -> FeatureContexts | None:
         path = self.run.contexts(self.side, self.site)
-        if absent := [needed for needed in (path, self.run.corpus) if not needed.exists()]:
+        if absent := [needed for needed in (path, self.run.corpus) if not self.inputs.belongs(needed)]:
             self.missing += [needed.relative_to(self.run.root).as_posix() for needed in absent]
             return None
         return next(
@@ -218,7 +220,7 @@ class _Reader:
 
     def _best_r_q(self, site: str, number: int) -> float:
         path = self.run.rematched(*self._pair(site))
-        if self.side == "b" or not path.exists():
+        if self.side == "b" or not self.inputs.belongs(path):
             return float("nan")
         rematched = open_result(path, "rematch")
         return float(rematched["best_r_q"][number]) if "best_r_q" in rematched else float("nan")
@@ -253,7 +255,7 @@ class _Reader:
     def _matches(self, site: str, candidates: NDArray[np.integer]) -> list[tuple[int, float]]:
         """Return for each of some features of the other side the best match that it has at this site, and its r."""
         path = self.run.pairs(*self._pair(site))
-        if not path.exists():
+        if not self.inputs.belongs(path):
             return [(NONE, float("nan"))] * len(candidates)
         pairs = open_result(path, "match")
         theirs, ours, r = (pairs[name].values for name in (f"feature_{self.other}", f"feature_{self.side}", "r"))
@@ -263,7 +265,7 @@ class _Reader:
 
     def _concepts(self, number: int) -> pd.DataFrame:
         path = self.run.concepts(self.side, self.site)
-        if not path.exists():
+        if not self.inputs.belongs(path):
             return _table([], CONCEPTS)
         row = open_result(path, "concepts")[list(CONCEPTS[1:])].isel(feature=number)
         table = row.to_dataframe().reset_index()[list(CONCEPTS)]
@@ -272,7 +274,7 @@ class _Reader:
 
     def _subspaces(self, site: str, number: int) -> Iterator[dict[str, Any]]:
         path = self.run.semantics(*self._pair(site))
-        if not path.exists():
+        if not self.inputs.belongs(path):
             return
         semantics = open_result(path, "semantics")
         places = np.flatnonzero(semantics[f"feature_{self.side}"].values == number)
@@ -286,7 +288,7 @@ class _Reader:
 
     def _non_concept(self, number: int) -> str:
         path = self.run.non_concept(self.side, self.site)
-        if not path.exists():
+        if not self.inputs.belongs(path):
             return ""
         result = open_result(path, "non_concept")
         reason = int(result["reason"][number])
@@ -311,8 +313,8 @@ def _flag(fates: xr.DataArray, value: int) -> dict[str, str]:
 class _Described:
     """Adds to rows of a table what features of one side are called, and what they fire on."""
 
-    def __init__(self, run: RunDirectory, side: Side) -> None:
-        self.run, self.side = run, side
+    def __init__(self, run: RunDirectory, side: Side, inputs: RunInputs) -> None:
+        self.run, self.side, self.inputs = run, side, inputs
         self.corpus = open_corpus(run.corpus) if run.corpus.exists() else None
 
     def add(self, rows: Sequence[dict[str, Any]], name: str) -> None:
@@ -326,7 +328,7 @@ class _Described:
     def _tokens(self, site: str, features: list[int]) -> dict[int, str]:
         """Return the distinct tokens of the top contexts of some features, best first."""
         path, store = self.run.contexts(self.side, site), self.run.activations(self.side, site)
-        if not features or self.corpus is None or not path.exists():
+        if not features or self.corpus is None or not self.inputs.belongs(path):
             return {}
         rows = open_result(path, "contexts")["row"].isel(feature=features).values
         texts = _texts(self.corpus, open_activations(store), np.unique(rows[rows >= 0]))

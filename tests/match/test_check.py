@@ -99,6 +99,18 @@ def test_the_same_text_and_too_little_memory_are_refused(correlated: Path, tmp_p
         match(correlated, check_on=write_text(tmp_path, 1, keep=4), memory="1MB")
 
 
+def test_rows_without_coordinates_are_taken_on_trust(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.exponential(size=(2, 400, 6)) * (rng.random((2, 400, 6)) < 0.3)
+    for text, x in zip(("here", "there"), values, strict=True):
+        for side in "ab":
+            storage.write_activations(tmp_path / text / f"{side}.zarr", x)
+    stores = [[tmp_path / text / f"{side}.zarr" for side in "ab"] for text in ("here", "there")]
+    cor = correlate(*stores[0], out=tmp_path / "cor.zarr")
+    pairs = match(cor, check_on=tuple(stores[1]))
+    np.testing.assert_allclose(pairs["r_check"], 1)
+
+
 def test_the_verb_shows_and_writes_it(correlated: Path, tmp_path: Path) -> None:
     a, b = write_text(tmp_path, 1, keep=4)
     table = tmp_path / "pairs.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,17 @@ def test_what_is_not_there_is_named(run: RunDirectory, tmp_path: Path) -> None:
     assert card.fires is None
     assert card.partners.empty
     assert "pairs/layers.6--encoder.layer.10.zarr" in card.missing
+
+
+def test_exchanged_results_are_not_mixed(run: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    copy, (site,), others = RunDirectory(tmp_path / "run"), SITES["a"], SITES["b"]
+    first, second = (copy.pairs(site, other) for other in others)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    card = pipeline.feature(copy.root, f"a:{site}", 3)
+    assert {f"pairs/{path.name}" for path in (first, second)} <= set(card.missing)
+    assert card.partners.empty
+    assert not card.candidates.empty
+    assert (card.candidates.matched_with == -1).all()
