@@ -39,9 +39,10 @@ from pipeline.compare.statistics import LEVEL
 from pipeline.match.edges import make_edges
 from pipeline.rematch.nulls import Units
 from pipeline.semantics.subspaces import inside
-from pipeline.semantics.token_null import COLUMNS, SHUFFLES, beyond_draws
+from pipeline.semantics.token_null import COLUMNS, beyond_draws
 from pipeline.settings.compare import parse_metric
 from pipeline.settings.registries import METHODS, NULLS, ROW_NULLS
+from pipeline.settings.rematch import SHUFFLES
 
 METRICS = ("svcca:k=4", "rsa")
 #: Words, of which the first so many are the concept; documents, and rows of each.

@@ -30,7 +30,7 @@ from scipy.stats import binomtest, norm
 
 from benchmarks.calibration import _peak_gb as peak_gb
 from benchmarks.calibration import add_holm
-from benchmarks.table import ROOT, insert
+from benchmarks.table import ROOT, insert, update
 from pipeline.compare.statistics import LEVEL
 from pipeline.correlate.documents import r_of_sums
 from pipeline.correlate.influence import effective_number, fisher_interval
@@ -287,8 +287,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="make the tables of the page from the stored result")
     given = parser.parse_args()
     if given.table:
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
-        PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+        update(PAGE, RESULT, render)
         return
     result = benchmark(given.experiments, given.intervals)
     print(render_excess(result["excess"]), render_coverage(result["coverage"]), sep="\n\n")

@@ -11,6 +11,7 @@ The table is never typed; a test checks that it is what the results say.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def insert(page: str, part: str, text: str) -> str:
     begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
     before, rest = page.split(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def update(page: Path, result: Path, render_page: Callable[[str, Any], str]) -> None:
+    """Make the tables of a page again, by a function of its text and of a stored result."""
+    stored = json.loads(result.read_text(encoding="utf-8"))
+    page.write_text(render_page(page.read_text(encoding="utf-8"), stored), encoding="utf-8")
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from sae_lens.synthetic import (
 )
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks.table import RESULTS, ROOT, insert
+from benchmarks.table import RESULTS, ROOT, insert, update
 from pipeline import correlate, match
 from pipeline.correlate.rows import half_of
 from pipeline.settings.correlate import CorrelateSettings
@@ -538,8 +538,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="make the tables of the page from the stored result")
     given = parser.parse_args()
     if given.table:
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
-        PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+        update(PAGE, RESULT, render)
         return
     print(json.dumps(benchmark(given.seeds)))
 

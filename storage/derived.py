@@ -77,10 +77,10 @@ def settle(run: Path) -> None:
         If the record is damaged.
     """
     record = _read_record(run)
-    open_ends = [name for name, checksums in record.items() if len(checksums) > 1 and (run / name).is_file()]
-    for name in open_ends:
-        if (present := crc32(run / name)) in record[name]:
-            _note(record, run / name, [present])
+    for name, checksums in list(record.items()):
+        file = run / name
+        if len(checksums) > 1 and file.is_file() and (present := crc32(file)) in checksums:
+            _note(record, file, [present])
 
 
 def edited_files(run: Path) -> list[str]:

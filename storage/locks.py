@@ -100,8 +100,8 @@ class Holder:
         return f"process {self.process} on {host} ({what}) since {since}"
 
 
-_OPEN_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*\\?')
-_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
+_TEXT = r'"(?:[^"\\\x00-\x1f]|\\.)*'
+_STRING, _OPEN_STRING = re.compile(_TEXT + '"'), re.compile(_TEXT + r"\\?")
 _NUMBERS = {"process": re.compile(r"\d{1,19}"), "started": re.compile(r"\d+(?:\.\d*)?(?:[eE][-+]?\d*)?")}
 
 

@@ -11,7 +11,6 @@ Where the stores have no documents, or only one, blocks of :data:`BLOCK_ROWS` ro
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from pipeline.settings.match import heldout_note_of
 from pipeline.work.pairs import feature_ids
 from pipeline.work.workers import run_tasks
 from storage import BudgetError, InputError, check_same_rows, fingerprint, open_activations, open_result
+from storage.identity import hash_of_ids
 from storage.jit import cached_njit
 from storage.rows import check_order
 
@@ -320,7 +320,7 @@ def _of_result(ds: xr.Dataset) -> ChosenPairs:
 
 def _chosen(ids_a: NDArray[np.int32], ids_b: NDArray[np.int32], attrs: Mapping[str, Any]) -> ChosenPairs:
     """Return pairs whose fingerprint is that of their ids: a dataset in memory may hold a part of a result."""
-    return ChosenPairs(ids_a, ids_b, attrs, hashlib.sha256(ids_a.tobytes() + ids_b.tobytes()).hexdigest())
+    return ChosenPairs(ids_a, ids_b, attrs, hash_of_ids(ids_a, ids_b))
 
 
 def check_pairs(chosen: ChosenPairs, paths: tuple[Path, Path], measure: Measure) -> None:

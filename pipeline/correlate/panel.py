@@ -164,14 +164,15 @@ def measure_panel(which: tuple[str, int], job: Job) -> tuple[str, int]:
 def _resident(strip: Strip, features: slice) -> tuple[Moments, Step]:
     """All rows of the strip are in memory: read the panel of A, and correlate feature by feature."""
     mine = strip.mine
+    half = mine.half()
     rows, moments = load_rows(mine, mine.job.a, features)
-    rows = shift_and_add(moments, (rows, mine.half()), moments.places())
+    rows = shift_and_add(moments, (rows, half), moments.places())
     n_halves = mine.job.settings.n_halves
     if mine.job.plan.device == "cuda":
         strip.load()
-        slabs = ((cut(rows, slab), cut(strip.rows, slab), mine.half(slab)) for slab in mine.slabs())
+        slabs = ((cut(rows, slab), cut(strip.rows, slab), half[slab]) for slab in mine.slabs())
         return moments, _sums_step(strip, features, _sums(strip, features, slabs), halves_of(strip, moments))
-    columns = by_feature(rows, mine.half(), features.stop - features.start, n_halves)
+    columns = by_feature(rows, half, features.stop - features.start, n_halves)
     del rows
     strip.load()
     halves = halves_of(strip, moments)

@@ -173,5 +173,6 @@ def _slabs(strip: Strip, moments: Moments, features: slice) -> Iterator[tuple[Ro
         yield from shifted_slabs(strip, (moments.without_sums(), strip.moments.without_sums()), features)
         return
     mine = strip.mine
+    half = mine.half()
     rows, again = load_rows(mine, mine.job.a, features)
-    yield shift_and_add(again, (rows, mine.half()), again.places()), strip.rows, mine.half()
+    yield shift_and_add(again, (rows, half), again.places()), strip.rows, half

@@ -90,10 +90,6 @@ def check_stored(config: Experiment) -> None:
         If one has no places in the text, or no decoder rows where something compares them; with the command that
         adds them.
     """
-    from pipeline.harvest.sources import local_files
-
-    if config.corpus.path is not None:
-        local_files(Path(config.corpus.path))
     # what a rematch scores is left out where there are no decoder rows, with a warning
     readers = [name for name in ("compare", "semantics") if getattr(config, name) is not None]
     for side, settings in config.stored.items():

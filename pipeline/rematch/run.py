@@ -41,7 +41,7 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import FILTERS, ROW_NULLS
-from pipeline.settings.rematch import RematchSettings
+from pipeline.settings.rematch import SHUFFLES, VOCABULARY, RematchSettings
 from pipeline.text.spans import check_corpus
 from pipeline.work.workers import ClientSource, ensure_client
 from storage import (
@@ -63,12 +63,10 @@ logger = logging.getLogger(__name__)
 STAGE = "rematch"
 #: Where finished draws are kept until the result is complete.
 DRAWS = "draws"
-#: Shuffled pairings of the same pairs, whose mean is the chance level of a score.
-SHUFFLES = 20
 #: What is counted and averaged of every matching; the scores follow.
 COUNTS = ("pairs", "r", "r_heldout")
-#: The null that says how many pairs, and which r, chance gives; and the one whose pairs the result keeps.
-CHANCE, VOCABULARY = "document", "token"
+#: The null that says how many pairs, and which r, chance gives.
+CHANCE = "document"
 NO_CHANCE = Range(0.0, 0.0, 0.0)
 SUMMARY = (
     *("null_mean", "null_low", "null_high"),

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from pipeline.correlate.stage import correlation_cost
 from pipeline.match.filters import TextInputs
-from pipeline.rematch.run import VOCABULARY, draws_done, rematch, rematch_manifest
+from pipeline.rematch.run import draws_done, rematch, rematch_manifest
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.rematch import RematchSettings
+from pipeline.settings.rematch import VOCABULARY, RematchSettings
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.rundir import RunDirectory
 

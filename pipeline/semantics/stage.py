@@ -23,9 +23,9 @@ from pipeline.semantics.run import (
     words_manifest,
 )
 from pipeline.semantics.tables import semantics_table, table_manifest, table_paths, write_tables
-from pipeline.semantics.token_null import SHUFFLES, VOCABULARY
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.harvest import ModelSettings
+from pipeline.settings.rematch import SHUFFLES, VOCABULARY
 from pipeline.settings.semantics import NonConceptSettings, SemanticsSettings
 from pipeline.work.task import Assessment, Cost, Identify, Outlook, Stage, Task
 from pipeline.work.workers import ClientSource, deferred_interrupt, ensure_client

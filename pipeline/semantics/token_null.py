@@ -9,7 +9,6 @@ value is of the rows that the null can move, as everywhere.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,14 @@ from numpy.typing import NDArray
 from pipeline.compare.statistics import expected_range, p_value
 from pipeline.compare.subsets import compare_subsets
 from pipeline.semantics.subspaces import Mask, inside
+from pipeline.settings.rematch import SHUFFLES
 from pipeline.settings.semantics import SubspaceSettings
 from storage import fingerprint, open_result, read_manifest
 from storage.errors import InputError
+from storage.identity import hash_of_ids
 
 Floats = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
-#: The null of `rematch` that permutes rows of the same text.
-VOCABULARY = "token"
-#: Shuffled pairings of the pairs of each draw, whose mean is the chance level of its scores.
-SHUFFLES = 20
 #: Columns over (subspace, metric); see :func:`token_columns`.
 COLUMNS = ("value", "mean", "difference", "difference_low", "difference_high", "p", "above", "undefined")
 
@@ -89,13 +86,13 @@ def token_columns(
     """
     drawn = list(_by_draw(rematched))
     cut = [None if member is None else [_cut(pairs, member, settings) for pairs in drawn] for member in members]
-    different = {_key(pairs): pairs for of_subspace in cut for pairs in of_subspace or ()}
+    different = {hash_of_ids(*pairs): pairs for of_subspace in cut for pairs in of_subspace or ()}
     scores = _scores(different, stores, settings, client)
     values = np.full((len(members), len(settings.metrics), len(COLUMNS)), np.nan)
     counts = np.full((len(members), 2), np.nan)
     for i, of_subspace in enumerate(cut):
         if of_subspace is not None:
-            made = np.array([scores[_key(pairs)] for pairs in of_subspace])
+            made = np.array([scores[hash_of_ids(*pairs)] for pairs in of_subspace])
             values[i] = [beyond_draws(of_metric[0], of_metric[1:]) for of_metric in made.T]
             n_pairs = [len(pairs[0]) for pairs in of_subspace]
             counts[i] = n_pairs[0], np.mean(n_pairs[1:])
@@ -139,10 +136,6 @@ def _by_draw(rematched: xr.Dataset) -> Iterator[Pairs]:
 def _cut(pairs: Pairs, member: tuple[Mask, Mask], settings: SubspaceSettings) -> Pairs:
     places = inside(pairs, member, settings.sides)
     return pairs[0][places], pairs[1][places]
-
-
-def _key(pairs: Pairs) -> str:
-    return hashlib.sha256(b"".join(side.astype("<i4").tobytes() for side in pairs)).hexdigest()
 
 
 def _scores(

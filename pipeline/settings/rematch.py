@@ -11,6 +11,11 @@ from pipeline.settings.compare import Count, Metrics
 from pipeline.settings.registries import ROW_NULLS
 from storage.errors import InputError
 
+#: The null that permutes rows of the same text, whose pairs a result keeps.
+VOCABULARY = "token"
+#: Shuffled pairings of the pairs of each draw, whose mean is the chance level of its scores.
+SHUFFLES = 20
+
 
 def _each_once(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):

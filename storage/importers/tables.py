@@ -15,10 +15,10 @@ from storage.errors import InputError
 from storage.extras import need
 from storage.readers import Importer, Source, check_matrix, listed
 from storage.registry import IMPORTERS
-from storage.rows import TOKEN_COORDINATES
+from storage.token_tables import COLUMNS
 
 #: Columns of a table of tokens, and what pandas calls an index without a name.
-NO_FEATURES = (*TOKEN_COORDINATES, "token", "Unnamed: 0", "__index_level_0__")
+NO_FEATURES = (*COLUMNS, "Unnamed: 0", "__index_level_0__")
 #: Rows that are read at once to count them.
 COUNTED_ROWS = 10_000
 

@@ -18,7 +18,8 @@ from pipeline.compare.statistics import TIE, holm
 from pipeline.rematch.run import rematch
 from pipeline.semantics.run import semantics
 from pipeline.semantics.tables import BEYOND, beyond_the_word, semantics_table, study_frame
-from pipeline.semantics.token_null import COLUMNS, SHUFFLES, beyond_draws
+from pipeline.semantics.token_null import COLUMNS, beyond_draws
+from pipeline.settings.rematch import SHUFFLES
 from storage.errors import InputError
 
 JUDGED = ["svcca:k=4", "rsa"]
