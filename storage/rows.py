@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import InputError, RowMismatchError
+from storage.inventory import check_whole
 from storage.shards import iter_slices
 from storage.sparse_array import read_metadata
 
@@ -187,6 +188,8 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
         If the rows differ; the message names the first that does.
     """
     paths = (path_a, path_b)
+    for path in paths:
+        check_whole(path)  # a pipe in the place of a chunk would be waited for
     lengths = [read_metadata(Path(path) / "activation")["shape"][0] for path in paths]
     without = [str(path) for path in paths if not (Path(path) / IDENTITY[0]).is_dir()]
     if not without and (difference := _first_difference(path_a, path_b)):

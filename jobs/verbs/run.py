@@ -48,13 +48,16 @@ def run_command(
     until = STAGES[until].name  # a wrong one is refused before workers are waited for
     part = Share.parse(share) if share is not None else None
     directory = RunDirectory.of(config.name, run_dir)
-    # whatever would be refused is refused before workers are waited for, which in a queue takes hours
-    directory.check_free() if part is None or part.begins else directory.check()
+    # whatever would be refused is refused before anything is written and before workers are waited for, which in a
+    # queue takes hours
+    if part is None or part.begins:
+        directory.check_free()
+        check_inputs(config)
+    else:
+        directory.check()
     folder = directory.root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
-    if connect.cluster is not None:
-        check_inputs(config)
     with connect(folder / "logs") as client, recorded(client, record):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)

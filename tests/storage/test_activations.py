@@ -508,6 +508,15 @@ class TestSameRows:
         with pytest.raises(RowMismatchError, match="from row 0"):
             storage.check_same_rows(path, tmp_path / "b")
 
+    @pytest.mark.timeout(60)
+    def test_a_pipe_in_the_place_of_a_chunk_is_not_waited_for(self, write):
+        path = write("a")
+        (path / "char_start" / "c" / "0").unlink()
+        os.mkfifo(path / "char_start" / "c" / "0")
+        for stores in ((path, write("b")), (write("b"), path)):
+            with pytest.raises(InputError, match="char_start/c/0"):
+                storage.check_same_rows(*stores)
+
     def test_a_missing_store(self, write, tmp_path):
         with pytest.raises(MissingInputError):
             storage.check_same_rows(write("a"), tmp_path / "none")

@@ -107,6 +107,16 @@ def test_no_run_begins_among_other_files(verb: str, tiny_inputs: Path, precious:
     assert content(precious) == before
 
 
+@pytest.mark.parametrize("verb", ["run", "harvest"])
+def test_nothing_is_written_where_the_text_is_missing(verb: str, tiny_inputs: Path, tmp_path: Path) -> None:
+    """Not even the record of a session."""
+    text = (tiny_inputs / "experiment.yaml").read_text()
+    (tmp_path / "experiment.yaml").write_text(text.replace("texts.jsonl", "nowhere.jsonl"))
+    done = CliRunner().invoke(app, [verb, str(tmp_path / "experiment.yaml"), "--run-dir", str(tmp_path / "run")])
+    assert "No corpus at" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_for_a_paper_replace_no_other_files(tiny_run: RunResult, precious: Path) -> None:
     (precious / "scores.csv").write_text("mine")
     refused("report", str(tiny_run.directory.root), "--figures", str(precious), "--overwrite")
