@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +88,12 @@ def run(
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory.of(config.name, run_dir)
-    directory.check()
-    # Processes that do their shares at once hold the targets, not the run
-    with directory.claim() if share is None or share.begins else contextlib.nullcontext():
+    if share is not None and not share.begins:
+        directory.check()
+        return _run(config, directory, until, share, client)  # shares at once hold their targets, not the run
+    directory.check_free()
+    check_inputs(config)  # what does not fit is said before anything is written
+    with directory.claim():
         return _run(config, directory, until, share, client)
 
 
@@ -106,7 +108,6 @@ def _run(
         # the process that begins a stage finishes those before it; the others find them finished
         wanted = wanted[:-1] if share.begins else []
     if share is None or share.begins:
-        check_inputs(config)  # what does not fit is said before anything is written
         directory.write_experiment(config.model_dump(mode="json"))
     assessment = Assessment(task for tasks in by_stage.values() for task in tasks)
     with ensure_client(client) as used:
