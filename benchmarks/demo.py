@@ -1,13 +1,13 @@
-"""Take what the README says of the demo from a finished run of it.
+"""Take what the README and the page of the demo say of it from a finished run.
 
 ::
 
     subspace demo --run-dir demo-run
-    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and the README from it
-    python -m benchmarks.demo              # the README again
+    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and both from it
+    python -m benchmarks.demo              # both again
 
 The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
-that the README has what the stored figures say.
+that both have what the stored figures say. The README has the shortest of them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.table import README, RESULTS, insert
+from benchmarks.table import README, RESULTS, ROOT, insert, update
 from pipeline.report.results import open_run
 from pipeline.report.statements import Tables, statements
-from pipeline.report.verdict import number
+from pipeline.report.verdict import headline, number, r_findings
+from pipeline.report.vocabulary import vocabulary_findings
 
 RESULT = RESULTS / "demo" / "demo.json"
-SENTENCES, PAIRS = "demo", "demo-pairs"
+PAGE = ROOT / "docs" / "demo.md"
+SENTENCES, SHORT, PAIRS = "demo", "demo-short", "demo-pairs"
 #: The table shows so many pairs, of features that fire on at least so many different words, and so many words.
 MOST_PAIRS, FEWEST_WORDS = 10, 3
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
-    """Return what the README needs of a run."""
+    """Return what is needed of a run."""
     run = open_run(run_dir)
     sites = run.experiment.site_pairs[-1]
     pairs = pd.read_csv(run_dir / "pairs.csv")
@@ -62,13 +65,8 @@ def _words(tokens: list[str]) -> list[str]:
 
 
 def render(page: str, result: dict[str, Any]) -> str:
-    """Return the README with the sentences and the table of a result."""
-    lead = f"What it finds, on {result['rows']:,} tokens of {result['documents']:,} texts:"
-    sentences = [
-        textwrap.fill(sentence, 118, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
-        for sentence in statements(Tables.from_records(result["tables"]))
-    ]
-    page = insert(page, SENTENCES, "\n".join([lead, "", *sentences]))
+    """Return the page of the demo with the sentences and the table of a result."""
+    page = insert(page, SENTENCES, _listed(result, statements(Tables.from_records(result["tables"]))))
     head = [f"| A, `{result['sites'][0]}`, fires on | B, `{result['sites'][1]}` | r | held out |", "|---|---|---|---|"]
     rows = [
         f"| {', '.join(pair['words_a'])} | {', '.join(pair['words_b'])} | {number(pair['r'])} | "
@@ -78,16 +76,32 @@ def render(page: str, result: dict[str, Any]) -> str:
     return insert(page, PAIRS, "\n".join(head + rows))
 
 
+def render_readme(page: str, result: dict[str, Any]) -> str:
+    """Return the README with the sentences on likeness, vocabulary and pairs."""
+    tables = Tables.from_records(result["tables"])
+    findings = [headline(tables.scores), *vocabulary_findings(tables.vocabulary), next(r_findings(tables.matching))]
+    return insert(page, SHORT, _listed(result, findings))
+
+
+def _listed(result: dict[str, Any], sentences: Iterable[str]) -> str:
+    lead = f"On {result['rows']:,} tokens of {result['documents']:,} texts:"
+    filled = [
+        textwrap.fill(sentence, 118, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
+        for sentence in sentences
+    ]
+    return "\n".join([lead, "", *filled])
+
+
 def main() -> None:
-    """Read the command line; store the figures of a run, and write the README."""
+    """Read the command line; store the figures of a run, and write both pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="a finished run of the demo")
     given = parser.parse_args()
     if given.run is not None:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(figures(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
-    README.write_text(render(README.read_text(encoding="utf-8"), result), encoding="utf-8")
+    update(PAGE, RESULT, render)
+    update(README, RESULT, render_readme)
 
 
 if __name__ == "__main__":

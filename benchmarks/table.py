@@ -1,4 +1,4 @@
-"""Make the README's performance table from the JSON lines that benchmarks printed.
+"""Make the table of `docs/benchmarks.md` from the JSON lines that benchmarks printed.
 
 Run a benchmark, keep its last line, and make the table again::
 
@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-#: The mark in the README.
+#: The page of the table, and the mark there.
+PAGE = ROOT / "docs" / "benchmarks.md"
 PERFORMANCE = "performance"
 
 
@@ -76,9 +77,9 @@ def update(page: Path, result: Path, render_page: Callable[[str, Any], str]) -> 
 
 
 def main() -> None:
-    """Rewrite the README's table."""
-    page = insert(README.read_text(encoding="utf-8"), PERFORMANCE, render(load_results()))
-    README.write_text(page, encoding="utf-8")
+    """Rewrite the table."""
+    page = insert(PAGE.read_text(encoding="utf-8"), PERFORMANCE, render(load_results()))
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
