@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 DISTRIBUTION = "semantic-subspace-matching"
 
 
+#: What stands for a value in the help, by its type; for a switch, nothing does.
+VALUES = {"bool": "", "int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def named_values(parameters: list[Any]) -> list[Any]:
+    """Name the values of options that say nothing of theirs: `N`, not `<list[int]>`."""
+    for option in parameters:
+        if option.param_type_name == "option" and option.metavar is None:
+            kind = option.bare_type().removeprefix("list[").removesuffix("]")
+            option.metavar = VALUES.get(kind)
+    return parameters
+
+
 class LazyCommand(TyperCommand):
     """A verb as the list of verbs shows it; whatever else is looked up comes from the command, which is then made."""
 
@@ -37,6 +51,10 @@ class LazyCommand(TyperCommand):
         """What the list of verbs says of it."""
         return self.verb.summary
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return what the command takes, as its help shows it."""
+        return named_values(super().get_params(ctx))
+
     def __getattr__(self, name: str) -> Any:
         vars(self).update(vars(make_command(self.verb, vars(self)["name"])))
         return object.__getattribute__(self, name)
@@ -48,7 +66,11 @@ def make_command(verb: Verb, name: str) -> Any:
     lines = "\n\n".join(f"  [dim]$[/dim] subspace {example}" for example in verb.examples)
     alone = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
     alone.command(
-        name, short_help=verb.summary, epilog=f"[bold]Examples[/bold]\n\n{lines}", rich_help_panel=verb.panel
+        name,
+        short_help=verb.summary,
+        epilog=f"[bold]Examples[/bold]\n\n{lines}",
+        rich_help_panel=verb.panel,
+        context_settings=HELP,
     )(guarded(getattr(importlib.import_module(module), function)))
     return typer.main.get_command(alone)
 
@@ -64,6 +86,10 @@ class VerbGroup(TyperGroup):
             self.commands
         )
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return what the group takes, as its help shows it."""
+        return named_values(super().get_params(ctx))
+
 
 app = typer.Typer(
     name="subspace",
@@ -71,6 +97,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings=HELP,
     help="Find out whether two language models learn the same feature space.",
     epilog="Start with [bold]subspace demo[/bold]. Every verb has examples: [bold]subspace run --help[/bold].",
 )
@@ -79,6 +106,7 @@ app.add_typer(
         name="cluster",
         cls=VerbGroup,
         no_args_is_help=True,
+        context_settings=HELP,
         help="Clusters that outlive the command that starts them: up, down, status, job-script.",
     ),
     rich_help_panel=EXPERIMENT,

@@ -64,5 +64,12 @@ def test_the_script_of_a_job_as_json() -> None:
     assert json.loads(done.stdout)["script"].startswith("#!")
 
 
+@pytest.mark.parametrize("verb", [[], ["compare"], ["contexts"], ["cluster"], ["cluster", "up"]], ids=" ".join)
+def test_help_names_values_and_no_types_of_options(verb: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*verb, "-h"], env={"COLUMNS": "200"}).stdout
+    assert "--help" in shown
+    assert not re.search(r"--.*<(bool|int|float|str|path|list)", shown)
+
+
 def test_completion_is_offered() -> None:
     assert "--install-completion" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
