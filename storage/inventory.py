@@ -186,8 +186,10 @@ def _fault(folder: Path, name: str, written: tuple[int, int] | None, size: int |
     if written is None:
         return "the file is foreign: it was not there when the group was finished"
     if size is None:
-        is_other = (folder / name).exists()
-        return "a folder is in the place of the file" if is_other else "the file is missing"
+        if not (folder / name).exists():
+            return "the file is missing"
+        what = "a folder" if (folder / name).is_dir() else "a pipe or device"
+        return f"{what} is in the place of the file"
     if size != written[0]:
         return f"the file has {size} bytes, {written[0]} were written"
     if checksums and crc32(folder / name) != written[1]:

@@ -514,7 +514,7 @@ class TestSameRows:
         (path / "char_start" / "c" / "0").unlink()
         os.mkfifo(path / "char_start" / "c" / "0")
         for stores in ((path, write("b")), (write("b"), path)):
-            with pytest.raises(InputError, match="char_start/c/0"):
+            with pytest.raises(InputError, match="char_start/c/0: a pipe"):
                 storage.check_same_rows(*stores)
 
     def test_a_missing_store(self, write, tmp_path):
