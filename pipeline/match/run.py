@@ -221,10 +221,24 @@ def _log(pairs: xr.Dataset, settings: MatchSettings) -> None:
     minimum = settings.min_correlation
     mean = f", mean r {pairs.mean_r:.4g}" if pairs.n_pairs else ""
     logger.info("%d pairs by %s with r ≥ %g%s", pairs.n_pairs, settings.method, minimum, mean)
+    _log_heldout(pairs["r_heldout"].values, minimum)
     if HELDOUT_NOTE in pairs.attrs:
         logger.info("%s", pairs.attrs[HELDOUT_NOTE])
     if pairs.attrs.get("mean_r_check") is not None:
         logger.info("Mean r on %d rows of other text: %.4g", pairs.n_rows_check, pairs.mean_r_check)
+
+
+def _log_heldout(r_heldout: NDArray[np.float64], minimum: float) -> None:
+    """Log how many pairs reach the minimum r on the held-out half; warn where most are luck."""
+    known = r_heldout[~np.isnan(r_heldout)]
+    if not known.size:
+        return
+    reached = int((known >= minimum).sum())
+    logger.info("%d of %d pairs reach it on the held-out half, too", reached, known.size)
+    if 2 * reached < known.size:
+        logger.warning(
+            "Most pairs are luck: take more text, or leave out features that fire seldom (`correlate`: min_firing)"
+        )
 
 
 def make_pairs(data: Candidates, settings: MatchSettings) -> xr.Dataset:

@@ -83,6 +83,14 @@ def test_without_heldout_rows_it_is_nan(correlation):
     assert pairs.mean_r_heldout is None
 
 
+@pytest.mark.parametrize(("r_heldout", "expected"), [(0.1, "0 of 3 pairs reach it"), (0.9, "3 of 3 pairs reach it")])
+def test_pairs_that_are_luck_are_counted(correlation, caplog, r_heldout, expected):
+    caplog.set_level("INFO")
+    match(correlation(np.eye(3) * 0.9, r_heldout=np.eye(3) * r_heldout), min_correlation=0.5)
+    assert expected in caplog.text
+    assert ("Most pairs are luck" in caplog.text) == (r_heldout < 0.5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_matrix_without_candidates_gives_no_pairs(correlation, tmp_path, method):
     pairs = match(correlation([[0.01, NAN], [NAN, NAN]]), method=method, out=tmp_path / "pairs.zarr")

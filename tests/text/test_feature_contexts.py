@@ -118,9 +118,9 @@ def test_the_verb_says_what_is_missing(case) -> None:
     given = ("--corpus", text.corpus, "--contexts", path)
     for arguments, message in (
         ((store,), "Say which features"),
-        ((store, "--feature", 1), "make them with `subspace contexts STORE --out PATH`"),
+        ((store, "--feature", 1), "is in no run directory: give --contexts PATH"),
         ((store, "--feature", 1, *given, "--labels", "none.zarr"), "There are no labels at none.zarr"),
     ):
-        done = CliRunner().invoke(app, ["contexts", *map(str, arguments)])
+        done = CliRunner().invoke(app, ["contexts", *map(str, arguments)], env={"COLUMNS": "500"})
         assert done.exit_code == 2
         assert message in done.output
