@@ -53,8 +53,8 @@ def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tupl
     run, side, site = RunDirectory.around(store)
     if None in (contexts_path, corpus) and store.parent.parent.name != "activations":
         raise InputError(
-            f"{store} is in no run directory: give --contexts PATH (`subspace contexts {store} --out PATH` makes it) and "
-            "the text, --corpus PATH"
+            f"{store} is in no run directory: give --contexts PATH (`subspace contexts {store} --out PATH` makes it) "
+            "and the text, --corpus PATH"
         )
     contexts_path, corpus = contexts_path or run.contexts(side, site), corpus or run.corpus
     if contexts_path == run.contexts(side, site) and not contexts_path.exists():
