@@ -16,11 +16,11 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 demo: $(VENV)/.demo
 	$(BIN)/subspace demo --run-dir $(RUN)
 
-# What takes one core runs two at a time. The tests of Slurm mostly wait, so the notebooks run meanwhile.
+# The tests of Slurm mostly wait, so what takes one core runs meanwhile, one after the other.
 test: $(VENV)/.dev
-	$(MAKE) --jobs=2 --output-sync=target types lint docs
+	$(MAKE) lint
 	$(MAKE) unit
-	$(MAKE) --jobs=2 --output-sync=target slurm notebooks
+	$(MAKE) --jobs=2 --output-sync=target slurm notebooks types docs
 
 install: $(VENV)/.dev
 
