@@ -102,7 +102,7 @@ def _said(row: Mapping[Any, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "–"
+    return f"{value:z.3f}" if np.isfinite(value) else "–"
 
 
 def _rest(found: Any) -> Iterator[str]:

@@ -124,5 +124,5 @@ def layers_command(
         return
     table = Table(*("site", "other site", "matched", "best here", "share", "mean r"))
     for line in lines.itertuples(index=False):
-        table.add_row(line[0], line[1], f"{line[2]:,}", f"{line[3]:,}", f"{line[4]:.3f}", f"{line[5]:.3f}")
+        table.add_row(line[0], line[1], f"{line[2]:,}", f"{line[3]:,}", f"{line[4]:z.3f}", f"{line[5]:z.3f}")
     wide_console().print(table)

@@ -118,9 +118,9 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             line["a"],
             line["b"],
             f"{line['pairs']:,}",
-            f"{line['mean_r']:.3f}",
-            f"{line['mean_r_heldout']:.3f}",
-            *("{score:.3f} ({null_mean:.3f}; {p:.3f})".format(**line[metric]) for metric in metrics),
+            f"{line['mean_r']:z.3f}",
+            f"{line['mean_r_heldout']:z.3f}",
+            *("{score:z.3f} ({null_mean:z.3f}; {p:.3f})".format(**line[metric]) for metric in metrics),
         )
         for line in lines
     ]

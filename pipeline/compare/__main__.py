@@ -113,10 +113,10 @@ def score_table(scores: xr.Dataset) -> Table:
         for i, null in enumerate(scores["null"].values.tolist()):
             one = scores.sel(metric=metric, null=null)
             value = {name: float(one[name]) for name in FIGURES}
-            own = (metric, f"{value['score']:.4f}", _span(value["low"], value["high"])) if i == 0 else ("", "", "")
+            own = (metric, f"{value['score']:z.4f}", _span(value["low"], value["high"])) if i == 0 else ("", "", "")
             table.add_row(
-                *own, null, f"{value['null_mean']:.4f}", _span(value["null_q05"], value["null_q95"]),
-                f"{value['z']:.1f}", f"{value['p']:.4f}", f"{value['p_runs']:,.0f}",
+                *own, null, f"{value['null_mean']:z.4f}", _span(value["null_q05"], value["null_q95"]),
+                f"{value['z']:z.1f}", f"{value['p']:.4f}", f"{value['p_runs']:,.0f}",
             )  # fmt: skip
     return table
 
@@ -127,7 +127,7 @@ def _notes(scores: xr.Dataset) -> list[tuple[str, str]]:
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.4f} – {high:.4f}" if math.isfinite(low) else "–"
+    return f"{low:z.4f} – {high:z.4f}" if math.isfinite(low) else "–"
 
 
 if __name__ == "__main__":

@@ -202,10 +202,10 @@ def written_table(table: pd.DataFrame) -> pd.DataFrame:
     names = {"A": "site_a", "B": "site_b", "metric": "metric", "null": "null"}
     written: dict[str, list[str]] = {name: table[column].tolist() for name, column in names.items()}
     written["pairs"] = [f"{n:,}" for n in table["n_pairs"]]
-    number = "{:.3f}".format
+    number = "{:z.3f}".format
     written["score"] = _each(table, number, "score")
-    written["interval"] = _each(table, "{:.3f} – {:.3f}".format, "low", "high")
-    written["chance"] = _each(table, "{:.3f} ± {:.3f}".format, "null_mean", "null_std")
+    written["interval"] = _each(table, "{:z.3f} – {:z.3f}".format, "low", "high")
+    written["chance"] = _each(table, "{:z.3f} ± {:.3f}".format, "null_mean", "null_std")
     for name, column in {"above it": "difference", "p": "p", "p (Holm)": "p_holm"}.items():
         written[name] = _each(table, number, column)
     if (table["p_runs"] < table["null_runs"]).any():

@@ -96,7 +96,7 @@ def _rich(study: Any) -> Table:
     for column in wanted:
         table.add_column(column, justify="right" if study[column].dtype.kind in "if" else "left")
     for line in study[wanted].itertuples(index=False):
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in line))
+        table.add_row(*(f"{value:z.3f}" if isinstance(value, float) else str(value) for value in line))
     return table
 
 
