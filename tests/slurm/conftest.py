@@ -14,7 +14,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -215,6 +218,42 @@ def make_cluster_file() -> ClusterFile:
 def cluster_file(make_cluster_file: ClusterFile, tmp_path: Path) -> Path:
     """What a site changes in cluster.yaml."""
     return make_cluster_file(tmp_path)
+
+
+WITHOUT_HOME = """#!/bin/sh
+unset PYTHONPATH NUMBA_CACHE_DIR XDG_CACHE_HOME XDG_STATE_HOME
+export HOME='{folder}/no home' TMPDIR='{temporary}'
+exec {bound} '{folder}/bin/python' "$@"
+"""
+
+
+@pytest.fixture(scope="session")
+def other_python(
+    once: Callable[[str, Callable[[Path], None]], Path],
+    bound_by_permissions: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The interpreter of another environment: read-only, with the project's wheel, for users who have no home."""
+    temporary = tmp_path_factory.mktemp("of-nodes")
+
+    def make(folder: Path) -> None:
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir", str(folder), str(root)]
+        subprocess.run(command, check=True)
+        venv.create(folder, symlinks=True)
+        packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(packages)
+        # what the project needs; the .pth files there, that of an editable installation among them, are not read
+        (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        python = folder / "bin" / "python-of-the-site"
+        bound = " ".join(bound_by_permissions)
+        python.write_text(WITHOUT_HOME.format(folder=folder, temporary=temporary, bound=bound))
+        python.chmod(0o755)
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o555)
+
+    return once("other environment", make) / "bin" / "python-of-the-site"
 
 
 @pytest.fixture
