@@ -251,9 +251,11 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
         async def start(self) -> None:
             try:
                 await super().start()
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 # of the lines of dask-jobqueue's message, the last are what Slurm said; Dask itself drops them
                 said = str(error).rpartition("stderr:\n")[2].strip() or str(error)
+                if isinstance(error, FileNotFoundError):
+                    said = f"there is no {error.filename} on PATH; run this on a host from which jobs are submitted"
                 if said not in self.refusals[-1:]:
                     logger.warning("A job was refused: %s", said)
                 self.refusals.append(said)

@@ -101,7 +101,7 @@ def test_arrays_without_a_scheduler(
     digest: Digest,
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "it's a run"
     command = ("submit", tiny_inputs / "experiment.yaml", "--run-dir", folder, "--cluster-file", small_driver)
     said = json.loads(subspace(*command, "--array", "4%2", "--json"))
     assert len(said["jobs"]) == 5
