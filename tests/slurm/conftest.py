@@ -8,7 +8,6 @@ their absence an error instead of a skip.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import shutil
 import socket
@@ -23,8 +22,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline.experiment.run import RunResult
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -268,21 +265,3 @@ def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
         return done.stdout
 
     return call
-
-
-@pytest.fixture(scope="session")
-def local_run(tiny_run: RunResult) -> dict[str, str]:
-    """Return a hash of each data file of each store and result of the tiny experiment, run here."""
-    return data_files(tiny_run.directory.root)
-
-
-def data_files(folder: Path) -> dict[str, str]:
-    """Return a hash of every data file below a run directory; metadata carries times of creation."""
-    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="session")
-def digest() -> Callable[[Path], dict[str, str]]:
-    """Return :func:`data_files`."""
-    return data_files

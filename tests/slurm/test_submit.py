@@ -13,7 +13,7 @@ import yaml
 
 from jobs.cluster.slurm import slurm_output
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 Subspace = Callable[..., str]
 Digest = Callable[[Path], dict[str, str]]
