@@ -98,9 +98,11 @@ def check_workers(client: Client) -> None:
     driver = _this_process()
     answers = client.run(_mismatch, driver, on_error="return")
     for address, wrong in answers.items():
+        if isinstance(wrong, OSError):  # it has gone meanwhile
+            continue
         if isinstance(wrong, Exception):
             raise InputError(
-                f"The worker at {address} cannot import Subspace ({wrong}): start it with {sys.executable}"
+                f"The worker at {address} lacks this version of Subspace ({wrong}): start it with {sys.executable}"
             )
         if wrong:
             raise InputError(wrong)
