@@ -101,7 +101,13 @@ def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
     finally:
         cancel(_listed(number))
     answer: dict[str, Any] = read_json_object(folder / ANSWER, f"no answer in {folder}", "try again")
-    node = Node(**answer)
+    try:
+        node = Node(**answer)
+    except TypeError as error:
+        raise SubspaceError(
+            f"The node has another version of Subspace, whose answer is another ({error}): set jobqueue's python to "
+            f"{sys.executable}, or install the same versions there"
+        ) from error
     if node.token != token:
         raise SubspaceError(f"{node.host} reads an older {folder / REQUEST} than was written here: caches of the disk")
     return node
