@@ -106,7 +106,7 @@ def test_arrays_without_a_scheduler(
     said = json.loads(subspace(*command, "--array", "4%2", "--json"))
     assert len(said["jobs"]) == 5
     assert "ArrayTaskThrottle=2" in slurm_output("scontrol", "show", "job", said["jobs"][1])
-    wait_for_jobs(said["jobs"], folder / "logs", 400)
+    wait_for_jobs(said["jobs"], folder / "logs", 550)
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()
     shares = [
