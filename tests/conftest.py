@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import logging
@@ -126,6 +127,24 @@ def tiny_run(once: Callable[[str, Make], Path], tiny_inputs: Path) -> RunResult:
 
     folder = once("tiny-run", make)
     return RunResult(RunDirectory(folder), load_experiment(tiny_inputs / "experiment.yaml"))
+
+
+@pytest.fixture(scope="session")
+def local_run(tiny_run: RunResult) -> dict[str, str]:
+    """Return a hash of each data file of each store and result of the tiny experiment, run here."""
+    return data_files(tiny_run.directory.root)
+
+
+def data_files(folder: Path) -> dict[str, str]:
+    """Return a hash of every data file below a run directory; metadata carries times of creation."""
+    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="session")
+def digest() -> Callable[[Path], dict[str, str]]:
+    """Return :func:`data_files`."""
+    return data_files
 
 
 @pytest.fixture(autouse=True)

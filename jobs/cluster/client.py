@@ -43,6 +43,7 @@ from jobs.cluster.running import find_cluster, known_names, state_folder
 from jobs.cluster.scripts import SETTINGS, cluster_class, import_jobqueue, job_options, worker_class
 from jobs.cluster.site import check_scheduler_options
 from jobs.cluster.slurm import cancel, jobs_named
+from jobs.cluster.versions import check_workers, demanding_versions
 from jobs.cluster.workers import watching_workers
 from pipeline.work.boundary import is_no_failed_task
 from pipeline.work.usage import CLUSTER_KEY
@@ -216,6 +217,7 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
             )
         why = f"Start some: dask worker {client.scheduler.address}"
         with watching_workers(client, limit=profile.wait, why=lambda: why):
+            check_workers(client)
             yield client
 
 
@@ -313,7 +315,7 @@ def _cancel_left(job_name: str) -> None:
 
 def settings_of_workers(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a Dask configuration that the workers of a cluster need."""
-    return {key: settings[key] for key in OF_WORKERS if key in settings}
+    return demanding_versions({key: settings[key] for key in OF_WORKERS if key in settings})
 
 
 # --- the dashboard ----------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ from storage.errors import InputError, SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at Slurm's queue.
-POLL_SECONDS = 10.0
+#: Seconds between two looks at Slurm's queue: a job that died is to be reported within ten.
+POLL_SECONDS = 8.0
 #: Seconds that Slurm's queue may take to answer.
 ANSWERING = 60.0
 #: Seconds that Dask gets to replace a lost job itself, where it can.

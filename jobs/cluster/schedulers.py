@@ -48,8 +48,12 @@ def _pbs(job: BatchJob) -> dict[str, Any]:
 
 
 def _sge(job: BatchJob) -> dict[str, Any]:
-    # parallel environments and names of memory differ from site to site
-    return {"project": job.account, "resource-spec": job.resource_spec, "walltime": _clock(job)}
+    # Parallel environments and names of memory differ from site to site. Without -S, queues of Grid Engine run scripts
+    # by a shell of their own, by default csh, whatever the first line says.
+    return {
+        "project": job.account, "resource-spec": job.resource_spec, "walltime": _clock(job),
+        "job-extra-directives": ["-S /bin/bash", *job.job_extra_directives],
+    }  # fmt: skip
 
 
 def _lsf(job: BatchJob) -> dict[str, Any]:

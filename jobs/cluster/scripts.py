@@ -25,6 +25,8 @@ from distributed.core import Status
 from jobs.cluster.certificates import FILES
 from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, jobqueue_defaults, walltime_seconds
 from jobs.cluster.schedulers import batch_options
+from jobs.cluster.versions import PRELOAD
+from pipeline.work.workers import deferred_interrupt
 from storage.errors import InputError, MissingInputError
 from storage.extras import need
 
@@ -249,9 +251,11 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
         async def start(self) -> None:
             try:
                 await super().start()
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 # of the lines of dask-jobqueue's message, the last are what Slurm said; Dask itself drops them
                 said = str(error).rpartition("stderr:\n")[2].strip() or str(error)
+                if isinstance(error, FileNotFoundError):
+                    said = f"there is no {error.filename} on PATH; run this on a host from which jobs are submitted"
                 if said not in self.refusals[-1:]:
                     logger.warning("A job was refused: %s", said)
                 self.refusals.append(said)
@@ -270,6 +274,8 @@ def worker_arguments(job: SlurmJob, folder: Path) -> Iterator[str]:
     '--rmm-pool-size 0.5 --set-rmm-allocator-for-libs cupy'
     """
     yield from ("--dashboard-address", "127.0.0.1:0")
+    if not job.is_cuda:
+        yield from ("--preload-nanny", PRELOAD)
     for part, file in FILES.items():
         yield from (f"--tls-{part.replace('_', '-')}", shlex.quote(f"{folder}/{file}"))
     if job.is_cuda:
@@ -336,5 +342,6 @@ def cluster_class(scheduler: str) -> Any:
 
 
 def import_jobqueue() -> Any:
-    """Import dask-jobqueue, which is an extra's."""
-    return need("dask_jobqueue", "cluster")
+    """Import dask-jobqueue, which is an extra's; Ctrl-C stays what it was: the import has it exit with status 0."""
+    with deferred_interrupt():
+        return need("dask_jobqueue", "cluster")

@@ -31,7 +31,7 @@ from jobs.cluster.profiles import (
 )
 from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
 from jobs.cluster.site import submit_explained
-from jobs.cluster.slurm import UNKNOWN, Job, jobs_named
+from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, slurm_output
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
 from storage.json_files import read_json
@@ -123,12 +123,27 @@ def submit_run(
         name: _write_script(name, folder, overlaid(workers, *sections[name]), run_dir)
         for name in {step.script for step in steps}
     }
-    submitted = []
-    for job in _submit(steps, scripts, dry_run=dry_run):
-        submitted.append(job)
-        if not dry_run:  # after each, so that none is unknown to `subspace status` when Slurm refuses the next
-            write_atomically(folder / RECORD, [json.dumps([vars(job) for job in submitted], indent=1).encode()])
+    submitted: list[Submitted] = []
+    try:
+        for job in _submit(steps, scripts, dry_run=dry_run):
+            submitted.append(job)
+            if not dry_run:  # after each, so that none is unknown to `subspace status` if this process dies
+                write_atomically(folder / RECORD, [json.dumps([vars(job) for job in submitted], indent=1).encode()])
+    except SubspaceError as error:
+        raise SubspaceError(f"{error}{_take_back(submitted)}") from error
     return submitted
+
+
+def _take_back(submitted: Sequence[Submitted]) -> str:
+    """Cancel the steps before one that Slurm refused, which would lead to nothing; return a sentence about them."""
+    numbers = [step.job for step in submitted]
+    if not numbers:
+        return ""
+    try:
+        slurm_output("scancel", *numbers)
+    except SubspaceError as error:
+        return f"\nThe jobs before it are still there, cancel them: scancel {shlex.join(numbers)} ({error})"
+    return f"\nThe jobs before it are cancelled: {', '.join(numbers)}"
 
 
 def submitted_jobs(run_dir: Path) -> list[Job]:

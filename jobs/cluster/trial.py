@@ -6,10 +6,8 @@ submitted, and what it writes is read here, so that the file system is tried bot
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import socket
 import sys
@@ -25,6 +23,7 @@ from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.scripts import header, log_pattern, prologue, shell_word
 from jobs.cluster.site import submit_explained
 from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_named
+from jobs.cluster.versions import versions
 from storage import free_space
 from storage.errors import SubspaceError
 from storage.files import write_atomically
@@ -33,8 +32,6 @@ from storage.json_files import read_json_object
 NAME = "subspace-doctor"
 #: Files by which the two sides tell each other something.
 REQUEST, ANSWER = "request.json", "answer.json"
-#: Packages of which scheduler and workers need the same version.
-PACKAGES = ("semantic-subspace-matching", "dask", "distributed", "numpy", "zarr")
 #: Seconds between two looks, and for which a file may take to be seen on another host.
 LOOK, DELAY = 0.5, 30.0
 
@@ -51,17 +48,6 @@ class Node:
     scratch_error: str
     cache_error: str
     interfaces: list[str]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that both sides need alike; those installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def look_around(folder: Path) -> Node:
@@ -115,7 +101,13 @@ def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
     finally:
         cancel(_listed(number))
     answer: dict[str, Any] = read_json_object(folder / ANSWER, f"no answer in {folder}", "try again")
-    node = Node(**answer)
+    try:
+        node = Node(**answer)
+    except TypeError as error:
+        raise SubspaceError(
+            f"The node has another version of Subspace, whose answer is another ({error}): set jobqueue's python to "
+            f"{sys.executable}, or install the same versions there"
+        ) from error
     if node.token != token:
         raise SubspaceError(f"{node.host} reads an older {folder / REQUEST} than was written here: caches of the disk")
     return node

@@ -34,7 +34,8 @@ from jobs.cluster.client import shared_folder
 from jobs.cluster.profiles import SlurmJob, SlurmProfile, find_job, find_profile, load_settings
 from jobs.cluster.scripts import job_options
 from jobs.cluster.site import advise, allowed_combinations, check_scheduler_options
-from jobs.cluster.trial import try_node, versions
+from jobs.cluster.trial import try_node
+from jobs.cluster.versions import differences, versions
 from pipeline.correlate.resources import compiled_kernels, is_compiled
 from pipeline.work.script import AsJson, ClusterFile, show, text_table, wide_console
 from pipeline.work.workers import n_cpus
@@ -245,10 +246,7 @@ def _node(job: SlurmJob, folder: Path, seconds: float) -> Iterator[Finding]:
     """Look at a node through a test job."""
     node = try_node(job, folder, seconds)
     yield _finding("shared folder", f"{node.host} reads and writes {folder.parent}")
-    here = versions()
-    different = [
-        f"{package} {found}, here {here[package]}" for package, found in node.versions.items() if found != here[package]
-    ]
+    different = differences(node.versions, versions())
     remedy = f"set jobqueue's python to the interpreter of the same environment: {sys.executable}" if different else ""
     alike = ", ".join(f"{package} {found}" for package, found in node.versions.items())
     yield _finding("packages of the node", "; ".join(different) or alike, remedy, "problem")

@@ -8,20 +8,20 @@ their absence an error instead of a skip.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline.experiment.run import RunResult
 
 SLURM_CONF = """
 ClusterName=subspace-tests
@@ -217,6 +217,42 @@ def cluster_file(make_cluster_file: ClusterFile, tmp_path: Path) -> Path:
     return make_cluster_file(tmp_path)
 
 
+WITHOUT_HOME = """#!/bin/sh
+unset PYTHONPATH NUMBA_CACHE_DIR XDG_CACHE_HOME XDG_STATE_HOME
+export HOME='{folder}/no home' TMPDIR='{temporary}'
+exec {bound} '{folder}/bin/python' "$@"
+"""
+
+
+@pytest.fixture(scope="session")
+def other_python(
+    once: Callable[[str, Callable[[Path], None]], Path],
+    bound_by_permissions: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The interpreter of another environment: read-only, with the project's wheel, for users who have no home."""
+    temporary = tmp_path_factory.mktemp("of-nodes")
+
+    def make(folder: Path) -> None:
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir", str(folder), str(root)]
+        subprocess.run(command, check=True)
+        venv.create(folder, symlinks=True)
+        packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(packages)
+        # what the project needs; the .pth files there, that of an editable installation among them, are not read
+        (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        python = folder / "bin" / "python-of-the-site"
+        bound = " ".join(bound_by_permissions)
+        python.write_text(WITHOUT_HOME.format(folder=folder, temporary=temporary, bound=bound))
+        python.chmod(0o755)
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o555)
+
+    return once("other environment", make) / "bin" / "python-of-the-site"
+
+
 @pytest.fixture
 def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run the ``subspace`` command in a process of its own; returns what it prints. State is kept below `tmp_path`."""
@@ -229,21 +265,3 @@ def subspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
         return done.stdout
 
     return call
-
-
-@pytest.fixture(scope="session")
-def local_run(tiny_run: RunResult) -> dict[str, str]:
-    """Return a hash of each data file of each store and result of the tiny experiment, run here."""
-    return data_files(tiny_run.directory.root)
-
-
-def data_files(folder: Path) -> dict[str, str]:
-    """Return a hash of every data file below a run directory; metadata carries times of creation."""
-    files = [path for path in sorted(folder.rglob("*.zarr/**/*")) if path.is_file() and path.suffix != ".json"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="session")
-def digest() -> Callable[[Path], dict[str, str]]:
-    """Return :func:`data_files`."""
-    return data_files

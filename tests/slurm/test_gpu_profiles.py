@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from jobs.cluster import keeper as watcher
 from jobs.cluster.client import connect
 from jobs.cluster.slurm import submit
 from jobs.verbs.cluster import job_script
+from pipeline.experiment.run import run
 from storage.errors import SubspaceError
 
 PROFILES = {"slurm-gpu": 1, "slurm-gpu-node": 2}
@@ -30,7 +32,7 @@ PROFILES = {"slurm-gpu": 1, "slurm-gpu-node": 2}
 def gpu_file(tmp_path: Path) -> Path:
     """A site of two small nodes with two GPUs each."""
     job = {
-        "partition": "main", "walltime": "00:05:00", "job-cpu": 1, "memory": "1GB", "interface": "lo",
+        "partition": "main", "walltime": "00:10:00", "job-cpu": 1, "memory": "3GB", "interface": "lo",
         "shared-temp-directory": str(tmp_path),
         "log-directory": str(tmp_path), "scheduler-options": {"dashboard_address": "127.0.0.1:0"},
     }  # fmt: skip
@@ -156,8 +158,17 @@ def gpus_of_job() -> tuple[str | None, str | None]:
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(("profile", "gpus"), PROFILES.items())
-def test_workers_run_in_jobs_with_gpus(slurm: Path, profile: str, gpus: int, gpu_file: Path, tmp_path: Path) -> None:
-    """With Dask's own worker in place of Dask-CUDA's."""
+def test_workers_run_in_jobs_with_gpus(
+    slurm: Path,
+    profile: str,
+    gpus: int,
+    gpu_file: Path,
+    tiny_inputs: Path,
+    local_run: dict[str, str],
+    digest: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    """With Dask's own worker in place of Dask-CUDA's; what they compute has the bytes of a local run."""
     settings = yaml.safe_load(gpu_file.read_text())
     settings["jobqueue"][profile] |= {
         "worker-command": "distributed.cli.dask_worker", "rmm-libraries": [], "rmm-pool-size": None,
@@ -168,5 +179,9 @@ def test_workers_run_in_jobs_with_gpus(slurm: Path, profile: str, gpus: int, gpu
     with connect(profile, gpu_file) as client:
         client.wait_for_workers(2, timeout=60)
         jobs = dict(client.run(gpus_of_job).values())
+        run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "run", until="match", client=client)
+    made = digest(tmp_path / "run")
+    assert made.items() <= local_run.items()
+    assert any(name.startswith("pairs/") for name in made)
     assert len(jobs) == (2 if gpus == 1 else 1)
     assert set(jobs.values()) == {str(gpus)}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,25 +87,47 @@ def test_a_site_that_refuses_mem_and_paths_with_spaces(
     assert [item for item in found if item.state != "ok"] == []
 
 
-WORKERS_THERE = """
-from jobs.cluster.client import connect
-with connect("scheduler") as client:
-    client.wait_for_workers(2, timeout=60)
-    print("sum", client.submit(sum, [1, 2]).result(), "of", len(client.scheduler_info()["workers"]))
-"""
-
-
-def test_one_allocation_with_srun(slurm: Path, tmp_path: Path) -> None:
-    """The script of docs/cluster.md, with two small nodes, and another command."""
-    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+@pytest.mark.timeout(600)
+def test_one_allocation_with_srun(
+    slurm: Path,
+    tiny_inputs: Path,
+    local_run: dict[str, str],
+    digest: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    """The script of docs/cluster.md, with two small nodes, in a folder with an odd name."""
+    folder, root = tmp_path / "it's one", Path(__file__).parents[2]
+    folder.mkdir()
+    text = (root / "docs" / "cluster.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH --nodes=4.*?)```", text, re.DOTALL)
-    script = re.sub(r"#SBATCH .*", "#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --mem=1G --time=5", script)
-    (tmp_path / "there.py").write_text(WORKERS_THERE)
-    script = script.replace("subspace run experiment.yaml --cluster scheduler", f"{sys.executable} {tmp_path}/there.py")
-    (tmp_path / "job.sh").write_text(script)
-    log = tmp_path / "job.log"
-    command = ["sbatch", "--wait", f"--chdir={tmp_path}", f"--output={log}", str(tmp_path / "job.sh")]
+    script = re.sub(r"#SBATCH .*", "#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --mem=3G --time=9", script)
+    script = script.replace("experiment.yaml", f"{tiny_inputs}/experiment.yaml --run-dir 'a run' --until match")
+    (folder / "job.sh").write_text(script)
+    log = folder / "job.log"
+    command = ["sbatch", "--wait", f"--chdir={folder}", f"--output={log}", str(folder / "job.sh")]
     # as in an environment that is activated
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, check=False, timeout=120, capture_output=True, env=environment)
-    assert "sum 3 of 2" in log.read_text(), log.read_text()
+    subprocess.run(command, check=False, capture_output=True, env=environment)
+    made = digest(folder / "a run")
+    assert made.items() <= local_run.items()
+    assert any(name.startswith("pairs/") for name in made), log.read_text()
+
+
+def test_jobs_come_and_go_with_the_work(
+    slurm: Path, slurmctl: Any, make_cluster_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    profile, job = {"minimum": 0, "jobs": 4}, {"memory": "1GB"}
+    with connect("slurm-cpu", make_cluster_file(tmp_path, job=job, profile=profile)) as client:
+        assert slurmctl.jobs() == {}
+        futures = client.map(lambda _: time.sleep(0.2), range(40), pure=False)
+        numbers = {0}
+        while not all(future.done() for future in futures) or max(numbers) < 4:
+            numbers.add(len(slurmctl.jobs()))
+            time.sleep(0.1)
+        assert max(numbers) == 4
+        client.gather(futures)
+        del futures
+        end = time.monotonic() + 60
+        while slurmctl.jobs():
+            assert time.monotonic() < end, slurmctl.jobs()
+            time.sleep(0.2)

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+import jobs
 from jobs.cluster import service
 from jobs.cluster.running import cluster_of
 from jobs.cluster.slurm import jobs_named
@@ -37,13 +38,16 @@ def active(name: str) -> list[str]:
 
 def test_up_status_run_down(
     slurm: Path,
-    cluster_file: Path,
+    make_cluster_file: Callable[..., Path],
+    other_python: Path,
     subspace: Subspace,
     tiny_inputs: Path,
     local_run: dict[str, str],
     digest: Callable[[Path], dict[str, str]],
     tmp_path: Path,
 ) -> None:
+    """The workers are of another environment, which is read-only, and have no home."""
+    cluster_file = make_cluster_file(tmp_path, job={"python": str(other_python)})
     subspace("cluster", "up", "night", "--profile", "slurm-cpu", "--cluster-file", cluster_file)
     state = cluster_of("night")
     wait_until(lambda: service.status(state).get("workers") == 2)
@@ -59,6 +63,10 @@ def test_up_status_run_down(
     process = psutil.Process(state.service.pid)  # type: ignore[union-attr]
     assert os.getsid(process.pid) == process.pid, "a session of its own"
 
+    with service.answering(state) as client:
+        # a lambda is pickled by value: those workers do not have this file
+        where = client.run(lambda: (str(Path(jobs.__file__).parents[4]), Path.home().exists()))
+    assert set(where.values()) == {(str(other_python.parents[1]), False)}
     # the later stages on jobs: test_pipeline.py
     wanted = ("--run-dir", tmp_path / "run", "--cluster", "night", "--until", "match")
     subspace("run", tiny_inputs / "experiment.yaml", *wanted)

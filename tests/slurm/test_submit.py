@@ -13,7 +13,7 @@ import yaml
 
 from jobs.cluster.slurm import slurm_output
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 Subspace = Callable[..., str]
 Digest = Callable[[Path], dict[str, str]]
@@ -101,14 +101,15 @@ def test_arrays_without_a_scheduler(
     digest: Digest,
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "it's a run"
     command = ("submit", tiny_inputs / "experiment.yaml", "--run-dir", folder, "--cluster-file", small_driver)
-    said = json.loads(subspace(*command, "--array", 2, "--json"))
+    said = json.loads(subspace(*command, "--array", "4%2", "--json"))
     assert len(said["jobs"]) == 5
-    wait_for_jobs(said["jobs"], folder / "logs", 400)
+    assert "ArrayTaskThrottle=2" in slurm_output("scontrol", "show", "job", said["jobs"][1])
+    wait_for_jobs(said["jobs"], folder / "logs", 550)
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()
     shares = [
         text for log in (folder / "logs").glob("subspace-share-*.log") if "harvest A" in (text := log.read_text())
     ]
-    assert len(shares) == 2, "both tasks of the array harvested"
+    assert len(shares) == 4, "all tasks of the array harvested"

@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dask
 import pytest
 import yaml
 
+from benchmarks import slurm_faults
 from jobs.cluster.certificates import make_certificates, read_certificates
 from jobs.cluster.client import connect, slurm_cluster, tunnel, where_to_look
 from jobs.cluster.profiles import (
@@ -28,6 +30,7 @@ from jobs.cluster.profiles import (
     shipped_cluster_file,
 )
 from jobs.cluster.slurm import Job, failures
+from pipeline.experiment.run import run
 from storage.errors import InputError, MissingInputError
 from storage.files import private_folder
 
@@ -98,10 +101,20 @@ def test_no_scheduler_answers(tmp_path: Path) -> None:
         pass
 
 
-def test_processes_talk_tls() -> None:
+def test_the_pipeline_on_processes_that_talk_tls(
+    tiny_inputs: Path, local_run: dict[str, str], digest: Callable[[Path], dict[str, str]], tmp_path: Path
+) -> None:
     with connect("processes") as client:
         assert client.scheduler.address.startswith("tls://")
-        assert client.submit(sum, [1, 2]).result() == 3
+        run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "run", until="match", client=client)
+    made = digest(tmp_path / "run")
+    assert made.items() <= local_run.items()
+    assert any(name.startswith("pairs/") for name in made)
+
+
+def test_the_table_of_messages_is_what_was_measured() -> None:
+    page = slurm_faults.PAGE.read_text(encoding="utf-8")
+    assert slurm_faults.render_messages(page, json.loads(slurm_faults.RESULT.read_text(encoding="utf-8"))) == page
 
 
 def test_slurm_job_script(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ EXPECTED = {
         "#PBS -l walltime=02:00:00", "#PBS -m n",
     ],
     "sge": [
-        "#$ -N subspace", "#$ -q short", "#$ -P lab", "#$ -l h_rt=02:00:00", "#$ -cwd", "#$ -j y", "#$ -pe smp 4",
+        "#$ -N subspace", "#$ -q short", "#$ -P lab", "#$ -l h_rt=02:00:00", "#$ -cwd", "#$ -j y", "#$ -S /bin/bash",
+        "#$ -pe smp 4",
     ],
     "lsf": [
         "#BSUB -J subspace", "#BSUB -q short", '#BSUB -P "lab"', "#BSUB -n 4", '#BSUB -R "span[hosts=1]"',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,11 @@ def test_one_set_of_checks(part: str, keys: dict[str, Any], message: str, tmp_pa
     settings = load_settings(written(tmp_path, {"subspace": {"profiles": profile}, "jobqueue": job}))
     with pytest.raises(InputError, match=message):
         (find_job if part == "job" else find_profile)("slurm-cpu", settings)
+
+
+def test_ctrl_c_stays_what_it_was() -> None:
+    """dask-jobqueue, as it is imported, has Ctrl-C end the process with status 0."""
+    pytest.importorskip("dask_jobqueue")
+    code = "import signal; from jobs.cluster.scripts import import_jobqueue as load; before = signal.getsignal(2); "
+    code += "load(); assert signal.getsignal(2) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -134,6 +134,16 @@ def test_where_every_sbatch_fails_the_start_is_given_up(
     assert "Traceback" not in caplog.text
 
 
+def test_a_host_that_cannot_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(SubspaceError, match=r"^The jobs are refused: there is no sbatch on PATH; run this on a host"),
+        connect("slurm-cpu", cluster_file(tmp_path, {}), tmp_path / "logs"),
+    ):
+        pass
+
+
 def test_an_interface_that_is_missing(commands: Path, tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
     with (

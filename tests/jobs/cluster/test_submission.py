@@ -13,7 +13,7 @@ import yaml
 from jobs.cluster.scripts import read_script
 from jobs.cluster.slurm import Job
 from jobs.cluster.submission import submit_run, submitted_jobs
-from storage.errors import InputError
+from storage.errors import InputError, SubspaceError
 
 
 @pytest.fixture
@@ -72,6 +72,35 @@ def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatc
     listed = submitted_jobs(tmp_path)
     assert [(job.id, job.state) for job in listed] == [("7", "UNKNOWN"), ("9", "UNKNOWN"), ("8_1", "FAILED")]
     assert not submitted_jobs(tmp_path / "another-run")
+
+
+REFUSES_THE_THIRD = """#!/bin/sh
+echo "$@" >> {folder}/calls
+if [ $(wc -l < {folder}/calls) -ge 3 ]; then echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi
+wc -l < {folder}/calls
+"""
+
+
+def test_an_array_that_is_refused_half_way_is_taken_back(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = {
+        "sbatch": REFUSES_THE_THIRD.format(folder=tmp_path),
+        "scancel": f"#!/bin/sh\necho $@ > {tmp_path}/ended\n",
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    message = r"(?s)QOSMaxSubmitJobPerUserLimit.*The jobs before it are cancelled: 1, 2$"
+    with pytest.raises(SubspaceError, match=message):
+        submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, array=3)
+    assert (tmp_path / "ended").read_text() == "1 2\n"
+    (tmp_path / "calls").unlink()
+    (tmp_path / "scancel").unlink()
+    (tmp_path / "scancel").symlink_to("/bin/false")
+    with pytest.raises(SubspaceError, match=r"still there, cancel them: scancel 1 2 "):
+        submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, array=3)
 
 
 @pytest.mark.parametrize("name", ["driver", "share"])

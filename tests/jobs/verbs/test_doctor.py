@@ -190,6 +190,10 @@ def test_a_node_that_differs(slurm: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     file = profile_file(tmp_path, python="python", scratch=str(tmp_path / "file" / "x"))
     result = list(examine_profile("slurm-cpu", file))
-    assert only("packages of the node", result).found.startswith("dask 0.1, here ")
+    assert only("packages of the node", result).found.startswith("dask 0.1, not ")
     assert only("packages of the node", result).state == "problem"
     assert "Not a directory" in only("scratch of the node", result).found
+    # the test job of a release that reported something else
+    program(slurm, "python", """for folder; do :; done; echo '{"hostname": "n1"}' > "$folder/answer.json\"""")
+    found = only("profile", list(examine_profile("slurm-cpu", file))).found
+    assert found.startswith("The node has another version of Subspace")
