@@ -98,7 +98,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings=HELP,
-    help="Find out whether two language models learn the same feature space.",
+    help="Measure whether two language models learn the same feature space.",
     epilog="Start with [bold]subspace demo[/bold]. Every verb has examples: [bold]subspace run --help[/bold].",
 )
 app.add_typer(
@@ -107,7 +107,7 @@ app.add_typer(
         cls=VerbGroup,
         no_args_is_help=True,
         context_settings=HELP,
-        help="Clusters that outlive the command that starts them: up, down, status, job-script.",
+        help="Manage persistent clusters: up, down, status, job-script.",
     ),
     rich_help_panel=EXPERIMENT,
 )
@@ -132,9 +132,9 @@ def print_version(*, wanted: bool) -> None:
 @app.callback()
 def start(
     context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the details too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more detail.")] = False,
     _version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Debug = False,
 ) -> None:

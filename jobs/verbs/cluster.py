@@ -21,38 +21,38 @@ from pipeline.work.script import AsJson, ClusterFile, ExperimentFile, RunDir, sh
 from storage.errors import InputError
 from storage.rundir import RunDirectory
 
-Name = Annotated[str, typer.Argument(help="The cluster's name.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name of the cluster.", show_default=False)]
 
 
 def up_command(
     name: Name,
-    profile: Annotated[str, typer.Option(help="A profile that starts processes or jobs.")] = "processes",
+    profile: Annotated[str, typer.Option(help="Profile that starts processes or jobs.")] = "processes",
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a cluster that goes on when this command ends; `--cluster NAME` joins it."""
+    """Start a cluster that keeps running after this command ends; `--cluster NAME` connects to it."""
     _show(service.status(service.up(name, profile, cluster_file)), as_json=as_json)
 
 
 def down_command(name: Name, as_json: AsJson = False) -> None:
-    """End a cluster: exactly the processes and jobs that it started, also after a crash."""
+    """Stop a cluster: exactly the processes and jobs that it started, even after a crash."""
     ended = service.down(name)
     if as_json:
         show(vars(ended), as_json=True)
         return
-    typer.echo(f"{name} is down." if ended.gone is None else f"{name} did not run any more: {ended.gone}.")
+    typer.echo(f"{name} is down." if ended.gone is None else f"{name} was no longer running: {ended.gone}.")
     for what, left in (("processes", ended.processes), ("jobs", ended.jobs)):
         if left:
-            typer.echo(f"Ended {what} that were left: {', '.join(map(str, left))}")
+            typer.echo(f"Stopped remaining {what}: {', '.join(map(str, left))}")
     if ended.elsewhere is not None:
-        typer.echo(f"Its process on {ended.elsewhere} did not answer: if it still runs there, end it there.")
+        typer.echo(f"Its process on {ended.elsewhere} did not answer: if it is still running, stop it there.")
 
 
 def status_command(
-    name: Annotated[str | None, typer.Argument(help="One cluster; all by default.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of one cluster; default: all.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show clusters that were started: scheduler, workers, jobs, and the way to the dashboard."""
+    """Show persistent clusters: scheduler, workers, jobs, and how to reach the dashboard."""
     states = [service.known(name)] if name is not None else [service.known(known) for known in known_names()]
     reports = [service.status(state) for state in states]
     if as_json:
@@ -86,11 +86,11 @@ def job_table(jobs: list[Job]) -> Table:
 
 
 def job_script_command(
-    profile: Annotated[str, typer.Argument(help="A profile whose workers are jobs.")] = "slurm-cpu",
+    profile: Annotated[str, typer.Argument(help="Profile whose workers are jobs.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the script of a profile's worker jobs, and submit nothing."""
+    """Print a profile's worker job script without submitting it."""
     script = job_script(profile, cluster_file)
     if as_json:
         show({"profile": profile, "script": script}, as_json=True)
@@ -116,18 +116,20 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
 def submit_command(
     experiment: ExperimentFile,
     run_dir: RunDir = None,
-    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A profile of kind slurm.")] = "slurm-cpu",
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="Profile of kind slurm.")] = "slurm-cpu",
     cluster_file: ClusterFile = None,
     array: Annotated[
         str | None,
-        typer.Option(metavar="N[%M]", help="No scheduler: job arrays of N tasks, M at a time, share the work."),
+        typer.Option(
+            metavar="N[%M]", help="Run without a scheduler: job arrays of N tasks, M at a time, share the work."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the scripts and say what would be submitted.")
+        bool, typer.Option("--dry-run", help="Write the scripts and print what would be submitted.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a run: its driver as a small job that submits the workers, or as job arrays without a scheduler."""
+    """Submit a run: as a small driver job that submits the workers, or as job arrays without a scheduler."""
     config = load_experiment(experiment)  # a wrong key stops here, not in a job tomorrow
     directory = RunDirectory.of(config.name, run_dir).root
     submitted = submit_run(

@@ -42,10 +42,10 @@ from storage.rundir import RunDirectory
 
 Store = Annotated[Path, typer.Argument(help="Activation store.", show_default=False)]
 Contexts = Annotated[
-    Path | None, typer.Option("--contexts", help="Its contexts; those of its run directory if absent.")
+    Path | None, typer.Option("--contexts", help="Contexts of the store; default: those of its run directory.")
 ]
-CorpusPath = Annotated[Path | None, typer.Option(help="The text; that of its run directory if absent.")]
-Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; can be repeated.")]
+CorpusPath = Annotated[Path | None, typer.Option(help="The text; default: that of the run directory.")]
+Features = Annotated[list[int] | None, typer.Option("--feature", help="Feature id; repeatable.")]
 
 
 def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tuple[Path, Path, Path]:
@@ -62,7 +62,7 @@ def _paths(store: Path, contexts_path: Path | None, corpus: Path | None) -> tupl
             f"There are no contexts at {contexts_path}; make them with `subspace contexts STORE --out PATH`"
         )
     if corpus == run.corpus and not corpus.exists():
-        raise MissingInputError(f"There is no corpus at {corpus}; say where the text is, with --corpus PATH")
+        raise MissingInputError(f"There is no corpus at {corpus}; give the path of the text with --corpus PATH")
     return contexts_path, store, corpus
 
 
@@ -86,17 +86,20 @@ def contexts_command(
     feature: Features = None,
     corpus: CorpusPath = None,
     contexts_path: Contexts = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels to show beside the ids; those of its run.")] = None,
-    top_n: Annotated[int, typer.Option(min=1, help="Top rows of each feature.")] = 8,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels to show next to the ids; default: those of the run.")
+    ] = None,
+    top_n: Annotated[int, typer.Option(min=1, help="Top rows per feature.")] = 8,
     *,
     settings: dict[str, Any],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Make contexts, and keep them.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Make the contexts of the store and write them here."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the text in which features fire, each token shaded by its activation; or make the contexts of a store."""
+    """Show the text on which features fire, each token shaded by its activation; or make the contexts of a store."""
     if labels is not None and not labels.exists():
         raise MissingInputError(f"There are no labels at {labels}; `subspace labels` and `subspace label` make them")
     if out is not None:
@@ -105,9 +108,9 @@ def contexts_command(
             show({"result": str(out), **{name: made.sizes[name] for name in ("feature", "rank")}}, as_json=as_json)
             return
     elif settings:
-        raise InputError(f"Contexts with {', '.join(settings)} must be made first: say where they go, with --out PATH")
+        raise InputError(f"Contexts with {', '.join(settings)} must be made first: give their path with --out PATH")
     if not feature:
-        raise InputError("Say which features to show (--feature 17), or where to keep the contexts of all (--out PATH)")
+        raise InputError("Give the features to show (--feature 17), or a path for the contexts of all (--out PATH)")
     views = list(read_contexts(*_paths(store, out or contexts_path, corpus), feature, top_n=top_n))
     run, side, site = RunDirectory.around(store)
     names = read_labels(labels or run.labels(side, site))
@@ -168,7 +171,7 @@ def non_concept_command(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the features that stand for no meaning: punctuation, blanks, beginnings, positions, always on."""
+    """List features without semantic content: punctuation, whitespace, beginnings, fixed positions, always on."""
     result = non_concept_features(*paths, settings, out=out, overwrite=overwrite, client=connect)
     reason = result["reason"].values
     features = {
@@ -187,15 +190,20 @@ def non_concept_command(
 
 
 def labels_command(
-    source: Annotated[Path, typer.Argument(help="CSV, JSON, JSONL, or a folder of Neuronpedia's batches.")],
+    source: Annotated[Path, typer.Argument(help="CSV, JSON, JSONL, or a folder of Neuronpedia batches.")],
     out: Out,
-    store: Annotated[Path | None, typer.Option(help="The store whose features they are of, to check the ids.")] = None,
-    of: Annotated[str | None, typer.Option(metavar="MODEL/SOURCE", help="Where the file has several.")] = None,
-    method: Annotated[str | None, typer.Option(help="By whom, where a feature has several labels.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Store of the labelled features, used to check the ids.")] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL/SOURCE", help="Which model and source to import, if the file has several."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Labelling method to import, if a feature has several labels.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring labels of features in that were made elsewhere."""
+    """Import feature labels made elsewhere."""
     result = import_labels(source, out, store=store, source=of, method=method, overwrite=overwrite)
     show({"result": str(out), "labels": result.sizes["feature"], "of": result.attrs["source"]}, as_json=as_json)
 
@@ -207,19 +215,19 @@ def label_command(
     out: Out,
     settings: LabelSettings,
     feature: Features = None,
-    pairs: Annotated[Path | None, typer.Option(help="Label the features that are matched in this result.")] = None,
-    side: Annotated[str, typer.Option(help="a or b: the store's side in the pairs.")] = "a",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
+    pairs: Annotated[Path | None, typer.Option(help="Label the features matched in this result.")] = None,
+    side: Annotated[str, typer.Option(help="a or b: side of the store in the pairs.")] = "a",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking for confirmation.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label features through an endpoint that you name; prints what it will cost and asks before it sends anything."""
+    """Label features with a language model at an endpoint; prints the cost and asks before sending anything."""
     request_headers(settings)  # what is wrong with the address is said before contexts are read
     asked = prompts(paths, _wanted(feature, pairs, side), settings)
     cost = estimate(asked)
     Console(stderr=True).print(
         f"{cost.features:,} features in {cost.requests:,} requests to {settings.url}: about {cost.tokens_in:,} tokens "
-        f"in, {cost.tokens_out:,} out. The text around their top activations is sent there."
+        f"in, {cost.tokens_out:,} out. The text around their top activations is sent to it."
     )
     if not yes:
         typer.confirm("Send?", abort=True, err=True)
@@ -234,5 +242,5 @@ def _wanted(features: list[int] | None, pairs: Path | None, side: str) -> list[i
         matched = open_result(pairs, "match")[f"feature_{side}"].values
         return sorted({*(features or ()), *matched.tolist()})
     if not features:
-        raise InputError("Say which features to label: --feature 17, or --pairs PAIRS.zarr for all that are matched")
+        raise InputError("Give the features to label: --feature 17, or --pairs PAIRS.zarr for all matched features")
     return features

@@ -162,7 +162,7 @@ def _disk() -> Iterator[Finding]:
         if what != "disk here" and kind in NETWORK:
             remedy = "a network disk is slow to spill to: set local-directory in cluster.yaml to the node's own disk"
         elif free < LITTLE_DISK:
-            remedy = "`subspace plan EXPERIMENT.yaml` tells how much a run takes"
+            remedy = "`subspace plan EXPERIMENT.yaml` estimates how much a run needs"
         yield _finding(what, f"{free / 1e9:.1f} GB free in {folder} ({kind})", remedy)
 
 
@@ -301,18 +301,18 @@ def _hub() -> Iterator[Finding]:
 
 def command(
     cluster: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="Also try a Slurm profile, with a job on a node.")
+        str | None, typer.Option(metavar="PROFILE", help="Also check a Slurm profile by running a test job on a node.")
     ] = None,
     cluster_file: ClusterFile = None,
-    no_job: Annotated[bool, typer.Option("--no-job", help="With --cluster: submit no test job.")] = False,
+    no_job: Annotated[bool, typer.Option("--no-job", help="With --cluster: do not submit a test job.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this computer: packages, memory, disk, Slurm, GPU, model hub; and say what to do.
+    """Check this machine: packages, memory, disk, Slurm, GPU, model hub; and suggest how to fix problems.
 
-    With `--cluster`, it also says which account, partition and QOS this user may use, and submits a job like a worker's
-    that looks at Python, packages, scratch and the shared folder on its node.
+    With `--cluster`, also show which accounts, partitions and QOS you may use, and submit a test job like a worker's
+    that checks Python, packages, scratch and the shared folder on its node.
 
-    The exit status is 1 where nothing would run; what is missing for some uses only is a note.
+    The exit status is 1 if nothing would run; what is missing for some uses only is reported as a note.
     """
     findings = examine(cluster_file)
     if cluster is not None:

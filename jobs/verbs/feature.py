@@ -28,14 +28,14 @@ FIGURES = {"r": "r", "r_heldout": "held out", "r_check": "check", "excess": "exc
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
-    site: Annotated[str, typer.Argument(help="Its site; a:NAME or b:NAME where both sides have it.")],
-    number: Annotated[int, typer.Argument(metavar="ID", help="The feature's number.", show_default=False)],
-    contexts: Annotated[int, typer.Option(min=1, help="Top contexts that are shown.")] = 5,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates that are shown for each other site.")] = 5,
+    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    site: Annotated[str, typer.Argument(help="Site of the feature; a:NAME or b:NAME if both sides have it.")],
+    number: Annotated[int, typer.Argument(metavar="ID", help="Feature id.", show_default=False)],
+    contexts: Annotated[int, typer.Option(min=1, help="Top contexts to show.")] = 5,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates to show for each site of the other side.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run knows of one feature: what it fires on, its partners, who took them, its meanings."""
+    """Show what a run knows about one feature: contexts, partners, rival candidates and concepts."""
     found = pipeline.feature(run, site, number, contexts=contexts, candidates=candidates)
     if as_json:
         show(found.as_dict(), as_json=True)

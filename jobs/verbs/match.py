@@ -49,12 +49,12 @@ def sweep_command(
     stores: Stores = None,
     corpus: Corpus = None,
     non_concept: NonConcept = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table to this CSV file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep to this file: .svg, .png or .pdf.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Match at every combination of minimum r and maximum uses; count, score, draw."""
+    """Match at every combination of minimum r and maximum uses; count, score and plot the matchings."""
     with claim_outputs(table=csv, columns="min_correlation,max_uses,", figure=plot, overwrite=overwrite) as outputs:
         result = sweep(
             correlation,
@@ -82,14 +82,15 @@ def token_identity_command(
     b: StoreB,
     out: Out,
     corpus: Annotated[
-        Path | None, typer.Option(help="The text: segments are known by it, not by the token ids of both sides.")
+        Path | None,
+        typer.Option(help="The text; identifies segments by their text instead of the token ids of both sides."),
     ] = None,
-    previous: Annotated[bool, typer.Option("--previous", help="Keep the previous segment fixed too.")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="Condition on the previous segment too.")] = False,
     level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.95,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Split each pair's r into what the token's identity explains and the rest."""
+    """Split each pair's r into the part that token identity explains and the rest."""
     result = token_identity(pairs, a, b, out, corpus=corpus, previous=previous, level=level, overwrite=overwrite)
     suffix = "_heldout" if "r_heldout" in result else ""
     means = {f"mean_{name}{suffix}": np.nanmean(result[f"{name}{suffix}"]) for name in ("r", "token_part", "excess")}
@@ -101,15 +102,15 @@ def token_identity_command(
 
 def layers_command(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
-    side: Annotated[Side, typer.Option(help="Whose features are followed.")] = "a",
+    side: Annotated[Side, typer.Option(help="Which side's features to follow.")] = "a",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Keep the whole dataset here.")
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Write the whole dataset here.")
     ] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table to this CSV file.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show at which sites of the other model each feature finds its match, and its best one."""
+    """Show at which sites of the other model each feature is matched, and at which one best."""
     grid = read_grid(run)
     inputs = {f"{a}--{b}": fingerprint(RunDirectory(run).pairs(a, b)) for a, b in grid}
     manifest = new_manifest("layers", inputs, {"side": side})

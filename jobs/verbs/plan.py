@@ -33,21 +33,21 @@ def command(
     experiment: ExperimentFile,
     run_dir: RunDir = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine's rates first, and keep them.")
+        bool, typer.Option("--calibrate", help="Measure the rates of this machine first, and store them.")
     ] = False,
     gpu: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"Correlate on a GPU that is not here, one for each worker process, by its published figures: "
+            help=f"Plan for one GPU per worker process that this machine lacks, by its published figures: "
             f"{', '.join(GPUS)}.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an experiment will take: rows, tasks, operations, disk, memory of a worker, and time.
+    """Estimate rows, tasks, operations, disk, memory per worker and time of an experiment.
 
-    Text and rows are made (a run starts from them), and a sample of them goes through the models.
+    The text and the rows are made (a run starts from them), and a sample of them goes through the models.
     """
     steps = plan(experiment, run_dir=run_dir, calibrate=calibrate, gpu=gpu, client=connect)
     total = {

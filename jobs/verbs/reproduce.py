@@ -157,20 +157,20 @@ def _mean(values: xr.DataArray) -> float:
 @on_cluster
 def command(
     connect: Connect,
-    name: Annotated[Name | None, typer.Argument(help="Which experiment; see --list.", show_default=False)] = None,
+    name: Annotated[Name | None, typer.Argument(help="Name of the experiment; see --list.", show_default=False)] = None,
     run_dir: RunDir = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
-    show_file: Annotated[bool, typer.Option("--show", help="Print the experiment's YAML file, to start from.")] = False,
+    show_file: Annotated[bool, typer.Option("--show", help="Print the experiment's YAML file as a template.")] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Run nothing: the table, from what the run directory has.")
+        bool, typer.Option("--table", help="Run nothing; print the table from the results in the run directory.")
     ] = False,
     experiment: Annotated[
-        Path | None, typer.Option(metavar="YAML", help="Run your own file: local copies, fewer sites.")
+        Path | None, typer.Option(metavar="YAML", help="Run this file instead, e.g. with local copies or fewer sites.")
     ] = None,
     allow_bad_site: AllowBadSite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a published experiment again, and print the published numbers beside ours. Needs the model hub."""
+    """Re-run a published experiment and print its numbers next to ours. Needs access to the Hugging Face Hub."""
     if list_ or name is None:
         _list(as_json=as_json)
         return

@@ -33,17 +33,17 @@ def run_command(
     connect: Connect,
     experiment: ExperimentFile,
     run_dir: RunDir = None,
-    until: Annotated[str, typer.Option(metavar="STAGE", help=f"The last stage of {', '.join(STAGES)}.")] = "report",
+    until: Annotated[str, typer.Option(metavar="STAGE", help=f"Last stage to run: {', '.join(STAGES)}.")] = "report",
     share: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", help="Only begin the stage --until (begin/N), or do its part I of N; for job arrays."
+            metavar="I/N", help="For job arrays: only prepare the stage --until (begin/N), or process part I of N."
         ),
     ] = None,
     allow_bad_site: AllowBadSite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment from text to report, or go on with it where it stopped."""
+    """Run an experiment from text to report, or resume it."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     until = STAGES[until].name  # a wrong one is refused before workers are waited for
     part = Share.parse(share) if share is not None else None
@@ -66,10 +66,10 @@ def run_command(
 @on_cluster
 def demo_command(
     connect: Connect,
-    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo writes.")] = Path("demo-run"),
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Directory that the demo writes to.")] = Path("demo-run"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare SmolLM2-135M with all-MiniLM-L6-v2, from weights that come as Python packages; no model hub."""
+    """Compare SmolLM2-135M with all-MiniLM-L6-v2, with weights from Python packages; needs no model hub."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
 
     RunDirectory(run_dir).check_free()

@@ -18,13 +18,11 @@ from storage.rundir import RunDirectory
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
-    csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: a row for each pair of sites, metric and null.")
-    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV: one row per pair of sites, metric and null.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX table (booktabs).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print all scores of a run, each beside its chance, with p corrected for their number."""
+    """Print every score of a run with its chance level and corrected p-value."""
     directory = RunDirectory(run)
     site_pairs = stored_experiment(directory).site_pairs
     grid = save_scores(directory, site_pairs)

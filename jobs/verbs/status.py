@@ -29,23 +29,25 @@ STYLES |= {"outdated": "red", "damaged": "bold red"}
 def command(
     what: Annotated[
         Path,
-        typer.Argument(metavar="RUN|EXPERIMENT", help="A run directory, or an experiment's YAML.", show_default=False),
+        typer.Argument(
+            metavar="RUN|EXPERIMENT", help="Run directory, or an experiment's YAML file.", show_default=False
+        ),
     ],
     run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run directory of an experiment; runs/NAME by default.")
+        Path | None, typer.Option(metavar="DIR", help="Run directory of an experiment; default: runs/NAME.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print a line whenever the run gets on, until it ends.")
+        bool, typer.Option("--follow", "-f", help="Print a line whenever the run progresses, until it ends.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what of an experiment is done, what a run would do next, and why. Nothing is computed.
+    """Show which results of an experiment are done, what a run would do next, and why. Computes nothing.
 
-    Of a run that was submitted to Slurm, it also shows the jobs, and the end of the log of each that failed.
+    For a run submitted to Slurm, also show its jobs, and the end of the log of each failed one.
 
-    With a run directory, the experiment is the one that was last run there; with a YAML file, the file as it is now.
+    With a run directory, the experiment is the one that was last run there; with a YAML file, it is the current file.
 
-    With `--follow`, the exit status is 0 if the run finished, else that of the job that failed, or 1.
+    With `--follow`, the exit status is 0 if the run finished, else that of the failed job, or 1.
     """
     config, directory = _open(what, run_dir)
     if follow:

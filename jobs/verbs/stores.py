@@ -24,10 +24,10 @@ FAULTY = 5
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A store, a result, unfinished work, or a run directory.")],
+    path: Annotated[Path, typer.Argument(help="Store, result, unfinished work, or run directory.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a store, a result or a run holds: size, density, dead features, completeness, origin."""
+    """Show what a store, a result or a run contains: size, density, dead features, completeness, origin."""
     summary = inspect(path)
     if as_json:
         show(summary, as_json=True)
@@ -94,13 +94,15 @@ def _table_of_arrays(arrays: dict[str, dict[str, Any]]) -> Table:
 
 def verify_command(
     paths: Annotated[list[Path], typer.Argument(help="Stores, results, or folders of them.", metavar="PATH…")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Shards at a time; one a core by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Shards to check in parallel; default: one per core.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every chunk, check its checksum and structure, and compute hashes and statistics again.
+    """Read every chunk, check its checksum and structure, and recompute hashes and statistics.
 
-    Exit status 5 if anything is not as it was written; each fault is named with its file, shard and chunk. Of results
-    that are named, inputs that were replaced are faults too; those that cannot be checked are listed.
+    The exit status is 5 if anything is not as it was written; each fault is reported with its file, shard and chunk.
+    Inputs of the given results that were replaced are faults too; those that cannot be checked are listed.
     """
     report = verify(*paths, threads=threads, expect=expected)
     if as_json:
@@ -122,44 +124,45 @@ def _lines(report: Verification) -> Iterator[str]:
 
 
 def import_command(
-    source: Annotated[Path, typer.Argument(help=f"File or folder of another program: {', '.join(IMPORTERS)}.")],
+    source: Annotated[Path, typer.Argument(help=f"File or folder written by another program: {', '.join(IMPORTERS)}.")],
     out: Out,
-    key: Annotated[str | None, typer.Option(help="Which array, layer or hook, where there are several.")] = None,
+    key: Annotated[str | None, typer.Option(help="Array, layer or hook to import, if the source has several.")] = None,
     decoder: Annotated[
         Path | None, typer.Option(help="Decoder rows, (feature, d_model): .npy or .safetensors.")
     ] = None,
     tokens: Annotated[
         Path | None,
         typer.Option(
-            help="Table of the rows: document, and token (its text) or char_start, char_end; group …: .csv, .parquet, "
-            ".npz; or .jsonl, a list of tokens a line."
+            help="Table of the rows: document, and token (its text) or char_start and char_end; "
+            "optionally group …: .csv, .parquet, .npz; or .jsonl, one list of tokens per line."
         ),
     ] = None,
     documents: Annotated[
-        Path | None, typer.Option(help="The document of each row, where no more is known: .npy, or such a table.")
+        Path | None, typer.Option(help="Document of each row, if no more is known: .npy, or such a table.")
     ] = None,
     kind: Annotated[ActivationKind | None, typer.Option(help="post, pre_topk, or raw units.")] = None,
-    model: Annotated[str | None, typer.Option(help="Where the activations come from.")] = None,
-    site: Annotated[str | None, typer.Option(help="Such as layers.3.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model that the activations come from.")] = None,
+    site: Annotated[str | None, typer.Option(help="Site name, such as layers.3.")] = None,
     dictionary: Annotated[str | None, typer.Option(help="Name of the dictionary.")] = None,
     dtype: Annotated[
-        Literal["float16", "float32", "float64"] | None, typer.Option(help="Type in the store; the source's if absent.")
+        Literal["float16", "float32", "float64"] | None,
+        typer.Option(help="dtype of the store; default: that of the source."),
     ] = None,
     mask: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Which positions of (sequence, position, feature) are tokens: .npy of an attention mask, or of the "
-            "length of each sequence; or all.",
+            help="For arrays of shape (sequence, position, feature), which positions are tokens: .npy "
+            "with an attention mask or the length of each sequence; or all.",
         ),
     ] = None,
     drop_token: Annotated[
-        list[int] | None, typer.Option(help="Leave out rows of this token id (BOS, padding); can be repeated.")
+        list[int] | None, typer.Option(help="Leave out rows with this token id (BOS, padding); repeatable.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an activation store from what other programs wrote, a slab at a time."""
+    """Import activations written by other programs into an activation store, slab by slab."""
     given = {"kind": kind, "model": model, "site": site, "dictionary": dictionary}
     written = import_activations(
         source,
@@ -179,19 +182,18 @@ def import_command(
 
 def corpus_command(
     source: Annotated[
-        Path, typer.Argument(help="Text: .txt, .jsonl, .parquet or a folder; or a table of tokens, as import --tokens.")
+        Path,
+        typer.Argument(help="Text: .txt, .jsonl, .parquet or a folder; or a table of tokens, as for import --tokens."),
     ],
     out: Out,
-    column: Annotated[str, typer.Option(help="The column or JSON key that holds the text.")] = "text",
-    group: Annotated[
-        str | None, typer.Option(help="The column or JSON key of what documents may have in common.")
-    ] = None,
+    column: Annotated[str, typer.Option(help="Column or JSON key of the text.")] = "text",
+    group: Annotated[str | None, typer.Option(help="Column or JSON key of the group that documents belong to.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep a text as other verbs read it (--corpus), its documents numbered as in the source.
+    """Import a text as a corpus that other verbs read (--corpus), with documents numbered as in the source.
 
-    No document is left out, so that the rows of imported activations find theirs by number.
+    No document is left out, so the rows of imported activations find theirs by number.
     """
     settings = CorpusSettings.make(path=str(source), column=column, group=group)
     corpus = build_corpus(settings, out, keep_empty=True, overwrite=overwrite)
@@ -199,11 +201,11 @@ def corpus_command(
 
 
 def export_command(
-    store: Annotated[Path, typer.Argument(help="An activation store.", show_default=False)],
+    store: Annotated[Path, typer.Argument(help="Activation store.", show_default=False)],
     out: Out,
     format_: Annotated[Format, typer.Option("--format", help="anndata (.h5ad, .zarr), npz (SciPy), npy (dense).")],
     largest_dense: Annotated[
-        int, typer.Option(metavar="BYTES", help="Refuse a dense array above this.")
+        int, typer.Option(metavar="BYTES", help="Refuse to write a dense array larger than this.")
     ] = LARGEST_DENSE,
     overwrite: Annotated[
         bool,
@@ -211,5 +213,5 @@ def export_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write an activation store for other programs; a sparse store stays sparse."""
+    """Export an activation store for other programs; a sparse store stays sparse."""
     show(export_activations(store, out, format_, largest_dense=largest_dense, overwrite=overwrite), as_json=as_json)

@@ -50,13 +50,13 @@ def command(
     ] = None,
     contexts: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help="Contexts of both sides, for nulls of words and n_effective."),
+        typer.Option(metavar="A B", help="Contexts of both sides; needed for nulls of words and for n_effective."),
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(help="The text, for the same.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="The text; needed together with --contexts.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the similarity of the matched spaces, each score beside its nulls."""
+    """Score the similarity of the matched spaces, each score next to its nulls."""
     scores = compare(
         pairs,
         a,

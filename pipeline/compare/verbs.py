@@ -22,11 +22,13 @@ def activations_command(
     out: Out,
     settings: ActivationsSettings,
     *,
-    pairs: Annotated[Path | None, typer.Option(help="Result of `match`: only the features of the pairs.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Result of `match`; compare only the features of its pairs.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score how alike activations are over the same tokens: two stores, or the features of matched pairs."""
+    """Score how similar activations over the same tokens are: of two stores, or of the features of matched pairs."""
     scores = compare_activations(a, b, settings, pairs=pairs, out=out, overwrite=overwrite, client=connect)
     summary: dict[str, Any] = {"result": str(out), "tokens": int(scores["n_tokens"])}
     summary["null"] = scores["null"].item()

@@ -27,7 +27,8 @@ from pipeline.work.script import (
 )
 
 PairsPath = Annotated[
-    Path, typer.Argument(help="Result of `match`, or of `correlate`: its mutually best partners.", show_default=False)
+    Path,
+    typer.Argument(help="Result of `match`, or of `correlate` (its mutual best pairs are used).", show_default=False),
 ]
 
 
@@ -71,11 +72,11 @@ def convergence_command(
     *,
     out: Out,
     settings: ConvergenceSettings,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curve too: .png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the curve: .png, .svg or .pdf.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether enough text was harvested: whether r of the pairs settles as documents come in."""
+    """Check whether enough text was harvested, i.e. whether r of the pairs stabilises as documents are added."""
     with claim_outputs(figure=plot, overwrite=overwrite) as outputs:
         ds = convergence(pairs, a, b, settings, out=out, beside=outputs, overwrite=overwrite, client=connect)
         if plot is not None:

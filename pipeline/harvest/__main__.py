@@ -22,12 +22,12 @@ from pipeline.work.script import (
 @on_cluster
 def command(
     connect: Connect,
-    experiment: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")] = None,
+    experiment: Annotated[Path, typer.Argument(help="YAML file of the experiment.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default: runs/NAME.")] = None,
     allow_bad_site: AllowBadSite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the text with both models and write one activation store a site."""
+    """Read the text with both models and write one activation store per site."""
     config = read_experiment(experiment, allow_bad_site=allow_bad_site)
     result = pipeline.run(config, run_dir=run_dir, until="harvest", client=connect)
     directory, models = result.directory, result.experiment

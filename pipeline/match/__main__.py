@@ -42,12 +42,15 @@ COLUMNS = {
 
 
 Contexts = Annotated[
-    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to look at tokens.")
+    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Contexts of both sides, to inspect tokens.")
 ]
-Stores = Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Their activation stores.")]
+Stores = Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="Activation stores of both sides.")]
 Corpus = Annotated[Path | None, typer.Option(help="The text.")]
 NonConcept = Annotated[
-    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Results of `non-concept`, for that filter by data.")
+    tuple[Path, Path] | None,
+    typer.Option(
+        metavar="A B", help="Results of `non-concept` for both sides; needed by the filter non_concept:by=data."
+    ),
 ]
 
 
@@ -56,25 +59,25 @@ def command(
     correlation: Annotated[Path, typer.Argument(help="Result of `correlate`.", show_default=False)],
     settings: MatchSettings,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; not needed with --all.")
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Path of the result; not needed with --all.")
     ] = None,
     contexts: Contexts = None,
     stores: Stores = None,
     corpus: Corpus = None,
     non_concept: NonConcept = None,
-    hubs: Annotated[int, typer.Option(min=0, help="Show so many of the most used features of either side.")] = 0,
+    hubs: Annotated[int, typer.Option(min=0, help="Show the N most-used features of each side.")] = 0,
     check_on: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help="Stores of the same features on other text: r of the pairs there, too."),
+        typer.Option(
+            metavar="A B", help="Stores of the same features on other text, on which r of the pairs is computed too."
+        ),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the pairs here too, for a spreadsheet.")
-    ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; nothing is written.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the pairs to this CSV file.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Print all methods side by side; write nothing.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose pairs of features from the kept correlations, exactly."""
+    """Match features one to one (or many to one) by their stored correlations."""
     text: dict[str, Any] = {"contexts": contexts, "stores": stores, "corpus": corpus, "non_concept": non_concept}
     if all_:
         from pipeline.match.diagnostics import compare_methods
@@ -82,7 +85,7 @@ def command(
         show_all(compare_methods(correlation, settings, **text), as_json=as_json)
         return
     if out is None:
-        raise InputError("Say where the pairs go, with --out PAIRS.zarr; or compare all methods, with --all")
+        raise InputError("Give a path for the pairs with --out PAIRS.zarr, or compare all methods with --all")
     with claim_outputs(table=csv, columns="feature_a,feature_b,r,r_heldout,", overwrite=overwrite) as outputs:
         text |= {"check_on": check_on, "overwrite": overwrite}
         pairs = pipeline.match(correlation, settings, out=out, beside=outputs, **text)

@@ -133,9 +133,7 @@ class Filter(Section):
     fate: ClassVar[Fate]
     reads: ClassVar[tuple[Need, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ()
-    when: Literal["before", "after"] = Field(
-        "before", description="act on candidates, or on the pairs that were chosen"
-    )
+    when: Literal["before", "after"] = Field("before", description="apply to the candidates, or to the chosen pairs")
     name: str
 
     @property
@@ -346,10 +344,11 @@ class NonConcept(Filter):
     paths: ClassVar[tuple[str, ...]] = ("tokens",)
     name: Literal["non_concept"] = "non_concept"
     by: Literal["tokens", "data"] = Field(
-        "tokens", description="tokens: of a list, in the top contexts; data: what `subspace non-concept` recognised"
+        "tokens",
+        description="tokens: tokens of a list in the top contexts; data: features that `subspace non-concept` listed",
     )
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    tokens: str | None = Field(None, description="YAML list of tokens; the one that comes with the package if absent")
+    tokens: str | None = Field(None, description="YAML list of tokens; default: the one shipped with the package")
 
     @model_validator(mode="after")
     def _tokens_belong_to_the_list(self) -> NonConcept:

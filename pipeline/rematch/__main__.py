@@ -53,7 +53,9 @@ COLUMNS = {
 def command(
     connect: Connect,
     pairs: Annotated[Path, typer.Argument(help="Result of `match`.", show_default=False)],
-    correlation: Annotated[Path, typer.Argument(help="Result of `correlate` that they come from.", show_default=False)],
+    correlation: Annotated[
+        Path, typer.Argument(help="Result of `correlate` that the pairs were matched from.", show_default=False)
+    ],
     a: StoreA,
     b: StoreB,
     out: Out,
@@ -65,7 +67,7 @@ def command(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Match anew with rows of B permuted, and print how much of a matching is more than a shared vocabulary."""
+    """Match again with rows of B permuted, and print how much of a matching exceeds a shared vocabulary."""
     result = pipeline.rematch(
         pairs,
         correlation,

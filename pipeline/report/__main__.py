@@ -12,19 +12,21 @@ from pipeline.work.script import AsJson, Overwrite, run_script, show
 
 
 def command(
-    run_dir: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    run_dir: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     figures: Annotated[
         Path | None,
-        typer.Option(help="Write the figures and tables for a paper into this folder instead.", show_default=False),
+        typer.Option(help="Write figures and tables for a paper to this folder instead.", show_default=False),
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="pdf, svg or png; repeatable.  [default: pdf]", show_default=False),
+        typer.Option(
+            "--format", help="Format of the figures: pdf, svg or png; repeatable.  [default: pdf]", show_default=False
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html, pairs.csv and scores.csv from stored results; nothing is computed again.
+    """Write report.html, pairs.csv and scores.csv from stored results, without recomputing anything.
 
     With --figures, write each figure of the report as a file, and its tables as LaTeX (booktabs) and CSV:
 

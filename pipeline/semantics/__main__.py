@@ -25,13 +25,13 @@ def command(
     connect: Connect,
     run: Annotated[Path, typer.Argument(help="Run directory with matched pairs.", show_default=False)],
     settings: dict[str, Any],
-    show_all: Annotated[bool, typer.Option("--all", help="Print subspaces with too few pairs too.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Also print subspaces with too few pairs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the subspaces of concepts in a run and test whether both models arrange them alike.
 
-    What is not given is as in the run's experiment file. The table is written to semantics.zarr, .csv, .html and .tex
-    in the run directory; `subspace report` shows it with the features in the text.
+    Settings that are not given are taken from the run's experiment file. The table is written to semantics.zarr, .csv,
+    .html and .tex in the run directory; `subspace report` shows it with the features in the text.
     """
     from pipeline.semantics.stage import run_semantics
 

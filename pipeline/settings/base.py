@@ -94,7 +94,7 @@ Number = BeforeValidator(_plain)
 
 
 #: A budget: bytes, or a text such as 4GB or auto; and what it is the budget of.
-BUDGET = "Budget over all workers, as 4GB; auto: half of the free memory."
+BUDGET = "Total budget of all workers, e.g. 4GB; auto: half of the free memory."
 Memory = Annotated[str | int, Number, Flag(metavar="SIZE")]
 
 

@@ -133,8 +133,8 @@ Count = Annotated[int, Number, Field(ge=0)]
 #: The runs of a null that end it.
 StopAfter = Annotated[Count, Flag(metavar="RUNS")]
 STOP_AFTER = (
-    "A null ends early once so many of its runs score at least as high as the real pairing: p is then not small, and "
-    "says how many runs it rests on. Effects rest on the first 100 runs. 0: all runs are made."
+    "Stop a null early once this many of its runs score at least as high as the real pairing: p is then not small, and "
+    "is reported with its number of runs. Effects use the first 100 runs. 0: make all runs."
 )
 
 
@@ -167,22 +167,23 @@ class CompareSettings(Scored):
     metrics: Metrics = Field(
         ["svcca", "rsa", "svcca_pc1"],
         min_length=1,
-        description="Names, with options where wanted: svcca:k=20 (docs/compare.md).",
+        description="Names, optionally with options: svcca:k=20 (docs/compare.md).",
     )
     nulls: Nulls = Field(
         ["shuffled"],
         min_length=1,
-        description="What chance is. shuffled: the same rows, paired at random; shuffled_words: the same, all pairs of "
-        "one word with all of another; random_features: as many live features of either side; random_pairs: as many "
-        "pairs of a larger matching; random_dictionary: as many rows of a control in place of a side's own.",
+        description="Null models. shuffled: the same rows, paired at random; shuffled_words: the same, "
+        "with all pairs of one word paired with all of another; random_features: as many "
+        "live features of each side; random_pairs: as many pairs of a larger matching; "
+        "random_dictionary: as many rows of a control instead of a side's own.",
     )
     null_runs: NullRuns = Field(1000, description="Runs of each null.")
     stop_after: StopAfter = Field(0, description=STOP_AFTER)
     seed: Count = Field(0, description="Seed of all runs.")
     intervals: Annotated[Count, AfterValidator(_not_one), Flag(metavar="GROUPS")] = Field(
-        0, description="Groups of pairs left out in turn, for a 95 % interval of each score; 20 will do. None if 0."
+        0, description="Groups of pairs for a jackknife 95 % interval of each score; 20 are enough. 0: no intervals."
     )
-    memory: Memory = Field("auto", description="What one worker may use, as 4GB; auto: half of what is free.")
+    memory: Memory = Field("auto", description="Budget of one worker, e.g. 4GB; auto: half of the free memory.")
 
     def of_sites(self) -> CompareSettings:
         """Return the settings, if the comparison of whole sites has what their nulls draw from.
@@ -206,28 +207,24 @@ class ActivationsSettings(Scored):
     metrics: LinearMetrics = Field(
         ["svcca", "cka", "procrustes"],
         min_length=1,
-        description="Linear ones, with options where wanted, as in compare.",
+        description="Linear metrics, optionally with options, as in compare.",
     )
     null_runs: Count = Field(
-        1000, description="Orders of the blocks. With 0 there is no null, and a score says little."
+        1000, description="Block permutations of the null. 0: no null; a score alone means little."
     )
     stop_after: StopAfter = Field(0, description=STOP_AFTER)
     blocks: Annotated[int, Number, Field(ge=8)] = Field(
-        16, description="Blocks of the null at most, each of many documents; its memory grows with their square."
+        16, description="Maximum number of blocks of documents that the null permutes; memory grows with its square."
     )
     intervals: Count = Field(
-        0, description="Bootstrap draws over groups of documents, for an interval of each score; none if 0."
+        0, description="Bootstrap draws over groups of documents, for an interval of each score; 0: no intervals."
     )
-    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
-        0.95, description="Share of the draws within an interval."
-    )
+    level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.95, description="Nominal coverage of the intervals.")
     groups: Annotated[int, Number, Field(ge=2)] = Field(
-        32, description="Groups of documents that are summed, and drawn, together."
+        32, description="Groups of documents, which the bootstrap draws as wholes."
     )
-    seed: Count = Field(0, description="Seed of orders and draws.")
-    memory: Memory = Field(
-        "auto", description="What this process and its threads may use, as 4GB; auto: half of what is free."
-    )
+    seed: Count = Field(0, description="Seed of the permutations and bootstrap draws.")
+    memory: Memory = Field("auto", description="Budget of this process, e.g. 4GB; auto: half of the free memory.")
 
     @model_validator(mode="after")
     def _enough_orders(self) -> ActivationsSettings:

@@ -41,41 +41,44 @@ class CorrelateSettings(Section):
     """How features are correlated."""
 
     top_k: Annotated[int, Number, Field(ge=1, le=256)] = Field(
-        16, description="Partners kept for each feature, both ways."
+        16, description="Partners kept per feature, in both directions."
     )
     keep_above: Annotated[float, Number, Field(gt=0, le=1)] = Field(
-        0.1, description="Keep every pair with at least this r; matching can go no lower."
+        0.1, description="Keep every pair with at least this r; matching cannot use a lower minimum."
     )
     select: Select = Field(
         "half",
-        description="Rows that choose the partners: half of the documents, and the chosen pairs' r on the other half "
-        "is given beside it (r_heldout); or all rows, and there is no held-out r.",
+        description="Rows on which partners are selected. half: half of the documents; r of the selected "
+        "pairs on the other half is reported too (r_heldout). all: all rows, without a "
+        "held-out r.",
     )
     split_seed: SplitSeed = Field(
         0,
-        description="Seed of the halves: whether a document chooses or is held out follows from its number, or its "
-        "group, and this seed alone.",
+        description="Seed of the halves: it determines, together with the number of a document or its "
+        "group, whether the document is in the selection half or the held-out half.",
     )
     measure: Measure = Field(
         "pearson",
-        description="What r is. Jaccard and phi are of firing: where values are not 0. Spearman needs space beside the "
-        "result for ranks of both stores, until it is done.",
+        description="What r is. jaccard and phi compare firing (values that are not 0). spearman "
+        "temporarily needs disk space next to the result for the ranks of both stores.",
     )
     min_firing: Annotated[int, Number, Field(ge=0)] = Field(
         20,
-        description="Leave out features that fire in fewer of the rows that select than this, or than 1 % of these "
-        "rows if that is less: what r they reach is luck.",
+        description="Leave out features that fire in fewer rows of the selection half than this, or than "
+        "1 % of these rows if that is less: their r would be due to chance.",
     )
-    kernel: Kernel = Field("auto", description="How products are computed; auto: by the densities of the stores.")
+    kernel: Kernel = Field(
+        "auto", description="How products are computed; auto: depends on the densities of the stores."
+    )
     full: FullType | None = Field(
         None,
-        description="Keep the whole matrix too (r_all), of this type: in the same memory, and n_a · n_b values of "
-        "disk.",
+        description="Also keep the whole matrix (r_all), with this dtype: needs no more memory, but n_a "
+        "· n_b values on disk.",
     )
     device: DeviceName = Field(
         "auto",
-        description="Where products are computed; auto: on GPUs if all workers have one (and CuPy), with the dense "
-        "kernel always, with the sparse one where that is faster.",
+        description="Where products are computed; auto: on GPUs if all workers have one (and CuPy), "
+        "always with the dense kernel, with the sparse kernel only if that is faster.",
     )
     memory: Memory = Field("auto", description=BUDGET)
 
@@ -93,17 +96,17 @@ class CorrelateSettings(Section):
         return min(self.min_firing, int(n_rows * RAREST))
 
 
-_AS_CORRELATED = "as the pairs were correlated, if absent"
-_SPLIT_SEED = f"Seed of the halves, {_AS_CORRELATED}."
+_AS_CORRELATED = "default: as in the correlation"
+_SPLIT_SEED = f"Seed of the halves; {_AS_CORRELATED}."
 
 
 class IntervalSettings(Section):
     """How intervals of r are found."""
 
     level: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.95, description="Nominal coverage of the intervals.")
-    select: Select | None = Field(None, description=f"Halves of the rows, {_AS_CORRELATED}.")
+    select: Select | None = Field(None, description=f"Halves of the rows; {_AS_CORRELATED}.")
     split_seed: SplitSeed | None = Field(None, description=_SPLIT_SEED)
-    measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
+    measure: Measure | None = Field(None, description=f"What r is; {_AS_CORRELATED}. Not spearman.")
     memory: Memory = Field("auto", description=BUDGET)
 
 
@@ -112,9 +115,9 @@ class ConvergenceSettings(Section):
 
     threshold: Annotated[float, Number, Field(ge=-1, le=1)] | None = Field(
         None,
-        description="A pair is good where r reaches this in both halves. By default the minimum of the match, or of "
-        "what was kept.",
+        description="A pair is good if r reaches this in both halves. Default: the minimum r of the "
+        "matching, or the keep_above of the correlation.",
     )
-    measure: Measure | None = Field(None, description=f"What r is, {_AS_CORRELATED}. Not spearman.")
+    measure: Measure | None = Field(None, description=f"What r is; {_AS_CORRELATED}. Not spearman.")
     split_seed: SplitSeed | None = Field(None, description=_SPLIT_SEED)
     memory: Memory = Field("auto", description=BUDGET)

@@ -63,16 +63,16 @@ class Experiment(Section):
     store: StoreSettings = StoreSettings()
     correlate: CorrelateSettings = CorrelateSettings()
     match: Annotated[RunMatchSettings, AfterValidator(RunMatchSettings.checked)] = RunMatchSettings()
-    rematch: RematchSettings | None = Field(None, description="the stage runs where this is given; {} for all defaults")
+    rematch: RematchSettings | None = Field(None, description="the stage runs if this is given; {} for all defaults")
     compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] | None = Field(
-        CompareSettings(), description="null leaves the stage out: for activations without decoder rows"
+        CompareSettings(), description="null skips the stage, e.g. for activations without decoder rows"
     )
     contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(
-        None, description="short for semantics: {concepts: …}: look for concepts, with all other settings by default"
+        None, description="short for semantics: {concepts: …}; all other settings have their defaults"
     )
     semantics: SemanticsSettings | None = Field(
-        None, description="the stage runs where this or 'concepts' is given; {} for all defaults"
+        None, description="the stage runs if this or 'concepts' is given; {} for all defaults"
     )
     report: ReportSettings = ReportSettings()
 

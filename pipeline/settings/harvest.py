@@ -20,32 +20,35 @@ Pool = Literal["last", "max", "mean"]
 class CorpusSettings(Section):
     """Which text both models read."""
 
-    dataset: str | None = Field(None, description="Id of a Hugging Face dataset, or the folder of a local one.")
+    dataset: str | None = Field(None, description="Id of a Hugging Face dataset, or folder of a local one.")
     path: str | None = Field(None, description="A .txt, .jsonl or .parquet file, or a folder of them.")
-    split: str = Field("train", description="The split of the dataset.")
-    subset: str | None = Field(None, description="The configuration of the dataset, where it has several.")
-    column: str = Field("text", description="The column or JSON key that holds the text.")
+    split: str = Field("train", description="Split of the dataset.")
+    subset: str | None = Field(None, description="Configuration of the dataset, if it has several.")
+    column: str = Field("text", description="Column or JSON key of the text.")
     group: str | None = Field(
         None,
-        description="The column or JSON key of what documents may have in common, such as the article that they are "
-        "sections of. No group is split between the half that chooses pairs and the half that is held out.",
+        description="Column or JSON key of the group that a document belongs to, such as the article of "
+        "which it is a section. No group is split between the selection half and the "
+        "held-out half.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of the dataset; its newest by default.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset; default: the newest.")
     streaming: bool | None = Field(
         None,
-        description="Read a hub dataset as it comes, without downloading all of it first. By default this is done "
-        "where only its first documents are taken.",
+        description="Stream a hub dataset instead of downloading all of it first. Default: only if just "
+        "its first documents are used.",
     )
-    documents: PositiveInt | None = Field(None, description="How many documents are taken; all by default.")
+    documents: PositiveInt | None = Field(None, description="Number of documents; default: all.")
     tokens: PositiveInt | None = Field(
         None,
-        description="Stop after the document with which the tokenizer of model A has counted this many tokens of text.",
+        description="Number of tokens: stop after the document in which the tokenizer of model A reaches this count.",
     )
     seed: int | None = Field(
-        None, description="Sample the documents at random with this seed; without one, the first are taken."
+        None, description="Draw a random sample of the documents with this seed; default: use the first ones."
     )
     max_length: Annotated[int, Field(ge=8)] = Field(
-        300, description="Longest window in tokens, special tokens included; less where a model's context is shorter."
+        300,
+        description="Maximum length of a window in tokens, including special tokens; less if a model's "
+        "context is shorter.",
     )
 
     @model_validator(mode="after")
@@ -60,8 +63,8 @@ class AlignSettings(Section):
 
     pool: Pool = Field(
         "last",
-        description="The value of a row: the activation at the last token of its segment, or the maximum or mean over "
-        "the segment's tokens.",
+        description="Value of a row: the activation at the last token of its segment, or the maximum or "
+        "mean over its tokens.",
     )
 
 
@@ -69,37 +72,38 @@ class ModelSettings(Section):
     """One of the two models, and where and how its activations are read."""
 
     model: str = Field(description="Hub id, local folder, or GGUF file.")
-    label: str | None = Field(None, description="What the report calls the model; its name by default.")
-    revision: str | None = Field(None, description="Branch, tag or commit of the model; its newest by default.")
+    label: str | None = Field(None, description="Name of the model in the report; default: its own name.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model; default: the newest.")
     dictionary: str | dict[str, str] = Field(
-        description="Hub id or folder of the dictionaries, 'identity' for raw units, 'random:FEATURES:K' for the "
-        "control, or a mapping with one of these for each site; '{site}' stands for the name of the site."
+        description="Hub id or folder of the dictionaries, 'identity' for raw units, 'random:FEATURES:K' "
+        "for the control, or a mapping from each site to one of these; '{site}' is replaced "
+        "by the name of the site."
     )
-    sites: list[str] = Field(min_length=1, description="Where in the network activations are read.")
+    sites: list[str] = Field(min_length=1, description="Sites: where in the network activations are read.")
     kind: ActivationKind = Field(
         "post",
-        description="What is stored: the dictionary's activations (post), those before its top k are chosen "
-        "(pre_topk), or raw units.",
+        description="What is stored: the dictionary's activations (post), those before the top k are "
+        "selected (pre_topk), or raw units.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Type in which the network computes."
+        "float32", description="dtype in which the network computes."
     )
     prepend_bos: bool | str | None = Field(
         None,
-        description="Whether every window begins with BOS, or the token that it begins with; by default as the "
-        "dictionary was trained.",
+        description="Whether every window starts with BOS, or the token that it starts with; default: as "
+        "the dictionary was trained.",
     )
-    batch_size: PositiveInt = Field(8, description="Windows in one pass through the network.")
-    device: str = Field("auto", description="Where the network computes; auto: on the worker's GPU, if it has one.")
+    batch_size: PositiveInt = Field(8, description="Windows per forward pass.")
+    device: str = Field("auto", description="Where the network computes; auto: on the worker's GPU if it has one.")
     randomise: int | None = Field(
         None,
         ge=0,
-        description="As a control, draw the weights anew by the architecture's own initialisation with this seed.",
+        description="As a control, redraw the weights by the architecture's own initialisation with this seed.",
     )
     allow_bad_site: bool = Field(
-        False, description="Harvest also where the site check finds that a dictionary does not belong to its site."
+        False, description="Harvest even if the site check finds that a dictionary does not fit its site."
     )
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    trust_remote_code: bool = Field(False, description="Run code that is shipped with the model.")
 
     @field_validator("sites")
     @classmethod
@@ -126,13 +130,13 @@ class StoredSettings(Section):
     """One of the two sides as activations that are there already, without its model."""
 
     store: str | dict[str, str] = Field(
-        description="Path of an activation store (`subspace import` makes them), or a mapping with one for each site; "
-        "'{site}' stands for the name of the site."
+        description="Path of an activation store (made by `subspace import`), or a mapping from each "
+        "site to one; '{site}' is replaced by the name of the site."
     )
     sites: Annotated[list[SiteName], Field(min_length=1)] = Field(
-        description="What the stores are called; by default as the mapping names them, or as the file of the one store."
+        description="Names of the sites; default: the keys of the mapping, or the file name of the single store."
     )
-    label: str | None = Field(None, description="What the report calls the model; its name by default.")
+    label: str | None = Field(None, description="Name of the model in the report; default: its own name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,7 +168,7 @@ class StoredSettings(Section):
 class StoreSettings(Section):
     """How activations are kept on disk."""
 
-    dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored activations.")
+    dtype: Literal["float32", "float16"] = Field("float32", description="dtype of the stored activations.")
     shard_rows: Annotated[int, Field(ge=1)] = Field(16_384, description="Rows that one task writes as one file.")
 
 
@@ -177,21 +181,22 @@ class ContextsSettings(Section):
 
     distinct_documents: Annotated[bool, Flag("--distinct-documents")] = Field(
         False,
-        description="Keep at most one row of a document for each feature, its best one: a text that repeats itself "
-        "then does not fill the list.",
+        description="Keep at most one row per document for each feature, the best one, so that a "
+        "repetitive document does not fill the list.",
     )
     quantiles: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Number, Flag("--quantile")] = Field(
         [0.1, 0.3, 0.5, 0.7, 0.9],
-        description="At these quantiles of its positive activations a row is kept for each feature. They are those of "
-        "a simple random sample of 64 of its firing rows, which is all of them for features that fire no more often.",
+        description="Keep a row per feature at each of these quantiles of its positive activations. They "
+        "are estimated from a simple random sample of 64 firing rows, or from all of them if "
+        "the feature fires no more often.",
     )
     bins: Annotated[int, Number, Field(ge=0)] = Field(
-        20, description="Bins of the histogram of positive activations, from 0 to the feature's maximum."
+        20, description="Bins of the histogram of positive activations, from 0 to the maximum of the feature."
     )
     tokens: Annotated[int, Number, Field(ge=0, le=COUNTERS)] = Field(
         16,
-        description="Commonest tokens kept for each feature, if the store has token ids. They are counted over all "
-        "firing rows with 64 counters a feature, so memory is bounded; token_missed says by how much counts may be too "
-        "low.",
+        description="Most common tokens kept per feature, if the store has token ids. They are counted "
+        "over all firing rows with 64 counters per feature, which bounds memory; "
+        "token_missed is the most by which a count may be too low.",
     )
     seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the samples.")

@@ -91,23 +91,25 @@ class MatchSettings(Section):
 
     method: MatchMethod = Field(
         "greedy",
-        description="best: each A feature's best B feature, which may serve many (many to one); best_of_b: the other "
-        "way round; mutual: each other's best; unique: of best, each B feature's best pairs only; greedy: one to one, "
-        "globally best-first; optimal: one to one with the highest total r; unique_greedy: one to one, those of best "
-        "whose B feature is used once, and the rest best-first among the free.",
+        description="best: each A feature's best B feature, which may serve many (many to one); "
+        "best_of_b: the same in the other direction; mutual: features that are each other's "
+        "best; unique: only the best pairs of each B feature among those of best; greedy: "
+        "one to one, in order of decreasing r; optimal: one to one with the highest total r; "
+        "unique_greedy: one to one, the pairs of best whose B feature is used once, then the "
+        "remaining features in order of decreasing r.",
     )
     min_correlation: MinimumR = Field(
         0.2,
-        description="Lowest r of a pair, inclusive; not below the keep_above of the correlation. Lower, luck pairs "
-        "features that have nothing in common (docs/ground-truth.md).",
+        description="Minimum r of a pair, inclusive; at least the keep_above of the correlation. Low "
+        "values pair unrelated features by chance (docs/ground-truth.md).",
     )
     max_uses: Annotated[PositiveInt, Number] = Field(
-        1, description="With the method unique: how many A features may share a B feature; its best ones are kept."
+        1, description="With the method unique: how many A features may share a B feature; the best ones are kept."
     )
     filters: PairFilters = Field(
         [],
-        description="What else is dropped, before or after the method chooses, in this order: mappings with the name "
-        "and the settings of a filter (docs/matching.md).",
+        description="Filters that drop further pairs, before or after the method chooses, in this order: "
+        "mappings with the name and the settings of a filter (docs/matching.md).",
     )
 
     def checked(self) -> MatchSettings:
@@ -156,8 +158,8 @@ class RunMatchSettings(MatchSettings):
 
     check_on: str | None = Field(
         None,
-        description="Run directory of an experiment with the same models, dictionaries and sites on other text: r of "
-        "the pairs is measured there, too.",
+        description="Run directory of an experiment with the same models, dictionaries and sites on "
+        "other text, on which r of the pairs is computed too.",
     )
 
     def check_stores(self, sites: tuple[str, str]) -> tuple[Path, Path] | None:
@@ -196,22 +198,22 @@ class SweepSettings(Section):
     ] = Field(
         tuple(steps("0.1:0.9:0.1")),
         min_length=1,
-        description="Lowest r of a pair, each at least the keep_above of the correlation; on the command line as "
-        "0.1,0.2 or FIRST:LAST:STEP. 0.1:0.9:0.1 by default.",
+        description="Minimum r values, each at least the keep_above of the correlation; on the command "
+        "line as 0.1,0.2 or FIRST:LAST:STEP. Default: 0.1:0.9:0.1.",
     )
     max_uses: Annotated[tuple[Annotated[PositiveInt, Number], ...], _ascending, Flag(metavar="LIST", parse=steps)] = (
         Field(
             (1,),
             min_length=1,
-            description="With the method unique: how many A features may share a B feature. With other methods: "
-            "features that are the best of more features of the other side are dropped before matching. As 1,2,5; 1 by "
-            "default.",
+            description="With the method unique: how many A features may share a B feature. With other "
+            "methods: features that are the best partner of more features of the other side are "
+            "dropped before matching. As 1,2,5; default: 1.",
         )
     )
     method: MatchMethod = Field("unique", description="As in match.")
     filters: PairFilters = Field([], description="As in match.")
-    metrics: Metrics = Field([], description="As in compare; each matching is scored by them. Needs the stores.")
-    null_runs: NullRuns = Field(100, description="Shuffled pairings that each score stands beside.")
+    metrics: Metrics = Field([], description="Metrics, as in compare, that score each matching. They need the stores.")
+    null_runs: NullRuns = Field(100, description="Shuffled pairings in the null of each score.")
     seed: Count = Field(0, description="Seed of the shuffled pairings.")
 
     def points(self) -> Iterator[MatchSettings]:

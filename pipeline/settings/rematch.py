@@ -39,23 +39,23 @@ class RematchSettings(Section):
     nulls: RowNulls = Field(
         ["token", "document"],
         min_length=1,
-        description="Which rows change places. token: rows of the same text, so that features still agree on the "
-        "vocabulary and on nothing else; document: whole documents of about the same length, positions kept, so that "
-        "they agree by chance alone.",
+        description="Which rows are permuted. token: rows of the same text, so that features share "
+        "nothing but the vocabulary; document: whole documents of about the same length, "
+        "positions kept, so that features agree only by chance.",
     )
     draws: Annotated[int, Number, Field(ge=1)] = Field(
-        20, description="Permutations of each null. Each is correlated and matched anew."
+        20, description="Permutations of each null. Each is correlated and matched again."
     )
     previous: Annotated[int, Number, Field(ge=0, le=8)] = Field(
-        0, description="Of the null token: how many of the segments before a row must have the same text too."
+        0, description="For the null token: number of preceding segments that must have the same text too."
     )
     metrics: Metrics = Field(
-        ["svcca", "rsa"], description="As in compare; every matching is scored by them, beside shuffled pairings."
+        ["svcca", "rsa"], description="Metrics, as in compare, that score every matching against shuffled pairings."
     )
     fractions: Annotated[list[Share], Number, Flag("--fraction", metavar="SHARE")] = Field(
         [0.25, 0.5],
-        description="Shares of the documents that are matched too, beside one draw of the first null, to see how the "
-        "number of pairs grows with text.",
+        description="Shares of the documents to match as well, each with one draw of the first null, to "
+        "show how the number of pairs grows with the amount of text.",
     )
     seed: Count = Field(0, description="Seed of all draws.")
     memory: Memory = Field("auto", description=BUDGET)

@@ -10,5 +10,5 @@ from pipeline.settings.base import Section
 class ReportSettings(Section):
     """What the report shows."""
 
-    contexts: PositiveInt = Field(8, description="Top activating contexts kept for each feature.")
-    pairs: PositiveInt = Field(100, description="Best pairs shown for each pair of sites.")
+    contexts: PositiveInt = Field(8, description="Top activating contexts kept per feature.")
+    pairs: PositiveInt = Field(100, description="Best pairs shown per pair of sites.")

@@ -37,7 +37,7 @@ class CountRule(Section):
 
     name: Literal["count"] = "count"
     at_least: PositiveInt = 2
-    of: PositiveInt = Field(5, description="Top contexts looked at.")
+    of: PositiveInt = Field(5, description="Number of top contexts that are examined.")
 
     @model_validator(mode="after")
     def _can_be_met(self) -> CountRule:
@@ -51,7 +51,7 @@ class ShareRule(Section):
 
     name: Literal["share"] = "share"
     at_least: Annotated[float, Field(gt=0, le=1)] = 0.5
-    of: PositiveInt = Field(8, description="Top contexts looked at.")
+    of: PositiveInt = Field(8, description="Number of top contexts that are examined.")
 
 
 class PmiRule(Section):
@@ -66,9 +66,11 @@ class ProbeRule(Section):
     """The features that a sparse linear probe weighs most when it tells the concept's rows from others."""
 
     name: Literal["probe"] = "probe"
-    features: PositiveInt = Field(20, description="Most features that a concept gets.")
-    rows: Annotated[int, Field(ge=100)] = Field(20_000, description="Rows of the sample that have no keyword.")
-    rows_of_concept: Annotated[int, Field(ge=10)] = Field(2_000, description="Most rows of each concept in the sample.")
+    features: PositiveInt = Field(20, description="Maximum number of features per concept.")
+    rows: Annotated[int, Field(ge=100)] = Field(20_000, description="Rows without a keyword in the sample.")
+    rows_of_concept: Annotated[int, Field(ge=10)] = Field(
+        2_000, description="Maximum number of rows per concept in the sample."
+    )
     strength: Annotated[float, Field(gt=0)] = Field(1.0, description="C of the logistic regression with an L1 penalty.")
     seed: int = 0
 
@@ -100,14 +102,14 @@ class ConceptsSettings(Section):
 
     concepts: Annotated[str | list[str], Flag(metavar="FILE")] = Field(
         "default",
-        description="A YAML file of concepts, or several; `default` is the one that comes with the package. A group of "
-        "a later file replaces that of an earlier one.",
+        description="One or more YAML files of concepts; `default` is the one shipped with the package. "
+        "A group of a later file replaces the group of the same name in an earlier one.",
     )
     only: Annotated[list[str] | None, Flag(metavar="NAME")] = Field(
-        None, description="Names of the concepts to keep; all by default."
+        None, description="Names of the concepts to keep; default: all."
     )
     inflections: bool | None = Field(
-        None, description="Plurals and verb forms of every keyword, or of none; by default as the groups ask for."
+        None, description="Add plurals and verb forms to every keyword, or to none; default: as each group specifies."
     )
     rule: Rule = Field(
         CountRule(),
@@ -120,31 +122,34 @@ class SubspaceSettings(Section):
 
     approaches: Annotated[list[Approach], Flag(name="--approach", metavar="NAME")] = Field(
         ["global", "within"],
-        description="Pairs of the whole space cut out (global), features paired within the concept (within), or both.",
+        description="Pairs selected from the matching of the whole space (global), features paired "
+        "within the concept (within), or both.",
     )
     sides: Sides = Field(
-        "both", description="Whose features must belong to the concept, of pairs cut out of the whole space."
+        "both",
+        description="For the approach global: whether the features of both sides or of either side must "
+        "belong to the concept.",
     )
     within: Annotated[str, known(METHODS.__getitem__), Flag(metavar="NAME")] = Field(
         "greedy", description="How features are paired within a concept: a method, as `match --help` lists them."
     )
     min_pairs: Annotated[int, Number, Field(ge=3)] = Field(
-        10, description="Subspaces of fewer pairs than this are not tested."
+        10, description="Minimum number of pairs for a subspace to be tested."
     )
     metrics: Annotated[list[Metric], Flag(name="--metric", metavar="NAME[:OPTIONS]")] = Field(
         ["svcca:k=4", "rsa", "svcca_pc1", "svcca"], description="Metrics, as in the comparison of whole spaces."
     )
     nulls: Annotated[list[Null], Flag(name="--null", metavar="NAME")] = Field(
         ["shuffled", "random_features", "random_pairs", "random_keywords"],
-        description="What chance is, as `compare --help` lists it, and random_keywords: as many pairs of random lists "
-        "of words, in clumps of the same sizes.",
+        description="Null models, as listed by `compare --help`, and random_keywords: as many pairs of "
+        "random lists of words, in clumps of the same sizes.",
     )
-    null_runs: Count = Field(1000, description="Runs of every null.")
+    null_runs: Count = Field(1000, description="Runs of each null.")
     seed: Annotated[int, Number, Field(ge=0)] = Field(0, description="Seed of the nulls and of the clusters.")
     clusters: Annotated[int, Number, Field(ge=0)] = Field(
-        0, description="Clusters of the pairs by decoder geometry that are tested like concepts; 0 for none."
+        0, description="Number of clusters of pairs by decoder geometry, tested like concepts; 0: none."
     )
-    geometry: Geometry = Field("joint", description="Whose decoder rows find the clusters.")
+    geometry: Geometry = Field("joint", description="Whose decoder rows are clustered.")
 
     @model_validator(mode="after")
     def _something_to_test(self) -> SubspaceSettings:
@@ -165,13 +170,13 @@ class SemanticsSettings(SubspaceSettings, ConceptsSettings):
     """Which concepts are looked for, and how their subspaces are tested."""
 
     judged: Annotated[list[Metric], Field(min_length=2, max_length=2)] = Field(
-        ["svcca:k=4", "rsa"], description="The two metrics that both have to beat chance."
+        ["svcca:k=4", "rsa"], description="The two metrics that must both exceed chance."
     )
     embedding: Annotated[str | None, Flag(metavar="SOURCE", parse=lambda text: None if text == "none" else text)] = (
         Field(
             "model:b",
-            description="Vectors of words, for the coherence: model:a or model:b (input embeddings), gensim:FILE, "
-            "sentence-transformers:FOLDER, or none (in YAML null).",
+            description="Word vectors for the coherence: model:a or model:b (input embeddings), gensim:FILE, "
+            "sentence-transformers:FOLDER, or none (null in YAML).",
         )
     )
 
@@ -203,7 +208,7 @@ class NonConceptSettings(Section):
     kinds: Annotated[list[NonConceptKind], Flag(name="--kind", metavar="KIND", choices=lambda: NON_CONCEPT_LIMITS)] = (
         Field(
             ["blank", "punctuation", "beginning", "position", "frequent"],
-            description="Kinds of features without a concept; the first that a feature is of is its reason.",
+            description="Kinds of features without a concept; the first kind that applies to a feature is its reason.",
         )
     )
     limits: Annotated[
@@ -212,7 +217,7 @@ class NonConceptSettings(Section):
         Flag(name="--limit", metavar="KIND=SHARE"),
     ] = Field(
         dict(NON_CONCEPT_LIMITS),
-        description="Share from which on a feature is of a kind, above 0 and at most 1; by default "
+        description="Minimum share for a feature to be of a kind, above 0 and at most 1; default: "
         + ", ".join(f"{kind}={share:g}" for kind, share in NON_CONCEPT_LIMITS.items())
         + ".",
     )
@@ -224,10 +229,10 @@ class LabelSettings(Section):
     url: Annotated[str, Flag(name="--endpoint", metavar="URL")] = Field(
         description="Base address of the endpoint, such as https://HOST/v1."
     )
-    model: str = Field(description="Name of the model there.")
+    model: str = Field(description="Name of the model at the endpoint.")
     key_variable: Annotated[str, Flag(metavar="NAME")] = Field(
-        "OPENAI_API_KEY", description="Environment variable that holds the key; none is sent if it is not set."
+        "OPENAI_API_KEY", description="Environment variable with the API key; if it is not set, no key is sent."
     )
-    texts: Count = Field(5, description="Top contexts shown for each feature.")
-    batch: Count = Field(8, description="Features in one request.")
-    parallel: Count = Field(4, description="Requests at a time.")
+    texts: Count = Field(5, description="Top contexts sent per feature.")
+    batch: Count = Field(8, description="Features per request.")
+    parallel: Count = Field(4, description="Parallel requests.")

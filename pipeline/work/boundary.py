@@ -49,13 +49,13 @@ BUG = 70
 INTERRUPTED = 130
 #: Whether tracebacks are wanted, whatever the command's own option says.
 DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")]
 
 #: Address space below which libraries fail in ways of their own, rather than with a MemoryError.
 LITTLE_MEMORY = 2**31
 
-_HOW_TO_DEBUG = "The same command with --debug shows where it was"
-_RESUME = "Finished parts are kept: the same command goes on from there"
+_HOW_TO_DEBUG = "The same command with --debug shows where it happened"
+_RESUME = "Finished parts are kept: the same command resumes from there"
 #: What is wrong, what to do, and the exit status, by the number of a system error.
 _SYSTEM_ERRORS: Mapping[int, tuple[str, str, int]] = {
     errno.ENOSPC: ("the disk is full", f"Free some space, or write elsewhere. {_RESUME}", 3),

@@ -67,7 +67,7 @@ def _option(name: str, field: FieldInfo, *, changes: bool) -> inspect.Parameter:
     if flag.choices is not None:
         help_ = f"{', '.join(flag.choices())}. {help_}".strip()
     if get_origin(field.annotation) is list:
-        help_ = f"{help_} Can be given several times."
+        help_ = f"{help_} Repeatable."
     declared = [flag.name] if flag.name else []
     shown = default not in (None, [])
     declaration = typer.Option(*declared, help=help_, metavar=flag.metavar, show_default=shown, **bounds)

@@ -44,21 +44,27 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="PROFILE",
-        help="Profile of cluster.yaml, name of a cluster that is up, or a scheduler's address. Default: threads here.",
+        help="Profile of cluster.yaml, name of a running cluster, or address of a scheduler. "
+        "Default: threads on this machine.",
     ),
 ]
 ClusterFile = Annotated[
-    Path | None, typer.Option("--cluster-file", metavar="YAML", help="Your own cluster.yaml; only what differs.")
+    Path | None,
+    typer.Option(
+        "--cluster-file",
+        metavar="YAML",
+        help="Your own cluster.yaml; list only the keys that differ from the defaults.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
-ExperimentFile = Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)]
-RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; runs/NAME by default.")]
+ExperimentFile = Annotated[Path, typer.Argument(help="YAML file of the experiment.", show_default=False)]
+RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default: runs/NAME.")]
 AllowBadSite = Annotated[
-    bool, typer.Option("--allow-bad-site", help="Harvest also where a dictionary does not belong to its site.")
+    bool, typer.Option("--allow-bad-site", help="Harvest even if a dictionary does not fit its site.")
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the result goes.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Path of the result.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an earlier result of this command that came from other inputs.")
+    bool, typer.Option("--overwrite", help="Replace an earlier result of this command that was made from other inputs.")
 ]
 StoreA = Annotated[Path, typer.Argument(help="Activation store of the first model.", show_default=False)]
 StoreB = Annotated[Path, typer.Argument(help="Activation store of the second model.", show_default=False)]
