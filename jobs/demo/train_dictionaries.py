@@ -66,15 +66,23 @@ class Recipe(Section):
     seed: int = Field(0, description="Seed of the sample, the initial weights and the order of rows.")
 
 
-def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
-    """Write the raw residual streams of the training and the held-out documents; return part → site → store."""
+def harvest_raw(
+    work: Path, recipe: Recipe, *, held_out: bool = True, randomise: int | None = None
+) -> dict[str, dict[str, Path]]:
+    """Write the raw residual streams of the training and the held-out documents; return part → site → store.
+
+    With `randomise`, those of the models with weights that are drawn anew with this seed.
+    """
     models = {
-        side: ModelSettings(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites))
+        side: ModelSettings(
+            model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites), randomise=randomise
+        )
         for side, packaged in zip(SIDES, (SMOLLM2, MINILM), strict=True)
     }
+    parts: list[tuple[str, int | None]] = [("train", recipe.documents), *([("held-out", None)] if held_out else [])]
     stores: dict[str, dict[str, Path]] = {}
     with local_client() as client:
-        for part, count in (("train", recipe.documents), ("held-out", None)):
+        for part, count in parts:
             folder = work / part
             write_text(folder / "text.jsonl", text(held=part == "held-out"))
             corpus = CorpusSettings(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
