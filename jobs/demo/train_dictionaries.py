@@ -104,10 +104,11 @@ def read_rows(store: Path) -> NDArray[np.float16]:
     return np.concatenate(parts)
 
 
-def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
+def fit(rows: NDArray[np.float16], recipe: Recipe, *, frozen: bool = False) -> Any:
     """Train one dictionary with sae-lens's own trainer on raw activations (rows, d_model).
 
-    The scale of its input is folded into the weights of the ``TopKTrainingSAE``: it reads raw activations.
+    The scale of its input is folded into the weights of the ``TopKTrainingSAE``: it reads raw activations. With
+    `frozen`, the decoder stays as it was drawn.
     """
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -121,6 +122,7 @@ def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
             d_in=d_model, d_sae=recipe.n_features, k=recipe.k, normalize_activations="expected_average_only_in"
         )
     )
+    sae.W_dec.requires_grad_(not frozen)
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * recipe.batch,

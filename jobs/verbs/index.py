@@ -89,6 +89,7 @@ reproduce pythia --experiment mine.yaml --run-dir runs/mine
 reproduce pythia --table --run-dir runs/pythia --json
 demo
 demo --run-dir somewhere --json
+demo --yardsticks
 doctor
 doctor --cluster-file my-cluster.yaml --json
 cluster up night --profile slurm-cpu

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from distributed import Client
 
 from pipeline.correlate.stage import correlation_task
@@ -120,13 +121,13 @@ class Replaced(Yardstick):
         place, length = self._place(config, run), self.windows(config)
         if place.own_rows:
             corpus = config.corpus.model_copy(update={"max_length": length})
-            yield self._same_rows(rows_task(config.model_copy(update={"corpus": corpus}), place), run, place)
+            yield self.same_rows(rows_task(config.model_copy(update={"corpus": corpus}), place), run, place)
         for side in self.sides:
             yield harvest_task(config, place, side, self._later(config, run, side))
             for site in config.models[side].sites if config.match.needs_contexts else ():
                 yield contexts_task(config, place, side, site)
-        if self.sides:
-            yield from non_concept_tasks(config, place) if set(self.sides) == set(SIDES) else ()
+        replaced = {side.upper() for side in self.sides}
+        yield from (task for task in non_concept_tasks(config, place) if task.what.partition(" ")[0] in replaced)
         for compared, where, pairs in self._comparisons(config, run):
             for sites in pairs:
                 yield correlation_task(compared, where, sites)
@@ -174,19 +175,29 @@ class Replaced(Yardstick):
         make = functools.cache(lambda: self.replaced(model, side, stores))
         return LaterModel(model.sites, make, tuple(stores.values()))
 
-    def _same_rows(self, task: Task, run: RunDirectory, place: Place) -> Task:
+    def same_rows(self, task: Task, run: RunDirectory, place: Place) -> Task:
+        """Return the task of rows that raises unless the rows are those of the run, and the windows others."""
+
         def make(client: Client) -> None:
             task.run(client)
             ours, theirs = (open_result(rows, "rows") for rows in (run.rows, place.rows))
-            names = ("document", "char_start", "char_end")
-            if not all(np.array_equal(ours[name].values, theirs[name].values) for name in names):
+            if not _equal(ours, theirs, ("document", "char_start", "char_end")):
                 raise InputError(
                     f"the yardstick {self.name} needs the rows of the run, and has {theirs.sizes['token']:,} where the "
                     f"run has {ours.sizes['token']:,}: its windows are shorter than what some rows stand for; leave it "
                     "out of the yardsticks"
                 )
+            if _equal(ours, theirs, ("window_document", "window_start", "window_end")):
+                raise InputError(
+                    f"the yardstick {self.name} reads the same windows as the run: documents, or a model's context, "
+                    "are shorter than half of corpus.max_length; leave it out of the yardsticks"
+                )
 
         return replace(task, run=make)
+
+
+def _equal(ours: xr.Dataset, theirs: xr.Dataset, names: Sequence[str]) -> bool:
+    return all(np.array_equal(ours[name].values, theirs[name].values) for name in names)
 
 
 def _variant(config: Experiment) -> Experiment:

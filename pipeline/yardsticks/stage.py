@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.yardsticks import YardsticksSettings
 from pipeline.work.task import Assessment, Stage, Task
+from pipeline.work.usage import UsageLog
 from pipeline.work.workers import ClientSource, ensure_client
 from pipeline.yardsticks.run import measure_sites, yardsticks_manifest
 from storage.errors import MissingInputError
@@ -71,7 +72,7 @@ def run_yardsticks(config: Experiment, run: RunDirectory, client: ClientSource =
             f"{run.root} lacks {missing.relative_to(run.root).as_posix()}, which the yardsticks are made from; finish "
             "it with: subspace run EXPERIMENT.yaml"
         )
-    with run.claim(), ensure_client(client) as used:
+    with run.claim(), ensure_client(client) as used, UsageLog(run.usage, used).stage("yardsticks"):
         Assessment(todo).finish(todo, used)
 
 
