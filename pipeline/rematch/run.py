@@ -56,6 +56,7 @@ from storage import (
     open_result,
     read_manifest,
 )
+from storage.errors import FormatError
 from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
@@ -531,7 +532,11 @@ def drawn_pairs(rematched: xr.Dataset, null: str) -> Iterator[dict[str, NDArray[
     """Yield the pairs of the real rows that a null uses, and then of each of its draws.
 
     Each has ``a``, ``b``, int32, and ``r``, ``r_heldout``, float32, (pair,) each, in the order of the features.
+    FormatError if the result is of an earlier release, which kept those of one null alone.
     """
+    if "matched_null" not in rematched:
+        path = rematched.encoding.get("source", "the result of rematch")
+        raise FormatError(f"{path} is of an earlier release; make it again with: subspace run EXPERIMENT.yaml")
     number = rematched["null"].values.tolist().index(null)
     columns = {name: rematched[f"matched_{name}"].values for name in ("null", "in", *(name for name, _, _ in MATCHED))}
     of_null, of_draw = columns.pop("null"), columns.pop("in")
