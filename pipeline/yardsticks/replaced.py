@@ -61,28 +61,21 @@ class Place(RunDirectory):
 
     def activations(self, side: Side, site: str) -> Path:
         """Return the path of one site's activation store."""
-        return self._origin(side).activations(self._side(side), site) if self.stores else self._below(side, site)
+        run, its_side = self._origin(side)
+        return run.activations(its_side, site)
 
     def contexts(self, side: Side, site: str) -> Path:
         """Return the path of the top activating rows of one site's features."""
-        if self.stores:
-            return self._origin(side).contexts(self._side(side), site)
-        return RunDirectory(self.root).contexts(side, site)
+        run, its_side = self._origin(side)
+        return run.contexts(its_side, site)
 
     def non_concept(self, side: Side, site: str) -> Path:
         """Return the path of which features stand for no concept."""
-        if self.stores:
-            return self._origin(side).non_concept(self._side(side), site)
-        return RunDirectory(self.root).non_concept(side, site)
+        run, its_side = self._origin(side)
+        return run.non_concept(its_side, site)
 
-    def _below(self, side: Side, site: str) -> Path:
-        return RunDirectory(self.root).activations(side, site)
-
-    def _origin(self, side: Side) -> RunDirectory:
-        return self.stores[SIDES.index(side)][0]
-
-    def _side(self, side: Side) -> Side:
-        return self.stores[SIDES.index(side)][1]
+    def _origin(self, side: Side) -> tuple[RunDirectory, Side]:
+        return self.stores[SIDES.index(side)] if self.stores else (RunDirectory(self.root), side)
 
 
 class Replaced(Yardstick):
