@@ -36,6 +36,9 @@ from .report.feature import (
 from .report.run import (
     report,
 )
+from .yardsticks.stage import (
+    run_yardsticks,
+)
 
 __all__ = [
     "compare",
@@ -50,6 +53,7 @@ __all__ = [
     "rematch",
     "report",
     "run",
+    "run_yardsticks",
     "semantics",
     "settings",
     "text",

@@ -188,6 +188,7 @@ def _input_places(run: RunDirectory, site_pairs: list[tuple[str, str]]) -> dict[
         places[run.pairs(*pair)] = matched
         places[run.scores(*pair)] = {"pairs": run.pairs(*pair), **stores}
         places[run.rematched(*pair)] = {"pairs": run.pairs(*pair), **matched}
+        places[run.yardsticks(*pair)] = {"pairs": run.pairs(*pair)}
         places[run.semantics(*pair)] = {"pairs": run.pairs(*pair), "words": run.words, **matched}
     gathered = (run.score_grid, run.scores), (run.best_layer, run.correlation), (run.semantics_table, run.semantics)
     return places | {path: {f"{a}--{b}": of(a, b) for a, b in site_pairs} for path, of in gathered}

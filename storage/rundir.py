@@ -1,7 +1,7 @@
 """Where an experiment's results stand below its run directory.
 
 Beside them, as CSV, HTML or LaTeX, stand the tables: ``best_layer_{a,b}.csv``, ``scores.csv`` and ``.tex``,
-``semantics.csv``, ``.html`` and ``.tex``, ``pairs.csv``.
+``semantics.csv``, ``.html`` and ``.tex``, ``pairs.csv``, ``yardsticks.csv``, ``normalised.csv``.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class RunDirectory:
     words = _File("semantics/words.zarr", "Embeddings of the words that features fire on.")
     semantics_table = _File("semantics.zarr", "The table of concepts × pairs of sites.")
     pairs_table = _File("pairs.csv", "Every matched pair, with the words that both features fire on.")
+    yardsticks_table = _File("yardsticks.csv", "Every score beside each floor and ceiling.")
+    normalised_table = _File("normalised.csv", "Every score between one floor and one ceiling.")
     report = _File("report.html", "The report.")
     report_manifest = _File("report.json", "What the report was made from.")
     concepts_page = _File("concepts.html", "The report's page of concepts.")
@@ -120,6 +122,11 @@ class RunDirectory:
     )
     scores = _Results[str]("scores", "Return the path of the comparison of two sites: metrics and nulls.", "--")
     semantics = _Results[str]("semantics", "Return the path of the subspaces of meanings at two sites.", "--")
+    yardsticks = _Results[str](
+        "yardsticks",
+        "Return the path of two sites beside their floors and ceilings, which stand in folders there.",
+        "--",
+    )
 
     def activations_folder(self, side: Side) -> Path:
         """Return the folder of all activation stores of one model."""

@@ -19,7 +19,15 @@ PACKAGES = ("storage", "pipeline", "jobs")
 ALLOWED = {"storage": {"storage"}, "pipeline": {"storage", "pipeline"}, "jobs": {"storage", "pipeline", "jobs"}}
 STAGES = {"harvest", "correlate", "match", "compare", "semantics", "report"}
 #: The rooms of `pipeline`, each above those that it may import from.
-FLOORS = {"settings": 1, "work": 2, "text": 2, **dict.fromkeys(STAGES, 3), "rematch": 4, "experiment": 5}
+FLOORS = {
+    "settings": 1,
+    "work": 2,
+    "text": 2,
+    **dict.fromkeys(STAGES, 3),
+    "rematch": 4,
+    "yardsticks": 5,
+    "experiment": 6,
+}
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

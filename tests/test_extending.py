@@ -177,6 +177,7 @@ def test_an_importer(installed: Path, tmp_path: Path) -> None:
         ("compare", ["mean_cosine", "rolled", "rolled_words"]),
         ("match", ["first", "even"]),
         ("sweep", ["first"]),
+        ("yardsticks", ["other_random"]),
         ("import", ["tsv"]),
     ],
 )

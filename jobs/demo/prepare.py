@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from jobs.demo.models import MAX_LENGTH, MINILM, SMOLLM2
 from jobs.demo.text import text
@@ -19,8 +20,11 @@ from storage.files import write_text
 _HERE = Path(__file__).parent
 
 
-def prepare(folder: str | Path) -> Path:
-    """Write the demo's text and experiment file to a folder, see to its models, and return the experiment file."""
+def prepare(folder: str | Path, yardsticks: list[dict[str, Any]] | None = None) -> Path:
+    """Write the demo's text and experiment file to a folder, see to its models, and return the experiment file.
+
+    With `yardsticks`, as :func:`jobs.demo.yardsticks.demo_yardsticks` returns them, it asks for these too.
+    """
     folder = Path(folder)
     smollm2, minilm = SMOLLM2.path(), MINILM.path()
     dictionaries = _HERE / "dictionaries"
@@ -39,7 +43,8 @@ def prepare(folder: str | Path) -> Path:
             dictionaries=json.dumps(str(dictionaries)),
             sites_a=json.dumps(SMOLLM2.sites),
             sites_b=json.dumps(MINILM.sites),
-        ),
+        )
+        + ("" if yardsticks is None else f"yardsticks:\n  use: {json.dumps(yardsticks)}\n"),
     )
     load_experiment(folder / "experiment.yaml")
     return folder / "experiment.yaml"

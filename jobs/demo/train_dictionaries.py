@@ -66,15 +66,23 @@ class Recipe(Section):
     seed: int = Field(0, description="Seed of the sample, the initial weights and the order of rows.")
 
 
-def harvest_raw(work: Path, recipe: Recipe) -> dict[str, dict[str, Path]]:
-    """Write the raw residual streams of the training and the held-out documents; return part → site → store."""
+def harvest_raw(
+    work: Path, recipe: Recipe, *, held_out: bool = True, randomise: int | None = None
+) -> dict[str, dict[str, Path]]:
+    """Write the raw residual streams of the training and the held-out documents; return part → site → store.
+
+    With `randomise`, those of the models with weights that are drawn anew with this seed.
+    """
     models = {
-        side: ModelSettings(model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites))
+        side: ModelSettings(
+            model=str(packaged.path()), dictionary=IDENTITY, sites=list(packaged.sites), randomise=randomise
+        )
         for side, packaged in zip(SIDES, (SMOLLM2, MINILM), strict=True)
     }
+    parts: list[tuple[str, int | None]] = [("train", recipe.documents), *([("held-out", None)] if held_out else [])]
     stores: dict[str, dict[str, Path]] = {}
     with local_client() as client:
-        for part, count in (("train", recipe.documents), ("held-out", None)):
+        for part, count in parts:
             folder = work / part
             write_text(folder / "text.jsonl", text(held=part == "held-out"))
             corpus = CorpusSettings(path=str(folder / "text.jsonl"), documents=count, seed=recipe.seed)
@@ -96,10 +104,11 @@ def read_rows(store: Path) -> NDArray[np.float16]:
     return np.concatenate(parts)
 
 
-def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
+def fit(rows: NDArray[np.float16], recipe: Recipe, *, frozen: bool = False) -> Any:
     """Train one dictionary with sae-lens's own trainer on raw activations (rows, d_model).
 
-    The scale of its input is folded into the weights of the ``TopKTrainingSAE``: it reads raw activations.
+    The scale of its input is folded into the weights of the ``TopKTrainingSAE``: it reads raw activations. With
+    `frozen`, the decoder stays as it was drawn.
     """
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -113,6 +122,7 @@ def fit(rows: NDArray[np.float16], recipe: Recipe) -> Any:
             d_in=d_model, d_sae=recipe.n_features, k=recipe.k, normalize_activations="expected_average_only_in"
         )
     )
+    sae.W_dec.requires_grad_(not frozen)
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * recipe.batch,

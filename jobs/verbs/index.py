@@ -45,6 +45,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
+        "yardsticks": "pipeline.yardsticks.__main__:command",
         "feature": "jobs.verbs.feature:command",
         "compare-activations": "pipeline.compare.verbs:activations_command",
         "contexts": "jobs.verbs.concepts:contexts_command",
@@ -88,6 +89,7 @@ reproduce pythia --experiment mine.yaml --run-dir runs/mine
 reproduce pythia --table --run-dir runs/pythia --json
 demo
 demo --run-dir somewhere --json
+demo --yardsticks
 doctor
 doctor --cluster-file my-cluster.yaml --json
 cluster up night --profile slurm-cpu
@@ -124,6 +126,8 @@ sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr
 token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out identity.zarr --json
 layers runs/pythia-70m-vs-160m --csv layers.csv
+yardsticks runs/pythia-70m-vs-160m
+yardsticks runs/pythia-70m-vs-160m --yardstick token --yardstick other_dictionary:a=seed-1/{site}:b=seed-2/{site} --json
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
 feature runs/demo layers.10 17

@@ -25,6 +25,7 @@ from pipeline.work.script import (
     wide_console,
 )
 from pipeline.work.share import Share
+from pipeline.yardsticks.__main__ import show_yardsticks
 from storage.rundir import RunDirectory
 
 
@@ -67,16 +68,27 @@ def run_command(
 def demo_command(
     connect: Connect,
     run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Directory that the demo writes to.")] = Path("demo-run"),
+    yardsticks: Annotated[
+        bool,
+        typer.Option("--yardsticks", help="Add floors and ceilings; trains their dictionaries once, half an hour."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare SmolLM2-135M with all-MiniLM-L6-v2, with weights from Python packages; needs no model hub."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
 
     RunDirectory(run_dir).check_free()
-    experiment = prepare(run_dir / "input")
+    given = None
+    if yardsticks:
+        from jobs.demo.yardsticks import demo_yardsticks  # noqa: PLC0415 - as above
+
+        given = demo_yardsticks()
+    experiment = prepare(run_dir / "input", given)
     with connect(run_dir / "logs") as client, recorded(client, run_dir):
         result = run(experiment, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
+    if yardsticks and not as_json:
+        show_yardsticks(result.experiment, result.directory, as_json=False)
 
 
 def _show_run(result: RunResult, until: str, *, as_json: bool) -> None:

@@ -28,7 +28,7 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     """Yield the tasks; all sites of A with one site of B follow each other, see :mod:`pipeline.correlate.grid`."""
     known_b = KnownB()
     for site_b, site_a in itertools.product(config.b.sites, config.a.sites):
-        yield _correlation(config, run, (site_a, site_b), known_b)
+        yield correlation_task(config, run, (site_a, site_b), known_b)
     results = {sites: run.correlation(*sites) for sites in config.site_pairs}
     yield Task(
         "best_layer",
@@ -40,7 +40,10 @@ def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     )
 
 
-def _correlation(config: Experiment, run: RunDirectory, sites: tuple[str, str], known_b: KnownB) -> Task:
+def correlation_task(
+    config: Experiment, run: RunDirectory, sites: tuple[str, str], known_b: KnownB | None = None
+) -> Task:
+    """Return the task of the correlation of two sites."""
     stores = run.activations("a", sites[0]), run.activations("b", sites[1])
     out, settings = run.correlation(*sites), config.correlate
     return Task(

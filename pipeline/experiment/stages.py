@@ -17,6 +17,7 @@ from pipeline.semantics.stage import STAGE as SEMANTICS
 from pipeline.semantics.stage import non_concept_tasks
 from pipeline.settings.experiment import Experiment
 from pipeline.work.task import Stage, Task
+from pipeline.yardsticks.stage import STAGE as YARDSTICKS
 from storage.registry import Registry
 from storage.rundir import RunDirectory
 
@@ -27,7 +28,7 @@ MATCH = Stage(
 
 #: All stages by name, those of this package behind those whose results they read.
 STAGES: Registry[Stage] = Registry("stage", "subspace.stages")
-for _stage in (HARVEST, CORRELATE, MATCH, REMATCH, COMPARE, SEMANTICS, REPORT):
+for _stage in (HARVEST, CORRELATE, MATCH, REMATCH, COMPARE, SEMANTICS, YARDSTICKS, REPORT):
     STAGES.register(_stage)
 
 
@@ -42,7 +43,7 @@ def ordered_stages() -> list[Stage]:
     Examples
     --------
     >>> [stage.name for stage in ordered_stages()]
-    ['harvest', 'correlate', 'match', 'rematch', 'compare', 'semantics', 'report']
+    ['harvest', 'correlate', 'match', 'rematch', 'compare', 'semantics', 'yardsticks', 'report']
     """
     ordered: list[Stage] = []
     for stage in STAGES.values():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
@@ -11,7 +12,7 @@ from distributed import Client
 from pipeline.harvest.contexts import contexts, contexts_manifest
 from pipeline.harvest.stored import check_stored, stored_tasks
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.harvest import ModelSettings
+from pipeline.settings.harvest import ModelSettings, StoreSettings
 from pipeline.work.share import Share
 from pipeline.work.task import Cost, Expect, Identify, Outlook, Stage, Task
 from pipeline.work.workers import deferred_interrupt
@@ -23,12 +24,21 @@ from storage.sparse_array import read_shards
 # What runs models is imported where it is called: torch and transformers take seconds
 
 
+@dataclass(frozen=True)
+class LaterModel:
+    """A model that can be told only from results: its sites, how it is told then, and the results."""
+
+    sites: list[str]
+    model: Callable[[], ModelSettings]
+    reads: tuple[Path, ...] = ()
+
+
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     """Yield the tasks, each behind those whose results it reads."""
     yield from stored_tasks(config, run) if config.is_stored else _harvest_tasks(config, run)
     for side, settings in config.sides:
         for site in settings.sites:
-            yield _contexts(config, run, side, site)
+            yield contexts_task(config, run, side, site)
 
 
 def _harvest_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
@@ -40,40 +50,48 @@ def _harvest_tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
 
         build_corpus(config.corpus, run.corpus, models["a"])
 
-    def make_rows(client: Client) -> None:
-        from pipeline.harvest import rows
-
-        length, pool = config.corpus.max_length, config.align.pool
-        rows.make_rows(run.corpus, models["a"], models["b"], length, run.rows, pool=pool, client=client)
-
     def corpus_manifest(_: Identify) -> Manifest:
         from pipeline.harvest import manifests
 
         return manifests.corpus_manifest(config.corpus, models["a"])
 
-    def rows_manifest(identify: Identify) -> Manifest:
+    yield Task("corpus", "", {run.corpus: corpus_manifest}, (), make_corpus, by_content=True, prepares=True)
+    yield rows_task(config, run)
+    for side, model in models.items():
+        yield harvest_task(config, run, side, model)
+
+
+def rows_task(config: Experiment, run: RunDirectory) -> Task:
+    """Return the task of the rows that both models share."""
+    models, length, pool = config.models, config.corpus.max_length, config.align.pool
+
+    def make(client: Client) -> None:
+        from pipeline.harvest import rows
+
+        rows.make_rows(run.corpus, models["a"], models["b"], length, run.rows, pool=pool, client=client)
+
+    def manifest(identify: Identify) -> Manifest:
         from pipeline.harvest import manifests
 
-        corpus = identify(run.corpus)
         known = {side: manifests.known_identity(run.models, side, model) for side, model in models.items()}
-        return manifests.rows_manifest(corpus, known, config.corpus.max_length, config.align.pool)
+        return manifests.rows_manifest(identify(run.corpus), known, length, pool)
 
-    yield Task("corpus", "", {run.corpus: corpus_manifest}, (), make_corpus, by_content=True, prepares=True)
-    yield Task("rows", "", {run.rows: rows_manifest}, (run.corpus,), make_rows, prepares=True)
-    for side, model in models.items():
-        yield _harvest(config, run, side, model)
+    return Task("rows", "", {run.rows: manifest}, (run.corpus,), make, prepares=True)
 
 
-def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSettings) -> Task:
+def harvest_task(config: Experiment, run: RunDirectory, side: Side, of: ModelSettings | LaterModel) -> Task:
     """Return the task of one model: all its sites in one pass over the text."""
-    stores = {site: run.activations(side, site) for site in model.sites}
-    arguments = (run.corpus, run.rows, model, side, config.store, run.activations_folder(side))
+    later = of if isinstance(of, LaterModel) else LaterModel(of.sites, lambda: of)
+    stores = {site: run.activations(side, site) for site in later.sites}
+
+    def arguments() -> tuple[Path, Path, ModelSettings, Side, StoreSettings, Path]:
+        return run.corpus, run.rows, later.model(), side, config.store, run.activations_folder(side)
 
     def expect(site: str) -> Expect:
         def manifest(identify: Identify) -> Manifest:
             from pipeline.harvest import manifests
 
-            inputs = identify(run.corpus), identify(run.rows)
+            inputs, model = (identify(run.corpus), identify(run.rows)), later.model()
             known = manifests.known_identity(run.models, side, model)
             return manifests.store_manifest(*inputs, known, site, side, model, config.store)
 
@@ -85,21 +103,22 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
 
         if share is None:
             # before: whoever dies after the last store does not come here again, since the stores are whole
-            keep_identity(run.models, side, model)
-        harvest(*arguments, share=share, client=client)
+            keep_identity(run.models, side, later.model())
+        harvest(*arguments(), share=share, client=client)
 
     def cost(outlook: Outlook) -> Cost:
         from pipeline.harvest.forecast import forecast_harvest
         from pipeline.harvest.run import begin
 
-        return forecast_harvest(begin(*arguments), outlook)
+        return forecast_harvest(begin(*arguments()), outlook)
 
     return Task(
         "harvest",
         side.upper(),
         {path: expect(site) for site, path in stores.items()},
-        (run.corpus, run.rows),
+        (run.corpus, run.rows, *later.reads),
         make,
+        opens=later.reads,
         by_content=True,
         of_sites=True,
         cost=cost,
@@ -108,7 +127,8 @@ def _harvest(config: Experiment, run: RunDirectory, side: Side, model: ModelSett
     )
 
 
-def _contexts(config: Experiment, run: RunDirectory, side: Side, site: str) -> Task:
+def contexts_task(config: Experiment, run: RunDirectory, side: Side, site: str) -> Task:
+    """Return the task of the contexts of one site's features."""
     store, out = run.activations(side, site), run.contexts(side, site)
     top_n, settings = config.report.contexts, config.contexts
     return Task(

@@ -23,10 +23,11 @@ SLAB_BYTES = 16 * 2**20
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
     """Yield the tasks."""
     for site_a, site_b in config.site_pairs:
-        yield _pairs(config, run, site_a, site_b)
+        yield pairs_task(config, run, site_a, site_b)
 
 
-def _pairs(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
+def pairs_task(config: Experiment, run: RunDirectory, site_a: str, site_b: str) -> Task:
+    """Return the task of the matched pairs of two sites."""
     settings, cor, out = config.match, run.correlation(site_a, site_b), run.pairs(site_a, site_b)
     stores = run.activations("a", site_a), run.activations("b", site_b)
     contexts = (run.contexts("a", site_a), run.contexts("b", site_b)) if settings.needs_contexts else None

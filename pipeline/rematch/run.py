@@ -41,7 +41,7 @@ from pipeline.settings.compare import CompareSettings
 from pipeline.settings.correlate import CorrelateSettings
 from pipeline.settings.match import MatchSettings
 from pipeline.settings.registries import FILTERS, ROW_NULLS
-from pipeline.settings.rematch import SHUFFLES, VOCABULARY, RematchSettings
+from pipeline.settings.rematch import SHUFFLES, RematchSettings
 from pipeline.text.spans import check_corpus
 from pipeline.work.workers import ClientSource, ensure_client
 from storage import (
@@ -56,6 +56,7 @@ from storage import (
     open_result,
     read_manifest,
 )
+from storage.errors import FormatError
 from storage.files import remove_folder
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,11 @@ COUNTS = ("pairs", "r", "r_heldout")
 #: The null that says how many pairs, and which r, chance gives.
 CHANCE = "document"
 NO_CHANCE = Range(0.0, 0.0, 0.0)
+#: What is kept of the pairs of every matching: the name, the variable of the pairs, and its type.
+MATCHED = (
+    *(("a", "feature_a", "int32"), ("b", "feature_b", "int32")),
+    *(("r", "r", "float32"), ("r_heldout", "r_heldout", "float32")),
+)
 SUMMARY = (
     *("null_mean", "null_low", "null_high"),
     *("difference", "difference_low", "difference_high", "p"),
@@ -101,8 +107,8 @@ def rematch(
     The first number to read is ``beyond`` of the null ``token``: the share of what is above chance that the shared
     vocabulary does not give.
 
-    Memory is that of the correlation; for the permuted copy of B, two shards and at most half of the budget; and 12
-    bytes for each pair of each draw of the null ``token``. On disk, beside `out` and until it is done, stand one copy
+    Memory is that of the correlation; for the permuted copy of B, two shards and at most half of the budget; and 24
+    bytes for each pair of each draw. On disk, beside `out` and until it is done, stand one copy
     of B's activations and one correlation.
 
     Parameters
@@ -144,9 +150,10 @@ def rematch(
         p against the null ``document``, pooled over features that fire about as often and in as many documents, and
         the p after Benjamini and Hochberg. Over ``size``, shares of the text, each within the next, as far as documents
         are known: ``fraction``, ``size_rows``, and the numbers of pairs of the real rows and of the first null,
-        ``size_pairs`` and ``size_null_pairs``. Over ``matched``, the pairs themselves that the null ``token`` leaves,
-        by which subspaces of them can be scored: ``matched_in``, the draw, -1 for the real rows, ``matched_a`` and
-        ``matched_b``, all int32. Undefined values are NaN.
+        ``size_pairs`` and ``size_null_pairs``. Over ``matched``, the pairs themselves that each null leaves, by which
+        parts of them can be scored (:func:`drawn_pairs`): ``matched_null``, its number, ``matched_in``, the draw, -1
+        for the real rows, ``matched_a`` and ``matched_b``, all int32, and ``matched_r`` and ``matched_r_heldout``,
+        float32. Undefined values are NaN.
 
     Raises
     ------
@@ -214,7 +221,7 @@ def rematch_manifest(
     inputs = {"pairs": identify(pairs), "correlation": identify(cor)}
     if corpus is not None and (text is not None or _needs_text(settings)):
         inputs["corpus"] = identify(corpus)
-    return new_manifest(STAGE, inputs, settings.record() | {"pairs_kept_of": VOCABULARY})
+    return new_manifest(STAGE, inputs, settings.record() | {"pairs_kept_of": "all nulls, with r"})
 
 
 def _needs_text(settings: RematchSettings) -> bool:
@@ -420,8 +427,7 @@ class _Draws:
         # in the order of their ids, so that the same pairs are shuffled alike, whatever their r
         ordered = pairs.isel(pair=np.lexsort((pairs["feature_b"].values, pairs["feature_a"].values)))
         more = {"best_r": cor["r_b"].values[:, 0], "n_active": cor["n_active_a"].values}
-        if matching.null.name == VOCABULARY:
-            more |= {f"feature_{side}": ordered[f"feature_{side}"].values.astype(np.int32) for side in "ab"}
+        more |= {f"matched_{name}": ordered[variable].values.astype(dtype) for name, variable, dtype in MATCHED}
         return {name: np.asarray(value) for name, value in {**made, **self._scores(ordered, client), **more}.items()}
 
     def _scores(self, pairs: xr.Dataset, client: Client) -> dict[str, NDArray[np.float64]]:
@@ -472,8 +478,7 @@ class _Draws:
         }
         if CHANCE in loaded:
             variables |= self._of_features(loaded[CHANCE])
-        if VOCABULARY in loaded:
-            variables |= _pairs_of(loaded[VOCABULARY])
+        variables |= _pairs_of(loaded)
         names = {"null": list(loaded), "quantity": quantities, "metric": metrics}
         coords = {name: np.array(listed, object) for name, listed in names.items() if listed}
         if not metrics:
@@ -512,12 +517,32 @@ def _loaded(folder: Path, matchings: list[_Matching]) -> list[dict[str, NDArray[
     return [load_arrays(folder / matching.file) for matching in matchings]
 
 
-def _pairs_of(made: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
-    """Return the pairs of all matchings of a null, the real one first, one after the other, as variables."""
-    counts = [len(each["feature_a"]) for each in made]
-    columns = {"in": np.repeat(np.arange(-1, len(made) - 1), counts)}
-    columns |= {side: np.concatenate([each[f"feature_{side}"] for each in made]) for side in "ab"}
-    return {f"matched_{name}": ("matched", values.astype(np.int32)) for name, values in columns.items()}
+def _pairs_of(loaded: Mapping[str, list[dict[str, NDArray[Any]]]]) -> dict[str, Any]:
+    """Return the pairs of all matchings of all nulls, the real one of each first, as variables."""
+    made = [each for of_null in loaded.values() for each in of_null]
+    counts = [len(each["matched_a"]) for each in made]
+    places = [(null, draw) for null, of_null in enumerate(loaded.values()) for draw in range(-1, len(of_null) - 1)]
+    of_null, of_draw = np.repeat(np.array(places, np.int32), counts, axis=0).T
+    columns = {"null": of_null, "in": of_draw}
+    columns |= {name: np.concatenate([each[f"matched_{name}"] for each in made]) for name, _, _ in MATCHED}
+    return {f"matched_{name}": ("matched", values) for name, values in columns.items()}
+
+
+def drawn_pairs(rematched: xr.Dataset, null: str) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the pairs of the real rows that a null uses, and then of each of its draws.
+
+    Each has ``a``, ``b``, int32, and ``r``, ``r_heldout``, float32, (pair,) each, in the order of the features.
+    FormatError if the result is of an earlier release, which kept those of one null alone.
+    """
+    if "matched_null" not in rematched:
+        path = rematched.encoding.get("source", "the result of rematch")
+        raise FormatError(f"{path} is of an earlier release; make it again with: subspace run EXPERIMENT.yaml")
+    number = rematched["null"].values.tolist().index(null)
+    columns = {name: rematched[f"matched_{name}"].values for name in ("null", "in", *(name for name, _, _ in MATCHED))}
+    of_null, of_draw = columns.pop("null"), columns.pop("in")
+    for draw in range(-1, rematched.attrs["n_draws"]):
+        here = np.flatnonzero((of_null == number) & (of_draw == draw))
+        yield {name: values[here] for name, values in columns.items()}
 
 
 def share_of_texts(rows: Rows, fraction: float) -> Rows:

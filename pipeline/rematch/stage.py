@@ -8,14 +8,14 @@ from pipeline.correlate.stage import correlation_cost
 from pipeline.match.filters import TextInputs
 from pipeline.rematch.run import draws_done, rematch, rematch_manifest
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.rematch import VOCABULARY, RematchSettings
+from pipeline.settings.rematch import RematchSettings
 from pipeline.work.task import Cost, Outlook, Stage, Task
 from storage.rundir import RunDirectory
 
 #: Seconds of a matching and its scores that no size explains, and of a row of a permuted copy (measured).
 MATCHING_SECONDS, ROW_SECONDS = 1.0, 1e-5
 #: Bytes of a pair of a draw in the result.
-PAIR_BYTES = 12.0
+PAIR_BYTES = 24.0
 
 
 def tasks(config: Experiment, run: RunDirectory) -> Iterator[Task]:
@@ -35,7 +35,7 @@ def _rematched(config: Experiment, settings: RematchSettings, run: RunDirectory,
     def cost(outlook: Outlook) -> Cost:
         once = correlation_cost(config, run, sites, outlook)
         matchings = len(settings.nulls) * (settings.draws + 1) + 2 * len(settings.fractions)
-        pairs_kept = (settings.draws + 1) * min(map(outlook.n_features, stores)) * (VOCABULARY in settings.nulls)
+        pairs_kept = len(settings.nulls) * (settings.draws + 1) * min(map(outlook.n_features, stores))
         return Cost(
             seconds=matchings * (once.seconds + once.rows * ROW_SECONDS + MATCHING_SECONDS),
             rows=once.rows,

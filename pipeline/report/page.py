@@ -23,6 +23,7 @@ from pipeline.report.results import Run, SitePair, result_paths
 from pipeline.report.statements import Tables, concept_findings, read_concepts_table, statements
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
+from pipeline.report.yardsticks import open_yardsticks, yardsticks_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
@@ -87,6 +88,7 @@ def render_page(
     easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
     scripts = explorer_scripts() if explorer_view.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
+    asked = run.experiment.site_pairs if run.experiment.yardsticks is not None else []
     template = environment().get_template("report.html.j2")
     return template.render(
         run=run,
@@ -104,6 +106,8 @@ def render_page(
         ],
         vocabulary=read.vocabulary,
         growth=read.growth,
+        yardsticks=yardsticks_table(open_yardsticks(run.directory, asked, run.inputs)),
+        normalised=read.yardsticks,
         criterion=verdict.CORRECTIONS[verdict.criterion(scores)],
         scores=scores.assign(beats=verdict.beats_chance(scores)),
         matching=matching,

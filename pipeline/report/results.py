@@ -95,14 +95,15 @@ def result_paths(config: Experiment, run: RunDirectory) -> Iterator[Path]:
             yield from (run.activations(side, site), run.contexts(side, site), run.labels(side, site))
             if config.semantics is not None:
                 yield run.concepts(side, site)
+    of_pairs = {
+        run.scores: config.compare,
+        run.rematched: config.rematch,
+        run.semantics: config.semantics,
+        run.yardsticks: config.yardsticks,
+    }
     for pair in config.site_pairs:
         yield from (run.correlation(*pair), run.pairs(*pair))
-        if config.compare is not None:
-            yield run.scores(*pair)
-        if config.rematch is not None:
-            yield run.rematched(*pair)
-        if config.semantics is not None:
-            yield run.semantics(*pair)
+        yield from (of(*pair) for of, section in of_pairs.items() if section is not None)
     if config.semantics is not None:
         yield run.semantics_table
 

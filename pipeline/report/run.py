@@ -13,6 +13,7 @@ from pipeline.report.concepts import read_meanings
 from pipeline.report.explorer import Explorer
 from pipeline.report.explorer_page import write_explorer
 from pipeline.report.results import Run, open_run, result_paths
+from pipeline.report.yardsticks import open_yardsticks, save_yardsticks
 from pipeline.settings.experiment import Experiment
 from storage import Manifest, fingerprint, new_manifest
 from storage.derived import is_page, write_derived
@@ -63,6 +64,8 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
         scores = tables.scores_table(run)
     else:
         scores = scores_table(save_scores(run.directory, run.experiment.site_pairs, run.inputs))
+    if run.experiment.yardsticks is not None:
+        save_yardsticks(run.directory, open_yardsticks(run.directory, run.experiment.site_pairs, run.inputs))
     pairs = tables.pairs_table(run, explorer.texts())
     write_derived(run.directory.pairs_table, pairs.to_csv(index=False))
     meanings = read_meanings(run)

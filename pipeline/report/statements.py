@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from pipeline.report.verdict import (
     score_findings,
 )
 from pipeline.report.vocabulary import growth_findings, growth_table, vocabulary_findings, vocabulary_table
+from pipeline.report.yardsticks import normalised_table, open_yardsticks, yardsticks_findings
 from storage import open_result, read_manifest
 
 #: Why subspaces are not judged, by their verdict.
@@ -53,6 +54,8 @@ class Tables:
         From :func:`read_concepts_table`.
     growth
         From :func:`pipeline.report.vocabulary.growth_table`; empty where no shares of the text were matched.
+    yardsticks
+        From :func:`pipeline.report.yardsticks.normalised_table`; empty where there are none.
     """
 
     scores: pd.DataFrame
@@ -60,6 +63,7 @@ class Tables:
     vocabulary: pd.DataFrame
     concepts: pd.DataFrame
     growth: pd.DataFrame
+    yardsticks: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
     def of(cls, run: Run) -> Tables:
@@ -70,6 +74,7 @@ class Tables:
             vocabulary_table(run),
             read_concepts_table(run),
             growth_table(run),
+            _normalised(run),
         )
 
     def to_records(self) -> dict[str, list[dict[str, Any]]]:
@@ -87,6 +92,11 @@ class Tables:
             for name, rows in records.items()
         }
         return cls(**{field.name: pd.DataFrame(defined.get(field.name, [])) for field in fields(cls)})
+
+
+def _normalised(run: Run) -> pd.DataFrame:
+    asked = run.experiment.site_pairs if run.experiment.yardsticks is not None else []
+    return normalised_table(open_yardsticks(run.directory, asked, run.inputs))
 
 
 def read_concepts_table(run: Run) -> pd.DataFrame:
@@ -189,6 +199,7 @@ def statements(tables: Tables) -> list[str]:
         *score_findings(tables.scores),
         *r_findings(tables.matching),
         *growth_findings(tables.growth),
+        *yardsticks_findings(tables.yardsticks),
         *concept_findings(tables.concepts),
     ]
 

@@ -14,7 +14,7 @@ from pipeline.report.verdict import listed, metric_name, number, p_number, span
 #: The nulls that the table shows beside the real values.
 TOKEN, DOCUMENT = "token", "document"
 #: What is held against the nulls, as people call it; metrics are called as elsewhere.
-NAMES = {"pairs": "pairs", "r": "r", "r_heldout": "held-out r"}
+NAMES = {"pairs": "pairs", "r": "r", "r_heldout": "held-out r", "decoder_cosine": "cosine of decoders"}
 #: A share from which on most of the likeness is more than a vocabulary.
 MOST = 0.5
 COLUMNS = (

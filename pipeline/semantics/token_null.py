@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.compare.statistics import expected_range, p_value
 from pipeline.compare.subsets import compare_subsets
 from pipeline.semantics.subspaces import Mask, inside
-from pipeline.settings.rematch import SHUFFLES
+from pipeline.settings.rematch import SHUFFLES, VOCABULARY
 from pipeline.settings.semantics import SubspaceSettings
 from storage import fingerprint, open_result, read_manifest
 from storage.errors import InputError
@@ -44,9 +44,11 @@ def open_rematched(path: str | Path, pairs: Path) -> xr.Dataset:
     result, made = open_result(path, "rematch"), read_manifest(path)
     if made is None or made.inputs.get("pairs") != fingerprint(pairs):
         raise InputError(f"{path} was not made from the pairs {pairs}: run `subspace rematch` on them")
-    if "matched_in" not in result:
+    nulls = result["null"].values.tolist() if "matched_null" in result else []
+    if VOCABULARY not in nulls:
         raise InputError(f"{path} has no draws of the null token: run `subspace rematch` with --null token")
-    return result[["matched_in", "matched_a", "matched_b"]]
+    here = result["matched_null"].values == nulls.index(VOCABULARY)
+    return result[["matched_in", "matched_a", "matched_b"]].isel(matched=np.flatnonzero(here))
 
 
 def token_columns(

@@ -18,9 +18,11 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.settings.registries import FILTERS
+from pipeline.settings.registries import FILTERS, YARDSTICKS
 from storage.errors import InputError, shorten, shown
+from storage.registry import Registry
 
 SITE_PLACEHOLDER = "{site}"
 #: Characters of a line of a docstring.
@@ -246,8 +248,8 @@ def _fields_at(root: type[Section], location: tuple[Any, ...]) -> Iterator[str]:
         if field is not None:
             section, alternatives = _section_of(field.annotation), _named_sections(field.annotation)
         else:
-            # a section of several kinds, or inside a list of filters, where a number and the filter's name follow
-            section = alternatives.get(str(part)) or _filter_named(part)
+            # a section of several kinds, or inside a list of what is registered, where a number and a name follow
+            section = alternatives.get(str(part)) or _registered(part)
     for name, field in getattr(section, "model_fields", {}).items():
         yield field.alias or name
 
@@ -263,5 +265,35 @@ def _named_sections(annotation: Any) -> dict[str, Any]:
     return {kind.__name__: kind for kind in kinds if hasattr(kind, "model_fields")}
 
 
-def _filter_named(part: object) -> Any:
-    return FILTERS[part] if isinstance(part, str) and part in FILTERS else Section
+def _registered(part: object) -> Any:
+    kinds = (kinds[part] for kinds in (FILTERS, YARDSTICKS) if isinstance(part, str) and part in kinds)
+    return next(kinds, Section)
+
+
+def registered_section(registry: Registry[Any], example: str) -> BeforeValidator:
+    """Return what makes the section that a mapping with a ``name`` stands for, one of a registry's.
+
+    What is wrong with the mapping is said at its name and key; `example` is shown where there is none.
+    """
+
+    def make(value: Any) -> Any:
+        if isinstance(value, Section):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a {registry.kind} is a mapping with its name, as {example}")  # noqa: TRY004
+        name = str(value.get("name"))
+        kind = registry[name]
+        try:
+            return kind.model_validate(dict(value))
+        except ValidationError as error:
+            errors = [
+                InitErrorDetails(
+                    type=PydanticCustomError(item["type"], "{message}", {"message": reason(item)}),
+                    loc=(name, *item["loc"]),
+                    input=item["input"],
+                )
+                for item in error.errors()
+            ]
+            raise ValidationError.from_exception_data(registry.kind, errors) from error
+
+    return BeforeValidator(make)

@@ -34,6 +34,7 @@ from pipeline.settings.match import RunMatchSettings
 from pipeline.settings.rematch import RematchSettings
 from pipeline.settings.report import ReportSettings
 from pipeline.settings.semantics import SemanticsSettings
+from pipeline.settings.yardsticks import YardsticksSettings
 from storage.errors import FormatError, InputError
 from storage.rundir import RunDirectory, Side
 from storage.yaml_files import read_yaml
@@ -66,6 +67,9 @@ class Experiment(Section):
     rematch: RematchSettings | None = Field(None, description="the stage runs if this is given; {} for all defaults")
     compare: Annotated[CompareSettings, AfterValidator(CompareSettings.of_sites)] | None = Field(
         CompareSettings(), description="null skips the stage, e.g. for activations without decoder rows"
+    )
+    yardsticks: YardsticksSettings | None = Field(
+        None, description="the stage runs where this is given; {} for the floors and ceilings that need nothing else"
     )
     contexts: ContextsSettings = ContextsSettings()
     concepts: str | list[str] | None = Field(
@@ -197,7 +201,7 @@ def load_experiment(path: str | Path) -> Experiment:
         experiment = Experiment.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{file}:\n" + "\n".join(explain(error, Experiment))) from error
-    return _resolve_paths(experiment, file.parent)
+    return resolve_paths(experiment, file.parent)
 
 
 def stored_experiment(directory: RunDirectory) -> Experiment:
@@ -220,7 +224,7 @@ def stored_experiment(directory: RunDirectory) -> Experiment:
         ) from error
 
 
-def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
+def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     """Make relative paths absolute, where something exists under `folder`; hub ids stay as they are."""
     corpus = experiment.corpus.model_copy(
         update={
@@ -230,14 +234,20 @@ def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     )
     sides: dict[str, Any] = {side: _resolve_model(model, folder) for side, model in experiment.models.items()}
     sides |= {side: _resolve_stores(stores, folder) for side, stores in experiment.stored.items()}
-    filters = [
-        item.model_copy(update={name: _resolve(getattr(item, name), folder) for name in item.paths})
-        for item in experiment.match.filters
-    ]
+    filters = [_resolve_item(item, folder) for item in experiment.match.filters]
     checked_on = _resolve(experiment.match.check_on, folder)
     match = experiment.match.model_copy(update={"filters": filters, "check_on": checked_on})
     semantics = None if experiment.semantics is None else _resolve_semantics(experiment.semantics, folder)
-    return experiment.model_copy(update={"corpus": corpus, "match": match, "semantics": semantics, **sides})
+    yardsticks = experiment.yardsticks
+    if yardsticks is not None:
+        yardsticks = yardsticks.model_copy(update={"use": [_resolve_item(item, folder) for item in yardsticks.use]})
+    changes = {"corpus": corpus, "match": match, "semantics": semantics, "yardsticks": yardsticks, **sides}
+    return experiment.model_copy(update=changes)
+
+
+def _resolve_item(item: Any, folder: Path) -> Any:
+    """Make the paths of a filter or yardstick absolute."""
+    return item.model_copy(update={name: _resolve(getattr(item, name), folder) for name in item.paths})
 
 
 def _resolve_semantics(semantics: SemanticsSettings, folder: Path) -> SemanticsSettings:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, Field, PositiveInt
 
-from pipeline.settings.base import Flag, Number, Section, known, reason
+from pipeline.settings.base import Flag, Number, Section, known, registered_section
 from pipeline.settings.compare import Count, Metrics, NullRuns
 from pipeline.settings.registries import FILTERS, METHODS, takes_max_uses
 from storage.errors import InputError, shorten
@@ -35,28 +34,6 @@ MatchMethod = Annotated[str, known(METHODS.__getitem__), Flag(metavar="NAME", ch
 MinimumR = Annotated[float, Number, Field(gt=-1, le=1)]
 
 
-def _filter(value: Any) -> Any:
-    """Return the filter that a mapping stands for; what is wrong with it is said at its name and key."""
-    if isinstance(value, Section):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError("a filter is a mapping with its name, as {name: min_r, value: 0.2}")  # noqa: TRY004
-    name = str(value.get("name"))
-    kind = FILTERS[name]
-    try:
-        return kind.model_validate(dict(value))
-    except ValidationError as error:
-        errors = [
-            InitErrorDetails(
-                type=PydanticCustomError(item["type"], "{message}", {"message": reason(item)}),
-                loc=(name, *item["loc"]),
-                input=item["input"],
-            )
-            for item in error.errors()
-        ]
-        raise ValidationError.from_exception_data("filter", errors) from error
-
-
 def parse_filter(text: str) -> dict[str, Any]:
     """Return a filter from how it is written on the command line.
 
@@ -76,7 +53,7 @@ def parse_filter(text: str) -> dict[str, Any]:
 
 #: Filters of pairs, with their settings: each one of :data:`pipeline.settings.registries.FILTERS`.
 PairFilters = Annotated[
-    list[Annotated[Any, BeforeValidator(_filter)]],
+    list[Annotated[Any, registered_section(FILTERS, "{name: min_r, value: 0.2}")]],
     Flag(
         name="--filter",
         metavar="NAME[:before|after][:KEY=VALUE]",

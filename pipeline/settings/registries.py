@@ -10,7 +10,17 @@ from typing import Any
 
 from storage.registry import IMPORTERS, Registry
 
-__all__ = ["DICTIONARIES", "FILTERS", "IMPORTERS", "METHODS", "METRICS", "NULLS", "ROW_NULLS", "takes_max_uses"]
+__all__ = [
+    "DICTIONARIES",
+    "FILTERS",
+    "IMPORTERS",
+    "METHODS",
+    "METRICS",
+    "NULLS",
+    "ROW_NULLS",
+    "YARDSTICKS",
+    "takes_max_uses",
+]
 
 #: Subclasses of :class:`pipeline.compare.base.Metric`.
 METRICS: Registry[Any] = Registry("metric", "subspace.metrics", "pipeline.compare.metrics")
@@ -24,6 +34,8 @@ FILTERS: Registry[Any] = Registry("filter", "subspace.filters", "pipeline.match.
 METHODS: Registry[Any] = Registry("matching method", "subspace.methods", "pipeline.match.methods")
 #: Instances of :class:`pipeline.harvest.dictionary.Format`.
 DICTIONARIES: Registry[Any] = Registry("dictionary format", "subspace.dictionaries", "pipeline.harvest.formats")
+#: Subclasses of :class:`pipeline.yardsticks.base.Yardstick`.
+YARDSTICKS: Registry[Any] = Registry("yardstick", "subspace.yardsticks", "pipeline.yardsticks.kinds")
 
 
 def takes_max_uses(method: str) -> bool:

@@ -126,6 +126,11 @@ CHANGES: dict[str, Change] = {
     "compare.seed": (1, COMPARE),
     "compare.intervals": (5, COMPARE),
     "compare.memory": ("2GB", NOTHING),
+    "yardsticks": ({"use": [{"name": "token"}]}, frozenset({"yardsticks"})),
+    "yardsticks.use": ([{"name": "token"}], frozenset({"yardsticks"})),
+    "yardsticks.floor": ("token", frozenset({"yardsticks"}), {"yardsticks.use": [{"name": "token"}]}),
+    "yardsticks.ceiling": (None, frozenset({"yardsticks"}), {"yardsticks.use": [{"name": "token"}]}),
+    "yardsticks.groups": (5, frozenset({"yardsticks"}), {"yardsticks.use": [{"name": "token"}]}),
     "contexts.distinct_documents": (True, CONTEXTS),
     "contexts.quantiles": ([0.5], CONTEXTS),
     "contexts.bins": (10, CONTEXTS),
@@ -179,6 +184,7 @@ TOGETHER: dict[str, list[str]] = {
         *(f"semantics.{name}" for name in ("approaches", "sides", "within", "min_pairs", "metrics", "judged", "nulls")),
         *(f"semantics.{name}" for name in ("null_runs", "seed", "embedding", "clusters", "geometry")),
     ],
+    "yardsticks": ["yardsticks", *(f"yardsticks.{name}" for name in ("use", "floor", "ceiling", "groups"))],
     "nothing": [place for place, change in CHANGES.items() if "." in place and not change[1]],
 }
 
@@ -313,7 +319,7 @@ def test_what_status_names_is_what_a_run_makes(
     before = written(folder)
     fingerprints = {path: fingerprint_of(path) for path in before}
 
-    run(config, run_dir=folder, until="semantics", client=client)
+    run(config, run_dir=folder, until="yardsticks", client=client)
 
     again = {path for path, when in written(folder).items() if before.get(path) != when}
     certain, waiting = of_state(items, "outdated", "missing"), of_state(items, "waiting")

@@ -15,6 +15,7 @@ from pipeline.correlate.run import correlate
 from pipeline.match.run import match
 from pipeline.rematch import run as module
 from pipeline.rematch.nulls import Rows
+from pipeline.rematch.run import drawn_pairs
 from pipeline.settings.registries import ROW_NULLS
 from pipeline.work.workers import local_client
 from storage.errors import InputError
@@ -85,15 +86,19 @@ def test_real_values_are_those_of_the_rows_that_are_used(sense, client):
     assert float(result.value.sel(null="token", quantity="r")) == pytest.approx(plain.mean_r, abs=1e-12)
 
 
-def test_the_pairs_of_the_null_token_are_kept(sense, client):
+def test_the_pairs_of_all_nulls_are_kept_with_their_r(sense, client):
     case, result = sense
     plain = match(correlate(*case.stores, keep_above=0.2, client=client), min_correlation=0.2)
-    kept = {draw: result.isel(matched=np.flatnonzero(result.matched_in == draw)) for draw in range(-1, 4)}
-    assert set(zip(kept[-1].matched_a.values, kept[-1].matched_b.values, strict=True)) == set(
-        zip(plain.feature_a.values, plain.feature_b.values, strict=True)
-    )
-    counts = [kept[draw].sizes["matched"] for draw in range(4)]
-    assert counts == result.null_value.sel(null="token", quantity="pairs").values.tolist()
+    for null in ("token", "document"):
+        real, *draws = drawn_pairs(result, null)
+        if null == "token":
+            features = plain.feature_a.values.tolist(), plain.feature_b.values.tolist()
+            assert {*zip(real["a"].tolist(), real["b"].tolist(), strict=True)} == {*zip(*features, strict=True)}
+        values = result.null_value.sel(null=null)
+        assert [len(pairs["a"]) for pairs in draws] == values.sel(quantity="pairs").values.tolist()
+        for quantity in ("r", "r_heldout"):
+            means = [pairs[quantity].mean() if len(pairs["r"]) else np.nan for pairs in draws]
+            np.testing.assert_allclose(means, values.sel(quantity=quantity), rtol=1e-6)
 
 
 def test_shares_of_the_text_are_matched_as_if_there_were_no_more(sense, client):

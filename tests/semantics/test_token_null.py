@@ -31,11 +31,13 @@ def write_rematched(planted: Any, path: Path, draws: list[tuple[np.ndarray, np.n
     """Write pairs as if rows had been permuted; the real ones come first."""
     counts = [len(a) for a, _ in draws]
     columns = {
+        "null": np.zeros(sum(counts)),
         "in": np.repeat(np.arange(len(draws)) - 1, counts),
         "a": np.concatenate([a for a, _ in draws]),
         "b": np.concatenate([b for _, b in draws]),
     }
     result = xr.Dataset({f"matched_{name}": ("matched", values.astype("i4")) for name, values in columns.items()})
+    result = result.assign_coords(null=np.array(["token"], object))
     manifest = storage.new_manifest("rematch", {"pairs": storage.fingerprint(planted.pairs)}, {"n": len(draws)})
     storage.write_result(result.assign_attrs(n_draws=len(draws) - 1), path, manifest, overwrite=True)
     return path

@@ -1,0 +1,1 @@
+"""The floors and ceilings that come with the package, one class each."""
