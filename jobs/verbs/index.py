@@ -45,6 +45,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "sweep": "jobs.verbs.match:sweep_command",
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
+        "diff": "jobs.verbs.diff:command",
         "feature": "jobs.verbs.feature:command",
         "compare-activations": "pipeline.compare.verbs:activations_command",
         "contexts": "jobs.verbs.concepts:contexts_command",
@@ -124,6 +125,8 @@ sweep C.zarr --out sweep.zarr --max-uses 1,5,100 --stores A.zarr B.zarr --metric
 token-identity pairs.zarr A.zarr B.zarr --out identity.zarr
 token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out identity.zarr --json
 layers runs/pythia-70m-vs-160m --csv layers.csv
+diff runs/seed-0 runs/seed-1
+diff runs/seed-0 runs/seed-1 runs/seed-2 --out diff.zarr --csv diff.csv --plot diff.png
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
 feature runs/demo layers.10 17
