@@ -22,6 +22,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "report": "pipeline.report.__main__:command",
         "scores": "jobs.verbs.scores:command",
         "reproduce": "jobs.verbs.reproduce:command",
+        "neurons": "jobs.verbs.neurons:command",
         "demo": "jobs.verbs.run:demo_command",
         "doctor": "jobs.verbs.doctor:command",
     },
@@ -87,6 +88,8 @@ reproduce pythia --cluster slurm-cuda --run-dir runs/pythia
 reproduce pythia --show > mine.yaml
 reproduce pythia --experiment mine.yaml --run-dir runs/mine
 reproduce pythia --table --run-dir runs/pythia --json
+neurons runs/pythia-70m-vs-160m --plot neurons.png
+neurons runs/pythia-70m-vs-160m --run-dir runs/neurons --csv neurons.csv --json
 demo
 demo --run-dir somewhere --json
 doctor
