@@ -22,6 +22,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "report": "pipeline.report.__main__:command",
         "scores": "jobs.verbs.scores:command",
         "reproduce": "jobs.verbs.reproduce:command",
+        "neurons": "jobs.verbs.neurons:command",
         "demo": "jobs.verbs.run:demo_command",
         "doctor": "jobs.verbs.doctor:command",
     },
@@ -46,6 +47,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "token-identity": "jobs.verbs.match:token_identity_command",
         "layers": "jobs.verbs.match:layers_command",
         "yardsticks": "pipeline.yardsticks.__main__:command",
+        "diff": "jobs.verbs.diff:command",
         "feature": "jobs.verbs.feature:command",
         "compare-activations": "pipeline.compare.verbs:activations_command",
         "contexts": "jobs.verbs.concepts:contexts_command",
@@ -87,6 +89,8 @@ reproduce pythia --cluster slurm-cuda --run-dir runs/pythia
 reproduce pythia --show > mine.yaml
 reproduce pythia --experiment mine.yaml --run-dir runs/mine
 reproduce pythia --table --run-dir runs/pythia --json
+neurons runs/pythia-70m-vs-160m --plot neurons.png
+neurons runs/pythia-70m-vs-160m --run-dir runs/neurons --csv neurons.csv --json
 demo
 demo --run-dir somewhere --json
 demo --yardsticks
@@ -128,6 +132,8 @@ token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out id
 layers runs/pythia-70m-vs-160m --csv layers.csv
 yardsticks runs/pythia-70m-vs-160m
 yardsticks runs/pythia-70m-vs-160m --yardstick token --yardstick other_dictionary:a=seed-1/{site}:b=seed-2/{site} --json
+diff runs/seed-0 runs/seed-1
+diff runs/seed-0 runs/seed-1 runs/seed-2 --out diff.zarr --csv diff.csv --plot diff.png
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr
 compare-activations A.zarr B.zarr --pairs pairs.zarr --intervals 500 --out scores.zarr --json
 feature runs/demo layers.10 17

@@ -9,8 +9,9 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from pipeline.compare.score_grid import power_notes, save_scores, scores_table, to_latex, written_table
+from pipeline.compare.score_grid import best_sites, power_notes, save_scores, scores_table, to_latex, written_table
 from pipeline.compare.statistics import LEVEL
+from pipeline.report.tables import observations
 from pipeline.settings.experiment import stored_experiment
 from pipeline.work.script import AsJson, show, wide_console
 from storage.rundir import RunDirectory
@@ -42,7 +43,7 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
     written = written_table(table)
     intervals, nulls = bool((written["interval"] != "").any()), table["null"].nunique() > 1
     names = ["A", "B", "pairs", "metric", "score", *["interval"] * intervals, *["null"] * nulls]
-    names += ["chance", "above it", "p", "p (Holm)"]
+    names += ["chance", "above it", "calibrated", "p", "p (Holm)", "p (max)"]
     shown = Table(title=f"green: above chance, Holm-corrected p < {LEVEL}")
     for name in names:
         justify: Literal["left", "right"] = "left" if name in ("A", "B", "metric", "null") else "right"
@@ -60,6 +61,11 @@ def _print(table: pd.DataFrame, power: dict[str, str], n_site_pairs: int) -> Non
     compared = len(table[["site_a", "site_b"]].drop_duplicates())
     if compared < n_site_pairs:
         console.print(f"{compared} of {n_site_pairs} pairs of sites are compared so far; corrections count these only.")
+    for best in observations(best_sites(table)) if compared > 1 else ():
+        console.print(
+            f"{best.metric}, {best.null}: highest at {best.site_a} – {best.site_b}, calibrated {best.calibrated:.3f}; "
+            f"p of the highest of {compared} pairs of sites: {best.p_max:.3g}"
+        )
     for null, advice in power.items():
         console.print(f"{null}: {advice}")
     for note, rows in table[table["note"] != ""].groupby("note", sort=False):

@@ -25,6 +25,7 @@ def compare_rows(
     features: tuple[ArrayLike, ArrayLike] | None = None,
     pool: tuple[ArrayLike, ArrayLike] | None = None,
     control: tuple[ArrayLike | None, ArrayLike | None] | None = None,
+    ids: ArrayLike | None = None,
     client: Client | None = None,
 ) -> xr.Dataset:
     """Score how alike two sides of paired rows are, each score beside its nulls.
@@ -43,6 +44,9 @@ def compare_rows(
         Paired rows of which `x` and `y` are a part, for the null ``random_pairs``; shapes (N, d_x) and (N, d_y).
     control
         Rows that stand for either side's own in the null ``random_dictionary``; None for a side that keeps its rows.
+    ids
+        A number for each row of `x`, shape (n,), no two the same: what the same numbers are paired with elsewhere is
+        shuffled alike in the same run, for ``p_max`` of :func:`pipeline.compare.score_grid.score_grid`.
     client
         Where the tasks run; threads of this process by default.
 
@@ -73,7 +77,10 @@ def compare_rows(
     given = {"features": features, "pool": pool, "control": control}
     drawing = [null for null in map(NULLS.__getitem__, settings.nulls) if null.source in given]
     banks = {null.name: _bank(null, given[null.source], (a, b)) for null in drawing}
-    return score_pairs((a, b), banks, settings, client)
+    numbers = None if ids is None else np.asarray(ids, np.int64)
+    if numbers is not None and (numbers.shape != (len(a.rows),) or len(np.unique(numbers)) < len(a.rows)):
+        raise InputError(f"ids must be {len(a.rows)} different numbers, one for each row of x")
+    return score_pairs((a, b), banks, settings, client, ids=numbers)
 
 
 def _bank(

@@ -82,11 +82,13 @@ def score_pairs(
     client: ClientSource = None,
     *,
     words: NDArray[np.int64] | None = None,
+    ids: NDArray[np.int64] | None = None,
 ) -> xr.Dataset:
     """Score paired rows, each score beside its nulls; the rest is as in :func:`pipeline.compare`.
 
     The rows of A and of B are paired in their order. A null draws from its bank; without one, it pairs the same rows,
-    and may know the word of each, (pair,), negative numbers for none.
+    and may know the word of each, (pair,), negative numbers for none, and the feature of each row of A, (pair,), none
+    twice.
     """
     n, metrics = sides[0].shape[0], settings.parsed()
     _check_sources(settings.nulls, words)
@@ -98,7 +100,7 @@ def score_pairs(
         groups = families(metrics.values())
         fitted = _fit_memory(groups, sides, banks, settings.memory)
         with ensure_client(client) as used:
-            scored = _score(used, sides, banks, fitted, settings, words=words)
+            scored = _score(used, sides, banks, fitted, settings, words=words, ids=ids)
         of_metric = dict(zip(itertools.chain(*(family.metrics for family in groups)), scored.values(), strict=True))
         outcomes = {text: of_metric[metric] for text, metric in metrics.items()}
     scores = to_dataset(outcomes, settings.nulls, settings.null_runs, ends_early=settings.stop_after > 0)
@@ -124,6 +126,7 @@ def _score(
     settings: CompareSettings,
     *,
     words: NDArray[np.int64] | None,
+    ids: NDArray[np.int64] | None,
 ) -> dict[Metric, Outcome]:
     """Return the outcome of every metric, in the order of the families."""
     rows = [side.on(client) for side in sides]
@@ -131,7 +134,8 @@ def _score(
     # a null without a bank pairs the same rows
     sizes = {name: banks[name].sizes() if name in banks else (n, n) for name in settings.nulls}
     draws = [
-        Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed, words=words) for name in settings.nulls
+        Draws(NULLS[name], n, sizes[name], settings.null_runs, settings.seed, words=words, ids=ids)
+        for name in settings.nulls
     ]
     outcomes = score_rows(rows, n, groups, draws, client, stop_after=settings.stop_after)
     defined = {metric: outcome for metric, outcome in outcomes.items() if outcome.defined}

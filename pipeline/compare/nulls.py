@@ -30,16 +30,17 @@ Floats = NDArray[np.float64]
 #: Rows in what is drawn from, of A and of B; None for a side that keeps the rows that are compared.
 Sizes = tuple[int | None, int | None]
 #: Where in A and in B the rows of one run are, shape (n,) each, from a generator, the number of rows, and what is drawn
-#: from: sizes, or of the source ``words`` the word of each pair, int64, (n,), a negative number for none.
+#: from: sizes; of the source ``words`` the word of each pair, int64, (n,), a negative number for none; of ``ids`` a
+#: number for each row of A, int64, (n,), no two the same, or None.
 Places = Callable[[np.random.Generator, int, Any], tuple[Pairing, Pairing]]
 #: Of the source ``keywords``: places in the pool of the pairs of all runs at once, (run, n), or None and why; see
 #: :func:`pipeline.compare.random_keywords.random_lists`.
 Lists = Callable[..., tuple[NDArray[np.int64] | None, str]]
-#: What the rows of a run are drawn from: those compared, or those with their words; all live features; a larger
-#: matching, or the pairs of lists of words in it; another dictionary; blocks of text.
-Source = Literal["rows", "words", "features", "pool", "keywords", "control", "blocks"]
+#: What the rows of a run are drawn from: those compared, those with their words, or with the features that A's rows are
+#: of; all live features; a larger matching, or the pairs of lists of words in it; another dictionary; blocks of text.
+Source = Literal["rows", "words", "ids", "features", "pool", "keywords", "control", "blocks"]
 #: Sources of nulls that pair the compared rows otherwise.
-SAME_ROWS: tuple[Source, ...] = ("rows", "words")
+SAME_ROWS: tuple[Source, ...] = ("rows", "words", "ids")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Null:
     name
         What users write.
     function
-        Draws one run (:data:`Places`); for ``keywords``, all of them (:data:`Lists`). For ``rows`` and ``words`` A
-        keeps its order, and only B's places count.
+        Draws one run (:data:`Places`); for ``keywords``, all of them (:data:`Lists`). For ``rows``, ``words`` and
+        ``ids`` A keeps its order, and only B's places count.
     source
         What it draws from. Whoever compares gives that to the function, or refuses the null.
     stream
@@ -83,8 +84,8 @@ def null(source: Source, stream: tuple[int, ...] | None = None) -> Callable[[Fun
 class Draws:
     """All runs of a null for `n` rows; `sizes` are the rows that are drawn from, None of a side that keeps its own.
 
-    `drawn`, (run, n), has the places of all runs of a null of keywords, and `words`, (n,), the word of each row, for a
-    null of words.
+    `drawn`, (run, n), has the places of all runs of a null of keywords, `words`, (n,), the word of each row, for a null
+    of words, and `ids`, (n,), the feature of each row of A, None where it is not known.
     """
 
     null: Null
@@ -94,6 +95,7 @@ class Draws:
     seed: int
     drawn: NDArray[np.int64] | None = None
     words: NDArray[np.int64] | None = None
+    ids: NDArray[np.int64] | None = None
 
     def places(self, run: int) -> tuple[Pairing, Pairing]:
         """Return where the rows of one run are, int64, shape (n,) each.
@@ -109,7 +111,8 @@ class Draws:
             return self.drawn[run], self.drawn[run]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*self.null.stream, run)))
         draw: Places = self.null.function
-        return draw(rng, self.n, self.words if self.null.source == "words" else self.sizes)
+        given = {"words": self.words, "ids": self.ids}
+        return draw(rng, self.n, given.get(self.null.source, self.sizes))
 
     def too_few(self) -> str:
         """Say why the rows of a run cannot be drawn; an empty string where they can."""
@@ -237,10 +240,34 @@ def draw(rng: np.random.Generator, n: int, size: int | None) -> Pairing:
     return np.arange(n) if size is None else rng.permutation(size)[:n]
 
 
-@null("rows", stream=())
-def shuffled(rng: np.random.Generator, n: int, sizes: Sizes) -> tuple[Pairing, Pairing]:  # noqa: ARG001
-    """Pair the same rows at random."""
-    return np.arange(n), rng.permutation(n)
+@null("ids", stream=())
+def shuffled(rng: np.random.Generator, n: int, ids: NDArray[np.int64] | None) -> tuple[Pairing, Pairing]:
+    """Pair the same rows at random; in one run, features of A change places alike at all sites of B."""
+    return np.arange(n), rng.permutation(n) if ids is None else shuffle_ids(rng, ids)
+
+
+def shuffle_ids(rng: np.random.Generator, ids: NDArray[np.int64]) -> Pairing:
+    """Return a uniformly random permutation, (n,), that is the same for rows of the same ids wherever it is drawn.
+
+    A random key of each id puts the rows in order, and each takes the place of the next, unless that has a larger id
+    than all before it: there a cycle closes. Every order gives a permutation of its own (Foata's fundamental bijection;
+    Lothaire, Combinatorics on Words, section 10.2), so that all are equally likely. A generator in the same state draws
+    the same keys, and most neighbours in their order stay neighbours where other rows are left out. Takes 8 bytes for
+    each number up to the largest id.
+
+    Examples
+    --------
+    >>> few, more = np.array([2, 5, 7]), np.array([2, 3, 5, 7])
+    >>> [ids[shuffle_ids(np.random.default_rng(1), ids)].tolist() for ids in (few, more)]
+    [[2, 7, 5], [2, 7, 3, 5]]
+    """
+    order = np.argsort(rng.random(int(ids.max(initial=-1)) + 1)[ids], kind="stable")
+    starts = np.flatnonzero(ids[order] == np.maximum.accumulate(ids[order]))
+    following = np.roll(order, -1)
+    following[np.append(starts[1:], len(order)) - 1] = order[starts]
+    places = np.empty(len(order), np.int64)
+    places[order] = following
+    return places
 
 
 def shuffle_clumps(rng: np.random.Generator, clumps: NDArray[np.int64]) -> Pairing:

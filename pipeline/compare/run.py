@@ -117,7 +117,10 @@ def compare(
     manifest = _manifest(sides, banks, settings, words)
 
     def make() -> xr.Dataset:
-        return score_pairs(sides, banks, settings, client, words=words).assign_attrs(manifest.to_attrs())
+        features = sides[0].features.astype(np.int64)
+        ids = features if len(np.unique(features)) == len(features) else None  # one that is paired twice is no label
+        scores = score_pairs(sides, banks, settings, client, words=words, ids=ids)
+        return scores.assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.compare.statistics import LEVEL, benjamini_hochberg, holm, power_note
+from pipeline.compare.statistics import EFFECT_RUNS, LEVEL, benjamini_hochberg, calibrated, holm, max_p, power_note
 from storage import Manifest, fingerprint, make_result, new_manifest, open_result
 from storage.derived import write_derived
 from storage.errors import FormatError, MissingInputError
@@ -35,12 +35,14 @@ Sites = tuple[str, str]
 #: Variables of a comparison over metric, and over null and metric.
 OF_METRIC = ("score", "low", "high")
 OF_NULL = ("null_mean", "null_std", "null_q05", "null_q95", "difference", "z", "p")
+#: What is computed of all runs of all pairs of sites together.
+OF_GRID = ("calibrated", "p_max")
 #: How many runs of a null were asked for, and how many p rests on.
 RUNS = ("null_runs", "p_runs")
 #: Columns of :func:`scores_table`, the content of ``scores.csv``.
 SCORE_COLUMNS = (
-    "site_a", "site_b", "metric", "null", *OF_METRIC, *OF_NULL, "p_holm", "p_bh", "tests", "n_pairs", "null_runs",
-    "p_runs", "note",
+    "site_a", "site_b", "metric", "null", *OF_METRIC, *OF_NULL, "p_holm", "p_bh", *OF_GRID, "max_runs", "tests",
+    "n_pairs", "null_runs", "p_runs", "note",
 )  # fmt: skip
 #: Beyond so many rows a LaTeX table is set over several pages.
 LONG_TABLE = 40
@@ -66,10 +68,13 @@ def score_grid(
     xarray.Dataset
         Over (site_a, site_b, metric): ``score``, ``low``, ``high`` float64 and ``note``, text. Over (site_a, site_b,
         metric, null): ``null_mean``, ``null_std``, ``null_q05``, ``null_q95``, ``difference``, ``z``, ``p``,
-        ``p_holm``, ``p_bh`` float64; ``null_runs`` int64, the runs that were asked for, and ``p_runs`` int64, those
-        that p rests on: fewer where a null ended early, 0 where there is no p. Over (site_a, site_b):
-        ``n_pairs`` int64. Over null: ``tests`` int64, the p-values that were corrected together, and ``power``, text:
-        says so where no score could have become significant.
+        ``p_holm``, ``p_bh``, ``calibrated`` and ``p_max`` float64 (the last two by
+        :func:`~pipeline.compare.statistics.calibrated` and :func:`~pipeline.compare.statistics.max_p` over the pairs
+        of sites); ``null_runs`` int64, the runs that were asked for, and ``p_runs`` int64, those that p rests on: fewer
+        where a null ended early, 0 where there is no p. Over (metric, null): ``max_runs`` int64, the runs that
+        ``p_max`` rests on: the fewest that a pair of sites has, or the first 100 where a null ended early. Over
+        (site_a, site_b): ``n_pairs`` int64. Over null: ``tests`` int64, the p-values that were corrected together, and
+        ``power``, text: says so where no score could have become significant.
 
     Raises
     ------
@@ -84,14 +89,18 @@ def score_grid(
 
     def make() -> xr.Dataset:
         opened = {sites: _load(one) for sites, one in results.items()}
-        return _corrected(_stack(opened)).assign_attrs(manifest.to_attrs())
+        return _with_maximum(_corrected(_stack(opened)), opened).assign_attrs(manifest.to_attrs())
 
     return make_result(out, manifest, make, overwrite=overwrite)
 
 
 def grid_manifest(results: Mapping[Sites, str | Path], identify: Callable[[str | Path], str] = fingerprint) -> Manifest:
     """Return what a grid depends on; `identify` returns the fingerprint of what is, or will be, at a path."""
-    return new_manifest(STAGE, {f"{a}--{b}": identify(path) for (a, b), path in results.items()}, {"level": LEVEL})
+    return new_manifest(
+        STAGE,
+        {f"{a}--{b}": identify(path) for (a, b), path in results.items()},
+        {"level": LEVEL, "columns": list(OF_GRID)},
+    )
 
 
 def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
@@ -101,7 +110,7 @@ def _load(one: str | Path | xr.Dataset) -> xr.Dataset:
             f"{one} is a comparison of an older release, without named nulls: make it again (`subspace run`)"
         )
     runs = xr.full_like(ds["p"], ds.sizes.get("run", 0), np.int64)
-    return _with_p_runs(ds.drop_vars("null_score", errors="ignore").assign(null_runs=runs)).load()
+    return _with_p_runs(ds.assign(null_runs=runs)).load()
 
 
 def _with_p_runs(ds: xr.Dataset) -> xr.Dataset:
@@ -159,6 +168,46 @@ def _corrected(grid: xr.Dataset) -> xr.Dataset:
     )
 
 
+def _with_maximum(grid: xr.Dataset, opened: Mapping[Sites, xr.Dataset]) -> xr.Dataset:
+    """Add calibrated scores, and p against the maximum over the pairs of sites, for each metric and null."""
+    dims = ("site_a", "site_b", "metric", "null")
+    columns = {name: np.full([grid.sizes[dim] for dim in dims], np.nan) for name in OF_GRID}
+    max_runs = np.zeros([grid.sizes[dim] for dim in dims[2:]], np.int64)
+    for at in np.ndindex(*max_runs.shape):
+        metric, null = str(grid["metric"].values[at[0]]), str(grid["null"].values[at[1]])
+        here = grid.sel(metric=metric, null=null)
+        drawn = {sites: _drawn(one, metric, null) for sites, one in opened.items()}
+        drawn = {sites: runs for sites, runs in drawn.items() if len(runs)}
+        if not drawn:
+            continue
+        n_runs = min(map(len, drawn.values()))
+        scores = np.array([float(here["score"].sel(site_a=a, site_b=b)) for a, b in drawn])
+        runs = np.stack([values[:n_runs] for values in drawn.values()])
+        p, heights = max_p(scores, runs), calibrated(scores, runs)
+        max_runs[at] = n_runs
+        for (a, b), *values in zip(drawn, heights, p, strict=True):
+            place = grid.get_index("site_a").get_loc(a), grid.get_index("site_b").get_loc(b), *at
+            for column, value in zip(columns.values(), values, strict=True):
+                column[place] = value
+    added = {name: (dims, values) for name, values in columns.items()} | {"max_runs": (dims[2:], max_runs)}
+    return grid.assign(added)
+
+
+def _drawn(one: xr.Dataset, metric: str, null: str) -> np.ndarray:
+    """Return the scores of a null's runs, (run,), of a result: the first ones only where it ended early."""
+    if "null_score" not in one or metric not in one["metric"] or null not in one["null"]:
+        return np.empty(0)
+    values = one["null_score"].sel(metric=metric, null=null).values
+    n_runs = int(np.count_nonzero(np.isfinite(values)))
+    return np.asarray(values[: n_runs if n_runs == len(values) else min(n_runs, EFFECT_RUNS)], np.float64)
+
+
+def best_sites(table: pd.DataFrame) -> pd.DataFrame:
+    """Return of :func:`scores_table` the row of each metric and null with the highest calibrated score."""
+    defined = table.dropna(subset="calibrated")
+    return defined.loc[defined.groupby(["metric", "null"], sort=False)["calibrated"].idxmax()]
+
+
 def scores_table(grid: xr.Dataset) -> pd.DataFrame:
     """Return a grid as a tidy table, :data:`SCORE_COLUMNS`: a row for each compared pair of sites, metric and null."""
     flat = _with_p_runs(grid.drop_vars("power")).load()
@@ -206,7 +255,13 @@ def written_table(table: pd.DataFrame) -> pd.DataFrame:
     written["score"] = _each(table, number, "score")
     written["interval"] = _each(table, "{:z.3f} – {:z.3f}".format, "low", "high")
     written["chance"] = _each(table, "{:z.3f} ± {:.3f}".format, "null_mean", "null_std")
-    for name, column in {"above it": "difference", "p": "p", "p (Holm)": "p_holm"}.items():
+    for name, column in {
+        "above it": "difference",
+        "calibrated": "calibrated",
+        "p": "p",
+        "p (Holm)": "p_holm",
+        "p (max)": "p_max",
+    }.items():
         written[name] = _each(table, number, column)
     if (table["p_runs"] < table["null_runs"]).any():
         written["runs"] = _each(table, "{:,.0f}".format, "p_runs")

@@ -142,6 +142,82 @@ def difference(score: float, null: ArrayLike) -> float:
     return score - float(np.mean(np.asarray(null, np.float64)))
 
 
+def calibrated(score: ArrayLike, null: ArrayLike, level: float = LEVEL) -> Floats:
+    """Return (score − τ) ÷ (1 − τ): 0 where chance alone gets in a share `level` of all runs, 1 for likeness itself.
+
+    τ is the 1 − `level` quantile of the null's runs and the score together (Gröger, Wen and Brbić, arXiv 2602.14486;
+    they set negative values to 0). It is for metrics whose largest value is 1.
+
+    Parameters
+    ----------
+    score
+        Scores of real pairings, any shape.
+    null
+        Those of shuffled ones, the runs along one more, last axis.
+    level
+        The share of runs that are at least as high as τ.
+
+    Returns
+    -------
+    ndarray of float64
+        Of the shape of `score`; NaN where τ is 1, so that chance gets as high as anything can.
+
+    Examples
+    --------
+    >>> calibrated([0.6, 0.1], [np.linspace(0, 0.2, 99)] * 2).round(3).tolist()
+    [0.505, -0.111]
+    """
+    values = np.asarray(score, np.float64)
+    tau = _tau(values, np.asarray(null, np.float64), level)
+    return (values - tau) / (1 - tau)
+
+
+def _tau(scores: Floats, null: Floats, level: float) -> Floats:
+    """Return what calibrates scores, NaN where nothing can be above it."""
+    tau = np.quantile(np.concatenate([null, scores[..., None]], axis=-1), 1 - level, axis=-1)
+    return np.where(tau < 1 - TIE, tau, np.nan)
+
+
+def max_p(scores: Floats, nulls: Floats, level: float = LEVEL) -> Floats:
+    """Return p of scores against the highest score that chance finds among all of them.
+
+    Each score is held against the maximum over all tests of the same run: (b + 1) / (N + 1), with b of N runs in which
+    any calibrated score is at least as high. The smallest of these p is that of the best score, whose choice it
+    counts; any p below a level is false with no more than that probability (Westfall and Young 1993, single step), at
+    any number of tests, if run k pairs alike in all of them. Where tests that are alike are drawn apart, it is too
+    large.
+
+    Parameters
+    ----------
+    scores
+        (test,), NaN for those that are undefined.
+    nulls
+        (test, run), none of them NaN where the score is defined.
+    level
+        As in :func:`calibrated`, by which tests with other numbers of pairs are comparable.
+
+    Returns
+    -------
+    ndarray of float64
+        (test,), NaN where the score or its calibration is undefined.
+
+    Examples
+    --------
+    >>> null = np.random.default_rng(0).normal(0, 0.1, (20, 99))
+    >>> max_p(np.array([0.5, *np.zeros(19)]), null)[:2].tolist()
+    [0.01, 1.0]
+    """
+    tau = _tau(scores, nulls, level)
+    heights = (scores - tau) / (1 - tau)
+    p = np.full(len(scores), np.nan)
+    tests = np.flatnonzero(np.isfinite(heights))
+    if len(tests):
+        highest = ((nulls[tests] - tau[tests, None]) / (1 - tau[tests, None])).max(axis=0)
+        above = np.count_nonzero(highest >= heights[tests, None] - TIE, axis=1)
+        p[tests] = (above + 1) / (len(highest) + 1)
+    return p
+
+
 def expected_range(draws: Floats, level: float = 0.95) -> Range:
     """Return the mean of some draws, and the interval that one more draw is in with a probability of 95 %.
 

@@ -74,7 +74,7 @@ class _Shared:
 
     def draws(self, n: int) -> list[Draws]:
         """Return the draws of all nulls for a number of pairs."""
-        sizes = {source: (len(a), len(b)) for source, (a, b) in self.banks.items()} | {"rows": (n, n)}
+        sizes = {source: (len(a), len(b)) for source, (a, b) in self.banks.items()} | dict.fromkeys(SAME_ROWS, (n, n))
         shared = (null for null in self.nulls if null.source != "keywords")
         return [Draws(null, n, sizes[null.source], self.runs, self.seed) for null in shared]
 

@@ -81,7 +81,7 @@ def layer_consistency(grid: Grid, side: Side = "a") -> xr.Dataset:
         raise InputError(f"The grid has no pairs for {missing[:5]}; match them too")
     partners, r, site, ids = [], [], [], []
     for one in own:
-        found = [_partners(grid[_key(one, other, side)], side) for other in others]
+        found = [best_partners(grid[_key(one, other, side)], side) for other in others]
         partners.append(np.stack([each[0] for each in found], axis=1))
         r.append(np.stack([each[1] for each in found], axis=1))
         site += [one] * len(partners[-1])
@@ -93,8 +93,8 @@ def _key(one: str, other: str, side: Side) -> tuple[str, str]:
     return (one, other) if side == "a" else (other, one)
 
 
-def _partners(pairs: xr.Dataset, side: Side) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Return each feature's best partner and r."""
+def best_partners(pairs: xr.Dataset, side: Side) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return each feature's partner, −1 if none, and r; of several the one with the highest r, then the lowest id."""
     n = pairs.sizes[f"id_{side}"]
     own, other = (pairs[f"feature_{each}"].values for each in (side, "b" if side == "a" else "a"))
     values = pairs["r"].values

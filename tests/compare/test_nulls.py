@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from pipeline.compare.base import Family, Metric
 from pipeline.compare.engine import score_draws, score_pairs, score_rows
-from pipeline.compare.nulls import Draws, check_finite, run_blocks, score_null, shuffle_clumps
+from pipeline.compare.nulls import Draws, check_finite, run_blocks, score_null, shuffle_clumps, shuffle_ids
 from pipeline.compare.rows import ArrayRows
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.registries import NULLS
@@ -63,6 +64,28 @@ def test_shuffles_are_permutations_and_all_runs_differ():
     assert all(np.array_equal(np.sort(b), np.arange(50)) for _, b in drawn)
     assert len({b.tobytes() for _, b in drawn}) == 30
     assert not np.array_equal(drawn[0][1], draws_of("shuffled", 50, (50, 50), 30, seed=5).places(0)[1])
+
+
+def test_shuffles_of_ids_are_all_equally_likely():
+    rng, ids = np.random.default_rng(0), np.array([7, 2, 11, 3])
+    counts = Counter(shuffle_ids(rng, ids).tobytes() for _ in range(4800))
+    assert len(counts) == 24
+    assert chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_features_of_a_change_places_alike_at_all_sites_of_b():
+    """Where one site of B has pairs of a few more features, nearly all others still go where they went."""
+    rng = np.random.default_rng(1)
+    more = rng.permutation(500)
+    fewer = rng.permutation(more[:450])
+    partner = []
+    for ids in (more, fewer):
+        places = Draws(NULLS["shuffled"], len(ids), (len(ids),) * 2, 1, 3, ids=ids).places(0)[1]
+        partner.append(dict(zip(ids.tolist(), ids[places].tolist(), strict=True)))
+    same = np.mean([partner[0][feature] == partner[1][feature] for feature in fewer.tolist()])
+    assert 0.85 < same < 0.95
+    places = Draws(NULLS["shuffled"], 500, (500, 500), 1, 3, ids=np.sort(more)).places(0)[1]
+    assert dict(enumerate(places.tolist())) == partner[0], "the order of the pairs says nothing"
 
 
 @pytest.mark.parametrize("per_task", [1, 7, 1000])

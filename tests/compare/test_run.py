@@ -208,7 +208,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(stores, matche
 def test_rows_without_stores_give_the_same(stores, matched, client):
     x, y = (rows[matched.feature_a.values] for rows in decoders(stores))
     expected = compare(matched, *stores, null_runs=20, client=client)
-    xr.testing.assert_allclose(compare_rows(x, y, null_runs=20, client=client), expected, atol=1e-9)
+    ids = matched.feature_a.values
+    xr.testing.assert_allclose(compare_rows(x, y, ids=ids, null_runs=20, client=client), expected, atol=1e-9)
+    with pytest.raises(InputError, match="ids must be 40 different numbers"):
+        compare_rows(x, y, ids=ids[:3])
     assert compare_rows(x[:2], y[:2], null_runs=3).score.isnull().all()
     with pytest.raises(InputError, match=r"shapes \(5, 6\) and \(4, 8\)"):
         compare_rows(x[:5], y[:4])
@@ -226,8 +229,9 @@ def test_nulls_that_draw_other_rows_equal_plain_code(stores, matched, tmp_path, 
     live = [np.flatnonzero(xr.open_zarr(store).n_active.values > 0) for store in stores]
     assert [len(each) for each in live] == [5, 5], "an identity of five rows"
     again = compare_rows(
-        x, y, features=(a[live[0]], b[live[1]]), pool=(a[:50], b[:50]), control=(control.astype(float), None), **given
-    )
+        x, y, features=(a[live[0]], b[live[1]]), pool=(a[:50], b[:50]), control=(control.astype(float), None),
+        ids=matched.feature_a.values, **given,
+    )  # fmt: skip
     assert found["null"].values.tolist() == kinds
     xr.testing.assert_allclose(found, again, atol=1e-9)
     assert found.note.item() == "without the null random_features: 40 rows cannot be drawn from the 5 of side A"

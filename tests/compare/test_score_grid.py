@@ -14,6 +14,7 @@ import storage
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.score_grid import (
     SCORE_COLUMNS,
+    best_sites,
     power_notes,
     save_scores,
     score_grid,
@@ -76,6 +77,38 @@ def test_p_is_corrected_over_the_grid_for_each_null(results):
         np.testing.assert_allclose(one.p_bh.values[np.isfinite(one.p.values)], false_discovery_control(p))
         smallest = np.nanargmin(one.p.values)
         assert one.p_holm.values.flat[smallest] == pytest.approx(min(1, tests * np.nanmin(one.p.values)))
+
+
+def test_the_best_of_the_grid_is_held_against_the_best_of_every_run(results):
+    grid = score_grid(results)
+    for metric, sites in (("svcca", list(results)), ("svcca_pc1", list(results)[:2])):
+        at = {"metric": metric, "null": "shuffled"}
+        scores = np.array([float(results[pair].score.sel(metric=metric)) for pair in sites])
+        runs = np.stack([results[pair].null_score.sel(at).values for pair in sites])
+        tau = np.quantile(np.column_stack([runs, scores]), 0.95, axis=1)
+        heights, highest = (scores - tau) / (1 - tau), ((runs.T - tau) / (1 - tau)).max(axis=1)
+        for (a, b), height in zip(sites, heights, strict=True):
+            here = grid.sel(site_a=a, site_b=b, **at)
+            assert float(here.calibrated) == pytest.approx(height)
+            assert float(here.p_max) == pytest.approx((np.sum(highest >= height) + 1) / 100)
+            assert float(here.p) <= float(here.p_max)
+    assert np.isnan(grid.p_max.sel(site_a="layers.3", site_b="layers.10")).all()
+    best = best_sites(scores_table(grid)).set_index(["metric", "null"])
+    assert best.loc[("svcca", "shuffled"), "site_b"] == "layers.2"
+    assert best.loc[("svcca", "shuffled"), "p_max"] == 0.01
+
+
+def test_the_maximum_rests_on_the_runs_that_all_pairs_of_sites_have(client):
+    one, other = (scored(seed, noise=50.0, runs=300, client=client) for seed in (1, 2))
+    ended = one.copy(deep=True)
+    ended.null_score[..., 120:] = np.nan
+    grid = score_grid({("a", "b"): ended, ("a", "c"): other})
+    assert (grid.max_runs == 100).all()
+    early = score_grid({("a", "b"): one.isel(run=slice(100)), ("a", "c"): other.isel(run=slice(100))})
+    np.testing.assert_allclose(grid.p_max, early.p_max)
+    bare = score_grid({("a", "b"): one.drop_vars("null_score")})
+    assert bare.calibrated.isnull().all()
+    assert (bare.max_runs == 0).all()
 
 
 def test_too_few_runs_are_said(results, client):

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, false_discovery_control, kstest
 
-from pipeline.compare.statistics import EFFECT_RUNS, benjamini_hochberg, effect_size, ended_after, holm, p_value
+from pipeline.compare.statistics import (
+    EFFECT_RUNS,
+    benjamini_hochberg,
+    calibrated,
+    effect_size,
+    ended_after,
+    holm,
+    max_p,
+    p_value,
+)
 
 P_VALUES = arrays(float, st.integers(1, 20), elements=st.floats(0, 1) | st.sampled_from([0.01, 0.5]))
 
@@ -97,3 +106,23 @@ def test_holm_keeps_the_chance_of_any_false_rejection():
     p = np.random.default_rng(0).uniform(size=(2000, 20))
     any_rejected = np.mean([(holm(row) < 0.1).any() for row in p])
     assert any_rejected <= 0.1 + 3 * np.sqrt(0.09 / 2000)
+
+
+def test_where_chance_gets_as_high_as_anything_can_there_is_nothing_above_it():
+    null = np.array([np.ones(99), np.linspace(0, 0.5, 99)])
+    assert np.isnan(calibrated(1.0, np.ones(99)))
+    heights = calibrated([1.0, 1.0], null)
+    assert np.isnan(heights[0])
+    assert heights[1] == 1
+    np.testing.assert_array_equal(max_p(np.array([1.0, 1.0]), null), [np.nan, 0.01])
+    np.testing.assert_array_equal(max_p(np.array([np.nan]), null[:1] * np.nan), [np.nan])
+
+
+def test_the_best_of_dependent_tests_is_not_significant_more_often_than_it_says():
+    """Ten tests that have a half of their variance in common: p of the best alone is small far too often."""
+    rng = np.random.default_rng(0)
+    draws = 0.1 * (rng.normal(size=(400, 1, 40)) + rng.normal(size=(400, 10, 40)))
+    best = [max_p(one[:, 0], one[:, 1:]).min() for one in draws]
+    assert kstest(np.array(best) - rng.random(400) / 40, "uniform").pvalue > 0.05
+    alone = [min(p_value(scores[0], scores[1:]) for scores in one) for one in draws]
+    assert np.mean(np.array(alone) <= 0.05) > 0.2

@@ -1,0 +1,94 @@
+"""``subspace neurons``: raw units against the features of a run's dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+
+from pipeline.experiment.neurons import (
+    KINDS,
+    check_finished,
+    concepts_beside,
+    expansion,
+    metrics_of,
+    neurons_experiment,
+    neurons_table,
+    plot_neurons,
+    statement,
+)
+from pipeline.experiment.run import run as run_experiment
+from pipeline.settings.experiment import stored_experiment
+from pipeline.work.outputs import claim_outputs
+from pipeline.work.script import AsJson, Connect, Overwrite, on_cluster, show, text_table, wide_console
+from storage.rundir import RunDirectory
+
+#: Characters of a line of the printed tables.
+WIDTH = 80
+#: Metrics that the printed table has room for.
+MOST_METRICS = 2
+
+
+@on_cluster
+def command(
+    connect: Connect,
+    run: Annotated[Path, typer.Argument(help="Run directory, with dictionaries.", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the run of raw units is made; RUN-neurons by default.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: .svg, .png or .pdf.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the same experiment on raw units, and set it beside the run: matching, geometry, every concept."""
+    features = RunDirectory(run)
+    check_finished(features)
+    experiment = neurons_experiment(features)
+    units = RunDirectory(run_dir or run.resolve().parent / f"{run.resolve().name}-neurons")
+    with claim_outputs(table=csv, columns="site_a,site_b,kind,", figure=plot, overwrite=overwrite) as outputs:
+        with connect(units.root / "logs") as client:
+            run_experiment(experiment, run_dir=units.root, until="semantics", client=client)
+        table, concepts = neurons_table(features, units), concepts_beside(features, units)
+        outputs.write_table(table)
+        if plot is not None:
+            outputs.write_figure(plot_neurons(table, concepts))
+    more = expansion(features, stored_experiment(features))
+    said = statement(table, concepts, more)
+    if as_json:
+        lines = {"sites": _records(table), "concepts": _records(concepts)}
+        show(
+            {"features": str(run), "units": str(units.root), "expansion": more, **lines, "statement": said},
+            as_json=True,
+        )
+        return
+    console = wide_console(WIDTH)
+    metrics = [f"above_{metric}" for metric in metrics_of(table)[:MOST_METRICS]]
+    columns = ("A", "B", "of", "pairs", "share", "mean r", "held out", *(name.replace("_", " ") for name in metrics))
+    rows = [
+        (line["site_a"], line["site_b"], line["kind"], f"{line['n_pairs']:,}",
+         *(_digits(line[name]) for name in ("share_paired", "mean_r", "mean_r_heldout", *metrics)))
+        for line in table.to_dict("records")
+    ]  # fmt: skip
+    console.print(text_table(columns, rows, right=columns[3:]))
+    if len(concepts):
+        columns = ("concept", *(f"{what} of {kind}" for what in ("pairs", "coherence") for kind in KINDS))
+        rows = [
+            (line["name"], *(f"{line[f'pairs_{kind}']:,}" for kind in KINDS),
+             *(_digits(line[f"coherence_{kind}"]) for kind in KINDS))
+            for line in concepts.to_dict("records")
+        ]  # fmt: skip
+        console.print(text_table(columns, rows, right=columns[1:]))
+    console.print(said)
+
+
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _digits(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
