@@ -132,7 +132,10 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             f"{line['pairs']:,}",
             f"{line['mean_r']:z.3f}",
             f"{line['mean_r_heldout']:z.3f}",
-            *("{score:z.3f} ({null_mean:z.3f}; {p:.3f})".format(**line[metric]) for metric in metrics),
+            *(
+                f"{entry['score']:z.3f} ({entry['null_mean']:z.3f}; {entry['p']:.3f})"
+                for entry in map(line.get, metrics)
+            ),
         )
         for line in lines
     ]
