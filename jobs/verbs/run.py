@@ -121,6 +121,10 @@ def _site_pair(result: RunResult, site_a: str, site_b: str) -> dict[str, object]
     return line
 
 
+def _score_cell(entry: dict[str, float]) -> str:
+    return f"{entry['score']:z.3f} ({entry['null_mean']:z.3f}; {entry['p']:.3f})"
+
+
 def _table(lines: list[dict[str, Any]]) -> Table:
     """Return the scores as a table: each beside the mean of its null, and its p."""
     metrics = [key for key, value in lines[0].items() if isinstance(value, dict)]
@@ -132,10 +136,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             f"{line['pairs']:,}",
             f"{line['mean_r']:z.3f}",
             f"{line['mean_r_heldout']:z.3f}",
-            *(
-                f"{entry['score']:z.3f} ({entry['null_mean']:z.3f}; {entry['p']:.3f})"
-                for entry in map(line.get, metrics)
-            ),
+            *(_score_cell(line[metric]) for metric in metrics),
         )
         for line in lines
     ]
