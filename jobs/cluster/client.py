@@ -258,7 +258,13 @@ def shared_folder(job: SlurmJob, name: str) -> Iterator[Path]:
     """Make a private folder that all nodes see, for as long as the block lasts."""
     root = job.shared_temp_directory
     parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
-    folder = private_folder(parent / name, exist_ok=False).absolute()
+    try:
+        folder = private_folder(parent / name, exist_ok=False).absolute()
+    except OSError as error:  # no home, for instance
+        raise InputError(
+            f"The keys and settings of the cluster cannot go to {parent} ({error.strerror or error}): set "
+            "shared-temp-directory to a folder that you may write to and all nodes see"
+        ) from error
     try:
         yield folder
     finally:

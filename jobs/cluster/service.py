@@ -148,6 +148,11 @@ def _make_place(state: ClusterState) -> None:
             f"A cluster {state.name!r} was started and does not run: {gone}. `subspace cluster down {state.name}` "
             "clears what is left of it"
         ) from None
+    except OSError as error:  # no home, for instance
+        raise InputError(
+            f"The cluster cannot be written down in {state.folder} ({error.strerror or error}): set SUBSPACE_STATE to "
+            "a folder that you may write to and all hosts see"
+        ) from error
 
 
 def _launch(state: ClusterState) -> subprocess.Popen[bytes]:

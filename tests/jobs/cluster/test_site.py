@@ -12,7 +12,7 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
-from jobs.cluster import workers
+from jobs.cluster import service, workers
 from jobs.cluster.client import connect
 from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.site import (
@@ -142,6 +142,21 @@ def test_a_host_that_cannot_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         connect("slurm-cpu", cluster_file(tmp_path, {}), tmp_path / "logs"),
     ):
         pass
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("HOME", "/proc/none")
+    for name in ("SUBSPACE_STATE", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    file = cluster_file(tmp_path, {})
+    with (
+        pytest.raises(InputError, match=r"cannot go to /proc/none/.*set shared-temp-directory"),
+        connect("slurm-cpu", file),
+    ):
+        pass
+    with pytest.raises(InputError, match=r"cannot be written down in /proc/none/.*set SUBSPACE_STATE"):
+        service.up("night", "processes")
 
 
 def test_an_interface_that_is_missing(commands: Path, tmp_path: Path) -> None:
