@@ -5,6 +5,7 @@
     python -m benchmarks.calibration | tail -n 1 > benchmarks/results/compare/calibration.json
     python -m benchmarks.calibration --experiments 500 --activations 0 --metrics svcca rsa
     python -m benchmarks.calibration --intervals 400     # of scores: how often they hold the truth; 10 minutes
+    python -m benchmarks.calibration --grid 500          # of the best of a grid of sites; its last line is the result
     python -m benchmarks.calibration --table             # the tables of docs/statistics.md, from the stored results
 
 Every experiment is seeded and has a true null by construction:
@@ -23,8 +24,10 @@ Rows are clumped, heavy-tailed and of unequal lengths, as decoder rows are whose
 are heavy-tailed, or sparse with documents that differ. p ≤ 0.05 may be no more frequent than 0.05: an exact binomial
 test from above, with Holm's correction over all lines. Where a null has a p for any score, p must be uniform on (0, 1],
 too: Kolmogorov and Smirnov's test; ties and the steps of p are broken by seeded chance, which leaves a uniform p
-uniform. Families of two experiments are corrected by Holm's method; with 39 runs, exactly 0.0494 of them should have a
-corrected p of at most 0.05, and not more may, but for sampling error. Intervals are those of `compare --intervals`, for
+uniform. A grid has sites of B that resemble each other, to which a site of A is matched nearly alike, and directions of
+A that have nothing to do with B's; or sites of A that resemble each other as well, whose features have other numbers.
+Families of two experiments are corrected by Holm's method; with 39 runs, exactly 0.0494 of them should have a corrected
+p of at most 0.05, and not more may, but for sampling error. Intervals are those of `compare --intervals`, for
 pairs of two spaces that share some directions; the truth is the mean over all experiments. ``shuffled tokens`` is what
 ``permuted_documents`` would be were single tokens shuffled.
 """
@@ -42,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from distributed import Client
 from scipy.signal import lfilter
@@ -54,9 +58,10 @@ from pipeline.compare.activations import compare_activations
 from pipeline.compare.arrays import compare_rows
 from pipeline.compare.base import families
 from pipeline.compare.intervals import pair_intervals
-from pipeline.compare.statistics import LEVEL, TIE, holm
-from pipeline.settings.compare import parse_metric
-from pipeline.settings.registries import METRICS
+from pipeline.compare.nulls import Draws
+from pipeline.compare.statistics import LEVEL, TIE, calibrated, holm, max_p, p_value
+from pipeline.settings.compare import parse_metric, parse_metrics
+from pipeline.settings.registries import METRICS, NULLS
 from pipeline.work.workers import ensure_client
 
 PAIRS, BANK, DIMENSIONS = 30, 90, (5, 7)
@@ -80,6 +85,16 @@ ACTIVATION_METRICS = ("svcca", "cka", "procrustes")
 NUMBERS, SPACES, SHARED, SHUFFLES = (60, 300), (8, 10), 4, 10
 RESULT, PAGE, COVERAGE = RESULTS / "compare" / "intervals.json", ROOT / "docs" / "statistics.md", "score-intervals"
 LEVELS, LEVELS_MARK = RESULTS / "compare" / "calibration.json", "calibration"
+
+#: Of grids: features of a site, sites, how much of a site's directions is its own, the share of features that a pair of
+#: sites matches at least, and the share of partners that are its own.
+FEATURES, GRID_SITES, SITE, MATCHED, OWN = 36, (2, 3), 0.3, 0.7, 0.2
+GRID_METRICS, GRID_RUNS = ("svcca", "rsa", "procrustes"), 39
+GRID, GRID_MARK = RESULTS / "compare" / "grid.json", "grid-calibration"
+#: Whose sites of a grid resemble each other.
+ALIKE = ("sites of B", "sites of A and of B")
+#: p of the best score of a grid, by what it is called in the table.
+BEST = {"p_max": "`p_max`", "apart": "`p_max`, draws of each pair of sites apart", "p_holm": "`p_holm`", "p": "`p`"}
 
 #: What the data are, the null, and the metric → of every experiment the score and those of the null.
 Scores = dict[tuple[str, str, str], list[tuple[float, np.ndarray]]]
@@ -232,6 +247,93 @@ def render_intervals(lines: Sequence[dict[str, Any]]) -> str:
     ])  # fmt: skip
 
 
+def grid_of_sites(seed: int, alike: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield of each pair of sites the features of A, and the rows of A and B."""
+    rng = np.random.default_rng([seed, 3])
+    b = _resembling(rng, GRID_SITES[1], DIMENSIONS[1])
+    a, partner = _resembling(rng, GRID_SITES[0], DIMENSIONS[0]), rng.permutation(FEATURES)
+    for i in range(GRID_SITES[0]):
+        if alike == "sites of B":
+            (a_i,), partner = _resembling(rng, 1, DIMENSIONS[0]), rng.permutation(FEATURES)
+        else:
+            a_i = a[i]
+        number = rng.permutation(FEATURES)
+        for j in range(GRID_SITES[1]):
+            features = np.flatnonzero(rng.random(FEATURES) < rng.uniform(MATCHED, 1))
+            partners = partner[features]
+            own = np.flatnonzero(rng.random(len(features)) < OWN)
+            partners[own] = partners[rng.permutation(own)]
+            yield number[features], a_i[features], b[j][partners]
+
+
+def _resembling(rng: np.random.Generator, sites: int, d: int) -> list[np.ndarray]:
+    """Return the directions of all features at some sites, (feature, d) each: their own in part."""
+    common = clumped_rows(rng, FEATURES, d)
+    return [common + SITE * common.std() * rng.normal(size=common.shape) for _ in range(sites)]
+
+
+def best_of_grid(seed: int, alike: str, *, apart: bool = False) -> pd.DataFrame:
+    """Return p of the best score of each metric over a grid without an effect: alone, after Holm, of the maximum.
+
+    With `apart`, each pair of sites has draws of its own.
+    """
+    parsed = parse_metrics(GRID_METRICS)
+    groups = families(parsed.values())
+    outcomes = []
+    for n, (ids, x, y) in enumerate(grid_of_sites(seed, alike)):
+        draws = Draws(NULLS["shuffled"], len(x), (len(x),) * 2, GRID_RUNS, 100 * seed + apart * (n + 1), ids=ids)
+        outcomes.append(engine.score_rows([x, y], len(x), groups, [draws]))
+    lines = []
+    for text, metric in parsed.items():
+        scores = np.array([of_pair[metric].score for of_pair in outcomes])
+        null = np.stack([of_pair[metric].null["shuffled"] for of_pair in outcomes])
+        best = int(np.nanargmax(calibrated(scores, null)))
+        p = np.array([p_value(score, runs) for score, runs in zip(scores, null, strict=True)])
+        lines.append({"metric": text, "p": p[best], "p_holm": holm(p)[best], "p_max": max_p(scores, null)[best]})
+    return pd.DataFrame(lines).assign(alike=alike, apart=apart)
+
+
+def grids(seeds: range) -> pd.DataFrame:
+    """Return the lines of :func:`best_of_grid` of some experiments, of all kinds."""
+    return pd.concat([
+        best_of_grid(seed, alike, apart=apart)
+        for seed in seeds
+        for alike, apart in ((ALIKE[0], False), (ALIKE[0], True), (ALIKE[1], False))
+    ])  # fmt: skip
+
+
+def judge_grids(best: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return how often p of the best score of a grid is small, and how far it is from uniform."""
+    rng, lines = np.random.default_rng(0), []
+    for alike, kind, metric in itertools.product(ALIKE, BEST, GRID_METRICS):
+        at = (best["alike"] == alike) & (best["metric"] == metric) & (best["apart"] == (kind == "apart"))
+        if not at.any():
+            continue
+        p = best.loc[at, "p_max" if kind == "apart" else kind].to_numpy()
+        below = int(np.count_nonzero(p <= LEVEL))
+        lines.append({
+            "alike": alike, "kind": kind, "metric": metric, "experiments": len(p), "below_level": below / len(p),
+            "p_binomial": float(binomtest(below, len(p), LEVEL, alternative="greater").pvalue),
+            "ks_p": float(kstest(p - rng.random(len(p)) / (GRID_RUNS + 1), "uniform").pvalue),
+        })  # fmt: skip
+    return lines
+
+
+def render_grids(lines: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each p of the best score, in Markdown."""
+    metrics = "".join(f" `{metric}` |" for metric in GRID_METRICS)
+    text = [
+        f"| alike | p of the best pair of sites | p ≤ .05:{metrics} KS p:{metrics}",
+        "|---|---" + "|---" * 2 * len(GRID_METRICS) + "|",
+    ]
+    for (alike, kind), group in itertools.groupby(lines, key=lambda line: (line["alike"], line["kind"])):
+        of_metric = list(group)
+        below = " | ".join(f"{line['below_level']:.3f}" for line in of_metric)
+        uniform = " | ".join(f"{line['ks_p']:.2g}" for line in of_metric)
+        text.append(f"| {alike} | {BEST[kind]} | {below} | {uniform} |")
+    return "\n".join(text)
+
+
 def uniform_p(score: float, null: np.ndarray, rng: np.random.Generator) -> float:
     """Return p with ties and steps broken by chance: uniform on (0, 1) if the score is one of N + 1 like it.
 
@@ -370,9 +472,10 @@ def render_levels(result: dict[str, Any]) -> str:
 
 
 def page_with_tables(page: str) -> str:
-    """Return a page with both tables, of the stored results."""
+    """Return a page with all tables, of the stored results."""
     lines = json.loads(RESULT.read_text(encoding="utf-8"))["lines"]
     page = insert(page, COVERAGE, render_intervals(lines))
+    page = insert(page, GRID_MARK, render_grids(json.loads(GRID.read_text(encoding="utf-8"))["lines"]))
     return insert(page, LEVELS_MARK, render_levels(json.loads(LEVELS.read_text(encoding="utf-8"))))
 
 
@@ -384,6 +487,7 @@ def main() -> None:
     parser.add_argument("--null-runs", type=int, default=39)
     parser.add_argument("--metrics", nargs="+", default=list(METRICS))
     parser.add_argument("--intervals", type=int, default=0, help="experiments on intervals of scores, and nothing else")
+    parser.add_argument("--grid", type=int, default=0, help="experiments on the best of a grid, and nothing else")
     parser.add_argument("--table", action="store_true", help="make the tables of the page from the stored results")
     given = parser.parse_args()
     if given.table:
@@ -394,6 +498,11 @@ def main() -> None:
         print(render_intervals(lines))
         command = f"python -m benchmarks.calibration --intervals {given.intervals}"
         print(json.dumps({"command": command, "lines": lines}))
+        return
+    if given.grid:
+        lines = judge_grids(grids(range(given.grid)))
+        print(render_grids(lines))
+        print(json.dumps({"command": f"python -m benchmarks.calibration --grid {given.grid}", "lines": lines}))
         return
     result = benchmark(given.experiments, given.activations, given.null_runs, given.metrics)
     print(render_levels(result))

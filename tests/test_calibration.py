@@ -39,6 +39,23 @@ def test_p_is_uniform_where_there_is_no_effect(scores):
     assert all(line["below_level"] <= calibration.sampled_limit(line["experiments"], 4) for line in lines)
 
 
+def test_p_of_the_best_of_a_grid_is_uniform_where_there_is_no_effect():
+    """A short version of ``benchmarks.calibration --grid``; the stored one has 500 experiments."""
+    best = [calibration.best_of_grid(seed, "sites of B").set_index("metric").loc["rsa"] for seed in range(24)]
+    p = np.array([line[["p_max", "p"]].to_numpy(float) for line in best])
+    steps = np.random.default_rng(0).random(len(p)) / (calibration.GRID_RUNS + 1)
+    assert kstest(p[:, 0] - steps, "uniform").pvalue > 0.01
+    assert kstest(p[:, 1] - steps, "uniform").pvalue < 0.01, "which pair of sites is the best was chosen by the scores"
+
+
+def test_the_stored_p_of_the_best_of_a_grid_is_uniform():
+    lines = json.loads(calibration.GRID.read_text(encoding="utf-8"))["lines"]
+    of_max = [line for line in lines if line["kind"] == "p_max"]
+    assert {line["experiments"] for line in lines} == {500}
+    assert min(line["ks_p"] for line in of_max if line["alike"] == "sites of B") > 0.05
+    assert min(holm([line["p_binomial"] for line in of_max])) > 0.05
+
+
 def test_holm_keeps_the_family_wise_error(scores):
     """Families of 2 tests of the same metric: with 39 runs, the corrected p of one can just reach 0.05."""
     wrong = []

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import typer
 import xarray as xr
 from rich.table import Table
 
+from pipeline.compare.score_grid import score_grid, scores_table
 from pipeline.compare.statistics import LEVEL, benjamini_hochberg
 from pipeline.experiment.sweep import plot_sweep, sweep
 from pipeline.match.__main__ import Contexts, Corpus, NonConcept, Stores
 from pipeline.match.identity import token_identity
 from pipeline.match.layers import layer_consistency, layer_table, read_grid
+from pipeline.settings.experiment import stored_experiment
 from pipeline.settings.match import HELDOUT_NOTE, SweepSettings
 from pipeline.work.options import options
 from pipeline.work.outputs import claim_outputs
@@ -34,6 +37,7 @@ from pipeline.work.script import (
 )
 from storage import make_result, new_manifest
 from storage.identity import fingerprint
+from storage.provenance import RunInputs
 from storage.rundir import RunDirectory, Side
 
 
@@ -119,11 +123,35 @@ def layers_command(
         if out is not None:
             make = outputs.checked_before(make)
         lines = layer_table(make_result(out, manifest, make, overwrite=overwrite))
+        own, other = ("site_a", "site_b") if side == "a" else ("site_b", "site_a")
+        scores = calibrated_scores(RunDirectory(run)).rename(columns={own: "site", other: "other_site"})
+        lines = lines.merge(scores, on=["site", "other_site"], how="left")
         outputs.write_table(lines)
     if as_json:
-        show({"side": side, "lines": lines.to_dict("records")}, as_json=True)
+        clean = lines.astype(object).where(lines.notna(), None)
+        show({"side": side, "lines": clean.to_dict("records")}, as_json=True)
         return
-    table = Table(*("site", "other site", "matched", "best here", "share", "mean r"))
+    metrics = [str(name).replace("_", " ") for name in lines.columns[6:]]
+    table = Table(*("site", "other site", "matched", "best here", "share", "mean r", *metrics))
     for line in lines.itertuples(index=False):
-        table.add_row(line[0], line[1], f"{line[2]:,}", f"{line[3]:,}", f"{line[4]:z.3f}", f"{line[5]:z.3f}")
+        table.add_row(line[0], line[1], f"{line[2]:,}", f"{line[3]:,}", *(f"{value:z.3f}" for value in line[4:]))
     wide_console().print(table)
+
+
+def calibrated_scores(run: RunDirectory) -> pd.DataFrame:
+    """Return the calibrated score of each pair of sites by its first null, a column ``calibrated_METRIC`` each.
+
+    Without rows, and without such columns, where nothing was compared; results that were not made from those beside
+    them are left out.
+    """
+    experiment = stored_experiment(run)
+    inputs = RunInputs(run, experiment.site_pairs)
+    paths = {sites: run.scores(*sites) for sites in experiment.site_pairs if experiment.compare is not None}
+    results = {sites: path for sites, path in paths.items() if inputs.belongs(path)}
+    keys = ["site_a", "site_b"]
+    if not results:
+        return pd.DataFrame(columns=keys, dtype=object)
+    table = scores_table(score_grid(results))
+    first = table[table["null"] == table["null"].iloc[0]]
+    wide = first.pivot_table(index=keys, columns="metric", values="calibrated", sort=False, dropna=False)
+    return wide.add_prefix("calibrated_").reset_index()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from scipy.spatial.distance import pdist
 
 import storage
 from pipeline.compare import batched
+from pipeline.compare.arrays import compare_rows
 from pipeline.compare.base import families
 from pipeline.compare.batched import scores_of_stack
 from pipeline.compare.subsets import compare_subsets
@@ -22,7 +22,6 @@ from pipeline.settings.compare import parse_metrics
 from pipeline.work.workers import local_client
 from storage.errors import InputError
 
-compare = importlib.import_module("pipeline.compare.run").compare
 N, D_A, D_B = 90, 24, 16
 METRICS = ("svcca:k=3", "rsa", "svcca_pc1", "svcca")
 
@@ -63,8 +62,11 @@ def found(stores: tuple[Path, Path], client: Client) -> xr.Dataset:
 
 
 def test_the_same_as_the_plain_comparison(stores: tuple[Path, Path], found: xr.Dataset, client: Client) -> None:
-    pairs = xr.Dataset({f"feature_{side}": ("pair", ids) for side, ids in zip("ab", SUBSETS["alike"], strict=True)})
-    plain = compare(pairs, *stores, metrics=METRICS, null_runs=120, client=client).sel(null="shuffled")
+    rows = (
+        storage.open_activations(path)["decoder"].values[ids]
+        for path, ids in zip(stores, SUBSETS["alike"], strict=True)
+    )
+    plain = compare_rows(*rows, metrics=METRICS, null_runs=120, client=client).sel(null="shuffled")
     ours = found.isel(subset=0).sel(null="shuffled")
     for name in ("score", "null_mean", "null_std", "p", "z"):
         np.testing.assert_allclose(ours[name], plain[name], atol=1e-6, err_msg=name)
