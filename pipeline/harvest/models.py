@@ -96,7 +96,7 @@ def describe(model: ModelSettings) -> ModelInfo:
         If torch or transformers is not installed.
     """
     require_models()
-    folder = _locate(model)
+    folder = locate(model)
     with quiet_transformers():
         outer = _from_pretrained("AutoConfig", folder, model)
         config = outer.get_text_config()
@@ -121,7 +121,7 @@ def tokenizer_of(model: ModelSettings) -> Any:
     """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
     require_models()
     with quiet_transformers():
-        return _tokenizer(_locate(model), model)
+        return _tokenizer(locate(model), model)
 
 
 def _check_architecture(config: Any, name: str) -> None:
@@ -145,8 +145,11 @@ def _measured(skeleton: Any, sites: list[Site], d_model: int) -> list[Site]:
         return [replace(site, width=d_model) for site in sites]
 
 
-def _locate(model: ModelSettings, *, weights: bool = False) -> str:
-    """Return the folder that transformers can load for the name in the experiment file, with its weights or without."""
+def locate(model: ModelSettings, *, weights: bool = False) -> str:
+    """Return the folder that transformers can load for the name in the experiment file, with its weights or without.
+
+    MissingInputError if there is no such folder, file or repository; UnreachableError if the hub does not answer.
+    """
     name, path = model.model, Path(model.model)
     if name.lower().endswith(".gguf"):
         if not path.is_file():
@@ -369,7 +372,7 @@ def _read(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
-    folder = _locate(model, weights=True)
+    folder = locate(model, weights=True)
     loader = _loader(_from_pretrained("AutoConfig", folder, model))
     network, report = _from_pretrained(
         loader, folder, model, dtype=getattr(torch, model.dtype), output_loading_info=True
@@ -383,7 +386,7 @@ def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    config = _from_pretrained("AutoConfig", _locate(model), model)
+    config = _from_pretrained("AutoConfig", locate(model), model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.randomise)
         kind = getattr(transformers, _loader(config))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from pipeline.harvest.dictionaries import load_dictionary
+from pipeline.harvest.formats import saelens
+from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
 
 with warnings.catch_warnings():
@@ -464,6 +468,25 @@ def test_random_of_another_form(spec):
 def test_random_with_too_large_a_k():
     with pytest.raises(InputError, match="K must be from 1 to 8"):
         load_dictionary("random:8:9", D)
+
+
+#: What the page calls SAELens's architectures.
+WORDS = {
+    "standard": "standard (ReLU)", "topk": "TopK", "abstopk": "AbsTopK", "jumprelu": "JumpReLU", "gated": "gated",
+    "matching_pursuit": "matching pursuit", "batchtopk": "BatchTopK", "matryoshka_batchtopk": "Matryoshka BatchTopK",
+    "transcoder": "transcoders: ReLU", "skip_transcoder": "or without skip", "jumprelu_transcoder": "ReLU, JumpReLU",
+    "jumprelu_skip_transcoder": "with",
+}  # fmt: skip
+
+
+def test_the_page_lists_every_format_and_architecture():
+    page = (Path(__file__).parents[2] / "docs" / "harvest.md").read_text(encoding="utf-8")
+    formats = dict(re.findall(r"^\| (`.*`) \| (.*) \|$", page, flags=re.MULTILINE))
+    files = {form.weights for form in DICTIONARIES.values() if form.weights is not None}
+    assert not {file for file in files if not any(f"`{file}`" in row for row in formats)}
+    assert set(WORDS) == {*saelens._ARCHITECTURES, *saelens._TRAINED_ONLY}
+    saved_by_sae_lens = formats["`cfg.json`, `sae_weights.safetensors`"]
+    assert not {word for word in WORDS.values() if word not in saved_by_sae_lens}
 
 
 # --- releases (tests/hub reads real ones) -----------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def linear_transcoder(folder, model):
     """Save a transcoder that is the output projection of the second block's attention, and has features besides."""
     projection = load_file(model / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"]
     hooks = ("blocks.1.attn.hook_z", "layers.1.self_attn.o_proj")
-    quiet = {"W_dec": torch.full((F, 16), 1e-4), "b_dec": torch.zeros(16)}
+    quiet = {"W_dec": torch.full((F, 16), 1e-8), "b_dec": torch.zeros(16)}
     return save(folder, "skip_transcoder", d_in=16, d_out=16, hooks=hooks, W_skip=projection, **quiet)
 
 

@@ -16,20 +16,23 @@ import pytest
 
 from benchmarks.hub import Faults, Hub
 
-#: A process that runs one command of `subspace` for each line of JSON, and answers with its status and output.
+#: A process that for each line of JSON calls a function, or runs a command of `subspace`, and answers with a line.
 _COMMANDS = """
 import json, sys
-from pathlib import Path
 from typer.testing import CliRunner
 from jobs.cli import app
+from pipeline.harvest.corpus import build_corpus
 from pipeline.harvest.dictionaries import load_dictionary
+from pipeline.settings.harvest import CorpusSettings
 for line in sys.stdin:
-    arguments = json.loads(line)
-    if arguments[0] == "dictionary":
-        loaded = load_dictionary(*arguments[1:])
-        answer = [loaded.id, loaded.site, float(loaded.decoder.sum())]
+    what, *arguments = json.loads(line)
+    if what == "load_dictionary":
+        loaded = load_dictionary(*arguments)
+        answer = [loaded.id, loaded.site]
+    elif what == "build_corpus":
+        answer = len(build_corpus(CorpusSettings(**arguments[0]), arguments[1]))
     else:
-        done = CliRunner().invoke(app, arguments)
+        done = CliRunner().invoke(app, [what, *arguments])
         answer = [done.exit_code, done.output]
     print(json.dumps(answer), flush=True)
 """
@@ -104,7 +107,7 @@ def subspace(hub: Hub) -> Run:
     def run(home: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "jobs", *map(str, arguments)],
-            env=_environment(hub, home, **variables), capture_output=True, text=True, check=False, timeout=300,
+            env=_environment(hub, home, **variables), capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
     return run
@@ -118,7 +121,7 @@ def start(hub: Hub) -> Iterator[Callable[..., Ask]]:
     def ask_new(home: Path, **variables: str) -> Ask:
         process = subprocess.Popen(
             [sys.executable, "-c", _COMMANDS], env=_environment(hub, home, **variables),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
         assert process.stdin is not None
