@@ -66,12 +66,12 @@ def test_the_readme_experiment_runs_whatever_is_cut(
     hub: Hub, subspace: Run, file_of: Callable[..., Path], tiny_run: RunResult, tmp_path: Path
 ) -> None:
     """... with the activations of local folders; and then without a network, which is not needed any more."""
-    hub.faults.cuts, hub.faults.generator, hub.faults.limited = 0.3, random.Random(5), 1
+    hub.faults.cuts, hub.faults.generator, hub.faults.limited = 0.12, random.Random(5), 1
     hub.seen.clear()
     home, out, file = tmp_path / "home", tmp_path / "run", file_of(readme_experiment())
     done = subspace(home, "run", file, "--run-dir", out)
     assert done.returncode == 0, done.stderr
-    assert hub.seen["cut"] >= 5
+    assert hub.seen["cut"] >= 4
     assert hub.seen["429 Too Many Requests"] == 1
     assert_same_harvest(out, tiny_run)
     assert (out / "report.html").stat().st_size > 100_000
@@ -111,7 +111,7 @@ REFUSALS: list[tuple[str, dict[str, Any], set[str], str]] = [
         "model",
         {"model": "tiny/none"},
         set(),
-        r"Model 'tiny/none' is neither a folder here nor readable from the hub\\. Give",
+        r"Model 'tiny/none' is neither a folder here nor readable from the hub\. Give",
     ),
     ("model", {"revision": "v9"}, set(), "Model 'tiny/llama' has no such revision on the hub: check 'revision'"),
     ("dataset", {"revision": "v9"}, set(), "Dataset 'tiny/parquet' has no such revision on the hub: check 'revision'"),
@@ -160,7 +160,7 @@ def test_a_hub_out_of_order_is_no_mistake_of_the_user(hub: Hub, ask: Ask, file_o
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_a_stream_that_breaks_off_goes_on(hub: Hub, ask: Ask, kind: str, tmp_path: Path, tiny_inputs: Path) -> None:
-    hub.faults.cuts, hub.faults.generator = 0.5, random.Random(1)
+    hub.faults.cuts, hub.faults.generator = 0.25, random.Random(1)
     hub.seen.clear()
     settings = {"dataset": f"tiny/{kind}", "documents": 45}
     assert ask("build_corpus", settings, tmp_path / "c.zarr") == 45
