@@ -45,8 +45,9 @@ class Faults:
         Repositories that are refused without the token ``granted``: gated ones show their files, but do not give them.
     limited, failing
         How many of the next requests are answered with 429 and a ``Retry-After`` of no time; and with 500.
-    cuts
-        The share of bodies of files that are cut off after a random part; and their ``generator``.
+    cuts, cut
+        The share of answers that are cut off after a random part, drawn by ``generator``; and what is in the paths of
+        those that may be, a regular expression.
     """
 
     gated: set[str] = field(default_factory=set)
@@ -54,6 +55,7 @@ class Faults:
     limited: int = 0
     failing: int = 0
     cuts: float = 0.0
+    cut: str = ""
     generator: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - no secret
 
 
@@ -251,7 +253,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         faults = self.hub.faults
         with self.hub.lock:
-            cut = status in {200, 206} and self.command == "GET" and faults.generator.random() < faults.cuts
+            whole = status not in {200, 206} or self.command != "GET" or not re.search(faults.cut, self.path)
+            cut = not whole and faults.generator.random() < faults.cuts
             part = faults.generator.randrange(len(body)) if cut and body else len(body)
             self.hub.seen["cut" if cut else f"{status} {HTTPStatus(status).phrase}"] += 1
         self.send_response(status)

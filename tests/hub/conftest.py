@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.hub import Faults, Hub
@@ -63,7 +62,7 @@ def _fill(root: Path, tiny: Path) -> None:
     (models / "no-weights").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / "llama" / name, models / "no-weights")
-    # the repositories of two releases of SAELens's list
+    # the repository of a release of SAELens's list
     saved = root / "models" / "jbloom" / "GPT2-Small-SAEs-Reformatted" / "blocks.0.hook_resid_pre"
     saved.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -73,11 +72,6 @@ def _fill(root: Path, tiny: Path) -> None:
     config = {"d_in": 12, "d_sae": 20, "hook_point": "blocks.0.hook_resid_pre", "hook_point_layer": 0}
     old = {"model_name": "gpt2-small", "dtype": "torch.float32", "context_size": 128, "dataset_path": "text"}
     (saved / "cfg.json").write_text(json.dumps(config | old | {"prepend_bos": True}))
-    scope = root / "models" / "google" / "gemma-scope-2b-pt-res" / "layer_3" / "width_16k" / "average_l0_59"
-    scope.mkdir(parents=True)
-    np.savez(
-        scope / "params.npz", threshold=np.ones(20, "f4"), **{name: part.numpy() for name, part in weights.items()}
-    )
 
 
 @pytest.fixture(scope="session")

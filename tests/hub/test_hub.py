@@ -150,7 +150,7 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(
 
 
 def test_a_hub_out_of_order_is_no_mistake_of_the_user(hub: Hub, ask: Ask, file_of: Callable[..., Path]) -> None:
-    hub.faults.failing = 1
+    hub.faults.failing = 1000
     experiment = readme_experiment()
     experiment["a"]["revision"] = hub.commit("models", "tiny/llama")[:-1]  # not in the cache
     status, line, results = harvest(ask, file_of(experiment))
@@ -160,7 +160,7 @@ def test_a_hub_out_of_order_is_no_mistake_of_the_user(hub: Hub, ask: Ask, file_o
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_a_stream_that_breaks_off_goes_on(hub: Hub, ask: Ask, kind: str, tmp_path: Path, tiny_inputs: Path) -> None:
-    hub.faults.cuts, hub.faults.generator = 0.25, random.Random(1)
+    hub.faults.cuts, hub.faults.cut, hub.faults.generator = 0.5, r"cdn|\.jsonl$", random.Random(1)
     hub.seen.clear()
     settings = {"dataset": f"tiny/{kind}", "documents": 45}
     assert ask("build_corpus", settings, tmp_path / "c.zarr") == 45
@@ -169,9 +169,7 @@ def test_a_stream_that_breaks_off_goes_on(hub: Hub, ask: Ask, kind: str, tmp_pat
     assert list(open_corpus(tmp_path / "c.zarr").iter_texts(range(45))) == [json.loads(line)["text"] for line in lines]
 
 
-def test_releases_of_sae_lens_come_from_their_repositories(hub: Hub, ask: Ask) -> None:
+def test_a_release_of_sae_lens_comes_from_its_repository(hub: Hub, ask: Ask) -> None:
     hub.faults.cuts, hub.faults.generator = 0.4, random.Random(2)
     name = "gpt2-small-res-jb/blocks.0.hook_resid_pre"
     assert ask("load_dictionary", name, 12) == [name, "blocks.0.hook_resid_pre"]
-    name = "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59"
-    assert ask("load_dictionary", name, 12) == [name, "blocks.3.hook_resid_post"]

@@ -283,7 +283,7 @@ def load_release(release: str, sae_id: str, kind: ActivationKind, device: str = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sae = sae_lens().SAE.from_pretrained(release, sae_id, device="cpu")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"SAELens cannot load id {sae_id!r} of release {release!r}: {first_line(error)}") from error
     loaded = SaeLensDictionary(sae, f"{release}/{sae_id}", kind, device)
     if sae.cfg.architecture() in _TRANSCODERS and "clt" in f"{release}/{sae_id}":
