@@ -14,6 +14,7 @@ happen.
     │       └── CorruptError
     ├── BudgetError                  3  also a MemoryError
     ├── MissingDependencyError       4  also an ImportError
+    ├── UnreachableError             1
     └── WorkerLostError              1
 """
 
@@ -118,6 +119,10 @@ class BusyError(SubspaceError):
     """Another process is writing the same target."""
 
     exit_code = 75
+
+
+class UnreachableError(SubspaceError):
+    """A service on the network does not answer."""
 
 
 class WorkerLostError(SubspaceError):

@@ -22,17 +22,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.harvest.dictionary import CONFIG, IDENTITY, Asked, Dictionary, Encoded, Format, read_config
 from pipeline.harvest.formats import saelens
-from pipeline.harvest.hub import why_not_readable
+from pipeline.harvest.hub import from_hub
 from pipeline.settings.harvest import ActivationKind
 from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
+
+T = TypeVar("T")
 
 __all__ = ["IDENTITY", "Dictionary", "Encoded", "dictionary_folder", "load_dictionary"]
 
@@ -85,6 +87,7 @@ def load_dictionary(
     if name in DICTIONARIES and DICTIONARIES[name].weights is None:
         return DICTIONARIES[name].function(asked)
     spellings = tuple(dict.fromkeys((site, *names)))
+    spellings += tuple(name.removesuffix(".input") for name in spellings if name.endswith(".input"))  # of transcoders
     folder = dictionary_folder(spec, *spellings)
     if folder is None:
         loaded = _load_remote(asked, spellings)
@@ -185,10 +188,7 @@ def _load_remote(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
     repository = _repository_of(release)
     if repository is None:
         return _load_from_hub(asked, sites)
-    try:
-        return saelens.load_release(release, sae_id, asked.kind, asked.device)
-    except OSError as error:
-        raise MissingInputError(_why_missing(asked.spec, repository, error)) from error
+    return _from_hub(lambda: saelens.load_release(release, sae_id, asked.kind, asked.device), asked.spec, repository)
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -213,22 +213,37 @@ def _repository_of(release: str) -> str | None:
 def _load_from_hub(asked: Asked, sites: tuple[str, ...]) -> Dictionary:
     """Download the part of a repository that holds the site's dictionary, and load it like a local folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     repository, folder = _split(asked.spec)
     places = [folder, *(f"{folder}/{site}".lstrip("/") for site in sites if site)]
     patterns = ["config.json", *(f"{place}/{file}".lstrip("/") for place in places for file in _downloads())]
-    try:
-        root = Path(snapshot_download(repository, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        raise MissingInputError(_why_missing(asked.spec, repository, error)) from error
-    local = dictionary_folder(str(root / folder) if folder else str(root), *sites)
-    if local is None or not any((local / file).is_file() for file in _folder_formats()):
-        raise MissingInputError(f"The repository {repository} holds no dictionary for site {sites[0]!r}")
+    root = Path(_from_hub(lambda: snapshot_download(repository, allow_patterns=patterns), asked.spec, repository))
+    local = next((root / place for place in places if _has_weights(root / place)), None)
+    if local is None:
+        raise MissingInputError(
+            f"The repository {repository} holds no dictionary for site {sites[0]!r}" + _others(asked.spec, repository)
+        )
     source = replace(asked, spec=str(local), id=f"{repository}/{local.relative_to(root)}")
     return _load_folder(source, _signature(local))
 
 
-def _why_missing(spec: str, repository: str, error: Exception) -> str:
+def _has_weights(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _folder_formats())
+
+
+def _others(spec: str, repository: str) -> str:
+    """Return for a message where in a repository dictionaries are; nothing if it has none, or cannot be asked."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return " in the hub's cache, and HF_HUB_OFFLINE keeps it from being downloaded"
+    files = _from_hub(lambda: HfApi().list_repo_files(repository), spec, repository)
+    folders = sorted(
+        {file.removesuffix(f"/{name}") for name in _folder_formats() for file in files if file.endswith(f"/{name}")}
+    )
+    return f"; it has {', '.join(folders)}" if folders else ""
+
+
+def _from_hub(read: Callable[[], T], spec: str, repository: str) -> T:
     hint = f"Check the name (a folder, a release of SAELens's list, or the repository {repository})"
-    return why_not_readable(f"Dictionary {spec!r}", repository, error, hint)
+    return from_hub(read, f"Dictionary {spec!r}", repository, hint)

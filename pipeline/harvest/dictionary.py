@@ -43,13 +43,15 @@ class Dictionary(ABC):
     layout
         How its activations are stored: ``csr`` or ``dense``.
     decoder
-        float32 array (n_features, d_model); None where the model's own weights are the decoder.
+        float32 array (n_features, width of what is reconstructed); None where the model's own weights are the decoder.
     site, context, prepend_bos
         Where it was trained, on windows of how many tokens, and whether these start with BOS; None if it does not say.
+    output_site
+        Of a transcoder: the site that it predicts, where its decoder's directions are. None if that is where it reads.
     config
         Its own configuration, as far as it bears on what it computes; plain JSON values.
     reconstructs
-        Whether it is meant to explain its input; controls are not, and no site is refused for them.
+        Whether it is meant to explain a site; controls are not, and no site is refused for them.
     """
 
     id: str
@@ -61,6 +63,7 @@ class Dictionary(ABC):
     site: str | None = None
     context: int | None = None
     prepend_bos: bool | None = None
+    output_site: str | None = None
     config: dict[str, Any]
     reconstructs: bool = True
 
@@ -70,7 +73,10 @@ class Dictionary(ABC):
 
     @abstractmethod
     def reconstruct(self, rows: Rows) -> Rows:
-        """Return what the dictionary makes of float32 rows (rows, d_model), whatever `kind` is given out."""
+        """Return what the dictionary makes of float32 rows (rows, d_model), whatever `kind` is given out.
+
+        As wide as the decoder: a transcoder's are the rows of `output_site`.
+        """
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.harvest.additions import MISFITS, small_blocks
 from pipeline.harvest.gguf import converted
-from pipeline.harvest.hub import why_not_readable
+from pipeline.harvest.hub import from_hub, refusal
 from pipeline.harvest.reader import SiteReader, with_widths
 from pipeline.harvest.sites import Site, Sites, blocks_path
 from pipeline.settings.harvest import ModelSettings
@@ -35,6 +35,12 @@ logger = logging.getLogger(__name__)
 #: How many bytes at either end of a weights file enter the model's fingerprint.
 _SAMPLED_BYTES = 1 << 20
 
+#: What is read of a repository on the hub: everything but weights; then weights, in the first of the forms it has.
+_SETTINGS_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+_WEIGHTS_FILES = ("model*.safetensors", "pytorch_model*.bin")
+
+_HINT = "Give the path of a local folder or GGUF file, or check the id"
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -43,7 +49,7 @@ class ModelInfo:
     Attributes
     ----------
     folder
-        What transformers loads: a folder or a hub id.
+        What transformers loads; of a model on the hub, the folder of one commit in the hub's cache.
     fingerprint
         The commit on the hub, or a hash over the folder's configuration, tokenizer and (sampled) weights; of a
         randomised model also its seed.
@@ -90,7 +96,7 @@ def describe(model: ModelSettings) -> ModelInfo:
         If torch or transformers is not installed.
     """
     require_models()
-    folder = _locate(model.model)
+    folder = locate(model)
     with quiet_transformers():
         outer = _from_pretrained("AutoConfig", folder, model)
         config = outer.get_text_config()
@@ -101,7 +107,7 @@ def describe(model: ModelSettings) -> ModelInfo:
         sites = [names.resolve(site) for site in model.sites]
     return ModelInfo(
         folder=folder,
-        fingerprint=_fingerprint(folder, outer, model),
+        fingerprint=_fingerprint(Path(folder), model),
         sites={site.name: site for site in _measured(skeleton, sites, int(config.hidden_size))},
         names=names,
         d_model=int(config.hidden_size),
@@ -115,7 +121,7 @@ def tokenizer_of(model: ModelSettings) -> Any:
     """Return a model's tokenizer, its own truncation and padding switched off; nothing else of it is read."""
     require_models()
     with quiet_transformers():
-        return _tokenizer(_locate(model.model), model)
+        return _tokenizer(locate(model), model)
 
 
 def _check_architecture(config: Any, name: str) -> None:
@@ -139,9 +145,12 @@ def _measured(skeleton: Any, sites: list[Site], d_model: int) -> list[Site]:
         return [replace(site, width=d_model) for site in sites]
 
 
-def _locate(name: str) -> str:
-    """Return the folder or hub id that transformers can load for the name in the experiment file."""
-    path = Path(name)
+def locate(model: ModelSettings, *, weights: bool = False) -> str:
+    """Return the folder that transformers can load for the name in the experiment file, with its weights or without.
+
+    MissingInputError if there is no such folder, file or repository; UnreachableError if the hub does not answer.
+    """
+    name, path = model.model, Path(model.model)
     if name.lower().endswith(".gguf"):
         if not path.is_file():
             raise MissingInputError(f"No GGUF file at {name}: check 'model' in the experiment file")
@@ -152,7 +161,33 @@ def _locate(name: str) -> str:
         return str(path)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise MissingInputError(f"No model folder at {name}: check 'model' in the experiment file")
-    return name
+    folder = _download(model, _SETTINGS_FILES)
+    for form in _WEIGHTS_FILES if weights else ():
+        folder = _download(model, [*_SETTINGS_FILES, form])
+        if any(folder.glob(form)):
+            break
+    return str(folder)
+
+
+def _download(model: ModelSettings, files: list[str]) -> Path:
+    """Return the folder of a commit in the hub's cache, once all of `files` that the repository has are in it.
+
+    What transformers would download by itself may be of several commits, and it goes on without a tokenizer's settings
+    where the hub does not give them.
+    """
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    def read() -> Path:
+        if constants.HF_HUB_OFFLINE:  # what another program downloaded may lack files that are not needed
+            known = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
+            if not isinstance(known, str):
+                raise FileNotFoundError(model.model)
+            return Path(known).parent
+        return Path(
+            snapshot_download(model.model, revision=model.revision, allow_patterns=files, ignore_patterns=["*/*"])
+        )
+
+    return from_hub(read, f"Model {model.model!r}", model.model, _HINT)
 
 
 def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: Any) -> Any:
@@ -161,11 +196,10 @@ def _from_pretrained(loader: str, folder: str, model: ModelSettings, **options: 
 
     try:
         return getattr(transformers, loader).from_pretrained(
-            folder, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+            folder, trust_remote_code=model.trust_remote_code, **options
         )
     except OSError as error:
-        hint = "Give the path of a local folder or GGUF file, or check the id"
-        raise MissingInputError(why_not_readable(f"Model {model.model!r}", model.model, error, hint)) from error
+        raise refusal(error, f"Model {model.model!r}", model.model, _HINT) from error
     except (ValueError, KeyError) as error:
         raise InputError(f"Model {model.model!r} cannot be loaded: {first_line(error)}") from error
 
@@ -244,11 +278,9 @@ def _context(config: Any, tokenizer: Any) -> int | None:
     return min(sensible, default=None)
 
 
-def _fingerprint(folder: str, config: Any, model: ModelSettings) -> str:
-    """Return what identifies the model's content."""
-    content = (
-        _content_hash(Path(folder)) if Path(folder).is_dir() else str(getattr(config, "_commit_hash", "") or folder)
-    )
+def _fingerprint(folder: Path, model: ModelSettings) -> str:
+    """Return what identifies the model's content; the cache calls its folders by the commit."""
+    content = _content_hash(folder) if Path(model.model).exists() else folder.name
     return content if model.randomise is None else f"{content}#random-{model.randomise}"
 
 
@@ -340,7 +372,7 @@ def _read(model: ModelSettings) -> tuple[Any, list[str]]:
     """Return the base network with its trained weights, and the names of those that its files lack."""
     import torch
 
-    folder = _locate(model.model)
+    folder = locate(model, weights=True)
     loader = _loader(_from_pretrained("AutoConfig", folder, model))
     network, report = _from_pretrained(
         loader, folder, model, dtype=getattr(torch, model.dtype), output_loading_info=True
@@ -354,7 +386,7 @@ def _drawn(model: ModelSettings) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    config = _from_pretrained("AutoConfig", _locate(model.model), model)
+    config = _from_pretrained("AutoConfig", locate(model), model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.randomise)
         kind = getattr(transformers, _loader(config))

@@ -51,6 +51,7 @@ from pipeline.harvest.site_check import (
     check_model,
     dictionary_at,
     judge,
+    places_around,
     refuse_bad_sites,
 )
 from pipeline.harvest.sites import Site
@@ -83,8 +84,8 @@ class Job:
         As given to :func:`harvest`.
     sites
         The sites to be harvested, by their names.
-    neighbours
-        Site → the sites around it, which the site check reads too.
+    tried
+        Site → the places that the site check tries its dictionary on: what is read there, and what is to be explained.
     stores, manifests
         Site → the store to be written, and what it is made from; of all sites.
     """
@@ -94,7 +95,7 @@ class Job:
     model: ModelSettings
     store: StoreSettings
     sites: dict[str, Site]
-    neighbours: dict[str, tuple[Site, ...]]
+    tried: dict[str, list[tuple[Site, Site]]]
     stores: dict[str, Path]
     manifests: dict[str, Manifest]
 
@@ -103,9 +104,9 @@ class Job:
         return dictionary_at(self.model, self.sites[site], device)
 
     def loaded(self) -> LoadedModel:
-        """Return the model with hooks at all sites and their neighbours; it is loaded once a process."""
-        around = [site for name in self.sites for site in self.neighbours[name]]
-        return shared(self.model, [*self.sites.values(), *(site for site in around if site.name not in self.sites)])
+        """Return the model with hooks at all sites, and where dictionaries are tried; it is loaded once a process."""
+        around = {site.name: site for name in self.sites for place in self.tried[name] for site in place}
+        return shared(self.model, (around | self.sites).values())
 
 
 def harvest(  # noqa: PLR0917 - the stage's inputs, then its settings
@@ -202,11 +203,8 @@ def begin(  # noqa: PLR0917 - as harvest
     corpus, rows = open_corpus(corpus_path).hash, fingerprint(rows_path)
     manifests = {site: store_manifest(corpus, rows, known, site, side, model, store) for site in model.sites}
     sites = {name: site for name, site in info.sites.items() if not is_current(stores[name], manifests[name])}
-    neighbours = {
-        name: tuple(info.names.neighbours(site)) if dictionary_at(model, site).reconstructs else ()
-        for name, site in sites.items()
-    }
-    return Job(str(rows_path), side, model, store, sites, neighbours, stores, manifests)
+    tried = {name: places_around(model, info, site) for name, site in sites.items()}
+    return Job(str(rows_path), side, model, store, sites, tried, stores, manifests)
 
 
 def measure(job: Job, client: Client) -> tuple[dict[str, Calibration], dict[str, Rows]]:
@@ -460,23 +458,23 @@ def _calibrate(job: Job, client: Client) -> dict[str, Calibration]:
     label = f"calibrate {job.side.upper()}"
     tasks = run_tasks(client, _sample, list(enumerate(spans)), name="calibrate", label=label, args=(job,))
     windows = list(in_order((number, sample) for (number, _), sample in tasks))
-    samples = {name: Sample.join([window[name] for window in windows]) for name in windows[0]}
-    return {
-        name: judge(
-            site, samples[name], {near.name: samples[near.name] for near in job.neighbours[name]}, job.dictionary(name)
-        )
-        for name, site in job.sites.items()
-    }
+    samples = {place: Sample.join([window[place] for window in windows]) for place in windows[0]}
+    calibrations = {}
+    for name, site in job.sites.items():
+        own, *around = [(read.name, samples[read.name, explained.name]) for read, explained in job.tried[name]]
+        calibrations[name] = judge(site, own[1], dict(around), job.dictionary(name))
+    return calibrations
 
 
-def _sample(item: tuple[int, slice], job: Job) -> dict[str, Sample]:
-    """Sample the rows of one window at every site and its neighbours; one task."""
+def _sample(item: tuple[int, slice], job: Job) -> dict[tuple[str, str], Sample]:
+    """Sample the rows of one window wherever a dictionary is tried: what is read, and is to be explained; one task."""
     _one_thread()
     windows = _read_windows(job.rows_path, job.side, item[1])
     numbers, values = next(_run_windows(windows, job.loaded(), job.model.batch_size))
     for site in job.sites:
         require_finite(values[site], item[1].start + numbers, site, Origin(job.rows_path, job.side, job.model))
-    return {site: Sample.of(rows) for site, rows in values.items()}
+    places = {(read.name, explained.name) for name in job.sites for read, explained in job.tried[name]}
+    return {(read, explained): Sample.of(values[read], values[explained]) for read, explained in sorted(places)}
 
 
 def _decoders(job: Job, client: Client) -> dict[str, Rows]:

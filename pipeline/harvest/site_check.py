@@ -7,6 +7,7 @@ block 3. Nothing fails then, and the features are plausible nonsense. So every (
 2. It reconstructs some rows of the site, and of the same place one block before and one block behind
    (:func:`judge`). It is refused (:func:`refuse_bad_sites`) if it leaves more variance unexplained than there is, or
    more than :data:`NEIGHBOUR_FACTOR` times what it leaves at a neighbour, and by :data:`NEIGHBOUR_MARGIN` more.
+   A transcoder reconstructs another site than it reads, here and in the neighbouring blocks.
 
 ``allow_bad_site`` (on the command line ``--allow-bad-site``) turns refusals into warnings. Raw units and the random
 control are not meant to explain anything: their figures are recorded, and no neighbour is read for them.
@@ -68,6 +69,18 @@ def dictionary_at(model: ModelSettings, site: Site, device: str = "cpu") -> Dict
         model.dictionary_of(site.name), site.width, site.name, model.kind,
         names=site.names, neurons=site.role == "neurons", device=torch_device(device),
     )  # fmt: skip
+
+
+def places_around(model: ModelSettings, info: ModelInfo, site: Site) -> list[tuple[Site, Site]]:
+    """Return what a dictionary reads and what it is to explain: at its site, and then in the blocks around it.
+
+    Nothing around it for a dictionary that is not meant to explain anything. InputError if the model has no such site
+    as a transcoder predicts.
+    """
+    dictionary = dictionary_at(model, site)
+    target = site if dictionary.output_site is None else info.names.resolve(dictionary.output_site)
+    around = zip(info.names.neighbours(site), info.names.neighbours(target), strict=False)
+    return [(site, target), *(around if dictionary.reconstructs else ())]
 
 
 _checked: dict[str, ModelInfo] = {}
@@ -132,6 +145,8 @@ def _check_model(model: ModelSettings) -> ModelInfo:
         dictionary = dictionary_at(model, site)
         logger.info("%s, dictionary %s (%d features)", site, dictionary.id, dictionary.n_features)
         _check_own_site(model, info, site, dictionary)
+        if dictionary.output_site is not None:
+            logger.info("%s predicts %s", dictionary.id, info.names.resolve(dictionary.output_site))
         if dictionary.context:
             contexts[dictionary.id] = int(dictionary.context)
     shortest = min(contexts, key=lambda name: contexts[name], default=None)
@@ -209,17 +224,25 @@ class Sample:
         int64, which of them are kept.
     rows
         float32 (chosen, width).
+    targets
+        What a dictionary is to make of them, float32 (chosen, width): the rows, or those of a transcoder's other site.
     """
 
     norms: NDArray[np.float64]
     chosen: NDArray[np.int64]
     rows: Rows
+    targets: Rows
 
     @classmethod
-    def of(cls, rows: Rows) -> Sample:
-        """Sample one window's rows, evenly spaced."""
+    def of(cls, rows: Rows, targets: Rows | None = None) -> Sample:
+        """Sample one window's rows, evenly spaced; `targets` are the rows themselves by default."""
         chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_OF_WINDOW)).astype(np.int64))
-        return cls(np.linalg.norm(rows.astype(np.float64), axis=1), chosen, rows[chosen])
+        return cls(
+            np.linalg.norm(rows.astype(np.float64), axis=1),
+            chosen,
+            rows[chosen],
+            (rows if targets is None else targets)[chosen],
+        )
 
     @classmethod
     def join(cls, samples: Sequence[Sample]) -> Sample:
@@ -229,6 +252,7 @@ class Sample:
             np.concatenate([sample.norms for sample in samples]),
             np.concatenate([sample.chosen + start for sample, start in zip(samples, starts, strict=False)]),
             np.concatenate([sample.rows for sample in samples]),
+            np.concatenate([sample.targets for sample in samples]),
         )
 
     @property
@@ -258,17 +282,17 @@ def judge(site: Site, sample: Sample, neighbours: Mapping[str, Sample], dictiona
     ``pre_topk``; `l0` is of what is stored.
     """
     sink = sample.norms[sample.chosen] > sample.threshold
-    error = sample.rows - dictionary.reconstruct(sample.rows)
+    error = sample.targets - dictionary.reconstruct(sample.rows)
     active = np.asarray((dictionary.encode(sample.rows) != 0).sum(axis=1)).ravel()
-    fvu = variance_unexplained(sample.rows[~sink], error[~sink])
-    finite = {name: other for name, other in neighbours.items() if np.isfinite(other.rows).all()}
+    fvu = variance_unexplained(sample.targets[~sink], error[~sink])
+    finite = {name: other for name, other in neighbours.items() if _is_finite(other)}
     around = {name: _fvu_at(other, dictionary) for name, other in finite.items()}
     calibration = Calibration(
         threshold=sample.threshold,
         n_rows=len(sample.norms),
         n_sinks=int((sample.norms > sample.threshold).sum()),
         fvu=fvu,
-        fvu_with_sinks=variance_unexplained(sample.rows, error),
+        fvu_with_sinks=variance_unexplained(sample.targets, error),
         l0=float(active[~sink].mean()),
         neighbours=around,
         verdict=_verdict(site, dictionary, fvu, around) if dictionary.reconstructs else "",
@@ -277,10 +301,15 @@ def judge(site: Site, sample: Sample, neighbours: Mapping[str, Sample], dictiona
     return calibration
 
 
+def _is_finite(sample: Sample) -> bool:
+    return bool(np.isfinite(sample.rows).all() and np.isfinite(sample.targets).all())
+
+
 def _fvu_at(sample: Sample, dictionary: Dictionary) -> float:
     """Return the fraction of variance unexplained, sinks excluded."""
-    rows = sample.rows[sample.norms[sample.chosen] <= sample.threshold]
-    return variance_unexplained(rows, rows - dictionary.reconstruct(rows))
+    usual = sample.norms[sample.chosen] <= sample.threshold
+    targets = sample.targets[usual]
+    return variance_unexplained(targets, targets - dictionary.reconstruct(sample.rows[usual]))
 
 
 def _verdict(site: Site, dictionary: Dictionary, fvu: float, neighbours: Mapping[str, float]) -> str:

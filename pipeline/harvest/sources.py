@@ -16,16 +16,15 @@ A list of texts in the place of one is that of a document's tokens.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.harvest.gguf import file_sha256
-from pipeline.harvest.hub import why_not_readable
+from pipeline.harvest.hub import from_hub
 from pipeline.settings.harvest import CorpusSettings
 from storage import Corpus, open_corpus
 from storage.damage import first_line
@@ -34,6 +33,8 @@ from storage.extras import need
 from storage.inventory import GROUP_FILE
 from storage.listing import files_below
 from storage.token_tables import TOKENS, check_pieces, has_tokens, iter_texts
+
+T = TypeVar("T")
 
 
 class Document(NamedTuple):
@@ -277,7 +278,7 @@ def _read_dataset(config: CorpusSettings) -> Iterator[Document]:
     dataset = _open_dataset(config)
     if getattr(dataset, "column_names", None):
         _check_column(config, dataset.column_names)
-    for i, record in enumerate(_guarded(config, dataset)):
+    for i, record in enumerate(_records(config, dataset)):
         _check_column(config, record)
         where = f"Document {i} of dataset {config.dataset!r}"
         text = _text(record[config.column], where, config.column)
@@ -314,16 +315,17 @@ def _open_dataset(config: CorpusSettings) -> Any:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_dataset(datasets, config, folder)
     streaming = folder.is_dir() or is_streamed(config)
-    with _explained(config):
-        return datasets.load_dataset(
+    return _read_from_hub(
+        config,
+        lambda: datasets.load_dataset(
             config.dataset, config.subset, split=config.split, revision=config.revision, streaming=streaming
-        )
+        ),
+    )
 
 
 def _saved_dataset(datasets: Any, config: CorpusSettings, folder: Path) -> Any:
     """Open what ``save_to_disk`` wrote: one split, or a folder of splits."""
-    with _explained(config):
-        stored = datasets.load_from_disk(str(folder))
+    stored = _read_from_hub(config, lambda: datasets.load_from_disk(str(folder)))
     if not isinstance(stored, datasets.DatasetDict):
         return stored
     if config.split not in stored:
@@ -331,27 +333,30 @@ def _saved_dataset(datasets: Any, config: CorpusSettings, folder: Path) -> Any:
     return stored[config.split]
 
 
-def _guarded(config: CorpusSettings, dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield records; what goes wrong on the way is said in our words."""
-    records = iter(dataset)
-    while True:
-        with _explained(config):
-            record = next(records, None)
-        if record is None:
-            return
+def _records(config: CorpusSettings, dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield records; a stream that breaks off goes on behind the last of them."""
+    records, n_read = iter(dataset), 0
+
+    def following() -> dict[str, Any] | None:
+        nonlocal records
+        try:
+            return next(records, None)
+        except BaseException:
+            records = iter(dataset.skip(n_read))  # an iterator that has failed is at its end
+            raise
+
+    while (record := _read_from_hub(config, following)) is not None:
+        n_read += 1
         yield record
 
 
-@contextlib.contextmanager
-def _explained(config: CorpusSettings) -> Iterator[None]:
-    """Turn the errors of ``datasets`` and ``huggingface_hub`` into ours."""
+def _read_from_hub(config: CorpusSettings, read: Callable[[], T]) -> T:
+    """Call a function of ``datasets``; its errors, and those of ``huggingface_hub``, are said in our words."""
     name = config.dataset
     try:
-        yield
+        return from_hub(read, f"Dataset {name!r}", str(name))
     except InputError:
         raise
-    except OSError as error:
-        raise MissingInputError(why_not_readable(f"Dataset {name!r}", str(name), error)) from error
     except ValueError as error:
         raise InputError(
             f"Dataset {name!r}, split {config.split!r}, subset {config.subset!r}, cannot be read: {first_line(error)}"

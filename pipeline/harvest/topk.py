@@ -1,6 +1,7 @@
 """Dictionaries that are a linear encoder, a ReLU and a top-k.
 
 ``encode(x) = topk(ReLU((x − b_dec) W_encᵀ + b_enc))``, ``decode(z) = z W_dec + b_dec`` (Gao et al., arXiv 2406.04093).
+A transcoder takes nothing off its input, and may add ``x W_skipᵀ`` to its output (Paulo et al., arXiv 2501.18823).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class TopKWeights:
     choose
         ``topk``: the k largest after the ReLU; ``signed``: the k largest by magnitude, no ReLU; ``groupmax``: the
         largest of each of k groups of neighbouring features.
+    transcode, skip
+        Whether another tensor than the input is predicted; and how the input enters it, (d_model, d_model), or None.
     """
 
     encoder: Any
@@ -38,17 +41,20 @@ class TopKWeights:
     b_dec: Any
     k: int
     choose: Literal["topk", "signed", "groupmax"] = "topk"
+    transcode: bool = False
+    skip: Any = None
 
     def to(self, device: str) -> TopKWeights:
         """Return the weights on a device."""
-        names = ("encoder", "decoder", "b_enc", "b_dec")
+        names = ["encoder", "decoder", "b_enc", "b_dec", *(["skip"] if self.skip is not None else [])]
         return replace(self, **{name: getattr(self, name).float().to(device) for name in names})
 
     def before(self, rows: Any) -> Any:
         """Return the activations that the k are chosen from, (rows, n_features)."""
         import torch
 
-        hidden = torch.nn.functional.linear(rows - self.b_dec, self.encoder, self.b_enc)
+        rows = rows if self.transcode else rows - self.b_dec
+        hidden = torch.nn.functional.linear(rows, self.encoder, self.b_enc)
         return hidden if self.choose == "signed" else hidden.relu_()
 
     def chosen(self, rows: Any) -> tuple[Any, Any]:
@@ -121,9 +127,11 @@ class TopKDictionary(Dictionary):
         out = np.empty_like(rows)
         with torch.inference_mode():
             for part in in_blocks(rows, self.n_features):
-                values, ids = self._weights.chosen(self._tensor(rows[part]))
+                inputs = self._tensor(rows[part])
+                values, ids = self._weights.chosen(inputs)
                 decoded = torch.nn.functional.embedding_bag(
                     ids, self._weights.decoder, per_sample_weights=values, mode="sum"
                 )
-                out[part] = (decoded + self._weights.b_dec).cpu().numpy()
+                skipped = 0 if self._weights.skip is None else inputs @ self._weights.skip.T
+                out[part] = (decoded + self._weights.b_dec + skipped).cpu().numpy()
         return out

@@ -210,16 +210,10 @@ def _files(source: str) -> dict[str, int]:
 
 
 def _folder(model: ModelSettings) -> str:
-    """Return the folder of a model; of one from the hub, that of its cached copy."""
-    from pipeline.harvest.models import describe  # noqa: PLC0415 - imports torch
+    """Return the folder of a model with its weights; of one from the hub, that of its cached copy."""
+    from pipeline.harvest.models import locate  # noqa: PLC0415 - imports torch
 
-    folder = describe(model).folder
-    if Path(folder).is_dir():
-        return folder
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    return str(snapshot_download(folder, revision=model.revision, allow_patterns=wanted))
+    return locate(model, weights=True)
 
 
 STAGE = Stage("semantics", tasks, check=check)

@@ -303,29 +303,6 @@ def test_a_file_is_no_dataset(data_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        ("Dataset 'some/text' is a gated dataset on the Hub. Visit", "'some/text' is gated.*`hf auth login`"),
-        (
-            "Dataset 'some/text' doesn't exist on the Hub or cannot be accessed.",
-            "'some/text' is neither.*hf auth login",
-        ),
-    ],
-)
-def test_hub_datasets_that_cannot_be_had(monkeypatch, tmp_path, said, message):
-    """What the library raises, without a network."""
-    datasets = pytest.importorskip("datasets")
-
-    def refuse(*_arguments, **_settings):
-        raise datasets.exceptions.DatasetNotFoundError(said)
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(MissingInputError, match=message):
-        build_corpus(CorpusSettings(dataset="some/text"), tmp_path / "c.zarr")
-    assert not (tmp_path / "c.zarr").exists()
-
-
-@pytest.mark.parametrize(
     ("settings", "streamed"),
     [({}, False), ({"documents": 2}, True), ({"tokens": 2}, True), ({"documents": 2, "seed": 0}, False),
      ({"streaming": True}, True), ({"documents": 2, "streaming": False}, False)],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from pipeline.harvest.dictionaries import load_dictionary
+from pipeline.harvest.formats import saelens
+from pipeline.settings.registries import DICTIONARIES
 from storage.errors import InputError, MissingInputError
 
 with warnings.catch_warnings():
@@ -23,8 +26,6 @@ with warnings.catch_warnings():
         GatedSAEConfig,
         JumpReLUSAE,
         JumpReLUSAEConfig,
-        SkipTranscoder,
-        SkipTranscoderConfig,
         StandardSAE,
         StandardSAEConfig,
         TopKSAE,
@@ -222,10 +223,6 @@ def test_what_cannot_be_honoured_is_refused(make_sae, tmp_path):
         (folder / "cfg.json").write_text(json.dumps(config | changed))
         with pytest.raises(InputError, match=message):
             load_dictionary(str(folder), D)
-    transcoder = SkipTranscoder(SkipTranscoderConfig(d_in=D, d_sae=F, d_out=D, apply_b_dec_to_input=False))
-    transcoder.save_model(tmp_path / "transcoder")
-    with pytest.raises(InputError, match="architecture 'skip_transcoder'"):
-        load_dictionary(str(tmp_path / "transcoder"), D)
 
 
 @pytest.mark.parametrize(
@@ -322,8 +319,8 @@ def test_gemma_scope_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
     wanted = theirs.encode(torch.from_numpy(ROWS)).detach().numpy()
     np.testing.assert_allclose(loaded.encode(ROWS).toarray(), wanted, atol=1e-6)
     assert 0 < (wanted > 0).mean() < 0.5
-    assert (loaded.site, loaded.context, loaded.prepend_bos) == (
-        theirs.cfg.metadata.hook_name, theirs.cfg.metadata.context_size, theirs.cfg.metadata.prepend_bos
+    assert (loaded.site, loaded.output_site, loaded.context, loaded.prepend_bos) == (
+        theirs.cfg.metadata.hook_name, None, theirs.cfg.metadata.context_size, theirs.cfg.metadata.prepend_bos
     )  # fmt: skip
     np.savez(folder / "params.npz", W_enc=arrays["W_enc"])
     with pytest.raises(InputError, match="it lacks W_dec, b_dec, b_enc, threshold"):
@@ -381,10 +378,27 @@ def test_gemma_scope_2_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
     save_tensors(folder / "params.safetensors", w_enc=(D, F), w_dec=(F, D), affine_skip_connection=(D, D), **vectors)
     with pytest.raises(InputError, match="has affine_skip_connection, which may change"):
         load_dictionary(str(folder), D)
-    behind = {"hf_hook_point_out": "model.layers.3.post_feedforward_layernorm.output"}
-    (folder / "config.json").write_text(json.dumps(config | behind))
-    with pytest.raises(InputError, match=r"a transcoder, from model\.layers\.3\.output to"):
-        load_dictionary(str(folder), D)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_gemma_scope_2_transcoder_as_sae_lens_reads_it(tmp_path, monkeypatch, affine):
+    import torch
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    name = "transcoder/layer_3_width_16k_l0_small" + "_affine" * affine
+    folder = tmp_path / name
+    skip = {"affine_skip_connection": (D, D)} if affine else {}
+    vectors = {"b_enc": (F,), "b_dec": (D,), "threshold": (F,)}
+    save_tensors(folder / "params.safetensors", w_enc=(D, F), w_dec=(F, D), **vectors, **skip)
+    hooks = [f"model.layers.3.{part}_feedforward_layernorm.output" for part in ("pre", "post")]
+    config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b", "affine_connection": affine}
+    config |= dict(zip(("hf_hook_point_in", "hf_hook_point_out"), hooks, strict=True))
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = read_by_sae_lens(loaders, monkeypatch, "gemma_3_sae_huggingface_loader", tmp_path, name)
+    loaded, rows = load_dictionary(str(folder), D), torch.from_numpy(ROWS)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), theirs.encode(rows).detach(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(loaded.reconstruct(ROWS), theirs(rows).detach(), rtol=1e-5, atol=1e-4)
+    assert [f"{site}.output" for site in (loaded.site, loaded.output_site)] == hooks
 
 
 def test_llama_scope_folder_as_sae_lens_reads_it(tmp_path, monkeypatch):
@@ -456,80 +470,28 @@ def test_random_with_too_large_a_k():
         load_dictionary("random:8:9", D)
 
 
-# --- the hub ----------------------------------------------------------------------------------------------------------
+#: What the page calls SAELens's architectures.
+WORDS = {
+    "standard": "standard (ReLU)", "topk": "TopK", "abstopk": "AbsTopK", "jumprelu": "JumpReLU", "gated": "gated",
+    "matching_pursuit": "matching pursuit", "batchtopk": "BatchTopK", "matryoshka_batchtopk": "Matryoshka BatchTopK",
+    "transcoder": "transcoders: ReLU", "skip_transcoder": "or without skip", "jumprelu_transcoder": "ReLU, JumpReLU",
+    "jumprelu_skip_transcoder": "with",
+}  # fmt: skip
 
 
-def hub_error(kind):
-    return kind("no", response=SimpleNamespace(headers={}, request=None))
+def test_the_page_lists_every_format_and_architecture():
+    page = (Path(__file__).parents[2] / "docs" / "harvest.md").read_text(encoding="utf-8")
+    formats = dict(re.findall(r"^\| (`.*`) \| (.*) \|$", page, flags=re.MULTILINE))
+    files = {form.weights for form in DICTIONARIES.values() if form.weights is not None}
+    assert not {file for file in files if not any(f"`{file}`" in row for row in formats)}
+    assert set(WORDS) == {*saelens._ARCHITECTURES, *saelens._TRAINED_ONLY}
+    saved_by_sae_lens = formats["`cfg.json`, `sae_weights.safetensors`"]
+    assert not {word for word in WORDS.values() if word not in saved_by_sae_lens}
 
 
-def test_repository_of_the_hub_is_read_like_a_folder(make_sae, tmp_path, monkeypatch):
-    """What the download leaves is a folder in hub layout; only the site's part is asked for."""
-    import huggingface_hub
-
-    make_sae("topk", "repo/layers.1")
-    asked = []
-
-    def download(name, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(tmp_path / "repo")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    loaded = load_dictionary("someone/saes-read", D, "blocks.1.hook_resid_post", names=("layers.1",))
-    wanted = load_dictionary(str(tmp_path / "repo" / "layers.1"), D)
-    np.testing.assert_array_equal(loaded.encode(ROWS).toarray(), wanted.encode(ROWS).toarray())
-    assert loaded.id == f"someone/saes-read/{wanted.id}"
-    assert asked[0][0] == "someone/saes-read"
-    assert "layers.1/sae_weights.safetensors" in asked[0][1]
-    assert not any(pattern.startswith("*") for pattern in asked[0][1])
+# --- releases (tests/hub reads real ones) -----------------------------------------------------------------------------
 
 
-def test_gated_and_missing_repositories(monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    errors = {
-        "gated": (hub_error(GatedRepoError), r"'x/gated' is gated: ask for access at https://huggingface\.co/x/gated"),
-        "missing": (
-            hub_error(RepositoryNotFoundError),
-            r"nor readable from the hub .*the repository x/missing\)",
-        ),
-        "offline": (
-            LocalEntryNotFoundError("cannot reach the hub"),
-            r"nor readable from the hub \(cannot reach the hub\)",
-        ),
-    }
-    for name, (error, message) in errors.items():
-
-        def refuse(*_args, error=error, **_kwargs):
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-        with pytest.raises(MissingInputError, match=message):
-            load_dictionary(f"x/{name}", D, "layers.1")
-
-
-def test_release_of_sae_lens(make_sae, monkeypatch):
-    """A release is loaded by SAELens; its errors name what was asked for."""
-    from huggingface_hub.errors import GatedRepoError
-
-    calls = []
-
-    def from_pretrained(release, sae_id, device):
-        calls.append((release, sae_id))
-        return SAE.load_from_disk(make_sae("jumprelu"))
-
-    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
-    name = "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"
-    assert load_dictionary(name, D).id == name
-    assert calls == [("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical")]
-    monkeypatch.undo()
+def test_a_release_without_such_a_dictionary():
     with pytest.raises(InputError, match="ID nonsense not found in release gemma-scope-2b-pt-res-canonical"):
         load_dictionary("gemma-scope-2b-pt-res-canonical/nonsense", D)
-
-    def refuse(*_args, **_kwargs):
-        raise hub_error(GatedRepoError)
-
-    monkeypatch.setattr(SAE, "from_pretrained", refuse)
-    with pytest.raises(MissingInputError, match=r"is gated: .*huggingface\.co/google/gemma-scope-2b-pt-res"):
-        load_dictionary("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", D)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,31 +122,6 @@ def test_tokenizer_without_offsets_is_refused(make_model, tmp_path):
     ByT5Tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"model' \(ByT5Tokenizer\) gives no character offsets.*a fast tokenizer"):
         describe(config_of(tmp_path / "model", "layers.0"))
-
-
-def test_gated_and_missing_repositories(monkeypatch):
-    """As transformers raises them: an OSError of its own, the hub's behind it."""
-    import transformers
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    def refuse_with(kind):
-        def refuse(*_args, **_kwargs):
-            raise OSError("You cannot read this.\nMore lines.") from kind(
-                "no", response=SimpleNamespace(headers={}, request=None)
-            )
-
-        return refuse
-
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse_with(GatedRepoError))
-    with pytest.raises(
-        MissingInputError, match=r"'x/gated' is gated: ask for access at https://huggingface\.co/x/gated"
-    ):
-        describe(config_of("x/gated", "layers.0"))
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse_with(RepositoryNotFoundError))
-    with pytest.raises(
-        MissingInputError, match=r"nor readable from the hub \(You cannot read this\.\)\. Give the path"
-    ):
-        describe(config_of("x/missing", "layers.0"))
 
 
 def test_encoder_decoder_is_refused(make_model, tmp_path):

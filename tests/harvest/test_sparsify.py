@@ -116,45 +116,33 @@ def test_hookpoint_is_the_site_exactly(make_coder, tmp_path):
         load_dictionary(root, D, "layers.4")
 
 
-def test_repository_of_the_hub(make_coder, tmp_path, monkeypatch):
-    """As ``EleutherAI/sae-pythia-70m-32k``: a subfolder for each hookpoint, of which one is fetched."""
-    import huggingface_hub
-
-    coder, _ = make_coder("layers.3")
-    make_coder("layers.3.mlp", k=7)
-    asked = []
-
-    def download(name, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(tmp_path / "coders")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    loaded = load_dictionary("someone/sae-tiny", D, "blocks.3.hook_resid_post", names=("layers.3",))
-    theirs = coder.encode(torch.from_numpy(ROWS))
-    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), dense(theirs.top_acts, theirs.top_indices), atol=1e-6)
-    assert asked[0][0] == "someone/sae-tiny"
-    assert {"layers.3/cfg.json", "layers.3/sae.safetensors"} <= set(asked[0][1])
-    assert "layers.3.mlp/sae.safetensors" not in asked[0][1]
-    assert load_dictionary("someone/sae-tiny/layers.3.mlp", D, "layers.3.mlp").config["k"] == 7
-    with pytest.raises(MissingInputError, match=r"dictionaries for layers\.3, layers\.3\.mlp"):
-        load_dictionary("someone/sae-tiny", D, "layers.5")
-
-
 def test_what_is_recorded(make_coder):
     _, folder = make_coder()
     loaded = load_dictionary(str(folder), D)
     assert loaded.config == {
         "format": "sparsify", "hookpoint": "layers.3", "dtype": "float32", "activation": "topk", "k": K,
-        "multi_topk": False, "normalize_decoder": True,
+        "multi_topk": False, "normalize_decoder": True, "skip_connection": False, "transcode": False,
     }  # fmt: skip
     assert loaded.id.startswith("layers.3@")
     assert (loaded.context, loaded.prepend_bos) == (None, None)
 
 
 @pytest.mark.parametrize("settings", [{"transcode": True}, {"transcode": True, "skip_connection": True}])
-def test_transcoders_are_refused(make_coder, settings):
-    _, folder = make_coder(**settings)
-    with pytest.raises(InputError, match=r"is a transcoder .*predicts another tensor than it reads"):
+def test_transcoders_read_the_input_of_their_module(make_coder, settings):
+    coder, folder = make_coder("layers.3.mlp", **settings)
+    loaded = load_dictionary(str(folder.parent), D, "layers.3.mlp.input")
+    with torch.no_grad():
+        theirs = coder(torch.from_numpy(ROWS))
+    encoded = np.zeros((len(ROWS), F), np.float32)
+    np.put_along_axis(encoded, theirs.latent_indices.numpy(), theirs.latent_acts.numpy(), axis=1)
+    np.testing.assert_allclose(loaded.encode(ROWS).toarray(), encoded, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(loaded.reconstruct(ROWS), theirs.sae_out.numpy(), rtol=1e-5, atol=1e-4)
+    assert (loaded.site, loaded.output_site) == ("layers.3.mlp.input", "layers.3.mlp")
+
+
+def test_a_skip_connection_that_is_not_stated_is_refused(make_coder):
+    _, folder = make_coder(skip_connection=True)
+    with pytest.raises(InputError, match="skip_connection without transcode is not read"):
         load_dictionary(str(folder), D)
 
 
@@ -196,7 +184,7 @@ def test_a_transcoder_of_early_versions_is_refused(make_coder, where):
     """It is stated in the settings of the run only, beside the folders of the hookpoints or in one of them."""
     _, folder = make_coder()
     (folder / where / "config.json").write_text(json.dumps({"sae": {"k": K}, "transcode": True}))
-    with pytest.raises(InputError, match=r"is a transcoder \(transcode in .*config\.json\)"):
+    with pytest.raises(InputError, match=r"of an early version \(transcode in .*config\.json, but not in cfg\.json\)"):
         load_dictionary(str(folder), D)
 
 

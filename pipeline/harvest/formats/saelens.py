@@ -40,8 +40,11 @@ from storage.extras import need
 WEIGHTS = "sae_weights.safetensors"
 GEMMA_SCOPE = "params.npz"
 
-#: Architectures that turn one row into features without looking at other rows or at another tensor.
-_ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit")
+#: Architectures that predict another tensor than they read.
+_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+
+#: Architectures that turn one row into features without looking at other rows.
+_ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit", *_TRANSCODERS)
 
 #: Architectures that SAELens saves under another name once they are trained.
 _TRAINED_ONLY = ("batchtopk", "matryoshka_batchtopk")
@@ -53,7 +56,9 @@ _OUTPUTS = ("hook_name_out", "hook_point_out", "out_hook_point", "is_transcoder"
 _RECORDED = (
     "dtype", "apply_b_dec_to_input", "normalize_activations", "k", "rescale_acts_by_decoder_norm",
 )  # fmt: skip
-_RECORDED_METADATA = ("model_name", "hook_name", "context_size", "prepend_bos", "model_from_pretrained_kwargs")
+_RECORDED_METADATA = (
+    "model_name", "hook_name", "hook_name_out", "context_size", "prepend_bos", "model_from_pretrained_kwargs",
+)  # fmt: skip
 
 
 def sae_lens() -> Any:
@@ -64,14 +69,28 @@ def sae_lens() -> Any:
 
 
 def jump_relu(
-    weights: dict[str, Any], *, apply_b_dec_to_input: bool, site: str | None, context: int | None, bos: bool | None
+    weights: dict[str, Any],
+    *,
+    apply_b_dec_to_input: bool,
+    site: str | None,
+    context: int | None,
+    bos: bool | None,
+    output_site: str | None = None,
 ) -> Any:
-    """Return SAELens's JumpReLU dictionary of weights ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``threshold``."""
-    library = sae_lens()
+    """Return SAELens's JumpReLU dictionary of weights ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``threshold``.
+
+    With `output_site` it is a transcoder, which may have ``W_skip``.
+    """
+    from sae_lens.registry import get_sae_class
+
+    transcoder = "jumprelu_skip_transcoder" if "W_skip" in weights else "jumprelu_transcoder"
+    made, configuration = get_sae_class("jumprelu" if output_site is None else transcoder)
     d_in, d_sae = weights["W_enc"].shape
-    config = library.JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=apply_b_dec_to_input)
+    sizes = {"d_in": d_in, "d_sae": d_sae} | ({} if output_site is None else {"d_out": weights["W_dec"].shape[1]})
+    config = configuration(**sizes, apply_b_dec_to_input=apply_b_dec_to_input)
     config.metadata.prepend_bos, config.metadata.context_size, config.metadata.hook_name = bos, context, site
-    sae = library.JumpReLUSAE(config)
+    config.metadata.hook_name_out = output_site
+    sae = made(config)
     sae.load_state_dict({name: values.float().contiguous() for name, values in weights.items()})
     return sae
 
@@ -100,6 +119,7 @@ class SaeLensDictionary(Dictionary):
         self.site = sae.cfg.metadata.hook_name
         self.context = sae.cfg.metadata.context_size
         self.prepend_bos = sae.cfg.metadata.prepend_bos
+        self.output_site = sae.cfg.metadata.hook_name_out if sae.cfg.architecture() in _TRANSCODERS else None
         self.decoder = sae.W_dec.detach().cpu().numpy().astype(np.float32)
         self.layout = "dense" if kind == "pre_topk" else "csr"
         # Some scalings keep the scale of the last rows on the object: one thread at a time.
@@ -134,7 +154,7 @@ class SaeLensDictionary(Dictionary):
         """Return the dictionary's own output, block by block."""
         import torch
 
-        out = np.empty_like(rows)
+        out = np.empty((len(rows), int(self._sae.W_dec.shape[1])), np.float32)
         for part in in_blocks(rows, self.n_features):
             with self._exclusive(), torch.inference_mode():
                 values, offset = self._tensor(rows[part])
@@ -148,14 +168,27 @@ def _check(config: Any, name: str) -> None:
     if architecture not in _ARCHITECTURES:
         raise InputError(
             f"{name} is a SAELens dictionary of architecture {architecture!r}; {', '.join(_ARCHITECTURES)} are "
-            "read: each row by itself, explained where it was read"
+            "read: each row by itself"
         )
+    if architecture in _TRANSCODERS:
+        _check_transcoder(config, name)
     if config.normalize_activations in {"expected_average_only_in", "covariance_whitening"}:
         raise InputError(
             f"{name} was trained on scaled activations (normalize_activations: {config.normalize_activations}), but "
             "the scale is not in its files: fold it into the weights (SAE.fold_activation_norm_scaling_factor) and "
             "save again"
         )
+
+
+def _check_transcoder(config: Any, name: str) -> None:
+    """Refuse a transcoder whose output cannot be compared with any site."""
+    if not config.metadata.hook_name_out:
+        raise InputError(
+            f"{name} is a transcoder that does not say what it predicts: give the name of that site as hook_name_out "
+            f"in the metadata of its {CONFIG}"
+        )
+    if (config.metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+        raise InputError(f"{name}: a transcoder of a model with center_writing_weights is not read")
 
 
 def _recorded(config: Any) -> dict[str, Any]:
@@ -220,9 +253,10 @@ def _refuse_other_formulas(folder: Path) -> None:
         raise InputError(f"{file}: {heads[0]} {everything[heads[0]]}: dictionaries of one head are not read")
     elsewhere = [name for name in _OUTPUTS if everything.get(name)]
     site = everything.get("hook_name", everything.get("hook_point"))
-    if elsewhere and everything[elsewhere[0]] != site:
+    if elsewhere and everything[elsewhere[0]] != site and config.get("architecture") not in _TRANSCODERS:
         raise InputError(
-            f"{file}: a transcoder ({elsewhere[0]}: {everything[elsewhere[0]]}); give a sparse autoencoder"
+            f"{file}: a transcoder ({elsewhere[0]}: {everything[elsewhere[0]]}) of architecture "
+            f"{config.get('architecture')!r}; {', '.join(_TRANSCODERS)} are read"
         )
     if "metadata" in config:
         _refuse_unknown(config, file)
@@ -249,9 +283,13 @@ def load_release(release: str, sae_id: str, kind: ActivationKind, device: str = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sae = sae_lens().SAE.from_pretrained(release, sae_id, device="cpu")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"SAELens cannot load id {sae_id!r} of release {release!r}: {first_line(error)}") from error
-    return SaeLensDictionary(sae, f"{release}/{sae_id}", kind, device)
+    loaded = SaeLensDictionary(sae, f"{release}/{sae_id}", kind, device)
+    if sae.cfg.architecture() in _TRANSCODERS and "clt" in f"{release}/{sae_id}":
+        loaded.reconstructs = False
+        loaded.config["decoder"] = "sum over the blocks that a cross-layer transcoder writes to"
+    return loaded
 
 
 @dictionary_format("gemma-scope", GEMMA_SCOPE)
@@ -274,17 +312,27 @@ def load_gemma_scope(asked: Asked) -> SaeLensDictionary:
     if lacking:
         raise InputError(f"{folder / GEMMA_SCOPE} is no Gemma Scope dictionary: it lacks {', '.join(sorted(lacking))}")
     weights = {name: arrays[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
-    sae = jump_relu(weights, apply_b_dec_to_input=False, site=_hook_in_path(folder), context=1024, bos=True)
+    site, output_site = _hooks_in_path(folder)
+    sae = jump_relu(weights, apply_b_dec_to_input=False, site=site, context=1024, bos=True, output_site=output_site)
     return SaeLensDictionary(sae, asked.id, asked.kind, asked.device)
 
 
-def _hook_in_path(folder: Path) -> str | None:
-    """Return the hook point that a path of Gemma Scope names; None if it names none.
+def _hooks_in_path(folder: Path) -> tuple[str | None, str | None]:
+    """Return the hook point that a path of Gemma Scope names, and what a transcoder predicts; None if it names none.
 
-    >>> _hook_in_path(Path("/x/gemma-scope-2b-pt-mlp/layer_3/width_16k/average_l0_82"))
-    'blocks.3.hook_mlp_out'
+    >>> _hooks_in_path(Path("/x/gemma-scope-2b-pt-mlp/layer_3/width_16k/average_l0_82"))
+    ('blocks.3.hook_mlp_out', None)
+    >>> _hooks_in_path(Path("/x/gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_82"))
+    ('blocks.3.ln2.hook_normalized', 'blocks.3.hook_mlp_out')
     """
-    match = re.search(r"gemma-scope-[^/]*-(res|mlp)/(?:.*/)?layer_(\d+)/", f"{folder.absolute().as_posix()}/")
+    match = re.search(
+        r"gemma-scope-[^/]*-(res|mlp|transcoders)/(?:.*/)?layer_(\d+)/", f"{folder.absolute().as_posix()}/"
+    )
     if not match:
-        return None
-    return f"blocks.{match[2]}.{'hook_resid_post' if match[1] == 'res' else 'hook_mlp_out'}"
+        return None, None
+    hook, output = {
+        "res": ("hook_resid_post", None),
+        "mlp": ("hook_mlp_out", None),
+        "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
+    }[match[1]]
+    return f"blocks.{match[2]}.{hook}", output and f"blocks.{match[2]}.{output}"

@@ -4,7 +4,8 @@ The reading is our own. SAELens has a converter for this format, but it transpos
 ``b_dec`` from the input, and takes ``layers.3.mlp`` for the residual stream. The formula is that of the format's own
 library, ``eai-sparsify``: ``z = topk(ReLU((x − b_dec) Wᵀ + b))``, where W is ``encoder.weight`` (features, d_in).
 ``W_dec`` has the same shape. ``signed`` coders of early versions choose by magnitude and have no ReLU; ``multi_topk``
-changes the loss of training only.
+changes the loss of training only. A transcoder (``transcode: true``) reads the input of the module that its folder is
+named after, and predicts its output: ``z = topk(ReLU(x Wᵀ + b))``, and ``x W_skipᵀ`` may be added to what is decoded.
 """
 
 from __future__ import annotations
@@ -28,19 +29,18 @@ _KNOWN = {
 }  # fmt: skip
 
 #: What of a coder's configuration is recorded.
-_RECORDED = ("activation", "k", "signed", "multi_topk", "normalize_decoder")
+_RECORDED = ("activation", "k", "signed", "multi_topk", "normalize_decoder", "transcode", "skip_connection")
 
 
 @dictionary_format("sparsify", WEIGHTS)
 def load_sparsify(asked: Asked) -> TopKDictionary:
     """Load one hookpoint's coder; the name of its folder is the hookpoint.
 
-    InputError if it is a transcoder, its weights are not those of a sparse coder, or the configuration contradicts
-    them.
+    InputError if its weights are not those of a sparse coder, or the configuration contradicts them.
     """
     folder, config = asked.folder, read_config(asked.folder)
-    _refuse_transcoder(config, folder)
-    tensors = _read(folder)
+    _check_config(config, folder)
+    tensors = _read(folder, skip=bool(config.get("skip_connection")))
     n_features, d_in = (int(n) for n in tensors["encoder.weight"].shape)
     stated = int(config.get("num_latents") or 0) or d_in * int(config.get("expansion_factor") or 0)
     if stated and stated != n_features:
@@ -55,30 +55,35 @@ def load_sparsify(asked: Asked) -> TopKDictionary:
         tensors["b_dec"],
         k,
         _choice(config, folder),
+        transcode=bool(config.get("transcode")),
+        skip=tensors.get("W_skip"),
     )
     recorded = {name: config[name] for name in _RECORDED if name in config}
     dtype = str(tensors["W_dec"].dtype).removeprefix("torch.")
     recorded |= {"format": "sparsify", "hookpoint": folder.name, "dtype": dtype}
     loaded = TopKDictionary(weights, asked.id, asked.kind, recorded, asked.device)
-    loaded.site = folder.name
+    loaded.site, loaded.output_site = folder.name, None
+    if weights.transcode:
+        loaded.site, loaded.output_site = f"{folder.name}.input", folder.name
     return loaded
 
 
-def _refuse_transcoder(config: dict[str, Any], folder: Path) -> None:
-    """Refuse what reads one tensor and predicts another: neither its FVU nor its decoder belong to the site.
+def _check_config(config: dict[str, Any], folder: Path) -> None:
+    """Refuse settings that are not known here, and transcoders of early versions.
 
-    Early versions state it only in the settings of the training run, beside the folders of the hookpoints.
+    These state what they are in the settings of the training run alone, beside the folders of the hookpoints.
     """
     runs = [path / _RUN for path in (folder, folder.parent) if (path / _RUN).is_file()]
-    stated = {folder / CONFIG: config} | {path: read_config(path.parent, _RUN) for path in runs}
-    for file, settings in stated.items():
+    for file, settings in {path: read_config(path.parent, _RUN) for path in runs}.items():
         nested = settings["sae"] if isinstance(settings.get("sae"), dict) else {}
         flags = [name for name in ("transcode", "skip_connection") if settings.get(name) or nested.get(name)]
-        if flags:
+        if set(flags) - {name for name in flags if config.get(name)}:
             raise InputError(
-                f"{folder} is a transcoder ({', '.join(flags)} in {file}): it predicts another tensor than it reads. "
-                "Give a sparse autoencoder"
+                f"{folder} is a transcoder of an early version ({', '.join(flags)} in {file}, but not in {CONFIG}), "
+                "whose formula is not known here: load and save it with eai-sparsify"
             )
+    if config.get("skip_connection") and not config.get("transcode"):
+        raise InputError(f"{folder / CONFIG}: skip_connection without transcode is not read")
     unknown = sorted(set(config) - _KNOWN)
     if unknown:
         raise InputError(f"{folder / CONFIG} has settings that are not known here: {', '.join(unknown)}")
@@ -93,12 +98,13 @@ def _choice(config: dict[str, Any], folder: Path) -> Literal["topk", "signed", "
     return "signed" if config.get("signed") else "topk"
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, *, skip: bool) -> dict[str, Any]:
     """Return the coder's tensors, checked for their shapes."""
     tensors = read_tensors(folder / WEIGHTS)
     if "encoder.weight" not in tensors or tensors["encoder.weight"].ndim != 2:
         raise InputError(f"{folder / WEIGHTS} is no sparse coder: it has no matrix encoder.weight")
     shape = tuple(tensors["encoder.weight"].shape)
     expected = {"encoder.weight": shape, "encoder.bias": shape[:1], "W_dec": shape, "b_dec": shape[1:]}
+    expected |= {"W_skip": (shape[1], shape[1])} if skip else {}
     require_tensors(folder / WEIGHTS, tensors, expected)
     return tensors
