@@ -113,7 +113,7 @@ def processes(workers: int, threads: int = 1) -> Iterator[Client]:
 
 
 def plain_processes(count: int) -> ProcessPoolExecutor:
-    """Return as many processes without Dask, started anew as Dask's are."""
+    """Return as many processes without Dask, started again as Dask's are."""
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 

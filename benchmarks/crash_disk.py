@@ -147,7 +147,7 @@ def read_between(root: Path, targets: Iterable[str], old: Tree, new: Tree) -> It
 
 
 def opens(path: Path) -> bool:
-    """Say whether a public reader opens a path; an error other than a refusal with a sentence is passed on."""
+    """Return whether a public reader opens a path; an error other than a refusal with a sentence is passed on."""
     if not path.is_dir():
         return path.exists()
     for reader in (storage.open_activations, storage.open_corpus, storage.open_result):

@@ -79,7 +79,7 @@ class Child:
         self._status: int | None = None
 
     def ended(self) -> bool:
-        """Say whether it has ended."""
+        """Return whether it has ended."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:

@@ -431,7 +431,7 @@ def render_overhead(result: dict[str, Any]) -> str:
 
 
 def page_of(text: str, tables: str, results: Path = RESULTS) -> str:
-    """Return the text of ``docs/scale.md`` with its tables made anew."""
+    """Return the text of ``docs/scale.md`` with its tables renewed."""
     parts = {SCALE: tables}
     for mark, render_part in ((READS, render_reads), (OVERHEAD, render_overhead)):
         content = (results / "cluster" / f"{mark}.json").read_text(encoding="utf-8")
@@ -456,7 +456,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=Study.workers)
     parser.add_argument("--rates", type=Path, help="folder with the rates of your machine; the package's by default")
     parser.add_argument("--measure", action="store_true", help="time a slab of a tile, and keep the rates")
-    parser.add_argument("--markdown", action="store_true", help="write the tables of docs/scale.md anew")
+    parser.add_argument("--markdown", action="store_true", help="write the tables of docs/scale.md")
     given = vars(parser.parse_args())
     rates, markdown, measure = (given.pop(name) for name in ("rates", "markdown", "measure"))
     given |= {"tokens": int(given["tokens"]), "sites": tuple(given["sites"])}

@@ -518,7 +518,7 @@ def _decimal(value: float | None) -> str:
 
 
 def render(page: str, result: Mapping[str, Any]) -> str:
-    """Return the page with its tables anew."""
+    """Return the page with its tables renewed."""
     tables = {
         "verdict": render_verdict,
         "curve": render_curve,

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,7 +33,7 @@ import storage
 from pipeline.correlate.convergence import convergence
 from pipeline.correlate.intervals import intervals
 
-logging.basicConfig(level=logging.ERROR)  # stores without coordinates are taken on trust, with a warning
+logging.basicConfig(level=logging.ERROR)  # stores without coordinates cause a warning: row i is assumed to be the same token
 rng = np.random.default_rng(0)
 folder = Path(tempfile.mkdtemp())
 
@@ -96,7 +101,7 @@ certain
 order = np.argsort(-pairs.r.values)[:40]
 low, high = (certain[name].values[order] for name in ("r_heldout_low", "r_heldout_high"))
 plt.vlines(np.arange(len(order)), low, high)
-plt.plot(pairs.r.values[order], "o", label="r where chosen")
+plt.plot(pairs.r.values[order], "o", label="r, selection half")
 plt.plot(pairs.r_heldout.values[order], "x", label="r on held-out documents")
 plt.xlabel("pairs, best first")
 plt.legend()

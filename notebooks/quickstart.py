@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -96,13 +101,13 @@ pairs = pipeline.match(cor, method="greedy", min_correlation=0.2)
 truth = dict(enumerate(partner))
 right = sum(truth.get(int(i)) == j for i, j in zip(pairs.feature_a.values, pairs.feature_b.values, strict=True))
 print(f"{pairs.sizes['pair']} pairs, {right} of the {n_shared} true ones")
-print(f"mean r {float(pairs.r.mean()):.3f} where chosen, {float(pairs.r_heldout.mean()):.3f} on held-out rows")
+print(f"mean r {float(pairs.r.mean()):.3f} on the selection half, {float(pairs.r_heldout.mean()):.3f} on the held-out half")
 assert right > 0.99 * n_shared
 
 # %% [markdown]
 # ## Compare with chance
 #
-# Are the decoder directions of the pairs arranged alike? Each score stands beside the same score for shuffled pairings.
+# Are the decoder directions of the pairs arranged alike? Each score is shown next to the same score for shuffled pairings.
 
 # %%
 scores = pipeline.compare(pairs, folder / "A.zarr", folder / "B.zarr", metrics=["svcca", "rsa"], null_runs=200)

@@ -188,7 +188,7 @@ def _check_schema(path: str | Path, attrs: Mapping[str, Any]) -> None:
 
 
 def is_sparse(path: str | Path) -> bool:
-    """Say whether the activation store at `path` keeps its rows as csr.
+    """Return whether the activation store at `path` keeps its rows as csr.
 
     Raises
     ------
@@ -267,7 +267,7 @@ def iter_dense(
 
 
 def reads_by_chunk(path: str | Path) -> bool:
-    """Say whether :func:`iter_dense` yields the chunks of a store as they are; else rows as wide as they are wanted."""
+    """Return whether :func:`iter_dense` yields the chunks of a store as they are; else rows as wide as wanted."""
     return read_dense_layout(path, ACTIVATION) is not None
 
 

@@ -70,7 +70,7 @@ def scipy_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def is_sparse_matrix(value: Any) -> bool:
-    """Say whether `value` is a SciPy sparse matrix or array."""
+    """Return whether `value` is a SciPy sparse matrix or array."""
     return bool(scipy.sparse.issparse(value))
 
 

@@ -44,7 +44,7 @@ def reading(what: str | Path, remedy: str = "is it complete?") -> Iterator[None]
 
 
 def is_out_of_threads(error: BaseException) -> bool:
-    """Say whether the system refused a thread: Python has no class for it."""
+    """Return whether the system refused a thread: Python has no class for it."""
     return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 

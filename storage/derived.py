@@ -109,7 +109,7 @@ def foreign_files(run: Path) -> list[str]:
 
 
 def is_page(file: Path) -> bool:
-    """Say whether a file is a page of this package."""
+    """Return whether a file is a page of this package."""
     if not file.is_file():
         return False
     with file.open("rb") as stream:
@@ -149,7 +149,7 @@ def _read_record(folder: Path) -> dict[str, list[int]]:
     remedy = "delete it, after you have moved away tables and pages that you edited"
     content = read_json_object(file, f"There is no {file}", remedy)
     if not all(isinstance(checksums, list) for checksums in content.values()):
-        raise InputError(f"{file} is no record of this package: move it away")
+        raise InputError(f"{file} is not a record of this package: move it away")
     return content
 
 

@@ -58,7 +58,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 LARGEST_DENSE = 4 * 10**9
 #: At most, of an HDF5 file: bytes of the coordinates of a row or feature, and of metadata.
 _ROW_BYTES, _HDF5_BYTES = 160, 256 * 1024
-#: Attributes that a store gets anew.
+#: Attributes that every store gets new.
 OWN_ATTRS = (
     *("schema_version", "layout", "versions", "coordinates", "n_sinks"),
     *(MANIFEST, CONTENT_HASH, ROW_HASH, TOKEN_HASH),
@@ -161,7 +161,7 @@ def import_activations(
             _write(opened, Path(source), target, manifest.settings, lambda: _check_unchanged(files, before))
         written = _summary(target.path)
     if not written["coordinates"]:
-        logger.warning("%s has no token coordinates: row i is taken on trust to be the same text in every store", out)
+        logger.warning("%s has no token coordinates: row i is assumed to be the same text in every store", out)
     return {"store": str(out), **written}
 
 
@@ -306,7 +306,7 @@ def _check_sinks(source: Source, file: Path) -> None:
 def _check_decoder(decoder: NDArray[Any] | None, file: str | Path) -> None:
     if decoder is not None and (decoder.dtype.kind not in "fiu" or not np.isfinite(decoder).all()):
         raise InputError(
-            f"The decoder in {file} holds {decoder.dtype} values that are no finite numbers; save it as float32"
+            f"The decoder in {file} holds {decoder.dtype} values that are not finite numbers; save it as float32"
         )
     if decoder is not None and np.abs(decoder).max(initial=0) > np.finfo(np.float32).max:
         raise InputError(f"The decoder in {file} holds values that are more than float32 can hold: rescale it")
@@ -376,7 +376,7 @@ _EXPORTED = re.compile(
 
 
 def _is_export(store: Path, path: Path) -> bool:
-    """Say whether what stands at a path carries a store's attributes, as exports do, or all of the store's values."""
+    """Return whether the file at a path has a store's attributes, as exports do, or all of the store's values."""
     if path.is_dir():
         names = (entry.relative_to(path).as_posix() for entry in entries_below(path))
         return (path / "uns" / ATTRS_KEY).is_dir() and all(map(_EXPORTED.fullmatch, names))
@@ -395,7 +395,7 @@ def _is_export(store: Path, path: Path) -> bool:
 
 
 def _carries_attributes(path: Path) -> bool:
-    """Say whether a ``.npz`` or ``.h5ad`` carries a store's attributes."""
+    """Return whether a ``.npz`` or ``.h5ad`` carries a store's attributes."""
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
@@ -409,7 +409,7 @@ def _carries_attributes(path: Path) -> bool:
 
 
 def _has_values_of(store: Path, there: Source) -> bool:
-    """Say whether an array is that of a store; one shard is in memory at a time."""
+    """Return whether an array is that of a store; one shard is in memory at a time."""
     writer = ActivationWriter.from_disk(store, store)
     if (there.n_tokens, there.n_features, there.dtype) != (writer.n_tokens, writer.n_features, writer.dtype):
         return False

@@ -97,7 +97,7 @@ def local_path(path: str | Path) -> Path:
 ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
-def refuse_inside_of_store(path: Path, remedy: str = "give a path beside it") -> None:
+def refuse_inside_of_store(path: Path, remedy: str = "give a path next to it") -> None:
     """Raise :class:`InputError` if a path lies in a Zarr group or array, be it through links."""
     for parent in {**dict.fromkeys(path.absolute().parents), **dict.fromkeys(Path(os.path.realpath(path)).parents)}:
         if any((parent / name).is_file() for name in ZARR_FILES):
@@ -224,7 +224,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_stray_file(name: str) -> bool:
-    """Say whether a file's name is one that a writer gives before the file is whole."""
+    """Return whether a file's name is one that a writer gives before the file is whole."""
     return _STRAY_FILE.fullmatch(name) is not None
 
 

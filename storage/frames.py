@@ -29,7 +29,7 @@ from storage.bounds import LARGEST_EXPANSION, SMALL, check_expansion, check_memo
 from storage.errors import CorruptError
 from storage.listing import files_below
 
-#: Returns so many bytes from a place on; fewer at the end.
+#: Returns N bytes from a place on; fewer at the end.
 Read = Callable[[int, int], bytes]
 
 MAGIC = b"\x28\xb5\x2f\xfd"

@@ -9,7 +9,7 @@ array([0.5 , 0.25])
 >>> _ = Path(folder, "r", "c", "0").write_bytes(b"none")
 >>> name_errors(xr.open_zarr(folder, consolidated=False, chunks=None), folder).r.values  # doctest: +ELLIPSIS
 Traceback (most recent call last):
-storage.errors.CorruptError: /.../r cannot be read (...); `subspace verify` says what of it is damaged
+storage.errors.CorruptError: /.../r cannot be read (...); `subspace verify` lists what is damaged
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xarray.core import indexing
 
 from storage.damage import reading
 
-REMEDY = "`subspace verify` says what of it is damaged"
+REMEDY = "`subspace verify` lists what is damaged"
 
 
 class _GuardedArray(BackendArray):

@@ -153,7 +153,7 @@ class CheckedFiles(IndexDataCacheFile):
 
 
 def _is_intact(file: Path) -> bool:
-    """Say whether a file ends with the checksum of what is before it; one that is not there is not."""
+    """Return whether a file ends with the checksum of what is before it; one that is not there is not."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:

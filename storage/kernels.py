@@ -18,7 +18,7 @@ Ints = NDArray[Any]
 
 @cached_njit
 def rows_are_canonical(indptr: Ints, indices: Ints) -> bool:
-    """Say whether the column ids of every row are strictly increasing."""
+    """Return whether the column ids of every row are strictly increasing."""
     for row in range(len(indptr) - 1):
         for at in range(indptr[row] + 1, indptr[row + 1]):
             if indices[at] <= indices[at - 1]:

@@ -77,7 +77,7 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 def _is_whole(data: Any) -> bool:
-    """Say whether a variable that was not read yet is all of its array, in order."""
+    """Return whether a variable that was not read yet is all of its array, in order."""
     while not isinstance(data, indexing.LazilyIndexedArray):
         if not hasattr(data, "array"):
             return False

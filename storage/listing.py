@@ -51,7 +51,7 @@ def files_below(folder: str | Path) -> Iterator[Path]:
 
 
 def same_content(first: Path, second: Path) -> bool:
-    """Say whether two files have the same bytes, or two folders the same files.
+    """Return whether two files have the same bytes, or two folders the same files.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp(), "a")

@@ -106,7 +106,7 @@ _NUMBERS = {"process": re.compile(r"\d{1,19}"), "started": re.compile(r"\d+(?:\.
 
 
 def _beginning_of_lock(text: str) -> bool:
-    """Say whether a text is what a holder writes, or the beginning of it.
+    """Return whether a text is what a holder writes, or the beginning of it.
 
     >>> text = json.dumps(asdict(Holder.this_process()))
     >>> _beginning_of_lock(text), _beginning_of_lock(text[:40]), _beginning_of_lock('{"host": "here", "port": 80}')
@@ -333,7 +333,7 @@ def _open(file: Path) -> int:
 
 def _not_a_lock(file: Path) -> InputError:
     return InputError(
-        f"{file} is there and is no lock of this package, which needs a file of that name while it writes beside it: "
+        f"{file} exists and is not a lock of this package, which needs a file of that name while it writes: "
         "move it away, or give another path"
     )
 
@@ -381,7 +381,7 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _lives(holder: Holder, file: Path, *, by_flock: bool) -> bool:
-    """Say whether a holder may still be at work, given that the operating system's lock of `file` was to be had."""
+    """Return whether a holder may still be at work, given that the operating system's lock of `file` was to be had."""
     if holder.host == socket.gethostname():
         return not by_flock and _started(holder.process) == holder.started
     return abs(_file_system_time(file) - file.stat().st_mtime) < STALE_AFTER

@@ -56,7 +56,7 @@ class Fingerprint(str):
         return made
 
     def holds(self) -> bool:
-        """Say whether the group was neither replaced by another one nor written to since."""
+        """Return whether the group was neither replaced by another one nor written to since."""
         if _state_of(self.path) == self.state:
             return True
         try:

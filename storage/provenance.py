@@ -70,7 +70,7 @@ _WORDS: Mapping[InputState, str] = {
     "same": "is what it was made from",
     "changed": "is another one than it was made from",
     "gone": "is not checked: nothing is there now",
-    "unknown": "is not checked: no path is recorded, and nothing at hand has its hash (name it beside this one)",
+    "unknown": "is not checked: no path is recorded, and nothing at hand has its hash (give its path next to this one)",
 }
 
 

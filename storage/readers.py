@@ -124,7 +124,7 @@ class Importer:
     drops_tokens: bool = False
 
     def recognises(self, path: Path) -> bool:
-        """Say whether a path is of this format, by its name or the files in it."""
+        """Return whether a path is of this format, by its name or the files in it."""
         return (
             path.suffix in self.suffixes
             or (bool(self.files) and all((path / file).is_file() for file in self.files))
@@ -371,7 +371,7 @@ class ArrayInFile:
     bfloat: bool = False
 
     def check_size(self) -> None:
-        """Raise unless the file has so many bytes."""
+        """Raise unless the file has N bytes."""
         declared, there = n_bytes(self.shape, self.dtype.itemsize), self.path.stat().st_size - self.start
         if there < declared:
             raise CorruptError(
@@ -451,7 +451,7 @@ def _attributes(path: Path, text: Any) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         attrs = json.loads(str(text))
     if not isinstance(attrs, dict):
-        raise CorruptError(f"{path} holds attributes ({ATTRS_KEY}) that are no JSON object: {shown(str(text))}")
+        raise CorruptError(f"{path} holds attributes ({ATTRS_KEY}) that are not a JSON object: {shown(str(text))}")
     return attrs
 
 
@@ -472,10 +472,10 @@ def _sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str]) -> Source
     check_matrix(path, (shape[0], shape[1]), values.dtype)
     steps = np.diff(indptr)
     if indptr.shape != (shape[0] + 1,) or indptr[0] or (steps < 0).any():
-        raise FormatError(f"{path} is no csr matrix of shape {tuple(shape)}: its indptr does not fit; save it again")
+        raise FormatError(f"{path} is not a csr matrix of shape {tuple(shape)}: its indptr does not fit; save it again")
     if not ids.shape == values.shape == (indptr[-1],) or ids.dtype.kind not in "iu":
         raise FormatError(
-            f"{path} is no csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}; save it again"
+            f"{path} is not a csr matrix: it has {ids.shape} ids and {values.shape} values of {indptr[-1]}: save again"
         )
     return Source(shape[0], shape[1], values.dtype, lambda rows: _csr_slabs(path, indptr, shape[1], rows), sparse=True)
 
@@ -486,7 +486,7 @@ def _other_sparse_npz(path: Path, archive: zipfile.ZipFile, names: set[str], sha
     check_memory(str(path), sum(n_bytes(part.shape, part.dtype.itemsize) for part in parts))
     check_expansion(f"{path}, whose shape is {tuple(shape)},", 8 * sum(shape), path.stat().st_size)
     if any(part.dtype.kind not in "fiub" for part in parts):
-        raise FormatError(f"{path} holds parts of a sparse matrix that are no numbers; save it again")
+        raise FormatError(f"{path} holds parts of a sparse matrix that are not numbers; save it again")
     matrix = scipy.sparse.csr_array(scipy.sparse.load_npz(path))
     _check_csr(matrix)
     return from_array(path, matrix, matrix.dtype)
@@ -812,7 +812,7 @@ def _list_column(path: Path, rows: Any, key: str | None, drop_tokens: Collection
 
 
 def _is_list(kind: Any) -> bool:
-    """Say whether a column is of lists of numbers."""
+    """Return whether a column is of lists of numbers."""
     return hasattr(kind, "feature") and hasattr(kind.feature, "dtype") and np.dtype(kind.feature.dtype).kind in "fiu"
 
 

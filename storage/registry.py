@@ -78,7 +78,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         raise InputError(f"there is no {self.kind} {name!r}; {hint} are {', '.join(self)}")
 
     def __contains__(self, name: object) -> bool:
-        """Say whether there is an item of this name, without importing it."""
+        """Return whether there is an item of this name, without importing it."""
         return name in list(self)
 
     def __iter__(self) -> Iterator[str]:

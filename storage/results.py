@@ -160,7 +160,7 @@ def _why_missing(path: Path) -> str:
         zipped = "; unpack it first" if path.suffix == ".zip" else ""
         return f"{path} is a file, and a store or result is a folder{zipped}"
     if path.is_dir():
-        return f"{path} is a folder without a {GROUP_FILE}: it is no store or result, or lost that file"
+        return f"{path} is a folder without a {GROUP_FILE}: it is not a store or result, or it has lost that file"
     return f"There is no store or result at {path}; check the path"
 
 

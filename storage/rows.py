@@ -202,7 +202,7 @@ def check_same_rows(path_a: str | Path, path_b: str | Path) -> None:
         )
     if without or (without := [str(path) for path in paths if not (Path(path) / IDENTITY[-1]).is_dir()]):
         logger.warning(
-            "No token coordinates in %s: that row i is the same token in both stores is taken on trust",
+            "No token coordinates in %s: row i is assumed to be the same token in both stores",
             " and ".join(without),
         )
 

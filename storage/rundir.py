@@ -152,8 +152,8 @@ class RunDirectory:
         if names and not os.path.lexists(self.root / EXPERIMENT):
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise InputError(
-                f"{self.root} holds {shown} and is no run directory (it has no {EXPERIMENT}): nothing is written among "
-                "other files; give another --run-dir"
+                f"{self.root} holds {shown} and is not a run directory (it has no {EXPERIMENT}): give another "
+                "--run-dir, so that no other files are touched"
             )
         if foreign := [name for name in _MEMBERS if _is_foreign(self.root / name)]:
             raise InputError(
@@ -201,7 +201,7 @@ class RunDirectory:
     def expected(self) -> list[list[Path]]:
         """Return the results that the experiment asks for, in the order in which they are made from each other.
 
-        MissingInputError if the folder is no run directory, FormatError if its experiment is damaged.
+        MissingInputError if the folder is not a run directory, FormatError if its experiment is damaged.
         """
         stores = self.sites()
         grid = [(a, b) for side_a, a in stores for side_b, b in stores if (side_a, side_b) == SIDES]
@@ -236,7 +236,7 @@ class RunDirectory:
         file = self.root / EXPERIMENT
         if not file.is_file():
             raise MissingInputError(
-                f"{self.root} is no run directory (it has no {EXPERIMENT}); `subspace run` makes one"
+                f"{self.root} is not a run directory (it has no {EXPERIMENT}); `subspace run` makes one"
             )
         return read_json_object(file, f"There is no {file}", _WRITTEN_AGAIN)
 

@@ -132,7 +132,7 @@ def read_shards(path: str | Path, name: str) -> Shards:
 
 
 def is_csr_array(path: str | Path, name: str) -> bool:
-    """Say whether array `name` in the group at `path` is a csr array that :func:`read_csr` can read."""
+    """Return whether array `name` in the group at `path` is a csr array that :func:`read_csr` can read."""
     try:
         read_layout(path, name)
     except FormatError:  # an array that is not there is no FormatError
@@ -153,9 +153,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 def _problem_of(metadata: dict[str, Any]) -> str:
     """Say what is wrong with a node's metadata, of what is read without Zarr."""
     if not isinstance(metadata.get("attributes", {}), dict):
-        return "has attributes that are no JSON object"
+        return "has attributes that are not a JSON object"
     if not isinstance(metadata.get("consolidated_metadata") or {}, dict):
-        return "has a copy of its arrays' metadata that is no JSON object"
+        return "has a copy of its arrays' metadata that is not a JSON object"
     if metadata.get("node_type") != "array":
         return "" if metadata.get("node_type") == "group" else "describes neither an array nor a group"
     return _problem_of_array(metadata)
@@ -647,7 +647,7 @@ class Shard:
 
 
 def _was_rewritten(group: Path) -> bool:
-    """Say whether another program wrote a group: it copied attributes, but leaves out what has no entries.
+    """Return whether another program wrote a group: it copied attributes, but leaves out what has no entries.
 
     What this package finishes has an inventory (:mod:`storage.inventory`); what it has not finished is below a folder
     that ends in ``.partial``, or was begun without a group of its own.

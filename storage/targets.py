@@ -160,7 +160,7 @@ class Target:
             raise InputError(f"{place} is {what} that {since}: {OVERWRITE}")
 
     def is_current(self) -> bool:
-        """Say whether what stands at the path was made from the manifest's inputs and settings."""
+        """Return whether what stands at the path was made from the manifest's inputs and settings."""
         return self.manifest is not None and is_current(self.path, self.manifest)
 
     def recover(self) -> None:
@@ -180,7 +180,7 @@ class Target:
             self.finish()
 
     def resumes(self) -> bool:
-        """Say whether there is unfinished work with the same manifest."""
+        """Return whether there is unfinished work with the same manifest."""
         return self.manifest is not None and same_work(self.partial, self.manifest)
 
     def begin(self) -> Path:
@@ -365,7 +365,7 @@ def _parent_of(path: Path) -> Iterator[None]:
 
 
 def is_current(path: str | Path, manifest: Manifest) -> bool:
-    """Say whether a finished result at `path` was made from the same inputs and settings.
+    """Return whether a finished result at `path` was made from the same inputs and settings.
 
     One that another program changed since is left as it is, with a warning: what is made from it is made again. One
     that is damaged is not current.
@@ -384,7 +384,7 @@ def is_current(path: str | Path, manifest: Manifest) -> bool:
 
 
 def same_work(partial: Path, manifest: Manifest) -> bool:
-    """Say whether the folder `partial` holds unfinished work of the same manifest."""
+    """Return whether the folder `partial` holds unfinished work of the same manifest."""
     stored = read_manifest(partial)
     return stored is not None and stored.fingerprint == manifest.fingerprint
 
@@ -424,13 +424,13 @@ def _attrs_of_ours(place: Path, kind: str) -> dict[str, Any] | None:
         ours, foreign = False, names
     if foreign:
         shown = ", ".join(foreign[:LISTED]) + (f" and {len(foreign) - LISTED} more" if len(foreign) > LISTED else "")
-        what = "beside its own files" if ours else "and is nothing that this package wrote"
+        what = "next to its own files" if ours else "and is nothing that this package wrote"
         raise InputError(f"{place} holds {shown} {what}: nothing there is replaced; {ELSEWHERE}")
     return attrs
 
 
 def _stays_in_place(place: Path) -> bool:
-    """Say whether a folder cannot be renamed, or a shell would be left in the old one."""
+    """Return whether a folder cannot be renamed, or a shell would be left in the old one."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.ismount(place) or (place.is_dir() and place.samefile(Path.cwd()))
     return False
@@ -488,7 +488,7 @@ class FileTarget:
             path.write_text(text, encoding="utf-8", newline="\n")
 
     def check_new(self, new: Path) -> bool:
-        """Say whether a new file is to take its place; raise :class:`InputError` if what stands there stays."""
+        """Return whether a new file is to take its place; raise :class:`InputError` if what stands there stays."""
         if not os.path.lexists(self.path):
             return True
         if same_content(self.path, new):
@@ -575,7 +575,7 @@ def starts_with(*beginnings: str) -> Callable[[Path], bool]:
 
 
 def names_program(path: Path) -> bool:
-    """Say whether a figure names this package as its program (see :data:`FIGURE_PROGRAM`); its text may be about it."""
+    """Return whether a figure names this package as its program (see :data:`FIGURE_PROGRAM`)."""
     return path.is_file() and FIGURE_PROGRAM.encode() in path.read_bytes()
 
 
@@ -599,7 +599,7 @@ def sweep_below(folder: Path) -> None:
 
 
 def _is_empty(file: Path) -> bool:
-    """Say whether a file has no bytes, or is gone."""
+    """Return whether a file has no bytes, or is gone."""
     try:
         return not file.lstat().st_size
     except FileNotFoundError:

@@ -119,7 +119,7 @@ def read_documents(path: str | Path, n_tokens: int) -> Columns:
 
 
 def has_tokens(path: Path) -> bool:
-    """Say whether a file is a table with the text of its rows, and so of whole documents."""
+    """Return whether a file is a table with the text of its rows, and so of whole documents."""
     if path.suffix == ".jsonl" or path.suffix not in SUFFIXES:
         return False
     with reading(path):

@@ -143,7 +143,7 @@ class ActivationWriter:
         """Begin a store, or go on with one that was begun with the same manifest and shape.
 
         The writer holds ``PATH.partial.lock`` until it is finished, discarded, or no longer referred to: nobody begins
-        the store anew in the meantime. Other processes may :meth:`open` it and write shards.
+        the store again in the meantime. Other processes may :meth:`open` it and write shards.
 
         Parameters
         ----------
@@ -274,7 +274,7 @@ class ActivationWriter:
             hold, or an integer that the store's type would change; the message names the row and the feature. Nothing
             is written then.
         BusyError
-            If another writer has begun the store anew.
+            If another writer has restarted the store.
         """
         self._check_session()
         rows = self.shard_slice(i)
@@ -296,7 +296,7 @@ class ActivationWriter:
                 self._hold.check()  # whoever took its place may have finished by now
             raise MissingInputError(f"There is no unfinished store at {self.partial}")
         if not self._is_mine():
-            raise BusyError(f"Another process has begun {self.path} anew: this one's rows are not written")
+            raise BusyError(f"Another process has restarted {self.path}: this one's rows are not written")
 
     def _is_mine(self) -> bool:
         return bool(read_attrs(self.partial).get(UNFINISHED, {}).get("session") == self.session)

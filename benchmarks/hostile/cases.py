@@ -110,7 +110,7 @@ def compiled() -> dict[tuple[str, str], list[Any]]:
 
 
 def warm_up(cases: Iterable[Case], folder: Path) -> None:
-    """Load what the verbs compile, by running each once: else every forked process would load it anew."""
+    """Load what the verbs compile, by running each once: else every forked process would load it again."""
     for number, case in enumerate(cases):
         here = folder / f"warm{number}"
         pid = start_case(replace(case, record=folder / "signatures"), here)

@@ -166,7 +166,7 @@ def make_run(folder: Path) -> None:
 
 
 def _link(good: Path, folder: Path) -> None:
-    """Put the run's files there without copying them: what is damaged is written anew."""
+    """Put the run's files there without copying them: what is damaged is written again."""
     shutil.copytree(good / "run", folder / "run", copy_function=lambda source, target: Path(target).hardlink_to(source))
     (folder / "mine.yaml").write_text("animals: [cat, dog, bird]\nmonths: [March, May, April]\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ def make_certificates(folder: Path) -> Security:
 
 
 def has_certificates(folder: Path) -> bool:
-    """Say whether a cluster's certificate is in a folder."""
+    """Return whether a cluster's certificate is in a folder."""
     return (folder / FILES["key"]).is_file()
 
 

@@ -99,7 +99,9 @@ def _check_duration(duration: str) -> None:
 
 def _check_word(text: str) -> None:
     if not re.fullmatch(r"""[^\s"'`\\#]+""", text):
-        raise InputError(f"{text!r} is no name that Slurm has: leave out spaces, quotes, # and \\, or set it to null")
+        raise InputError(
+            f"{text!r} is not a name that Slurm has: leave out spaces, quotes, # and \\, or set it to null"
+        )
 
 
 def _check_job_name(name: str) -> None:
@@ -153,7 +155,7 @@ class LocalProfile(_Keys):
     kind: Literal["local"]
     workers: PositiveInt = Field(1, description="workers in this process")
     threads: PositiveInt | None = Field(
-        None, description="threads a worker; by default the CPUs that this process may use, divided among the workers"
+        None, description="threads per worker; by default the CPUs that this process may use, divided among the workers"
     )
 
 
@@ -186,7 +188,7 @@ class Driver(_Keys):
     account: Word | None = Field(None, description="account that the driver is charged to")
     qos: Word | None = Field(None, description="quality of service of the driver")
     constraint: Word | None = Field(None, description="features that the driver's node must have")
-    walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run goes on")
+    walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run resumes")
     cores: PositiveInt = Field(2, description="CPUs of the driver")
     memory: Size = Field("8GB", description="memory of the driver")
 
@@ -312,10 +314,10 @@ class SlurmJob(Gpu):
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
     lifetime: Duration | None = Field(
-        None, description="a worker retires after so long and hands on its data; by default before the walltime ends"
+        None, description="time after which a worker retires and hands on its data; by default before the walltime ends"
     )
     lifetime_stagger: Duration | None = Field(
-        None, description="up to so much earlier or later, so that not all retire at once"
+        None, description="random spread of the lifetime, so that not all workers retire at once"
     )
     death_timeout: PositiveInt | None = Field(None, description="seconds without scheduler after which a worker ends")
     log_directory: str | None = Field(
@@ -483,7 +485,7 @@ def _check_sections(path: Path, content: Mapping[Any, Any], known: Mapping[str, 
     for key, value in content.items():
         if not isinstance(key, str):
             raise InputError(
-                f"{path}: {place}{shown(key)} is no name of a setting; names are text, in quotes if need be"
+                f"{path}: {place}{shown(key)} is not the name of a setting; names are text, in quotes if need be"
             )
         section = known.get(dask.config.canonical_name(key, known))
         if isinstance(value, dict):

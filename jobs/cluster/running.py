@@ -123,7 +123,7 @@ class ClusterState:
         if about["host"] != socket.gethostname():
             return None
         if psutil.boot_time() > about["started"] + CLOCK_SECONDS:
-            return f"{about['host']} was started anew since, and its process ended with it"
+            return f"{about['host']} was restarted since, and its process ended with it"
         if service is not None and not _is_running(service.pid, service.created):
             return f"its process {service.pid} died; {self.folder / 'service.log'} may say why"
         if service is None and not list(self.processes()):
@@ -143,7 +143,7 @@ class ClusterState:
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.folder / name
-        missing = f"{self.folder} is no cluster's folder: {name} is missing; remove it"
+        missing = f"{self.folder} is not the folder of a cluster: {name} is missing; remove it"
         if self.folder.is_dir():
             require_private(self.folder)
         return read_json_object(file, missing, f"remove {self.folder}")

@@ -65,7 +65,7 @@ class Combination:
         return f"{{{text}}}"
 
     def suits(self, job: SlurmJob) -> bool:
-        """Say whether a job with these keys may be submitted; what it leaves out, Slurm adds by itself."""
+        """Return whether a job with these keys may be submitted; what it leaves out, Slurm adds by itself."""
         named = self.partition.default if job.partition is None else self.partition.name in job.partition.split(",")
         return (
             named

@@ -46,7 +46,7 @@ def slurm_output(*command: str, timeout: float | None = None) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)  # noqa: S603
     except FileNotFoundError as error:
-        raise SubspaceError(f"There is no {command[0]} on PATH: this is no host of a Slurm cluster") from error
+        raise SubspaceError(f"There is no {command[0]} on PATH: this is not a host of a Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
         raise SubspaceError(f"`{shlex.join(command)}` did not end within {timeout:g} s") from error
     if done.returncode:

@@ -163,7 +163,7 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
     remedy = "delete it; Slurm's own squeue still shows the jobs"
     steps = read_json(record, f"There is no {record}", remedy)
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "job" in step for step in steps):
-        raise CorruptError(f"{record} is no list of jobs; {remedy}")
+        raise CorruptError(f"{record} is not a list of jobs; {remedy}")
     numbers = [str(step["job"]) for step in steps]
     try:
         listed = [job for job in jobs_named(JOB_NAMES) if job.id.split("_")[0] in numbers]

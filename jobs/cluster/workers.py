@@ -57,7 +57,7 @@ class Absence:
 
 
 def has_worker(client: Client) -> bool:
-    """Say whether a client's scheduler has a worker."""
+    """Return whether a client's scheduler has a worker."""
     return bool(client.scheduler_info(n_workers=1)["workers"])
 
 

@@ -103,7 +103,7 @@ def job_script(name: str, cluster_file: Path | None = None) -> str:
     settings = load_settings(cluster_file)
     profile = find_profile(name, settings)
     if not isinstance(profile, JobsProfile):
-        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; its workers are no jobs")
+        raise InputError(f"Profile {name!r} is of kind {profile.kind!r}; its workers are not jobs")
     description = find_job(name, settings)
     options = job_options(name, description, state_root() / "runs" / f"{name}-XXXXXXXX")
     with dask.config.set(settings):

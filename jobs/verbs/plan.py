@@ -61,11 +61,11 @@ def command(
     console = wide_console(150)
     console.print(table_of(steps))
     if all(step.state == "there" for step in steps):
-        console.print("All results are there: a run would make none.")
+        console.print("All results exist: a run would make none.")
         return
     console.print(
-        f"In all about {duration(total['seconds'])}, {_bytes(total['disk_bytes'])} of disk, and at most "
-        f"{_bytes(total['peak_memory_of_a_worker_bytes'])} in a worker process beside the models."
+        f"In total about {duration(total['seconds'])}, {_bytes(total['disk_bytes'])} of disk, and at most "
+        f"{_bytes(total['peak_memory_of_a_worker_bytes'])} per worker process besides the models."
     )
 
 

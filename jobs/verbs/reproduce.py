@@ -43,7 +43,7 @@ NAMES: tuple[Name, ...] = ("pythia", "gemma")
 COLUMNS = ("site_a", "site_b", "concept", "quantity", "published_as", "published", "ours", "ours_is", "note")
 NOT_RUN = "this run does not have these sites"
 NO_CONCEPT = "this run has no such concept; see `subspace semantics`"
-#: Of the ways in which `semantics` makes a concept's pairs, the study's: features of the concept are matched anew.
+#: Of the ways in which `semantics` makes a concept's pairs, the study's: features of the concept are matched again.
 APPROACH = "within"
 
 

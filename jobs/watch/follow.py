@@ -47,7 +47,7 @@ class Progress:
         return " · ".join(part for part in parts if part)
 
     def is_over(self, now: dt.datetime) -> bool:
-        """Say whether nothing of the run goes on."""
+        """Return whether nothing of the run goes on."""
         if any(job.active for job in self.jobs):
             return False
         if self.session is None or self.session["ended"] is not None:

@@ -60,8 +60,8 @@ def watch_page(title: str, state: str, samples: Sequence[Sample], figures: dict[
     """
     times = [s.seconds for s in samples]
     charts: tuple[tuple[str, dict[str, Sequence[float]], str], ...] = (
-        ("rows a second", {"": rates(times, [s.rows for s in samples])}, ""),
-        ("bytes a second, disk and network of the workers' hosts", {"": [s.moved for s in samples]}, "B"),
+        ("rows per second", {"": rates(times, [s.rows for s in samples])}, ""),
+        ("bytes per second, disk and network of the workers' hosts", {"": [s.moved for s in samples]}, "B"),
         ("tasks done, threads at work", {"tasks": [s.tasks for s in samples], "threads": _threads(samples)}, ""),
         (
             "memory of the fullest worker process, against the plan",

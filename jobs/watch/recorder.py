@@ -197,10 +197,10 @@ class Recorder:
             "session": str(self.number),
             "rows read": f"{record.rows:,.0f}",
             "tasks done": f"{record.tasks:,}",
-            "most memory of a worker process": f"{with_prefix(record.peak_memory)}B (planned, at most: {planned})",
-            "workers lost": f"{record.workers_lost}; {record.tasks_restarted} tasks were begun again",
-            "time lost": f"{record.seconds_lost:.1f} s: {record.seconds_short:.1f} short of workers, "
-            f"{record.seconds_twice:.1f} of work done twice, {record.seconds_between:.1f} between sessions",
+            "peak memory of a worker process": f"{with_prefix(record.peak_memory)}B (planned maximum: {planned})",
+            "workers lost": f"{record.workers_lost} ({record.tasks_restarted} tasks restarted)",
+            "time lost": f"{record.seconds_lost:.1f} s (waiting for workers {record.seconds_short:.1f}, "
+            f"repeated work {record.seconds_twice:.1f}, between sessions {record.seconds_between:.1f})",
         }
 
     def finish(self, ended: str, last_count: int) -> None:
@@ -218,7 +218,7 @@ class Recorder:
         self.write_page()
         if self.record.seconds_lost >= 0.5:
             logger.info(
-                "About %.1f s were lost: %.1f short of workers (%d lost), %.1f of work done twice (%d tasks), %.1f "
+                "About %.1f s were lost: %.1f waiting for workers (%d lost), %.1f repeated work (%d tasks), %.1f "
                 "between sessions",
                 self.record.seconds_lost, self.record.seconds_short, self.record.workers_lost,
                 self.record.seconds_twice, self.record.tasks_restarted, self.record.seconds_between,
@@ -282,7 +282,7 @@ def read_sessions(folder: str | Path) -> list[dict[str, Any]]:
     try:
         sessions: list[dict[str, Any]] = read_json_object(file, "", "")["sessions"]
     except (InputError, KeyError, TypeError) as error:
-        logger.warning("%s is damaged, and is begun anew: %s", file, error)
+        logger.warning("%s is damaged and is started again: %s", file, error)
         return []
     return sessions
 

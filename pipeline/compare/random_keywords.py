@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 R_APART, SINGLE_APART = 0.03, 0.15
 #: A word that replaces another dominates at most so many times as many pairs, if there are enough such words.
 LARGER, ENOUGH_WORDS = 2, 10
-#: Lists that are looked at for each that is wanted, how often a word that is in a list already is drawn anew, and
+#: Lists that are looked at for each that is wanted, how often a word that is in a list already is drawn again, and
 #: different lists among those kept at least.
 TRIES, REDRAWS, DISTINCT = 20, 50, 100
 

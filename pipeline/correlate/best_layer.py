@@ -43,7 +43,7 @@ def best_layer(
 ) -> xr.Dataset:
     """Find each feature's best site of the other model.
 
-    r on the rows that choose decides; r on held-out rows stands beside it and tells whether it holds. Equal r go to
+    r on the rows that choose decides; r on held-out rows is next to it and tells whether it holds. Equal r go to
     the site that comes first. Memory: about 60 bytes a feature of all sites, and the first partners of one result.
 
     Parameters

@@ -6,7 +6,7 @@ A strip is all of B, or a part where that takes fewer bytes from the stores. Wha
     tile (panel 3, strip 1) ──▶ tile file ──┴─▶ shard of kept pairs, then the file of panel 3
 
 A panel's kept pairs are one shard of the result's sparse arrays; its other reduced results are one file. That file is
-written last, so it says that the panel is done: a run that was stopped goes on with the tiles that have neither a file
+written last, so it says that the panel is done: an interrupted run resumes with the tiles that have neither a file
 of their own nor one of their panel. Whatever order tiles end in, they are joined in the order of their B features.
 """
 
@@ -139,8 +139,8 @@ def announce_compilation() -> None:
     """Say, once in a process, that the kernels are to be compiled, unless an earlier run left them in the cache."""
     if not is_compiled():
         folder = compiled_kernels()
-        later = f"; later runs find them in {folder}" if folder is not None else ""
-        logger.info("Compiling the kernels for this machine%s", later)
+        cached = f" (first run only); cached in {folder}" if folder is not None else ""
+        logger.info("Compiling kernels%s", cached)
 
 
 def measure_panel(which: tuple[str, int], job: Job) -> tuple[str, int]:

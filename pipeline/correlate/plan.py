@@ -460,7 +460,7 @@ def _choices(ways: list[Way], a: StoreSize, slots: int) -> list[tuple[Way, int]]
 
 
 def gpu_is_faster(method: Method, shape: _Shape, rates: Rates = DEFAULT) -> bool:
-    """Say whether products on a GPU, with tiles that come back, take less time than on the cores of its process.
+    """Return whether products on a GPU, with tiles that come back, take less time than on the cores of its process.
 
     The dense kernel gains always. The sparse one moves :data:`~pipeline.correlate.cost.SECTORS` bytes a product.
     """
@@ -508,9 +508,9 @@ def _refusal(plans: list[Plan], resources: Resources) -> str:
     plan = min(on_host, key=lambda plan: plan.projected)
     gb = [f"{number / 1e9:.2f} GB" for number in (plan.projected, plan.allowed, resources.reserved)]
     return (
-        f"The correlation does not fit: it needs {gb[0]} in each worker process (projected) at the least, and "
+        f"The correlation does not fit: it needs at least {gb[0]} in each worker process (projected), and "
         f"{gb[1]} is allowed, of which {gb[2]} is reserved for the interpreter and libraries. Raise memory to at "
-        f"least {plan.projected * resources.processes / 1e9:.2f} GB in all, or lower top_k"
+        f"least {plan.projected * resources.processes / 1e9:.2f} GB in total, or lower top_k"
     )
 
 
@@ -615,7 +615,7 @@ def _plan(way: Way, cut: Cut, shape: _Shape) -> Plan:
 
 
 def touched_is_faster(shape: _Shape, rates: Rates = DEFAULT) -> bool:
-    """Say whether it takes less time to mark what has products and to reduce that than to reduce all pairs.
+    """Return whether it takes less time to mark what has products and to reduce that than to reduce all pairs.
 
     Of the B features that fire too rarely to meet enough A features, lists are completed one by one.
     """
@@ -656,7 +656,7 @@ def _joining(width: int, kept: int, shape: _Shape) -> int:
 
 
 def kept_buffer(n_features_b: int) -> int:
-    """Return how many kept pairs a panel gathers before they are moved out of the kernel: some rows at the least."""
+    """Return how many kept pairs a panel gathers before they are moved out of the kernel: some rows at least."""
     return max(4 * n_features_b, 2**16)
 
 

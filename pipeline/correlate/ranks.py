@@ -3,7 +3,7 @@
 The average ranks of a feature's values, less the rank of its zeros, are 0 wherever the value is 0 and never elsewhere.
 Pearson's r does not see the difference, so Spearman's is Pearson's of a store of these shifted ranks, which has the
 same entries as the store of values. It is written below the unfinished result and deleted with its other working
-files; a run that was stopped goes on with the panels that are not ranked yet::
+files; an interrupted run resumes with the panels that are not ranked yet::
 
     store ──▶ panels of features, all rows: ranks ──▶ (csr) shards of all features ──▶ what the kernels read
                one task each                           one task each
@@ -340,7 +340,7 @@ def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources
                 f"Ranking does not fit: one feature of {name} at a time takes {projected / 1e9:.2f} GB in each worker "
                 f"process (projected), and {plan.allowed / 1e9:.2f} GB is allowed, of which "
                 f"{resources.reserved / 1e9:.2f} GB is reserved for the interpreter and libraries. Raise memory to at "
-                f"least {projected * resources.processes / 1e9:.2f} GB in all, use fewer threads, or take "
+                f"least {projected * resources.processes / 1e9:.2f} GB in total, use fewer threads, or use "
                 "measure='pearson'"
             )
         width //= 2

@@ -52,7 +52,7 @@ def load_rates(folder: Path) -> Rates | None:
     remedy = "`subspace plan --calibrate` writes it again"
     stored = read_json_object(file, f"There is no {file}", remedy)
     if not all(isinstance(value, int | float) and value > 0 for name, value in stored.items() if name in known):
-        raise CorruptError(f"{file} holds rates that are no positive numbers; {remedy}")
+        raise CorruptError(f"{file} holds rates that are not positive numbers; {remedy}")
     return Rates(**{name: float(value) for name, value in stored.items() if name in known})
 
 

@@ -431,7 +431,7 @@ def _updated(pairs: Pairs, key: Array, r: Array, held_out: Array) -> tuple[Array
 def _rewrite(  # noqa: PLR0917 - where, then what
     i: int, job: Job, name: str, pattern: scipy.sparse.csr_array, values: Array, left: Array
 ) -> None:
-    """Write a panel's shard anew, with those pairs of the pattern that are left."""
+    """Write a panel's shard again, with those pairs of the pattern that are left."""
     row = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))[left]
     start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=pattern.shape[0]))])
     shard = scipy.sparse.csr_array((values[left], pattern.indices[left], start), shape=pattern.shape)

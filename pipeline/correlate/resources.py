@@ -68,7 +68,7 @@ def find_resources(
 
     `memory` is the budget in bytes for all of them, or None for half of what is free (less, where a worker has a lower
     limit). With the device ``auto``, GPUs are used where all workers have one. With `assumed_gpu`, every process is
-    taken to have a GPU of so many bytes to itself, whatever it has.
+    taken to have a GPU of N bytes to itself, whatever it has.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def compiled_kernels() -> Path | None:
 
 
 def is_compiled() -> bool:
-    """Say whether an earlier run has left compiled kernels."""
+    """Return whether an earlier run has left compiled kernels."""
     folder = compiled_kernels()
     return folder is not None and any(folder.glob(f"*{correlate_resident.__name__}*.nbi"))
 

@@ -4,7 +4,7 @@
 
     checks ─▶ plan ─▶ PARTIAL: halves, empty arrays ─▶ one task a tile (Dask) ─▶ merge ─▶ rename to OUT
                          ▲                                  │
-                         └── a run that was stopped goes on with the tiles that are not on disk
+                         └── an interrupted run resumes with the tiles that are not on disk
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def correlate(
     Pearson's r over the rows that both stores share, from float64 sums. The full matrix is never held: what stays
     is the best partners of each feature, every pair above a threshold, and a histogram of all r. Features that do
     not vary, or fire in too few rows (``min_firing``), have no r: they are NaN, never ranked, and counted. Ties go
-    to the lower id. The result does not depend on workers, panels or memory, and a run that was stopped goes on
+    to the lower id. The result does not depend on workers, panels or memory, and an interrupted run resumes
     where it was when it is called again.
 
     Parameters
@@ -214,7 +214,7 @@ def correlate_share(
         partial = target.partial.absolute()
         if not share.begins and not (target.resumes() and _begun_cut(partial) is not None):
             raise MissingInputError(
-                f"{out} is not begun with these inputs and settings: run --until correlate "
+                f"{out} is not prepared with these inputs and settings: run --until correlate "
                 f"--share begin/{share.count} first, and let it end"
             )
         if share.begins:
@@ -382,7 +382,7 @@ def _plan(inputs: Inputs, settings: CorrelateSettings, resources: Resources, fol
         try:
             plan = make(cut)
         except BudgetError:
-            logger.info("The panels of %s no longer fit the memory: starting anew", folder)
+            logger.info("The panels of %s no longer fit in memory: starting again", folder)
             remove_folder(folder / "panels")
     _announce(plan, inputs, settings, resources)
     return plan
@@ -564,7 +564,7 @@ class Tally:
             self._stop(summary, summary.n_pairs / n_pairs, plan.kept_per_tile, "in one tile")
         elif self.n_kept > plan.kept:
             so_far = Summary(self.n_pairs, self.n_kept, self.histogram, overflow=True)
-            self._stop(so_far, self.n_pairs / (n_a * n_b), plan.kept, "in all")
+            self._stop(so_far, self.n_pairs / (n_a * n_b), plan.kept, "in total")
 
     def _stop(self, so_far: Summary, share_done: float, budget: int, where: str) -> None:
         threshold = threshold_that_fits(so_far.histogram, SAFETY * budget * share_done)

@@ -53,7 +53,7 @@ def run(
 ) -> RunResult:
     """Run an experiment, or go on with it.
 
-    A finished stage whose inputs and settings have not changed is skipped; a half-finished one goes on at its first
+    A finished stage whose inputs and settings have not changed is skipped; a half-finished one resumes at its first
     missing part.
 
     Parameters

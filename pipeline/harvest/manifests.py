@@ -218,7 +218,7 @@ def _first_token(model: ModelSettings, info: ModelInfo, wanted: bool | str | Non
     tokenizer = info.tokenizer
     if isinstance(wanted, str):
         if wanted not in tokenizer.get_vocab():
-            raise InputError(f"prepend_bos: {wanted!r} is no token of the tokenizer of {model.model!r}")
+            raise InputError(f"prepend_bos: {wanted!r} is not a token of the tokenizer of {model.model!r}")
         return int(tokenizer.convert_tokens_to_ids(wanted))
     if tokenizer.bos_token_id is not None or not wanted:
         return None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)

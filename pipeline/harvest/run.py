@@ -259,7 +259,7 @@ def predict(job: Job, calibrations: dict[str, Calibration], decoders: dict[str, 
     coordinates = sum(size_on_disk(Path(job.rows_path) / name) for name in _coordinate_arrays(table, job.side).values())
     lengths = np.asarray(table[f"stop_{job.side}"][:] - table[f"first_{job.side}"][:])
     memory = task_bytes(needs, min(job.store.shard_rows, n_rows), job.model.batch_size * int(lengths.max()))
-    logger.info("Memory: at most %.0f MB a task, beside model and dictionaries", memory / 1e6)
+    logger.info("Memory: at most %.0f MB per task, besides model and dictionaries", memory / 1e6)
     disk = {site: predicted_bytes(need, n_rows, coordinates) for site, need in needs.items()}
     return Prediction(n_rows, int(lengths.sum()), needs, disk, memory)
 
@@ -501,7 +501,7 @@ def _write_share(job: Job, share: Share, client: Client) -> None:
     for site in job.sites:
         if not same_work(partial_path(job.stores[site]), job.manifests[site]):
             raise MissingInputError(
-                f"{job.stores[site]} is not begun with these inputs and settings: run --until harvest --share "
+                f"{job.stores[site]} is not prepared with these inputs and settings: run --until harvest --share "
                 f"begin/{share.count} first, and let it end"
             )
     thresholds = {site: float(read_attrs(partial_path(job.stores[site]))["sink_threshold"]) for site in job.sites}

@@ -222,7 +222,7 @@ def _text(value: Any, where: str, column: str = "") -> str:
     except UnicodeEncodeError as error:
         raise InputError(
             f"{where} has half a character at position {error.start} (the lone surrogate "
-            f"{value[error.start]!a}), which is no Unicode text: replace it"
+            f"{value[error.start]!a}), which is not Unicode text: replace it"
         ) from error
     return value
 

@@ -52,7 +52,7 @@ def check_other_text(correlation: xr.Dataset, stores: tuple[Path, Path]) -> None
                     f"{path} is of the {what} {here!r}, and the pairs of {there!r} on side {side.upper()}: check on a "
                     "store of the same features"
                 )
-        # rows without coordinates have no hash: that their text is another one is taken on trust
+        # rows without coordinates have no hash: their text is assumed to be another one
         if store.attrs.get(ROW_HASH) is not None and store.attrs[ROW_HASH] == correlation.attrs.get(ROW_HASH):
             raise InputError(
                 f"{path} holds the rows that the pairs were chosen on: check on other text, harvested with the same "

@@ -183,14 +183,14 @@ def heldout_note(filters: Sequence[Filter]) -> dict[str, str]:
     """Return the attribute that says that held-out r took part in a choice; empty if no filter reads it.
 
     >>> heldout_note([MinR(value=0.2), MinHeldoutR(value=0.2)])[HELDOUT_NOTE]
-    'Held-out r took part in choosing these pairs (min_heldout_r): their held-out r is biased, as a rule upwards.'
+    'Held-out r took part in choosing these pairs (min_heldout_r): their held-out r is biased, usually upwards.'
     """
     names = dict.fromkeys(each.name for each in filters if "heldout" in each.needs)
     if not names:
         return {}
     listed = ", ".join(names)
     return {
-        HELDOUT_NOTE: f"Held-out r took part in choosing these pairs ({listed}): their held-out r is biased, as a rule "
+        HELDOUT_NOTE: f"Held-out r took part in choosing these pairs ({listed}): their held-out r is biased, usually "
         "upwards."
     }
 

@@ -30,7 +30,7 @@ def read_grid(run: str | Path) -> dict[tuple[str, str], xr.Dataset]:
     Raises
     ------
     MissingInputError
-        If it is no run directory, or not all pairs are matched yet.
+        If it is not a run directory, or not all pairs are matched yet.
     InputError
         If pairs were made from other results than are there now.
     """

@@ -144,7 +144,7 @@ def _locate(run: RunDirectory, site: str) -> tuple[Side, str]:
     if len(fitting) == 1:
         return fitting[0]
     listed = ", ".join(f"{side}:{name}" for side, name in known)
-    what = "is a site of both sides: name one of" if fitting else "is no site of this run, which has"
+    what = "is a site of both sides: name one of" if fitting else "is not a site of this run, which has"
     raise InputError(f"{site!r} {what} {listed}")
 
 

@@ -231,12 +231,12 @@ def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
     strength = (matching[column] - matching["r_random"]).clip(lower=0)
 
     def cell(row: Any) -> Cell:
-        lines = f"chosen {number(row.r_mean)}", f"random {number(row.r_random)}"
+        lines = f"selected {number(row.r_mean)}", f"random {number(row.r_random)}"
         return Cell(strength[row.Index], number(getattr(row, column)), lines)
 
     title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
-    caption = "Random: mean r of all pairs of features, which pairs drawn at random would have. Chosen: on the " + (
-        "documents that chose the pairs." if heldout else "same rows, all of which chose the pairs."
+    caption = "Random: mean r of all pairs of features, the expected r of a random pair. Selected: on the " + (
+        "selection half." if heldout else "same rows, all of which selected the pairs."
     )
     caption += " Shade: height above random."
     return _map(run, matching, cell, title, f"{caption} {run.heldout_note}".strip())
@@ -250,7 +250,7 @@ def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
     minimum = run.experiment.match.min_correlation
     caption = (
         f"Matched at r ≥ {minimum:g} by the method “{run.experiment.match.method}”. Possible: features that ever vary, "
-        "on the side with fewer. Shade: share of it."
+        "on the side with fewer. Shade: share of that number."
     )
     return _map(run, matching, cell, "Number of matched pairs", caption)
 
@@ -306,9 +306,9 @@ def _best_r_figure(pair: SitePair, where: str) -> FigureView:
     chosen, heldout = tables.best_r(pair)
     random = tables.mean_of_all(pair.correlation)
     title = "Best match of every A feature"
-    caption = f"Median r {number(tables.median(chosen))} where chosen"
+    caption = f"Median r {number(tables.median(chosen))} on the selection half"
     if np.isfinite(heldout).any():
-        caption += f", {number(tables.median(heldout))} on held-out documents"
+        caption += f", {number(tables.median(heldout))} on the held-out half"
     caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
     return FigureView(plots.best_r_histogram(chosen, heldout, random), title, caption, where)
 
@@ -327,7 +327,7 @@ def _uses_figure(pair: SitePair, where: str) -> FigureView:
     uses = tables.uses(pair)
     title = "Uses of every B feature"
     caption = (
-        f"How many A features have it as their best match, before one-to-one matching: none for {_share(uses == 0)} "
+        f"Number of A features whose best match it is, before one-to-one matching: 0 for {_share(uses == 0)} "
         f"of the B features that ever vary; {int(uses.max(initial=0)):,} at most. Logarithmic scale."
     )
     return FigureView(plots.uses_histogram(uses), title, caption, where)

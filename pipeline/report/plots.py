@@ -187,7 +187,7 @@ def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> 
     figure, axes = _small_figure("r of an A feature’s best match", "features of A")
     lowest = np.nanmin(np.concatenate([chosen, heldout, [0.0]]))
     edges = np.linspace(lowest, 1, BINS + 1)
-    for values, label, colour, fill in ((chosen, "chosen", NULL, True), (heldout, "held out", ACCENT, False)):
+    for values, label, colour, fill in ((chosen, "selected", NULL, True), (heldout, "held out", ACCENT, False)):
         defined = values[np.isfinite(values)]
         if len(defined):
             axes.stairs(np.histogram(defined, edges)[0], edges, fill=fill, color=colour, label=label, linewidth=1.5)

@@ -35,7 +35,7 @@ from pipeline.report.yardsticks import normalised_table, open_yardsticks, yardst
 from storage import open_result, read_manifest
 
 #: Why subspaces are not judged, by their verdict.
-REASONS = {"too_few_pairs": "have too few pairs", "not_judged": "have no null to be judged by"}
+REASONS = {"too_few_pairs": "have too few pairs", "not_judged": "have no null for a verdict"}
 
 
 @dataclass(frozen=True)
@@ -231,18 +231,18 @@ def _outcomes(by_verdict: Mapping[str, Any], first: Any, judged: int) -> str:
     nulls = f"all of {listed(null_name(null) for null in first.nulls.split(', '))}"
     proof = f"{CORRECTIONS[first.correction]}-corrected over {first.tests} tests"
     if not any(verdict in by_verdict for verdict in heights):
-        return f" None beats {nulls}, by {names[0]} or by {names[1]} (p ≥ {LEVEL:g}, {proof})."
-    parts = [f"by {name} {_beating(by_verdict.get(verdict), columns)}" for verdict, (name, columns) in heights.items()]
-    return f" So many beat {nulls}: {'; '.join(parts)} (largest p < {LEVEL:g}, {proof})."
+        return f" None exceeds {nulls}, by {names[0]} or by {names[1]} (p ≥ {LEVEL:g}, {proof})."
+    parts = [_beating(name, by_verdict.get(verdict), columns) for verdict, (name, columns) in heights.items()]
+    return f" Subspaces that exceed {nulls}: {'; '.join(parts)} (largest p < {LEVEL:g}, {proof})."
 
 
-def _beating(row: Any, columns: tuple[str, ...]) -> str:
-    """Return how many subspaces there are, which, and how far above the nearest null the median one is."""
+def _beating(name: str, row: Any, columns: tuple[str, ...]) -> str:
+    """Return how many subspaces there are by some metrics, which, and the median distance to the nearest null."""
     if row is None:
-        return "none"
-    names = f" ({row.names.replace('_', ' ')})" if row.names else ""
+        return f"none by {name}"
+    names = f"{row.names.replace('_', ' ')}; " if row.names else ""
     above = listed(number(getattr(row, column)) for column in columns)
-    return f"{row.subspaces}{names}, the median {above} above the nearest null"
+    return f"{row.subspaces} by {name} ({names}median {above} above the nearest null)"
 
 
 def _beyond(row: Any) -> str:
@@ -252,7 +252,7 @@ def _beyond(row: Any) -> str:
     draws = getattr(row, "draws", math.nan)
     if math.isnan(draws):
         return (
-            f" Whether they are more than shared words is not known: that takes {null_name('token')} "
+            f" Whether they go beyond shared words is unknown: that requires {null_name('token')} "
             "(the section rematch)."
         )
     names = metric_name(row.first), metric_name(row.second)
@@ -261,17 +261,18 @@ def _beyond(row: Any) -> str:
         f"{number(getattr(row, f'{key}_high'))})"
         for key, name in zip(("token_first", "token_second"), names, strict=True)
     )
-    median_one = "it lies" if row.subspaces == 1 else f"the median one of these {row.subspaces} lies"
+    median_one = "it is" if row.subspaces == 1 else f"the median of these {row.subspaces} is"
     which = f" ({row.beyond_names.replace('_', ' ')})" if row.beyond_names else ""
     proof = f"{CORRECTIONS[row.correction]}-corrected over {row.tests} tests"
     if draws >= row.draws_needed:
         return (
-            f" Beyond the word, which means that they beat {null_name('token')} too (p < {LEVEL:g}, {proof}), are "
-            f"{int(row.beyond) or 'none'} of these {row.subspaces}{which}; {median_one} {by} above the draws."
+            f" {int(row.beyond) or 'None'} of these {row.subspaces}{which} {'goes' if row.beyond < 2 else 'go'} beyond "
+            f"the word, as tested against {null_name('token')} (p < {LEVEL:g}, {proof}); {median_one} {by} above the "
+            "draws."
         )
     return (
-        f" Against {null_name('token')}, {median_one} {by} above the draws; "
+        f" Compared with {null_name('token')}, {median_one} {by} above the draws; "
         f"{int(row.beyond + row.open) or 'none'}{which} {'is' if row.beyond + row.open < 2 else 'are'} above all "
-        f"{int(draws)} by both metrics. That is an estimate and no test: {proof}, {int(row.draws_needed):,} draws are "
-        "needed to call one more than its words."
+        f"{int(draws)} draws by both metrics. This is an estimate, not a test: {proof}, {int(row.draws_needed):,} "
+        "draws are needed to show that one goes beyond its words."
     )

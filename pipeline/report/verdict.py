@@ -29,8 +29,8 @@ NULL_NAMES = {
 }
 #: What subspaces are called, by the approach that made them.
 APPROACHES = {
-    "global": "Concepts cut out of all matched pairs",
-    "within": "Concepts whose features were paired among themselves",
+    "global": "Concept subsets of all matched pairs",
+    "within": "Concepts whose features were matched among themselves",
     "cluster": "Clusters of matched pairs",
 }
 METRIC_NAMES = {
@@ -160,7 +160,7 @@ def headline(scores: pd.DataFrame) -> str:
     by = listed(
         metric_name(metric) + (f" ({height} higher)" if height != NOTHING else "") for metric, height in heights.items()
     )
-    alike = f"more alike than {null_name(judged['null'].iloc[0])} by {by}"
+    alike = f"more similarly than {null_name(judged['null'].iloc[0])} by {by}"
     proof = f"{CORRECTIONS[criterion(scores)]}-corrected p < {LEVEL:g}"
     if some == 0:
         return (
@@ -192,10 +192,10 @@ def score_findings(scores: pd.DataFrame) -> Iterator[str]:
         (best,) = observations(rows[rows.index == above.idxmax()])
         wins, share = int(beats_chance(scores)[rows.index].sum()), (best.score - best.null_mean) / (1 - best.null_mean)
         yield (
-            f"{_outcome(metric_name(metric), null_name(best.null), (wins, len(rows)), share)} It is furthest above "
-            f"them at {best.site_a} – {best.site_b}: {number(best.score, 3)} against {number(best.null_mean, 3)} on "
-            f"average (95 % of them are below {number(best.null_q95, 3)}), {number(100 * share, 0)} % of the way to "
-            f"1; p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}."
+            f"{_outcome(metric_name(metric), null_name(best.null), (wins, len(rows)), share)} Largest effect: "
+            f"{best.site_a} – {best.site_b}, {number(best.score, 3)} against {number(best.null_mean, 3)} on average "
+            f"(95th percentile {number(best.null_q95, 3)}), {number(100 * share, 0)} % of the way from chance to 1; "
+            f"p = {p_number(best.p)}, corrected {p_number(getattr(best, criterion(scores)))}."
         )
 
 
@@ -203,9 +203,9 @@ def _outcome(metric: str, null: str, wins: tuple[int, int], share: float) -> str
     """Say at how many of how many pairs of sites a metric beats a null, and whether by little."""
     significant, total = wins
     if not significant:
-        return f"{metric} is not shown to beat {null}: it is significant at none of {total} pairs of sites."
-    little = ", but only by a little" if share < LITTLE else ""
-    return f"{metric} beats {null} at {significant} of {total} pairs of sites{little}."
+        return f"{metric} is not shown to exceed {null}: it is significant at none of {total} pairs of sites."
+    little = ", but only slightly" if share < LITTLE else ""
+    return f"{metric} exceeds {null} at {significant} of {total} pairs of sites{little}."
 
 
 def r_findings(matching: pd.DataFrame) -> Iterator[str]:
@@ -216,30 +216,30 @@ def r_findings(matching: pd.DataFrame) -> Iterator[str]:
         return
     share = matching["n_pairs"] / matching["possible"].clip(lower=1)
     yield (
-        f"{total:,} pairs of features were matched in all, {span(share * 100, 0)} % of what the smaller dictionary "
-        "allows."
+        f"{total:,} pairs of features were matched in total, {span(share * 100, 0)} % of the maximum that the smaller "
+        "dictionary allows."
     )
     if matching["r_heldout_mean"].notna().any():
         yield (
-            f"Their mean r is {span(matching['r_mean'])} on the documents that chose them and "
+            f"Their mean r is {span(matching['r_mean'])} on the selection half and "
             f"{span(matching['r_heldout_mean'])} on {_heldout(matching)}, a change of "
             f"{span(matching['r_heldout_mean'] - matching['r_mean'])}; {span(matching['replicated'] * 100, 0)} % of "
-            f"them reach the minimum r there too. The mean of random pairs is {span(matching['r_random'], 3)}."
+            f"them reach the minimum r there too. Random pairs average {span(matching['r_random'], 3)}."
         )
     else:
-        yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that chose them."
+        yield f"Their mean r is {span(matching['r_mean'])}, on the same rows that selected them."
     if "r_check_mean" in matching and matching["r_check_mean"].notna().any():
         yield (
-            f"On other text, {span(matching['rows_check'], 0)} rows on which nothing was chosen (match.check_on), "
-            f"their mean r is {span(matching['r_check_mean'])}."
+            f"On other text, {span(matching['rows_check'], 0)} rows that were not used to select pairs "
+            f"(match.check_on), their mean r is {span(matching['r_check_mean'])}."
         )
 
 
 def _heldout(matching: pd.DataFrame) -> str:
-    """Say what the documents are that did not choose the pairs."""
+    """Return what the half that did not select the pairs is called."""
     if matching["heldout_in_choice"].any():
-        return "the other documents, which a filter of the pairs reads"
-    return "documents held out from the choice"
+        return "the other half, which a filter of the pairs reads"
+    return "the held-out half"
 
 
 def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]:
@@ -247,18 +247,19 @@ def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]
         yield f"Not finished, and not in this report: {listed(unfinished)}."
     if matching["heldout_in_choice"].any():
         yield (
-            "A filter that reads held-out r took part in choosing the pairs: their held-out r is biased, as a rule "
+            "A filter that reads held-out r took part in choosing the pairs: their held-out r is biased, usually "
             "upwards."
         )
     if matching["rows_heldout"].eq(0).any():
-        yield "Where all rows chose the pairs, r is inflated by the choice: correlate with select: half."
+        yield "All rows selected the pairs, so r is inflated by the selection: correlate with select: half."
 
 
 def _easy(easy: EasyPairs) -> Iterator[str]:
     if easy.one_token:
         yield (
-            f"Of the {easy.shown:,} best pairs listed below, {easy.one_token:,} are of the easy kind: all top contexts "
-            "of both features are on one and the same word, which the token alone would explain."
+            f"Of the {easy.shown:,} best pairs listed below, {easy.one_token:,} "
+            f"{'is a one-word pair' if easy.one_token == 1 else 'are one-word pairs'}: all top contexts of both "
+            "features are on one and the same word, so token identity alone could explain the match."
         )
 
 
@@ -268,11 +269,11 @@ def _resolution(scores: pd.DataFrame) -> Iterator[str]:
     runs, tests = int(scores["null_runs"].min()), int(scores["tests"].max())
     if tests:
         yield (
-            f"{tests} tests with {runs:,} runs of the null each: no p can be below {p_number(1 / (runs + 1))}, and "
-            f"none below {p_number(min(1.0, _holm_floor(scores)))} after Holm’s correction."
+            f"With {runs:,} null runs per test, p cannot be below {p_number(1 / (runs + 1))}; after Holm’s correction "
+            f"for {tests} tests, not below {p_number(min(1.0, _holm_floor(scores)))}."
         )
     if criterion(scores) == "p_bh":
-        yield "That is too few for Holm’s correction, so the verdict uses Benjamini and Hochberg’s."
+        yield "These are too few for Holm’s correction, so the verdict uses Benjamini and Hochberg’s."
 
 
 def concept_limits(concepts: pd.DataFrame) -> Iterator[str]:
@@ -286,15 +287,15 @@ def concept_limits(concepts: pd.DataFrame) -> Iterator[str]:
     draws = getattr(first, "draws", math.nan)
     if math.isnan(draws):
         yield (
-            f"Concepts were not held against {null_name('token')}: those that beat their nulls may share no more than "
-            "their words. The section rematch of the experiment asks that."
+            f"Concepts were not compared with {null_name('token')}: those that exceed their nulls may share no more "
+            "than their words. The section rematch of the experiment tests this."
         )
     elif draws < first.draws_needed:
         yield (
-            f"With {int(draws)} draws of {null_name('token')}, no p of a concept can be below "
+            f"With {int(draws)} draws of {null_name('token')}, p of a concept cannot be below "
             f"{p_number(1 / (draws + 1))}; corrected over {first.tests} tests, {int(first.draws_needed):,} draws are "
-            "needed for one below 0.05. So no concept is called more than its words, and its distance from the draws "
-            "is given with an interval."
+            "needed for p < 0.05. So no concept is said to go beyond its words; its distance from the draws is given "
+            "with an interval."
         )
 
 
@@ -302,7 +303,7 @@ def _poor(sites: pd.DataFrame) -> Iterator[str]:
     for site in observations(sites[sites["fvu"] > POOR_FVU]):
         yield (
             f"The dictionary of {site.side} {site.site} leaves {number(site.fvu)} of the variance unexplained: its "
-            "features stand in poorly for the model."
+            "features represent the model poorly."
         )
 
 
@@ -310,7 +311,7 @@ def _notes(scores: pd.DataFrame) -> Iterator[str]:
     noted = scores[scores["note"] != ""]
     for metric, rows in noted.groupby("metric", sort=False):
         first = next(observations(rows))
-        others = f" (and at {len(rows) - 1} more, see the table)" if len(rows) > 1 else ""
+        others = f" (and at {len(rows) - 1} more; see the table)" if len(rows) > 1 else ""
         yield f"{metric_name(str(metric))} at {first.site_a} – {first.site_b} is {first.note}{others}."
 
 

@@ -85,9 +85,9 @@ def growth_findings(table: pd.DataFrame) -> list[str]:
     pairs = 100 * (after["pairs"] / before["pairs"] - 1)
     beyond = [(rows["pairs"] - rows["null_pairs"]).reindex(pairs.index) for rows in (before, after)]
     return [
-        f"With {100 * sizes[-2]:g} % of the text there are {span(before['pairs'], 0)} pairs at a pair of sites, and "
-        f"with all of it {span(after['pairs'], 0)}, a change of {span(pairs, 0)} %. Of them, {span(beyond[0], 0)} and "
-        f"{span(beyond[1], 0)} are more than a shared vocabulary gives."
+        f"With {100 * sizes[-2]:g} % of the text there are {span(before['pairs'], 0)} pairs per pair of sites, and "
+        f"with all of it {span(after['pairs'], 0)}, a change of {span(pairs, 0)} %. A shared vocabulary does not "
+        f"account for {span(beyond[0], 0)} and {span(beyond[1], 0)} of them, respectively."
     ]
 
 
@@ -139,9 +139,9 @@ def _lead(defined: pd.DataFrame) -> str:
     """Return the conclusion: where nothing is beyond the null, most of it, or a part of it."""
     clear = defined["beyond_low"] > 0
     if not clear.any():
-        return "No more than a shared vocabulary is shown"
+        return "The similarity is not shown to go beyond a shared vocabulary"
     if (clear & (defined["beyond"] >= MOST)).all():
-        return "Most of the likeness is more than a shared vocabulary"
+        return "Most of the similarity goes beyond a shared vocabulary"
     if (defined["beyond"] < MOST).all():
-        return "Most of the likeness is a shared vocabulary"
-    return "How much of the likeness is a shared vocabulary depends on the sites"
+        return "Most of the similarity is a shared vocabulary"
+    return "How much of the similarity is a shared vocabulary depends on the sites"

@@ -94,7 +94,7 @@ def _read_text(path: Path, wanted: set[str]) -> dict[str, Vectors]:
             try:
                 vectors[word] = np.array(numbers, np.float32)
             except ValueError as error:
-                raise InputError(f"{path} is no file of word vectors: line {number} is {line[:60]!r}…") from error
+                raise InputError(f"{path} is not a file of word vectors: line {number} is {line[:60]!r}…") from error
     return vectors
 
 

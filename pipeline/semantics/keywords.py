@@ -121,7 +121,7 @@ class Matcher:
 
 
 def _follows(phrase: _Phrase, text: str, spans: list[tuple[int, int]]) -> bool:
-    """Say whether the words of a text from the second span on are those of the expression, and what parts them too."""
+    """Return whether the words of a text from the second span on are those of the expression, separators included."""
     for (_, end), (start, stop), word, gap in zip(spans, spans[1:], phrase.words, phrase.gaps, strict=False):
         between = text[end:start]
         if between != " " and _gap(between) not in {" ", "-", gap}:

@@ -1,7 +1,7 @@
 """Labels from a language model, through any endpoint that speaks OpenAI's chat completions.
 
 Nothing is sent unless the user names an endpoint. Several features go into one request. Every answer is appended to a
-file beside the result as it comes, so that a run that was cut off goes on where it stopped.
+file beside the result as it comes, so that an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def request_headers(settings: LabelSettings) -> dict[str, str]:
     """
     parts = urlsplit(settings.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{settings.url} is no address of an endpoint; give it as https://HOST/v1")
+        raise InputError(f"{settings.url} is not the address of an endpoint; give it as https://HOST/v1")
     if parts.username or parts.password or parts.query:
         raise InputError(
             f"The address of the endpoint at {parts.hostname} holds a user or a query, which would be kept in the "
@@ -129,7 +129,7 @@ def label_features(
 ) -> xr.Dataset:
     """Ask for labels and keep them as a result, as :func:`pipeline.semantics.labels.import_labels` does.
 
-    Until all is answered, answers are in ``OUT.answers.jsonl``, from which a later call goes on. Features without a
+    Until all is answered, answers are in ``OUT.answers.jsonl``, from which a later call resumes. Features without a
     label in any answer are not in the result, and are counted in the log.
 
     Raises
@@ -197,13 +197,13 @@ def _answer(answers: Path, number: int, line: str) -> tuple[int, str]:
         return _ANSWER.validate_json(line)
     except ValueError as error:
         raise CorruptError(
-            f"{answers}, line {number}: {shorten(line, 80)!r} is no answer, which is [feature, label]. Remove the "
+            f"{answers}, line {number}: {shorten(line, 80)!r} is not an answer, which is [feature, label]. Remove the "
             "line, or move the file away to ask for all labels again"
         ) from error
 
 
 def _begin(answers: Path, identity: dict[str, str], done: dict[int, str]) -> None:
-    """Write the file of answers anew, without a line that was cut off, so that more can be appended."""
+    """Write the file of answers again, without a line that was cut off, so that more can be appended."""
     write_text(answers, json.dumps(identity) + "\n" + _lines(done))
 
 
@@ -243,7 +243,7 @@ def _asker(settings: LabelSettings, headers: dict[str, str], first_wait: float) 
         except httpx.HTTPError as error:
             raise SubspaceError(
                 f"{settings.url} did not answer: {type(error).__name__} {_status(error)}. Answers so far are kept; the "
-                "same command goes on"
+                "same command resumes"
             ) from None
 
     return ask

@@ -226,7 +226,7 @@ def _label(record: Any, where: str) -> Label:
         names = shown(list(record))
         raise FormatError(f"{where}: there must be one of {ID_NAMES} and one of {LABEL_NAMES}; it has {names}")
     if not str(feature).strip().isdecimal():
-        raise FormatError(f"{where}: {shown(feature)} is no number of a feature")
+        raise FormatError(f"{where}: {shown(feature)} is not a feature id")
     method = str(record.get("explanationModelName") or record.get("typeName") or record.get("method") or "")
     source = "/".join(str(record[key]) for key in ("modelId", "layer") if record.get(key))
     return Label(int(feature), clean(str(text)), method, source)

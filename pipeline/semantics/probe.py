@@ -52,7 +52,7 @@ def probe_concepts(
         label = labels[:, concept]
         fewest = min(np.count_nonzero(label[part]) for part in (training, ~training))
         if fewest < FEWEST_ROWS:
-            logger.warning("Concept %d stands at too few rows for a probe; it gets no features", concept)
+            logger.warning("Concept %d occurs in too few rows for a probe; it gets no features", concept)
             continue
         weight[:, concept], auc[concept] = _fit(active, label, training, rule)
     return weight, auc

@@ -72,13 +72,13 @@ def parse_metric(text: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
-        raise InputError(f"{text!r} is no metric: {option} {reason(first)}; {hint}") from error
+        raise InputError(f"{text!r} is not a metric: {option} {reason(first)}; {hint}") from error
 
 
 def _option(text: str, part: str) -> tuple[str, str]:
     option, equals, value = part.partition("=")
     if not equals or not value:
-        raise InputError(f"{text!r} is no metric: write options as NAME:OPTION=VALUE,OPTION=VALUE, not {part!r}")
+        raise InputError(f"{text!r} is not a metric: write options as NAME:OPTION=VALUE,OPTION=VALUE, not {part!r}")
     return option.strip(), value.strip()
 
 

@@ -210,7 +210,7 @@ def stored_experiment(directory: RunDirectory) -> Experiment:
     Raises
     ------
     MissingInputError
-        If the folder is no run directory.
+        If the folder is not a run directory.
     FormatError
         If the file is damaged, or of another version.
     """

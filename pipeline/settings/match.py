@@ -160,7 +160,9 @@ def steps(text: str) -> list[float]:
         # rounded, since 0.1 + 2 · 0.1 is not 0.3
         return [round(first + i * step, 10) for i in range(math.floor((last - first) / step + 1e-9) + 1)]
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{text!r} is no list of numbers ({error}); write 0.1,0.2,0.5 or FIRST:LAST:STEP") from error
+        raise InputError(
+            f"{text!r} is not a list of numbers ({error}); write 0.1,0.2,0.5 or FIRST:LAST:STEP"
+        ) from error
 
 
 #: Numbers of an axis in ascending order, each once.

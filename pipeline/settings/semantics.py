@@ -90,7 +90,7 @@ def parse_rule(text: str) -> AnyRule:
         rule: AnyRule = TypeAdapter(AnyRule).validate_python({"name": name, **settings})
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {reason(item)}" for item in error.errors())
-        raise InputError(f"{text!r} is no rule ({reasons}); give it as count:at_least=2:of=5") from error
+        raise InputError(f"{text!r} is not a rule ({reasons}); give it as count:at_least=2:of=5") from error
     return rule
 
 

@@ -144,7 +144,7 @@ def explain(error: Exception, paths: Iterable[Path] = ()) -> tuple[str, int]:
         return known
     if (place := _damaged_place(error)) is not None:
         return (
-            f"{place} cannot be read ({cause_of(error)}). It is damaged: `subspace verify` says what is; delete it and "
+            f"{place} cannot be read ({cause_of(error)}). It is damaged; `subspace verify` has details. Delete it and "
             "run what wrote it again",
             FormatError.exit_code,
         )
@@ -213,7 +213,7 @@ def _say(message: str, style: str | None = None) -> None:
 
 
 def is_no_failed_task(record: logging.LogRecord) -> bool:
-    """Say whether a record of a log is not a traceback of Dask that is no news.
+    """Return whether a record of a log is not a traceback of Dask that is no news.
 
     The error of a task arrives here as a sentence; and a cluster that closes on a busy machine cuts off heartbeats.
     """

@@ -204,7 +204,7 @@ def with_prefix(number: float) -> str:
 
 
 def is_defined(value: object) -> bool:
-    """Say whether a figure is one: a mean over nothing is None or NaN."""
+    """Return whether a figure is one: a mean over nothing is None or NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 

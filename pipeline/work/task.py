@@ -133,7 +133,7 @@ class Task:
     inputs
         Paths of the results that it is made from.
     run
-        Makes all targets that are not current; a half-finished one goes on at its first missing part.
+        Makes all targets that are not current; a half-finished one resumes at its first missing part.
     tables
         Files that people open, which are written beside the targets.
     opens
@@ -264,7 +264,7 @@ class Assessment:
         return self._items[path]
 
     def is_current(self, task: Task) -> bool:
-        """Say whether all results of a task are as they should be."""
+        """Return whether all results of a task are as they should be."""
         return all(self.item(path).state == "current" for path in task.targets)
 
     def finish(self, tasks: Iterable[Task], client: Client) -> None:

@@ -1,7 +1,7 @@
 """What each stage of a run took: its time, and the memory of its worker processes against what was planned.
 
 The kernel keeps the most that a process ever held (``VmHWM`` in ``/proc/self/status``; writing 5 to
-``/proc/self/clear_refs`` starts it anew, see proc(5)). Every worker is asked before and after a stage, so that no peak
+``/proc/self/clear_refs`` resets it, see proc(5)). Every worker is asked before and after a stage, so that no peak
 is missed, however short, and nothing is sampled. Below the run directory, ``usage/`` holds one JSON file for each
 session that ran stages.
 """
@@ -68,7 +68,7 @@ class StageUsage:
     peak_driver
         The same of the process that ran the stages; None where that is the workers' own.
     since_start
-        Whether peaks are of the whole life of a process, since its system does not start them anew.
+        Whether peaks are of the whole life of a process, since its system does not reset them.
     """
 
     stage: str
@@ -206,7 +206,7 @@ def _cluster_name(client: Client) -> str:
 
 
 def _measure(*, reset: bool, dask_worker: Any = None) -> tuple[Process, Memory]:
-    """Return what this process holds and held at most; on request, begin to count the latter anew."""
+    """Return what this process holds and held at most; on request, reset the latter."""
     fresh = not reset or _reset()
     now, threads = psutil.Process().memory_info().rss, dask_worker.state.nthreads if dask_worker else 0
     return (socket.gethostname(), os.getpid()), Memory(now, _peak(), not fresh, threads)

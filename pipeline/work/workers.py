@@ -312,7 +312,7 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 
 def in_notebook() -> bool:
-    """Say whether this runs in a notebook's kernel; where IPython was never imported, it does not."""
+    """Return whether this runs in a notebook's kernel; where IPython was never imported, it does not."""
     interactive = sys.modules.get("IPython")
     shell = interactive.get_ipython() if interactive else None
     return type(shell).__name__ == "ZMQInteractiveShell"

@@ -47,7 +47,7 @@ def read_csv(path: Path, key: str | None, _: Collection[int]) -> Source:
 
 
 def _are_values(names: Sequence[str]) -> bool:
-    """Say whether the first line of a table is one of values, and not of names, which may be numbers from 0 on.
+    """Return whether the first line of a table is one of values, and not of names, which may be numbers from 0 on.
 
     >>> _are_values(["0", "1"]), _are_values(["1.5", "0.0"]), _are_values(["token", "1"])
     (False, True, False)

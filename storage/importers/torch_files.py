@@ -58,11 +58,11 @@ def read_torch(path: Path, key: str | None, _: Collection[int]) -> Source:
 
 
 def _is_sparse(path: Path) -> bool:
-    """Say whether a sparse tensor is in a file of ``torch.save``; raise if it is no such file."""
+    """Return whether a sparse tensor is in a file of ``torch.save``; raise if it is no such file."""
     with path.open("rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"
     if not is_archive:
-        raise InputError(f"{path} is no file of torch.save since 1.6: load it and save it again")
+        raise InputError(f"{path} is not a file of torch.save since 1.6: load it and save it again")
     with open_archive(path) as archive:
         if any(member.compress_type for member in archive.infolist()):
             raise FormatError(f"{path} is compressed, which torch.save does not do: save it again")
@@ -85,7 +85,7 @@ def _only_tensors(torch: Any, path: Path) -> Iterator[None]:
         yield
     except torch.serialization.pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds Python objects beside tensors, which are never unpickled here (that could run code); save "
+            f"{path} holds Python objects besides tensors, which are never unpickled here (that could run code); save "
             "the tensors alone: torch.save({'acts': activations}, …)"
         ) from error
 

@@ -341,11 +341,11 @@ def test_options_are_parsed_and_checked():
     with pytest.raises(InputError, match=r"rsa has no option 'k' .*; its options are inside=cosine, outside=spearman"):
         parse_metric("rsa:k=3")
     with pytest.raises(
-        InputError, match=r"'rsa:inside=l2' is no metric: inside must be 'cosine', 'pearson' or 'euclidean'"
+        InputError, match=r"'rsa:inside=l2' is not a metric: inside must be 'cosine', 'pearson' or 'euclidean'"
     ):
         parse_metric("rsa:inside=l2")
     for text in ("svcca:k=0", "svcca:k=some", "svcca:variance=1.5", "mutual_knn:k=-1"):
-        with pytest.raises(InputError, match="is no metric"):
+        with pytest.raises(InputError, match="is not a metric"):
             parse_metric(text)
     with pytest.raises(InputError, match="write options as NAME:OPTION=VALUE"):
         parse_metric("svcca:20")

@@ -121,7 +121,7 @@ def test_too_many_kept_pairs_stop_the_run(case, client, force, monkeypatch):
     force("resident", panel=32, strip=16)
     n_kept = case.correlate("all", client=client, keep_above=0.01).attrs["n_kept"]
     monkeypatch.setattr(plan_module, "MATCHING_SHARE", n_kept // 3 * plan_module.MATCHING_BYTES / 1e9)
-    with pytest.raises(storage.BudgetError, match=r"r ≥ 0.01.*in all.*should fit"):
+    with pytest.raises(storage.BudgetError, match=r"r ≥ 0.01.*in total.*should fit"):
         case.correlate(client=client, keep_above=0.01, memory=10**9)
     monkeypatch.setattr(plan_module, "KEPT_AT_LEAST", 3)
     monkeypatch.setattr(plan_module, "KEPT_SHARE", 0.001)

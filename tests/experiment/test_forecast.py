@@ -54,8 +54,8 @@ def test_the_plan_of_a_finished_run_says_that_nothing_is_left(tiny_inputs, tiny_
     arguments = ["plan", str(tiny_inputs / "experiment.yaml"), "--run-dir", str(tiny_run.directory.root)]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    assert "All results are there: a run would make none." in shown.stdout
-    assert "In all about" not in shown.stdout
+    assert "All results exist: a run would make none." in shown.stdout
+    assert "In total about" not in shown.stdout
 
 
 def test_the_command_prints_a_table_and_json(tiny_inputs, tmp_path, cache):
@@ -64,7 +64,7 @@ def test_the_command_prints_a_table_and_json(tiny_inputs, tmp_path, cache):
     shown = runner.invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "what is to come" in shown.stdout
-    assert "In all about" in shown.stdout
+    assert "In total about" in shown.stdout
     printed = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout.splitlines()[-1])
     assert printed["seconds"] == pytest.approx(sum(step["seconds"] for step in printed["steps"]))
     assert printed["disk_bytes"] > 0

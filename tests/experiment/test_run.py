@@ -168,7 +168,7 @@ def test_stopped_twice_and_run_again(tiny_run: RunResult, tiny_inputs: Path, tmp
         said.append((process.returncode, errors))
     (by_keyboard, errors), (by_signal, _) = said
     assert (by_keyboard, by_signal) == (130, -signal.SIGKILL)
-    assert "goes on from there" in errors
+    assert "resumes from there" in errors
     assert "Traceback" not in errors
     subprocess.run(command, check=True, capture_output=True)
     assert digest(tmp_path) == digest(tiny_run.directory.root)

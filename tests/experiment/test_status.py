@@ -228,7 +228,7 @@ def test_command(tiny_run: RunResult, tiny_inputs: Path, tmp_path: Path) -> None
     assert "not there yet" in shown.stdout
     shown = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert shown.exit_code == 2
-    assert "is no run directory" in shown.output
+    assert "is not a run directory" in shown.output
 
 
 @pytest.mark.parametrize(("ended", "code"), [("finished", 0), ("stopped by InputError", 1)])

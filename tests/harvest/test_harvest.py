@@ -356,7 +356,7 @@ def test_bos_that_does_not_exist(corpus, sides, tmp_path, client):
     a, b = sides()
     with pytest.raises(InputError, match="has no BOS token"):
         make_rows(corpus, a, b.model_copy(update={"prepend_bos": True}), LENGTH, tmp_path / "rows.zarr", client=client)
-    with pytest.raises(InputError, match="'<none>' is no token of the tokenizer"):
+    with pytest.raises(InputError, match="'<none>' is not a token of the tokenizer"):
         make_rows(corpus, a.model_copy(update={"prepend_bos": "<none>"}), b, LENGTH, tmp_path / "r.zarr", client=client)
 
 

@@ -159,7 +159,7 @@ def test_search_finds_words_and_ids(opened, file, run) -> None:
         few, more = (int(search(page, query).split()[0]) for query in (token, token[:-1]))
         assert more >= few
         assert search(page, "no such word at all").startswith("0 of")
-        assert page.locator(".x-none").inner_text() == "No pair fits."
+        assert page.locator(".x-none").inner_text() == "No pairs match these filters."
         assert search(page, "").split()[0] == str(pairs.sizes["pair"])
 
 

@@ -126,7 +126,7 @@ def test_the_clearest_pairs_stand_side_by_side(meanings: Meanings) -> None:
 def test_the_report_leads_to_it(run: RunDirectory) -> None:
     html = run.report.read_text(encoding="utf-8")
     assert 'href="concepts.html"' in html
-    assert "Concepts cut out of all matched pairs: " in html
+    assert "Concept subsets of all matched pairs: " in html
 
 
 def test_the_report_holds_the_table_itself(run: RunDirectory, page: str) -> None:
@@ -162,7 +162,7 @@ def test_the_verb_names_what_is_wrong(run: RunDirectory) -> None:
     assert done.exit_code == 2
     assert "approaches" in done.stderr
     done = CliRunner().invoke(app, ["semantics", str(run.root / "nowhere")])
-    assert "is no run directory" in done.stderr
+    assert "is not a run directory" in done.stderr
 
 
 def test_without_concepts_there_is_no_page(write_run: Callable[..., RunDirectory], tmp_path: Path) -> None:

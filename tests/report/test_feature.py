@@ -101,7 +101,7 @@ def test_what_is_beyond_the_token(run: RunDirectory, tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'layers.6' is a site of both sides: name one of a:layers.6, b:lay"):
         pipeline.feature(run.root, "layers.6", 0)
-    with pytest.raises(InputError, match=r"'layers.9' is no site of this run, which has a:layers.6"):
+    with pytest.raises(InputError, match=r"'layers.9' is not a site of this run, which has a:layers.6"):
         pipeline.feature(run.root, "layers.9", 0)
     with pytest.raises(InputError, match=r"layers.6 has the features 0 to 71, not 72"):
         pipeline.feature(run.root, "a:layers.6", 72)

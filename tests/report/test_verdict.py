@@ -122,7 +122,7 @@ def test_findings_state_chance_and_the_fall_of_r() -> None:
         "a change of −0.07",
         "90 % of them",
         "0.001",
-        " % of the way to 1; p = 0.001",
+        " % of the way from chance to 1; p = 0.001",
     ):
         assert part in findings
 
@@ -131,17 +131,17 @@ def test_limits_are_named() -> None:
     poor = SITES.assign(fvu=0.6)
     table = scores({("b1", "svcca"): LOW, ("b2", "svcca"): LOW}, note="saturated: few pairs")
     limits = " ".join(judge(table, matching(rows_heldout=0), poor, EasyPairs(10, 4), ["a1 – b9"]).limits)
-    for part in ("a1 – b9", "inflated by the choice", "4 are of the easy kind", "saturated: few pairs", "0.60 of the"):
+    for part in ("a1 – b9", "inflated by the selection", "4 are one-word pairs", "saturated: few pairs", "0.60 of the"):
         assert part in limits
 
 
 def test_heldout_r_that_took_part_in_the_choice_is_not_called_held_out_from_it() -> None:
     table = scores({("b1", "svcca"): LOW})
     plain, filtered = (judge(table, matching(heldout_in_choice=is_read), SITES, NO_EASY, []) for is_read in (0, 1))
-    assert "documents held out from the choice" in " ".join(plain.findings)
+    assert "on the held-out half" in " ".join(plain.findings)
     assert "took part in choosing" not in " ".join(plain.limits)
-    assert "held out from the choice" not in " ".join(filtered.findings)
-    assert "the other documents, which a filter of the pairs reads" in " ".join(filtered.findings)
+    assert "held-out half" not in " ".join(filtered.findings)
+    assert "the other half, which a filter of the pairs reads" in " ".join(filtered.findings)
     assert "took part in choosing the pairs: their held-out r is biased" in " ".join(filtered.limits)
 
 
@@ -155,14 +155,14 @@ def test_no_pairs() -> None:
 @pytest.mark.parametrize(
     ("score", "p", "sentence", "headline"),
     [
-        (0.9, HIGH, "SVCCA is not shown to beat shuffled pairings: it is significant at none of 1", "No evidence"),
+        (0.9, HIGH, "SVCCA is not shown to exceed shuffled pairings: it is significant at none of 1", "No evidence"),
         (
             0.21,
             LOW,
-            "SVCCA beats shuffled pairings at 1 of 1 pairs of sites, but only by a little",
+            "SVCCA exceeds shuffled pairings at 1 of 1 pairs of sites, but only slightly",
             "At the one pair of sites",
         ),
-        (0.9, LOW, "SVCCA beats shuffled pairings at 1 of 1", "At the one pair of sites"),
+        (0.9, LOW, "SVCCA exceeds shuffled pairings at 1 of 1", "At the one pair of sites"),
     ],
 )
 def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence, headline) -> None:
@@ -176,7 +176,7 @@ def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence
 
 def test_r_on_other_text_follows_r_where_pairs_were_chosen() -> None:
     said = " ".join(r_findings(matching(r_check_mean=0.31, rows_check=12_000)))
-    assert "On other text, 12000 rows on which nothing was chosen (match.check_on), their mean r is 0.31." in said
+    assert "12000 rows that were not used to select pairs (match.check_on), their mean r is 0.31." in said
     assert "other text" not in " ".join(r_findings(matching()))
     assert "other text" not in " ".join(r_findings(matching(r_check_mean=float("nan"), rows_check=12_000)))
 
@@ -202,18 +202,18 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
     ]
     cut_out, within, clusters = concept_findings(pd.DataFrame(outcomes))
     assert cut_out.startswith(
-        "Concepts cut out of all matched pairs: 8 of 17 subspaces can be judged (9 have too few pairs)."
+        "Concept subsets of all matched pairs: 8 of 17 subspaces can be judged (9 have too few pairs)."
     )
-    assert "beat all of shuffled pairings, random pairs and random keywords: by both SVCCA (k=4) and RSA 1" in cut_out
-    assert "RSA 1 (time), the median 0.30 and 0.20 above the nearest null; by SVCCA (k=4) alone none; by RSA" in cut_out
-    assert "by RSA alone 2 (space relations, numbers), the median 0.20 above the nearest null" in cut_out
+    assert "exceed all of shuffled pairings, random pairs and random keywords: 1 by both SVCCA (k=4) and" in cut_out
+    assert "RSA (time; median 0.30 and 0.20 above the nearest null); none by SVCCA (k=4) alone; 2 by RSA" in cut_out
+    assert "2 by RSA alone (space relations, numbers; median 0.20 above the nearest null)" in cut_out
     assert cut_out.index("0.20 above") < cut_out.index("largest p < 0.05, Benjamini–Hochberg-corrected over 66 tests")
     assert within == (
-        "Concepts whose features were paired among themselves: none of 7 subspaces can be judged (7 have no null to be "
-        "judged by)."
+        "Concepts whose features were matched among themselves: none of 7 subspaces can be judged (7 have no null for "
+        "a verdict)."
     )
     assert clusters.startswith(
-        "Clusters of matched pairs: 80 of 80 subspaces can be judged. None beats all of shuffled"
+        "Clusters of matched pairs: 80 of 80 subspaces can be judged. None exceeds all of shuffled"
     )
 
 
@@ -222,17 +222,17 @@ def test_every_approach_is_listed_whatever_came_of_it() -> None:
     [
         (
             20, (0, 1), "time",
-            "Against rows of the same text permuted, the median one of these 4 lies 0.10 by SVCCA (k=4) (95 %: −0.05 "
-            "to 0.25) and 0.02 by RSA (95 %: −0.04 to 0.08) above the draws; 1 (time) is above all 20 by both metrics. "
-            "That is an estimate and no test: Benjamini–Hochberg-corrected over 66 tests, 1,320 draws are needed to "
-            "call one more than its words.",
+            "Compared with rows of the same text permuted, the median of these 4 is 0.10 by SVCCA (k=4) (95 %: −0.05 "
+            "to 0.25) and 0.02 by RSA (95 %: −0.04 to 0.08) above the draws; 1 (time) is above all 20 draws by both "
+            "metrics. This is an estimate, not a test: Benjamini–Hochberg-corrected over 66 tests, 1,320 draws are "
+            "needed to show that one goes beyond its words.",
         ),
         (
             1500, (2, 0), "time, numbers",
-            "Beyond the word, which means that they beat rows of the same text permuted too (p < 0.05, Benjamini–"
-            "Hochberg-corrected over 66 tests), are 2 of these 4 (time, numbers); the median one of these 4 lies",
+            "2 of these 4 (time, numbers) go beyond the word, as tested against rows of the same text permuted (p < "
+            "0.05, Benjamini–Hochberg-corrected over 66 tests); the median of these 4 is",
         ),
-        (None, None, None, "Whether they are more than shared words is not known: that takes rows of the same text"),
+        (None, None, None, "Whether they go beyond shared words is unknown: that requires rows of the same text"),
     ],
 )  # fmt: skip
 def test_what_is_more_than_words_is_an_estimate_until_draws_suffice(draws, beyond, names, sentence) -> None:
@@ -247,7 +247,7 @@ def test_what_is_more_than_words_is_an_estimate_until_draws_suffice(draws, beyon
     assert said.index("above the nearest null") < said.index(sentence[:12]), "the nulls of the verdict come first"
     limit = " ".join(concept_limits(table))
     if draws == 20:
-        assert "With 20 draws of rows of the same text permuted, no p of a concept can be below 0.048;" in limit
+        assert "With 20 draws of rows of the same text permuted, p of a concept cannot be below 0.048;" in limit
     assert (limit == "") == (draws == 1500)
 
 

@@ -31,10 +31,10 @@ def table(*beyond: float, low: float = -0.01, quantity: str = "r_heldout", docum
 @pytest.mark.parametrize(
     ("shares", "low", "lead"),
     [
-        ((0.07, 0.05), -0.01, "Most of the likeness is a shared vocabulary. If B’s rows are permuted"),
-        ((0.7, 0.65), -0.01, "Most of the likeness is more than a shared vocabulary. If B’s rows"),
-        ((0.7, 0.1), -0.01, "How much of the likeness is a shared vocabulary depends on the sites"),
-        ((0.01, 0.02), -0.05, "No more than a shared vocabulary is shown"),
+        ((0.07, 0.05), -0.01, "Most of the similarity is a shared vocabulary. If B’s rows are permuted"),
+        ((0.7, 0.65), -0.01, "Most of the similarity goes beyond a shared vocabulary. If B’s"),
+        ((0.7, 0.1), -0.01, "How much of the similarity is a shared vocabulary depends on the sites"),
+        ((0.01, 0.02), -0.05, "The similarity is not shown to go beyond a shared vocabulary"),
     ],
 )
 def test_the_lead_follows_from_the_share(shares, low, lead):
@@ -72,8 +72,8 @@ def test_whether_more_text_makes_more_pairs():
     ]
     (sentence,) = growth_findings(pd.DataFrame(rows))
     assert sentence == (
-        "With 50 % of the text there are 100 pairs at a pair of sites, and with all of it 110, a change of 10 %. Of "
-        "them, 10 and 15 are more than a shared vocabulary gives."
+        "With 50 % of the text there are 100 pairs per pair of sites, and with all of it 110, a change of 10 %. A "
+        "shared vocabulary does not account for 10 and 15 of them, respectively."
     )
     assert growth_findings(pd.DataFrame(rows[2:])) == growth_findings(pd.DataFrame()) == []
 

@@ -48,7 +48,7 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text("cat 1.0 zwei\n")
-    with pytest.raises(InputError, match=r"vectors\.txt is no file of word vectors: line 1"):
+    with pytest.raises(InputError, match=r"vectors\.txt is not a file of word vectors: line 1"):
         word_vectors(["cat"], f"gensim:{path}")
 
 

@@ -231,7 +231,7 @@ def test_a_damaged_line_of_answers_is_named(case, server: Server, line: str) -> 
     answers = text.folder / "l.zarr.answers.jsonl"
     identity = json.dumps({"model": "toy", "activations": fingerprint(store)})
     answers.write_text(f'{identity}\n[0, "kept"]\n{line}\n')
-    with pytest.raises(CorruptError, match=r"answers\.jsonl, line 3: .* is no answer, which is \[feature, label\]"):
+    with pytest.raises(CorruptError, match=r"answers\.jsonl, line 3: .* is not an answer, which is \[feature, label\]"):
         label_features([([0], "x")], endpoint(server), text.folder / "l.zarr", store=store)
     assert '[0, "kept"]' in answers.read_text()
 

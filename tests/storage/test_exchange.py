@@ -276,7 +276,7 @@ def test_what_comes_with_it_must_fit(tmp_path, tokens):
         import_activations(good, out, decoder=tmp_path / "decoder.npy")
     np.save(tmp_path / "nan_decoder.npy", np.full((5, 3), np.nan))
     with pytest.raises(
-        InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are no finite numbers"
+        InputError, match=r"decoder in .*nan_decoder.npy holds float64 values that are not finite numbers"
     ):
         import_activations(good, out, decoder=tmp_path / "nan_decoder.npy")
     np.save(tmp_path / "large_decoder.npy", np.full((5, 3), 1e300))

@@ -94,7 +94,7 @@ class TestDoor:
             write(tmp_path / "x.zarr", overwrite=True)
             (tmp_path / place).mkdir(exist_ok=True)
             (tmp_path / place / "thesis.txt").write_text("ten years")
-            with pytest.raises(InputError, match=r"thesis\.txt beside its own files"):
+            with pytest.raises(InputError, match=r"thesis\.txt next to its own files"):
                 write(tmp_path / "x.zarr", overwrite=True)
             assert (tmp_path / place / "thesis.txt").read_text() == "ten years"
             shutil.rmtree(tmp_path / "x.zarr")
@@ -491,7 +491,7 @@ class TestDerivedFiles:
 def test_json_of_somebody_else_is_no_lock(tmp_path):
     text = '{"host": "db1", "user": "me"}'
     (tmp_path / "x.zarr.lock").write_text(text)
-    with pytest.raises(InputError, match="is no lock of this package"):
+    with pytest.raises(InputError, match="is not a lock of this package"):
         write_result(tmp_path / "x.zarr")
     assert (tmp_path / "x.zarr.lock").read_text() == text
 
@@ -535,7 +535,7 @@ class TestLock:
             "folder": file.mkdir,
         }[make]()
         before, kind = tree(precious), file.lstat().st_mode
-        with pytest.raises(InputError, match=r"a\.zarr\.lock is there and is no lock of this package"):
+        with pytest.raises(InputError, match=r"a\.zarr\.lock exists and is not a lock of this package"):
             write_result(tmp_path / "a.zarr")
         assert (tree(precious), file.lstat().st_mode) == (before, kind)
         assert make != "file" or file.read_text() == "[[package]]"
@@ -554,7 +554,7 @@ class TestLock:
     )
     def test_json_that_no_holder_wrote_stays(self, tmp_path, text):
         (tmp_path / "a.zarr.lock").write_text(text)
-        with pytest.raises(InputError, match=r"a\.zarr\.lock is there and is no lock of this package"):
+        with pytest.raises(InputError, match=r"a\.zarr\.lock exists and is not a lock of this package"):
             write_result(tmp_path / "a.zarr")
         (tmp_path / "run").mkdir()
         run = RunDirectory(tmp_path / "run")
@@ -583,7 +583,7 @@ class TestLock:
         here = json.dumps({**locks.Holder.this_process().__dict__, "started": 1.0})
         (tmp_path / "copy").write_text(here)
         (tmp_path / "a.zarr.lock").hardlink_to(tmp_path / "copy")
-        with pytest.raises(InputError, match="is no lock of this package"):
+        with pytest.raises(InputError, match="is not a lock of this package"):
             write_result(tmp_path / "a.zarr")
         assert (tmp_path / "copy").read_text() == here
 
@@ -698,7 +698,7 @@ class TestLock:
         del one
         two = storage.ActivationWriter.create(tmp_path / "a.zarr", n_tokens=6, n_features=3, shard_rows=3)
         assert two.missing() == [0, 1]
-        with pytest.raises(BusyError, match=r"begun .* anew"):
+        with pytest.raises(BusyError, match="has restarted"):
             copy.write_shard(1, np.eye(3))
         copy.discard()
         for i in two.missing():
@@ -989,7 +989,7 @@ class TestStrangers:
             place = place.replace("old", files.temporary_path(edited / "y.zarr", "old").name)
         (edited / place).parent.mkdir(exist_ok=True, parents=True)
         (edited / place).write_text("ten years")
-        with pytest.raises(InputError, match=f"{place} beside its own files"):
+        with pytest.raises(InputError, match=f"{place} next to its own files"):
             storage.write_result(result(3), edited, manifest("two"), overwrite=True)
         assert (edited / place).read_text() == "ten years"
 
@@ -1050,7 +1050,7 @@ class TestStrangers:
         (partial / "mine").mkdir()
         (partial / "mine/thesis.txt").write_text("ten years")
         for overwrite in (True, False):
-            with pytest.raises(InputError, match=r"mine/thesis\.txt beside its own files"):
+            with pytest.raises(InputError, match=r"mine/thesis\.txt next to its own files"):
                 storage.claim(path, manifest(), overwrite=overwrite).__enter__()
         assert (partial / "mine/thesis.txt").read_text() == "ten years"
         shutil.rmtree(partial / "mine")

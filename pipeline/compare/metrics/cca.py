@@ -162,12 +162,12 @@ def n_components(s: NDArray[np.float64], variance: float) -> int:
 
 
 def unequal(k_a: int, k_b: int) -> str:
-    """Say that the larger side has many directions that count for nothing; an empty string where it has not.
+    """Return the note that many directions of the larger side are ignored; an empty string if they are not.
 
     Examples
     --------
     >>> unequal(512, 768)
-    'of unequal sides: 512 and 768 components; the mean is over 512, and 256 directions of the larger count for nothing'
+    'of unequal sides: 512 and 768 components; the mean is over 512, and 256 directions of the larger are ignored'
     >>> unequal(6, 7)
     ''
     """
@@ -176,5 +176,5 @@ def unequal(k_a: int, k_b: int) -> str:
         return ""
     return (
         f"of unequal sides: {k_a} and {k_b} components; the mean is over {small}, and {large - small} directions of "
-        "the larger count for nothing"
+        "the larger are ignored"
     )

@@ -261,7 +261,7 @@ def overlaps(sums: Array, total: Array, total_a: float, out: Array) -> None:
 
 @cached_njit
 def any_above(block: Array, bar: Array, row_bar: float) -> bool:
-    """Say whether a value reaches its own bar or that of the row."""
+    """Return whether a value reaches its own bar or that of the row."""
     hits = 0
     for i in range(block.size):
         hits += (block[i] >= bar[i]) | (block[i] >= row_bar)
@@ -304,7 +304,7 @@ def fetch_list(best: Best, feature: int) -> None:
 
 @cached_njit
 def is_full(output: Output, start: int, a: int, written: int) -> bool:
-    """Say whether row `a` has no room: among the kept pairs, or in the matrix, if there is one."""
+    """Return whether row `a` has no room: among the kept pairs, or in the matrix, if there is one."""
     rows, columns = output.matrix.shape
     return output.kept.feature.size - written < columns or (rows > 0 and a - start >= rows)
 
@@ -348,7 +348,7 @@ def correlate_candidates(sums: Array, a: int, half: Half, found: int, work: Scra
 
 @cached_njit
 def precedes(r: float, partner: int, other_r: float, other: int) -> bool:
-    """Say whether a partner comes before another in a list: by a greater r, then by a lower id."""
+    """Return whether a partner comes before another in a list: by a greater r, then by a lower id."""
     return r > other_r or (r == other_r and partner < other)
 
 

@@ -187,7 +187,7 @@ def approximate_touched(sums: Array, touched: Array, a: int, half: Half, out: Ar
 
 @cached_njit
 def raise_bar(r: Array, work: Scratch) -> float:
-    """Return what the last r of a list of the best of `r` is at the least: -inf if there are fewer than places.
+    """Return what the last r of a list of the best of `r` is at least: -inf if there are fewer than places.
 
     Values are dealt out to groups, in turn. No fewer than k of them reach the k-th highest of the groups' maxima.
     """
@@ -311,7 +311,7 @@ def run_start(level: Array, stop: int) -> int:
 
 @cached_njit
 def contains(ids: Array, wanted: int) -> bool:
-    """Say whether an id is among ascending ones."""
+    """Return whether an id is among ascending ones."""
     low, high = 0, ids.size
     while low < high:
         middle = (low + high) // 2

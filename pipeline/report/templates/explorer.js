@@ -247,10 +247,10 @@
   // ---- the list ---------------------------------------------------------------------------------------------------
 
   const SORTS = {
-    both: ["Lower of both r", (set) => set.both, -1],
-    r: ["r where chosen", (set) => set.r, -1],
-    heldout: ["r held out", (set) => set.heldout, -1],
-    drop: ["Largest drop held out", (set) => set.r.map((r, i) => r - set.heldout[i]), -1],
+    both: ["Lower of the two r", (set) => set.both, -1],
+    r: ["r (selection half)", (set) => set.r, -1],
+    heldout: ["r (held-out half)", (set) => set.heldout, -1],
+    drop: ["Largest drop, selection → held out", (set) => set.r.map((r, i) => r - set.heldout[i]), -1],
     a: ["Feature of A", (set) => Float32Array.from(set.a, (f) => set.sites.a.feature[f]), 1],
     b: ["Feature of B", (set) => Float32Array.from(set.b, (f) => set.sites.b.feature[f]), 1],
   };
@@ -276,7 +276,7 @@
     list.style.maxHeight = `${Math.max(height, ROW_HEIGHT)}px`; // few pairs leave no empty box above the detail
     const items = virtualizer.getVirtualItems();
     rows.replaceChildren(...items.map((item) => pairRow(item)));
-    if (!state.shown.length) rows.replaceChildren(el("p", { class: "x-none" }, "No pair fits."));
+    if (!state.shown.length) rows.replaceChildren(el("p", { class: "x-none" }, "No pairs match these filters."));
     const active = state.shown.indexOf(state.selected);
     const drawn = items.some((item) => item.index === active);
     if (drawn) list.setAttribute("aria-activedescendant", `x-row-${active}`);
@@ -350,10 +350,10 @@
     if (pair < 0) return detail.replaceChildren();
     const { set } = state;
     const features = set.features(pair);
-    const facts = [["r where chosen", number(set.r[pair], 3)], [set.entry.heldout_in_choice ? "r held out, which took part in the choice" : "r held out", number(set.heldout[pair], 3)]];
+    const facts = [["r (selection half)", number(set.r[pair], 3)], [set.entry.heldout_in_choice ? "r (held-out half, used in the selection)" : "r (held-out half)", number(set.heldout[pair], 3)]];
     const concepts = set.conceptsOf(pair);
     if (concepts.length) facts.push(["concepts", concepts.join(", ")]);
-    if (set.isEasy(pair)) facts.push(["easy kind", "one word only"]);
+    if (set.isEasy(pair)) facts.push(["one-word pair", "yes"]);
     const title = el("h3", { id: "x-title", tabindex: "-1" }, `${set.sites.a.label(features.a)} and ${set.sites.b.label(features.b)}`);
     detail.replaceChildren(title,
       el("dl", { class: "x-facts" }, ...facts.map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", { class: "num" }, fact)))),
@@ -452,10 +452,10 @@
     for (const side of ["a", "b"]) {
       maps[side] = { places: set[`map_${side}`], reach: reach * 1.05, tree: null, layers: new Map() };
       byId(`x-map-title-${side}`).textContent = `${set.entry.sites[side]}, ${share(set.explained[side])}`;
-      byId(`x-map-${side}`).setAttribute("aria-label", `Map of the decoder rows of ${count(set.n)} matched features of ${set.entry.sites[side]}; the list holds the same pairs`);
+      byId(`x-map-${side}`).setAttribute("aria-label", `Map of the decoder rows of ${count(set.n)} matched features of ${set.entry.sites[side]}; the list has the same pairs`);
     }
     maps.transform = zoomIdentity;
-    byId("x-map-note").textContent = "The decoder rows of all matched features, each side on its own first two principal components; B is turned so that partners lie as near to each other as they can. Most of the variance lies outside of these planes: look here for groups, not for proof. Marked: the pairs that the list shows. Point at one to see its partner, click to open it, drag or Ctrl + wheel to zoom.";
+    byId("x-map-note").textContent = "The decoder rows of all matched features, each side on its own first two principal components; B is rotated to align partners as closely as possible. Most of the variance lies outside these planes: they are useful for spotting groups, not as evidence. Marked: the pairs in the list. Hover to see the partner of a feature, click to open the pair, drag or Ctrl + wheel to zoom.";
   }
 
   const scale = (side, canvas) => Math.min(canvas.width, canvas.height) / 2 / maps[side].reach;
@@ -640,7 +640,7 @@
   }
 
   start().catch((error) => {
-    byId("x-wait").textContent = `The explorer could not be opened in this browser (${error.message}). pairs.csv holds the same pairs.`;
+    byId("x-wait").textContent = `The explorer could not be opened in this browser (${error.message}). pairs.csv has the same pairs.`;
     console.error(error);
   });
 })();

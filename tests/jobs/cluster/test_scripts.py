@@ -142,7 +142,7 @@ def run(script: str, *arguments: str) -> list[str]:
         ("driver", {"memory": "lots"}, r"driver.memory: .*'lots'"),
         ("share", {"memory": "lots"}, r"share.memory: .*'lots'"),
         ("driver", {"walltime": "soon"}, r"driver.walltime: .*'soon' is none that Slurm reads"),
-        ("driver", {"partition": "a b"}, r"driver.partition: 'a b' is no name that Slurm has"),
+        ("driver", {"partition": "a b"}, r"driver.partition: 'a b' is not a name that Slurm has"),
         ("share", {"gpus": 0}, r"share.gpus: .*greater than 0"),
         ("profile", {"minimum": 3}, r"minimum \(3\) must be at most jobs \(2\)"),
         ("job", {"name": "my run"}, r"name: 'my run' must be letters"),

@@ -75,7 +75,7 @@ def _written(folder: Path, **about: object) -> ClusterState:
 
 def test_a_host_that_was_started_anew(tmp_path: Path) -> None:
     state = _written(tmp_path / "old", started=psutil.boot_time() - 1000)
-    assert "was started anew since" in str(state.gone())
+    assert "was restarted since" in str(state.gone())
 
 
 def test_a_number_that_another_process_has_now(tmp_path: Path) -> None:
