@@ -96,7 +96,7 @@ def _show_run(result: RunResult, until: str, *, as_json: bool) -> None:
     summary: dict[str, object] = {"run_directory": str(result.directory.root)}
     if until == "report":
         summary["report"] = str(result.report)
-    if until not in ("compare", "semantics", "report"):
+    if until not in ("compare", "semantics", "yardsticks", "report"):
         show(summary, as_json=as_json)
         return
     lines = [_site_pair(result, site_a, site_b) for site_a, site_b in result.experiment.site_pairs]

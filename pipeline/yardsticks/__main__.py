@@ -68,7 +68,7 @@ def show_yardsticks(config: Experiment, directory: RunDirectory, *, as_json: boo
         clean = [table.astype(object).where(table.notna(), None).to_dict("records") for table in (beside, between)]
         show({**summary, "beside": clean[0], "between": clean[1]}, as_json=True)
         return
-    console = wide_console()
+    console = wide_console(200)  # as a log file is read
     console.print(_beside(beside))
     if len(between):
         console.print(_between(between))

@@ -242,7 +242,9 @@ def _values(matching: Matching, scored: tuple[_Job, Floats]) -> Floats:
 
 
 def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else np.nan
+    """Return the mean of what is defined: some features do not vary on the rows that are held out."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else np.nan
 
 
 def decoder_cosine(stores: tuple[Path, Path]) -> float:

@@ -15,7 +15,7 @@ from distributed import Client
 
 from pipeline.experiment.run import RunResult
 from pipeline.experiment.status import status
-from pipeline.report.run import report
+from pipeline.report.yardsticks import yardsticks_findings
 from pipeline.settings.experiment import stored_experiment
 from pipeline.work.task import Task
 from pipeline.yardsticks.__main__ import show_yardsticks, with_yardsticks
@@ -31,7 +31,7 @@ pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def finished(once: Callable[..., Path], tiny_run: RunResult, tiny_inputs: Path, client: Client) -> RunDirectory:
-    """The tiny run with yardsticks; not to be changed."""
+    """The tiny run at one pair of its sites, with yardsticks; not to be changed."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_run.directory.root, folder)
@@ -42,7 +42,9 @@ def finished(once: Callable[..., Path], tiny_run: RunResult, tiny_inputs: Path, 
             {"name": "other_dictionary", "a": str(tiny_inputs / "sae-llama")},
         ]
         directory = RunDirectory(folder)
-        config = with_yardsticks(stored_experiment(directory), {"use": use})
+        whole = stored_experiment(directory)
+        sides = {side: model.model_copy(update={"sites": model.sites[:1]}) for side, model in whole.models.items()}
+        config = with_yardsticks(whole.model_copy(update=sides), {"use": use})
         run_yardsticks(config, directory, client)
         directory.write_experiment(config.model_dump(mode="json"))
 
@@ -51,17 +53,17 @@ def finished(once: Callable[..., Path], tiny_run: RunResult, tiny_inputs: Path, 
 
 def test_random_directions_are_as_many_and_as_active(finished: RunDirectory) -> None:
     place = RunDirectory(finished.root / "yardsticks" / "random_directions")
-    sites: tuple[tuple[Side, str], ...] = ("a", "layers.0"), ("b", "encoder.layer.1")
+    sites: tuple[tuple[Side, str], ...] = ("a", "layers.0"), ("b", "encoder.layer.0")
     for side, site in sites:
         real, random = (open_activations(run.activations(side, site)) for run in (finished, place))
         assert real.sizes == random.sizes
         active = [float(store.n_active.sum()) for store in (real, random)]
         assert active[1] == pytest.approx(active[0], rel=0.15)
-    assert open_result(place.pairs("layers.0", "encoder.layer.1"), "match").sizes["pair"]
+    assert open_result(place.pairs("layers.0", "encoder.layer.0"), "match").sizes["pair"]
 
 
 def test_the_same_dictionary_is_the_highest_ceiling(finished: RunDirectory) -> None:
-    result = open_result(finished.yardsticks("layers.1", "encoder.layer.0"), "yardsticks").load()
+    result = open_result(finished.yardsticks("layers.0", "encoder.layer.0"), "yardsticks").load()
     assert result.kind.values.tolist() == ["floor", "ceiling", "ceiling"]
     same = result.sel(yardstick="other_dictionary")
     assert same.value.sel(quantity="r").item() == pytest.approx(1)
@@ -79,21 +81,21 @@ def test_nothing_of_the_run_is_made_again_and_it_is_current(finished: RunDirecto
     assert states == {"current"}
 
 
-def test_tables_and_report(finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_sentence(finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(finished.root, run.root)
     show_yardsticks(stored_experiment(run), run, as_json=True)
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     table = pd.read_csv(run.normalised_table)
-    assert len(shown["between"]) == len(table) == 4 * 6
-    assert table["note"].str.contains("pairs, at least 60").sum() == 4 * 5, "the tiny models have few features"
+    assert len(shown["between"]) == len(table) == 6
+    assert table["note"].str.contains("pairs, at least 60").sum() == 5, "the tiny models have few features"
     beside = pd.read_csv(run.yardsticks_table)
     assert set(beside["yardstick"]) == {"random directions", "other windows", "other dictionary seed"}
     cosines = beside[beside["quantity"] == "decoder_cosine"]
     np.testing.assert_allclose(cosines["value"], 1, rtol=1e-5)
-    page = report(run.root).read_text(encoding="utf-8")
-    assert "Between floor and ceiling" in page
-    assert "cannot be said: undefined" in page
+    (sentence,) = yardsticks_findings(table)
+    assert "between a floor (random directions) and a ceiling (other windows)" in sentence
+    assert "cannot be said: undefined" in sentence
 
 
 def test_windows_that_are_the_same_are_no_others(tiny_run: RunResult, tmp_path: Path, client: Client) -> None:

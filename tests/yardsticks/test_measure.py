@@ -34,6 +34,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def matching(stores: dict[str, Path], a: str, b: str, n: int, r: float) -> Matching:
     """Return n pairs of the same number on both sides, whose r fall from `r` on."""
     columns = {"a": np.arange(n), "b": np.arange(n), "r": r - 0.001 * np.arange(n), "r_heldout": np.full(n, r - 0.1)}
+    columns["r_heldout"][3] = np.nan  # a feature that does not vary there
     shuffled = np.random.default_rng(n).permutation(n)
     return Matching.of((stores[a], stores[b]), {name: values[shuffled] for name, values in columns.items()})
 
@@ -55,6 +56,7 @@ def test_all_are_compared_at_the_same_number_of_pairs_those_of_highest_r(
     for name, first in means.items():
         assert result[name].sel(quantity="r").item() == pytest.approx(first - 0.001 * 33.5)
     assert result.normalised.sel(quantity="r").item() == pytest.approx(0.5)
+    assert result.score.sel(quantity="r_heldout").item() == pytest.approx(0.5), "of the pairs that have one"
     decoders = [storage.open_activations(stores[name])["decoder"].values[:68] for name in ("a", "b")]
     assert result.raw.sel(yardstick="token", quantity="rsa").item() == pytest.approx(Rsa()(*decoders))
 
