@@ -4,7 +4,7 @@
 
     subspace demo --run-dir demo-run
     python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and the README from it
-    python -m benchmarks.demo              # the README again
+    python -m benchmarks.demo              # the README, and the table of docs/statistics.md, again
 
 The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
 that the README has what the stored figures say.
@@ -20,13 +20,15 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.table import README, RESULTS, insert
+from benchmarks.table import README, RESULTS, ROOT, insert
 from pipeline.report.results import open_run
 from pipeline.report.statements import Tables, statements
 from pipeline.report.verdict import number
+from pipeline.report.vocabulary import NAMES, quantity_name
 
 RESULT = RESULTS / "demo" / "demo.json"
 SENTENCES, PAIRS = "demo", "demo-pairs"
+PAGE, VOCABULARY = ROOT / "docs" / "statistics.md", "demo-vocabulary"
 #: The table shows so many pairs, of features that fire on at least so many different words, and so many words.
 MOST_PAIRS, FEWEST_WORDS = 10, 3
 
@@ -78,6 +80,25 @@ def render(page: str, result: dict[str, Any]) -> str:
     return insert(page, PAIRS, "\n".join(head + rows))
 
 
+def render_vocabulary(page: str, result: dict[str, Any]) -> str:
+    """Return the page of statistics with what both nulls leave, at the last sites."""
+    table = Tables.from_records(result["tables"]).vocabulary
+    rows = table[(table["site_a"] == result["sites"][0]) & (table["site_b"] == result["sites"][1])]
+    lines = [
+        "| | real | same text permuted | expected if that is all | documents permuted | beyond the vocabulary | 95 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        above = "" if row.quantity in NAMES else ", above shuffled pairings"
+        real, token, low, high, document = (
+            number(value, row.digits) for value in (row.real, row.token, row.token_low, row.token_high, row.document)
+        )
+        beyond, least, most = (number(value, 2) for value in (row.beyond, row.beyond_low, row.beyond_high))
+        name = f"{quantity_name(row.quantity)}{above}"
+        lines.append(f"| {name} | {real} | {token} | {low} to {high} | {document} | {beyond} | {least} to {most} |")
+    return insert(page, VOCABULARY, "\n".join(lines))
+
+
 def main() -> None:
     """Read the command line; store the figures of a run, and write the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,7 +108,8 @@ def main() -> None:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(figures(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    README.write_text(render(README.read_text(encoding="utf-8"), result), encoding="utf-8")
+    for page, make in ((README, render), (PAGE, render_vocabulary)):
+        page.write_text(make(page.read_text(encoding="utf-8"), result), encoding="utf-8")
 
 
 if __name__ == "__main__":
