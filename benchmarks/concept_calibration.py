@@ -3,12 +3,13 @@
 ::
 
     python -m benchmarks.concept_calibration | tail -n 1 > benchmarks/results/compare/concepts.json
-    python -m benchmarks.concept_calibration --experiments 40 --draws 19
+    python -m benchmarks.concept_calibration --experiments 40 --with-senses 20
     python -m benchmarks.concept_calibration --table     # the table of docs/statistics.md, from the stored result
 
-Each experiment has words with two features on either side, of which each fires in one of two senses of the word. A
-concept is some of the words. Values have heavy tails, and documents differ in the senses that they prefer. Decoder rows
-of a word lie together, in both models, and so do, in another space, those of a sense.
+Each experiment has words of Zipf's frequencies with two features on either side, of which each fires in one of two
+senses of the word. A concept is some of the words, frequent and rare. Values have heavy tails, and documents differ in
+the senses that they prefer. Decoder rows of a word lie together, in both models, and so do, in another space, those of
+a sense.
 
 Where only *words* are shared, A's senses have nothing to do with B's: whichever features of a word are paired is
 chance, in the real rows as in rows of the same text permuted. p ≤ 0.05 may be no more frequent than 0.05 by an exact
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from benchmarks.calibration import add_holm, judge
+from benchmarks.calibration import add_holm
 from benchmarks.table import RESULTS, ROOT, insert
 from pipeline.compare.base import families
 from pipeline.compare.engine import score_rows
@@ -56,10 +57,11 @@ AGREE, EFFECT = 0.5, 1.0
 RESULT, PAGE, MARK = RESULTS / "compare" / "concepts.json", ROOT / "docs" / "statistics.md", "concept-calibration"
 
 
-def experiment(seed: int, draws: int, *, senses: bool) -> np.ndarray:
-    """Return the scores of the concept above shuffled pairings: of the real rows, and of each draw, (run, metric)."""
+def experiment(seed: int, draws: int, *, senses: bool) -> list[dict[str, float]]:
+    """Return of each metric what the draws say of the concept's score above shuffled pairings."""
     rng = np.random.default_rng([seed, int(senses)])
-    word = rng.integers(0, WORDS, DOCUMENTS * ROWS)
+    frequency = 1 / np.arange(1, WORDS + 1)
+    word = rng.choice(rng.permutation(WORDS), DOCUMENTS * ROWS, p=frequency / frequency.sum())
     document = np.repeat(np.arange(DOCUMENTS), ROWS)
     prefers = rng.normal(0, EFFECT, (2, DOCUMENTS, WORDS))
     sense = [rng.random(len(word)) < 1 / (1 + np.exp(-prefers[side, document, word])) for side in range(2)]
@@ -67,9 +69,10 @@ def experiment(seed: int, draws: int, *, senses: bool) -> np.ndarray:
         sense[1] = np.where(rng.random(len(word)) < AGREE, sense[0], sense[1])
     active = [_active(rng, word, fires) for fires in sense]
     decoders = _decoders(rng)
-    units = Units(np.arange(len(word)), word.astype(np.int64))
+    units = Units(np.arange(len(word)), word)
     orders = [ROW_NULLS["token"].order(units, seed, draw) for draw in range(draws)]
-    return np.array([_scores(active[0], active[1][order], decoders) for order in [np.arange(len(word)), *orders]])
+    scores = np.array([_scores(active[0], active[1][order], decoders) for order in [np.arange(len(word)), *orders]])
+    return [dict(zip(COLUMNS, beyond_draws(of[0], of[1:], units.overlap), strict=True)) for of in scores.T]
 
 
 def _active(rng: np.random.Generator, word: np.ndarray, sense: np.ndarray) -> np.ndarray:
@@ -106,35 +109,41 @@ def _scores(x: np.ndarray, y: np.ndarray, decoders: list[np.ndarray]) -> list[fl
     return [outcome.score - float(outcome.null["shuffled"].mean()) for outcome in outcomes]
 
 
-def benchmark(experiments: int, draws: int) -> dict[str, Any]:
+def benchmark(experiments: int, draws: int, with_senses: int) -> dict[str, Any]:
     """Run all experiments and return the figures.
 
     Parameters
     ----------
-    experiments
-        With words alone shared, and as many with senses.
+    experiments, with_senses
+        With words alone shared, and with senses.
     draws
         Permutations in each.
     """
     start = time.perf_counter()
     words, senses = (
-        np.array([experiment(seed, draws, senses=shared) for seed in range(experiments)]) for shared in (False, True)
+        [experiment(seed, draws, senses=shared) for seed in range(number)]
+        for shared, number in ((False, experiments), (True, with_senses))
     )
-    lines = []
+    lines: list[dict[str, Any]] = []
     for i, metric in enumerate(METRICS):
-        line = judge("words", "token", metric, [(values[0, i], values[1:, i]) for values in words])
-        said = [dict(zip(COLUMNS, beyond_draws(values[0, i], values[1:, i]), strict=True)) for values in words]
-        found = [dict(zip(COLUMNS, beyond_draws(values[0, i], values[1:, i]), strict=True)) for values in senses]
-        line["holds_0"] = float(np.mean([one["difference_low"] <= 0 <= one["difference_high"] for one in said]))
+        said, found = ([of[i] for of in made if np.isfinite(of[i]["p"])] for made in (words, senses))
+        below = sum(one["p"] <= LEVEL for one in said)
         missed = sum(not one["difference_low"] <= 0 <= one["difference_high"] for one in said)
-        line["p_missed"] = float(binomtest(missed, experiments, LEVEL, alternative="greater").pvalue)
-        line["power"] = float(np.mean([one["p"] <= LEVEL for one in found]))
-        line["difference"] = float(np.mean([one["difference"] for one in found]))
-        lines.append(line)
+        lines.append(
+            {
+                "metric": metric, "experiments": len(said), "below_level": below / len(said),
+                "p_binomial": float(binomtest(below, len(said), LEVEL, alternative="greater").pvalue),
+                "holds_0": 1 - missed / len(said),
+                "p_missed": float(binomtest(missed, len(said), LEVEL, alternative="greater").pvalue),
+                "power": float(np.mean([one["p"] <= LEVEL for one in found])),
+                "difference": float(np.mean([one["difference"] for one in found])),
+            }
+        )  # fmt: skip
     add_holm(lines)
     return {
         "name": "concept_calibration",
-        "command": f"python -m benchmarks.concept_calibration --experiments {experiments} --draws {draws}",
+        "command": f"python -m benchmarks.concept_calibration --experiments {experiments} --draws {draws} "
+        f"--with-senses {with_senses}",
         "seconds": time.perf_counter() - start,
         "level_is_held": all(line["p_holm"] > LEVEL for line in lines),
         "interval_holds": all(line["p_missed"] > LEVEL / len(lines) for line in lines),
@@ -165,13 +174,14 @@ def main() -> None:
     """Read the command line, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=500)
-    parser.add_argument("--draws", type=int, default=39)
+    parser.add_argument("--draws", type=int, default=19)
+    parser.add_argument("--with-senses", type=int, default=200)
     parser.add_argument("--table", action="store_true", help="make the table of the page from the stored result")
     given = parser.parse_args()
     if given.table:
         Path(PAGE).write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
-    result = benchmark(given.experiments, given.draws)
+    result = benchmark(given.experiments, given.draws, given.with_senses)
     print(render(result))
     print(json.dumps(result))
 

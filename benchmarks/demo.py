@@ -3,8 +3,8 @@
 ::
 
     subspace demo --run-dir demo-run
-    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and both from it
-    python -m benchmarks.demo              # both again
+    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and all pages from it
+    python -m benchmarks.demo              # the pages again
 
 The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
 that both have what the stored figures say. The README has the shortest of them.
@@ -25,10 +25,11 @@ from benchmarks.table import README, RESULTS, ROOT, insert, update
 from pipeline.report.results import open_run
 from pipeline.report.statements import Tables, statements
 from pipeline.report.verdict import headline, number, r_findings
-from pipeline.report.vocabulary import vocabulary_findings
+from pipeline.report.vocabulary import NAMES, quantity_name, vocabulary_findings
 
 RESULT = RESULTS / "demo" / "demo.json"
 PAGE = ROOT / "docs" / "demo.md"
+STATISTICS, VOCABULARY = ROOT / "docs" / "statistics.md", "demo-vocabulary"
 SENTENCES, SHORT, PAIRS = "demo", "demo-short", "demo-pairs"
 #: The table shows so many pairs, of features that fire on at least so many different words, and so many words.
 MOST_PAIRS, FEWEST_WORDS = 10, 3
@@ -92,6 +93,25 @@ def _listed(result: dict[str, Any], sentences: Iterable[str]) -> str:
     return "\n".join([lead, "", *filled])
 
 
+def render_vocabulary(page: str, result: dict[str, Any]) -> str:
+    """Return the page of statistics with what both nulls leave, at the last sites."""
+    table = Tables.from_records(result["tables"]).vocabulary
+    rows = table[(table["site_a"] == result["sites"][0]) & (table["site_b"] == result["sites"][1])]
+    lines = [
+        "| | real | same text permuted | expected if that is all | documents permuted | beyond the vocabulary | 95 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        above = "" if row.quantity in NAMES else ", above shuffled pairings"
+        real, token, low, high, document = (
+            number(value, row.digits) for value in (row.real, row.token, row.token_low, row.token_high, row.document)
+        )
+        beyond, least, most = (number(value, 2) for value in (row.beyond, row.beyond_low, row.beyond_high))
+        name = f"{quantity_name(row.quantity)}{above}"
+        lines.append(f"| {name} | {real} | {token} | {low} to {high} | {document} | {beyond} | {least} to {most} |")
+    return insert(page, VOCABULARY, "\n".join(lines))
+
+
 def main() -> None:
     """Read the command line; store the figures of a run, and write both pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +122,7 @@ def main() -> None:
         RESULT.write_text(json.dumps(figures(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     update(PAGE, RESULT, render)
     update(README, RESULT, render_readme)
+    update(STATISTICS, RESULT, render_vocabulary)
 
 
 if __name__ == "__main__":

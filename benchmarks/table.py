@@ -59,6 +59,15 @@ def _ratio(value: float) -> str:
     return f"1/{1 / value:,.0f}" if value < 0.1 else f"{value:.2f}"
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share as it is written in prose.
+
+    >>> percent(0.695), percent(0.004, 1)
+    ('70 %', '0.4 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 def insert(page: str, part: str, text: str) -> str:
     """Return a page's text with something between the marks of a part.
 

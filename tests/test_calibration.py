@@ -143,7 +143,7 @@ def test_every_p_holds_its_level():
 
 def test_the_token_null_of_concepts_holds_its_level_and_finds_what_is_more():
     """A short version, and the stored result of the long one, which the page shows."""
-    result = concept_calibration.benchmark(8, 19)
+    result = concept_calibration.benchmark(8, 19, 8)
     assert result["level_is_held"]
     assert result["interval_holds"]
     assert min(line["power"] for line in result["lines"]) > 0.3

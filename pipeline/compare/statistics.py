@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A mean with the interval in which one more draw is expected; NaN where there is none."""
+    """A mean with the interval in which a real value is expected that is a draw too; NaN where there is none."""
 
     mean: float
     low: float
@@ -218,16 +218,19 @@ def max_p(scores: Floats, nulls: Floats, level: float = LEVEL) -> Floats:
     return p
 
 
-def expected_range(draws: Floats, level: float = 0.95) -> Range:
-    """Return the mean of some draws, and the interval that one more draw is in with a probability of 95 %.
+def expected_range(draws: Floats, overlap: float = 0.0, level: float = 0.95) -> Range:
+    """Return the mean of some draws, and the interval that a real value is in, if it is one of them, with 95 %.
 
-    Student's prediction interval, mean ± t(n − 1) · s · √(1 + 1/n): if the real data were a draw of the null, they
-    would be in it. Undefined draws take no part; with fewer than two there is no interval.
+    Student's prediction interval, mean ± t(n − 1) · s · √((1 + ρ)/(1 − ρ) + 1/n). Draws in which a share ρ of the units
+    have the same partner are alike: with the variance V of one, they differ by (1 − ρ) V, and their mean is as far from
+    a value that shares no partner with them as V (1 + ρ + (1 − ρ)/n) says.
 
     Parameters
     ----------
     draws
-        (draw,).
+        (draw,). Undefined ones take no part; with fewer than two there is no interval.
+    overlap
+        ρ, the share that two draws have in common and the real data with none of them. At 1 there is no interval.
     level
         The probability.
 
@@ -237,15 +240,58 @@ def expected_range(draws: Floats, level: float = 0.95) -> Range:
 
     Examples
     --------
-    >>> [round(value, 2) for value in expected_range(np.array([1.0, 2.0, 3.0, np.nan]))]
-    [2.0, -2.97, 6.97]
+    >>> draws = np.array([1.0, 2.0, 3.0, np.nan])
+    >>> [round(value, 2) for value in expected_range(draws)], [round(value, 2) for value in expected_range(draws, 0.5)]
+    ([2.0, -2.97, 6.97], [2.0, -5.86, 9.86])
     """
     defined = draws[~np.isnan(draws)]
     n = len(defined)
-    if n < 2:
-        return Range(float(defined[0]) if n else np.nan, np.nan, np.nan)
-    reach = stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) * np.sqrt(1 + 1 / n)
+    if n < 2 or overlap >= 1:
+        return Range(float(defined.mean()) if n else np.nan, np.nan, np.nan)
+    reach = stdtrit(n - 1, (1 + level) / 2) * _error(defined, overlap)
     return Range(float(defined.mean()), float(defined.mean() - reach), float(defined.mean() + reach))
+
+
+def _error(draws: Floats, overlap: float) -> float:
+    """Return the standard error of a real value less the mean of draws that overlap with each other alone."""
+    return float(draws.std(ddof=1) * np.sqrt((1 + overlap) / (1 - overlap) + 1 / len(draws)))
+
+
+def p_of_overlapping(real: float, draws: Floats, overlap: float) -> float:
+    """Return the one-sided p of a real value against draws that overlap with each other, and not with it.
+
+    The ranks of such draws are no test: draws are more like each other than like the real data, so that the real value
+    lies outside of them too often. p is the larger of Student's, by the interval of :func:`expected_range`, and
+    (b + 1) / (N + 1), below which nothing can be said from N draws. An undefined draw counts as one that is at least
+    as high.
+
+    Parameters
+    ----------
+    real
+        Of the real data.
+    draws
+        (draw,).
+    overlap
+        As in :func:`expected_range`.
+
+    Returns
+    -------
+    float
+        NaN where the real value is not defined, or no interval is.
+
+    Examples
+    --------
+    >>> draws = np.linspace(0, 1, 39)
+    >>> [round(p_of_overlapping(real, draws, overlap), 3) for real, overlap in ((1.2, 0), (1.2, 0.5), (9, 0))]
+    [0.025, 0.094, 0.025]
+    """
+    defined = draws[~np.isnan(draws)]
+    if np.isnan(real) or len(defined) < 2 or overlap >= 1:
+        return float("nan")
+    by_rank = p_value(real, np.where(np.isnan(draws), np.inf, draws))
+    error = _error(defined, overlap)
+    above = real - float(defined.mean())
+    return max(by_rank, float(stdtr(len(defined) - 1, -above / error))) if error > TIE else by_rank
 
 
 def runs_needed(n_tests: int, level: float = LEVEL) -> int:

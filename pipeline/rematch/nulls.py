@@ -62,6 +62,17 @@ class Units(NamedTuple):
         """How many groups there are."""
         return len(np.unique(self.group))
 
+    @property
+    def overlap(self) -> float:
+        """How many units of a group have the same partner in two draws: 1 / (units − 1), on average over groups.
+
+        A group counts once, however large: a feature that fires on one text rests on one group.
+
+        >>> Units(np.arange(5), np.array([0, 0, 0, 1, 1])).overlap
+        0.75
+        """
+        return float(np.mean(1 / (np.unique(self.group, return_counts=True)[1] - 1)))
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare.engine import allowed_memory, score_pairs
 from pipeline.compare.rows import DecoderRows
-from pipeline.compare.statistics import Range, expected_range, p_value
+from pipeline.compare.statistics import Range, expected_range, p_of_overlapping
 from pipeline.correlate.job import load_arrays, save_arrays
 from pipeline.correlate.rows import FEWEST_ROWS, read_halves, splitmix64
 from pipeline.correlate.run import correlate
@@ -140,20 +140,22 @@ def rematch(
         and of each draw, the number of pairs, their mean r and held-out r, and of each metric the score *less the mean
         of shuffled pairings* of the same pairs, since scores of different numbers of pairs have different chance
         levels. ``score(null, metric)`` and ``null_score(null, metric, draw)``: the scores themselves. Over (null,
-        quantity): ``null_mean``; ``null_low`` and ``null_high``, between which one more draw is expected (95 %);
-        ``difference`` (value - null_mean) with its interval, ``difference_low`` and ``difference_high``; ``p``, never
-        below 1 / (draws + 1); and ``beyond``, ``beyond_low``, ``beyond_high``: (value - null_mean) / (value - chance),
-        by :func:`pipeline.rematch.summary.share_beyond`. Chance is the mean of the null ``document`` for pairs and
-        both r, or 0 if that was not drawn or left no pairs, and 0 for scores, which are above shuffled pairings
-        already. ``n_rows``, ``n_left_out`` and ``n_groups(null)``: rows that are used, rows that count but cannot
-        change places, and groups. ``best_r``, ``best_r_p`` and ``best_r_q(feature_a)``: each A feature's highest r, its
-        p against the null ``document``, pooled over features that fire about as often and in as many documents, and
-        the p after Benjamini and Hochberg. Over ``size``, shares of the text, each within the next, as far as documents
-        are known: ``fraction``, ``size_rows``, and the numbers of pairs of the real rows and of the first null,
-        ``size_pairs`` and ``size_null_pairs``. Over ``matched``, the pairs themselves that each null leaves, by which
-        parts of them can be scored (:func:`drawn_pairs`): ``matched_null``, its number, ``matched_in``, the draw, -1
-        for the real rows, ``matched_a`` and ``matched_b``, all int32, and ``matched_r`` and ``matched_r_heldout``,
-        float32. Undefined values are NaN.
+        quantity): ``null_mean``; ``null_low`` and ``null_high``, between which the value is expected if the null holds
+        (95 %, :func:`pipeline.compare.statistics.expected_range`); ``difference`` (value - null_mean) with its
+        interval, ``difference_low`` and ``difference_high``; ``p``, never below 1 / (draws + 1)
+        (:func:`pipeline.compare.statistics.p_of_overlapping`); and ``beyond``, ``beyond_low``, ``beyond_high``: (value
+        - null_mean) / (value - chance), by :func:`pipeline.rematch.summary.share_beyond`. Chance is the mean of the
+        null ``document`` for pairs, if that was drawn, and 0 for r and for scores, which are above shuffled pairings
+        already. ``n_rows``, ``n_left_out``, ``n_groups`` and ``overlap(null)``: rows that are used, rows that count but
+        cannot change places, groups, and the share of partners that two draws have in common. ``best_r``, ``best_r_p``
+        and ``best_r_q(feature_a)``: each A feature's highest r, its p against the null ``document``, pooled over
+        features that fire about as often and in as many documents, and the p after Benjamini and Hochberg. Over
+        ``size``, shares of the text, each within the next, as far as documents are known: ``fraction``, ``size_rows``,
+        and the numbers of pairs of the real rows and of the first null, ``size_pairs`` and ``size_null_pairs``. Over
+        ``matched``, the pairs themselves that each null leaves, by which parts of them can be scored
+        (:func:`drawn_pairs`): ``matched_null``, its number, ``matched_in``, the draw, -1 for the real rows,
+        ``matched_a`` and ``matched_b``, all int32, and ``matched_r`` and ``matched_r_heldout``, float32. Undefined
+        values are NaN.
 
     Raises
     ------
@@ -180,8 +182,8 @@ def rematch(
     >>> a, b, cor, pairs = (folder / f"{name}.zarr" for name in ("a", "b", "cor", "pairs"))
     >>> _ = match(correlate(a, b, out=cor), out=pairs, min_correlation=0.1)
     >>> result = rematch(pairs, cor, a, b, nulls=["document"], draws=5, metrics=[], out=folder / "rematched.zarr")
-    >>> result.value.sel(null="document", quantity="r").item(), result.p.sel(quantity="r").values.round(2)
-    (1.0, array([0.17]))
+    >>> result.value.sel(null="document", quantity="r").item(), bool(result.p.sel(quantity="pairs") < 0.2)
+    (1.0, True)
     """
     work = _Work.of(Path(pairs), Path(cor), (Path(a), Path(b)), settings)
     text = work.check_text(TextInputs.of(contexts, (a, b), corpus, non_concept), corpus)
@@ -221,7 +223,9 @@ def rematch_manifest(
     inputs = {"pairs": identify(pairs), "correlation": identify(cor)}
     if corpus is not None and (text is not None or _needs_text(settings)):
         inputs["corpus"] = identify(corpus)
-    return new_manifest(STAGE, inputs, settings.record() | {"pairs_kept_of": "all nulls, with r"})
+    return new_manifest(
+        STAGE, inputs, settings.record() | {"pairs_kept_of": "all nulls, with r", "ranges_count": "overlap"}
+    )
 
 
 def _needs_text(settings: RematchSettings) -> bool:
@@ -463,6 +467,7 @@ class _Draws:
         reach = {null: made[0]["chance_reach"] for null, made in loaded.items()}
         scores = np.array([[each["score"] for each in made] for made in loaded.values()])
         used = [self.units[null].used for null in loaded]
+        overlap = {null: self.units[null].overlap for null in loaded}
         counted = int(np.count_nonzero(self.half >= 0))
         n_rows = np.array([np.count_nonzero(each) for each in used])
         variables: dict[str, Any] = {
@@ -470,10 +475,11 @@ class _Draws:
             "null_value": (("null", "quantity", "draw"), values[:, 1:].swapaxes(1, 2)),
             "score": (("null", "metric"), scores[:, 0]),
             "null_score": (("null", "metric", "draw"), scores[:, 1:].swapaxes(1, 2)),
-            **summarise(dict(zip(loaded, values, strict=True)), reach),
+            **summarise(dict(zip(loaded, values, strict=True)), reach, overlap),
             "n_rows": ("null", n_rows),
             "n_left_out": ("null", counted - n_rows),
             "n_groups": ("null", np.array([self.units[null].n_groups for null in loaded])),
+            "overlap": ("null", np.array([*overlap.values()])),
             **self._growth(folder, values[0, :, 0]),
         }
         if CHANCE in loaded:
@@ -564,7 +570,9 @@ def _quantities(made: Mapping[str, NDArray[Any]]) -> list[float]:
 
 
 def summarise(
-    values: Mapping[str, NDArray[np.float64]], reach: Mapping[str, NDArray[np.float64]]
+    values: Mapping[str, NDArray[np.float64]],
+    reach: Mapping[str, NDArray[np.float64]],
+    overlap: Mapping[str, float],
 ) -> dict[str, tuple[tuple[str, str], NDArray[np.float64]]]:
     """Return, over (null, quantity), what the real values mean beside the draws.
 
@@ -574,6 +582,8 @@ def summarise(
         By null, (1 + draw, quantity), the real ones first; quantities are :data:`COUNTS` and then the scores.
     reach
         By null, (metric,): how far above 0 a real score may lie by chance.
+    overlap
+        By null, the share of partners that two draws have in common.
 
     Returns
     -------
@@ -584,30 +594,31 @@ def summarise(
     --------
     >>> real, null, chance = [100.0, 0.5, 0.5], [[90.0, 0.4, 0.3], [92, 0.4, 0.3]], [[4.0, 0.3, 0.0], [6, 0.3, 0.0]]
     >>> draws = {"token": np.array([real, *null]), "document": np.array([real, *chance])}
-    >>> found = summarise(draws, dict.fromkeys(draws, np.array([])))
+    >>> found = summarise(draws, dict.fromkeys(draws, np.array([])), dict.fromkeys(draws, 0.0))
     >>> found["beyond"][1][0].round(3).tolist(), found["p"][1][0].round(2).tolist()
-    ([0.095, 0.5, 0.4], [0.33, 0.33, 0.33])
+    ([0.095, 0.2, 0.4], [0.33, 0.33, 0.33])
     """
     shape = len(values), len(next(iter(values.values()))[0])
     summary = {name: np.full(shape, np.nan) for name in SUMMARY}
     for i, (null, of_null) in enumerate(values.items()):
-        chances = [_chance(values, j) for j in range(len(COUNTS))]
+        # r of the few pairs that chance makes is no chance level of r: they were selected for it
+        chances = [_chance(values, overlap), NO_CHANCE, NO_CHANCE]
         chances += [Range(0.0, -above, above) for above in reach[null].tolist()]
         for j, chance in enumerate(chances):
-            for name, value in zip(SUMMARY, _summary(of_null[0, j], of_null[1:, j], chance), strict=True):
+            for name, value in zip(SUMMARY, _summary(of_null[:, j], chance, overlap[null]), strict=True):
                 summary[name][i, j] = value
     return {name: (("null", "quantity"), array) for name, array in summary.items()}
 
 
-def _summary(real: float, draws: NDArray[np.float64], chance: Range) -> tuple[float, ...]:
-    null = expected_range(draws)
+def _summary(values: NDArray[np.float64], chance: Range, overlap: float) -> tuple[float, ...]:
+    real, draws = float(values[0]), values[1:]
+    null = expected_range(draws, overlap)
     difference = (real - null.mean, real - null.high, real - null.low)
-    defined = draws[~np.isnan(draws)]
-    p = p_value(real, defined) if len(defined) else np.nan
+    p = p_of_overlapping(real, draws[~np.isnan(draws)], overlap)
     return (*null, *difference, p, *share_beyond(real, null, chance))
 
 
-def _chance(values: Mapping[str, NDArray[np.float64]], j: int) -> Range:
-    """Return what chance gives of a quantity: as the null of documents has it, else 0."""
-    drawn = expected_range(values[CHANCE][1:, j]) if CHANCE in values else NO_CHANCE
+def _chance(values: Mapping[str, NDArray[np.float64]], overlap: Mapping[str, float]) -> Range:
+    """Return how many pairs there are by chance: as the null of documents has it, else 0."""
+    drawn = expected_range(values[CHANCE][1:, 0], overlap[CHANCE]) if CHANCE in values else NO_CHANCE
     return drawn if np.isfinite(drawn.high) else NO_CHANCE

@@ -113,12 +113,12 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
     name = quantity_name(str(main["quantity"].iloc[0]))
     if defined.empty:
         return [
-            f"Whether the models share more than a vocabulary cannot be said: the {name} of the pairs is not clearly "
-            "above chance."
+            f"Whether the models share more than a vocabulary cannot be said: the {name} of the pairs is not above 0."
         ]
     (best,) = defined[defined.index == defined["beyond"].idxmax()].to_dict("records")
-    document = "" if math.isnan(best["document"]) else f", and {number(best['document'], 3)} if whole documents are"
-    shares = [f"{span(100 * defined['beyond'], 0)} % of the {name} above chance"]
+    by_chance = table[(table["quantity"] == "pairs") & table["document"].notna()]["document"]
+    document = f" If whole documents are permuted, {span(by_chance, 0)} pairs are left." if len(by_chance) else ""
+    shares = [f"{span(100 * defined['beyond'], 0)} % of the {name}"]
     shares += [
         f"{span(100 * rows['beyond'], 0)} % of {quantity_name(str(quantity))}"
         f"{'' if quantity in NAMES else ' above shuffled pairings'}"
@@ -129,9 +129,9 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
         f"{_lead(defined)}. If B’s rows are permuted among rows of the same text, and everything is correlated and "
         f"matched again, {listed(shares)} are lost. The share is largest at {best['site_a']} – {best['site_b']}: the "
         f"{name} is {number(best['real'], 3)}, and {number(best['token'], 3)} with rows of the same text permuted "
-        f"(draws are expected between {number(best['token_low'], 3)} and {number(best['token_high'], 3)}){document}; "
-        f"p = {p_number(best['p'])}. With {best['draws']} draws, p cannot be below "
-        f"{p_number(1 / (best['draws'] + 1))}."
+        f"({number(best['token_low'], 3)} to {number(best['token_high'], 3)} is expected if nothing but words is "
+        f"shared); p = {p_number(best['p'])}. With {best['draws']} draws, p cannot be below "
+        f"{p_number(1 / (best['draws'] + 1))}.{document}"
     ]
 
 

@@ -98,14 +98,33 @@ def feature_vectors(words: Sequence[Sequence[int]], vectors: NDArray[np.float64]
 
 
 def coherence(
-    vectors: Sequence[NDArray[np.float64]], members: Sequence[ArrayLike], runs: int = 1000, seed: int = 0
+    vectors: Sequence[NDArray[np.float64]],
+    members: Sequence[ArrayLike],
+    runs: int = 1000,
+    seed: int = 0,
+    pool: Sequence[ArrayLike] | None = None,
 ) -> Coherence:
     """Score a set of features of one side, or of both: the mean over sides of the mean cosine within the side.
 
     Features of different sides are not compared with each other: matched features fire on the same words, so that any
-    set of pairs would look coherent. `vectors` are, of each side, those of all its features (:func:`feature_vectors`),
-    from which `runs` random sets are drawn, and `members` the ids of the set's features.
+    set of pairs would look coherent. For the same reason random sets are drawn as pairs, from `pool`: if features were
+    drawn on each side alone, the mean of both sides would vary less than that of pairs does, and p would be too small.
 
+    Parameters
+    ----------
+    vectors
+        Of each side, those of all its features (:func:`feature_vectors`).
+    members
+        The ids of the set's features, of each side; of two sides, those of its pairs.
+    runs
+        Random sets.
+    seed
+        Of the random numbers.
+    pool
+        All pairs, as `members`. All features of a single side if absent.
+
+    Examples
+    --------
     >>> rng = np.random.default_rng(0)
     >>> vectors = centred_unit(rng.normal(size=(60, 8)))
     >>> vectors[:10] = centred_unit(vectors[:10] * 0.3 + np.eye(8)[0], centre=False)
@@ -115,29 +134,39 @@ def coherence(
     """
     if runs < 1:
         raise InputError(f"runs is {runs}: a coherence means nothing without at least one random set")
-    parts = [
-        _of_side(side, features, runs, (seed, i))
-        for i, (side, features) in enumerate(zip(vectors, members, strict=True))
-    ]
-    return Coherence(float(np.mean([score for score, _ in parts])), np.mean([random for _, random in parts], axis=0))
-
-
-def _of_side(
-    vectors: NDArray[np.float64], members: ArrayLike, runs: int, seed: tuple[int, int]
-) -> tuple[float, NDArray[np.float64]]:
-    """Return the score of one side's members, and those of the random sets."""
-    ids = np.unique(np.asarray(members, np.int64))
-    if len(ids) and not 0 <= ids[0] <= ids[-1] < len(vectors):
-        raise InputError(f"members run from {ids[0]} to {ids[-1]}, but there are {len(vectors)} features")
-    known = np.asarray(np.isfinite(vectors).all(axis=1))
-    ids, pool = ids[known[ids]], np.flatnonzero(known)
-    if len(ids) < MIN_FEATURES:
-        return float("nan"), np.full(runs, np.nan)
+    if pool is None and len(vectors) > 1:
+        raise InputError("the coherence of two sides needs pool=(features of A, features of B), the pairs of all")
+    own = _with_words(vectors, members)
+    of_all = _with_words(vectors, [np.arange(len(vectors[0]))] if pool is None else pool)
+    n = len(own[0])
+    if n < MIN_FEATURES or n > len(of_all[0]):
+        return Coherence(float("nan"), np.full(runs, np.nan))
     random = np.empty(runs)
     for run in range(runs):
-        rng = np.random.default_rng(np.random.SeedSequence(seed[0], spawn_key=(seed[1], run)))
-        random[run] = mean_cosine(vectors[rng.choice(pool, len(ids), replace=False)])
-    return mean_cosine(vectors[ids]), random
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(run,)))
+        drawn = rng.choice(len(of_all[0]), n, replace=False)
+        random[run] = _mean_coherence(vectors, [ids[drawn] for ids in of_all])
+    return Coherence(_mean_coherence(vectors, own), random)
+
+
+def _with_words(vectors: Sequence[NDArray[np.float64]], ids: Sequence[ArrayLike]) -> list[NDArray[np.int64]]:
+    """Return the ids of each side, without the pairs of which a feature has no words."""
+    chosen = [np.asarray(of_side, np.int64) for of_side in ids]
+    known = np.ones(len(chosen[0]), bool)
+    for side, features in zip(vectors, chosen, strict=True):
+        if len(features) and not 0 <= features.min() <= features.max() < len(side):
+            raise InputError(
+                f"members run from {features.min()} to {features.max()}, but there are {len(side)} features"
+            )
+        known &= np.isfinite(side[features]).all(axis=1)
+    return [features[known] for features in chosen]
+
+
+def _mean_coherence(vectors: Sequence[NDArray[np.float64]], ids: Sequence[NDArray[np.int64]]) -> float:
+    """Return the mean over sides; a side all of whose pairs have the same feature has no part in it."""
+    sides = [np.unique(features) for features in ids]
+    scores = [mean_cosine(side[u]) for side, u in zip(vectors, sides, strict=True) if len(u) >= MIN_FEATURES]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def mean_cosine(unit: NDArray[np.float64]) -> float:

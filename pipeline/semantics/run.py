@@ -210,7 +210,8 @@ def semantics_manifest(
     """Return what subspaces depend on; `identify` returns the fingerprint of what is, or will be, at a path."""
     chosen = settings.model_dump(include=set(SubspaceSettings.model_fields))
     fingerprints = {name: identify(path) for name, path in inputs.paths().items()}
-    return new_manifest(STAGE, fingerprints, chosen | {"min_correlation": inputs.min_correlation})
+    made = {"min_correlation": inputs.min_correlation, "random_coherence_of": "pairs"}
+    return new_manifest(STAGE, fingerprints, chosen | made)
 
 
 def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> xr.Dataset:
@@ -236,7 +237,7 @@ def _make(inputs: Inputs, settings: SubspaceSettings, client: Client | None) -> 
         client=client,
     )
     table = scores.drop_vars(["subset", "n_pairs"]).rename_dims(subset="subspace").drop_attrs()
-    coherences = _coherences(subspaces, top, inputs.words, settings)
+    coherences = _coherences(subspaces, pool, top, inputs.words, settings)
     table = table.assign(_described(subspaces, top, pool)).assign(_coherence_columns(coherences))
     table["no_keywords"] = "subspace", np.array([without.get(entry.key, "") for entry in subspaces], object)
     if inputs.rematched is not None:
@@ -380,7 +381,11 @@ def _count_words(top: Sequence[TopTokens], features: Sequence[NDArray[np.int32]]
 
 
 def _coherences(
-    subspaces: Sequence[Tested], top: Sequence[TopTokens], words: str | Path | None, settings: SubspaceSettings
+    subspaces: Sequence[Tested],
+    pool: Sequence[NDArray[np.int32]],
+    top: Sequence[TopTokens],
+    words: str | Path | None,
+    settings: SubspaceSettings,
 ) -> list[Coherence]:
     if words is None:
         nothing = Coherence(float("nan"), np.full(1, np.nan))
@@ -395,7 +400,9 @@ def _coherences(
         feature_vectors([[place[word] for word in side.texts(i)] for i in range(len(side.ids))], unit) for side in top
     ]
     return [
-        coherence(vectors, (entry.subspace.feature_a, entry.subspace.feature_b), settings.null_runs, settings.seed)
+        coherence(
+            vectors, (entry.subspace.feature_a, entry.subspace.feature_b), settings.null_runs, settings.seed, pool
+        )
         for entry in subspaces
     ]
 

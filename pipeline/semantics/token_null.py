@@ -18,7 +18,7 @@ import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.compare.statistics import expected_range, p_value
+from pipeline.compare.statistics import TIE, expected_range, p_of_overlapping
 from pipeline.compare.subsets import compare_subsets
 from pipeline.semantics.subspaces import Mask, inside
 from pipeline.settings.rematch import SHUFFLES, VOCABULARY
@@ -48,7 +48,7 @@ def open_rematched(path: str | Path, pairs: Path) -> xr.Dataset:
     if VOCABULARY not in nulls:
         raise InputError(f"{path} has no draws of the null token: run `subspace rematch` with --null token")
     here = result["matched_null"].values == nulls.index(VOCABULARY)
-    return result[["matched_in", "matched_a", "matched_b"]].isel(matched=np.flatnonzero(here))
+    return result[["matched_in", "matched_a", "matched_b", "overlap"]].isel(matched=np.flatnonzero(here))
 
 
 def token_columns(
@@ -83,10 +83,11 @@ def token_columns(
         ``token_difference_low`` and ``token_difference_high``, in which it lies if the real value is a draw like the
         others, moved by the difference (:func:`pipeline.compare.statistics.expected_range`); ``token_above``, in how
         many draws the score is at least as high or, where the concept has fewer pairs than `min_pairs`, is not defined,
-        ``token_undefined`` of them; ``token_p``, (above + 1) / (draws + 1). Over ``subspace``: ``token_pairs`` of those
-        rows, ``token_pairs_mean`` of the draws. NaN where nothing was tested or too few pairs are left.
+        ``token_undefined`` of them; ``token_p``, at least (above + 1) / (draws + 1)
+        (:func:`pipeline.compare.statistics.p_of_overlapping`). Over ``subspace``: ``token_pairs`` of those rows,
+        ``token_pairs_mean`` of the draws. NaN where nothing was tested or too few pairs are left.
     """
-    drawn = list(_by_draw(rematched))
+    drawn, overlap = list(_by_draw(rematched)), float(rematched["overlap"].sel(null=VOCABULARY))
     cut = [None if member is None else [_cut(pairs, member, settings) for pairs in drawn] for member in members]
     different = {hash_of_ids(*pairs): pairs for of_subspace in cut for pairs in of_subspace or ()}
     scores = _scores(different, stores, settings, client)
@@ -95,7 +96,7 @@ def token_columns(
     for i, of_subspace in enumerate(cut):
         if of_subspace is not None:
             made = np.array([scores[hash_of_ids(*pairs)] for pairs in of_subspace])
-            values[i] = [beyond_draws(of_metric[0], of_metric[1:]) for of_metric in made.T]
+            values[i] = [beyond_draws(of_metric[0], of_metric[1:], overlap) for of_metric in made.T]
             n_pairs = [len(pairs[0]) for pairs in of_subspace]
             counts[i] = n_pairs[0], np.mean(n_pairs[1:])
     return {
@@ -105,26 +106,26 @@ def token_columns(
     }
 
 
-def beyond_draws(real: float, draws: Floats) -> tuple[float, ...]:
+def beyond_draws(real: float, draws: Floats, overlap: float) -> tuple[float, ...]:
     """Return what a real value means beside its draws, by the names of :data:`COLUMNS`.
 
-    A draw without a value counts as one that is at least as high: what cannot be said is no evidence.
+    A draw without a value counts as one that is at least as high: what cannot be said is no evidence. `overlap` is the
+    share of partners that two draws have in common.
 
     Examples
     --------
-    >>> found = dict(zip(COLUMNS, beyond_draws(0.5, np.array([0.1, 0.2, np.nan])), strict=True))
+    >>> found = dict(zip(COLUMNS, beyond_draws(0.5, np.array([0.1, 0.2, np.nan]), 0.0), strict=True))
     >>> round(found["difference"], 2), found["above"], found["undefined"], found["p"]
     (0.35, 1.0, 1.0, 0.5)
     """
     if np.isnan(real):
         return (np.nan,) * len(COLUMNS)
     undefined = np.isnan(draws)
-    p = p_value(real, np.where(undefined, np.inf, draws))
-    null = expected_range(draws)
-    above = float(round(p * (len(draws) + 1)) - 1)
+    above = float(np.count_nonzero(undefined | (draws >= real - TIE)))
+    null = expected_range(draws, overlap)
     # rounded, so that 0 is 0 where all draws score the same
     difference = (round(real - end, 12) for end in (null.mean, null.high, null.low))
-    return (real, null.mean, *difference, p, above, float(undefined.sum()))
+    return (real, null.mean, *difference, p_of_overlapping(real, draws, overlap), above, float(undefined.sum()))
 
 
 def _by_draw(rematched: xr.Dataset) -> Iterator[Pairs]:

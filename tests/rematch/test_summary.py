@@ -22,18 +22,27 @@ def test_the_range_is_students():
     assert np.isnan(expected_range(np.array([np.nan])).mean)
 
 
-def test_the_range_covers_real_data_that_are_nothing_but_their_tokens():
-    """Of 150 experiments; 95 % are meant, and chance is allowed four standard errors."""
-    null, n_words, outside = ROW_NULLS["token"], 8, 0
+@pytest.mark.parametrize("rows_of_a_word", [3, 50])
+def test_the_range_covers_real_data_that_are_nothing_but_their_tokens(rows_of_a_word):
+    """Of 150 experiments; 95 % are meant, and chance is allowed four standard errors.
+
+    Of three rows there are two draws; a range that takes them for independent misses a third of the real values.
+    """
+    null, outside, too_narrow = ROW_NULLS["token"], 0, 0
+    word = np.arange(400) // rows_of_a_word
+    units = Units(np.arange(399), word[:399])
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        word = rng.integers(0, n_words, 400)
-        a, b = (rng.normal(size=400) + word, rng.normal(size=400) + word)
-        units = Units(np.arange(400), word)
-        draws = [np.corrcoef(a, b[null.order(units, seed, draw)])[0, 1] for draw in range(6)]
-        found = expected_range(np.array(draws))
-        outside += not found.low <= np.corrcoef(a, b)[0, 1] <= found.high
-    assert outside <= 150 * 0.05 + 4 * np.sqrt(150 * 0.05 * 0.95)
+        a, b = (rng.normal(size=399) + word[:399] / rows_of_a_word for _ in "ab")
+        real = np.corrcoef(a, b)[0, 1]
+        draws = np.array([np.corrcoef(a, b[null.order(units, seed, draw)])[0, 1] for draw in range(6)])
+        low, high = expected_range(draws, units.overlap)[1:]
+        outside += not low <= real <= high
+        low, high = expected_range(draws)[1:]
+        too_narrow += not low <= real <= high
+    most = 150 * 0.05 + 4 * np.sqrt(150 * 0.05 * 0.95)
+    assert outside <= most
+    assert (too_narrow > most) == (rows_of_a_word == 3)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,7 @@ def test_a_share_of_what_is_not_clearly_there_is_undefined(real, chance):
 
 def test_without_documents_chance_is_zero():
     real, draws = [100.0, 0.4, np.nan], [[80.0, 0.3, np.nan], [80.0, 0.3, np.nan]]
-    found = summarise({"token": np.array([real, *draws])}, {"token": np.array([])})
+    found = summarise({"token": np.array([real, *draws])}, {"token": np.array([])}, {"token": 0.0})
     np.testing.assert_allclose(found["beyond"][1][0], [0.2, 0.25, np.nan])
     assert len(COUNTS) == 3
 
@@ -53,7 +62,7 @@ def test_without_documents_chance_is_zero():
 def test_a_score_within_the_reach_of_shuffled_pairings_has_no_share():
     values = np.array([[10.0, 0.4, 0.4, 0.05], [10.0, 0.4, 0.4, 0.01], [10.0, 0.4, 0.4, 0.01]])
     for reach, defined in ((0.06, False), (0.04, True)):
-        beyond = summarise({"token": values}, {"token": np.array([reach])})["beyond"][1][0, 3]
+        beyond = summarise({"token": values}, {"token": np.array([reach])}, {"token": 0.0})["beyond"][1][0, 3]
         assert np.isfinite(beyond) == defined
 
 

@@ -50,9 +50,18 @@ def test_p_is_uniform_for_random_sets() -> None:
 def test_sides_are_not_compared_with_each_other() -> None:
     # the two sides have the same words: any set of pairs would look coherent if they were
     vectors = centred_unit(np.random.default_rng(3).normal(size=(100, 8)))
-    result = coherence([vectors, vectors], [range(10), range(10)], runs=99)
+    result = coherence([vectors, vectors], [range(10), range(10)], runs=99, pool=[range(100), range(100)])
     assert result.score == pytest.approx(mean_cosine(vectors[:10]))
     assert result.p > 0.01
+
+
+def test_random_sets_are_pairs_where_both_sides_fire_on_the_same_words() -> None:
+    """The mean of both sides varies as much as that of one; drawn apart, it would vary by 1/√2 of that."""
+    vectors = centred_unit(np.random.default_rng(3).normal(size=(100, 8)))
+    one, both = (
+        coherence([vectors] * n, [range(10)] * n, runs=400, pool=[np.arange(100)] * n).random.std() for n in (1, 2)
+    )
+    assert both == pytest.approx(one)
 
 
 def test_unknown_words_and_small_sets_are_undefined() -> None:
@@ -76,6 +85,8 @@ def test_bad_input() -> None:
         coherence([vectors], [[0, 1]], runs=0)
     with pytest.raises(InputError, match="there are 4 features"):
         coherence([vectors], [[0, 4]])
+    with pytest.raises(InputError, match="needs pool="):
+        coherence([vectors, vectors], [[0, 1], [0, 1]])
 
 
 def test_words_become_vectors_of_features_in_the_memory_that_is_stated() -> None:

@@ -37,7 +37,7 @@ def write_rematched(planted: Any, path: Path, draws: list[tuple[np.ndarray, np.n
         "b": np.concatenate([b for _, b in draws]),
     }
     result = xr.Dataset({f"matched_{name}": ("matched", values.astype("i4")) for name, values in columns.items()})
-    result = result.assign_coords(null=np.array(["token"], object))
+    result = result.assign(overlap=("null", [0.0])).assign_coords(null=np.array(["token"], object))
     manifest = storage.new_manifest("rematch", {"pairs": storage.fingerprint(planted.pairs)}, {"n": len(draws)})
     storage.write_result(result.assign_attrs(n_draws=len(draws) - 1), path, manifest, overwrite=True)
     return path
@@ -68,23 +68,26 @@ def cell(result: xr.Dataset, name: str, approach: str = "global") -> xr.Dataset:
 real = st.floats(-1, 1) | st.just(float("nan"))
 
 
-@given(real, st.lists(real, min_size=1, max_size=30))
-def test_what_is_said_of_draws_is_what_counting_says(value: float, listed: list[float]) -> None:
+@given(real, st.lists(real, min_size=1, max_size=30), st.sampled_from([0.0, 0.5]))
+def test_what_is_said_of_draws_is_what_counting_says(value: float, listed: list[float], overlap: float) -> None:
     draws = np.array(listed)
-    found = dict(zip(COLUMNS, beyond_draws(value, draws), strict=True))
+    found = dict(zip(COLUMNS, beyond_draws(value, draws, overlap), strict=True))
     if np.isnan(value):
         assert np.isnan(list(found.values())).all()
         return
     as_high = sum(bool(np.isnan(draw) or draw >= value - TIE) for draw in draws)
     assert (found["above"], found["undefined"]) == (as_high, np.isnan(draws).sum())
-    assert found["p"] == pytest.approx((as_high + 1) / (len(draws) + 1))
     defined = draws[~np.isnan(draws)]
     if len(defined) > 1:
         n, mean = len(defined), defined.mean()
-        reach = stats.t.ppf(0.975, n - 1) * defined.std(ddof=1) * np.sqrt((n + 1) / n)
+        error = defined.std(ddof=1) * np.sqrt((1 + overlap) / (1 - overlap) + 1 / n)
+        reach = stats.t.ppf(0.975, n - 1) * error
         expected = value - mean, value - mean - reach, value - mean + reach
         assert [found[f"difference{end}"] for end in ("", "_low", "_high")] == pytest.approx(expected, abs=1e-9)
+        by_student = stats.t.sf((value - mean) / error, n - 1) if error > TIE else 0
+        assert found["p"] == pytest.approx(max((as_high + 1) / (len(draws) + 1), by_student))
     else:
+        assert np.isnan(found["p"])
         assert np.isnan(found["difference_low"])
 
 
@@ -180,11 +183,11 @@ def test_models_that_share_the_words_alone_share_no_meaning_beyond_them(
     stores = tuple(site.store for site in planted.sites)
     rest = {"corpus": planted.run.corpus, "metrics": [], "fractions": [], "client": client}
     drawn = rematch(
-        planted.pairs, planted.correlation, *stores, nulls=["token"], draws=1, out=tmp_path / "drawn.zarr", **rest
+        planted.pairs, planted.correlation, *stores, nulls=["token"], draws=2, out=tmp_path / "drawn.zarr", **rest
     )
     assert "matched_a" in drawn
     inputs = planted.pairs, planted.correlation, planted.sites, planted.run.corpus
     found = semantics(*inputs, settings, rematched=tmp_path / "drawn.zarr", client=client)
     weather = cell(found, "weather")
-    np.testing.assert_array_equal(weather.token_above.sel(metric=JUDGED), 1)
+    np.testing.assert_array_equal(weather.token_above.sel(metric=JUDGED), 2)
     np.testing.assert_array_equal(weather.token_p.sel(metric=JUDGED), 1)
