@@ -96,5 +96,5 @@ def test_the_report_shows_the_table_and_the_sentence_first(write_run, tmp_path, 
     assert [growth_table(open_run(run.root))[name].tolist() for name in ("fraction", "pairs")] == [
         result.fraction.values.tolist(), result.size_pairs.values.tolist()
     ]  # fmt: skip
-    assert section.index("How the number of pairs grows with text") < section.index("</section>")
+    assert section.index("How the number of pairs grows with the amount of text") < section.index("</section>")
     assert "rematched/layers.6--encoder.layer.2.zarr" in html, "provenance"
