@@ -12,6 +12,7 @@ import pandas as pd
 import typer
 import xarray as xr
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.experiment.diff import TABLE_COLUMNS, agreement_table, diff, diff_table, plot_diff
 from pipeline.report.tables import observations
@@ -20,6 +21,8 @@ from pipeline.work.script import AsJson, Overwrite, show, wide_console
 
 #: Characters of a line of the printed tables.
 WIDTH = 80
+#: Columns of texts, which are set to the left.
+TEXTS = ("A", "B", "of", "metric", "concept")
 
 
 def command(
@@ -45,13 +48,14 @@ def command(
             outputs.write_figure(plot_diff(beside))
     agreement = agreement_table(beside)
     if as_json:
-        records = {"scores": _records(table), "agreement": _records(agreement)}
-        show({"runs": list(map(str, runs)), **records, **_lists(beside)}, as_json=True)
+        tables = {"scores": records(table), "agreement": records(agreement)}
+        show({"runs": list(map(str, runs)), **tables, **_lists(beside)}, as_json=True)
         return
     _print(runs, beside, table, agreement)
 
 
-def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Return the rows of a table for JSON, which knows no NaN."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
@@ -70,22 +74,24 @@ def _print(runs: list[Path], beside: xr.Dataset, table: pd.DataFrame, agreement:
     )
     columns = ("A", "B", "run", "pairs", "mean r", "held out", "in both", "same", "share")
     lines = (
-        (*_key(line, numbers), f"{line.n_pairs:,}", _digits(line.mean_r), _digits(line.mean_r_heldout),
-         *("" if np.isnan(n) else f"{n:,.0f}" for n in (line.n_both, line.n_same)), _digits(line.share_same))
+        (*_key(line, numbers), f"{line.n_pairs:,}", digits(line.mean_r), digits(line.mean_r_heldout),
+         *("" if np.isnan(n) else f"{n:,.0f}" for n in (line.n_both, line.n_same)), digits(line.share_same))
         for line in _by_sites(matched)
     )  # fmt: skip
-    console.print(_table(columns, lines, title="matched pairs; of A features matched in run 1 too: the same partner"))
+    console.print(
+        sites_table(columns, lines, title="matched pairs; of A features matched in run 1 too: the same partner")
+    )
     compared = table.dropna(subset="metric")
     several = compared["null"].nunique() > 1
     moved = compared["change"].where(compared["run"] != next(iter(numbers)))
     columns = ("A", "B", "run", "metric", "score", "chance", "above", "change", "p Holm")
     lines = (
         (*_key(line, numbers), f"{line.metric} {line.null}" if several else line.metric,
-         *map(_digits, (line.score, line.null_mean, line.difference, line.change, line.p_holm)))
+         *map(digits, (line.score, line.null_mean, line.difference, line.change, line.p_holm)))
         for line in _by_sites(compared.assign(change=moved))
     )  # fmt: skip
     if len(compared):
-        console.print(_table(columns, lines, title="scores; change: of what is above chance, from run 1"))
+        console.print(sites_table(columns, lines, title="scores; change: of what is above chance, from run 1"))
     for name, entries in _lists(beside).items():
         for entry in entries:
             console.print(f"{'differs in' if name == 'settings' else 'note'}: {entry}", markup=False)
@@ -102,16 +108,22 @@ def _key(line: Any, numbers: dict[str, str]) -> tuple[str, str, str]:
     return line.site_a, line.site_b, numbers[line.run]
 
 
-def _table(columns: tuple[str, ...], lines: Iterable[tuple[str, ...]], *, title: str) -> Table:
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+def sites_table(columns: tuple[str, ...], lines: Iterable[tuple[str, ...]], *, title: str = "") -> Table:
+    """Return a table without lines, which fits a terminal; its first two columns are said once for all that follow."""
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for column in columns:
-        shown.add_column(column, justify="left" if column in ("A", "B", "metric") else "right", overflow="fold")
+        shown.add_column(column, justify="left" if column in TEXTS else "right", overflow="fold")
     last: tuple[str, ...] = ()
     for line in lines:
-        shown.add_row(*(line if line[:2] != last else ("", "", *line[2:])))
+        shown.add_row(*(Text(cell) for cell in (line if line[:2] != last else ("", "", *line[2:]))))
         last = line[:2]
     return shown
 
 
-def _digits(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.3f}"
+def digits(value: float) -> str:
+    """Write a figure with three digits, nothing if it is undefined.
+
+    >>> digits(0.12345), digits(-0.0001), digits(float("nan"))
+    ('0.123', '0.000', '')
+    """
+    return "" if np.isnan(value) else f"{round(value, 3) + 0.0:.3f}"

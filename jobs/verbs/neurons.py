@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import pandas as pd
 import typer
 
+from jobs.verbs.diff import WIDTH, digits, records, sites_table
 from pipeline.experiment.neurons import (
     KINDS,
     check_finished,
@@ -24,11 +22,9 @@ from pipeline.experiment.neurons import (
 from pipeline.experiment.run import run as run_experiment
 from pipeline.settings.experiment import stored_experiment
 from pipeline.work.outputs import claim_outputs
-from pipeline.work.script import AsJson, Connect, Overwrite, on_cluster, show, text_table, wide_console
+from pipeline.work.script import AsJson, Connect, Overwrite, on_cluster, show, wide_console
 from storage.rundir import RunDirectory
 
-#: Characters of a line of the printed tables.
-WIDTH = 80
 #: Metrics that the printed table has room for.
 MOST_METRICS = 2
 
@@ -50,6 +46,7 @@ def command(
     check_finished(features)
     experiment = neurons_experiment(features)
     units = RunDirectory(run_dir or run.resolve().parent / f"{run.resolve().name}-neurons")
+    units.check_free()  # whatever would be refused is refused before workers are waited for
     with claim_outputs(table=csv, columns="site_a,site_b,kind,", figure=plot, overwrite=overwrite) as outputs:
         with connect(units.root / "logs") as client:
             run_experiment(experiment, run_dir=units.root, until="semantics", client=client)
@@ -60,35 +57,28 @@ def command(
     more = expansion(features, stored_experiment(features))
     said = statement(table, concepts, more)
     if as_json:
-        lines = {"sites": _records(table), "concepts": _records(concepts)}
+        lines = {"sites": records(table), "concepts": records(concepts)}
         show(
             {"features": str(run), "units": str(units.root), "expansion": more, **lines, "statement": said},
             as_json=True,
         )
         return
     console = wide_console(WIDTH)
-    metrics = [f"above_{metric}" for metric in metrics_of(table)[:MOST_METRICS]]
-    columns = ("A", "B", "of", "pairs", "share", "mean r", "held out", *(name.replace("_", " ") for name in metrics))
+    metrics = metrics_of(table)[:MOST_METRICS]
+    columns: tuple[str, ...] = ("A", "B", "of", "pairs", "share", "mean r", "held out", *metrics)
+    shown = ("share_paired", "mean_r", "mean_r_heldout", *(f"above_{metric}" for metric in metrics))
     rows = [
         (line["site_a"], line["site_b"], line["kind"], f"{line['n_pairs']:,}",
-         *(_digits(line[name]) for name in ("share_paired", "mean_r", "mean_r_heldout", *metrics)))
+         *(digits(line[name]) for name in shown))
         for line in table.to_dict("records")
     ]  # fmt: skip
-    console.print(text_table(columns, rows, right=columns[3:]))
+    console.print(sites_table(columns, rows, title="matched pairs; share: of the smaller side; metrics: above chance"))
     if len(concepts):
-        columns = ("concept", *(f"{what} of {kind}" for what in ("pairs", "coherence") for kind in KINDS))
+        columns = ("concept", *(f"{what}, {kind}" for what in ("pairs", "coherence") for kind in KINDS))
         rows = [
             (line["name"], *(f"{line[f'pairs_{kind}']:,}" for kind in KINDS),
-             *(_digits(line[f"coherence_{kind}"]) for kind in KINDS))
+             *(digits(line[f"coherence_{kind}"]) for kind in KINDS))
             for line in concepts.to_dict("records")
         ]  # fmt: skip
-        console.print(text_table(columns, rows, right=columns[1:]))
+        console.print(sites_table(columns, rows))
     console.print(said)
-
-
-def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
-def _digits(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.3f}"
