@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -13,7 +18,7 @@
 #
 # all-MiniLM-L6-v2 against a control: the same architecture with weights drawn at random. Every layer of the trained
 # model is compared with itself and its neighbours, and with the layers of the random one. Raw units are compared here,
-# so that no dictionary is needed; with dictionaries, `dictionary:` names them, and the rest is the same.
+# so no dictionary is needed; to use dictionaries, name them with `dictionary:`. The rest is the same.
 
 # %%
 import json
@@ -37,8 +42,8 @@ documents = text().splitlines()[:40]
 print(len(documents), "documents, the first:", json.loads(documents[0])["text"][:80], "…")
 
 # %% [markdown]
-# One YAML file is one experiment: two sides, and a grid of all pairs of their sites. A model is run once for all of
-# its sites, and no deeper than the deepest one.
+# An experiment is one YAML file: two sides, and a grid of all pairs of their sites. A model runs once for all of its
+# sites, and no deeper than the deepest one.
 
 # %%
 sites = [f"encoder.layer.{i}" for i in (0, 2, 4)]
@@ -89,9 +94,9 @@ assert (r_trained[0, 0] > r_trained[0, 1] > r_trained[0, 2]) and (r_trained[0, 2
 # %% [markdown]
 # ## Each feature's best layer
 #
-# Averages hide that different features live at different depths. `best_layer` says for every feature of a side at which
-# site of the other side its best partner is, and by how much it is better than the next site's. (It is written in every
-# run directory, as Zarr and as CSV.)
+# Averages hide that different features are at different depths. For every feature of a side, `best_layer` shows at which
+# site of the other side its best partner is, and by how much it is better than the runner-up at another site. (It is
+# written to every run directory, as Zarr and as CSV.)
 
 # %%
 best = open_result(folder / "control" / "best_layer.zarr")

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,9 +16,9 @@
 # %% [markdown]
 # # On Slurm
 #
-# The same code, other workers. A profile of `cluster.yaml` says what a job looks like; `--cluster PROFILE` on the command
-# line, or `connect` in Python, starts it. Where this notebook is run without a Slurm, processes of this machine stand in
-# for the jobs; everything else (TLS, the scheduler, the results) is as there.
+# The same code, other workers. A profile of `cluster.yaml` describes a job; `--cluster PROFILE` on the command line, or
+# `connect` in Python, starts it. If this notebook runs without Slurm, processes of this machine replace the jobs;
+# everything else (TLS, the scheduler, the results) is the same.
 
 # %%
 import logging
@@ -36,8 +41,8 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Your site
 #
-# Only what differs from the file that comes with the package has to be written down. What would be submitted can be
-# looked at before anything is:
+# List only the keys that differ from the file shipped with the package. You can inspect the job script before anything
+# is submitted:
 
 # %%
 (folder / "mine.yaml").write_text(
@@ -51,8 +56,8 @@ command = ["cluster", "job-script", "slurm-gpu", "--cluster-file", str(folder / 
 print(subprocess.run([sys.executable, "-m", "jobs.cli", *command], capture_output=True, text=True, check=True).stdout)
 
 # %% [markdown]
-# A worker retires before its walltime ends, and a job that is lost is replaced. Scheduler and workers talk TLS with
-# certificates that only you can read.
+# A worker retires before its walltime ends, and a lost job is replaced. Scheduler and workers use TLS with certificates
+# that only you can read.
 #
 # ## A correlation on workers
 
@@ -70,7 +75,7 @@ with connect(profile) as client:
     there = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=4, out=folder / "there.zarr", client=client)
 
 # %% [markdown]
-# Results do not depend on the workers: not on where they are, nor on how many.
+# Results do not depend on the workers, neither on their location nor on their number.
 
 # %%
 assert here.identical(there.assign_attrs(here.attrs))
@@ -81,7 +86,7 @@ float(here.r_b.isel(rank=0).min())
 #
 # ```bash
 # subspace run experiment.yaml --cluster slurm-cpu --cluster-file mine.yaml   # the driver here, workers as jobs
-# subspace submit experiment.yaml --cluster slurm-cpu                         # the driver as a job too
+# subspace submit experiment.yaml --cluster slurm-cpu                         # the driver as a job, too
 # subspace submit experiment.yaml --array 16                                  # job arrays, no scheduler at all
 # subspace cluster up night --profile slurm-cpu                               # workers that stay
 # subspace run experiment.yaml --cluster night
@@ -89,8 +94,8 @@ float(here.r_b.isel(rank=0).min())
 # subspace cluster down night
 # ```
 #
-# A run that was killed, driver and all, goes on with the same command. While it runs, the dashboard shows every task; the
-# line that is printed at the start has the tunnel to it.
+# If a run was killed, even with its driver, the same command resumes it. While it runs, the dashboard shows every task;
+# the `ssh` command for the tunnel to it is printed at the start.
 
 # %%
 print("Slurm here:", shutil.which("sbatch") or "none")

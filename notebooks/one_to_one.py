@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,9 +17,9 @@
 # # One to one, or many to one?
 #
 # In the first version of the study that this package comes from, every feature of B took its best partner in A, and
-# similarity was measured on what came out. A few features that fire on full stops and line breaks then collected
-# thousands of partners. Here is how that looks, on activations where the truth is known, and why the order of filters
-# and matching matters.
+# similarity was measured on the resulting pairs. A few features that fire on full stops and line breaks then collected
+# thousands of partners. This notebook shows the effect on activations with known truth, and why the order of filters and
+# matching matters.
 
 # %%
 import logging
@@ -65,7 +70,7 @@ cor = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=16, keep_ab
 # %% [markdown]
 # ## Who is used how often
 #
-# `best_of_b` is the many-to-one choice: every feature of B takes its best partner in A.
+# `best_of_b` is the many-to-one method: every feature of B takes its best partner in A.
 
 # %%
 methods = ("best_of_b", "best", "mutual", "unique", "greedy", "optimal")
@@ -98,8 +103,8 @@ assert uses["greedy"].max() == 1
 # %% [markdown]
 # ## What it does to the scores
 #
-# Rows that are repeated hundreds of times are no independent evidence. And r above 0.05 is not much: the pairs that
-# the punctuation makes have a low r. With a minimum of 0.3, both ways of matching agree.
+# Rows that are repeated hundreds of times are not independent evidence. And r above 0.05 is not much: the pairs due to
+# punctuation have a low r. With a minimum of 0.3, both matching methods agree.
 
 
 # %%
@@ -127,8 +132,8 @@ assert scores.loc["greedy, r ≥ 0.05", "rsa score"] > scores.loc["best_of_b, r 
 # %% [markdown]
 # ## Filters: before or after?
 #
-# Dropping the features that many others choose *before* matching frees their partners for somebody else; dropping them
-# *after* leaves those without one. Every filter says what it dropped.
+# Dropping hub features *before* matching frees their partners for other features; dropping them *after* matching leaves
+# those partners unmatched. Every filter reports what it dropped.
 
 # %%
 rows = {}

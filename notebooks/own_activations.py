@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Bring your own activations
 #
-# You have activations of two models already: as `.npy` files, SciPy matrices, or in another program's cache. What is
-# needed is that row *i* of both is the same token. Everything else is optional, and makes the answer better.
+# You already have activations of two models: as `.npy` files, SciPy matrices, or in another program's cache. The only
+# requirement is that row *i* of both is the same token. Everything else is optional and improves the answer.
 
 # %%
 import logging
@@ -33,13 +33,13 @@ import storage
 from pipeline.correlate.convergence import convergence
 from pipeline.correlate.intervals import intervals
 
-logging.basicConfig(level=logging.ERROR)  # stores without coordinates cause a warning: row i is assumed to be the same token
+logging.basicConfig(level=logging.ERROR)  # hides the warning about stores without coordinates
 rng = np.random.default_rng(0)
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# Two files as somebody else's program may have left them: 300 documents of 40 tokens, 90 and 70 dense features that
-# mix 30 common causes.
+# Two files as another program may have written them: 300 documents of 40 tokens, with 90 and 70 dense features that mix
+# 30 common causes.
 
 # %%
 n_documents, length = 300, 40
@@ -53,8 +53,8 @@ np.save(
 )
 
 # %% [markdown]
-# Import reads a slab at a time, so files may be larger than memory. The coordinates of the rows (which document, which
-# characters of it) are what makes two stores comparable: their hash is compared before anything is computed.
+# Import reads slab by slab, so files may be larger than memory. The coordinates of the rows (document and characters)
+# make two stores comparable: their hashes are compared before anything is computed.
 
 # %%
 start = np.tile(np.arange(length), n_documents) * 5
@@ -90,7 +90,7 @@ assert pairs.sizes["pair"] > 30
 # %% [markdown]
 # ## How certain is r?
 #
-# Tokens of one document are not independent: the units are whole documents. Were they single tokens, the
+# Tokens of one document are not independent, so the units are whole documents. With single tokens as units, the
 # intervals would be too narrow.
 
 # %%
@@ -102,18 +102,18 @@ order = np.argsort(-pairs.r.values)[:40]
 low, high = (certain[name].values[order] for name in ("r_heldout_low", "r_heldout_high"))
 plt.vlines(np.arange(len(order)), low, high)
 plt.plot(pairs.r.values[order], "o", label="r, selection half")
-plt.plot(pairs.r_heldout.values[order], "x", label="r on held-out documents")
+plt.plot(pairs.r_heldout.values[order], "x", label="r, held-out half")
 plt.xlabel("pairs, best first")
 plt.legend()
 # %% [markdown]
-# ## Is it enough text?
+# ## Do you have enough text?
 #
 # r of the pairs from more and more documents: where the curve is flat, more text would not change the answer.
 
 # %%
 curve = convergence(folder / "pairs.zarr", folder / "A.zarr", folder / "B.zarr")
-plt.plot(curve.n_rows, curve.mean_r.sel(half="heldout"), "o-", label="held-out documents")
-plt.plot(curve.n_rows, curve.mean_r.sel(half="select"), "o-", label="documents that chose")
+plt.plot(curve.n_rows, curve.mean_r.sel(half="heldout"), "o-", label="held-out half")
+plt.plot(curve.n_rows, curve.mean_r.sel(half="select"), "o-", label="selection half")
 plt.xlabel("rows")
 plt.ylabel("mean r of the pairs")
 plt.legend()

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Quickstart: are these two feature spaces the same?
 #
-# Two models, one text, and we know the truth: model B has 300 of A's 800 features, under other names, rotated in
-# its own space, and the rest is its own. Can it be found out from activations alone?
+# Two models, one text, and we know the truth: model B has 300 of A's 800 features, under other names and rotated in its
+# own space; its other features are not shared. Can we find this out from activations alone?
 
 # %%
 import logging
@@ -78,7 +78,8 @@ xr.open_zarr(folder / "A.zarr")
 # %% [markdown]
 # ## Correlate
 #
-# Every feature of A with every feature of B, exactly. Half of the rows choose; `r_heldout` is measured on the others.
+# Every feature of A with every feature of B, exactly. Half of the rows select partners; `r_heldout` is measured on the
+# other half.
 
 # %%
 cor = pipeline.correlate(folder / "A.zarr", folder / "B.zarr", top_k=8, out=folder / "C.zarr")
@@ -94,20 +95,20 @@ _ = plt.legend()
 # %% [markdown]
 # ## Match one to one
 #
-# `greedy` takes the best pair of all, then the best among the features that are left, and so on.
+# `greedy` takes the best pair of all, then the best pair of the remaining features, and so on.
 
 # %%
 pairs = pipeline.match(cor, method="greedy", min_correlation=0.2)
 truth = dict(enumerate(partner))
 right = sum(truth.get(int(i)) == j for i, j in zip(pairs.feature_a.values, pairs.feature_b.values, strict=True))
 print(f"{pairs.sizes['pair']} pairs, {right} of the {n_shared} true ones")
-print(f"mean r {float(pairs.r.mean()):.3f} on the selection half, {float(pairs.r_heldout.mean()):.3f} on the held-out half")
+print(f"mean r {float(pairs.r.mean()):.3f} (selection half), {float(pairs.r_heldout.mean()):.3f} (held-out half)")
 assert right > 0.99 * n_shared
 
 # %% [markdown]
 # ## Compare with chance
 #
-# Are the decoder directions of the pairs arranged alike? Each score is shown next to the same score for shuffled pairings.
+# Are the decoder directions of the pairs arranged similarly? Each score is shown next to that of shuffled pairings.
 
 # %%
 scores = pipeline.compare(pairs, folder / "A.zarr", folder / "B.zarr", metrics=["svcca", "rsa"], null_runs=200)
@@ -123,5 +124,5 @@ for axis, metric in zip(axes, scores.metric.values, strict=True):
 assert float(scores.p.max()) < 0.05
 
 # %% [markdown]
-# Note how high SVCCA is for shuffled pairings: with few pairs, two clouds of random vectors can always be turned onto
-# each other. That is why no score stands alone here.
+# Note how high SVCCA is for shuffled pairings: with few pairs, two clouds of random vectors can always be rotated onto
+# each other. That is why no score is shown alone here.

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -48,9 +53,9 @@ print(len(concepts), "concepts:", ", ".join(concepts))
 # %% [markdown]
 # ## Run
 #
-# The rule "at least 2 of the top 5 contexts stand at a keyword" says which features belong. Then there are two ways to
-# a subspace: cut it out of the pairs of the whole space (`global`), or pair the concept's features among themselves
-# (`within`).
+# The rule "at least 2 of the top 5 contexts are at a keyword" determines which features belong to a concept. There are
+# two ways to make a subspace: select the concept's pairs from those of the whole space (`global`), or match its features
+# among themselves (`within`).
 
 # %%
 dictionaries = Path(jobs.demo.__file__).parent / "dictionaries"
@@ -70,8 +75,8 @@ result = pipeline.run(folder / "experiment.yaml", run_dir=folder / "run", until=
 # %% [markdown]
 # ## The table
 #
-# Each score stands beside what chance gives. `random_pairs` asks the hardest question: is this meaning more alike than
-# any other pairs of the same number? p is corrected over all concepts.
+# Each score is shown next to its chance level. `random_pairs` asks the hardest question: are these pairs more similar
+# than the same number of other pairs? p is corrected over all concepts.
 
 # %%
 table = pd.read_csv(folder / "run" / "semantics.csv")
@@ -85,8 +90,8 @@ plt.plot(hardest.null_mean, hardest.name, "k|", markersize=14, label="any pairs 
 plt.xlabel("RSA of the decoder rows")
 plt.legend()
 # %% [markdown]
-# What the features of a meaning are is a matter of looking: `subspace report` writes a page of concepts with the
-# clearest pairs of each, side by side in the text.
+# To see the features of a concept, use `subspace report`: it writes a page of concepts with the clearest pairs of each,
+# side by side in the text.
 
 # %%
 semantics = xr.open_zarr(result.directory.semantics("encoder.layer.1", "encoder.layer.3"))
