@@ -174,5 +174,5 @@ def test_what_is_refused(runs: list[Path], tmp_path: Path) -> None:
         diff([runs[0]])
     with pytest.raises(InputError, match="each once"):
         diff([runs[0], runs[0]])
-    with pytest.raises(MissingInputError, match="no run directory"):
+    with pytest.raises(MissingInputError, match="not a run directory"):
         diff([runs[0], tmp_path / "nowhere"])
