@@ -68,6 +68,8 @@ COUNTS = ("pairs", "r", "r_heldout")
 #: The null that says how many pairs, and which r, chance gives.
 CHANCE = "document"
 NO_CHANCE = Range(0.0, 0.0, 0.0)
+#: What is not said of r against chance.
+UNSAID = ("null_low", "null_high", "difference_low", "difference_high", "p", "beyond", "beyond_low", "beyond_high")
 SUMMARY = (
     *("null_mean", "null_low", "null_high"),
     *("difference", "difference_low", "difference_high", "p"),
@@ -148,7 +150,7 @@ def rematch(
         and the numbers of pairs of the real rows and of the first null, ``size_pairs`` and ``size_null_pairs``. Over
         ``matched``, the pairs themselves that the null ``token`` leaves, by which subspaces of them can be scored:
         ``matched_in``, the draw, -1 for the real rows, ``matched_a`` and ``matched_b``, all int32. Undefined values are
-        NaN.
+        NaN, and so are intervals, p and shares of r against the null ``document``.
 
     Raises
     ------
@@ -580,6 +582,10 @@ def summarise(
         for j, chance in enumerate(chances):
             for name, value in zip(SUMMARY, _summary(of_null[:, j], chance, overlap[null]), strict=True):
                 summary[name][i, j] = value
+        if null == CHANCE:
+            # means of different pairs in every draw, of which there are few: neither interval nor p would hold
+            for name in UNSAID:
+                summary[name][i, 1 : len(COUNTS)] = np.nan
     return {name: (("null", "quantity"), array) for name, array in summary.items()}
 
 
