@@ -63,6 +63,11 @@ def test_token_identity(bench: Bench) -> None:
     assert {"seconds", "peak_gb", "command"} <= set(result)
 
 
+def test_rematch(bench: Bench) -> None:
+    result = bench("rematch", "--rows", "3000", "--features", "60", "--active", "6", "--repeats", "1")
+    assert set(result["ratios"]) == {"bare_loop", "bare_loop_cpu"}
+
+
 def test_semantics(bench: Bench) -> None:
     sizes = ["--concepts", "3", "--site-pairs", "1", "--features", "200", "--null-runs", "10", "--peer-runs", "1"]
     result = bench("semantics", *sizes)

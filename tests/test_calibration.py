@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from benchmarks import calibration, compare_activations, concept_calibration
+from benchmarks import calibration, compare_activations, concept_calibration, every_p
 from benchmarks.chance import DIMENSIONS, EXPECTED, tolerance, unit_rows
 from pipeline.compare import engine
 from pipeline.compare.arrays import compare_rows
@@ -132,13 +132,27 @@ def test_intervals_of_scores_hold_the_truth():
 
 
 def test_every_p_holds_its_level():
-    """In the stored result of the long version, which the page shows."""
+    """In the stored results of the long versions, which the page shows."""
+    lines = every_p.all_lines()
+    assert {line["part"] for line in lines} == {*every_p.PARTS, *every_p.KINDS_OF_P}
+    assert min(line["experiments"] for line in lines) >= 490
+    assert min(line["p_holm"] for line in lines) > 0.05
+    assert min(line["covered"] for line in lines if line["part"].startswith("rematch") and "covered" in line) >= 0.92
     result = json.loads(calibration.LEVELS.read_text(encoding="utf-8"))
     assert {line["metric"] for line in result["lines"]} == set(registered)
     assert min(line["experiments"] for line in result["lines"]) >= 500
-    assert min(line["p_holm"] for line in result["lines"]) > 0.05
     page = calibration.PAGE.read_text(encoding="utf-8")
-    assert calibration.page_with_tables(page) == page
+    assert every_p.page_with_table(calibration.page_with_tables(page)) == page
+    page = every_p.METHOD.read_text(encoding="utf-8")
+    assert every_p.render_traps(page) == page
+
+
+@pytest.mark.parametrize("kind", ["coherence", "shuffled words", "ends early"])
+def test_a_short_version_of_other_p(kind):
+    """Not those whose experiments take long; their functions have tests of their own."""
+    for line in every_p.judge(kind, 30, 5):
+        assert line["p_binomial"] > 0.001
+        assert line["power"] > 0
 
 
 def test_the_token_null_of_concepts_holds_its_level_and_finds_what_is_more():

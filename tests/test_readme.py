@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import demo
+from benchmarks import demo, demo_traps
 from benchmarks.table import PAGE, PERFORMANCE, README, load_results, render
 from jobs.cli import app
 
@@ -79,8 +79,22 @@ def test_the_performance_table_is_made_from_results() -> None:
 
 def test_what_is_said_of_the_demo_is_made_from_its_result() -> None:
     result = json.loads(demo.RESULT.read_text(encoding="utf-8"))
-    assert demo.render_readme(TEXT, result) == TEXT
-    assert demo.render(text := demo.PAGE.read_text(encoding="utf-8"), result) == text
+    statistics = demo.STATISTICS.read_text(encoding="utf-8")
+    for render_page, text in (
+        (demo.render_readme, TEXT),
+        (demo.render, demo.PAGE.read_text(encoding="utf-8")),
+        (demo.render_vocabulary, statistics),
+    ):
+        assert render_page(text, result) == text
+    traps = json.loads(demo_traps.RESULT.read_text(encoding="utf-8"))
+    for path, render_traps in (
+        (demo_traps.METHOD, demo_traps.render),
+        (demo_traps.SEMANTICS, demo_traps.render_semantics),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert render_traps(text, traps) == text
+    words = traps["words"]
+    assert words["passed"] <= 0.1 * words["lists"]
     for page in (README, *DOCS.glob("*.md")):
         typed = re.sub(r"<!-- (demo\S*) -->.*?<!-- /\1 -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert f"{result['rows']:,}" not in typed, "figures of the demo stand in one place"

@@ -74,6 +74,8 @@ MATCHED = (
     *(("a", "feature_a", "int32"), ("b", "feature_b", "int32")),
     *(("r", "r", "float32"), ("r_heldout", "r_heldout", "float32")),
 )
+#: What is not said of r against chance.
+UNSAID = ("null_low", "null_high", "difference_low", "difference_high", "p", "beyond", "beyond_low", "beyond_high")
 SUMMARY = (
     *("null_mean", "null_low", "null_high"),
     *("difference", "difference_low", "difference_high", "p"),
@@ -155,7 +157,7 @@ def rematch(
         ``matched``, the pairs themselves that each null leaves, by which parts of them can be scored
         (:func:`drawn_pairs`): ``matched_null``, its number, ``matched_in``, the draw, -1 for the real rows,
         ``matched_a`` and ``matched_b``, all int32, and ``matched_r`` and ``matched_r_heldout``, float32. Undefined
-        values are NaN.
+        values are NaN, and so are intervals, p and shares of r against the null ``document``.
 
     Raises
     ------
@@ -607,6 +609,10 @@ def summarise(
         for j, chance in enumerate(chances):
             for name, value in zip(SUMMARY, _summary(of_null[:, j], chance, overlap[null]), strict=True):
                 summary[name][i, j] = value
+        if null == CHANCE:
+            # means of different pairs in every draw, of which there are few: neither interval nor p would hold
+            for name in UNSAID:
+                summary[name][i, 1 : len(COUNTS)] = np.nan
     return {name: (("null", "quantity"), array) for name, array in summary.items()}
 
 

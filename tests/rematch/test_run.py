@@ -59,6 +59,7 @@ def test_documents_in_each_others_place_leave_what_chance_gives(sense):
     chance = result.sel(null="document")
     assert chance.null_mean.sel(quantity="pairs") < 1
     assert chance.difference_low.sel(quantity="pairs") > 5
+    assert chance[["p", "difference_low"]].sel(quantity=["r", "r_heldout"]).to_array().isnull().all(), "of other pairs"
     assert chance.beyond.sel(quantity="pairs") == pytest.approx(1)
     assert np.isnan(chance.null_mean.sel(quantity="rsa")), "there are no pairs to score"
 
