@@ -31,10 +31,12 @@ PAGE = ROOT / "docs" / "yardsticks.md"
 def figures(run_dir: Path) -> dict[str, Any]:
     """Return what the page needs of a run."""
     run = RunDirectory(run_dir)
-    results = open_yardsticks(run, stored_experiment(run).site_pairs)
+    config = stored_experiment(run)
+    results = open_yardsticks(run, config.site_pairs)
     tables = {"normalised": normalised_table(results), "beside": yardsticks_table(results)}
     return {
         "command": "python -m benchmarks.yardsticks demo-run",
+        "min_correlation": config.match.min_correlation,
         "seconds": sum(usage.seconds for usage in read_usage(run.usage) if usage.stage == "yardsticks"),
         **{name: table.astype(object).where(table.notna(), None).to_dict("records") for name, table in tables.items()},
     }
@@ -45,8 +47,10 @@ def render(page: str, result: dict[str, Any]) -> str:
     normalised, beside = (pd.DataFrame(result[name]) for name in ("normalised", "beside"))
     for name in ("normalised", "low", "high"):
         normalised[name] = normalised[name].astype(float)
-    took = f"Making all floors and ceilings took {result['seconds'] / 60:.0f} minutes."
-    page = insert(page, "yardsticks-made", " ".join([*yardsticks_findings(normalised), took]))
+    made = [*yardsticks_findings(normalised), f"Pairs have r of at least {result['min_correlation']:g}."]
+    if result["seconds"]:  # 0 where no one session made all of it
+        made.append(f"Making all floors and ceilings took {result['seconds'] / 60:.0f} minutes.")
+    page = insert(page, "yardsticks-made", " ".join(made))
     page = insert(page, "yardsticks-normalised", _normalised(normalised))
     return insert(page, "yardsticks-beside", _beside(beside))
 
