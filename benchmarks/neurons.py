@@ -86,7 +86,7 @@ def main() -> None:
         update(PAGE, RESULT, page_with_tables)
         return
     features, units = map(RunDirectory, given.runs)
-    print(json.dumps(measure(features, units), indent=1))
+    print(json.dumps(measure(features, units)))
 
 
 if __name__ == "__main__":
