@@ -176,7 +176,7 @@ def _dataset(r: NDArray[np.float64], job: PairJob, threshold: float) -> xr.Datas
         "verdict": verdict,
         "explanation": explanation,
         "rule": f"enough: from half of the text to all of it, the number of pairs with r ≥ {threshold:g} in both "
-        f"halves changes by no more than {GOOD_CHANGE:.0%}, and the held-out r of the middle pair by no more than "
+        f"halves changes by no more than {GOOD_CHANGE:.0%}, and held-out r by a median of no more than "
         f"{R_CHANGE}",
     }
     label = {"long_name": f"{MEASURE_NAMES[job.measure]} on this set of documents"}
@@ -215,9 +215,9 @@ def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, k
     enough = abs(change) <= GOOD_CHANGE and moved <= R_CHANGE
     words = (
         f"With half of the text, {good[-2]:,} pairs reach r ≥ {threshold:g} in both halves; with all of it, "
-        f"{good[-1]:,} ({change:+.1%}). The held-out r of the middle pair moves by {moved:.3f}. "
+        f"{good[-1]:,} ({change:+.1%}). Held-out r changes by a median of {moved:.3f}. "
     )
-    closing = "More text would hardly change these pairs." if enough else "r has not settled: harvest more text."
+    closing = "More text would hardly change these pairs." if enough else "r has not stabilised: harvest more text."
     return ("enough" if enough else "not enough"), words + closing
 
 
