@@ -62,21 +62,21 @@ def convergence(
 ) -> xr.Dataset:
     """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
 
-    Nothing is correlated again: both stores are read once for every block of pairs whose sums fit the memory, 40 bytes
-    a document and pair. The result does not depend on workers or memory.
+    Nothing is correlated again: both stores are read once for every block of pairs whose sums fit in memory, 40 bytes
+    per document and pair. The result does not depend on workers or memory.
 
     Parameters
     ----------
     pairs
-        A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
+        A `match` result, a `correlate` result (its mutual best pairs), or ids of A and of B.
     a, b
         The stores that they were found in.
     settings
         Each setting of :class:`~pipeline.settings.correlate.ConvergenceSettings` is a keyword.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     beside
-        Files that are written from the result: if they must stay, it is not made.
+        Files written from the result: if one may not be replaced, the result is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -97,7 +97,7 @@ def convergence(
     RowMismatchError
         If the stores hold different rows.
     BudgetError
-        If the sums of 16 pairs do not fit the memory.
+        If the sums of 16 pairs do not fit in memory.
 
     Examples
     --------

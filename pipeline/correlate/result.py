@@ -100,11 +100,11 @@ def _lists(job: Job, rows: Best, columns: Best) -> dict[str, Any]:
 
 def label(name: str, measure: Measure) -> dict[str, str]:
     """Return the attributes of a variable that holds r."""
-    rows = "on held-out rows" if name == R_HELD_OUT else "on the rows that choose"
+    rows = "on held-out rows" if name == R_HELD_OUT else "on the selection half"
     return {"long_name": f"{MEASURE_NAMES[measure]} {rows}", "measure": measure}
 
 
 def _statistics(moments: Moments, side: str) -> dict[str, Any]:
-    """Return the statistics on the rows that choose, as variables."""
+    """Return the statistics on the selection half, as variables."""
     arrays = {"mean": moments.mean, "std": moments.std, "n_active": moments.active, "defined": moments.defined}
     return {f"{name}_{side}": (f"feature_{side}", array[0]) for name, array in arrays.items()}

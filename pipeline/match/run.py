@@ -58,7 +58,7 @@ def match(
     overwrite: bool = False,
     client: ClientSource = None,
 ) -> xr.Dataset:
-    """Choose pairs of features from a correlation result.
+    """Match features by their stored correlations.
 
     Exact without the correlation matrix: a pair below the minimum r may not be matched, so the kept pairs are the
     whole problem.
@@ -70,9 +70,9 @@ def match(
     settings
         Each setting of :class:`~pipeline.settings.match.MatchSettings` is a keyword; or all of them as one.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     beside
-        Files that are written from the result: if they must stay, it is not made.
+        Files written from the result: if one may not be replaced, the result is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     contexts, stores, corpus
@@ -103,7 +103,7 @@ def match(
         a filter needs something that is not given, or the stores of `check_on` are not of the same features, or not of
         other text.
     BudgetError
-        If the sums of `check_on` do not fit the memory.
+        If the sums of `check_on` do not fit in memory.
     MissingInputError
         If there is no finished result at the path.
     FormatError
