@@ -31,10 +31,10 @@ OTHER = {"a": "b", "b": "a"}
 COLUMNS = {
     "site": "site of the other model with the best partner; empty if the feature has none",
     "best": "that partner's id; -1 if there is none",
-    "r": "{measure} on the selection half",
+    "r": "{measure} on the rows used for selection",
     "r_heldout": "{measure} on held-out rows",
     "runner_up_site": "other site with the next best partner; empty if there is none",
-    "runner_up_r": "{measure} with that partner, on the selection half",
+    "runner_up_r": "{measure} with that partner, on the rows used for selection",
 }
 
 

@@ -203,7 +203,7 @@ def _ratio(values: Floats, of: Floats) -> Floats:
 def _dataset(estimates: Floats, chosen: ChosenPairs, job: PairJob) -> xr.Dataset:
     units = job.units()
     variables: dict[str, Any] = {"feature_a": ("pair", chosen.ids_a), "feature_b": ("pair", chosen.ids_b)}
-    where = ("on the rows that chose the pair", "on the other rows")
+    where = ("on the rows used for selection", "on the held-out rows")
     for h, suffix in enumerate(SUFFIXES[: job.n_halves]):
         names = (f"r{suffix}", f"r{suffix}_low", f"r{suffix}_high")
         for name, values in zip(names, estimates[:, h], strict=False):

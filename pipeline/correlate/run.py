@@ -112,9 +112,9 @@ def correlate(
         For many correlations with one B store, one after the other: what the previous one found out about B, changed
         in place for the next one; see :mod:`pipeline.correlate.grid`. It changes no result.
     halves
-        The half of each row, int8, (token,): 0 is the selection half, 1 the held-out half, -1 is in neither. By default whole
-        documents take turns, and rows that either store marks as sinks count in neither. Steps that split the rows
-        again, as ``bootstrap`` does, do not know halves that were given.
+        The half of each row, int8, (token,): 0 is the selection half, 1 the held-out half, -1 is in neither. By
+        default whole documents are assigned to halves, and rows that either store marks as sinks are in neither. Steps
+        that split the rows again, as ``intervals`` does, do not know halves that were given.
 
     Returns
     -------

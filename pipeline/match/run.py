@@ -309,7 +309,7 @@ def _heldout(data: Candidates, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32
 LONG_NAMES = {
     "feature_a": "feature of side A",
     "feature_b": "feature of side B",
-    "r": "{measure} on the rows that chose the pair",
+    "r": "{measure} on the rows used for selection",
     "r_heldout": "{measure} on the other rows",
     "rank_b": "place of feature_b among the partners of feature_a, best 0",
     "rank_a": "place of feature_a among the partners of feature_b, best 0",
