@@ -80,8 +80,8 @@ def _log_left_out(moments: Moments, side: str) -> None:
     n_constant = int((~moments.defined[0]).sum()) - n_rare
     if n_constant or n_rare:
         logger.info(
-            "%d %s features do not vary over the rows used for selection, and %d fire in fewer than %d of these %d rows: they "
-            "have no correlation",
+            "%d %s features do not vary over the rows used for selection, and %d fire in fewer than %d of these %d "
+            "rows: they have no correlation",
             n_constant, side, n_rare, moments.fewest, moments.n[0],
         )  # fmt: skip
 

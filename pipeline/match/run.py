@@ -310,7 +310,7 @@ LONG_NAMES = {
     "feature_a": "feature of side A",
     "feature_b": "feature of side B",
     "r": "{measure} on the rows used for selection",
-    "r_heldout": "{measure} on the other rows",
+    "r_heldout": "{measure} on the held-out rows",
     "rank_b": "place of feature_b among the partners of feature_a, best 0",
     "rank_a": "place of feature_a among the partners of feature_b, best 0",
     "uses_a": "pairs that feature_a is in",

@@ -297,4 +297,4 @@ def test_pairs_say_what_their_r_is(client, make_case, values):
     cor = make_case(x, x).correlate(measure="jaccard", client=client)
     pairs = match(cor, method="greedy", min_correlation=0.1)
     assert pairs.attrs["measure"] == "jaccard"
-    assert pairs["r_heldout"].attrs["long_name"] == "Jaccard index of firing on the other rows"
+    assert pairs["r_heldout"].attrs["long_name"] == "Jaccard index of firing on the held-out rows"
