@@ -311,7 +311,7 @@ def render(study: Study, stages: Sequence[Stage]) -> str:
     lines = [
         f"{study.tokens:,} tokens × {study.features:,} features ({study.active} active) × {study.n_pairs} pairs of "
         f"sites ({study.sites[0]} × {study.sites[1]}); {study.workers:,} workers of one core and "
-        f"{giga(study.memory)}, a driver of {giga(study.driver)}, a file system of {giga(study.bandwidth)} a second.",
+        f"{giga(study.memory)}, a driver of {giga(study.driver)}, a file system of {giga(study.bandwidth)} per second.",
         "",
         "| stage | tasks | scheduler | moved | on disk | a worker | the driver | computing | moving |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -66,7 +66,7 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
 
 
 def check_chunk(what: str, declared: int, stored: int | None) -> None:
-    """Refuse an array whose chunks, each unpacked whole, do not fit the memory; nor what is stored of it, if given."""
+    """Refuse an array whose chunks, each unpacked whole, do not fit in memory; nor what is stored of it, if given."""
     if stored is not None:
         check_expansion(f"A chunk of {what}", declared, stored)
     if declared > SMALL:

@@ -104,7 +104,7 @@ class CorruptError(FormatError):
 
 
 class BudgetError(SubspaceError, MemoryError):
-    """What was asked for does not fit the memory or disk that was allowed."""
+    """What was asked for does not fit in memory or disk that was allowed."""
 
     exit_code = 3
 

@@ -122,14 +122,14 @@ def unpacked_size(codec: str, data: bytes, limit: int) -> int:
 
 
 def check_size(what: str, size: int, largest: int) -> None:
-    """Refuse to unpack a chunk to more than the largest that there can be in its array, or than fits the memory.
+    """Refuse to unpack a chunk to more than the largest that there can be in its array, or than fits in memory.
 
     Raises
     ------
     CorruptError
         If it is larger than any chunk of its array, and large at all.
     BudgetError
-        If it does not fit the memory.
+        If it does not fit in memory.
     """
     if size <= SMALL:
         return
@@ -159,7 +159,7 @@ def check_frames(array: Path, metadata: Mapping[str, Any], largest: int) -> None
         If a chunk is larger than any chunk of its array, or chunks are compressed twice: the outer codec says nothing
         of what the inner one makes.
     BudgetError
-        If a chunk does not fit the memory.
+        If a chunk does not fit in memory.
     """
     sharding = None
     if "compressor" in metadata:  # format 2

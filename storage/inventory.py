@@ -252,7 +252,7 @@ def check_foreign(folder: Path) -> None:
     FormatError
         If there is anything in its arrays but files and folders, or a chunk is far larger than what is stored of it.
     BudgetError
-        If a chunk does not fit the memory.
+        If a chunk does not fit in memory.
     """
     for name in array_names(folder):
         check_array(folder / name)

@@ -33,7 +33,7 @@ from storage.rundir import SIDES, RunDirectory
 
 logger = logging.getLogger(__name__)
 
-OTHER_INPUTS = "was made from other inputs than are there now"
+OTHER_INPUTS = "was made from other inputs than the present ones"
 
 #: ``same``: it is what the result was made from. ``changed``: something else is at its path now. ``gone``: nothing is.
 #: ``unknown``: nothing at hand has its hash, and its path is not recorded.
@@ -140,7 +140,7 @@ class RunInputs:
         return path.exists() and not self.why_not(path)
 
     def why_not(self, path: Path) -> str:
-        """Return which result was made from other inputs than are there now; empty where none was."""
+        """Return which result was made from other inputs than the present ones; empty where none was."""
         if path not in self._reasons:
             self._reasons[path] = self._mismatch(path)
         return self._reasons[path]

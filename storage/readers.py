@@ -438,7 +438,7 @@ def _extras(path: Path, archive: zipfile.ZipFile, names: set[str]) -> dict[str, 
 
 
 def whole(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Return an array of an archive, if it fits the memory."""
+    """Return an array of an archive, if it fits in memory."""
     member = Member(archive, name)
     check_memory(f"{name} in {archive.filename or 'the archive'}", n_bytes(member.shape, member.dtype.itemsize))
     flat = member.take(math.prod(member.shape))
@@ -600,7 +600,7 @@ def tensor_in_file(path: Path, name: str, *, as_column: bool = False) -> Source:
 
 
 def whole_source(path: Path, source: Source) -> NDArray[Any]:
-    """Return all rows of a source, if they fit the memory."""
+    """Return all rows of a source, if they fit in memory."""
     check_memory(f"An array of {path}", n_bytes((source.n_tokens, source.n_features), source.dtype.itemsize))
     return np.concatenate(list(source.slabs(source.slab_rows)))
 
@@ -861,7 +861,7 @@ def read_decoder(path: str | Path, n_features: int) -> NDArray[Any]:
     InputError
         If there is no file, or it is no decoder of so many features.
     BudgetError
-        If it does not fit the memory.
+        If it does not fit in memory.
     """
     path = Path(path)
     if path.suffix not in (".npy", ".npz", ".safetensors"):

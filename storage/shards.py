@@ -1,4 +1,4 @@
-"""Where arrays are cut: into shards, which are files, and into slices that fit the memory."""
+"""Where arrays are cut: into shards, which are files, and into slices that fit in memory."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _groups_below(path: Path, report: Verification, expect: Expect | None) -> It
     """Yield the Zarr groups at or below a path; note what is unfinished, missing, or no longer a group."""
     if path.is_file():
         raise MissingInputError(
-            f"{path} is a file, and says nothing to verify it by: verify the result or run that it was written from"
+            f"{path} is a file, and has no checksums to verify it by: verify the result or run that it was written from"
         )
     if not path.is_dir():
         raise MissingInputError(f"There is nothing to verify at {path}; give a store, a result, or a run directory")
@@ -218,7 +218,7 @@ def _groups_below(path: Path, report: Verification, expect: Expect | None) -> It
     elif (path / GROUP_FILE).exists():
         if _is_of_another_program(path):
             raise MissingInputError(
-                f"{path} is a Zarr group that another program wrote: it says nothing to verify it by"
+                f"{path} is a Zarr group that another program wrote: it has no checksums to verify it by"
             )
         yield path
     elif path.suffix == ".zarr":
@@ -269,7 +269,7 @@ def _check_run(run: RunDirectory, report: Verification, expect: Expect | None) -
     for path in dict.fromkeys([*paths, run.models]):
         if path.exists():
             if (path / GROUP_FILE).exists() and _is_of_another_program(path):
-                report.faults.append(Fault(str(path), "another program wrote what is in the place of this", GROUP_FILE))
+                report.faults.append(Fault(str(path), "another program wrote this file", GROUP_FILE))
             continue
         if path in needed:
             report.faults.append(Fault(str(path), "is missing, and results that were made from it are there"))

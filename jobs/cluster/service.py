@@ -117,7 +117,9 @@ def up(name: str, profile_name: str, cluster_file: Path | None = None) -> Cluste
     settings = load_settings(cluster_file)
     profile = find_profile(profile_name, settings)
     if not isinstance(profile, ProcessesProfile | LocalCudaProfile | SlurmProfile):
-        raise InputError(f"Profile {profile_name!r} is of kind {profile.kind!r}: it has no processes that could go on")
+        raise InputError(
+            f"Profile {profile_name!r} is of kind {profile.kind!r}: it has no processes that could keep running"
+        )
     if name in profile_names(settings):
         raise InputError(f"{name!r} is the name of a profile; --cluster {name} would mean either. Choose another name")
     if isinstance(profile, SlurmProfile):

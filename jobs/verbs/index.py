@@ -32,7 +32,7 @@ TARGETS: dict[str | None, dict[str, str]] = {
         "cluster status": "jobs.verbs.cluster:status_command",
         "cluster job-script": "jobs.verbs.cluster:job_script_command",
     },
-    "Its stages": {
+    "Stages": {
         "harvest": "pipeline.harvest.__main__:command",
         "correlate": "pipeline.correlate.__main__:command",
         "match": "pipeline.match.__main__:command",

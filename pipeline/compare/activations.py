@@ -186,7 +186,7 @@ def compare_activations(
     settings
         Each setting of :class:`~pipeline.settings.compare.ActivationsSettings` is a keyword; or all of them as one.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -208,7 +208,7 @@ def compare_activations(
     RowMismatchError
         If the stores hold different rows.
     BudgetError
-        If the sums do not fit the memory; before anything is read.
+        If the sums do not fit in memory; before anything is read.
 
     Examples
     --------

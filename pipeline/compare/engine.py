@@ -292,7 +292,7 @@ def allowed_memory(memory: str | int) -> int:
 def _fit_memory(
     groups: Sequence[Family], sides: tuple[RowSource, RowSource], banks: Mapping[str, Bank], memory: str | int
 ) -> list[Family]:
-    """Return the families in the forms that fit the memory together, or refuse."""
+    """Return the families in the forms that fit in memory together, or refuse."""
     n, (d_a, d_b) = sides[0].shape[0], (side.shape[1] for side in sides)
     fitted, allowed = list(groups), allowed_memory(memory)
     drawn_from = [side.shape for bank in banks.values() for side in (bank.a, bank.b) if side is not None]

@@ -45,7 +45,7 @@ def compare(
     overwrite: bool = False,
     client: ClientSource = None,
 ) -> xr.Dataset:
-    """Score how alike the decoder rows of matched features are, each score beside its nulls.
+    """Score how similar the decoder rows of matched features are, each score with its nulls.
 
     Each null is another answer to "by chance?". Shuffled pairings keep the rows: what they score is due to the numbers
     of rows and dimensions, and to the shape of either side, but not to who was matched with whom. Decompositions and
@@ -70,7 +70,7 @@ def compare(
         What the features of both sides fire on, and the text: for nulls of words and ``n_effective``. The word of a
         pair is that at most of the top contexts of its two features.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client

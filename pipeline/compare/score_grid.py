@@ -292,7 +292,7 @@ def save_scores(directory: RunDirectory, site_pairs: Sequence[Sites], inputs: Ru
     paths = {sites: directory.scores(*sites) for sites in site_pairs}
     results = {sites: path for sites, path in paths.items() if inputs.belongs(path)}
     if not results and (reasons := list(filter(None, map(inputs.why_not, paths.values())))):
-        raise MissingInputError(f"There are no scores of what is there now: {reasons[0]}; run `subspace run` again")
+        raise MissingInputError(f"There are no scores of the present results: {reasons[0]}; run `subspace run` again")
     # The tables come before the result, since that says that all of it is there
     table = scores_table(score_grid(results))
     for path, text in zip(table_paths(directory), (table.to_csv(index=False), to_latex(table)), strict=True):

@@ -121,7 +121,7 @@ def compare_subsets(
         If a setting is wrong, a store has no decoder rows or not the features of a subset, or a metric fails on runs
         of a null.
     BudgetError
-        If the largest subset does not fit the memory; before anything is computed.
+        If the largest subset does not fit in memory; before anything is computed.
     """
     settings = CompareSettings.make(metrics=metrics, nulls=nulls, null_runs=null_runs, seed=seed)
     chosen = tuple(NULLS[name] for name in settings.nulls)

@@ -31,10 +31,10 @@ OTHER = {"a": "b", "b": "a"}
 COLUMNS = {
     "site": "site of the other model with the best partner; empty if the feature has none",
     "best": "that partner's id; -1 if there is none",
-    "r": "{measure} on the rows that choose",
+    "r": "{measure} on the rows used for selection",
     "r_heldout": "{measure} on held-out rows",
     "runner_up_site": "other site with the next best partner; empty if there is none",
-    "runner_up_r": "{measure} with that partner, on the rows that choose",
+    "runner_up_r": "{measure} with that partner, on the rows used for selection",
 }
 
 
@@ -43,7 +43,7 @@ def best_layer(
 ) -> xr.Dataset:
     """Find each feature's best site of the other model.
 
-    r on the rows that choose decides; r on held-out rows is next to it and tells whether it holds. Equal r go to
+    r on the selection half decides; r on held-out rows is next to it and tells whether it holds. Equal r go to
     the site that comes first. Memory: about 60 bytes a feature of all sites, and the first partners of one result.
 
     Parameters

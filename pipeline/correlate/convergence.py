@@ -62,21 +62,21 @@ def convergence(
 ) -> xr.Dataset:
     """Measure r of chosen pairs on growing, nested sets of documents, and say whether the text is enough.
 
-    Nothing is correlated again: both stores are read once for every block of pairs whose sums fit the memory, 40 bytes
-    a document and pair. The result does not depend on workers or memory.
+    Nothing is correlated again: both stores are read once for every block of pairs whose sums fit in memory, 40 bytes
+    per document and pair. The result does not depend on workers or memory.
 
     Parameters
     ----------
     pairs
-        A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
+        A `match` result, a `correlate` result (its mutual best pairs), or ids of A and of B.
     a, b
         The stores that they were found in.
     settings
         Each setting of :class:`~pipeline.settings.correlate.ConvergenceSettings` is a keyword.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     beside
-        Files that are written from the result: if they must stay, it is not made.
+        Files written from the result: if one may not be replaced, the result is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -97,7 +97,7 @@ def convergence(
     RowMismatchError
         If the stores hold different rows.
     BudgetError
-        If the sums of 16 pairs do not fit the memory.
+        If the sums of 16 pairs do not fit in memory.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def _dataset(r: NDArray[np.float64], job: PairJob, threshold: float) -> xr.Datas
         "verdict": verdict,
         "explanation": explanation,
         "rule": f"enough: from half of the text to all of it, the number of pairs with r ≥ {threshold:g} in both "
-        f"halves changes by no more than {GOOD_CHANGE:.0%}, and the held-out r of the middle pair by no more than "
+        f"halves changes by no more than {GOOD_CHANGE:.0%}, and held-out r by a median of no more than "
         f"{R_CHANGE}",
     }
     label = {"long_name": f"{MEASURE_NAMES[job.measure]} on this set of documents"}
@@ -215,9 +215,9 @@ def judge(r: NDArray[np.float64], good: NDArray[np.integer], threshold: float, k
     enough = abs(change) <= GOOD_CHANGE and moved <= R_CHANGE
     words = (
         f"With half of the text, {good[-2]:,} pairs reach r ≥ {threshold:g} in both halves; with all of it, "
-        f"{good[-1]:,} ({change:+.1%}). The held-out r of the middle pair moves by {moved:.3f}. "
+        f"{good[-1]:,} ({change:+.1%}). Held-out r changes by a median of {moved:.3f}. "
     )
-    closing = "More text would hardly change these pairs." if enough else "r has not settled: harvest more text."
+    closing = "More text would hardly change these pairs." if enough else "r has not stabilised: harvest more text."
     return ("enough" if enough else "not enough"), words + closing
 
 

@@ -74,7 +74,7 @@ def forecast(
     Raises
     ------
     BudgetError
-        If it does not fit the memory.
+        If it does not fit in memory.
     """
     inputs = Inputs.open(Path(a), Path(b))
     inputs.measured_by(settings.measure)  # refuses stores that have no such measure
@@ -90,7 +90,7 @@ def forecast_sizes(  # noqa: PLR0917 - what it depends on
     Raises
     ------
     BudgetError
-        If it does not fit the memory.
+        If it does not fit in memory.
     """
     measured = measured_sizes((a, b), settings.measure, n_rows)
     plan = make_plan(*measured, n_rows, settings, resources)

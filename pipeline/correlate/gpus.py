@@ -77,5 +77,5 @@ def published_gpu(name: str) -> PublishedGpu:
         If its figures are not known here.
     """
     if name.lower() not in GPUS:
-        raise InputError(f"There are no figures of a GPU {name!r}; there are those of {', '.join(GPUS)}")
+        raise InputError(f"There are no figures for a GPU {name!r}; known are {', '.join(GPUS)}")
     return GPUS[name.lower()]

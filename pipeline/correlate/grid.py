@@ -8,7 +8,7 @@
         correlate(a2, b1, known_b=known_b, …)     (both are there)        ──▶ correlate
         correlate(a1, b2, known_b=known_b, …)     let go of b1; read b2 …
 
-Where the rows of B fit the memory, each worker process keeps them until another B comes. Where they do not, the
+Where the rows of B fit in memory, each worker process keeps them until another B comes. Where they do not, the
 statistics of all B features, which take a pass over the store or two, are kept in the calling process: 16 numbers a
 feature. Results and memory are those of pairs on their own.
 """

@@ -62,7 +62,7 @@ class Inputs:
         for store, size in zip(self.stores, self.sizes, strict=True):
             if (size.entries >= self.n_rows).all():
                 raise InputError(
-                    f"measure={measure!r} is of where features fire, and in {store.path} no value is 0: all features "
+                    f"measure={measure!r} compares where features fire, but {store.path} has no zeros: all features "
                     "fire in all rows. Use measure='pearson', 'cosine' or 'spearman'"
                 )
         stores = (replace(self.stores[0], firing=True), replace(self.stores[1], firing=True))

@@ -65,19 +65,19 @@ def intervals(
 ) -> xr.Dataset:
     """Return intervals for r of chosen pairs, with documents as the units.
 
-    Both stores are read once for every block of pairs whose sums fit the memory: 40 bytes a document and pair. The
+    Both stores are read once for every block of pairs whose sums fit in memory: 40 bytes per document and pair. The
     result does not depend on workers or memory.
 
     Parameters
     ----------
     pairs
-        A `match` result, a `correlate` result (its mutually best partners), or ids of A and of B.
+        A `match` result, a `correlate` result (its mutual best pairs), or ids of A and of B.
     a, b
         The stores that they were found in.
     settings
         Each setting of :class:`~pipeline.settings.correlate.IntervalSettings` is a keyword.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client
@@ -100,7 +100,7 @@ def intervals(
     RowMismatchError
         If the stores hold different rows.
     BudgetError
-        If the sums of 16 pairs do not fit the memory.
+        If the sums of 16 pairs do not fit in memory.
 
     Examples
     --------
@@ -203,7 +203,7 @@ def _ratio(values: Floats, of: Floats) -> Floats:
 def _dataset(estimates: Floats, chosen: ChosenPairs, job: PairJob) -> xr.Dataset:
     units = job.units()
     variables: dict[str, Any] = {"feature_a": ("pair", chosen.ids_a), "feature_b": ("pair", chosen.ids_b)}
-    where = ("on the rows that chose the pair", "on the other rows")
+    where = ("on the rows used for selection", "on the held-out rows")
     for h, suffix in enumerate(SUFFIXES[: job.n_halves]):
         names = (f"r{suffix}", f"r{suffix}_low", f"r{suffix}_high")
         for name, values in zip(names, estimates[:, h], strict=False):

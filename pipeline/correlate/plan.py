@@ -350,7 +350,7 @@ def make_plan(
     *,
     cut: Cut | None = None,
 ) -> Plan:
-    """Cut the work to fit the memory; `cut` is how, if that is already decided (work that is resumed).
+    """Cut the work to fit in memory; `cut` is how, if that is already decided (work that is resumed).
 
     Raises
     ------

@@ -310,7 +310,7 @@ def measured_sizes(sizes: tuple[StoreSize, StoreSize], measure: Measure, n_rows:
 
 
 def plan_ranks(size: StoreSize, *, n_rows: int, plan: Plan, resources: Resources, name: str = "a store") -> RankPlan:
-    """Cut the ranking of a store to fit the memory: as many features for a task as fit, but tasks for all slots.
+    """Cut the ranking of a store to fit in memory: as many features for a task as fit, but tasks for all slots.
 
     Raises
     ------

@@ -80,8 +80,8 @@ def _log_left_out(moments: Moments, side: str) -> None:
     n_constant = int((~moments.defined[0]).sum()) - n_rare
     if n_constant or n_rare:
         logger.info(
-            "%d %s features do not vary over the rows that choose, and %d fire in fewer than %d of these %d rows: they "
-            "have no correlation",
+            "%d %s features do not vary over the rows used for selection, and %d fire in fewer than %d of these %d "
+            "rows: they have no correlation",
             n_constant, side, n_rare, moments.fewest, moments.n[0],
         )  # fmt: skip
 
@@ -100,11 +100,11 @@ def _lists(job: Job, rows: Best, columns: Best) -> dict[str, Any]:
 
 def label(name: str, measure: Measure) -> dict[str, str]:
     """Return the attributes of a variable that holds r."""
-    rows = "on held-out rows" if name == R_HELD_OUT else "on the rows that choose"
+    rows = "on held-out rows" if name == R_HELD_OUT else "on the rows used for selection"
     return {"long_name": f"{MEASURE_NAMES[measure]} {rows}", "measure": measure}
 
 
 def _statistics(moments: Moments, side: str) -> dict[str, Any]:
-    """Return the statistics on the rows that choose, as variables."""
+    """Return the statistics on the selection half, as variables."""
     arrays = {"mean": moments.mean, "std": moments.std, "n_active": moments.active, "defined": moments.defined}
     return {f"{name}_{side}": (f"feature_{side}", array[0]) for name, array in arrays.items()}

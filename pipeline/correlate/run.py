@@ -109,12 +109,12 @@ def correlate(
     client
         Where to run; by default threads of this process.
     known_b
-        For many correlations with one B store, one after the other: what the one before has found out about B, changed
+        For many correlations with one B store, one after the other: what the previous one found out about B, changed
         in place for the next one; see :mod:`pipeline.correlate.grid`. It changes no result.
     halves
-        The half of each row, int8, (token,): 0 chooses, 1 is held out, -1 counts in neither. By default whole
-        documents take turns, and rows that either store marks as sinks count in neither. Steps that split the rows
-        again, as ``bootstrap`` does, do not know halves that were given.
+        The half of each row, int8, (token,): 0 is the selection half, 1 the held-out half, -1 is in neither. By
+        default whole documents are assigned to halves, and rows that either store marks as sinks are in neither. Steps
+        that split the rows again, as ``intervals`` does, do not know halves that were given.
 
     Returns
     -------
@@ -128,11 +128,11 @@ def correlate(
         ``r``, ``r_heldout`` (feature_a, feature_b) float64
             The kept pairs, as csr arrays (:func:`storage.read_csr` with ``name="r"``); 0 elsewhere.
         ``r_all`` (feature_a, feature_b) float32 or float16
-            The whole matrix on the rows that choose, if `full`; NaN where r is not defined.
+            The whole matrix on the selection half, if `full`; NaN where r is not defined.
         ``histogram`` (bin) int64, ``bin_left``, ``bin_right`` float64
             How many pairs have r in [left, right); 1 itself is in the last bin. Undefined pairs are in none.
         ``mean_a``, ``std_a`` float64, ``n_active_a`` int64, ``defined_a`` bool (feature_a), and ``…_b`` (feature_b)
-            Statistics on the rows that choose, of what the measure is made of: values, firing (0 or 1), or ranks less
+            Statistics on the selection half, of what the measure is made of: values, firing (0 or 1), or ranks less
             that of zero; the standard deviation divides by n. Not `defined`: no r by this measure.
 
     Raises
@@ -145,7 +145,7 @@ def correlate(
     BusyError
         If another process is writing at `out`.
     BudgetError
-        If the work does not fit the memory, or so many pairs are kept that they do not; the message says what would.
+        If the work does not fit in memory, or so many pairs are kept that they do not; the message says what would.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def correlate_share(
     MissingInputError
         If the work is not begun, or was begun from other inputs or settings.
     BudgetError
-        If the panels, as they were cut, do not fit the memory of this process.
+        If the panels, as they were cut, do not fit in memory of this process.
     """
     budget = parse_memory(settings.memory)
     inputs, manifest = _checked(Path(a), Path(b), settings)
@@ -571,7 +571,7 @@ class Tally:
         advice = f"keep_above={threshold:.3f} should fit" if threshold is not None else "no threshold would fit"
         raise BudgetError(
             f"Too many pairs have r ≥ {self.job.settings.keep_above}: about {so_far.n_kept / share_done:.0f} are to be "
-            f"expected {where}, and {budget} fit the memory that is allowed. {advice}; or raise memory"
+            f"expected {where}, and {budget} fit in memory that is allowed. {advice}; or raise memory"
         )
 
 

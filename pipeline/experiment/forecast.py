@@ -51,7 +51,7 @@ def plan(
     gpu: str | None = None,
     client: ClientSource = None,
 ) -> list[Step]:
-    """Return what an experiment will take.
+    """Estimate what an experiment needs, stage by stage.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def plan(
     run_dir
         Its run directory, as :func:`pipeline.run` takes it. The corpus and the table of rows are made in it.
     calibrate
-        Measure this machine's rates first, and keep them.
+        Measure the rates of this machine first, and store them.
     gpu
-        Correlate on a GPU that need not be here, one for each worker process: a name of
+        Plan for one GPU per worker process, which this machine may lack: a name of
         :data:`pipeline.correlate.gpus.GPUS`.
     client
-        The workers that the plan is for; threads of this process by default.
+        Workers to plan for; threads of this process by default.
 
     Returns
     -------

@@ -51,7 +51,7 @@ def run(
     share: Share | None = None,
     client: ClientSource = None,
 ) -> RunResult:
-    """Run an experiment, or go on with it.
+    """Run an experiment, or resume it.
 
     A finished stage whose inputs and settings have not changed is skipped; a half-finished one resumes at its first
     missing part.

@@ -62,9 +62,9 @@ def sweep(
     contexts, stores, corpus, non_concept
         As in :func:`pipeline.match`; the stores, with decoder rows, for scores too.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     beside
-        Files that are written from the result: if they must stay, it is not made.
+        Files written from the result: if one may not be replaced, the result is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client

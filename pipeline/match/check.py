@@ -65,7 +65,7 @@ def r_on_other_text(
 ) -> xr.Dataset:
     """Return the pairs with their r on other text, measured on all of its rows.
 
-    Memory is that of :func:`pipeline.correlate.intervals.intervals`: 40 bytes a document and pair, in blocks of pairs
+    Memory is that of :func:`pipeline.correlate.intervals.intervals`: 40 bytes per document and pair, in blocks of pairs
     as wide as the budget allows.
 
     Parameters

@@ -31,7 +31,7 @@ class Fate(NamedTuple):
 
 
 MATCHED = Fate("matched", "in at least one pair", 0)
-DEAD = Fate("dead", "has no correlation: never varies on the rows that choose, or fires in fewer than min_firing", 1)
+DEAD = Fate("dead", "has no correlation: never varies on the selection half, or fires in fewer than min_firing", 1)
 BELOW_MIN_R = Fate("below_min_r", "varies, but reaches the minimum r with no feature of the other side", 2)
 TAKEN = Fate("taken", "reaches the minimum r, but the method gave its partners to other features", 3)
 #: What may become of a feature without any filter; results always count these.

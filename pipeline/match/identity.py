@@ -75,7 +75,7 @@ def token_identity(
     a, b
         The stores that were correlated.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     corpus
         The text of the stores: rows are compared with rows of the same text. Without it, with rows of the same token
         ids on both sides, which with two tokenizers are fragments of the text.

@@ -50,7 +50,7 @@ def layer_consistency(grid: Grid, side: Side = "a") -> xr.Dataset:
     grid
         (site of A, site of B) → the result of ``match``; every combination must be there.
     side
-        Whose features are followed.
+        Which side's features to follow.
 
     Returns
     -------

@@ -58,7 +58,7 @@ def match(
     overwrite: bool = False,
     client: ClientSource = None,
 ) -> xr.Dataset:
-    """Choose pairs of features from a correlation result.
+    """Match features by their stored correlations.
 
     Exact without the correlation matrix: a pair below the minimum r may not be matched, so the kept pairs are the
     whole problem.
@@ -70,9 +70,9 @@ def match(
     settings
         Each setting of :class:`~pipeline.settings.match.MatchSettings` is a keyword; or all of them as one.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     beside
-        Files that are written from the result: if they must stay, it is not made.
+        Files written from the result: if one may not be replaced, the result is not made.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     contexts, stores, corpus
@@ -103,7 +103,7 @@ def match(
         a filter needs something that is not given, or the stores of `check_on` are not of the same features, or not of
         other text.
     BudgetError
-        If the sums of `check_on` do not fit the memory.
+        If the sums of `check_on` do not fit in memory.
     MissingInputError
         If there is no finished result at the path.
     FormatError
@@ -323,8 +323,8 @@ def _heldout(data: Candidates, ids_a: NDArray[np.int32], ids_b: NDArray[np.int32
 LONG_NAMES = {
     "feature_a": "feature of side A",
     "feature_b": "feature of side B",
-    "r": "{measure} on the rows that chose the pair",
-    "r_heldout": "{measure} on the other rows",
+    "r": "{measure} on the rows used for selection",
+    "r_heldout": "{measure} on the held-out rows",
     "rank_b": "place of feature_b among the partners of feature_a, best 0",
     "rank_a": "place of feature_a among the partners of feature_b, best 0",
     "uses_a": "pairs that feature_a is in",

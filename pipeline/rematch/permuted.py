@@ -1,7 +1,7 @@
 """A copy of a store whose rows have changed places, made in several passes over the store where memory asks for it.
 
 A copy on disk is read by every kernel, on every worker, as the store itself is. The rows of a stretch of it come from
-all of the store: as many rows are made in one pass as fit the memory, and the store is read once in each.
+all of the store: as many rows are made in one pass as fit in memory, and the store is read once in each.
 """
 
 from __future__ import annotations

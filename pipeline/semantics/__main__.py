@@ -28,7 +28,7 @@ def command(
     show_all: Annotated[bool, typer.Option("--all", help="Also print subspaces with too few pairs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the subspaces of concepts in a run and test whether both models arrange them alike.
+    """Find the subspaces of concepts in a run and test whether both models arrange them similarly.
 
     Settings that are not given are taken from the run's experiment file. The table is written to semantics.zarr, .csv,
     .html and .tex in the run directory; `subspace report` shows it with the features in the text.

@@ -77,7 +77,7 @@ def concept_features(
         Which rule decides, as in the experiment file: one of ``CountRule``, ``ShareRule``, ``PmiRule``, ``ProbeRule``
         of :mod:`pipeline.settings.semantics`; ``CountRule()`` by default.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client

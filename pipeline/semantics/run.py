@@ -147,7 +147,7 @@ def semantics(
     rematched
         Result of :func:`pipeline.rematch` for the pairs, with its null ``token``; for the columns of the token null.
     out
-        Where the result is written; a current one is left as it is. In memory only if absent.
+        Path of the result; an up-to-date one is left unchanged. Without it, the result is only in memory.
     overwrite
         Whether a result at `out` that came from other inputs may be replaced.
     client

@@ -6,7 +6,7 @@ status  what happened
 0       done
 1       something failed that is not the user's input: a worker died again and again, the network, a broken disk
 2       a value, file or setting cannot be used, is damaged, or is not there
-3       it does not fit the memory or the disk
+3       it does not fit in memory or the disk
 4       an optional dependency is missing
 5       ``verify`` found damage, or an input that was replaced
 70      a bug of this program (``EX_SOFTWARE``)

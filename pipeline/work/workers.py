@@ -144,7 +144,7 @@ def closing(cluster: Any) -> Iterator[Any]:
             cluster.close(timeout=CLOSING_SECONDS)
         except TimeoutError:
             logger.warning(
-                "The cluster did not close within %g s: a worker that died late is still waited for. Results are not "
+                "The cluster did not close within %g s: it still waits for a worker that died late. Results are not "
                 "concerned, and its processes end with this one",
                 CLOSING_SECONDS,
             )

@@ -65,7 +65,7 @@ def test_every_feature_against_plain_loops(grid):
 def test_written_beside_its_tables_and_left_alone_when_current(grid, tmp_path):
     out = tmp_path / "best_layer.zarr"
     ds = best_layer(grid, out)
-    assert ds["best_r_a"].attrs["long_name"] == "Pearson correlation on the rows that choose"
+    assert ds["best_r_a"].attrs["long_name"] == "Pearson correlation on the rows used for selection"
     table = pd.read_csv(tmp_path / "best_layer_a.csv", keep_default_na=False)
     assert list(table["best_site_b"]) == list(ds["best_site_b"].values)
     assert len(pd.read_csv(tmp_path / "best_layer_b.csv")) == 18

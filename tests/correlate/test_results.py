@@ -193,7 +193,7 @@ def test_result_opens_with_plain_xarray_and_carries_what_it_is(client, make_case
         "kernel": "sparse",
     }
     assert ds["r_heldout_a"].attrs["long_name"] == "Pearson correlation on held-out rows"
-    assert ds["r"].attrs["long_name"] == "Pearson correlation on the rows that choose"
+    assert ds["r"].attrs["long_name"] == "Pearson correlation on the rows used for selection"
     sparse = storage.read_csr(out, name="r")
     np.testing.assert_array_equal(ds["r"].values, sparse.toarray())
 

@@ -50,7 +50,7 @@ def test_exchanged_results_are_left_out_of_the_scores(copied: RunDirectory, tiny
     assert done.exit_code == 0, done.output
     assert compared(copied) == {*tiny_run.experiment.site_pairs} - {X, Y}
     said = " ".join(done.stderr.split())
-    assert f"{folder}/layers.0--encoder.layer.0.zarr was made from other inputs than are there now" in said
+    assert f"{folder}/layers.0--encoder.layer.0.zarr was made from other inputs than the present ones" in said
     assert "`subspace run` makes it again" in said
 
 
@@ -60,7 +60,7 @@ def test_a_site_with_exchanged_results_is_not_shown(copied: RunDirectory, folder
     exchange(of("a", "layers.0"), of("a", "layers.1"))
     done = CliRunner().invoke(app, ["report", str(copied.root)])
     assert done.exit_code == 2, done.output
-    assert "made from other inputs than are there now" in " ".join(done.stderr.split())
+    assert "made from other inputs than the present ones" in " ".join(done.stderr.split())
 
 
 def test_scores_of_earlier_pairs_are_not_shown_beside_new_ones(copied: RunDirectory, tiny_run: RunResult) -> None:
@@ -68,7 +68,7 @@ def test_scores_of_earlier_pairs_are_not_shown_beside_new_ones(copied: RunDirect
     match(copied.correlation(*X), method="mutual", min_correlation=0.9, out=copied.pairs(*X), overwrite=True)
     done = CliRunner().invoke(app, ["report", str(copied.root)])
     assert done.exit_code == 0, done.output
-    reason = "scores/layers.0--encoder.layer.0.zarr was made from other inputs than are there now"
+    reason = "scores/layers.0--encoder.layer.0.zarr was made from other inputs than the present ones"
     said = " ".join(done.stderr.split())
     where = "(pairs/layers.0--encoder.layer.0.zarr); `subspace run` makes it again"
     assert said.count(f"left out, with what was made from it: {reason} {where}") == 1

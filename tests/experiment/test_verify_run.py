@@ -59,4 +59,4 @@ def test_the_command_expects_what_the_tasks_make(copied: RunDirectory) -> None:
     exchange(*sorted((copied.root / "pairs").glob("*.zarr"))[:2])
     done = CliRunner().invoke(app, ["verify", str(copied.root)])
     assert done.exit_code == 5, done.output
-    assert "was made from other inputs than are there now: correlation" in done.output
+    assert "was made from other inputs than the present ones: correlation" in done.output

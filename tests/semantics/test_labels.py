@@ -79,7 +79,7 @@ def test_several_sources_and_several_labels(tmp_path) -> None:
     ("name", "content", "message"),
     [
         ("l.csv", "feature,name\n1,x\n", r"line 2: there must be one of"),
-        ("l.csv", "feature,label\n-1,x\n", r"line 2: '-1' is no number"),
+        ("l.csv", "feature,label\n-1,x\n", r"line 2: '-1' is not a feature id"),
         ("l.json", "[1]", r"entry 0: a label is a record"),
         ("l.json", "{", "cannot be read"),
         ("l.json", "[" * 100_000, r"cannot be read \(RecursionError"),
@@ -249,7 +249,7 @@ def test_answers_without_labels_are_counted(case, server: Server, caplog) -> Non
 def test_addresses(monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     for url, message in (
-        ("ftp://x", "is no address"),
+        ("ftp://x", "is not the address"),
         ("http://example.org/v1", "unencrypted"),
         ("https://me:pass@example.org/v1", "holds a user"),
         ("https://example.org/v1?key=abc", "holds a user or a query"),

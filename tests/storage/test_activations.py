@@ -497,7 +497,7 @@ class TestSameRows:
 
     def test_without_coordinates_only_the_length_is_checked(self, write, caplog):
         storage.check_same_rows(write("a"), write("b", with_tokens=False))
-        assert "is assumed to be the same text" in caplog.text
+        assert "is assumed to be the same token" in caplog.text
         with pytest.raises(RowMismatchError, match="30 rows"):
             storage.check_same_rows(write("a"), write("b", n=29, with_tokens=False))
 

@@ -234,7 +234,7 @@ def test_what_another_program_wrote_in_the_place_of_a_result_is_found(run):
     (run / "experiment.json").write_text('{"a": {"sites": ["x"]}, "b": {"sites": ["y"]}}')
     shutil.rmtree(run / "correlation/x--y.zarr")
     xr.Dataset({"r": ("pair", [0.5])}).to_zarr(run / "correlation/x--y.zarr", zarr_format=3, consolidated=False)
-    assert f"{run}/correlation/x--y.zarr: zarr.json: another program wrote what is in the place of this" in {
+    assert f"{run}/correlation/x--y.zarr: zarr.json: another program wrote this file" in {
         str(fault) for fault in verify(run).faults
     }
 
@@ -392,7 +392,7 @@ def test_stores_that_were_exchanged_or_made_from_other_rows_are_found(tmp_path):
         source.rename(to)
     storage.write_corpus(run.corpus, ["three"], overwrite=True)
     assert {str(fault) for fault in verify(run.root).faults} == {
-        f"{path}: was made from other inputs than are there now: corpus" for path in (x, y)
+        f"{path}: was made from other inputs than the present ones: corpus" for path in (x, y)
     }
 
 

@@ -7,7 +7,7 @@ similarity matrices are compared by Spearman's, Pearson's or Kendall's (tau-b) c
 A shuffled pairing permutes rows and columns of one similarity matrix. The multiset of its values does not change, and
 neither do the ranks: a shuffled run is one dot product of two rank matrices, one of them read through the permutation.
 
-Where the similarities do not fit the memory, :class:`SampledRsa` takes their place: the rows are cut at random into
+Where the similarities do not fit in memory, :class:`SampledRsa` takes their place: the rows are cut at random into
 groups, and only similarities within groups are looked at.
 """
 

@@ -147,7 +147,7 @@ def run(script: str, *arguments: str) -> list[str]:
         ("profile", {"minimum": 3}, r"minimum \(3\) must be at most jobs \(2\)"),
         ("job", {"name": "my run"}, r"name: 'my run' must be letters"),
         ("job", {"name": "a,b"}, r"name: 'a,b' must be letters"),
-        ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is no name"),
+        ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is not a name"),
         ("job", {"job-mem": "lots"}, r"job-mem: .*'lots'"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_cluster_of_another_host_is_asked_over_the_network(tmp_path: Path, mon
     ("name", "profile", "message"),
     [
         ("local", "processes", "'local' is the name of a profile"),
-        ("mine", "local", "has no processes that could go on"),
+        ("mine", "local", "has no processes that could keep running"),
         ("../mine", "processes", "name is letters"),
     ],
 )

@@ -111,10 +111,10 @@ def test_verify_says_which_inputs_of_a_result_it_can_check(store, tmp_path, monk
     shown = call("verify", "c.zarr")
     assert shown.exit_code == 5
     assert "a (a.zarr) is not checked: nothing is there now" in shown.stdout
-    assert "FAULT  c.zarr: was made from other inputs than are there now: b (b.zarr)" in shown.stdout
+    assert "FAULT  c.zarr: was made from other inputs than the present ones: b (b.zarr)" in shown.stdout
     table = call("verify", "p.csv")
     assert table.exit_code == 2
-    assert "p.csv is a file, and says nothing to verify it by: verify the result" in " ".join(table.stderr.split())
+    assert "p.csv is a file, and has no checksums to verify it by: verify the result" in " ".join(table.stderr.split())
 
 
 def test_verify_says_whether_pairs_are_those_that_were_scored(tmp_path, monkeypatch):
