@@ -141,7 +141,7 @@ def test_lack_of_memory_is_no_bug() -> None:
 def test_errors_of_tasks_arrive_whole() -> None:
     """Dask pickles what a task raises."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     for kind in kinds:
         error = pickle.loads(pickle.dumps(kind("what went wrong")))
         assert (type(error), str(error)) == (kind, "what went wrong")
