@@ -92,9 +92,9 @@ def test_wrong_sweeps(experiment):
         sweep(experiment / "cor.zarr", min_correlations=[0.05, 0.2])
     with pytest.raises(InputError, match="give the stores"):
         sweep(experiment / "cor.zarr", min_correlations=[0.2], metrics=["rsa"])
-    with pytest.raises(InputError, match="no list of numbers"):
+    with pytest.raises(InputError, match="not a list of numbers"):
         steps("a")
-    with pytest.raises(InputError, match="no list of numbers"):
+    with pytest.raises(InputError, match="not a list of numbers"):
         steps("0:1:0")
 
 

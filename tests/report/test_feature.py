@@ -105,7 +105,7 @@ def test_what_is_not_there_is_named(run: RunDirectory, tmp_path: Path) -> None:
         pipeline.feature(run.root, "layers.9", 0)
     with pytest.raises(InputError, match=r"layers.6 has the features 0 to 71, not 72"):
         pipeline.feature(run.root, "a:layers.6", 72)
-    with pytest.raises(MissingInputError, match="no run directory"):
+    with pytest.raises(MissingInputError, match="not a run directory"):
         pipeline.feature(tmp_path, "layers.6", 0)
     begun = RunDirectory(tmp_path / "begun")
     begun.write_experiment(run.read_experiment())

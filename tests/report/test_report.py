@@ -295,7 +295,7 @@ def test_seeds_and_times_are_said(run, page) -> None:
 
 def test_time_and_memory_of_the_stages_are_said_to_be_unknown(page) -> None:
     (section,) = page.all("section", id="provenance")
-    assert "no record of what the stages took" in section.text
+    assert "no record of time and memory" in section.text
 
 
 def keep_usage(run: RunDirectory, *stages: StageUsage) -> None:
@@ -347,7 +347,7 @@ def test_heldout_r_that_took_part_in_the_choice_is_marked_wherever_it_is_quoted(
         assert note in page.all("section", id=section)[0].text, section
     (figure,) = [one for one in page.all("figure") if "Mean r of matched pairs, held out" in one.text]
     assert note in figure.text
-    assert "where it took part in the choice" in page.all("article", id="pair-1")[0].text
+    assert "which took part in the selection" in page.all("article", id="pair-1")[0].text
     assert pd.read_csv(run.root / "pairs.csv")["heldout_in_choice"].all()
     export_figures(run.root, tmp_path / "paper", [])
     assert pd.read_csv(tmp_path / "paper" / "matching.csv")["heldout_in_choice"].all()
@@ -387,7 +387,7 @@ def test_labels_stand_beside_features(write_run, tmp_path) -> None:
 def test_without_held_out_rows_it_says_so(write_run, tmp_path) -> None:
     run = write_run(tmp_path / "run", heldout=False, sites=ONE_PAIR, n_documents=12)
     page = Page(report(run.root).read_text(encoding="utf-8")).root
-    assert "inflated by the choice" in page.all("aside")[0].text
+    assert "inflated by the selection" in page.all("aside")[0].text
     assert pd.read_csv(run.root / "pairs.csv")["r_heldout"].isna().all()
 
 
@@ -429,7 +429,7 @@ def test_a_missing_stage_is_named(run, html, tmp_path) -> None:
 def test_no_run_directory(tmp_path) -> None:
     with pytest.raises(MissingInputError, match="subspace run"):
         report(tmp_path / "nowhere")
-    with pytest.raises(MissingInputError, match="no run directory"):
+    with pytest.raises(MissingInputError, match="not a run directory"):
         report(tmp_path)
     (tmp_path / "experiment.json").write_text('{"name": "x"}')
     with pytest.raises(FormatError, match="is damaged, or of another version"):

@@ -60,7 +60,7 @@ def test_the_hash_is_of_the_content(tmp_path) -> None:
         ("pets: {words: [cat]}", r"pets\.words: Extra inputs"),
         ("answers: [yes, no]", r"answers\.keywords\.0: must be text; put it in quotes \(given: True\)"),
         ("pets: ['...']", "no letter or digit"),
-        ("pets: {patterns: ['(']}", "no regular expression"),
+        ("pets: {patterns: ['(']}", "not a regular expression"),
         ("pets: {inflections: [plural]}", "neither keywords"),
         ("pets: {keywords: [cat], inflections: [dual]}", r"pets\.inflections\.0"),
         ("pets: [cat", "not valid YAML"),

@@ -121,7 +121,7 @@ def test_files_of_torch_that_are_refused(tmp_path: Path, x: np.ndarray) -> None:
         assert not (tmp_path / "out.zarr").exists()
 
     torch.save({"acts": flat, "model": Objects()}, file)
-    refused(InputError, r"Python objects beside tensors, which are never unpickled .*; save the tensors alone")
+    refused(InputError, r"Python objects besides tensors, which are never unpickled .*; save the tensors alone")
     torch.save({"a": flat, "b": flat}, file)
     refused(InputError, r"2 arrays \(a, b\); name one with --key")
     refused(InputError, "no 'c'; it has a, b", key="c")
@@ -130,7 +130,7 @@ def test_files_of_torch_that_are_refused(tmp_path: Path, x: np.ndarray) -> None:
     torch.save(torch.zeros(1).expand(2**40, 2**10), file)
     refused(InputError, "a view of shape")
     torch.save(flat, file, _use_new_zipfile_serialization=False)
-    refused(InputError, "no file of torch.save since 1.6: load it and save it again")
+    refused(InputError, "not a file of torch.save since 1.6: load it and save it again")
     torch.save({"step": 3}, file)
     refused(InputError, "holds no tensor")
     torch.save(flat, file)
