@@ -32,12 +32,19 @@ WRITERS = {
     "export": ("A", "--format", "npz"),
     "labels": ("LABELS", "--store", "A"),
     "corpus": ("TEXT",),
+    "diff": ("RUN", "OTHER_RUN"),
 }
-FILES = {"match": ["--csv"], "sweep": ["--csv", "--plot"], "layers": ["--csv"], "convergence": ["--plot"]}
+FILES = {
+    "match": ["--csv"],
+    "diff": ["--csv", "--plot"],
+    "sweep": ["--csv", "--plot"],
+    "layers": ["--csv"],
+    "convergence": ["--plot"],
+}
 #: Verbs that work on a cluster.
 ON_CLUSTER = {"correlate", "intervals", "convergence", "sweep", "rematch", "contexts", "concepts", "non-concept"}
-ON_CLUSTER |= {"compare", "compare-activations", "run", "plan", "harvest", "demo", "reproduce"}
-RUNS = ("run", "plan", "harvest", "demo", "submit", "reproduce")
+ON_CLUSTER |= {"compare", "compare-activations", "run", "plan", "harvest", "demo", "reproduce", "neurons", "yardsticks"}
+RUNS = ("run", "plan", "harvest", "demo", "submit", "reproduce", "neurons")
 
 
 @pytest.fixture
@@ -46,12 +53,14 @@ def arguments(tiny_run: RunResult, tmp_path: Path) -> dict[str, str]:
     np.save(tmp_path / "x.npy", np.eye(4))
     (tmp_path / "labels.csv").write_text("feature,label\n1,one\n")
     (tmp_path / "text.jsonl").write_text('"a text"\n')
+    (tmp_path / "other").symlink_to(run.root)
     paths = {
         "A": run.activations("a", site_a),
         "B": run.activations("b", site_b),
         "C": run.correlation(site_a, site_b),
         "P": run.pairs(site_a, site_b),
         "RUN": run.root,
+        "OTHER_RUN": tmp_path / "other",
         "NPY": tmp_path / "x.npy",
         "LABELS": tmp_path / "labels.csv",
         "TEXT": tmp_path / "text.jsonl",
@@ -100,8 +109,10 @@ def test_what_is_not_the_verbs_own_survives(
 
 
 @pytest.mark.parametrize("verb", RUNS)
-def test_no_run_begins_among_other_files(verb: str, tiny_inputs: Path, precious: Path) -> None:
-    given = {"demo": [], "reproduce": ["pythia"]}.get(verb, [str(tiny_inputs / "experiment.yaml")])
+def test_no_run_begins_among_other_files(verb: str, tiny_run: RunResult, tiny_inputs: Path, precious: Path) -> None:
+    given = {"demo": [], "reproduce": ["pythia"], "neurons": [str(tiny_run.directory.root)]}.get(
+        verb, [str(tiny_inputs / "experiment.yaml")]
+    )
     before = content(precious)
     refused(verb, *given, "--run-dir", str(precious))
     assert content(precious) == before
