@@ -5,6 +5,7 @@ from . import (
     settings,
     text,
     work,
+    yardsticks,
 )
 from .compare.activations import (
     compare_activations,
@@ -58,4 +59,5 @@ __all__ = [
     "settings",
     "text",
     "work",
+    "yardsticks",
 ]

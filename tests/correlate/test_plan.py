@@ -47,7 +47,9 @@ def test_the_size_that_the_original_study_could_not_do():
 def test_b_that_does_not_fit_is_streamed_and_what_fits_nowhere_is_refused():
     assert plan(rows=30_000_000, memory=4 * 10**9).method == "streaming"
     assert plan(rows=3_000_000, memory=4 * 10**9).method == "resident"
-    with pytest.raises(BudgetError, match=r"needs \d\.\d\d GB .* 0\.50 GB is allowed, of which 0\.\d\d GB is reserved"):
+    with pytest.raises(
+        BudgetError, match=r"needs at least \d\.\d\d GB .* 0\.50 GB is allowed, of which 0\.\d\d GB is reserved"
+    ):
         plan(memory=5 * 10**8)
 
 

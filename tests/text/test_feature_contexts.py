@@ -117,7 +117,7 @@ def test_the_verb_says_what_is_missing(case) -> None:
     text, _, store, path = case
     given = ("--corpus", text.corpus, "--contexts", path)
     for arguments, message in (
-        ((store,), "Say which features"),
+        ((store,), "Give the features to show"),
         ((store, "--feature", 1), "is in no run directory: give --contexts PATH"),
         ((store, "--feature", 1, *given, "--labels", "none.zarr"), "There are no labels at none.zarr"),
     ):
