@@ -28,6 +28,7 @@ from benchmarks.toy import make_inputs
 from pipeline.experiment.run import RunResult, run
 from pipeline.settings.experiment import load_experiment
 from pipeline.work import workers
+from pipeline.work.profiler import PROFILER
 from pipeline.work.workers import local_client
 from storage.rundir import RunDirectory
 
@@ -38,6 +39,9 @@ settings.load_profile("default")
 # several test processes on one host would race for the usual port
 workers.DASHBOARD_PORT = 0
 
+# clusters that tests start themselves must not stop for good either
+dask.config.set(PROFILER)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
@@ -45,6 +49,7 @@ def _dask_configuration_is_left_as_it_was() -> Iterator[None]:
     yield
     unchanged: dict[str, Any] = {}
     dask.config.refresh(unchanged)
+    dask.config.set(PROFILER, config=unchanged)
     client_of_the_session = {"scheduler": dask.config.get("scheduler", None)}
     assert dask.config.config | client_of_the_session == unchanged | client_of_the_session
 

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from pipeline.settings.base import Section, known
+from pipeline.work.profiler import PROFILER
 from storage.bounds import parse_size
 from storage.errors import InputError, shown
 from storage.yaml_files import read_yaml
@@ -465,7 +466,9 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
     # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
     shipped = read_cluster_file(shipped_cluster_file())
-    layers = [shipped, dask.config.config, shipped, dask.config.collect()]
+    defaults = dask.config.merge(shipped, dask.config.config, shipped)
+    dask.config.set(PROFILER, config=defaults)
+    layers = [defaults, dask.config.collect()]
     if cluster_file is not None:
         layers.append(read_cluster_file(cluster_file))
     return dask.config.merge(*layers)

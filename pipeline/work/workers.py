@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +33,7 @@ from rich.progress import (
 )
 from threadpoolctl import threadpool_limits
 
+from pipeline.work.profiler import PROFILER
 from storage.errors import WorkerLostError, shown
 
 logger = logging.getLogger(__name__)
@@ -115,17 +117,16 @@ def local_client(n_workers: int = 1, threads_per_worker: int | None = None) -> I
     not say. The dashboard is bound to localhost: port 8787, or any free one when that is taken.
     """
     threads = threads_per_worker or max(1, n_cpus() // n_workers)
-    # Worker memory is limited by each stage's own plan; Dask's limit would pause threads that share one process.
-    with (
-        LocalCluster(
+    with dask.config.set(PROFILER):
+        cluster = LocalCluster(
             n_workers=n_workers,
             threads_per_worker=threads,
             processes=False,
+            # limited by each stage's own plan; Dask's limit would pause threads that share one process
             memory_limit=0,
             dashboard_address=f"127.0.0.1:{_free_port(DASHBOARD_PORT)}",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    with cluster, Client(cluster) as client:
         logger.info("Dashboard: %s", dashboard_url(client))
         yield client
 

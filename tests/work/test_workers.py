@@ -29,6 +29,7 @@ from pipeline.work.workers import (
     ensure_client,
     in_order,
     listening,
+    local_client,
     n_slots,
     progress,
     run_tasks,
@@ -64,6 +65,15 @@ def fails_once(item: int) -> int:
 
 def fails(item: int) -> int:
     raise ValueError(f"item {item} is bad")
+
+
+def test_workers_do_not_sample_stacks_where_that_can_stop_the_process() -> None:
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": True}),
+        local_client(threads_per_worker=1) as client,
+    ):
+        (worker,) = client.cluster.workers.values()
+        assert ("profile" in worker.periodic_callbacks) == (sys.version_info >= (3, 12))
 
 
 def test_every_item_once_in_order(client: Client) -> None:

@@ -322,3 +322,14 @@ def test_the_log_of_a_failed_job_is_shown(tmp_path: Path) -> None:
     assert "line 10\n" not in shown, "only its end"
     assert f"no log in {tmp_path}" in shown
     assert "all is well" not in shown
+
+
+def test_the_profiler_of_workers_is_off_where_it_can_stop_them_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def enabled() -> bool:
+        return load_settings()["distributed"]["worker"]["profile"]["enabled"]
+
+    assert enabled() == (sys.version_info >= (3, 12))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "True")
+    assert enabled()
