@@ -103,7 +103,7 @@ def test_a_gpu_that_is_not_here_is_planned_for(tiny_inputs, tmp_path, client, ca
     assert all("of the GPU" in step.what for step in correlations)
     wrong = CliRunner().invoke(app, ["plan", str(tiny_inputs / "experiment.yaml"), "--gpu", "h1000"])
     assert wrong.exit_code == 2
-    assert "no figures of a GPU 'h1000'" in wrong.stderr
+    assert "no figures for a GPU 'h1000'" in wrong.stderr
 
 
 def test_a_faster_gpu_takes_less_time():

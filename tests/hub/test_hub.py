@@ -35,7 +35,7 @@ def readme_experiment(**corpus: object) -> dict[str, Any]:
     for side, name in MODELS.items():
         assert set(experiment[side]) == {"model", "dictionary", "sites"}
         experiment[side] = {"model": f"tiny/{name}", "dictionary": f"tiny/sae-{name}", "sites": SITES[side]}
-    experiment["compare"]["null_runs"] = 20
+    experiment["compare"] = {"null_runs": 20}
     experiment["store"] = {"shard_rows": 256}  # batches are those of the local run, to the last bit
     return experiment
 
