@@ -62,8 +62,12 @@ def run_yardsticks(config: Experiment, run: RunDirectory, client: ClientSource =
         If the experiment lacks what a yardstick needs; before anything is computed.
     MissingInputError
         If an earlier stage has not run.
+    FormatError
+        If what a yardstick reads was made by an earlier release.
     """
     check(config)
+    for yardstick in config.yardsticks.use if config.yardsticks is not None else ():
+        yardstick.check_run(config, run)
     todo = list(tasks(config, run))
     made = {path for task in todo for path in task.targets}
     needed = (path for task in todo for path in task.inputs if path not in made)
