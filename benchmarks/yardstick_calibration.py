@@ -1,4 +1,4 @@
-"""Do the intervals of normalised scores hold the truth, and do numbers of pairs alone change anything?
+"""How often the intervals of normalised scores contain the true value.
 
 ::
 
@@ -104,7 +104,10 @@ def judge(n: int, experiments: int) -> list[dict[str, Any]]:
 
 def render(page: str, result: dict[str, Any]) -> str:
     """Return the page with the table of a result."""
-    lines = ["| score | pairs | true value | mean | interval given | mean width | coverage |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| score | pairs | true value | mean | interval given | mean width | coverage |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [
         f"| {quantity_name(line['quantity'])} | {line['pairs']} | {line['truth']:.3f} | {line['mean']:.3f} "
         f"| {line['given']:.2f} | {line['width']:.3f} | {line['covered']:.3f} |"

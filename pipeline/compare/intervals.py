@@ -2,8 +2,9 @@
 
 The grouped jackknife (Shao and Wu, Annals of Statistics 17, 1989), of groups that are drawn at random: pairs are sorted
 by r, and groups of every g-th pair would each have the same r, so that intervals would be too narrow. No pair is ever
-there twice, unlike in a bootstrap. Copies would change what is estimated: they are each other's nearest neighbours, agree by
-construction, and of n drawn pairs only 0.63 n are different ones, on fewer of which chance inflates SVCCA, CCA and CKA.
+there twice, unlike in a bootstrap. Copies would change what is estimated: they are each other's nearest neighbours,
+agree by construction, and of n drawn pairs only 0.63 n are different ones, on fewer of which chance inflates SVCCA, CCA
+and CKA.
 
 What is estimated is the score that n such pairs have on average. Less the null's mean, which is that of n pairs too, it
 is the interval of the difference. It takes pairs for independent of each other.

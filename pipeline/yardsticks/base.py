@@ -151,11 +151,12 @@ class Drawn(Yardstick):
 
     def check_run(self, config: Experiment, run: RunDirectory) -> None:
         """Raise a FormatError if the draws were stored by an earlier release, without what is read of them."""
-        for path in (path for sites in config.site_pairs for path in self.results(config, run, sites)):
-            if path.exists() and not {"matched_null", "overlap"} <= set(open_result(path, "rematch").variables):
+        for sites in config.site_pairs:
+            path = run.rematched(*sites)
+            if not {"matched_null", "overlap"} <= set(open_result(path, "rematch").variables):
                 raise FormatError(
-                    f"{path} was made by an earlier release, and lacks what the yardstick {self.name} reads; remake it "
-                    f"with: subspace run EXPERIMENT.yaml --run-dir {run.root}"
+                    f"{path} was made by an earlier release, and lacks what the yardstick {self.name} reads; make it "
+                    f"again with: subspace run EXPERIMENT.yaml --run-dir {run.root}"
                 )
 
     def results(self, config: Experiment, run: RunDirectory, sites: Sites) -> list[Path]:  # noqa: ARG002
