@@ -76,7 +76,7 @@ def test_numbers_of_pairs_alone_put_nothing_between_floor_and_ceiling(truth: int
         made = [r_alone(rng, n, mean) for n, mean in ((600, (0.15, 0.4)[truth]), (300, 0.15), (1200, 0.4))]
         found += [between(*made, overlap=0).normalised.sel(quantity=["r", "r_heldout"]).values]
     error = np.std(found, axis=0) / np.sqrt(len(found))
-    assert np.abs(np.mean(found, axis=0) - truth).max() < 4 * error.max() < 0.15, "of those of highest r, 0.4"
+    assert np.abs(np.mean(found, axis=0) - truth).max() < 4 * error.max() < 0.15, "of those of highest r, 0.13 and 0.65"
 
 
 def r_alone(rng: np.random.Generator, n: int, mean: float, common: np.ndarray | None = None) -> Matching:
