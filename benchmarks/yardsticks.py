@@ -19,7 +19,13 @@ import pandas as pd
 from benchmarks.table import RESULTS, ROOT, insert, update
 from pipeline.report.verdict import number
 from pipeline.report.vocabulary import quantity_name
-from pipeline.report.yardsticks import normalised_table, open_yardsticks, yardsticks_findings, yardsticks_table
+from pipeline.report.yardsticks import (
+    normalised_table,
+    numbered_notes,
+    open_yardsticks,
+    yardsticks_findings,
+    yardsticks_table,
+)
 from pipeline.settings.experiment import stored_experiment
 from pipeline.work.usage import read_usage
 from storage.rundir import RunDirectory
@@ -36,6 +42,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
     tables = {"normalised": normalised_table(results), "beside": yardsticks_table(results)}
     return {
         "command": "python -m benchmarks.yardsticks demo-run",
+        "drawn": "random",
         "min_correlation": config.match.min_correlation,
         "seconds": sum(usage.seconds for usage in read_usage(run.usage) if usage.stage == "yardsticks"),
         **{name: table.astype(object).where(table.notna(), None).to_dict("records") for name, table in tables.items()},
@@ -48,6 +55,11 @@ def render(page: str, result: dict[str, Any]) -> str:
     for name in ("normalised", "low", "high"):
         normalised[name] = normalised[name].astype(float)
     made = [*yardsticks_findings(normalised), f"Pairs have r of at least {result['min_correlation']:g}."]
+    if result.get("drawn") != "random":
+        made.append(
+            "These tables are of an earlier version, which compared the pairs of highest r and took the score of all "
+            "rows beside the floor: they are to be made again, and their intervals are too narrow."
+        )
     if result["seconds"]:  # 0 where no one session made all of it
         made.append(f"Making all floors and ceilings took {result['seconds'] / 60:.0f} minutes.")
     page = insert(page, "yardsticks-made", " ".join(made))
@@ -60,11 +72,12 @@ def _cell(value: float, quantity: str) -> str:
 
 
 def _normalised(table: pd.DataFrame) -> str:
+    marks, notes = numbered_notes(table)
     lines = [
-        "| A | B | score | pairs | value | floor | ceiling | normalised | 95 % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| A | B | score | pairs | value | floor | ceiling | normalised | 95 % | notes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in table.to_dict("records"):
+    for row, mark in zip(table.to_dict("records"), marks, strict=True):
         quantity = row["quantity"]
         cells = [
             row["site_a"],
@@ -74,8 +87,8 @@ def _normalised(table: pd.DataFrame) -> str:
         ]
         cells += [_cell(row[name], quantity) for name in ("score", "floor", "ceiling")]
         ends = " to ".join(number(row[name]) for name in ("low", "high")) if row["low"] == row["low"] else "–"
-        lines.append(f"| {' | '.join(map(str, [*cells, number(row['normalised']), ends]))} |")
-    return "\n".join(lines)
+        lines.append(f"| {' | '.join(map(str, [*cells, number(row['normalised']), ends, mark]))} |")
+    return "\n".join([*lines, *(["", *(f"{i}. {note}" for i, note in enumerate(notes, start=1))] if notes else [])])
 
 
 def _beside(table: pd.DataFrame) -> str:

@@ -131,7 +131,8 @@ token-identity pairs.zarr A.zarr B.zarr --out identity.zarr
 token-identity pairs.zarr A.zarr B.zarr --corpus corpus.zarr --previous --out identity.zarr --json
 layers runs/pythia-70m-vs-160m --csv layers.csv
 yardsticks runs/pythia-70m-vs-160m
-yardsticks runs/pythia-70m-vs-160m --yardstick token --yardstick other_dictionary:a=seed-1/{site}:b=seed-2/{site} --json
+yardsticks runs/pythia-70m-vs-160m --yardstick token --json \
+--yardstick 'other_dictionary:a=seed-1/{site}:b=seed-2/{site}'
 diff runs/seed-0 runs/seed-1
 diff runs/seed-0 runs/seed-1 runs/seed-2 --out diff.zarr --csv diff.csv --plot diff.png
 compare-activations A.zarr B.zarr --metric svcca --metric cka --out scores.zarr

@@ -1,8 +1,10 @@
 """How sure is a score of these pairs? Intervals from the score without each of some groups of pairs in turn.
 
-The grouped jackknife (Shao and Wu, Annals of Statistics 17, 1989): a group is every g-th pair. No pair is ever there
-twice, unlike in a bootstrap. Copies would change what is estimated: they are each other's nearest neighbours, agree by
-construction, and of n drawn pairs only 0.63 n are different ones, on fewer of which chance inflates SVCCA, CCA and CKA.
+The grouped jackknife (Shao and Wu, Annals of Statistics 17, 1989), of groups that are drawn at random: pairs are sorted
+by r, and groups of every g-th pair would each have the same r, so that intervals would be too narrow. No pair is ever
+there twice, unlike in a bootstrap. Copies would change what is estimated: they are each other's nearest neighbours,
+agree by construction, and of n drawn pairs only 0.63 n are different ones, on fewer of which chance inflates SVCCA, CCA
+and CKA.
 
 What is estimated is the score that n such pairs have on average. Less the null's mean, which is that of n pairs too, it
 is the interval of the difference. It takes pairs for independent of each other.
@@ -63,9 +65,10 @@ def pair_intervals(
         few = Interval(np.nan, np.nan, f"no interval: {len(rows[0])} pairs, at least {FEWEST_PAIRS} are needed")
         return {metric: few for family in families for metric in family.metrics}
     groups = min(groups, len(rows[0]))
+    group = np.random.default_rng(0).permutation(len(rows[0])) % groups
     shared = rows if client is None else client.scatter(rows, broadcast=False)
     left_out = run_blocks(
-        client, leave_out_scores, range(groups), *shared, list(families), groups,
+        client, leave_out_scores, range(groups), *shared, list(families), group,
         per_task=1, label="Leaving out pairs", name="compare-intervals",
     )  # fmt: skip
     scores = itertools.chain(*(family.scores_of(*rows) for family in families))
@@ -77,14 +80,14 @@ def pair_intervals(
 
 
 def leave_out_scores(
-    left_out: Sequence[int], x: Floats, y: Floats, families: Sequence[Family], groups: int
+    left_out: Sequence[int], x: Floats, y: Floats, families: Sequence[Family], group: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """Return every metric without some of the groups in turn, shape (metric, group); NaN where it is undefined.
 
-    Groups are every n-th pair, so that pairs sorted by r are spread over all of them.
+    `group` is the group of each pair, (n,).
     """
     columns = []
-    for group in left_out:
-        rest = np.flatnonzero(np.arange(len(x)) % groups != group)
+    for number in left_out:
+        rest = np.flatnonzero(group != number)
         columns.append([score for family in families for score in family.scores_of(x[rest], y[rest])])
     return np.array(columns).T

@@ -252,9 +252,32 @@ def expected_range(draws: Floats, overlap: float = 0.0, level: float = 0.95) -> 
     return Range(float(defined.mean()), float(defined.mean() - reach), float(defined.mean() + reach))
 
 
+def variance_of_mean(draws: Floats, overlap: float = 0.0) -> float:
+    """Return the variance of the mean of draws that overlap, V (ρ + (1 − ρ)/n), as in :func:`expected_range`.
+
+    Parameters
+    ----------
+    draws
+        (draw,), at least two.
+    overlap
+        ρ, below 1.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> draws = np.array([1.0, 2.0, 3.0])
+    >>> [round(variance_of_mean(draws, overlap), 2) for overlap in (0, 0.5)]
+    [0.33, 1.33]
+    """
+    return float(draws.var(ddof=1) * (overlap / (1 - overlap) + 1 / len(draws)))
+
+
 def _error(draws: Floats, overlap: float) -> float:
     """Return the standard error of a real value less the mean of draws that overlap with each other alone."""
-    return float(draws.std(ddof=1) * np.sqrt((1 + overlap) / (1 - overlap) + 1 / len(draws)))
+    return float(np.sqrt(draws.var(ddof=1) / (1 - overlap) + variance_of_mean(draws, overlap)))
 
 
 def p_of_overlapping(real: float, draws: Floats, overlap: float) -> float:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pipeline.report.tables import short_name
 from pipeline.report.verdict import gigabytes, metric_name, null_name, number, p_number
 from pipeline.report.vocabulary import quantity_name
+from pipeline.report.yardsticks import numbered_notes
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "templates"
@@ -31,7 +32,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p": p_number, "metric": metric_name, "null": null_name, "short": short_name}
-    made.filters |= {"gigabytes": gigabytes, "quantity": quantity_name}
+    made.filters |= {"gigabytes": gigabytes, "quantity": quantity_name, "numbered_notes": numbered_notes}
     # every copy of the libraries in the explorer's scripts has to bring their licences along
     made.globals["licences"] = (HERE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     return made

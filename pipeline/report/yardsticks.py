@@ -63,7 +63,8 @@ def _beside(sites: tuple[str, str], result: xr.Dataset) -> Iterator[dict[str, An
 def normalised_table(results: dict[tuple[str, str], xr.Dataset]) -> pd.DataFrame:
     """Return every score between one floor and one ceiling: (score - floor) / (ceiling - floor), with its interval.
 
-    All three are of ``n_pairs`` pairs, those of highest r, but for the quantity ``pairs``, the number of all.
+    All three are of ``n_pairs`` pairs, drawn whatever their r, but for the quantity ``pairs``, the number of all.
+    ``note`` says why a value or its interval is missing, or what is wrong with it; several notes stand between "; ".
     """
     records = [
         {
@@ -79,10 +80,21 @@ def normalised_table(results: dict[tuple[str, str], xr.Dataset]) -> pd.DataFrame
             },
         }
         for sites, result in results.items()
-        if int(result["n_compared"])
+        if result.attrs["floor"] is not None and result.attrs["ceiling"] is not None
         for quantity in result["quantity"].values.tolist()
     ]
     return pd.DataFrame.from_records(records, columns=list(BETWEEN))
+
+
+def numbered_notes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the numbers of the notes of each row of a :func:`normalised_table`, as text, and the notes.
+
+    >>> numbered_notes(pd.DataFrame({"note": ["", "below the floor", "no interval; below the floor"]}))
+    (['', '1', '2, 1'], ['below the floor', 'no interval'])
+    """
+    of_rows = [[note for note in str(notes).split("; ") if note] for notes in table["note"]]
+    numbers = {note: i for i, note in enumerate(dict.fromkeys(note for row in of_rows for note in row), start=1)}
+    return [", ".join(str(numbers[note]) for note in row) for row in of_rows], list(numbers)
 
 
 def _title(result: xr.Dataset, kind: str) -> str:

@@ -185,6 +185,10 @@ class CompareSettings(Scored):
     )
     memory: Memory = Field("auto", description="Budget of one worker, e.g. 4GB; auto: half of the free memory.")
 
+    def record(self) -> dict[str, Any]:
+        """Return the settings as results keep them; intervals of the first releases had groups by rank."""
+        return super().record() | ({"interval_groups": "random"} if self.intervals else {})
+
     def of_sites(self) -> CompareSettings:
         """Return the settings, if the comparison of whole sites has what their nulls draw from.
 

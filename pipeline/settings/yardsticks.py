@@ -31,7 +31,7 @@ def parse_yardstick(text: str) -> dict[str, Any]:
 
 #: Yardsticks with their settings: each one of :data:`pipeline.settings.registries.YARDSTICKS`.
 Yardsticks = Annotated[
-    list[Annotated[Any, registered_section(YARDSTICKS, "{name: other_dictionary, a: saes/{site}}")]],
+    list[Annotated[Any, registered_section(YARDSTICKS, "{name: other_dictionary, a: 'saes/{site}'}")]],
     Flag(
         name="--yardstick",
         metavar="NAME[:KEY=VALUE]",
@@ -55,7 +55,7 @@ class YardsticksSettings(Section):
     floor: str | None = Field(None, description="The floor of normalised scores; the first of those used by default.")
     ceiling: str | None = Field(None, description="Their ceiling; the first of those used by default.")
     groups: Annotated[int, Number, Field(ge=2)] = Field(
-        10, description="Groups of pairs that are left out in turn for the intervals of normalised scores."
+        10, description="Random groups of pairs that are left out in turn for the intervals of normalised scores."
     )
 
     @model_validator(mode="after")
@@ -76,4 +76,6 @@ class YardsticksSettings(Section):
 
     def record(self) -> dict[str, Any]:
         """Return the settings that decide the result, besides what it is made from."""
-        return {"floor": self.named("floor"), "ceiling": self.named("ceiling"), "groups": self.groups}
+        named = {kind: self.named(kind) for kind in ("floor", "ceiling")}
+        # results of the first release had pairs of highest r, in groups by rank
+        return {**named, "groups": self.groups, "pairs": "random"}

@@ -29,9 +29,10 @@ def command(
 ) -> None:
     """Place every score of a run between what the worst and the best possible would score on its text.
 
-    What is not given is as in the run's experiment file. Floors and ceilings are made by the stages of the run with its
-    settings, below yardsticks/ in the run directory; the tables are yardsticks.csv and normalised.csv there, and
-    `subspace report` shows them.
+    Settings that are not given are taken from the run's experiment file. Floors and ceilings are made by the stages of
+    the run with its settings, below yardsticks/ in the run directory; the tables are yardsticks.csv and normalised.csv
+    there, and `subspace report` shows them. The yardsticks token and document are read from the results of `rematch`,
+    which the run must have (`rematch: {}` in its experiment file, as by default).
     """
     from pipeline.yardsticks.stage import run_yardsticks
 
@@ -58,7 +59,13 @@ def with_yardsticks(config: Experiment, changes: dict[str, Any]) -> Experiment:
 
 def show_yardsticks(config: Experiment, directory: RunDirectory, *, as_json: bool) -> None:
     """Write the tables of a run's yardsticks, and print them."""
-    from pipeline.report.yardsticks import normalised_table, open_yardsticks, save_yardsticks, yardsticks_table
+    from pipeline.report.yardsticks import (
+        normalised_table,
+        numbered_notes,
+        open_yardsticks,
+        save_yardsticks,
+        yardsticks_table,
+    )
 
     results = open_yardsticks(directory, config.site_pairs)
     save_yardsticks(directory, results)
@@ -71,9 +78,10 @@ def show_yardsticks(config: Experiment, directory: RunDirectory, *, as_json: boo
     console = wide_console(200)  # as a log file is read
     console.print(_beside(beside))
     if len(between):
-        console.print(_between(between))
-        for note in dict.fromkeys(filter(None, between["note"])):
-            console.print(note)
+        marks, notes = numbered_notes(between)
+        console.print(_between(between, marks))
+        for number, note in enumerate(notes, start=1):
+            console.print(f"{number}  {note}", markup=False)
     show(summary, as_json=False)
 
 
@@ -100,22 +108,22 @@ def _written(value: float, quantity: str) -> str:
     return number(value, 0 if quantity == "pairs" else 3)
 
 
-def _between(table: pd.DataFrame) -> Table:
-    columns = ["A", "B", "score", "at pairs", "raw", "floor", "ceiling", "normalised", "95 %"]
+def _between(table: pd.DataFrame, marks: list[str]) -> Table:
+    columns = ["A", "B", "score", "at pairs", "raw", "floor", "ceiling", "normalised", "95 %", "note"]
     first = table.iloc[0]
     title = f"between floor ({first.floor_name}) and ceiling ({first.ceiling_name})"
-    return text_table(columns, _between_lines(table), title=title, right=columns[3:])
+    return text_table(columns, _between_lines(table, marks), title=title, right=columns[3:-1])
 
 
-def _between_lines(table: pd.DataFrame) -> Iterator[list[str]]:
+def _between_lines(table: pd.DataFrame, marks: list[str]) -> Iterator[list[str]]:
     from pipeline.report.verdict import number
 
-    for row in table.to_dict("records"):
+    for row, mark in zip(table.to_dict("records"), marks, strict=True):
         quantity = row["quantity"]
         values = (_written(row[key], quantity) for key in ("score", "floor", "ceiling"))
         ends = " – ".join(dict.fromkeys(number(row[key]) for key in ("low", "high")))
         n = "all" if quantity == "pairs" else f"{row['n_pairs']:,}"
-        yield [row["site_a"], row["site_b"], quantity, n, *values, number(row["normalised"]), ends]
+        yield [row["site_a"], row["site_b"], quantity, n, *values, number(row["normalised"]), ends, mark]
 
 
 if __name__ == "__main__":

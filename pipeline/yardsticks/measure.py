@@ -1,12 +1,13 @@
 """Scores of a matching beside those of its floors and ceilings, all at the same number of pairs.
 
-A metric depends on the number of pairs, and mean r on how many weak ones there are. So the pairs of highest r are
-taken, as many as every matching that is compared has. Intervals are those of the grouped jackknife
-(:mod:`pipeline.compare.intervals`), with the same groups, by their place in the order of r, left out of all of them.
+A metric depends on the number of pairs. So as many pairs are drawn as every matching that is compared has, whatever
+their r: those of highest r would be better the more there are to choose from. Intervals are those of the grouped
+jackknife (:mod:`pipeline.compare.intervals`), with the pairs of the same features left out of all matchings.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from scipy.special import stdtrit
 from pipeline.compare.base import Family, families
 from pipeline.compare.intervals import FEWEST_PAIRS, leave_out_scores
 from pipeline.compare.rows import DecoderRows, paired_rows
+from pipeline.compare.statistics import variance_of_mean
 from pipeline.settings.compare import parse_metric
 from pipeline.work.workers import run_tasks
 from pipeline.yardsticks.base import Matching
@@ -30,12 +32,36 @@ from storage import open_activations
 Floats = NDArray[np.float64]
 #: What is measured of pairs besides the metrics.
 MEANS = ("r", "r_heldout")
-COUNT, COSINE = "pairs", "decoder_cosine"
+COUNT = "pairs"
+#: What is said of a quantity between floor and ceiling.
+BETWEEN = ("score", "floor", "ceiling", "normalised", "low", "high", "note")
 #: Fewer pairs have no score worth comparing.
 FEWEST = 10
 #: More features are too many for an optimal assignment of their directions.
 MOST_ASSIGNED = 8192
 LEVEL = 0.95
+
+
+class Held(NamedTuple):
+    """What is held against each other.
+
+    Attributes
+    ----------
+    real
+        The pairs of the run, on the rows that the yardstick uses.
+    made
+        The matchings of the yardstick: draws of a floor, sides of a ceiling.
+    overlap
+        The share of partners that two draws have in common.
+    """
+
+    real: Matching
+    made: Sequence[Matching]
+    overlap: float = 0.0
+
+    def __len__(self) -> int:
+        """Return how many pairs all of them have."""
+        return min(map(len, (self.real, *self.made)))
 
 
 class Normalised(NamedTuple):
@@ -47,22 +73,27 @@ class Normalised(NamedTuple):
     note: str = ""
 
 
-def normalise(score: Floats, floor: Floats, ceiling: Floats) -> Normalised:
+def normalise(score: Floats, floor: Floats, ceiling: Floats, *, overlap: float = 0.0) -> Normalised:
     """Return (score - floor) / (ceiling - floor), with an interval.
 
-    The variance is that over groups of pairs, and that of the mean of the floor's draws.
+    The variance is that over groups of pairs, and that of the mean of the floor's draws
+    (:func:`pipeline.compare.statistics.variance_of_mean`); Student's t has the degrees of freedom of both
+    (Satterthwaite, Biometrics Bulletin 2, 1946).
 
     Parameters
     ----------
     score
-        The score, and then without each group of pairs, (1 + group,).
+        The score, and then without each group of pairs, (1 + group,); with no groups there is no interval.
     floor, ceiling
         The same of every matching, (matching, 1 + group): draws of the floor, sides of the ceiling.
+    overlap
+        The share of partners that two draws of the floor have in common.
 
     Returns
     -------
     Normalised
-        Undefined where the 95 % interval of ceiling - floor reaches 0.
+        Undefined where the 95 % interval of ceiling - floor reaches 0. The note says what is wrong, too, with a value
+        that has an interval.
 
     Examples
     --------
@@ -73,23 +104,50 @@ def normalise(score: Floats, floor: Floats, ceiling: Floats) -> Normalised:
     'undefined: the floor, 0.700, and the ceiling, 0.600, overlap'
     """
     low, high = floor.mean(axis=0), ceiling.mean(axis=0)
-    gap, drawn = high - low, float(np.var(floor[:, 0], ddof=1) / len(floor)) if len(floor) > 1 else 0.0
     if not np.isfinite([score[0], low[0], high[0]]).all():
-        return Normalised(np.nan, np.nan, np.nan, "undefined: a score, or that of the floor or the ceiling, is")
-    if not np.isfinite(gap).all() or gap[0] - _reach(gap, drawn) <= 0:
-        note = f"undefined: the floor, {low[0]:.3f}, and the ceiling, {high[0]:.3f}, overlap"
-        return Normalised(np.nan, np.nan, np.nan, note)
+        return _undefined("a score, or that of the floor or the ceiling, is")
+    gap = high - low
+    drawn = variance_of_mean(floor[:, 0], overlap) if len(floor) > 1 and overlap < 1 else 0.0
+    freedom = len(floor) - 1
+    reach = _reach(gap, drawn, freedom)
+    if gap[0] <= 0 or not np.isfinite(gap).all() or gap[0] - np.nan_to_num(reach) <= 0:
+        return _undefined(f"the floor, {low[0]:.3f}, and the ceiling, {high[0]:.3f}, overlap")
     values = (score - low) / gap
-    reach = _reach(values, drawn * ((score[0] - high[0]) / gap[0] ** 2) ** 2)
-    return Normalised(float(values[0]), float(values[0] - reach), float(values[0] + reach))
+    value = float(values[0])
+    notes = _outside(value)
+    reach = _reach(values, drawn * ((score[0] - high[0]) / gap[0] ** 2) ** 2, freedom)
+    if overlap >= 1:
+        notes.append("no interval: all draws of the floor are the same permutation")
+        reach = np.nan
+    elif len(floor) == 1 and np.isfinite(reach):
+        notes.append("one draw of the floor: the spread of draws is not in the interval")
+    return Normalised(value, value - reach, value + reach, "; ".join(notes))
 
 
-def _reach(values: Floats, more: float) -> float:
-    """Return half the interval of a value, (1 + group,), from the jackknife and a variance that it does not see."""
+def _outside(value: float) -> list[str]:
+    """Return what is to be said of a value that is not between floor and ceiling."""
+    return ["below the floor"] if value < 0 else ["above the ceiling"] if value > 1 else []
+
+
+def _undefined(why: str) -> Normalised:
+    return Normalised(np.nan, np.nan, np.nan, f"undefined: {why}")
+
+
+def _reach(values: Floats, drawn: float, freedom: int) -> float:
+    """Return half the interval of a value, (1 + group,), NaN without groups.
+
+    The jackknife does not see the variance `drawn`, which has `freedom` degrees of freedom.
+    """
     left_out = values[1:]
     n = len(left_out)
-    variance = (n - 1) / n * float(np.sum((left_out - left_out.mean()) ** 2)) + more
-    return float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.sqrt(variance))
+    if not n:
+        return float("nan")
+    variances = np.array([(n - 1) / n * float(np.sum((left_out - left_out.mean()) ** 2)), drawn])
+    total = variances.sum()
+    if not total > 0:
+        return 0.0
+    spread = float(np.sum(variances**2 / (n - 1, max(1, freedom))))
+    return float(stdtrit(total**2 / spread, (1 + LEVEL) / 2) * np.sqrt(total))
 
 
 @dataclass(frozen=True)
@@ -106,26 +164,25 @@ def _score(job: _Job, groups: Sequence[Family]) -> Floats:
     rows = [DecoderRows(str(path), ids, 0).read() for path, ids in sides]
     x, y = paired_rows(*rows)
     whole = np.array([score for family in groups for score in family.scores_of(x, y)])[:, None]
-    return np.hstack([whole, leave_out_scores(range(job.groups), x, y, groups, job.groups)]) if job.groups else whole
+    if not job.groups:
+        return whole
+    return np.hstack([whole, leave_out_scores(range(job.groups), x, y, groups, job.matching.groups(job.groups))])
 
 
 def measure(
-    real: Matching,
-    yardsticks: Mapping[str, Sequence[Matching]],
+    held: Mapping[str, Held],
     named: tuple[str | None, str | None],
     *,
     metrics: Sequence[str],
     groups: int,
-    client: Client,
+    client: Client | None,
 ) -> xr.Dataset:
     """Return what pairs score beside each yardstick, and between one floor and one ceiling.
 
     Parameters
     ----------
-    real
-        The pairs of the run.
-    yardsticks
-        The matchings of each, by its name.
+    held
+        The pairs of the run and the matchings of each yardstick, by its name.
     named
         The floor and the ceiling of normalised scores, if there are both.
     metrics
@@ -133,97 +190,126 @@ def measure(
     groups
         Groups of pairs that are left out for intervals.
     client
-        Where scores are computed.
+        Where scores are computed; without one, here, one after the other.
 
     Returns
     -------
     xarray.Dataset
         Over yardstick: ``n_pairs`` int64, at which the scores are compared, ``matchings`` int64. Over (yardstick,
         quantity), float64: ``raw``, the run's value there, ``value``, the mean of the yardstick's matchings, ``least``
-        and ``most`` of them. Over quantity: ``score``, ``floor``, ``ceiling``, ``normalised``, ``low``, ``high``
-        float64 and ``note``, text, at ``n_compared`` pairs. The quantity ``pairs`` is the number of all pairs.
+        and ``most`` of them. Over quantity: ``score``, which is that beside the floor, ``floor``, ``ceiling``,
+        ``normalised``, ``low``, ``high`` float64 and ``note``, text, at ``n_compared`` pairs. The quantity ``pairs`` is
+        the number of all pairs.
     """
     ordered = families(map(parse_metric, metrics))
     texts = {parse_metric(text): text for text in metrics}
     names = [texts[metric] for family in ordered for metric in family.metrics]
-    counts = {name: min(map(len, made), default=0) for name, made in yardsticks.items()}
-    between = [name for name in named if name is not None] if None not in named else []
-    n_compared = min([len(real), *(counts[name] for name in between)]) if between else 0
-    at = {name: min(n_compared or len(real), n) for name, n in counts.items()}
-    jobs: dict[tuple[str, int, int], _Job] = {}
-    for n in {*at.values(), n_compared}:
-        jobs["", 0, n] = _Job(real.top(n), groups if n == n_compared >= FEWEST_PAIRS else 0)
-    for name, made in yardsticks.items():
-        with_groups = name in between and n_compared >= FEWEST_PAIRS
-        for i, matching in enumerate(made):
-            jobs[name, i, at[name]] = _Job(matching.top(at[name]), groups if with_groups else 0)
+    both = [held[name] for name in named if name is not None] if None not in named else []
+    n_compared = min(map(len, both), default=0)
+    at = [min(n_compared, len(each)) if both else len(each) for each in held.values()]
+    left_out = groups if n_compared >= FEWEST_PAIRS else 0
+    needed = {(id(each), n): _Job(each, 0) for one, n in zip(held.values(), at, strict=True) for each in _all(one)}
+    if both:
+        compared = [both[0].real, *both[0].made, *both[1].made]
+        needed |= {(id(each), n_compared): _Job(each, left_out) for each in compared}
+    jobs = {key: _Job(job.matching.sample(key[1]), job.groups) for key, job in needed.items()}
     scored = _scored(jobs, ordered, client)
     quantities = [COUNT, *MEANS, *names]
 
-    def table(key: str, made: Sequence[Matching], n: int) -> Floats:
+    def table(made: Sequence[Matching], n: int) -> Floats:
         """Return the values of matchings, (matching, quantity, 1 + group)."""
-        return np.array([_values(matching, scored[key, i, n]) for i, matching in enumerate(made)])
+        return np.array([_values(each, jobs[id(each), n], scored[id(each), n]) for each in made])
 
-    raw = np.array([table("", [real], n)[0, :, 0] for n in at.values()]).reshape(len(at), -1)
-    tables = {name: table(name, made, at[name]) for name, made in yardsticks.items()}
+    raw = np.array([table([one.real], n)[0, :, 0] for one, n in zip(held.values(), at, strict=True)])
+    tables = [table(one.made, n)[..., 0] for one, n in zip(held.values(), at, strict=True)]
     columns: dict[str, Callable[..., Floats]] = {"value": np.mean, "least": np.min, "most": np.max}
-    none = np.full((1, len(quantities)), np.nan)
-    summary = {
-        name: np.array([of(each[..., 0] if len(each) else none, axis=0) for each in tables.values()])
-        for name, of in columns.items()
-    }
+    summary = {name: np.array([of(each, axis=0) for each in tables]) for name, of in columns.items()}
     variables: dict[str, Any] = {
         name: (("yardstick", "quantity"), values) for name, values in {"raw": raw, **summary}.items()
     }
     variables |= {
-        "n_pairs": ("yardstick", np.array(list(at.values()), np.int64)),
-        "matchings": ("yardstick", np.array([len(made) for made in yardsticks.values()], np.int64)),
-        **_between(table("", [real], n_compared)[0], [tables[name] for name in between], n_compared),
+        "n_pairs": ("yardstick", np.array(at, np.int64)),
+        "matchings": ("yardstick", np.array([len(each.made) for each in held.values()], np.int64)),
     }
-    coords = {"yardstick": np.array(list(yardsticks), object), "quantity": np.array(quantities, object)}
+    variables |= _between(quantities, both, n_compared, functools.partial(table, n=n_compared))
+    coords = {"yardstick": np.array(list(held), object), "quantity": np.array(quantities, object)}
     return xr.Dataset(variables, coords).assign(n_compared=np.int64(n_compared))
 
 
-def _between(real: Floats, both: Sequence[Floats], n: int) -> dict[str, Any]:
-    """Return the score of each quantity between floor and ceiling, as variables."""
-    columns = {name: np.full(len(real), np.nan) for name in ("score", "floor", "ceiling", "normalised", "low", "high")}
-    notes = ["there is no floor, or no ceiling, to normalise by"] * len(real)
-    for i in range(len(real)) if both else ():
-        floor, ceiling = (each[:, i] for each in both)
-        figures = real[i, 0], floor[:, 0].mean(), ceiling[:, 0].mean()
-        found = _count(*figures) if i == 0 else _enough(real[i], floor, ceiling, n)
-        values = (*figures, found.value, found.low, found.high)
-        for name, value in zip(columns, values, strict=True):
-            columns[name][i] = value
-        notes[i] = found.note
-    variables: dict[str, Any] = {name: ("quantity", values) for name, values in columns.items()}
-    return variables | {"note": ("quantity", np.array(notes, object))}
+def _all(held: Held) -> list[Matching]:
+    return [held.real, *held.made]
+
+
+def _between(
+    quantities: Sequence[str], both: Sequence[Held], n: int, table: Callable[[Sequence[Matching]], Floats]
+) -> dict[str, Any]:
+    """Return the score of each quantity between floor and ceiling, if there are both, as variables."""
+    if both:
+        floor, ceiling = both
+        few, tables = _few(floor, ceiling, n), [table(each) for each in ([floor.real], floor.made, ceiling.made)]
+        of_each = [[values[:, i] for values in tables] for i in range(len(quantities))]
+        placed = [
+            _placed(name, *values, n=n, few=few, overlap=floor.overlap)
+            for name, values in zip(quantities, of_each, strict=True)
+        ]
+    else:
+        placed = [(*np.full(3, np.nan), *_undefined("there is no floor, or no ceiling"))] * len(quantities)
+    return {
+        name: ("quantity", np.array(column, object if name == "note" else np.float64))
+        for name, column in zip(BETWEEN, zip(*placed, strict=True), strict=True)
+    }
+
+
+def _few(floor: Held, ceiling: Held, n: int) -> str:
+    """Return why n pairs are too few for any score, empty where they are not."""
+    if n:
+        return f"{n} pairs, at least {FEWEST} are needed" if n < FEWEST else ""
+    if not len(floor.real):
+        return "the run has no pairs"
+    what, draws = ("ceiling", ceiling.made) if min(map(len, floor.made)) else ("floor", floor.made)
+    return f"the {what} has no pairs" if not max(map(len, draws)) else f"a draw or side of the {what} has no pairs"
+
+
+def _placed(
+    quantity: str, real: Floats, floor: Floats, ceiling: Floats, *, n: int, few: str, overlap: float
+) -> tuple[float, float, float, float, float, float, str]:
+    """Return what is said of a quantity between floor and ceiling, in the order of :data:`BETWEEN`.
+
+    The values are (matching, 1 + group), at n pairs; `few` says why these are too few, if they are.
+    """
+    figures = float(real[0, 0]), float(floor[:, 0].mean()), float(ceiling[:, 0].mean())
+    if quantity == COUNT:
+        return *figures, *_count(*figures)
+    if few:
+        return *figures, *_undefined(few)
+    found = normalise(real[0], floor, ceiling, overlap=overlap)
+    if n < FEWEST_PAIRS and np.isfinite(found.value):
+        few = f"no interval: {n} pairs, at least {FEWEST_PAIRS} are needed"
+        found = found._replace(note="; ".join(filter(None, (found.note, few))))
+    return *figures, *found
 
 
 def _count(score: float, floor: float, ceiling: float) -> Normalised:
     """Return the number of pairs between those of floor and ceiling, which leaving pairs out says nothing of."""
     if ceiling <= floor:
-        return Normalised(np.nan, np.nan, np.nan, "undefined: the floor has as many pairs as the ceiling")
-    return Normalised((score - floor) / (ceiling - floor), np.nan, np.nan, "no interval: pairs are counted once")
-
-
-def _enough(score: Floats, floor: Floats, ceiling: Floats, n: int) -> Normalised:
-    if n < FEWEST_PAIRS:
-        note = f"undefined: {n} pairs, at least {FEWEST_PAIRS} are needed for an interval"
-        return Normalised(np.nan, np.nan, np.nan, note)
-    return normalise(score, floor, ceiling)
+        return _undefined("the floor has at least as many pairs as the ceiling")
+    value = (score - floor) / (ceiling - floor)
+    notes = [*_outside(value), "no interval: pairs are counted once"]
+    return Normalised(value, np.nan, np.nan, "; ".join(notes))
 
 
 def _scored(
-    jobs: Mapping[tuple[str, int, int], _Job], groups: Sequence[Family], client: Client
-) -> dict[tuple[str, int, int], tuple[_Job, Floats]]:
+    jobs: Mapping[tuple[int, int], _Job], groups: Sequence[Family], client: Client | None
+) -> dict[tuple[int, int], Floats]:
     """Return the scores of every job, (metric, 1 + group), NaN where there are too few pairs."""
     n_metrics = sum(len(family.metrics) for family in groups)
-    made = {key: (job, np.full((n_metrics, 1 + job.groups), np.nan)) for key, job in jobs.items()}
+    made = {key: np.full((n_metrics, 1 + job.groups), np.nan) for key, job in jobs.items()}
     todo = [(key, job) for key, job in jobs.items() if len(job.matching) >= FEWEST and n_metrics]
+    if client is None:
+        return made | {key: _score(job, groups) for key, job in todo}
     label = "Scores of floors and ceilings"
-    for (key, job), scores in run_tasks(client, _score_of, todo, name="yardsticks", label=label, args=(list(groups),)):
-        made[key] = job, scores
+    for (key, _), scores in run_tasks(client, _score_of, todo, name="yardsticks", label=label, args=(list(groups),)):
+        made[key] = scores
     return made
 
 
@@ -231,12 +317,10 @@ def _score_of(item: tuple[Any, _Job], groups: Sequence[Family]) -> Floats:
     return _score(item[1], groups)
 
 
-def _values(matching: Matching, scored: tuple[_Job, Floats]) -> Floats:
+def _values(matching: Matching, job: _Job, scores: Floats) -> Floats:
     """Return the quantities of a matching, (quantity, 1 + group): the number of all its pairs, means, and scores."""
-    job, scores = scored
-    n = len(job.matching)
-    left_out = [np.arange(n) % job.groups != group for group in range(job.groups)]
-    kept = [np.ones(n, bool), *left_out]
+    group = job.matching.groups(job.groups) if job.groups else np.empty(0)
+    kept = [np.ones(len(job.matching), bool), *(group != number for number in range(job.groups))]
     means = [[_mean(getattr(job.matching, name)[here]) for here in kept] for name in MEANS]
     return np.vstack([np.full((1, len(kept)), float(len(matching))), means, scores])
 

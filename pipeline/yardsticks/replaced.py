@@ -86,7 +86,7 @@ class Replaced(Yardstick):
         if config.is_stored:
             raise InputError(
                 f"the yardstick {self.name} reads the text with a model, and the experiment has stores alone: leave it "
-                "out of the yardsticks"
+                "out, and name those that need no model (--yardstick token --yardstick document)"
             )
         if not self.sides:
             raise InputError(f"the yardstick {self.name} has nothing to replace: give a or b, or both")

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from distributed import Client
 
 from pipeline.experiment.run import RunResult
 from pipeline.experiment.status import status
 from pipeline.report.yardsticks import yardsticks_findings
 from pipeline.settings.experiment import stored_experiment
+from pipeline.settings.rematch import RematchSettings
 from pipeline.work.task import Task
 from pipeline.yardsticks.__main__ import show_yardsticks, with_yardsticks
 from pipeline.yardsticks.kinds.replacements import OtherWindows
 from pipeline.yardsticks.replaced import Place
 from pipeline.yardsticks.stage import run_yardsticks
-from storage import new_manifest, open_activations, open_result
-from storage.errors import InputError
+from storage import new_manifest, open_activations, open_result, write_result
+from storage.errors import FormatError, InputError, MissingInputError, SubspaceError
 from storage.rundir import RunDirectory, Side
 
 pytest.importorskip("torch")
@@ -90,14 +92,39 @@ def test_tables_and_sentence(finished: RunDirectory, tmp_path: Path, capsys: pyt
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     table = pd.read_csv(run.normalised_table)
     assert len(shown["between"]) == len(table) == 6
-    assert table["note"].str.contains("pairs, at least 60").sum() == 5, "the tiny models have few features"
+    assert table["note"].str.contains("pairs, at least (?:10|60) are needed").sum() == 5, "the models are tiny"
     beside = pd.read_csv(run.yardsticks_table)
     assert set(beside["yardstick"]) == {"random directions", "other windows", "other dictionary seed"}
     cosines = beside[beside["quantity"] == "decoder_cosine"]
     np.testing.assert_allclose(cosines["value"], 1, rtol=1e-5)
     (sentence,) = yardsticks_findings(table)
     assert "between a floor (random directions) and a ceiling (other windows)" in sentence
-    assert "cannot be said: undefined" in sentence
+    assert "the scores go: r " in sentence
+
+
+def test_results_that_do_not_serve_are_refused_before_workers_are_waited_for(
+    tiny_run: RunResult, tmp_path: Path
+) -> None:
+    run, whole = RunDirectory(tmp_path / "run"), stored_experiment(tiny_run.directory)
+    shutil.copytree(tiny_run.directory.pairs("x", "y").parent, run.pairs("x", "y").parent)
+    config = with_yardsticks(whole.model_copy(update={"rematch": RematchSettings()}), {"use": [{"name": "token"}]})
+    remade = rf"subspace run EXPERIMENT.yaml --run-dir {run.root}"
+
+    def refused(kind: type[SubspaceError], message: str) -> None:
+        with pytest.raises(kind, match=message):
+            run_yardsticks(config, run, lambda: pytest.fail("workers were waited for"))
+
+    refused(MissingInputError, f"lacks rematched/.*finish it with: {remade}")
+    result = xr.Dataset({"value": 0.5}, attrs={"n_draws": 1})
+    for sites in config.site_pairs:
+        write_result(result, run.rematched(*sites), new_manifest("rematch", {}, {}))
+    refused(FormatError, f"was made by an earlier release, and lacks what the yardstick token reads.*{remade}")
+    current = result.assign(matched_null=("matched", np.zeros(3, np.int32)), overlap=("null", [0.5]))
+    for sites in config.site_pairs:
+        write_result(
+            current, run.rematched(*sites), new_manifest("rematch", {"pairs": "of others"}, {}), overwrite=True
+        )
+    refused(InputError, rf"rematched/\S+ was made from other inputs than the present ones \(pairs/.*{remade}")
 
 
 def test_windows_that_are_the_same_are_no_others(tiny_run: RunResult, tmp_path: Path, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Scores between a floor and a ceiling: the arithmetic, the number of pairs, and what is undefined."""
+"""Scores between a floor and a ceiling: the arithmetic, the number of pairs, intervals, and what is undefined."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from distributed import Client
 
 import storage
 from pipeline.compare.metrics.rsa import Rsa
 from pipeline.yardsticks.base import Matching
-from pipeline.yardsticks.measure import decoder_cosine, measure, normalise
+from pipeline.yardsticks.measure import Held, decoder_cosine, measure, normalise
 
 N, WIDTH, D = 200, 80, 12
 
@@ -34,40 +35,89 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def matching(stores: dict[str, Path], a: str, b: str, n: int, r: float) -> Matching:
     """Return n pairs of the same number on both sides, whose r fall from `r` on."""
     columns = {"a": np.arange(n), "b": np.arange(n), "r": r - 0.001 * np.arange(n), "r_heldout": np.full(n, r - 0.1)}
-    columns["r_heldout"][3] = np.nan  # a feature that does not vary there
+    columns["r_heldout"][3:4] = np.nan  # a feature that does not vary there
     shuffled = np.random.default_rng(n).permutation(n)
     return Matching.of((stores[a], stores[b]), {name: values[shuffled] for name, values in columns.items()})
 
 
 def measured(stores: dict[str, Path], client: Client, ceiling: Matching, **options: Any) -> Any:
-    yardsticks = {"token": [matching(stores, "a", "other", n, 0.3) for n in (70, 68)], "seeds": [ceiling]}
     real = matching(stores, "a", "b", 75, 0.6)
+    sizes = options.pop("sizes", (70, 68))
+    floor = [matching(stores, "a", "other", n, 0.3) for n in sizes]
+    held = {"token": Held(options.pop("moved", real), floor, 0.1), "seeds": Held(real, [ceiling])}
     given = {"named": ("token", "seeds"), "metrics": ["rsa", "svcca"], "groups": 10, **options}
-    return measure(real, yardsticks, client=client, **given).load()
+    return measure(held, client=client, **given).load()
 
 
-def test_all_are_compared_at_the_same_number_of_pairs_those_of_highest_r(
-    stores: dict[str, Path], client: Client
-) -> None:
+def test_all_are_compared_at_the_same_number_of_pairs(stores: dict[str, Path], client: Client) -> None:
     result = measured(stores, client, matching(stores, "a", "repeat", WIDTH, 0.9))
     assert result.n_compared == 68
     assert result.n_pairs.values.tolist() == [68, 68]
-    means = {"score": 0.6, "floor": 0.3, "ceiling": 0.9}
-    for name, first in means.items():
-        assert result[name].sel(quantity="r").item() == pytest.approx(first - 0.001 * 33.5)
-    assert result.normalised.sel(quantity="r").item() == pytest.approx(0.5)
+    sample = matching(stores, "a", "b", 75, 0.6).sample(68)
+    assert result.score.sel(quantity="r").item() == pytest.approx(sample.r.mean())
     assert result.score.sel(quantity="r_heldout").item() == pytest.approx(0.5), "of the pairs that have one"
-    decoders = [storage.open_activations(stores[name])["decoder"].values[:68] for name in ("a", "b")]
+    decoders = [storage.open_activations(stores[name])["decoder"].values[sample.a] for name in ("a", "b")]
     assert result.raw.sel(yardstick="token", quantity="rsa").item() == pytest.approx(Rsa()(*decoders))
 
 
-def test_a_score_stands_between_what_it_is_held_against(stores: dict[str, Path], client: Client) -> None:
+def test_a_sample_of_pairs_is_drawn_whatever_their_r_and_of_the_same_features_in_all(stores: dict[str, Path]) -> None:
+    many, few = (matching(stores, "a", "b", n, 0.6) for n in (80, 70))
+    assert many.sample(40).r.mean() == pytest.approx(many.r.mean(), abs=0.008), "the highest 40 have 0.02 more"
+    shared = np.intersect1d(many.sample(40).a, few.sample(40).a)
+    assert len(shared) >= 30, "drawn apart, 40 of 80 and 40 of 70 share 20"
+
+
+@pytest.mark.parametrize("truth", [0, 1])
+def test_numbers_of_pairs_alone_put_nothing_between_floor_and_ceiling(truth: int) -> None:
+    """A score of the floor's kind, or of the ceiling's, is at 0 or 1 though it has twice or half as many pairs."""
+    rng, found = np.random.default_rng(truth), []
+    for _ in range(40):
+        # r of the floor are beyond the least r that is matched, many of them just so
+        made = [r_alone(rng, n, mean) for n, mean in ((600, (0.15, 0.4)[truth]), (300, 0.15), (1200, 0.4))]
+        found += [between(*made, overlap=0).normalised.sel(quantity=["r", "r_heldout"]).values]
+    error = np.std(found, axis=0) / np.sqrt(len(found))
+    assert np.abs(np.mean(found, axis=0) - truth).max() < 4 * error.max() < 0.15, "of those of highest r, 0.13 and 0.65"
+
+
+def r_alone(rng: np.random.Generator, n: int, mean: float, common: np.ndarray | None = None) -> Matching:
+    """Return pairs without decoder rows, r beyond 0.1; of a `common` part of features the r are alike."""
+    a = np.sort(rng.choice(4 * n if common is None else len(common), n, replace=False))
+    r = 0.1 + rng.exponential(mean, n) * (1 if common is None else common[a])
+    return Matching.of((Path("a"), Path("b")), {"a": a, "b": a, "r": r, "r_heldout": r + rng.normal(0, 0.1, n)})
+
+
+def between(real: Matching, floor: Matching | list[Matching], ceiling: Matching, *, overlap: float) -> xr.Dataset:
+    draws = floor if isinstance(floor, list) else [floor]
+    held = {"token": Held(real, draws, overlap), "seeds": Held(real, [ceiling])}
+    return measure(held, ("token", "seeds"), metrics=[], groups=10, client=None)
+
+
+def test_intervals_of_normalised_means_hold_the_truth() -> None:
+    """Of pairs whose r depend on the feature, in the run and in a floor that is drawn three times; 95 % are 95 %."""
+    n, rng, inside = 100, np.random.default_rng(1), []
+    for _ in range(250):
+        common = rng.lognormal(-0.125, 0.5, 2 * n)
+        real, *floor = (r_alone(rng, n, mean, common) for mean in (0.25, 0.1, 0.1, 0.1))
+        result = between(real, floor, r_alone(rng, n, 0.6), overlap=0).sel(quantity=["r", "r_heldout"])
+        inside.append((result.low <= 0.3) & (result.high >= 0.3))
+    assert 0.92 <= np.mean(inside) <= 0.99, np.mean(inside, axis=0)
+
+
+def test_a_score_is_between_its_floor_and_ceiling(stores: dict[str, Path], client: Client) -> None:
     rsa = measured(stores, client, matching(stores, "a", "repeat", WIDTH, 0.9)).sel(quantity="rsa")
     expected = (rsa.score - rsa.floor) / (rsa.ceiling - rsa.floor)
     assert rsa.normalised.item() == pytest.approx(expected.item())
     assert 0 < rsa.low < rsa.normalised < rsa.high < 1
     assert rsa.floor.item() == pytest.approx(rsa.value.sel(yardstick="token").item())
     assert not rsa.note.item()
+
+
+def test_the_score_is_that_of_the_rows_that_the_floor_uses(stores: dict[str, Path], client: Client) -> None:
+    moved = matching(stores, "a", "b", 72, 0.4)
+    result = measured(stores, client, matching(stores, "a", "repeat", WIDTH, 0.9), moved=moved)
+    assert result.score.sel(quantity="r").item() == pytest.approx(moved.sample(68).r.mean())
+    assert result.score.sel(quantity="pairs").item() == 72
+    assert result.raw.sel(quantity="r").values == pytest.approx([0.366, 0.563], abs=0.002), "each on its own rows"
 
 
 def test_pairs_are_counted_without_cutting_them(stores: dict[str, Path], client: Client) -> None:
@@ -77,28 +127,59 @@ def test_pairs_are_counted_without_cutting_them(stores: dict[str, Path], client:
     assert np.isnan(pairs.low)
 
 
-def test_undefined_where_floor_and_ceiling_overlap_and_of_few_pairs(stores: dict[str, Path], client: Client) -> None:
+def test_a_floor_without_pairs_leaves_their_number_and_says_why_the_rest_is_undefined(
+    stores: dict[str, Path], client: Client
+) -> None:
+    result = measured(stores, client, matching(stores, "a", "repeat", WIDTH, 0.9), sizes=(0, 0))
+    assert result.n_compared == 0
+    assert result.normalised.sel(quantity="pairs").item() == pytest.approx(75 / 80)
+    rest = result.drop_sel(quantity="pairs")
+    assert np.isnan(rest.normalised).all()
+    assert set(rest.note.values.tolist()) == {"undefined: the floor has no pairs"}
+
+
+def test_undefined_where_floor_and_ceiling_overlap_and_no_interval_of_few_pairs(
+    stores: dict[str, Path], client: Client
+) -> None:
     overlapping = measured(stores, client, matching(stores, "a", "other", WIDTH, 0.3)).sel(quantity="rsa")
     assert np.isnan(overlapping.normalised)
     assert "overlap" in overlapping.note.item()
     few = measured(stores, client, matching(stores, "a", "repeat", 30, 0.9)).sel(quantity="rsa")
-    assert np.isnan(few.normalised)
-    assert few.note.item() == "undefined: 30 pairs, at least 60 are needed for an interval"
+    assert 0 < few.normalised < 1
+    assert np.isnan([few.low, few.high]).all()
+    assert few.note.item() == "no interval: 30 pairs, at least 60 are needed"
+    nine = measured(stores, client, matching(stores, "a", "repeat", 9, 0.9)).sel(quantity="rsa")
+    assert nine.note.item() == "undefined: 9 pairs, at least 10 are needed"
     alone = measured(stores, client, matching(stores, "a", "repeat", 30, 0.9), named=("token", None))
     assert np.isnan(alone.normalised).all()
     assert alone.n_pairs.values.tolist() == [68, 30], "each yardstick is at the number of pairs that it has"
 
 
-def test_intervals_hold_the_truth() -> None:
-    """Of means of independent draws, 95 % intervals are about that: score 0.5 of the way, floor drawn three times."""
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(300):
-        samples = [rng.normal(mean, 0.3, 100) for mean in (0.5, 0.0, 0.0, 0.0, 1.0)]
-        groups = [np.arange(100) % 10 != group for group in range(10)]
-        made = [np.array([each.mean(), *(each[group].mean() for group in groups)]) for each in samples]
-        found = normalise(made[0], np.array(made[1:4]), np.array(made[4:]))
-        inside += found.low <= 0.5 <= found.high
-    assert 0.91 <= inside / 300 <= 1
+GROUPS = np.array([0, -0.01, 0.01, 0, 0])
+
+
+def test_what_is_outside_of_floor_and_ceiling_is_flagged() -> None:
+    below = normalise(0.1 + GROUPS, np.array([0.2 + GROUPS, 0.22 + GROUPS]), np.array([0.8 + GROUPS]))
+    assert below.value < 0
+    assert below.note == "below the floor"
+    above = normalise(0.9 + GROUPS, np.array([0.2 + GROUPS, 0.22 + GROUPS]), np.array([0.8 + GROUPS]))
+    assert above.note == "above the ceiling"
+
+
+def test_draws_that_overlap_say_less_of_the_floor_and_one_draw_says_nothing() -> None:
+    """The variance of the mean of n draws that share ρ of their partners is s² (1/n + ρ/(1 − ρ))."""
+    score, ceiling = np.full(5, 0.5), np.array([np.full(5, 1.0)])
+    draws = np.array([np.full(5, 0.0), np.full(5, 0.1), np.full(5, -0.1)])
+    apart, alike = (normalise(score, draws, ceiling, overlap=rho) for rho in (0.0, 0.5))
+    # with no variance over groups, all is that of three draws: Student's t of 2 degrees of freedom
+    assert apart.high - apart.value == pytest.approx(4.3027 * 0.1 * np.sqrt(1 / 3) * 0.5, rel=1e-4)
+    assert (alike.high - alike.value) / (apart.high - apart.value) == pytest.approx(2.0)
+    one = normalise(0.5 + 2 * GROUPS, np.array([0.2 + GROUPS]), np.array([0.8 + GROUPS]))
+    assert one.note == "one draw of the floor: the spread of draws is not in the interval"
+    assert one.low < one.value < one.high
+    same = normalise(0.5 + GROUPS, np.array([0.2 + GROUPS] * 2), np.array([0.8 + GROUPS]), overlap=1)
+    assert np.isnan(same.low)
+    assert same.note == "no interval: all draws of the floor are the same permutation"
 
 
 def test_cosine_of_decoders_is_that_of_the_best_assignment(stores: dict[str, Path]) -> None:
