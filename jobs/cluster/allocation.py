@@ -7,6 +7,7 @@ was given. They end with the run, whose exit status is the job's.
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import subprocess
 import sys
@@ -24,16 +25,31 @@ from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.scripts import SETTINGS, log_pattern, memory_of_workers, prologue, shell_word, worker_arguments
 from storage.errors import InputError, SubspaceError
 
+#: Bytes of the first node that are left to the driver and the scheduler, but at most a quarter.
+DRIVER_BYTES = 4 * 10**9
 #: Seconds that `srun` may take to end all workers.
 ENDING = 30.0
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The part of a Slurm job that each of its tasks gets: CPUs, and bytes of memory, None where it has no limit."""
+    """The Slurm job that a run is in.
+
+    Attributes
+    ----------
+    job
+        Its number.
+    tasks, per_node
+        How many tasks it was given, and on each node.
+    cpus
+        CPUs of a task.
+    memory
+        Bytes of each node that are the job's; None where it has no limit.
+    """
 
     job: str
     tasks: int
+    per_node: int
     cpus: int
     memory: int | None
 
@@ -43,37 +59,63 @@ class Allocation:
 
         Examples
         --------
-        >>> job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "16"}
+        >>> job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS": "8", "SLURM_CPUS_ON_NODE": "32"}
         >>> Allocation.of(job | {"SLURM_MEM_PER_NODE": "64000"})
-        Allocation(job='7', tasks=8, cpus=16, memory=33554432000)
+        Allocation(job='7', tasks=8, per_node=2, cpus=16, memory=67108864000)
         """
         if "SLURM_JOB_ID" not in environment:
             raise InputError(
                 "This profile starts workers in the Slurm job that it runs in, and this is none: submit a script with "
                 "the command (docs/cluster.md has one), or run salloc first"
             )
-        nodes, cpus = (int(environment.get(f"SLURM_{name}") or 1) for name in ("NNODES", "CPUS_PER_TASK"))
-        tasks = int(environment.get("SLURM_NTASKS") or nodes)
-        per_node, per_cpu = (int(environment.get(f"SLURM_MEM_PER_{name}") or 0) for name in ("NODE", "CPU"))
-        mebibytes = per_node // -(-tasks // nodes) or per_cpu * cpus
-        return cls(environment["SLURM_JOB_ID"], tasks, cpus, mebibytes * 2**20 or None)
+
+        def number(name: str) -> int:
+            return int(environment.get(f"SLURM_{name}") or 0)
+
+        nodes = number("NNODES") or 1
+        tasks = number("NTASKS") or nodes
+        per_node = math.ceil(tasks / nodes)
+        cpus = number("CPUS_PER_TASK") or number("CPUS_ON_NODE") // per_node or 1
+        mebibytes = number("MEM_PER_NODE") or number("MEM_PER_CPU") * cpus * per_node
+        return cls(environment["SLURM_JOB_ID"], tasks, per_node, cpus, mebibytes * 2**20 or None)
+
+    def memory_of_task(self, *, beside_driver: bool) -> int | None:
+        """Return the bytes of a task: of those of a node, the driver takes its part first where it runs.
+
+        >>> half = Allocation("7", 8, 2, 16, 40 * 10**9)
+        >>> half.memory_of_task(beside_driver=False), half.memory_of_task(beside_driver=True)
+        (20000000000, 18000000000)
+        """
+        if self.memory is None:
+            return None
+        return (self.memory - beside_driver * min(DRIVER_BYTES, self.memory // 4)) // self.per_node
 
 
 def worker_script(job: SlurmJob, allocation: Allocation, address: str, folder: Path) -> str:
     """Return the script that each task runs; `folder` has the settings and certificates."""
-    memory = job.memory if job.memory is not None or allocation.memory is None else f"{allocation.memory}B"
-    limit = memory_of_workers(job.model_copy(update={"memory": memory}))
+
+    def limit(*, beside_driver: bool) -> str:
+        whole = allocation.memory_of_task(beside_driver=beside_driver)
+        memory = job.memory if job.memory is not None or whole is None else f"{whole}B"
+        return memory_of_workers(job.model_copy(update={"memory": memory})) or "auto"
+
     arguments = [
         shell_word(job.python or sys.executable), "-m", "distributed.cli.dask_worker", address,
         "--name", "task-$SLURM_PROCID", "--nthreads", str(job.cores or allocation.cpus), "--nanny",
-        *(("--memory-limit", limit) if limit is not None else ()),
+        "--memory-limit", "$limit",
         *(("--interface", job.interface) if job.interface is not None else ()),
         *(("--local-directory", shell_word(job.scratch)) if job.scratch is not None else ()),
         *(("--death-timeout", str(job.death_timeout)) if job.death_timeout is not None else ()),
         *worker_arguments(job, folder),
     ]  # fmt: skip
-    exports = {"DASK_CONFIG": shlex.quote(str(folder / SETTINGS))}
-    return "\n".join(["#!/bin/bash", *prologue(job, exports), f"exec {' '.join(arguments)}"]) + "\n"
+    lines = [
+        "#!/bin/bash",
+        *prologue(job, {"DASK_CONFIG": shlex.quote(str(folder / SETTINGS))}),
+        f"limit={limit(beside_driver=False)}",
+        f"if [[ $SLURM_NODEID == 0 ]]; then limit={limit(beside_driver=True)}; fi",
+        f"exec {' '.join(arguments)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def scheduler_cluster(job: SlurmJob, security: Security) -> Any:

@@ -6,7 +6,9 @@ line, which is all that is parsed here.
 
 from __future__ import annotations
 
+import grp
 import inspect
+import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -60,12 +62,13 @@ class Association:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that is up, and which accounts and QOS it admits; None: all."""
+    """A partition that is up, and which accounts, QOS and groups of users it admits; None: all."""
 
     name: str
     default: bool
     accounts: tuple[str, ...] | None
     qos: tuple[str, ...] | None
+    groups: tuple[str, ...] | None = None
     refused_accounts: tuple[str, ...] = ()
     refused_qos: tuple[str, ...] = ()
 
@@ -119,6 +122,7 @@ def parse_partitions(text: str) -> list[Partition]:
                     default=keys.get("Default") == "YES",
                     accounts=_names(keys.get("AllowAccounts", "ALL")),
                     qos=_names(keys.get("AllowQos", "ALL")),
+                    groups=_names(keys.get("AllowGroups", "ALL")),
                     refused_accounts=_names(keys.get("DenyAccounts", "")) or (),
                     refused_qos=_names(keys.get("DenyQos", "")) or (),
                 )
@@ -154,9 +158,19 @@ def _admits(name: str, admitted: Sequence[str] | None, refused: Sequence[str]) -
     return (admitted is None or name in admitted) and name not in refused
 
 
+def _group_names(number: int) -> list[str]:
+    """Return the name of a group; none where the system has no name for it."""
+    try:
+        return [grp.getgrgid(number).gr_name]
+    except KeyError:
+        return []
+
+
 def allowed_combinations() -> list[Combination]:
     """Ask Slurm what this user may use; SubspaceError if it does not answer."""
-    partitions = parse_partitions(slurm_output("scontrol", "--oneliner", "show", "partition", timeout=ANSWERING))
+    listing = slurm_output("scontrol", "--oneliner", "show", "partition", timeout=ANSWERING)
+    mine = {name for group in os.getgroups() for name in _group_names(group)}
+    partitions = [each for each in parse_partitions(listing) if each.groups is None or mine & {*each.groups}]
     user = f"user={user_name()}"
     try:
         listed = slurm_output(

@@ -101,6 +101,8 @@ def test_an_invalid_account_is_answered_by_one_that_works(commands: Path) -> Non
     assert "under jobqueue.PROFILE: {partition: cpu, account: lab, qos: gpu}; " in said
     assert explain_refusal("sbatch: error: --mem is refused") == "sbatch: error: --mem is refused"
     (commands / "associations").write_text("")
+    theirs = "PartitionName=theirs AllowGroups=no-group-of-mine AllowAccounts=ALL AllowQos=ALL Default=NO State=UP\n"
+    (commands / "partitions").write_text(theirs + PARTITIONS)
     assert str(allowed_combinations()[0]) == "{partition: cpu}"
     assert advise([], "x").startswith("No account of this user")
     (commands / "scontrol").unlink()
