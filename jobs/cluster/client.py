@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import getpass
 import logging
 import os
@@ -11,7 +12,7 @@ import socket
 import struct
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,34 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
             yield client
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM, by which Slurm ends a job, leave the block as Ctrl-C does: jobs of workers would stay behind."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+@dataclasses.dataclass(frozen=True)
+class _Interrupt:
+    """Handles SIGTERM, by which Slurm ends a job: does first what cannot wait, then goes on as Ctrl-C does."""
 
-    def interrupt(*_: object) -> None:
+    first: Callable[[], None]
+
+    def __call__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        self.first()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+
+@contextlib.contextmanager
+def _ended_by_sigterm(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Have SIGTERM leave the block as Ctrl-C does: keys, and jobs of workers, would stay behind.
+
+    Slurm kills the job half a minute later, so the run may not get as far as to its end; `first` is done at once.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not (before is signal.SIG_DFL or isinstance(before, _Interrupt)):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _Interrupt(first))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _choose(name: str, settings: dict[str, Any]) -> Profile:
@@ -287,6 +300,7 @@ def _jobs(name: str, profile: JobsProfile, settings: dict[str, Any], logs: Path 
         shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
         slurm_cluster(name, settings, folder, label, logs) as cluster,
         Client(cluster) as client,
+        _ended_by_sigterm(lambda: _cancel_left(cluster)),
         keep_jobs(cluster, profile.jobs, profile.minimum) as keeper,
     ):
         logger.debug("Job script:\n%s", cluster.job_script())
@@ -369,16 +383,17 @@ def slurm_cluster(
         with closing(cluster):
             yield cluster
     finally:
-        if job.scheduler == "slurm":
-            _cancel_left(cluster.job_name)
+        _cancel_left(cluster)
 
 
-def _cancel_left(job_name: str) -> None:
-    """Cancel the jobs of that name: Dask may have forgotten one, or its `scancel` may have failed."""
+def _cancel_left(cluster: Any) -> None:
+    """Cancel the Slurm jobs of a cluster, by name: Dask may have forgotten one, or its `scancel` may have failed."""
+    if cluster.job_cls.scheduler != "slurm":
+        return
     try:
-        cancel(jobs_named(job_name))
+        cancel(jobs_named(cluster.job_name))
     except SubspaceError as error:
-        logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
+        logger.warning("Jobs named %s may be left, if any were submitted: %s", cluster.job_name, error)
 
 
 def settings_of_workers(settings: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at Slurm's queue: a job that died is to be reported within ten.
 POLL_SECONDS = 8.0
+#: Seconds until the first look, which finds jobs that wait in vain.
+FIRST_LOOK = 3.0
 #: Seconds that Slurm's queue may take to answer.
 ANSWERING = 60.0
 #: Seconds that Dask gets to replace a lost job itself, where it can.
@@ -105,7 +107,9 @@ class Keeper:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        pause = min(FIRST_LOOK, POLL_SECONDS)
+        while not self._stop.wait(pause):
+            pause = POLL_SECONDS
             try:
                 self.look()
             except (OSError, RuntimeError) as error:  # sbatch that fails is a RuntimeError
