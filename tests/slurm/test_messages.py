@@ -158,13 +158,23 @@ def test_a_cluster_that_cannot_start(
     job, message = FAULTS[fault]
     profile = {"jobs": 1, "wait": 25 if "reach" in fault else 60}
     file = make_cluster_file(tmp_path, job=job(port_in_use, tmp_path / "old code"), profile=profile)
-    start = time.time()
+    since, over = [time.time()], threading.Event()
+
+    def watch_logs() -> None:
+        """Where a job fails, the fault is when it writes so, and not while it waits and starts."""
+        while not over.wait(0.05):
+            if any(re.search(message, log.read_text()) for log in (tmp_path / "logs").iterdir()):
+                since.append(time.time())
+                return
+
+    thread = threading.Thread(target=watch_logs)
+    thread.start()
     with pytest.raises(SubspaceError, match=message) as caught, connect("slurm-cpu", file):
         pass
     lines.lines.append((time.time(), str(caught.value)))
-    # where a job fails, the fault is when it writes so, and not while it waits and starts
-    written = [log.stat().st_mtime for log in (tmp_path / "logs").iterdir() if log.stat().st_size]
-    note(fault, *lines.wait_for(message, max([start, *written])))
+    over.set()
+    thread.join()
+    note(fault, *lines.wait_for(message, since[-1]))
 
 
 def test_workers_that_do_not_come_or_are_lost(
