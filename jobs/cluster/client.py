@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import getpass
 import logging
 import os
+import signal
 import socket
+import struct
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
 import yaml
+from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.security import Security
 
+from jobs.cluster.allocation import Allocation, scheduler_cluster, tasks, worker_script
 from jobs.cluster.certificates import (
     has_certificates,
     make_certificates,
@@ -26,6 +32,7 @@ from jobs.cluster.certificates import (
 )
 from jobs.cluster.keeper import keep_jobs
 from jobs.cluster.profiles import (
+    AllocationProfile,
     Gpu,
     JobsProfile,
     LocalCudaProfile,
@@ -44,7 +51,7 @@ from jobs.cluster.scripts import SETTINGS, cluster_class, import_jobqueue, job_o
 from jobs.cluster.site import check_scheduler_options
 from jobs.cluster.slurm import cancel, jobs_named
 from jobs.cluster.versions import check_workers, demanding_versions
-from jobs.cluster.workers import watching_workers
+from jobs.cluster.workers import FIRST_LINE, watching_workers
 from pipeline.work.boundary import is_no_failed_task
 from pipeline.work.usage import CLUSTER_KEY
 from pipeline.work.workers import closing, dashboard_url, local_client
@@ -54,6 +61,11 @@ from storage.files import private_folder, remove_folder
 
 logger = logging.getLogger(__name__)
 
+#: What else than a scheduler may be meant.
+LISTENERS = (
+    "The address is what a scheduler logs as 'Scheduler at:', not that of its dashboard; one with TLS needs tls:// and "
+    "certificates"
+)
 #: Parts of Dask's configuration that a cluster's workers need.
 OF_WORKERS = ("distributed", "jobqueue", "subspace")
 
@@ -89,8 +101,38 @@ def connect(profile: str = "local", cluster_file: Path | None = None, logs: Path
         import_jobqueue()  # first imported within the block, it would lose its defaults with the block's settings
     with dask.config.set(settings), dask.config.set({CLUSTER_KEY: profile}):
         log_effective(profile, chosen, settings)
-        with _start(profile, chosen, settings, logs) as client:
+        with _ended_by_sigterm(), _start(profile, chosen, settings, logs) as client:
             yield client
+
+
+@dataclasses.dataclass(frozen=True)
+class _Interrupt:
+    """Handles SIGTERM, by which Slurm ends a job: does first what cannot wait, then goes on as Ctrl-C does."""
+
+    first: Callable[[], None]
+
+    def __call__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        self.first()
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Have SIGTERM leave the block as Ctrl-C does: keys, and jobs of workers, would stay behind.
+
+    Slurm kills the job half a minute later, so the run may not get as far as to its end; `first` is done at once.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not (before is signal.SIG_DFL or isinstance(before, _Interrupt)):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _Interrupt(first))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _choose(name: str, settings: dict[str, Any]) -> Profile:
@@ -129,6 +171,8 @@ def _start(name: str, profile: Profile, settings: dict[str, Any], logs: Path | N
             start = _scheduler(profile)
         case JobsProfile():
             start = _jobs(name, profile, settings, logs)
+        case AllocationProfile():
+            start = _allocation(name, profile, settings, logs)
         case _:
             start = _on_this_host(name, profile)
     with start as client:
@@ -225,10 +269,23 @@ def _scheduler(profile: SchedulerProfile) -> Iterator[Client]:
 def joined(certificates: Path | None, **target: Any) -> Iterator[Client]:
     """Yield a client of a running scheduler, which `target` tells Dask where to find; InputError if none answers."""
     security = read_certificates(certificates) if certificates is not None else None
+    where, limit = next(iter(target.values())), parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    line = "No scheduler answers at %s yet; waiting at most %.0f s. Does it run? Is its port open?"
+    timer = threading.Timer(FIRST_LINE, logger.warning, (line, where, target.get("timeout", limit)))
+    timer.daemon = True
+    timer.start()
     try:
         client = Client(**target, security=security)
     except (OSError, TimeoutError) as error:
-        raise InputError(f"No Dask scheduler answers at {next(iter(target.values()))}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise InputError(f"No Dask scheduler answers at {where}: {reason}. {LISTENERS}") from error
+    except (MemoryError, AssertionError, TypeError, ValueError, EOFError, struct.error) as error:
+        # what is sent by something else was read as lengths of frames
+        raise InputError(
+            f"What answers at {where} is no Dask scheduler of this version ({type(error).__name__}). {LISTENERS}"
+        ) from error
+    finally:
+        timer.cancel()
     with client:
         yield client
 
@@ -243,6 +300,7 @@ def _jobs(name: str, profile: JobsProfile, settings: dict[str, Any], logs: Path 
         shared_folder(find_job(name, settings), f"{name}-{label}") as folder,
         slurm_cluster(name, settings, folder, label, logs) as cluster,
         Client(cluster) as client,
+        _ended_by_sigterm(lambda: _cancel_left(cluster)),
         keep_jobs(cluster, profile.jobs, profile.minimum) as keeper,
     ):
         logger.debug("Job script:\n%s", cluster.job_script())
@@ -254,10 +312,28 @@ def _jobs(name: str, profile: JobsProfile, settings: dict[str, Any], logs: Path 
 
 
 @contextlib.contextmanager
+def _allocation(name: str, profile: AllocationProfile, settings: dict[str, Any], logs: Path | None) -> Iterator[Client]:
+    given, job = Allocation.of(os.environ), find_job(name, settings)
+    check_scheduler_options(job, f"jobqueue.{name}")
+    with shared_folder(job, f"{name}-{given.job}-{uuid.uuid4().hex[:8]}") as folder:
+        place = Path(job.log_directory) if job.log_directory is not None else logs or folder
+        place.mkdir(parents=True, exist_ok=True)
+        write_private(folder / SETTINGS, yaml.safe_dump(settings_of_workers(settings)))
+        with (
+            closing(scheduler_cluster(job, make_certificates(folder))) as cluster,
+            Client(cluster) as client,
+            tasks(
+                worker_script(job, given, cluster.scheduler_address, folder), given, folder, place.absolute()
+            ) as workers,
+            watching_workers(client, limit=profile.wait, why=workers.why, check=workers.check),
+        ):
+            yield client
+
+
+@contextlib.contextmanager
 def shared_folder(job: SlurmJob, name: str) -> Iterator[Path]:
     """Make a private folder that all nodes see, for as long as the block lasts."""
-    root = job.shared_temp_directory
-    parent = Path(os.path.expandvars(root)).expanduser() if root is not None else state_folder("runs")
+    parent = Path(job.shared_temp_directory) if job.shared_temp_directory is not None else state_folder("runs")
     try:
         folder = private_folder(parent / name, exist_ok=False).absolute()
     except OSError as error:  # no home, for instance
@@ -307,16 +383,17 @@ def slurm_cluster(
         with closing(cluster):
             yield cluster
     finally:
-        if job.scheduler == "slurm":
-            _cancel_left(cluster.job_name)
+        _cancel_left(cluster)
 
 
-def _cancel_left(job_name: str) -> None:
-    """Cancel the jobs of that name: Dask may have forgotten one, or its `scancel` may have failed."""
+def _cancel_left(cluster: Any) -> None:
+    """Cancel the Slurm jobs of a cluster, by name: Dask may have forgotten one, or its `scancel` may have failed."""
+    if cluster.job_cls.scheduler != "slurm":
+        return
     try:
-        cancel(jobs_named(job_name))
+        cancel(jobs_named(cluster.job_name))
     except SubspaceError as error:
-        logger.warning("Jobs named %s may be left, if any were submitted: %s", job_name, error)
+        logger.warning("Jobs named %s may be left, if any were submitted: %s", cluster.job_name, error)
 
 
 def settings_of_workers(settings: dict[str, Any]) -> dict[str, Any]:

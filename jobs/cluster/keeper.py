@@ -27,19 +27,22 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster.schedulers import listed_jobs, numbers
-from jobs.cluster.site import AWAY, explain_refusal
+from jobs.cluster.schedulers import listed_jobs
+from jobs.cluster.site import AWAY, explain_refusal, waits_in_vain
+from jobs.cluster.versions import UNREACHABLE
 from storage.errors import InputError, SubspaceError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at Slurm's queue: a job that died is to be reported within ten.
 POLL_SECONDS = 8.0
+#: Seconds until the first look, which finds jobs that wait in vain.
+FIRST_LOOK = 3.0
 #: Seconds that Slurm's queue may take to answer.
 ANSWERING = 60.0
 #: Seconds that Dask gets to replace a lost job itself, where it can.
@@ -81,8 +84,10 @@ class Keeper:
         self._patterns = [shlex.split(pattern)[0] for pattern in written]
         self._numbers: dict[str, list[str]] = {}
         self._seen: set[str] = set()
+        self._told: set[str] = set()
         self._gone: dict[str, float] = {}
         self._refused: dict[str, float] = {}
+        self._waiting: dict[str, str] = {}
         self._stillborn = 0
         self._start = time.monotonic()
         self._stop = threading.Event()
@@ -102,7 +107,9 @@ class Keeper:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        pause = min(FIRST_LOOK, POLL_SECONDS)
+        while not self._stop.wait(pause):
+            pause = POLL_SECONDS
             try:
                 self.look()
             except (OSError, RuntimeError) as error:  # sbatch that fails is a RuntimeError
@@ -120,9 +127,14 @@ class Keeper:
             if any(_is_of(worker, name) for worker in present):
                 self._seen.add(job)
                 self._stillborn = 0
-        queued = queued_jobs(self._scheduler)  # after `wanted`: what was submitted meanwhile is not taken for lost
+        queued = queued_jobs(self._scheduler, wanted.values())
         if queued is None:
             return
+        self._waiting = {job: said for job, said in queued.items() if said.startswith("PENDING")}
+        for line in self._unreachable(set(queued) - self._seen):
+            if line not in self._told:
+                self._told.add(line)
+                logger.warning("%s", line)
         now = time.monotonic()
         for name, job in wanted.items():
             if job not in queued:
@@ -162,10 +174,14 @@ class Keeper:
         return min(BACKOFF[0] * 2.0 ** (self._stillborn - 1), BACKOFF[1])
 
     def check_start(self) -> None:
-        """Raise a SubspaceError where no worker is going to come: all jobs refused, or dead one after the other."""
-        refusals, dead = self.cluster.job_cls.refusals, self._stillborn_jobs()
-        if refusals and not self._accepted() and not dead and not AWAY.search(refusals[-1]):
+        """Raise a SubspaceError where no worker is going to come: all jobs refused, in vain, or dead one by one."""
+        refusals, dead, accepted = self.cluster.job_cls.refusals, self._stillborn_jobs(), self._accepted()
+        if refusals and not accepted and not dead and not AWAY.search(refusals[-1]):
             raise SubspaceError(f"The jobs are refused: {explain_refusal(refusals[-1])}")
+        in_vain = {job: remedy for job in accepted if (remedy := waits_in_vain(self._waiting.get(job, "")))}
+        if in_vain and len(in_vain) == len(accepted):
+            job, remedy = next(iter(in_vain.items()))
+            raise SubspaceError(f"Slurm job {job} waits in vain: it is {self._waiting[job]}. What to do: {remedy}")
         if len(dead) >= self.jobs + SPARE_JOBS:
             raise SubspaceError(
                 f"{len(dead)} Slurm jobs died, one after the other, before a worker came. Look at what the last "
@@ -186,11 +202,16 @@ class Keeper:
             refusals = self.cluster.job_cls.refusals
             return f"No job was accepted{': ' + refusals[-1] if refusals else ' yet'}{last}"
         try:
-            lines = listed_jobs(self._scheduler, ANSWERING).splitlines()
+            listed = listed_jobs(self._scheduler, jobs, ANSWERING)
+            lines = [f"{job} {said}" for job, said in listed.items()]
         except SubspaceError as error:
-            lines = [str(error)]
-        listed = "\n".join(line for line in lines if not numbers(line) or numbers(line) & set(jobs))
-        return f"The queue:\n{listed}{last}"
+            listed, lines = {}, [str(error)]
+        return "\n".join(["The queue:", *lines, *self._unreachable(listed)]) + last
+
+    def _unreachable(self, jobs: Iterable[str]) -> list[str]:
+        """Return what the logs of jobs say of workers that cannot reach the scheduler; each line once."""
+        logs = [tail(file) for job in jobs for file in self.log_files(job)]
+        return list(dict.fromkeys(line for log in logs for line in log.splitlines() if UNREACHABLE in line))
 
     def log_files(self, job: str) -> list[Path]:
         """Return the files that a job wrote, those that are there."""
@@ -202,7 +223,8 @@ class Keeper:
         return sorted(Path(name) for name in names if Path(name).is_file())
 
     def _quoted(self, job: str) -> str:
-        return "".join(f"\n--- {file}\n{tail(file)}" for file in self.log_files(job) if file.stat().st_size)
+        files = [file for file in self.log_files(job) if file.stat().st_size]
+        return "".join(f"\n--- {file}\n{tail(file)}" for file in files)
 
     def explained(self, error: WorkerLostError) -> WorkerLostError:
         """Return the error with the end of the last worker's log."""
@@ -253,10 +275,10 @@ def tail(file: Path) -> str:
     return "\n".join(telling[-TAIL_LINES:])
 
 
-def queued_jobs(scheduler: str = "slurm") -> set[str] | None:
-    """Return the numbers of this user's jobs that wait or run; None if the scheduler does not answer."""
+def queued_jobs(scheduler: str, jobs: Collection[str]) -> dict[str, str] | None:
+    """Return which of these jobs wait or run, and what is said of each; None if the scheduler does not answer."""
     try:
-        return numbers(listed_jobs(scheduler, ANSWERING))
+        return listed_jobs(scheduler, jobs, ANSWERING)
     except SubspaceError as error:
         logger.warning("The queue is not known: %s", error)
         return None

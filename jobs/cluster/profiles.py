@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib.util
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
@@ -20,19 +21,12 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import dask
 import yaml
 from dask.utils import parse_timedelta
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from pipeline.settings.base import Section, known
 from pipeline.work.profiler import PROFILER
 from storage.bounds import parse_size
-from storage.errors import InputError, shown
+from storage.errors import InputError, MissingInputError, shown
 from storage.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -52,6 +46,12 @@ JOINED = ("job-directives-skip", "job-script-prologue", "job-extra-directives", 
 CUDA_WORKER = "dask cuda worker"
 #: A size as Slurm reads it: of megabytes, where there is no letter.
 SLURM_SIZE = r"\d+[KMGTkmgt]?"
+#: Less memory than this, in bytes, is no worker's: a unit was left out.
+LEAST_MEMORY = 100 * 10**6
+#: More jobs than this no Slurm takes by default, nor does a job have more cores.
+MOST = 10_000
+#: Where the dashboard of a scheduler listens if nothing is said: Dask's own default is open to all hosts.
+DASHBOARD = {"dashboard_address": "127.0.0.1:8787"}
 
 
 def _dashed(name: str) -> str:
@@ -85,10 +85,19 @@ def _check_limit(limit: str) -> None:
         parse_size(limit, "it")
 
 
+def _check_memory(size: str) -> None:
+    if parse_size(size, "it") < LEAST_MEMORY:
+        raise InputError(f"{size!r} is less than 100 MB; write the unit, as '8GB'")
+
+
 def _check_slurm_size(size: str) -> None:
     """Accept what Slurm reads, 0 being all of a node, besides sizes as Dask reads them."""
+    if size == "0":
+        return
     if not re.fullmatch(SLURM_SIZE, size):
-        parse_size(size, "it")
+        _check_memory(size)
+    elif parse_size(f"{size}iB" if size[-1].isalpha() else f"{size}MiB") < LEAST_MEMORY:
+        raise InputError(f"{size!r} is less than 100 MB to Slurm; write the unit, as '8G'")
 
 
 def _check_duration(duration: str) -> None:
@@ -99,10 +108,17 @@ def _check_duration(duration: str) -> None:
 
 
 def _check_word(text: str) -> None:
-    if not re.fullmatch(r"""[^\s"'`\\#]+""", text):
+    if not re.fullmatch(r"""(?!-)[^\s"'`\\#]+""", text):
         raise InputError(
-            f"{text!r} is not a name that Slurm has: leave out spaces, quotes, # and \\, or set it to null"
+            f"{text!r} is not a name that Slurm has: leave out spaces, quotes, #, \\ and a - at its beginning, or set "
+            "it to null"
         )
+
+
+def _check_interface(name: str) -> None:
+    # it is part of the worker's command line
+    if not re.fullmatch(r"[\w][\w.:@-]*", name):
+        raise InputError(f"{name!r} is not the name of a network interface, as ib0")
 
 
 def _check_job_name(name: str) -> None:
@@ -111,13 +127,30 @@ def _check_job_name(name: str) -> None:
         raise InputError(f"{name!r} must be letters, digits, '_', '.', '+' and '-'")
 
 
+def _check_shebang(line: str) -> None:
+    if not line.startswith("#!/"):
+        raise InputError(f"{line!r} is not the first line of a script, as '#!/bin/bash -l'")
+
+
+def _check_directive(line: str) -> None:
+    if not line.startswith("-"):
+        raise InputError(f"{line!r} is not an option, as '--mail-type=FAIL'; what comes before it in a script is added")
+
+
 Word = Annotated[str, known(_check_word)]
+Interface = Annotated[str, known(_check_interface)]
 JobName = Annotated[str, known(_check_job_name)]
-Size = Annotated[str, known(lambda size: parse_size(size, "it"))]
+Shebang = Annotated[str, known(_check_shebang)]
+Directive = Annotated[str, known(_check_directive)]
+Size = Annotated[str, known(_check_memory)]
 MemoryLimit = Annotated[str, known(_check_limit)]
 SlurmSize = Annotated[str, known(_check_slurm_size)]
 Walltime = Annotated[str, known(walltime_seconds)]
 Duration = Annotated[str, known(_check_duration)]
+#: YAML's `true` and 1e9 are no numbers of things.
+Count = Annotated[int, Field(strict=True, gt=0, le=MOST)]
+#: A path of the host that submits, where variables and ~ are replaced.
+Here = Annotated[str, AfterValidator(lambda path: str(Path(os.path.expandvars(path)).expanduser()))]
 
 
 class _Keys(Section):
@@ -154,8 +187,8 @@ class LocalProfile(_Keys):
     """Threads of the calling process: starts in 0.1 s, works from any script, shares memory. The default."""
 
     kind: Literal["local"]
-    workers: PositiveInt = Field(1, description="workers in this process")
-    threads: PositiveInt | None = Field(
+    workers: Count = Field(1, description="workers in this process")
+    threads: Count | None = Field(
         None, description="threads per worker; by default the CPUs that this process may use, divided among the workers"
     )
 
@@ -164,8 +197,8 @@ class ProcessesProfile(_Keys):
     """Processes of this machine: for code that does not release the interpreter lock."""
 
     kind: Literal["processes"]
-    workers: PositiveInt = Field(2, description="worker processes")
-    threads: PositiveInt = Field(1, description="threads of each")
+    workers: Count = Field(2, description="worker processes")
+    threads: Count = Field(1, description="threads of each")
     memory: MemoryLimit | None = Field(
         "auto", description="memory limit of each; a worker beyond it is restarted, not the run"
     )
@@ -176,7 +209,7 @@ class LocalCudaProfile(Gpu):
 
     kind: Literal["local-cuda"]
     devices: list[int] | None = Field(None, description="which GPUs; all that are visible by default")
-    threads: PositiveInt = Field(1, description="threads of each worker")
+    threads: Count = Field(1, description="threads of each worker")
     memory: MemoryLimit | None = Field("auto", description="host memory limit of each worker")
 
 
@@ -190,7 +223,7 @@ class Driver(_Keys):
     qos: Word | None = Field(None, description="quality of service of the driver")
     constraint: Word | None = Field(None, description="features that the driver's node must have")
     walltime: Walltime = Field("1-00:00:00", description="how long the driver may run; submitted again, a run resumes")
-    cores: PositiveInt = Field(2, description="CPUs of the driver")
+    cores: Count = Field(2, description="CPUs of the driver")
     memory: Size = Field("8GB", description="memory of the driver")
 
 
@@ -202,19 +235,19 @@ class Share(_Keys):
     qos: Word | None = Field(None, description="quality of service of the tasks")
     constraint: Word | None = Field(None, description="features that the tasks' nodes must have")
     walltime: Walltime | None = Field(None, description="how long a task may run; what it leaves, the next job does")
-    cores: PositiveInt | None = Field(None, description="CPUs of a task")
+    cores: Count | None = Field(None, description="CPUs of a task")
     memory: Size | None = Field(None, description="memory of a task")
-    gpus: PositiveInt | None = Field(None, description="GPUs of a task, asked for as those of the workers are")
+    gpus: Count | None = Field(None, description="GPUs of a task, asked for as those of the workers are")
 
 
 class JobsProfile(_Keys):
     """Workers that are jobs."""
 
     kind: str
-    jobs: PositiveInt = Field(
+    jobs: Count = Field(
         2, description="how many; kept at this number: a job that is cancelled or reaches its walltime is replaced"
     )
-    minimum: NonNegativeInt | None = Field(
+    minimum: Annotated[int, Field(strict=True, ge=0)] | None = Field(
         None, description="fewest jobs: with it, jobs come and go with the work, and there are at most `jobs`"
     )
     wait: PositiveInt | None = Field(
@@ -255,14 +288,21 @@ class LsfProfile(JobsProfile):
     kind: Literal["lsf"]
 
 
+class AllocationProfile(_Keys):
+    """Workers that `srun` starts on all nodes of the job that the command runs in: no job submits another."""
+
+    kind: Literal["slurm-allocation"]
+    wait: PositiveInt | None = Field(600, description="seconds without any worker before giving up; null: no limit")
+
+
 class SchedulerProfile(_Keys):
     """A scheduler that somebody else started."""
 
     kind: Literal["scheduler"]
     address: str | None = Field(None, description="tls://HOST:PORT, or tcp://HOST:PORT for one without encryption")
     wait: PositiveInt | None = Field(600, description="seconds without any worker before giving up; null: no limit")
-    scheduler_file: str | None = Field(None, description="the file that `dask scheduler --scheduler-file` writes")
-    certificates: str | None = Field(
+    scheduler_file: Here | None = Field(None, description="the file that `dask scheduler --scheduler-file` writes")
+    certificates: Here | None = Field(
         None, description="folder with ca.pem, cert.pem and key.pem; by default Dask's own `distributed.comm.tls`"
     )
 
@@ -272,6 +312,7 @@ Profile = (
     | ProcessesProfile
     | LocalCudaProfile
     | SlurmProfile
+    | AllocationProfile
     | SchedulerProfile
     | PbsProfile
     | SgeProfile
@@ -295,14 +336,14 @@ class SlurmJob(Gpu):
     reservation: Word | None = Field(None, description="reservation")
     exclusive: bool = Field(False, description="whole nodes")
     walltime: Walltime | None = Field(None, description="longest time of a job: MINUTES, HH:MM:SS or D-HH:MM:SS")
-    cores: PositiveInt | None = Field(None, description="threads of all workers of a job together")
-    processes: PositiveInt = Field(
+    cores: Count | None = Field(None, description="threads of all workers of a job together")
+    processes: Count = Field(
         1, description="workers of a job. With 1, lost jobs are replaced by Dask itself; for whole GPU nodes, the GPUs"
     )
     memory: Size | None = Field(None, description="memory of a job, divided among its workers")
-    job_cpu: PositiveInt | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
+    job_cpu: Count | None = Field(None, description="CPUs to ask of Slurm, if not as many as `cores`")
     job_mem: SlurmSize | None = Field(None, description="memory to ask of Slurm, if not `memory`")
-    gpus: PositiveInt | None = Field(None, description="GPUs of a job")
+    gpus: Count | None = Field(None, description="GPUs of a job")
     gpu_type: Word | None = Field(None, description="their type, as `a100`")
     gpu_request: Literal["gpus-per-node", "gres"] = Field(
         "gpus-per-node", description="how the site wants GPUs asked for: --gpus-per-node=N or --gres=gpu:N"
@@ -311,7 +352,7 @@ class SlurmJob(Gpu):
     scratch: str | None = Field(
         None, description="node-local folder for spilling, as /tmp or $TMPDIR; `local-directory` is the same"
     )
-    interface: Word | None = Field(
+    interface: Interface | None = Field(
         None, description="network interface of workers and scheduler, as ib0; see scheduler-options for another one"
     )
     lifetime: Duration | None = Field(
@@ -321,21 +362,21 @@ class SlurmJob(Gpu):
         None, description="random spread of the lifetime, so that not all workers retire at once"
     )
     death_timeout: PositiveInt | None = Field(None, description="seconds without scheduler after which a worker ends")
-    log_directory: str | None = Field(
+    log_directory: Here | None = Field(
         None, description="an existing folder for the jobs' logs; by default RUN/logs, where all nodes see it"
     )
-    shared_temp_directory: str | None = Field(
+    shared_temp_directory: Here | None = Field(
         None, description="where the folder with keys and settings goes; all nodes see it; default ~/.local/state"
     )
     python: str | None = Field(None, description="interpreter on the nodes; by default the one that submits")
-    shebang: str | None = Field(None, description="first line of the script, as `#!/bin/bash -l` for a login shell")
+    shebang: Shebang | None = Field(None, description="first line of the script, as `#!/bin/bash -l` for a login shell")
     worker_command: str | None = Field(None, description=f"module that is a worker: `{CUDA_WORKER}` on GPUs")
     worker_extra_args: list[str] = Field([], description="further arguments of it, as the shell reads them")
-    job_extra_directives: list[str] = Field([], description="further #SBATCH lines, as `--mail-type=FAIL`")
+    job_extra_directives: list[Directive] = Field([], description="further #SBATCH lines, as `--mail-type=FAIL`")
     job_directives_skip: list[str] = Field([], description="#SBATCH options that are left out, as `--mem`")
     job_script_prologue: list[str] = Field([], description="further commands before the worker starts")
-    scheduler_options: dict[str, Any] = Field(
-        {"dashboard_address": "127.0.0.1:8787"}, description="of the scheduler, as {interface: eth0}"
+    scheduler_options: Annotated[dict[str, Any], AfterValidator(lambda given: DASHBOARD | given)] = Field(
+        DASHBOARD, description="of the scheduler, as {interface: eth0}"
     )
 
     @field_validator("walltime", mode="before")
@@ -382,6 +423,20 @@ class BatchJob(SlurmJob):
         return self
 
 
+class AllocationJob(SlurmJob):
+    """A worker in a job that is there already, as `srun` starts it: the keys of a Slurm job that ask Slurm for nothing.
+
+    By default it has the CPUs and the memory of its task.
+    """
+
+    @model_validator(mode="after")
+    def _asks_for_nothing(self) -> AllocationJob:
+        given = [_dashed(key) for key in ASKED if getattr(self, key) != SlurmJob.model_fields[key].default]
+        if given:
+            raise ValueError(f"the job is there already: ask for {', '.join(given)} in its own script")
+        return self
+
+
 class PbsJob(BatchJob):
     """One worker job of PBS."""
 
@@ -399,13 +454,26 @@ class LsfJob(BatchJob):
 
     scheduler: ClassVar[str] = "lsf"
 
+    @field_validator("resource_spec")
+    @classmethod
+    def _without_quotes(cls, text: str | None) -> str | None:
+        if text is not None and '"' in text:
+            raise ValueError(f"it is written between double quotes: leave out those in {text!r}, or use single ones")
+        return text
+
 
 #: Keys of :class:`SlurmJob` that no other scheduler has here.
 ONLY_SLURM = (
     "qos", "constraint", "reservation", "exclusive", "job_cpu", "job_mem", "gpus", "gpu_type", "gpu_request",
     "worker_command", *Gpu.model_fields,
 )  # fmt: skip
+#: Keys of :class:`SlurmJob` that ask Slurm for something, or say what its jobs are called.
+ASKED = (
+    *ONLY_SLURM, "name", "partition", "account", "walltime", "processes", "shebang", "job_extra_directives",
+    "job_directives_skip", "lifetime", "lifetime_stagger",
+)  # fmt: skip
 JOBS: dict[str, type[SlurmJob]] = {model.scheduler: model for model in (SlurmJob, PbsJob, SgeJob, LsfJob)}
+JOBS["slurm-allocation"] = AllocationJob
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
@@ -450,7 +518,10 @@ def shipped_cluster_file() -> Path:
     """Return the ``cluster.yaml`` that came with this installation."""
     here = Path(__file__).parent.parent  # jobs
     # a wheel carries the file inside the package; a checkout has it at the top
-    return next(path for path in (here / "cluster.yaml", here.parent / "cluster.yaml") if path.is_file())
+    path = next((path for path in (here / "cluster.yaml", here.parent / "cluster.yaml") if path.is_file()), None)
+    if path is None:
+        raise MissingInputError(f"This installation lacks {here / 'cluster.yaml'}: install it again")
+    return path
 
 
 def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
@@ -461,17 +532,30 @@ def load_settings(cluster_file: Path | None = None) -> dict[str, Any]:
     Examples
     --------
     >>> sorted(load_settings()["subspace"]["profiles"])
-    ['local', 'local-cuda', 'lsf-cpu', 'pbs-cpu', 'processes', 'scheduler', 'sge-cpu', 'slurm-cpu', 'slurm-gpu', ...]
+    ['local', 'local-cuda', 'lsf-cpu', 'pbs-cpu', 'processes', 'scheduler', 'sge-cpu', 'slurm-allocation', ...]
     """
     # The shipped file comes twice: first for the names of keys, which variables spell with `_` only, and again since
     # dask.config.config has the defaults of Dask's libraries, which are not to win over it.
     shipped = read_cluster_file(shipped_cluster_file())
-    defaults = dask.config.merge(shipped, dask.config.config, shipped)
+    defaults = dask.config.merge(shipped, _without_jobqueue_defaults(dask.config.config), shipped)
     dask.config.set(PROFILER, config=defaults)
     layers = [defaults, dask.config.collect()]
     if cluster_file is not None:
         layers.append(read_cluster_file(cluster_file))
     return dask.config.merge(*layers)
+
+
+def _without_jobqueue_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the defaults that dask-jobqueue puts in a site's sections when it is imported.
+
+    A site that says the same is heard: what it says is read from its files again.
+    """
+    kept = _section(config, "jobqueue")
+    for name in {model.scheduler for model in JOBS.values()} & kept.keys():
+        defaults = jobqueue_defaults(name)
+        section = _section(config, "jobqueue", name)
+        kept[name] = {key: value for key, value in section.items() if key not in defaults or value != defaults[key]}
+    return {**config, "jobqueue": kept}
 
 
 def read_cluster_file(path: Path) -> dict[str, Any]:
@@ -541,8 +625,12 @@ def find_job(name: str, settings: dict[str, Any]) -> SlurmJob:
     model = JOBS.get(kind, SlurmJob) if isinstance(kind, str) else SlurmJob
     site = {} if name == model.scheduler else _site_keys(settings, model)
     given = _without_synonyms(_with_models(name, settings, "jobqueue"), f"jobqueue.{name}")
-    joined = {key: [*site[key], *given[key]] for key in JOINED if _are_lists(site.get(key), given.get(key))}
-    return _validate(model, site | given | joined, f"jobqueue.{name}")
+    joined: dict[str, Any] = {key: [*site[key], *given[key]] for key in JOINED if key in site and _is_list(given, key)}
+    options = "scheduler-options"
+    if isinstance(site.get(options), dict) and isinstance(given.get(options), dict):
+        joined[options] = site[options] | given[options]
+    where = f"jobqueue.{name}"
+    return _validate(model, site | given | joined, f"{where}, with jobqueue.{model.scheduler}," if site else where)
 
 
 def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, Any]:
@@ -550,15 +638,17 @@ def _site_keys(settings: Mapping[str, Any], model: type[SlurmJob]) -> dict[str, 
     site = f"jobqueue.{model.scheduler}"
     section = {_dashed(key): value for key, value in _section(settings, "jobqueue", model.scheduler).items()}
     refuse_control_characters(section, site)
-    # dask-jobqueue's own defaults are there too once it is imported
-    defaults = jobqueue_defaults(model.scheduler)
-    said = {key: value for key, value in section.items() if value not in (None, [], defaults.get(key))}
+    said = {key: value for key, value in section.items() if value not in (None, [])}
     renamed = {FORMER.get(key, key): value for key, value in said.items()}
     keys = _without_synonyms(renamed | {key: said[key] for key in said if key in JOINED}, site)
+    for key in JOINED:
+        if key in keys and not _is_list(keys, key):
+            raise InputError(f"{site}.{key} is {shown(keys[key])}; it must be a list, as [{shown(keys[key])}]")
     valid = {_dashed(key) for key in model.model_fields}
     if unused := sorted(keys.keys() - valid):
         logger.warning("%s has keys that are not used here: %s", site, ", ".join(unused))
-    return {key: value for key, value in keys.items() if key in valid}
+    unasked = {_dashed(key) for key in ASKED} if model is AllocationJob else ()
+    return {key: value for key, value in keys.items() if key in valid and key not in unasked}
 
 
 @functools.cache
@@ -589,8 +679,8 @@ def _without_synonyms(keys: dict[str, Any], where: str) -> dict[str, Any]:
     return given
 
 
-def _are_lists(*values: Any) -> bool:
-    return all(isinstance(value, list) for value in values)
+def _is_list(keys: Mapping[str, Any], key: str) -> bool:
+    return isinstance(keys.get(key), list)
 
 
 def _with_models(name: str, settings: dict[str, Any], part: Literal["profiles", "jobqueue"]) -> dict[str, Any]:

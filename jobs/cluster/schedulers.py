@@ -6,26 +6,36 @@ the run. Their scripts are dask-jobqueue's, of the same keys.
 
 from __future__ import annotations
 
-import getpass
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from dask.utils import parse_bytes
 
 from jobs.cluster.profiles import BatchJob, SlurmJob, walltime_seconds
-from jobs.cluster.slurm import slurm_output
+from jobs.cluster.slurm import NUMBER, OVER, slurm_output, user_name
 from storage.errors import SubspaceError
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler: the command that lists a user's jobs, but for the name, and dask-jobqueue's options for a job."""
+    """A scheduler other than Slurm.
+
+    Attributes
+    ----------
+    queue
+        The command that lists a user's jobs, but for the name.
+    options
+        Returns dask-jobqueue's options for a job.
+    number
+        The line in which the number of a submitted job is printed.
+    """
 
     queue: tuple[str, ...]
     options: Callable[[BatchJob], dict[str, Any]]
+    number: str
 
 
 def _clock(job: SlurmJob, *, seconds: bool = True) -> str | None:
@@ -65,11 +75,15 @@ def _lsf(job: BatchJob) -> dict[str, Any]:
 
 
 SCHEDULERS = {
-    "pbs": Scheduler(("qstat", "-u"), _pbs),
-    "sge": Scheduler(("qstat", "-u"), _sge),
-    "lsf": Scheduler(("bjobs", "-noheader", "-o", "jobid stat", "-u"), _lsf),
+    "pbs": Scheduler(("qstat", "-u"), _pbs, r"^\s*(\d+)(?:\[\])?(?:\.\S+)?\s*$"),
+    "sge": Scheduler(("qstat", "-u"), _sge, r"^Your job(?:-array)? (\d+)"),
+    "lsf": Scheduler(("bjobs", "-noheader", "-o", "jobid stat", "-u"), _lsf, r"^Job <(\d+)>"),
 }
-SLURM_QUEUE = ("squeue", "--format", "%A %T %R", "--user")
+
+
+def number_pattern(scheduler: str) -> str:
+    """Return the line in which a scheduler prints the number of a job that it has taken."""
+    return SCHEDULERS[scheduler].number if scheduler in SCHEDULERS else NUMBER
 
 
 def batch_options(job: SlurmJob) -> dict[str, Any]:
@@ -92,21 +106,29 @@ def batch_options(job: SlurmJob) -> dict[str, Any]:
     return common | SCHEDULERS[job.scheduler].options(job)
 
 
-def listed_jobs(scheduler: str, timeout: float) -> str:
-    """Return what a scheduler prints about this user's jobs, those that wait or run."""
-    command = SCHEDULERS[scheduler].queue if scheduler in SCHEDULERS else SLURM_QUEUE
+def listed_jobs(scheduler: str, jobs: Collection[str], timeout: float) -> dict[str, str]:
+    """Return which of these jobs wait or run, by their numbers, and what the scheduler prints about each."""
+    if not jobs:
+        return {}
+    if scheduler in SCHEDULERS:
+        command = (*SCHEDULERS[scheduler].queue, user_name())
+    else:
+        command = ("squeue", "--noheader", "--states=all", "--format=%A %T %R", "--jobs", ",".join(sorted(jobs)))
     try:
-        return slurm_output(*command, getpass.getuser(), timeout=timeout)
+        live = live_jobs(slurm_output(*command, timeout=timeout))
     except SubspaceError as error:
-        if "no unfinished job" in str(error).lower():  # LSF, with status 255
-            return ""
+        # LSF, with status 255, and Slurm, where it has forgotten the only one
+        if re.search("no unfinished job|invalid job id", str(error), re.IGNORECASE):
+            return {}
         raise
+    return {number: line for number, line in live.items() if number in jobs}
 
 
-def numbers(listing: str) -> set[str]:
-    r"""Return the numbers of the jobs in a listing, which are what its lines begin with.
+def live_jobs(listing: str) -> dict[str, str]:
+    r"""Return the numbers of the jobs in a listing that are not over, which its lines begin with, and the rest of each.
 
-    >>> sorted(numbers("Job ID   Username\n------- ---\n1234.server  ada\n  56 0.5 subspace\n"))
-    ['1234', '56']
+    >>> live_jobs("Job ID   Username\n------- ---\n1234.server  ada\n  56 RUNNING n1\n57 CANCELLED\n")
+    {'1234': '.server  ada', '56': 'RUNNING n1'}
     """
-    return set(re.findall(r"^\s*(\d+)\b", listing, re.MULTILINE))
+    found = re.findall(r"^\s*(\d+)\b(.*)$", listing, re.MULTILINE)
+    return {number: rest.strip() for number, rest in found if not rest.strip().startswith(OVER)}

@@ -24,10 +24,11 @@ from distributed.core import Status
 
 from jobs.cluster.certificates import FILES
 from jobs.cluster.profiles import SLURM_SIZE, Driver, Share, SlurmJob, jobqueue_defaults, walltime_seconds
-from jobs.cluster.schedulers import batch_options
+from jobs.cluster.schedulers import batch_options, number_pattern
+from jobs.cluster.slurm import job_number, long_option, slurm_environment
 from jobs.cluster.versions import PRELOAD
 from pipeline.work.workers import deferred_interrupt
-from storage.errors import InputError, MissingInputError
+from storage.errors import InputError, MissingInputError, SubspaceError
 from storage.extras import need
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,6 @@ MARGIN, MARGIN_SECONDS, STAGGER = 0.05, (15.0, 600.0), 0.1
 #: Bytes of a job that are not promised to its workers: the process which restarts them lives there too, and Slurm
 #: would kill the whole job before a worker that grows reaches its limit. At most a tenth.
 NANNY_BYTES = 250_000_000
-#: Short options of ``sbatch``, which the header uses, and the long ones that mean the same.
-LONG_OPTIONS = {
-    "-J": "--job-name", "-e": "--error", "-o": "--output", "-p": "--partition", "-A": "--account", "-n": "--ntasks",
-    "-t": "--time",
-}  # fmt: skip
 #: Lines of the scripts of driver and shares that stay as they are; the others are replaced by the site's.
 LASTING = ("--job-name", "--requeue", "--open-mode")
 
@@ -102,14 +98,14 @@ def is_skipped(line: str, skips: Sequence[str]) -> bool:
 
     Examples
     --------
-    >>> [is_skipped("-t 01:00:00", [skip]) for skip in ("-t", "--time", "#SBATCH -t", "--mem")]
-    [True, True, True, False]
+    >>> [is_skipped("-t 01:00:00", [skip]) for skip in ("-t", "--time", "#SBATCH -t", "time", "--mem")]
+    [True, True, True, True, False]
+    >>> [is_skipped(f"--{line}", [skip]) for line, skip in [("cpus-per-task=4", "-c"), ("gpus-per-node=1", "-G")]]
+    [True, True]
     """
-    option, _, value = line.partition(" ")
-    spellings = [line, *([f"{LONG_OPTIONS[option]}={value}"] if option in LONG_OPTIONS else [])]
-    spellings += [spelling.lstrip("-") for spelling in spellings]
-    wanted = [skip.removeprefix("#SBATCH").strip() for skip in skips]
-    return any(spelling.startswith(skip) for spelling in spellings for skip in wanted if skip)
+    spelling = long_option(line).lstrip("-")
+    wanted = [long_option(skip.removeprefix("#SBATCH").strip()).lstrip("-") for skip in skips]
+    return any(spelling.startswith(skip) for skip in wanted if skip)
 
 
 def slurm_memory(size: str) -> str:
@@ -140,11 +136,16 @@ def shell_word(text: str) -> str:
 
     >>> print(shell_word("$TMPDIR/a b"), shell_word("/tmp"), shell_word('a"b'), shell_word("$(reboot)"))
     "$TMPDIR/a b" /tmp "a\"b" "\$(reboot)"
+    >>> print(shell_word("~/a b"), shell_word("~ada/x"), shell_word("~a b"))
+    ~/"a b" ~ada/x "~a b"
     """
-    if re.fullmatch(r"(~[\w.-]*(/|$))?[\w@%+=:,./-]*", text):
-        return text
-    escaped = re.sub(r'[\\"`]|\$(?!\w|\{\w+\})', lambda match: f"\\{match[0]}", text)
-    return f'"{escaped}"'
+    # within quotes, ~ would be the name of a folder
+    match = re.fullmatch(r"(~[\w.-]*(?:/|$))?(.*)", text)
+    home, rest = match.groups() if match else (None, text)
+    if not re.fullmatch(r"[\w@%+=:,./-]*", rest):
+        escaped = re.sub(r'[\\"`]|\$(?!\w|\{\w+\})', lambda found: f"\\{found[0]}", rest)
+        rest = f'"{escaped}"'
+    return f"{home or ''}{rest}"
 
 
 def prologue(job: SlurmJob, exports: Mapping[str, str]) -> Iterator[str]:
@@ -224,7 +225,7 @@ def job_options(name: str, job: SlurmJob, folder: Path) -> dict[str, Any]:
 def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
     """Return a class of dask-jobqueue's jobs that have these options, and the header of `job`, for good.
 
-    Its list `refusals` has what Slurm said of each job that it did not take.
+    Its list `refusals` has what the scheduler said of each job that it did not take.
 
     dask-jobqueue reads Dask's configuration again, at `key`, whenever a job is replaced; that is one for the whole
     process, and another cluster, of the same profile perhaps, may have changed it since.
@@ -233,6 +234,8 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
     class OwnJob(cluster_class(job.scheduler).job_cls):  # type: ignore[misc]
         refusals: ClassVar[list[str]] = []
         scheduler: ClassVar[str] = job.scheduler
+        if job.scheduler == "slurm":
+            submit_command = "sbatch --parsable"
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             # the paths of the certificates are among the arguments already, quoted
@@ -251,7 +254,7 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
         async def start(self) -> None:
             try:
                 await super().start()
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ValueError, SubspaceError) as error:
                 # of the lines of dask-jobqueue's message, the last are what Slurm said; Dask itself drops them
                 said = str(error).rpartition("stderr:\n")[2].strip() or str(error)
                 if isinstance(error, FileNotFoundError):
@@ -260,6 +263,16 @@ def worker_class(key: str, job: SlurmJob, options: dict[str, Any]) -> Any:
                     logger.warning("A job was refused: %s", said)
                 self.refusals.append(said)
                 self.status = Status.running  # without a number; the keeper asks again
+
+        @classmethod
+        async def _call(cls, command: list[str], **keywords: Any) -> str:
+            """Run a scheduler's command without what the user set for other calls of it."""
+            script = Path(command[-1]) if command[0] == "sbatch" else None
+            environment = slurm_environment(script.read_text(encoding="utf-8") if script is not None else "")
+            return str(await super()._call(command, env=environment, **keywords))
+
+        def _job_id_from_submit_output(self, printed: str) -> str:
+            return job_number(printed, number_pattern(job.scheduler))
 
     return OwnJob
 

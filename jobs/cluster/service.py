@@ -284,7 +284,7 @@ def status(state: ClusterState) -> dict[str, Any]:
     dict
         ``name``, ``profile``, ``state`` (``running``, ``starting`` or ``gone``), ``why`` it is gone, ``host``,
         ``scheduler``, ``dashboard``, ``tunnel``, ``workers``, ``threads``, ``memory_bytes``, ``jobs`` (each with
-        ``id``, ``state``, ``node``, ``reason``), ``folder``, ``logs``.
+        ``id``, ``state``, ``node``, ``reason``), ``jobs_unknown`` (why Slurm does not say), ``folder``, ``logs``.
     """
     about, service = state.about, state.service
     report: dict[str, Any] = {"name": state.name, "profile": about["profile"], "host": about["host"]}
@@ -295,7 +295,10 @@ def status(state: ClusterState) -> dict[str, Any]:
         report |= _running(state, service)
     job_name = service.job_name if service is not None else job_name_of(state)
     if job_name is not None:
-        report["jobs"] = [vars(job) for job in jobs_named(job_name)]
+        try:
+            report["jobs"] = [vars(job) for job in jobs_named(job_name)]
+        except SubspaceError as error:
+            report["jobs_unknown"] = str(error)
         report["logs"] = service.logs if service is not None else None
     return report
 

@@ -6,17 +6,20 @@ line, which is all that is parsed here.
 
 from __future__ import annotations
 
-import getpass
+import grp
+import inspect
+import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed import Scheduler
 from distributed.utils import get_ip_interface
 
 from jobs.cluster.profiles import SlurmJob
-from jobs.cluster.slurm import ANSWERING, slurm_output, submit
+from jobs.cluster.slurm import ANSWERING, slurm_output, submit, user_name
 from storage.errors import InputError, SubspaceError, shown
 
 #: Combinations that a message names.
@@ -24,6 +27,25 @@ SHOWN = 5
 #: What Slurm says of a job that asks for a combination which is not the user's.
 NOT_ALLOWED = re.compile(
     r"invalid (account|qos|partition)|account/partition|not permitted to use|group not allowed", re.IGNORECASE
+)
+#: Why a job of Slurm waits in vain, and what to change. Limits of a user or group pass when other jobs end.
+IN_VAIN = (
+    (
+        r"PartitionTimeLimit|Max(Wall|CPUMinutes|CpuMinutes)\w*PerJob",
+        "set walltime to what the partition and your QOS allow (scontrol show partition)",
+    ),
+    (
+        r"PartitionNodeLimit|BadConstraints|(Assoc|QOS)(Max\w*Per(Job|Node)|Min)",
+        "no node of that partition may give one job so much: ask for fewer cores, less memory, fewer GPUs, or another "
+        "constraint or partition",
+    ),
+    (r"InvalidAccount|AccountNotAllowed|InvalidQOS|QOSNotAllowed|Reservation(Deleted|Invalid)", ""),
+    (
+        r"(Assoc|QOS)Grp(?!\w*RunMinutes)\w*Minutes",
+        "the account or QOS has used up its budget: name another, or ask your site",
+    ),
+    (r"JobHeld|launch failed requeued held", "the job is held: scontrol release it, or ask your site why"),
+    (r"DependencyNeverSatisfied", "the job before it failed"),
 )
 #: What Slurm says when it cannot be reached for a while.
 AWAY = re.compile(r"unable to contact|timed out|connection|temporarily|zero bytes", re.IGNORECASE)
@@ -40,13 +62,13 @@ class Association:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that is up, and which accounts and QOS it admits; None: all."""
+    """A partition that is up, and which accounts, QOS and groups of users it admits; None: all."""
 
     name: str
     default: bool
-    limit: str
     accounts: tuple[str, ...] | None
     qos: tuple[str, ...] | None
+    groups: tuple[str, ...] | None = None
     refused_accounts: tuple[str, ...] = ()
     refused_qos: tuple[str, ...] = ()
 
@@ -98,9 +120,9 @@ def parse_partitions(text: str) -> list[Partition]:
                 Partition(
                     name=keys["PartitionName"],
                     default=keys.get("Default") == "YES",
-                    limit=keys.get("MaxTime", "UNLIMITED"),
                     accounts=_names(keys.get("AllowAccounts", "ALL")),
                     qos=_names(keys.get("AllowQos", "ALL")),
+                    groups=_names(keys.get("AllowGroups", "ALL")),
                     refused_accounts=_names(keys.get("DenyAccounts", "")) or (),
                     refused_qos=_names(keys.get("DenyQos", "")) or (),
                 )
@@ -136,10 +158,20 @@ def _admits(name: str, admitted: Sequence[str] | None, refused: Sequence[str]) -
     return (admitted is None or name in admitted) and name not in refused
 
 
+def _group_names(number: int) -> list[str]:
+    """Return the name of a group; none where the system has no name for it."""
+    try:
+        return [grp.getgrgid(number).gr_name]
+    except KeyError:
+        return []
+
+
 def allowed_combinations() -> list[Combination]:
     """Ask Slurm what this user may use; SubspaceError if it does not answer."""
-    partitions = parse_partitions(slurm_output("scontrol", "--oneliner", "show", "partition", timeout=ANSWERING))
-    user = f"user={getpass.getuser()}"
+    listing = slurm_output("scontrol", "--oneliner", "show", "partition", timeout=ANSWERING)
+    mine = {name for group in os.getgroups() for name in _group_names(group)}
+    partitions = [each for each in parse_partitions(listing) if each.groups is None or mine & {*each.groups}]
+    user = f"user={user_name()}"
     try:
         listed = slurm_output(
             "sacctmgr", "-nP", "show", "assoc", user, "format=account,partition,qos", timeout=ANSWERING
@@ -167,6 +199,18 @@ def explain_refusal(message: str) -> str:
         return f"{message}\nWhat this user may use is not known: {error}"
 
 
+def waits_in_vain(reason: str) -> str | None:
+    """Return what to do about a waiting job that will not start by itself; None where it may.
+
+    >>> waits_in_vain("(Resources)") is None, waits_in_vain("PENDING (JobHeldUser)")
+    (True, 'the job is held: scontrol release it, or ask your site why')
+    """
+    for pattern, remedy in IN_VAIN:
+        if re.search(pattern, reason):
+            return remedy or explain_refusal("not permitted to use what the job names").partition("\n")[2]
+    return None
+
+
 def submit_explained(script: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
     """Submit a script, as :func:`jobs.cluster.slurm.submit` does; a refusal comes with the combinations that work."""
     try:
@@ -176,8 +220,13 @@ def submit_explained(script: Path, options: Sequence[str], arguments: Sequence[s
 
 
 def check_scheduler_options(job: SlurmJob, where: str) -> None:
-    """Refuse a network interface that this host lacks, and a port that is in use: the scheduler could not start."""
+    """Refuse options that are none, an interface that this host lacks, a port in use: no scheduler could start."""
     options = job.scheduler_options
+    valid = sorted(inspect.signature(Scheduler).parameters.keys() - {"security", "protocol", "kwargs"})
+    if unknown := sorted(options.keys() - valid):
+        raise InputError(
+            f"{where}: scheduler-options has {', '.join(map(shown, unknown))}; it may have: {', '.join(valid)}"
+        )
     interface, port = options.get("interface", job.interface), options.get("port", 0)
     if interface is not None and "host" not in options:
         try:

@@ -11,7 +11,6 @@ The scripts are ``driver.sbatch`` and ``share.sbatch`` beside this file. What is
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -31,16 +30,12 @@ from jobs.cluster.profiles import (
 )
 from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_script
 from jobs.cluster.site import submit_explained
-from jobs.cluster.slurm import UNKNOWN, Job, jobs_named, slurm_output
+from jobs.cluster.slurm import NOT_ASKED, UNKNOWN, Job, jobs_numbered, slurm_output
 from storage.errors import CorruptError, InputError, SubspaceError
 from storage.files import write_atomically
 from storage.json_files import read_json
 from storage.rundir import RunDirectory
 
-logger = logging.getLogger(__name__)
-
-#: Names of the jobs of the scripts, as their ``--job-name`` has them.
-JOB_NAMES = "subspace-driver,subspace-share"
 #: In ``RUN/jobs``: what was submitted last.
 RECORD = "submitted.json"
 
@@ -149,8 +144,8 @@ def _take_back(submitted: Sequence[Submitted]) -> str:
 def submitted_jobs(run_dir: Path) -> list[Job]:
     """Return what Slurm says of the jobs that were submitted last for a run, of an array each task; none if none were.
 
-    A job that Slurm has forgotten, which it does minutes after the end, or that cannot be asked for on this host, is of
-    state ``UNKNOWN``.
+    A job that Slurm has forgotten, which it does minutes after the end, is of state ``UNKNOWN``; where Slurm could not
+    be asked, now or on this host, all are of state ``NOT_ASKED``.
 
     Examples
     --------
@@ -164,15 +159,16 @@ def submitted_jobs(run_dir: Path) -> list[Job]:
     steps = read_json(record, f"There is no {record}", remedy)
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "job" in step for step in steps):
         raise CorruptError(f"{record} is not a list of jobs; {remedy}")
+    if not steps:
+        return []
     numbers = [str(step["job"]) for step in steps]
     try:
-        listed = [job for job in jobs_named(JOB_NAMES) if job.id.split("_")[0] in numbers]
-        reason = "Slurm does not know it any more"
+        listed = [job for job in jobs_numbered(numbers) if job.id.split("_")[0] in numbers]
     except SubspaceError as error:
-        logger.warning("What became of the jobs %s is not known: %s", ", ".join(numbers), error)
-        listed, reason = [], "Slurm could not be asked"
+        return [Job(number, NOT_ASKED, "", f"Slurm could not be asked: {error}") for number in numbers]
     seen = {job.id.split("_")[0] for job in listed}
-    return [Job(number, UNKNOWN, "", reason) for number in numbers if number not in seen] + listed
+    forgotten = "Slurm does not know it any more"
+    return [Job(number, UNKNOWN, "", forgotten) for number in numbers if number not in seen] + listed
 
 
 def parse_array(text: str | int) -> tuple[int, int | None]:

@@ -7,6 +7,7 @@ submitted, and what it writes is read here, so that the file system is tried bot
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import socket
@@ -21,13 +22,16 @@ import psutil
 
 from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.scripts import header, log_pattern, prologue, shell_word
-from jobs.cluster.site import submit_explained
-from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_named
+from jobs.cluster.site import submit_explained, waits_in_vain
+from jobs.cluster.slurm import SHOWN_LINES, Job, cancel, jobs_numbered
 from jobs.cluster.versions import versions
+from jobs.cluster.workers import Absence
 from storage import free_space
 from storage.errors import SubspaceError
 from storage.files import write_atomically
 from storage.json_files import read_json_object
+
+logger = logging.getLogger(__name__)
 
 NAME = "subspace-doctor"
 #: Files by which the two sides tell each other something.
@@ -90,7 +94,10 @@ def trial_script(job: SlurmJob, folder: Path) -> str:
 
 
 def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
-    """Submit a test job and return what it found; SubspaceError if it is refused, does not start in time, or fails."""
+    """Submit a test job and return what it found.
+
+    Lines are logged while it waits. SubspaceError if it is refused, waits in vain, does not start in time, or fails.
+    """
     token = os.urandom(8).hex()
     write_atomically(folder / REQUEST, [json.dumps({"token": token, "scratch": job.scratch}).encode()])
     script = folder / "job.sbatch"
@@ -99,7 +106,10 @@ def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
     try:
         _wait_for(folder / ANSWER, number, seconds)
     finally:
-        cancel(_listed(number))
+        try:
+            cancel(_listed(number))
+        except SubspaceError as error:
+            logger.warning("Job %s may be left: %s", number, error)
     answer: dict[str, Any] = read_json_object(folder / ANSWER, f"no answer in {folder}", "try again")
     try:
         node = Node(**answer)
@@ -114,22 +124,39 @@ def try_node(job: SlurmJob, folder: Path, seconds: float) -> Node:
 
 
 def _wait_for(answer: Path, number: str, seconds: float) -> None:
-    end, over_since = time.monotonic() + seconds, None
+    listed: list[Job] = []
+    over_since: float | None = None
+    unasked: SubspaceError | None = None
+
+    def state() -> str:
+        if unasked is not None:
+            return str(unasked)
+        if not listed:
+            return f"Job {number} is not known to Slurm"
+        reason = listed[0].reason
+        return f"Job {number} is {listed[0].state}" + ("" if reason in ("", "None") else f" ({reason})")
+
+    absence = Absence(seconds, state, "answer of the test job")
     while not answer.is_file():
-        now, listed = time.monotonic(), _listed(number)
+        now = time.monotonic()
+        try:
+            listed, unasked = _listed(number), None
+        except SubspaceError as error:  # it may answer again
+            unasked = error
         active = [job for job in listed if job.active]
-        over_since = None if active else over_since or now
+        over_since = None if active or unasked is not None else over_since or now
         if over_since is not None and now - over_since > (DELAY if not listed else LOOK):
-            state = f"{listed[0].state} on {listed[0].node}" if listed else "over"
-            raise SubspaceError(f"Job {number} is {state}, and wrote nothing here. {_log(answer.parent)}")
-        if now > end:
-            reason = f"{active[0].state} ({active[0].reason})" if active else "of no known state"
-            raise SubspaceError(f"Job {number} did not answer within {seconds:g} s: it is {reason}")
+            where = f" on {listed[0].node}" if listed and listed[0].node else ""
+            raise SubspaceError(f"{state()}{where}, and wrote nothing here. {_log(answer.parent)}")
+        if active and (remedy := waits_in_vain(active[0].reason)):
+            raise SubspaceError(f"{state()}, and would wait in vain: {remedy}")
+        if absence.look(present=False):
+            raise absence.error()
         time.sleep(LOOK)
 
 
 def _listed(number: str) -> list[Job]:
-    return [job for job in jobs_named(NAME) if job.id == number]
+    return [job for job in jobs_numbered([number]) if job.id == number]
 
 
 def _log(folder: Path) -> str:

@@ -13,12 +13,15 @@ import importlib.metadata
 import platform
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 from distributed import Client
+from distributed.comm import get_address_host_port
 
 from storage.errors import InputError
 
@@ -28,6 +31,10 @@ PACKAGES = ("semantic-subspace-matching", "dask", "distributed", "numpy", "zarr"
 SOURCES = ("storage", "pipeline")
 #: This module, which jobs import before their worker starts.
 PRELOAD = "jobs.cluster.versions"
+#: Seconds after which a worker that has not reached the scheduler says so, and for which it tries then.
+REACHING = 5.0
+#: What the line has, by which it is found in the log.
+UNREACHABLE = "cannot reach the scheduler at"
 #: The folder that this process imports them from.
 PLACE = Path(__file__).parents[2]
 
@@ -77,10 +84,38 @@ def demanding_versions(settings: dict[str, Any]) -> dict[str, Any]:
     return dask.config.merge(settings, demands)
 
 
-def dask_setup(_nanny: object) -> None:
-    """End this process if its versions are not those that its settings demand."""
+def dask_setup(nanny: Any) -> None:
+    """End this process if its versions are not those that its settings demand; say it if no scheduler is reached.
+
+    Dask by itself tries in silence, until the job's death-timeout.
+    """
     if (driver := dask.config.get("subspace.driver", None)) is not None and (wrong := _mismatch(driver)):
         sys.exit(wrong)  # Dask goes on after an Exception
+
+    def look() -> None:
+        if nanny.process is None and (line := unreachable(nanny.scheduler_addr)):
+            sys.stderr.write(f"{line}\n")  # the log of the job
+
+    timer = threading.Timer(REACHING, look)
+    timer.daemon = True
+    timer.start()
+
+
+def unreachable(address: str) -> str:
+    """Return why this host cannot connect to a scheduler, and what to change; an empty text where it can.
+
+    >>> "Connection refused" in unreachable("tcp://127.0.0.1:1")
+    True
+    """
+    try:
+        socket.create_connection(get_address_host_port(address), timeout=REACHING).close()
+    except OSError as error:
+        return (
+            f"The worker on {socket.gethostname()} {UNREACHABLE} {address} ({error}). Set interface to a network that "
+            f"both hosts are in (this one has {', '.join(sorted(psutil.net_if_addrs()))}), or have the firewall let it "
+            "through, to one port if scheduler-options has one: {port: 8786}"
+        )
+    return ""
 
 
 def _mismatch(driver: Mapping[str, Any]) -> str:

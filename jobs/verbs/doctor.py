@@ -34,6 +34,7 @@ from jobs.cluster.client import shared_folder
 from jobs.cluster.profiles import SlurmJob, SlurmProfile, find_job, find_profile, load_settings
 from jobs.cluster.scripts import job_options
 from jobs.cluster.site import advise, allowed_combinations, check_scheduler_options
+from jobs.cluster.slurm import slurm_output
 from jobs.cluster.trial import try_node
 from jobs.cluster.versions import differences, versions
 from pipeline.correlate.resources import compiled_kernels, is_compiled
@@ -197,9 +198,9 @@ def _slurm() -> Iterator[Finding]:
         yield _finding("Slurm", "no sbatch on PATH", "for slurm-… profiles: run this on a login node of the cluster")
         return
     try:
-        answer = _output("sinfo", "--noheader", "--format=%P %a %D nodes")
-    except (subprocess.SubprocessError, OSError) as error:
-        yield _finding("Slurm", f"sinfo does not answer: {_reason(error)}", "is its controller up? ask your site")
+        answer = slurm_output("sinfo", "--noheader", "--format=%P %a %D nodes", timeout=PATIENCE)
+    except SubspaceError as error:
+        yield _finding("Slurm", f"sinfo does not answer: {error}", "is its controller up? ask your site")
         return
     partitions = "; ".join(line.strip() for line in answer.splitlines() if line.strip())
     yield _finding("Slurm", partitions or "no partition is open to you")
@@ -314,16 +315,24 @@ def command(
 
     The exit status is 1 if nothing would run; what is missing for some uses only is reported as a note.
     """
-    findings = examine(cluster_file)
+    findings, console = examine(cluster_file), wide_console(150)
+    if not as_json:
+        console.print(table_of(findings))
     if cluster is not None:
-        findings += examine_profile(cluster, cluster_file, submit=not no_job)
+        for finding in examine_profile(cluster, cluster_file, submit=not no_job):
+            findings.append(finding)
+            if not as_json:  # as it comes: the test job may wait for long
+                console.print(line_of(finding), soft_wrap=True)
     if as_json:
         show({"findings": [dataclasses.asdict(finding) for finding in findings]}, as_json=True)
-    else:
-        console = wide_console(150)
-        console.print(table_of(findings))
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+def line_of(finding: Finding) -> Text:
+    """Return a finding by itself."""
+    remedy = f"\n  → {finding.remedy}" if finding.remedy else ""
+    return Text.assemble(MARKS[finding.state], f" {finding.check}: {finding.found}{remedy}")
 
 
 def table_of(findings: list[Finding]) -> Table:

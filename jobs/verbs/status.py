@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster.slurm import FAILED, UNKNOWN, exit_code, failures
+from jobs.cluster.slurm import FAILED, NOT_ASKED, UNKNOWN, exit_code, failures
 from jobs.cluster.submission import submitted_jobs
 from jobs.verbs.cluster import job_table
 from jobs.watch.follow import follow as followed
@@ -68,7 +68,7 @@ def command(
         console.print(job_table(jobs))
         # where a run stopped and Slurm does not say which jobs failed, the logs of all that are over
         stopped = set(counts) != {"current"} and not any(job.active for job in jobs)
-        for line in failures(jobs, directory.root / "logs", (*FAILED, UNKNOWN) if stopped else FAILED):
+        for line in failures(jobs, directory.root / "logs", (*FAILED, UNKNOWN, NOT_ASKED) if stopped else FAILED):
             typer.echo(line)
 
 
@@ -83,7 +83,7 @@ def _follow(directory: RunDirectory, *, as_json: bool) -> None:
     if progress.succeeded:
         return
     if not as_json:
-        for line in failures(progress.jobs, directory.root / "logs", (*FAILED, UNKNOWN)):
+        for line in failures(progress.jobs, directory.root / "logs", (*FAILED, UNKNOWN, NOT_ASKED)):
             typer.echo(line)
     codes = [exit_code(job.id) for job in progress.jobs if job.state in FAILED]
     raise typer.Exit(next((code for code in codes if code), 1))

@@ -12,7 +12,6 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from jobs.cluster import keeper as watcher
 from jobs.cluster.client import connect
 from jobs.cluster.slurm import submit
 from jobs.verbs.cluster import job_script
-from pipeline.experiment.run import run
 from storage.errors import SubspaceError
 
 PROFILES = {"slurm-gpu": 1, "slurm-gpu-node": 2}
@@ -158,17 +156,8 @@ def gpus_of_job() -> tuple[str | None, str | None]:
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(("profile", "gpus"), PROFILES.items())
-def test_workers_run_in_jobs_with_gpus(
-    slurm: Path,
-    profile: str,
-    gpus: int,
-    gpu_file: Path,
-    tiny_inputs: Path,
-    local_run: dict[str, str],
-    digest: Callable[[Path], dict[str, str]],
-    tmp_path: Path,
-) -> None:
-    """With Dask's own worker in place of Dask-CUDA's; what they compute has the bytes of a local run."""
+def test_workers_run_in_jobs_with_gpus(slurm: Path, profile: str, gpus: int, gpu_file: Path) -> None:
+    """With Dask's own worker in place of Dask-CUDA's; the pipeline on such jobs: test_pipeline.py."""
     settings = yaml.safe_load(gpu_file.read_text())
     settings["jobqueue"][profile] |= {
         "worker-command": "distributed.cli.dask_worker", "rmm-libraries": [], "rmm-pool-size": None,
@@ -179,9 +168,6 @@ def test_workers_run_in_jobs_with_gpus(
     with connect(profile, gpu_file) as client:
         client.wait_for_workers(2, timeout=60)
         jobs = dict(client.run(gpus_of_job).values())
-        run(tiny_inputs / "experiment.yaml", run_dir=tmp_path / "run", until="match", client=client)
-    made = digest(tmp_path / "run")
-    assert made.items() <= local_run.items()
-    assert any(name.startswith("pairs/") for name in made)
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
     assert len(jobs) == (2 if gpus == 1 else 1)
     assert set(jobs.values()) == {str(gpus)}

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,24 @@ def older_code(folder: Path) -> Path:
     return folder
 
 
+FIREWALLED = """#!/bin/sh
+for each; do
+    shift
+    case $each in tls://*:*) each=tls://127.0.0.1:1 ;; esac
+    set -- "$@" "$each"
+done
+exec {python} "$@"
+"""
+
+
+def firewalled(folder: Path) -> Path:
+    """Write an interpreter for workers, who are told another port than the scheduler's: one that is closed."""
+    folder.mkdir()
+    (folder / "python").write_text(FIREWALLED.format(python=sys.executable))
+    (folder / "python").chmod(0o755)
+    return folder / "python"
+
+
 #: What a site has, from a port in use and a folder; and the line that reports it.
 FAULTS: dict[str, tuple[Callable[[int, Path], dict[str, Any]], str]] = {
     "every `sbatch` is refused": (
@@ -112,6 +131,14 @@ FAULTS: dict[str, tuple[Callable[[int, Path], dict[str, Any]], str]] = {
         lambda _, folder: {"job-script-prologue": [f"export PYTHONPATH='{older_code(folder)}'"]},
         r"driver's versions: files of subspace \w+, not \w+\. It is",
     ),
+    "jobs wait in vain": (
+        lambda *_: {"queue": "short", "walltime": "01:00:00"},
+        r"waits in vain: it is PENDING \(PartitionTimeLimit\)",
+    ),
+    "workers cannot reach the scheduler": (
+        lambda _, folder: {"python": str(firewalled(folder))},
+        "cannot reach the scheduler at tls://127.0.0.1:1 ",
+    ),
 }
 
 
@@ -129,14 +156,25 @@ def test_a_cluster_that_cannot_start(
     monkeypatch.setattr(keeper, "SPARE_JOBS", 0)  # the start is given up at the first death, not at the third
     monkeypatch.chdir(tmp_path)  # Python looks for the code of jobs here first
     job, message = FAULTS[fault]
-    file = make_cluster_file(tmp_path, job=job(port_in_use, tmp_path / "old code"), profile={"jobs": 1})
-    start = time.time()
+    profile = {"jobs": 1, "wait": 25 if "reach" in fault else 60}
+    file = make_cluster_file(tmp_path, job=job(port_in_use, tmp_path / "old code"), profile=profile)
+    since, over = [time.time()], threading.Event()
+
+    def watch_logs() -> None:
+        """Where a job fails, the fault is when it writes so, and not while it waits and starts."""
+        while not over.wait(0.05):
+            if any(re.search(message, log.read_text()) for log in (tmp_path / "logs").iterdir()):
+                since.append(time.time())
+                return
+
+    thread = threading.Thread(target=watch_logs)
+    thread.start()
     with pytest.raises(SubspaceError, match=message) as caught, connect("slurm-cpu", file):
         pass
     lines.lines.append((time.time(), str(caught.value)))
-    # where a job fails, the fault is when it writes so, and not while it waits and starts
-    written = [log.stat().st_mtime for log in (tmp_path / "logs").iterdir() if log.stat().st_size]
-    note(fault, *lines.wait_for(message, max([start, *written])))
+    over.set()
+    thread.join()
+    note(fault, *lines.wait_for(message, since[-1]))
 
 
 def test_workers_that_do_not_come_or_are_lost(

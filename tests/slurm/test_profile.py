@@ -14,42 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
-from distributed import Client
-from distributed.security import Security
 
 from jobs.cluster.client import connect
 from jobs.verbs.doctor import examine_profile
 from storage.errors import SubspaceError
 
 pytestmark = pytest.mark.slurm
-
-
-def job_of_worker() -> str | None:
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def test_workers_are_slurm_jobs_that_talk_tls(slurm: Path, cluster_file: Path) -> None:
-    with connect("slurm-cpu", cluster_file) as client:
-        client.wait_for_workers(2, timeout=60)
-        jobs = client.run(job_of_worker)
-        assert len(set(jobs.values())) == 2
-        assert None not in jobs.values()
-        assert client.scheduler.address.startswith("tls://")
-        queue = subprocess.run(["squeue", "-h", "-o", "%T"], capture_output=True, text=True, check=True).stdout
-        assert queue.split() == ["RUNNING", "RUNNING"]
-        (folder,) = cluster_file.parent.glob("slurm-cpu-*")
-        assert folder.stat().st_mode & 0o777 == 0o700
-        keys = list(folder.glob("*.pem"))
-        assert keys
-        assert not [path for path in keys if path.stat().st_mode & 0o077], "TLS keys are readable by others"
-
-
-def test_a_client_with_other_keys_is_refused(slurm: Path, cluster_file: Path) -> None:
-    with (
-        connect("slurm-cpu", cluster_file) as client,
-        pytest.raises(OSError, match=r"TLS|SSL|certificate|connect"),
-    ):
-        Client(client.scheduler.address, security=Security.temporary(), timeout=3)
 
 
 SUBMIT_FILTER = """#!/bin/sh
@@ -98,19 +68,34 @@ def test_one_allocation_with_srun(
     """The script of docs/cluster.md, with two small nodes, in a folder with an odd name."""
     folder, root = tmp_path / "it's one", Path(__file__).parents[2]
     folder.mkdir()
+    site = {"interface": "lo", "shared-temp-directory": str(folder), "job-script-prologue": ["export FROM_SITE=1"]}
+    site |= {"account": "lab", "job-directives-skip": ["--mem"]}  # which are not asked for here
+    options = {"scheduler-options": {"dashboard_address": "127.0.0.1:0"}}
+    (folder / "site.yaml").write_text(yaml.safe_dump({"jobqueue": {"slurm": site, "slurm-allocation": options}}))
     text = (root / "docs" / "cluster.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH --nodes=4.*?)```", text, re.DOTALL)
     script = re.sub(r"#SBATCH .*", "#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --mem=3G --time=9", script)
-    script = script.replace("experiment.yaml", f"{tiny_inputs}/experiment.yaml --run-dir 'a run' --until match")
+    options = "--run-dir 'a run' --until match --cluster-file site.yaml"
+    script = script.replace("experiment.yaml", f"{tiny_inputs}/experiment.yaml {options}")
     (folder / "job.sh").write_text(script)
     log = folder / "job.log"
     command = ["sbatch", "--wait", f"--chdir={folder}", f"--output={log}", str(folder / "job.sh")]
     # as in an environment that is activated
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, check=False, capture_output=True, env=environment)
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     made = digest(folder / "a run")
     assert made.items() <= local_run.items()
     assert any(name.startswith("pairs/") for name in made), log.read_text()
+    assert len(list((folder / "a run" / "logs").glob("allocation-*-[01].log"))) == 2
+    assert not list(folder.glob("slurm-allocation-*")), "its keys are gone"
+    # the exit status is the run's; what srun and the workers wrote stands in its message
+    (folder / "job.sh").write_text(script.replace("experiment.yaml ", "nothing.yaml ", 1))
+    assert subprocess.run(command, check=False, capture_output=True, env=environment).returncode == 2
+    options = {"job-script-prologue": ["echo no such module: python/9 >&2", "exit 1"]}
+    (folder / "site.yaml").write_text(yaml.safe_dump({"jobqueue": {"slurm": site, "slurm-allocation": options}}))
+    (folder / "job.sh").write_text(script.replace("'a run'", "another"))
+    assert subprocess.run(command, check=False, capture_output=True, env=environment).returncode == 1
+    assert re.search(r"srun ended with status 1\..*no such module: python/9", log.read_text(), re.DOTALL)
 
 
 def test_jobs_come_and_go_with_the_work(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dask
 import psutil
@@ -76,8 +78,13 @@ def test_gpu_profiles(slurm: Path, profile: str, gpu_settings: dict[str, object]
     assert not _ran
 
 
-def test_slurm_cpu_and_its_workers(slurm: Path, cluster_file: Path) -> None:
+def test_slurm_cpu_and_its_workers(slurm: Path, slurmctl: Any, cluster_file: Path) -> None:
     with connect("slurm-cpu", cluster_file) as client:
+        client.wait_for_workers(2, timeout=60)
+        assert set(client.run(lambda: os.environ["SLURM_JOB_ID"]).values()) == set(slurmctl.running())
+        (folder,) = cluster_file.parent.glob("slurm-cpu-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o077 for path in folder.glob("*.pem")} == {0}, "others may read keys"
         refuses_strangers(client.scheduler.address)
         info = client.scheduler_info(n_workers=-1)
         for worker in info["workers"]:

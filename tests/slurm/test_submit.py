@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,6 +50,7 @@ def wait_for_jobs(ids: list[str], logs: Path, seconds: float = 240) -> None:
 
 def test_the_driver_as_a_job(
     slurm: Path,
+    slurmctl: Any,
     small_driver: Path,
     subspace: Subspace,
     tiny_inputs: Path,
@@ -65,6 +67,18 @@ def test_the_driver_as_a_job(
     script = (folder / "jobs" / "driver.sbatch").read_text()
     assert "#SBATCH -p main" in script
     assert "#SBATCH -t 00:10:00" in script
+    # preempted as it works, and put back into the queue: its workers' jobs end, and it goes on where it stopped
+    end = time.monotonic() + 240
+    while not any(folder.glob("activations/*/*")):
+        assert time.monotonic() < end, [log.read_text()[-3000:] for log in (folder / "logs").glob("*.log")]
+        time.sleep(0.1)
+    (driver,) = said["jobs"]
+    workers = set(slurmctl.jobs()) - {driver}
+    slurmctl.requeue(driver)
+    while workers & set(slurmctl.jobs()):
+        assert time.monotonic() < end, slurmctl.jobs()
+        time.sleep(0.2)
+    slurm_output("scontrol", "update", f"jobid={driver}", "starttime=now")
     wait_for_jobs(said["jobs"], folder / "logs")
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()

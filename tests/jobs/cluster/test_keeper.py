@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.cluster import keeper as watcher
+from jobs.cluster import versions
 from jobs.cluster.keeper import Keeper, keep_jobs, keeper_of
 from jobs.cluster.profiles import SlurmJob, walltime_seconds
 from jobs.cluster.scripts import memory_of_workers, retiring
@@ -52,39 +53,39 @@ class PretendedCluster:
 
 
 @pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The numbers of the jobs that Slurm has."""
-    jobs: set[str] = set()
-    monkeypatch.setattr(watcher, "queued_jobs", lambda _: jobs)
+def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The jobs that Slurm has, and what it says of each."""
+    jobs: dict[str, str] = {}
+    monkeypatch.setattr(watcher, "queued_jobs", lambda *_: jobs)
     return jobs
 
 
-def test_a_lost_job_of_several_workers_is_replaced_at_once(tmp_path: Path, queue: set[str]) -> None:
+def test_a_lost_job_of_several_workers_is_replaced_at_once(tmp_path: Path, queue: dict[str, str]) -> None:
     cluster = PretendedCluster(tmp_path, processes=2)
     keeper = Keeper(cluster, 2)
     for name, job in (("x-0", "10"), ("x-1", "11")):
         cluster.submit(name, job)
         cluster.arrive(f"{name}-0")
-        queue.add(job)
+        queue[job] = "RUNNING n1"
     keeper.look()
     assert cluster.told == []
-    queue.remove("10")
+    del queue["10"]
     keeper.look()
     assert cluster.told == [("scale_down", ["x-0"]), ("scale", {"jobs": 2})]
     assert [(one.job, one.had_worker) for one in keeper.lost] == [("10", True)]
 
 
 def test_where_dask_replaces_the_job_it_is_left_to_it(
-    tmp_path: Path, queue: set[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, queue: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = PretendedCluster(tmp_path)
     keeper = Keeper(cluster, 1)
     cluster.submit("x-1", "7")
     cluster.submit("x-10", "8")
     cluster.arrive("x-1")
-    queue.update({"7", "8"})
+    queue.update({"7": "RUNNING n1", "8": "RUNNING n1"})
     keeper.look()
-    queue.remove("7")
+    del queue["7"]
     keeper.look()
     assert cluster.told == []
     monkeypatch.setattr(watcher, "PATIENCE", 0.0)  # but not for ever
@@ -93,7 +94,7 @@ def test_where_dask_replaces_the_job_it_is_left_to_it(
 
 
 def test_jobs_that_die_before_a_worker_comes_are_replaced_more_and_more_slowly(
-    tmp_path: Path, queue: set[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, queue: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(watcher.time, "monotonic", lambda: now)
@@ -111,7 +112,7 @@ def test_jobs_that_die_before_a_worker_comes_are_replaced_more_and_more_slowly(
 
 
 def test_a_job_that_slurm_did_not_take_is_asked_for_again(
-    tmp_path: Path, queue: set[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, queue: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = PretendedCluster(tmp_path)
     cluster.workers["x-0"] = SimpleNamespace(job_id=None)
@@ -124,7 +125,7 @@ def test_a_job_that_slurm_did_not_take_is_asked_for_again(
 
 
 def test_a_queue_that_does_not_answer_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "queued_jobs", lambda _: None)
+    monkeypatch.setattr(watcher, "queued_jobs", lambda *_: None)
     cluster = PretendedCluster(tmp_path)
     cluster.submit("x-0", "1")
     keeper = Keeper(cluster, 1)
@@ -132,10 +133,10 @@ def test_a_queue_that_does_not_answer_is_no_loss(tmp_path: Path, monkeypatch: py
     assert keeper.lost == []
 
 
-def test_an_error_about_a_lost_worker_leaves_with_its_log(tmp_path: Path, queue: set[str]) -> None:
+def test_an_error_about_a_lost_worker_leaves_with_its_log(tmp_path: Path, queue: dict[str, str]) -> None:
     cluster = PretendedCluster(tmp_path)
     cluster.submit("x-0", "5")
-    queue.add("5")
+    queue["5"] = "RUNNING n1"
     (tmp_path / "w-5.err").write_text("t - distributed.worker - INFO - Threads: 1\nworker exceeded 95% memory\n")
     said = r"(?s)task 7 is poison.*w-5\.err\nworker exceeded 95% memory$"
     with pytest.raises(WorkerLostError, match=said), keep_jobs(cluster, 1) as keeper:
@@ -147,7 +148,7 @@ def test_an_error_about_a_lost_worker_leaves_with_its_log(tmp_path: Path, queue:
 
 
 def test_a_start_without_a_worker_is_given_up_with_the_last_log(
-    tmp_path: Path, queue: set[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, queue: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "BACKOFF", (0.0, 0.0))
     cluster = PretendedCluster(tmp_path)
@@ -160,7 +161,7 @@ def test_a_start_without_a_worker_is_given_up_with_the_last_log(
         keeper.check_start()
 
 
-def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path, queue: set[str]) -> None:
+def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path, queue: dict[str, str]) -> None:
     cluster = PretendedCluster(tmp_path)
     keeper = Keeper(cluster, 2)
     keeper.check_start()
@@ -174,7 +175,41 @@ def test_where_every_job_is_refused_the_start_is_given_up_at_once(tmp_path: Path
     keeper.check_start()  # one was taken: others may be over a limit of jobs
 
 
-def test_jobs_that_come_and_go_with_the_work(tmp_path: Path, queue: set[str]) -> None:
+def test_where_every_job_waits_in_vain_the_start_is_given_up(tmp_path: Path, queue: dict[str, str]) -> None:
+    cluster = PretendedCluster(tmp_path)
+    keeper = Keeper(cluster, 2)
+    for name, job in (("x-0", "7"), ("x-1", "8")):
+        cluster.submit(name, job)
+    queue |= {"7": "PENDING (PartitionTimeLimit)", "8": "PENDING (Resources)"}
+    keeper.look()
+    keeper.check_start()  # the other may start
+    queue["8"] = "PENDING (PartitionTimeLimit)"
+    keeper.look()
+    with pytest.raises(
+        SubspaceError, match=r"^Slurm job 7 waits in vain: it is PENDING \(PartitionTimeLimit\).*walltime"
+    ):
+        keeper.check_start()
+
+
+def test_a_worker_that_cannot_reach_the_scheduler_is_reported_once(
+    tmp_path: Path, queue: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = versions.unreachable("tcp://127.0.0.1:1")
+    assert "cannot reach the scheduler at tcp://127.0.0.1:1" in line
+    assert "Set interface to a network" in line
+    cluster = PretendedCluster(tmp_path)
+    keeper = Keeper(cluster, 1)
+    cluster.submit("x-0", "7")
+    queue["7"] = "RUNNING n1"
+    (tmp_path / "w-7.err").write_text(f"t - distributed.nanny - INFO - Start\n{line}\n")
+    keeper.look()
+    keeper.look()
+    assert caplog.text.count(line) == 1
+    monkeypatch.setattr(watcher, "listed_jobs", lambda *_: queue)
+    assert keeper.why() == f"The queue:\n7 RUNNING n1\n{line}"
+
+
+def test_jobs_that_come_and_go_with_the_work(tmp_path: Path, queue: dict[str, str]) -> None:
     cluster = PretendedCluster(tmp_path)
     with keep_jobs(cluster, 4, minimum=0):
         pass
@@ -202,14 +237,15 @@ def test_the_limit_of_a_worker_leaves_room_for_the_nanny() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "jobs"), [("echo 7", {"7"}), ("echo away >&2; exit 1", None), ("exec /bin/sleep 9", None), (None, None)]
+    ("script", "jobs"),
+    [("echo 7 PENDING", {"7": "PENDING"}), ("echo away >&2; exit 1", None), ("exec /bin/sleep 9", None), (None, None)],
 )
 def test_the_queue_is_unknown_where_slurm_does_not_answer(
-    script: str | None, jobs: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str | None, jobs: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(watcher, "ANSWERING", 2.0)
     if script is not None:
         (tmp_path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "squeue").chmod(0o755)
-    assert watcher.queued_jobs() == jobs
+    assert watcher.queued_jobs("slurm", ["7"]) == jobs

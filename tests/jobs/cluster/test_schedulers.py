@@ -10,7 +10,7 @@ import yaml
 
 from jobs.cluster.keeper import queued_jobs
 from jobs.cluster.profiles import find_job, load_settings
-from jobs.cluster.schedulers import numbers
+from jobs.cluster.schedulers import live_jobs
 from jobs.verbs.cluster import job_script
 from storage.errors import InputError
 
@@ -80,13 +80,25 @@ def test_what_only_slurm_has(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "command"), [("pbs", "qstat"), ("sge", "qstat"), ("lsf", "bjobs")])
 def test_the_jobs_that_wait_or_run(kind: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert numbers(LISTINGS[kind]) == {"1234", "1235"}
+    assert live_jobs(LISTINGS[kind]).keys() == {"1234", "1235"}
     (tmp_path / "listing").write_text(LISTINGS[kind])
     (tmp_path / command).write_text(f"#!/bin/sh\nexec /bin/cat {tmp_path}/listing\n")
     (tmp_path / command).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queued_jobs(kind) == {"1234", "1235"}
+    jobs = ["1234", "1235", "7"]
+    assert queued_jobs(kind, jobs).keys() == {"1234", "1235"}  # type: ignore[union-attr]
     (tmp_path / command).write_text("#!/bin/sh\necho 'No unfinished job found' >&2; exit 255\n")
-    assert queued_jobs(kind) == set()
+    assert queued_jobs(kind, jobs) == {}
     (tmp_path / command).write_text("#!/bin/sh\nexit 1\n")
-    assert queued_jobs(kind) is None
+    assert queued_jobs(kind, jobs) is None
+
+
+def test_what_lsf_is_to_find_between_double_quotes(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    for spec, message in (("select[type==any]", None), ('select["x"]', "leave out those in")):
+        file = written(tmp_path, {"jobqueue": {"lsf-cpu": {"resource-spec": spec}}})
+        if message is None:
+            assert '#BSUB -R "select[type==any]"\n' in job_script("lsf-cpu", file)
+            continue
+        with pytest.raises(InputError, match=message):
+            job_script("lsf-cpu", file)

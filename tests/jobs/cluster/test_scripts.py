@@ -13,11 +13,13 @@ import pytest
 import yaml
 
 from jobs.cluster import keeper as watcher
+from jobs.cluster import profiles
 from jobs.cluster.client import slurm_cluster
-from jobs.cluster.profiles import find_job, find_profile, load_settings
+from jobs.cluster.profiles import SlurmJob, find_job, find_profile, load_settings
+from jobs.cluster.scripts import header, shell_word
 from jobs.cluster.submission import submit_run
 from jobs.verbs.cluster import job_script
-from storage.errors import InputError
+from storage.errors import InputError, MissingInputError
 from storage.files import private_folder
 
 
@@ -147,8 +149,18 @@ def run(script: str, *arguments: str) -> list[str]:
         ("profile", {"minimum": 3}, r"minimum \(3\) must be at most jobs \(2\)"),
         ("job", {"name": "my run"}, r"name: 'my run' must be letters"),
         ("job", {"name": "a,b"}, r"name: 'a,b' must be letters"),
-        ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is not a name"),
+        ("job", {"interface": "ib0 --x"}, r"interface: 'ib0 --x' is not the name"),
+        ("job", {"interface": "eth0;reboot"}, r"interface: 'eth0;reboot' is not the name"),
         ("job", {"job-mem": "lots"}, r"job-mem: .*'lots'"),
+        ("job", {"job-mem": "8"}, r"job-mem: '8' is less than 100 MB to Slurm"),
+        ("job", {"memory": "8"}, r"memory: '8' is less than 100 MB; write the unit"),
+        ("job", {"account": "-x"}, r"account: '-x' is not a name that Slurm has"),
+        ("job", {"shebang": "/bin/bash"}, r"shebang: '/bin/bash' is not the first line"),
+        ("job", {"job-extra-directives": ["#SBATCH --x"]}, r"directives.0: '#SBATCH --x' is not an option"),
+        ("profile", {"jobs": True}, r"jobs: must be a whole number"),
+        ("profile", {"jobs": 10**9}, r"jobs: .*less than or equal to 10000"),
+        ("profile", {"jobs": 1e3}, r"jobs: must be a whole number"),
+        ("driver", {"cores": True}, r"driver.cores: must be a whole number"),
     ],
 )
 def test_one_set_of_checks(part: str, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -157,6 +169,71 @@ def test_one_set_of_checks(part: str, keys: dict[str, Any], message: str, tmp_pa
     settings = load_settings(written(tmp_path, {"subspace": {"profiles": profile}, "jobqueue": job}))
     with pytest.raises(InputError, match=message):
         (find_job if part == "job" else find_profile)("slurm-cpu", settings)
+
+
+def test_folders_of_the_host_that_submits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job = {"log-directory": "~/logs", "shared-temp-directory": "$HOME/x"}
+    found = find_job("slurm-cpu", load_settings(written(tmp_path, {"jobqueue": {"slurm-cpu": job}})))
+    assert (found.log_directory, found.shared_temp_directory) == (f"{tmp_path}/logs", f"{tmp_path}/x")
+
+
+def test_a_home_with_spaces_on_the_node(tmp_path: Path) -> None:
+    python = tmp_path / "my env" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho found\n")
+    python.chmod(0o755)
+    for word in (shell_word("~/my env/python"), shell_word("$HOME/my env/python")):
+        done = subprocess.run(
+            ["bash", "-c", word], env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "found\n"
+
+
+@pytest.mark.parametrize("skip", ["-c", "-q", "-C", "-G", "-A", "-p", "--mem", "-N", "-t"])
+def test_short_options_are_left_out(skip: str) -> None:
+    job = SlurmJob(
+        cores=2, memory="1GB", qos="x", constraint="y", account="z", partition="w", walltime="10", gpus=1,
+        job_directives_skip=[skip],
+    )  # fmt: skip
+    whole = [*header(job.model_copy(update={"job_directives_skip": []}))]
+    left_out = set(whole) - {*header(job)}
+    assert len(left_out) == (0 if skip == "-N" else 1), left_out
+
+
+def test_what_a_site_says_in_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    assert dask.config.get("jobqueue.slurm.walltime") == "00:30:00", jobqueue
+    site = {"scheduler-options": {"interface": "eth1", "port": 4000}, "walltime": "00:30:00"}
+    mine = {"scheduler-options": {"port": 5000}, "walltime": None}
+    file = written(tmp_path, {"jobqueue": {"slurm": site, "slurm-cpu": mine}})
+    job = find_job("slurm-cpu", load_settings(file))
+    assert job.walltime == "00:30:00", "said by the site, though dask-jobqueue's default is the same"
+    expected = {"interface": "eth1", "port": 5000, "dashboard_address": "127.0.0.1:8787"}
+    assert job.scheduler_options == expected
+    file = written(tmp_path, {"jobqueue": {"slurm": {"job-directives-skip": "--mem"}}})
+    with pytest.raises(
+        InputError, match=r"^jobqueue.slurm.job-directives-skip is '--mem'; it must be a list, as \['--mem'\]"
+    ):
+        find_job("slurm-cpu", load_settings(file))
+    file = written(tmp_path, {"jobqueue": {"slurm": {"walltime": "soon"}, "slurm-cpu": {"walltime": None}}})
+    with pytest.raises(InputError, match=r"^jobqueue.slurm-cpu, with jobqueue.slurm, is wrong: walltime"):
+        find_job("slurm-cpu", load_settings(file))
+
+
+def test_dashboards_are_local_in_a_profile_of_ones_own(tmp_path: Path) -> None:
+    content = {
+        "subspace": {"profiles": {"mine": {"kind": "slurm"}}},
+        "jobqueue": {"mine": {"scheduler-options": {"port": 5000}}},
+    }
+    job = find_job("mine", load_settings(written(tmp_path, content)))
+    assert job.scheduler_options == {"port": 5000, "dashboard_address": "127.0.0.1:8787"}
+
+
+def test_an_installation_without_its_cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "__file__", str(tmp_path / "jobs" / "cluster" / "profiles.py"))
+    with pytest.raises(MissingInputError, match=r"lacks .*jobs/cluster.yaml: install it again"):
+        load_settings()
 
 
 def test_ctrl_c_stays_what_it_was() -> None:

@@ -91,12 +91,14 @@ def test_a_cluster_of_another_host_is_asked_over_the_network(tmp_path: Path, mon
     monkeypatch.setenv("SUBSPACE_STATE", str(tmp_path))
     monkeypatch.setattr(service, "ANSWERING", 0.5)
     state = _written(cluster_of("far").folder, host="elsewhere")
-    state.announce(service.Service("elsewhere", 1, 0.0, "tls://127.0.0.1:1", "http://x", None, None))
+    state.announce(service.Service("elsewhere", 1, 0.0, "tls://127.0.0.1:1", "http://x", "subspace-far", None))
     service.make_certificates(service.private_folder(tmp_path / "keys"))
     for key in (tmp_path / "keys").iterdir():
         key.rename(state.folder / key.name)
     assert state.gone() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
     said = service.status(state)
+    assert said["jobs_unknown"].startswith("There is no squeue on PATH")
     assert said["state"] == "gone"
     assert "runs on elsewhere, if it does" in said["why"]
     assert service.down("far").elsewhere == "elsewhere"

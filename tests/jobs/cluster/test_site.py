@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
-from jobs.cluster import service, workers
+from jobs.cluster import client, service, workers
 from jobs.cluster.client import connect
 from jobs.cluster.profiles import SlurmJob
 from jobs.cluster.site import (
@@ -97,6 +101,8 @@ def test_an_invalid_account_is_answered_by_one_that_works(commands: Path) -> Non
     assert "under jobqueue.PROFILE: {partition: cpu, account: lab, qos: gpu}; " in said
     assert explain_refusal("sbatch: error: --mem is refused") == "sbatch: error: --mem is refused"
     (commands / "associations").write_text("")
+    theirs = "PartitionName=theirs AllowGroups=no-group-of-mine AllowAccounts=ALL AllowQos=ALL Default=NO State=UP\n"
+    (commands / "partitions").write_text(theirs + PARTITIONS)
     assert str(allowed_combinations()[0]) == "{partition: cpu}"
     assert advise([], "x").startswith("No account of this user")
     (commands / "scontrol").unlink()
@@ -132,6 +138,27 @@ def test_where_every_sbatch_fails_the_start_is_given_up(
         pass
     assert time.monotonic() - start < SOON
     assert "Traceback" not in caplog.text
+
+
+def test_a_driver_that_slurm_ends_takes_its_jobs_along(commands: Path, tmp_path: Path) -> None:
+    """SIGTERM comes at the walltime, on preemption and on scancel."""
+    pytest.importorskip("dask_jobqueue")
+    program(commands, "sbatch", "echo 17")
+    program(commands, "squeue", f"[ -e {tmp_path}/ended ] || echo '17|PENDING||Priority'")
+    program(commands, "scancel", f"echo $@ >> {tmp_path}/ended")
+    code = "import sys, pathlib; from jobs.cluster.client import connect\n"
+    code += "with connect('slurm-cpu', pathlib.Path(sys.argv[1])): pass"
+    command = [sys.executable, "-c", code, str(cluster_file(tmp_path, {}))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+        assert driver.stderr is not None
+        for line in driver.stderr:  # until it waits
+            if "No worker for" in line:
+                break
+        driver.terminate()
+        driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    assert "17" in (tmp_path / "ended").read_text().split()
+    assert list((tmp_path / "state" / "runs").iterdir()) == [], "its keys are gone"
 
 
 def test_a_host_that_cannot_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +203,79 @@ def test_a_port_that_is_taken(commands: Path, tmp_path: Path, taken_port: int) -
         connect("slurm-cpu", cluster_file(tmp_path, {"scheduler-options": options})),
     ):
         pass
+
+
+def test_options_that_a_scheduler_does_not_have(tmp_path: Path) -> None:
+    for options, message in (
+        ({"nonsense": 1}, "has 'nonsense'; it may have: .*interface"),
+        ({"protocol": "tcp"}, "protocol"),
+    ):
+        with (
+            pytest.raises(InputError, match=rf"^jobqueue.slurm-cpu: scheduler-options .*{message}"),
+            connect("slurm-cpu", cluster_file(tmp_path, {"scheduler-options": options})),
+        ):
+            pass
+
+
+def test_where_jobs_come_with_the_work_refusals_end_it_too(commands: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+
+    def work() -> None:
+        with connect("slurm-cpu", cluster_file(tmp_path, {}, {"minimum": 0}), tmp_path / "logs") as client:
+            client.submit(sum, [1, 2]).result()
+
+    start = time.monotonic()
+    with pytest.raises(SubspaceError, match=r"(?s)^The jobs are refused: sbatch: error"):
+        work()
+    assert time.monotonic() - start < 60, "not after `wait`, which is ten times as much"
+
+
+def listening(answer: bytes) -> tuple[socket.socket, int]:
+    """Return a listener that answers whatever comes with the same; it is to be closed."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def loop() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.sendall(answer)
+                connection.close()
+
+    threading.Thread(target=loop, daemon=True).start()
+    return listener, listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"\0" * 64, b""],
+    ids=["http", "ssh", "zeros", "nothing"],
+)
+def test_something_else_listens_where_a_scheduler_is_meant(answer: bytes, tmp_path: Path) -> None:
+    listener, port = listening(answer)
+    with (
+        listener,
+        pytest.raises(
+            InputError, match=rf"(What|scheduler) answers at tcp://127.0.0.1:{port}.*not that of its dashboard"
+        ),
+        connect("scheduler", joining(tmp_path, f"tcp://127.0.0.1:{port}", 1)),
+    ):
+        pass
+
+
+def test_a_scheduler_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.FIRST_LINE < SOON
+    monkeypatch.setattr(client, "FIRST_LINE", 0.2)
+    file = joining(tmp_path, "tcp://127.0.0.1:1", 1)
+    quick = {"distributed": {"comm": {"timeouts": {"connect": "1s"}}}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | quick))
+    with (
+        pytest.raises(InputError, match=r"^No Dask scheduler answers at tcp://127\.0\.0\.1:1: "),
+        connect("scheduler", file),
+    ):
+        pass
+    assert "No scheduler answers at tcp://127.0.0.1:1 yet; waiting at most 1 s." in caplog.text
 
 
 @pytest.fixture

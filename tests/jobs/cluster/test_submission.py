@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from jobs.cluster.scripts import read_script
-from jobs.cluster.slurm import Job
 from jobs.cluster.submission import submit_run, submitted_jobs
 from storage.errors import InputError, SubspaceError
 
@@ -66,7 +65,9 @@ def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatc
     record = [{"job": number, "command": "sbatch …"} for number in ("7", "8", "9")]
     (tmp_path / "jobs" / "submitted.json").write_text(json.dumps(record))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert submitted_jobs(tmp_path) == [Job(n, "UNKNOWN", "", "Slurm could not be asked") for n in "789"]
+    listed = submitted_jobs(tmp_path)
+    assert [(job.id, job.state) for job in listed] == [(number, "NOT_ASKED") for number in "789"]
+    assert listed[0].reason.startswith("Slurm could not be asked: There is no squeue")
     (tmp_path / "squeue").write_text("#!/bin/sh\necho '8_1|FAILED|n1|NonZeroExitCode'\necho '6|RUNNING|n1|None'\n")
     (tmp_path / "squeue").chmod(0o755)
     listed = submitted_jobs(tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import pytest
@@ -41,12 +43,23 @@ def test_workers_that_somebody_else_started(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_job_compares_itself_with_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, "2.4", "2.4", "2.3")
+    started = SimpleNamespace(process="a worker")
     with dask.config.set(versions.demanding_versions({"distributed": {"nanny": {"preload": ["mine"]}}})):
         assert dask.config.get("distributed.nanny.preload") == ["mine", versions.__name__]
-        versions.dask_setup(None)
+        versions.dask_setup(started)
         with pytest.raises(SystemExit, match=r"numpy 2\.3, not 2\.4"):
-            versions.dask_setup(None)
-    versions.dask_setup(None)
+            versions.dask_setup(started)
+
+
+def test_a_worker_that_reaches_no_scheduler_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(versions, "REACHING", 0.1)
+    for process in ("started", None):
+        versions.dask_setup(SimpleNamespace(process=process, scheduler_addr="tls://127.0.0.1:1"))
+        time.sleep(0.5)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot reach the scheduler at tls://127.0.0.1:1 (" in line
 
 
 def test_the_code_counts_and_not_the_version_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

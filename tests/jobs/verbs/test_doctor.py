@@ -6,6 +6,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.cluster import workers
 from jobs.verbs import doctor
 from jobs.verbs.doctor import Finding, examine, examine_profile
 from storage.errors import InputError
@@ -174,13 +176,45 @@ def test_what_is_wrong_with_a_profile(slurm: Path, tmp_path: Path) -> None:
     program(slurm, "squeue", "echo '17|FAILED|n1|NonZeroExitCode'")
     wrong = only("profile", list(examine_profile("slurm-cpu", file)))
     assert wrong.state == "problem"
-    assert "Job 17 is FAILED on n1, and wrote nothing here" in wrong.found
+    assert "Job 17 is FAILED (NonZeroExitCode) on n1, and wrote nothing here" in wrong.found
     assert "no-such-python" in wrong.found
     program(slurm, "sbatch", "echo 'sbatch: error: Invalid qos specification' >&2; exit 1")
     wrong = only("profile", list(examine_profile("slurm-cpu", file)))
     assert "Invalid qos specification\nWhat you may use" in wrong.found
     with pytest.raises(InputError, match="only those of kind 'slurm' can be tried"):
         list(examine_profile("processes"))
+
+
+def test_a_test_job_that_waits(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Findings are printed as they come, a line says why the job waits, and it is ended where it waits in vain."""
+    monkeypatch.setattr(workers, "FIRST_LINE", 0.0)
+    program(slurm, "sbatch", "echo 17")
+    look = f"[ -e {tmp_path}/away ] && exit 1; [ -e {tmp_path}/next ] && reason=PartitionTimeLimit"
+    program(slurm, "squeue", f'{look}; echo "17|PENDING||${{reason:-Priority}}"')
+
+    def then(name: str, line: str) -> None:
+        end = time.monotonic() + 60
+        while line not in caplog.text:
+            assert time.monotonic() < end, caplog.text
+            time.sleep(0.05)
+        (tmp_path / name).touch()
+
+    def site() -> None:
+        monkeypatch.setattr(workers, "NEXT_LINES", 0.0)
+        then("away", "waiting, at most 600 s. Job 17 is PENDING (Priority)")
+        then("next", "`squeue")
+        (tmp_path / "away").unlink()
+
+    thread = threading.Thread(target=site)
+    thread.start()
+    findings = examine_profile("slurm-cpu", profile_file(tmp_path))
+    assert [next(findings).check for _ in range(2)] == ["account, partition, QOS", "scheduler"], "before it waits"
+    (wrong,) = findings
+    thread.join()
+    assert wrong.found.startswith("Job 17 is PENDING (PartitionTimeLimit), and would wait in vain: set walltime to")
+    assert "→ change what it names" in str(doctor.line_of(wrong))
 
 
 def test_a_node_that_differs(slurm: Path, tmp_path: Path) -> None:

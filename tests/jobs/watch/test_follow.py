@@ -15,7 +15,7 @@ from jobs.cluster.slurm import Job, failures
 from jobs.watch import follow as following
 from jobs.watch.follow import Progress, follow
 from jobs.watch.recorder import Record
-from storage.errors import InputError
+from storage.errors import InputError, SubspaceError
 
 
 def session(**values: Any) -> dict[str, Any]:
@@ -66,6 +66,31 @@ def test_when_a_run_is_over() -> None:
     assert Progress(earlier, [failed, Job("9", "COMPLETED", "n1", "None")]).succeeded, "the job behind it did its share"
     assert Progress(earlier, [Job("9", "UNKNOWN", "", "")]).succeeded
     assert str(Progress(None, [failed, waiting])) == "jobs: 1 FAILED, 1 PENDING"
+
+
+def test_where_slurm_cannot_be_asked_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver waits in the queue behind an earlier session; squeue fails twice, and then it is over."""
+    monkeypatch.setattr(following, "LOOK", 0.01)
+    write(tmp_path, tasks=1, seconds=0.1, ended="finished")
+    time.sleep(0.2)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "submitted.json").write_text(json.dumps([{"job": "17", "command": "sbatch"}]))
+    calls = tmp_path / "calls"
+    (tmp_path / "squeue").write_text(
+        f"#!/bin/sh\necho x >> {calls}\n[ $(wc -l < {calls}) -le 2 ] && {{ echo timed out >&2; exit 1; }}\n"
+        f"[ $(wc -l < {calls}) -le 4 ] && echo '17|PENDING||Priority' || echo '17|COMPLETED|n1|None'\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    lines = list(follow(tmp_path))
+    first, *rest = map(str, lines)
+    assert first.startswith("Slurm could not be asked: `squeue")
+    assert rest == ["jobs: 1 PENDING", "jobs: 1 COMPLETED"]
+    assert lines[-1].succeeded
+    calls.unlink()
+    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    with pytest.raises(SubspaceError, match=r"^Whether the run goes on is not known: .*Slurm could not be asked"):
+        list(follow(tmp_path))
 
 
 def test_nothing_to_follow(tmp_path: Path) -> None:
