@@ -69,7 +69,13 @@ def acted(action: Action, *, overwrite: bool) -> int:
 
 
 #: Verbs over a run directory: they replace what they wrote there.
-ALWAYS_OVERWRITE = ("run", "report", "scores")
+ALWAYS_OVERWRITE = ("run", "plan", "submit", "report", "scores", "semantics", "yardsticks")
+#: Verbs without a scenario: why no death can leave anything of theirs.
+WITHOUT_SCENARIO = {
+    **dict.fromkeys(("status", "inspect", "verify", "feature", "doctor"), "it only reads"),
+    **dict.fromkeys(("demo", "reproduce"), "it is `run`, with an experiment file that comes with the package"),
+    **dict.fromkeys(("cluster up", "cluster down", "cluster status", "cluster job-script"), "it has no target"),
+}
 
 
 def verb(*words: str) -> Action:
@@ -177,6 +183,13 @@ OTHERS = {
 }
 
 
+#: Stages that an experiment has only where it asks for them.
+FLOORS = """
+rematch: {nulls: [NULL], draws: 1, fractions: []}
+yardsticks: {use: [{name: NULL}]}
+"""
+
+
 def inputs() -> Path:
     """Return the folder of models and text: one for all, since its absolute path is a setting of what is made of it."""
     return Path(os.environ[INPUTS])
@@ -190,6 +203,8 @@ def toy(_: bool) -> int:
     for stage, (old, new) in OTHERS.items():
         assert old in SMALL
         (inputs() / f"{stage}.yaml").write_text(SMALL.replace(old, new), encoding="utf-8")
+    for name, null in {"floors": "token", "other floors": "document"}.items():
+        (inputs() / f"{name}.yaml").write_text(SMALL + FLOORS.replace("NULL", null), encoding="utf-8")
     return 0
 
 
@@ -212,9 +227,14 @@ def shares(stage: str, experiment: str = "small") -> Action:
 
 def whole_run(experiment: str) -> Action:
     """Return an action that runs an experiment as users do."""
+    return over_experiment("run", experiment)
+
+
+def over_experiment(name: str, experiment: str, *words: str) -> Action:
+    """Return an action that runs a verb over an experiment file and a run directory."""
 
     def run(overwrite: bool) -> int:
-        return verb("run", str(inputs() / f"{experiment}.yaml"), "--run-dir", "run")(overwrite)
+        return verb(name, str(inputs() / f"{experiment}.yaml"), "--run-dir", "run", *words)(overwrite)
 
     return run
 
@@ -336,6 +356,19 @@ def label_file(_: bool) -> int:
     return 0
 
 
+def texts(_: bool) -> int:
+    """Write two texts as users have them."""
+    for name, n in {"text": 9, "others": 7}.items():
+        Path(f"{name}.jsonl").write_text("".join(f'{{"text": "document {i}"}}\n' for i in range(n)), encoding="utf-8")
+    return 0
+
+
+def second_run(_: bool) -> int:
+    """Put a copy beside a run, which is compared with it."""
+    shutil.copytree("run", "again")
+    return 0
+
+
 def without_scores(_: bool) -> int:
     """Take the table of all scores away."""
     shutil.rmtree("run/scores.zarr")
@@ -358,12 +391,15 @@ STARTS: dict[str, tuple[str | None, Action]] = {
     "matched": ("correlated", verb("match", "c.zarr", "--out", "pairs.zarr")),
     "to import": ("sparse", to_import),
     "labels": (None, label_file),
+    "texts": (None, texts),
     "toy": (None, toy),
     "harvested": ("toy", run_until("harvest")),
     "correlated run": ("harvested", run_until("correlate")),
     "matched run": ("correlated run", run_until("match")),
     "compared run": ("matched run", run_until("compare")),
     "run": ("compared run", run_until("semantics")),
+    "two runs": ("run", second_run),
+    "rematched run": ("compared run", run_until("rematch", "floors")),
     "not scored": ("run", without_scores),
     "grid": ("toy", run_until("match", "grid")),
 }
@@ -376,9 +412,10 @@ def of_verb(start: str, words: str, more: str, *targets: str, name: str | None =
     return Scenario(name or words.split(maxsplit=1)[0], start, verb(*words.split()), targets, another)
 
 
-def of_stage(stage: str, start: str, *targets: str) -> Scenario:
-    """Return the scenario of a stage of an experiment."""
-    return Scenario(f"run --until {stage}", start, run_until(stage), targets, run_until(stage, stage))
+def of_stage(stage: str, start: str, *, experiment: str = "small", other: str | None = None) -> Scenario:
+    """Return the scenario of a stage of an experiment; `other` is that of other settings, named after the stage."""
+    act, another = run_until(stage, experiment), run_until(stage, other or stage)
+    return Scenario(f"run --until {stage}", start, act, ("run",), another)
 
 
 def of_export(name: str, fmt: str) -> Scenario:
@@ -454,6 +491,9 @@ SCENARIOS: list[Scenario] = [
     of_verb("run", f"concepts {STORE} --only animals --rule count:at_least=1:of=4 --out k.zarr",
             "pmi:at_least=1", "k.zarr", over="count:at_least=1:of=4"),
     of_verb("run", f"non-concept {STORE} --out n.zarr", "--limit punctuation=0.8", "n.zarr"),
+    of_verb("texts", "corpus text.jsonl --out k.zarr", "others.jsonl", "k.zarr", over="text.jsonl"),
+    of_verb("two runs", "diff run again --out d.zarr --csv d.csv --plot d.png", "again run", "d.zarr", "d.csv", "d.png",
+            over="run again"),
     of_verb("labels", "labels labels.csv --out l.zarr", "others.csv", "l.zarr", over="labels.csv"),
     of_verb("run", f"label {STORE} --endpoint http://127.0.0.1:{_SERVER.server_port}/v1 --model toy --yes --batch 2 "
             "--feature 3 --feature 4 --feature 5 --feature 6 --feature 7 --parallel 1 --out l.zarr",
@@ -462,13 +502,22 @@ SCENARIOS: list[Scenario] = [
     Scenario("report, inline", "run", explorer(10**9), ("run/report.html",), explorer(0)),
     Scenario("report, folder", "run", explorer(0), ("run/report.html", "run/explorer/1.html"), explorer(10**9)),
     Scenario("report --figures", "run", verb("report", "run", "--figures", "paper", "--format", "png"), ("paper",)),
-    of_stage("harvest", "toy", "run"),
+    of_stage("harvest", "toy"),
     Scenario("harvest, shares", "toy", shares("harvest"), ("run",), run_until("harvest")),
-    of_stage("correlate", "harvested", "run"),
+    of_stage("correlate", "harvested"),
     Scenario("correlate, shares", "harvested", shares("correlate"), ("run",), shares("correlate", "correlate")),
-    of_stage("match", "correlated run", "run"),
-    of_stage("compare", "matched run", "run"),
-    of_stage("semantics", "compared run", "run"),
-    of_stage("report", "run", "run"),
+    of_stage("match", "correlated run"),
+    of_stage("compare", "matched run"),
+    of_stage("rematch", "compared run", experiment="floors", other="other floors"),
+    of_stage("semantics", "compared run"),
+    of_stage("yardsticks", "rematched run", experiment="floors", other="other floors"),
+    of_stage("report", "run"),
+    of_verb("compared run", "semantics run", "--approach global", "run"),
+    of_verb("run", "yardsticks run --yardstick random_directions", "random_directions:seed=1", "run",
+            over="random_directions"),
+    of_verb("run", "neurons run --run-dir units --csv n.csv --plot n.png", "", "units", "n.csv", "n.png"),
+    Scenario("plan", "toy", over_experiment("plan", "small"), ("run",), over_experiment("plan", "harvest")),
+    Scenario("submit", "toy", over_experiment("submit", "small", "--array", "2", "--dry-run"), ("run",),
+             over_experiment("submit", "small", "--array", "3", "--dry-run")),
     Scenario("run", "toy", whole_run("small"), ("run",), whole_run("match"), step=20),
 ]  # fmt: skip

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from storage.errors import InputError
-from storage.files import EXPERIMENT, write_text
+from storage.files import EXPERIMENT, remove_folder, write_text
 from storage.inventory import crc32
 from storage.json_files import read_json_object
+from storage.locks import waiting_lock
 from storage.targets import claim_file, starts_with
 
 RECORD = "written.json"
@@ -50,8 +53,7 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
     InputError
         If what stands there stays.
     """
-    record = _read_record(path.parent)
-    checksums = record.get(path.name)
+    checksums = _read_record(path.parent).get(path.name)
     is_mine = is_ours or starts_with(text[:BEGINNING])
     if checksums is not None:
         is_mine = functools.partial(_is_one_of, checksums)
@@ -62,10 +64,54 @@ def write_derived(path: Path, text: str, is_ours: Callable[[Path], bool] | None 
         new = zlib.crc32(text.encode())
         if recorded:  # the process may die before or after it writes
             present = [crc32(path)] if path.is_file() else []
-            _note(record, path, list(dict.fromkeys([*present, new])))
+            _note(path.parent, {path.name: list(dict.fromkeys([*present, new]))})
         target.write_text(text)
         if recorded:
-            _note(record, path, [new])
+            _note(path.parent, {path.name: [new]})
+
+
+def replace_pages(folder: Path, new: Path | None) -> None:
+    """Put a folder of pages in the place of an earlier one, of which nothing goes that is edited or foreign.
+
+    Parameters
+    ----------
+    folder
+        Where they are, in a run directory: ``1.html``, ``2.html``, …
+    new
+        The new ones, in a folder beside it; None if there are to be none.
+
+    Raises
+    ------
+    InputError
+        If something there stays.
+    """
+    run, record = folder.parent, _read_record(folder.parent)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise InputError(f"{folder} is not a folder, and pages of the report go there: move it")
+    old = _pages(folder)
+    for name, checksum in old.items():
+        recorded = record.get(f"{folder.name}/{name}")
+        if not (_PAGE.fullmatch(name) and (is_page(folder / name) if recorded is None else checksum in recorded)):
+            raise InputError(
+                f"{folder} holds {name}, which no report wrote or which was edited since, and the report's pages go "
+                "there: move it"
+            )
+    pages = _pages(new) if new is not None else {}
+    both = {name: [page[name] for page in (old, pages) if name in page] for name in old | pages}
+    _note(run, {f"{folder.name}/{name}": list(dict.fromkeys(checksums)) for name, checksums in both.items()})
+    remove_folder(folder)
+    if new is not None:
+        new.rename(folder)
+    _note(run, {f"{folder.name}/{name}": [pages[name]] if name in pages else [] for name in both})
+
+
+_PAGE = re.compile(r"[0-9]+\.html")
+
+
+def _pages(folder: Path) -> dict[str, int]:
+    """Return the checksum of each file in a folder, and -1, which no file has, of what is none."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {entry.name: crc32(entry) if entry.is_file() else -1 for entry in entries}
 
 
 def settle(run: Path) -> None:
@@ -76,11 +122,10 @@ def settle(run: Path) -> None:
     CorruptError
         If the record is damaged.
     """
-    record = _read_record(run)
-    for name, checksums in list(record.items()):
+    for name, checksums in _read_record(run).items():
         file = run / name
         if len(checksums) > 1 and file.is_file() and (present := crc32(file)) in checksums:
-            _note(record, file, [present])
+            _note(run, {name: [present]})
 
 
 def edited_files(run: Path) -> list[str]:
@@ -91,8 +136,8 @@ def edited_files(run: Path) -> list[str]:
     CorruptError
         If the record is damaged.
     """
-    files = ((run / name, checksums) for name, checksums in sorted(_read_record(run).items()))
-    return [file.name for file, checksums in files if file.exists() and not _is_one_of(checksums, file)]
+    files = sorted(_read_record(run).items())
+    return [name for name, checksums in files if (run / name).exists() and not _is_one_of(checksums, run / name)]
 
 
 def foreign_files(run: Path) -> list[str]:
@@ -128,7 +173,9 @@ def _is_watch_page(file: Path) -> bool:
 #: Whether a file of a run directory is ours where there is no record of it, by its name.
 _OURS: dict[str, Callable[[Path], bool]] = {
     **{f"best_layer_{side}.csv": starts_with(f"site_{side},feature_{side}"[:BEGINNING]) for side in "ab"},
-    **dict.fromkeys(("pairs.csv", "scores.csv"), starts_with("site_a,site_b"[:BEGINNING])),
+    **dict.fromkeys(
+        ("pairs.csv", "scores.csv", "yardsticks.csv", "normalised.csv"), starts_with("site_a,site_b"[:BEGINNING])
+    ),
     "scores.tex": starts_with(r"\begin{tabular}"[:BEGINNING]),
     "semantics.csv": starts_with("kind,name,approach"[:BEGINNING]),
     "semantics.html": starts_with('<table class="dataframe">'[:BEGINNING]),
@@ -153,8 +200,13 @@ def _read_record(folder: Path) -> dict[str, list[int]]:
     return content
 
 
-def _note(record: dict[str, list[int]], path: Path, checksums: list[int]) -> None:
-    """Record which checksums a file of the run may have."""
-    if record.get(path.name) != checksums:
-        record[path.name] = checksums
-        write_text(path.parent / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+def _note(run: Path, checksums: dict[str, list[int]]) -> None:
+    """Record which checksums files of a run may have, none of those that are gone; others may do so meanwhile."""
+    if not checksums:
+        return
+    file = run / RECORD
+    with waiting_lock(file):
+        record = _read_record(run)
+        changed = {name: known for name, known in (record | checksums).items() if known}
+        if changed != record:
+            write_text(file, json.dumps(changed, indent=2, sort_keys=True) + "\n")

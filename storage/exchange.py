@@ -376,7 +376,10 @@ _EXPORTED = re.compile(
 
 
 def _is_export(store: Path, path: Path) -> bool:
-    """Return whether the file at a path has a store's attributes, as exports do, or all of the store's values."""
+    """Return whether the file at a path has a store's attributes, as exports do, or all of the store's values.
+
+    Of a ``.npy`` with other values, raise an InputError that says why it is never replaced.
+    """
     if path.is_dir():
         names = (entry.relative_to(path).as_posix() for entry in entries_below(path))
         return (path / "uns" / ATTRS_KEY).is_dir() and all(map(_EXPORTED.fullmatch, names))

@@ -118,7 +118,7 @@ def partial_path(path: str | Path) -> Path:
     'pairs.zarr.partial'
     """
     path = Path(path)
-    return path.with_name(path.name + PARTIAL_SUFFIX)
+    return path.parent / (path.name + PARTIAL_SUFFIX)  # of a path without a name, there is none
 
 
 def temporary_path(path: Path, ending: str) -> Path:
@@ -258,10 +258,14 @@ def leftover_of(name: str) -> str | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever seen."""
+    """Delete a folder and all in it, if it is there; it is renamed first, so that no half of it is ever seen.
+
+    That of something new is not: nobody reads it, and a full disk may have no room for another name.
+    """
     # Named after the target, so that the next claim of it finds what a dead process left of the trash
     target = path.with_name(leftover_of(path.name) or path.name)
-    trash = path if path.name.endswith(".trash") else temporary_path(target, "trash")
+    doomed = leftover_of(path.name) is not None and path.suffix in (".trash", ".new")
+    trash = path if doomed else temporary_path(target, "trash")
     with contextlib.suppress(FileNotFoundError):
         if path != trash:
             path.rename(trash)

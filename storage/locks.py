@@ -4,7 +4,8 @@ Whoever writes PATH holds ``PATH.lock``: a file with an advisory lock of the ope
 ends with the process, and with the holder's host, process, start and a heartbeat, which other hosts can read where
 the file system does not pass locks on. A lock is taken over
 
-* at once, if its holder was on this host and is dead (the operating system's lock is free);
+* at once, if its holder was on this host and is dead (the operating system's lock is free, or, where the file system
+  has none, there is no such process);
 * after :data:`STALE_AFTER` seconds without a heartbeat, by the clock of the file system, if it was on another host.
   Heartbeats take their time from that clock too, whatever the hosts' own clocks say. A heartbeat that lies as many
   seconds in the future is no sign of life either: that clock was set back, or the file was copied or restored.
@@ -46,6 +47,8 @@ BEAT = 15.0
 STALE_AFTER = 120.0
 #: Seconds after which a file system without ``flock`` is asked again whose lock it is.
 SETTLE = 0.2
+#: Seconds that a lock is waited for whose holder needs it for a moment.
+PATIENCE = 30.0
 _PART = re.compile(r"(begin|\d+)-of-\d+")
 #: More bytes than a lock has.
 _LONGEST = 8_192
@@ -225,6 +228,28 @@ def lock(path: Path, part: str | None = None, *, name: Path | None = None) -> It
                 mine.release()
 
 
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is written in a moment; whoever has it is waited for, :data:`PATIENCE` at most.
+
+    Raises
+    ------
+    BusyError
+        If somebody else has it for longer.
+    """
+    with contextlib.ExitStack() as stack:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                stack.enter_context(lock(path))
+                break
+            except BusyError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(SETTLE / 10)
+        yield
+
+
 class Hold:
     """The lock of unfinished work, held from now on until it is released, or nobody refers to it any more.
 
@@ -261,6 +286,13 @@ def _release_here(mine: _Lock, process: int) -> None:
     """Release a lock, but not in a fork of the process that took it."""
     if os.getpid() == process:
         mine.release()
+
+
+def is_held_here(path: Path) -> bool:
+    """Return whether this thread holds the lock of `path`."""
+    path = path.absolute()
+    mine = _locks.get(path.with_name(path.name + LOCK_SUFFIX))
+    return mine is not None and mine.thread == threading.get_ident()
 
 
 def refuse_if_held(path: Path, *, name: Path | None = None) -> None:
@@ -383,7 +415,11 @@ def _flock(descriptor: int) -> bool | None:
 def _lives(holder: Holder, file: Path, *, by_flock: bool) -> bool:
     """Return whether a holder may still be at work, given that the operating system's lock of `file` was to be had."""
     if holder.host == socket.gethostname():
-        return not by_flock and _started(holder.process) == holder.started
+        if by_flock or (started := _started(holder.process)) is None:
+            return False
+        if started == holder.started:
+            return True
+        # another process has its number; or it is the same one, and the clock was set, which moves all starts
     return abs(_file_system_time(file) - file.stat().st_mtime) < STALE_AFTER
 
 

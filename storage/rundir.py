@@ -24,7 +24,7 @@ from storage.files import (
     write_text,
 )
 from storage.json_files import read_json_object
-from storage.locks import lock, refuse_if_held
+from storage.locks import is_held_here, lock, refuse_if_held
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
@@ -137,11 +137,11 @@ class RunDirectory:
         self.check()
         write_text(self.root / EXPERIMENT, json.dumps(experiment, indent=2, sort_keys=True) + "\n")
 
-    def check(self) -> None:
+    def check(self, name: str | None = None) -> None:
         """Raise an InputError unless the folder is a run directory, or may become one.
 
         It may if it is absent, empty, or holds only what commands leave there before a run has begun, and is not inside
-        of a store or result.
+        of a store or result. With the `name` of an experiment, the run has to be its own: another's results stay.
         """
         refuse_inside_of_store(self.root, "give another --run-dir")
         if not self.root.is_dir():
@@ -160,9 +160,22 @@ class RunDirectory:
                 f"{self.root / foreign[0]} was not written by this package, and a run writes there: move it away, or "
                 "give another --run-dir"
             )
+        if name is not None and (own := self._name()) not in (None, name):
+            raise InputError(
+                f"{self.root} is the run of the experiment {own!r}, and {name!r} would replace its results: give "
+                f"another --run-dir, or the experiment the name {own!r}"
+            )
 
-    def check_free(self) -> None:
-        """Raise what :meth:`claim` would, before anything is started: errors are those."""
+    def _name(self) -> str | None:
+        """Return the name of the experiment whose run it is; None where there is none yet, or its file is damaged."""
+        with contextlib.suppress(FormatError, MissingInputError):
+            name = self.read_experiment().get("name")
+            return name if isinstance(name, str) else None
+        return None
+
+    def check_free(self, name: str | None = None) -> None:
+        """Raise what :meth:`check` and :meth:`claim` would, before anything is started."""
+        self.check(name)
         self._check_files()
         refuse_if_held(self.root / "run", name=self.root)
 
@@ -181,12 +194,17 @@ class RunDirectory:
     def claim(self) -> Iterator[None]:
         """Hold the run directory: nobody else runs there. Files that dead processes were writing are swept.
 
+        Within a claim by the same thread, another one does nothing: its own files may be half written.
+
         InputError if the folder holds something else than a run, or files with the names of a run's that it did not
         write; BusyError if another process runs there.
         """
         from storage.derived import settle  # noqa: PLC0415 - with all that writes, which readers do without
         from storage.targets import sweep_below  # noqa: PLC0415
 
+        if is_held_here(self.root / "run"):
+            yield
+            return
         self._check_files()
         self.root.mkdir(parents=True, exist_ok=True)
         with lock(self.root / "run", name=self.root):
@@ -261,13 +279,13 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
 
 
 def _is_foreign(file: Path) -> bool:
-    """Say whether a JSON file is somebody else's; one that cannot be read was ours, and is damaged."""
+    """Say whether a JSON file is somebody else's, or no file; one that cannot be read was ours, and is damaged."""
+    if not file.is_file():
+        return os.path.lexists(file)
     try:
-        content = json.loads(file.read_bytes()) if file.is_file() else None
+        content = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         return False
-    if content is None:
-        return file.is_dir()
     return not isinstance(content, dict) or not any(member in content for member in _MEMBERS[file.name])
 
 

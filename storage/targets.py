@@ -346,13 +346,18 @@ def claim(
         yield target
 
 
-@contextlib.contextmanager
-def _parent_of(path: Path) -> Iterator[None]:
-    """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
+def check_parents(path: Path) -> None:
+    """Raise :class:`InputError` if a path lies inside of a store, or in something that is not a folder."""
     refuse_inside_of_store(path)
     nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
         raise InputError(f"{nearest} is not a folder, so that {path} cannot be made in it: give another path")
+
+
+@contextlib.contextmanager
+def _parent_of(path: Path) -> Iterator[None]:
+    """Make the folder that a target is in; folders that were made for it go again if the target comes to nothing."""
+    check_parents(path)
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

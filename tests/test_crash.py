@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ import storage
 from benchmarks import crash
 from benchmarks.crash_disk import differences, read_between, tree
 from benchmarks.crash_processes import LIBRARY, build
+from jobs.verbs.index import VERBS
+from pipeline.experiment.stages import STAGES
 from storage.derived import write_derived
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +134,22 @@ def test_a_few_stages_survive_their_deaths() -> None:
     assert sum(sum(row["deaths"].values()) for row in result["rows"]) > 100
     # what must not come out well does not
     assert sum(result["control"]["same"].values()) < sum(result["control"]["deaths"].values())
+
+
+def test_every_verb_and_stage_has_a_scenario_and_no_row_of_the_table_a_problem() -> None:
+    from benchmarks.crash_scenarios import SCENARIOS, WITHOUT_SCENARIO
+
+    names = [scenario.name for scenario in SCENARIOS]
+    tried = {re.split(r",| --", name)[0] for name in names} | {"harvest"}
+    assert {verb.name for verb in VERBS} - tried == {*WITHOUT_SCENARIO}
+    assert {f"run --until {stage}" for stage in STAGES} <= {*names}
+    rows = {row["scenario"]: row for row in json.loads(crash.KEPT.read_text(encoding="utf-8"))["rows"]}
+    assert [*rows] == [name for name in names if name in rows]
+    for name, row in rows.items():
+        assert row["deaths"]["death"] >= min(row["operations"], 4), name
+        assert row["same"] == row["deaths"], name
+        assert row["pairs_well"] == row["pairs"] > 0, name
+        assert not row["problems"], name
 
 
 def test_the_page_shows_what_was_kept() -> None:

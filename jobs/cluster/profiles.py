@@ -478,8 +478,8 @@ JOBS["slurm-allocation"] = AllocationJob
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 
-#: Of Unicode: control characters, and those that separate lines and paragraphs.
-CONTROL = ("Cc", "Zl", "Zp")
+#: Of Unicode: control characters, those that separate lines and paragraphs, and bytes of a path that are not UTF-8.
+CONTROL = ("Cc", "Zl", "Zp", "Cs")
 #: Characters of a wrong value that are shown before and behind the place.
 SHOWN = 20
 

@@ -131,7 +131,9 @@ def submit_command(
 ) -> None:
     """Submit a run: as a small driver job that submits the workers, or as job arrays without a scheduler."""
     config = load_experiment(experiment)  # a wrong key stops here, not in a job tomorrow
-    directory = RunDirectory.of(config.name, run_dir).root
+    run = RunDirectory.of(config.name, run_dir)
+    run.check(config.name)
+    directory = run.root
     submitted = submit_run(
         experiment, directory, profile=cluster, cluster_file=cluster_file, array=array, dry_run=dry_run
     )

@@ -46,7 +46,7 @@ def command(
     check_finished(features)
     experiment = neurons_experiment(features)
     units = RunDirectory(run_dir or run.resolve().parent / f"{run.resolve().name}-neurons")
-    units.check_free()  # whatever would be refused is refused before workers are waited for
+    units.check_free(experiment.name)  # whatever would be refused is refused before workers are waited for
     with claim_outputs(table=csv, columns="site_a,site_b,kind,", figure=plot, overwrite=overwrite) as outputs:
         with connect(units.root / "logs") as client:
             run_experiment(experiment, run_dir=units.root, until="semantics", client=client)

@@ -179,7 +179,7 @@ def command(
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
         return
     config = read_experiment(file, allow_bad_site=allow_bad_site)
-    RunDirectory.of(config.name, run_dir).check()
+    RunDirectory.of(config.name, run_dir).check(None if table else config.name)
     root = RunDirectory.of(config.name, run_dir).root
     if not table:
         run(config, run_dir=root, client=connect)

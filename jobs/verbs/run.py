@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,14 +53,15 @@ def run_command(
     # whatever would be refused is refused before anything is written and before workers are waited for, which in a
     # queue takes hours
     if part is None or part.begins:
-        directory.check_free()
+        directory.check_free(config.name)
         check_inputs(config)
     else:
-        directory.check()
+        directory.check(config.name)
     folder = directory.root
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
-    with connect(folder / "logs") as client, recorded(client, record):
+    alone = directory.claim() if part is None or part.begins else contextlib.nullcontext()
+    with connect(folder / "logs") as client, alone, recorded(client, record):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
@@ -77,7 +79,7 @@ def demo_command(
     """Compare SmolLM2-135M with all-MiniLM-L6-v2, with weights from Python packages; needs no model hub."""
     from jobs.demo.prepare import prepare  # noqa: PLC0415 - torch and transformers
 
-    RunDirectory(run_dir).check_free()
+    RunDirectory(run_dir).check_free("demo")
     given = None
     if yardsticks:
         from jobs.demo.yardsticks import demo_yardsticks  # noqa: PLC0415 - as above

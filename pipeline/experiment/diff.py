@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def diff(runs: Sequence[str | Path], out: str | Path | None = None, *, overwrite
     >>> diff(["runs/seed-0", "runs/seed-1"]).n_same  # doctest: +SKIP
     """
     roots = [Path(run) for run in runs]
-    if len({root.resolve() for root in roots}) < max(2, len(roots)):
+    if len({os.path.realpath(root) for root in roots}) < max(2, len(roots)):
         raise InputError(f"give two run directories at least, each once; not {', '.join(map(str, runs)) or 'none'}")
     opened = dict(zip(_labels(roots), map(_Run.open, roots), strict=True))
     if empty := [str(run.directory.root) for run in opened.values() if not run.pairs]:
@@ -143,7 +144,7 @@ def _labels(roots: Sequence[Path]) -> list[str]:
     >>> _labels([Path("runs/x"), Path("runs/y")]), _labels([Path("old/x"), Path("new/x")])
     (['x', 'y'], ['old/x', 'new/x'])
     """
-    names = [root.resolve().name for root in roots]
+    names = [Path(os.path.realpath(root)).name for root in roots]
     return names if len(set(names)) == len(names) else [root.as_posix() for root in roots]
 
 

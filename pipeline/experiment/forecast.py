@@ -82,7 +82,7 @@ def plan(
     assumed = None if gpu is None else published_gpu(gpu)
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory.of(config.name, run_dir)
-    directory.check()
+    directory.check(config.name)
     by_stage = all_tasks(config, directory)
     tasks = [task for tasks in by_stage.values() for task in tasks]
     assessment = Assessment(tasks)

@@ -77,7 +77,8 @@ def run(
     Raises
     ------
     InputError
-        If the experiment is not valid, something that it names is missing, or other files are in the run directory;
+        If the experiment is not valid, something that it names is missing, or the run directory is another
+        experiment's, or holds other files;
         before anything is computed.
     BusyError
         If another process runs there.
@@ -89,9 +90,9 @@ def run(
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     directory = RunDirectory.of(config.name, run_dir)
     if share is not None and not share.begins:
-        directory.check()
+        directory.check(config.name)
         return _run(config, directory, until, share, client)  # shares at once hold their targets, not the run
-    directory.check_free()
+    directory.check_free(config.name)
     check_inputs(config)  # what does not fit is said before anything is written
     with directory.claim():
         return _run(config, directory, until, share, client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 from pipeline.report.explorer_data import ExplorerData, explorer_data
 from pipeline.report.results import Run, SitePair
 from pipeline.report.templating import content_policy, environment, explorer_scripts
-from storage.derived import is_page
-from storage.errors import InputError
+from storage.derived import replace_pages
 from storage.files import remove_folder, temporary_path, write_text
 
 #: Bytes of data up to which the explorer stands in the report itself, so that it can still be sent by mail.
@@ -43,7 +41,7 @@ def write_explorer(run: Run) -> ExplorerView:
     data = explorer_data(run, run.site_pairs)
     folder = run.directory.explorer
     if data.size <= MOST_INLINE:
-        _remove(folder)
+        replace_pages(folder, None)
         return ExplorerView(data, [])
     del data
     return ExplorerView(None, list(_write_folder(run, folder)))
@@ -58,18 +56,9 @@ def _write_folder(run: Run, folder: Path) -> Iterator[ExplorerLink]:
             name = f"{i + 1}.html"
             write_text(new / name, render_explorer(run, pair))
             yield ExplorerLink(f"{folder.name}/{name}", _title(pair), int(pair.pairs.sizes["pair"]))
-        _remove(folder)
-        new.rename(folder)
+        replace_pages(folder, new)
     finally:
         remove_folder(new)
-
-
-def _remove(folder: Path) -> None:
-    """Remove the pages of an earlier report; other files are not ours to remove."""
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if others := [name for name in names if not (re.fullmatch(r"[0-9]+\.html", name) and is_page(folder / name))]:
-        raise InputError(f"{folder} holds {others[0]}, which no report wrote, and the report's pages go there: move it")
-    remove_folder(folder)
 
 
 def _title(pair: SitePair) -> str:

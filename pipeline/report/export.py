@@ -14,7 +14,7 @@ from pipeline.report import plots, tables
 from pipeline.report.page import report_figures
 from pipeline.report.results import Run, open_run
 from storage.errors import InputError
-from storage.targets import FileTarget, claim_file, names_program, starts_with
+from storage.targets import FileTarget, check_parents, claim_file, names_program, starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def export_figures(
     for unknown in [name for name in formats if name not in FORMATS]:
         raise InputError(f"Format {unknown!r} of figures is not known; one of {', '.join(FORMATS)}")
     where = Path(folder)
+    check_parents(where / "scores.csv")  # before all of them are drawn
     with tempfile.TemporaryDirectory() as folder_of_drafts:
         drafts = list(_drafts(open_run(run_dir), Path(folder_of_drafts), formats))
         for draft, is_ours in drafts:  # all of them, before the first is written

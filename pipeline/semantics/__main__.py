@@ -37,9 +37,10 @@ def command(
 
     directory = RunDirectory(run)
     config = with_semantics(stored_experiment(directory), settings)
-    table = run_semantics(config, directory, connect)
-    # the report and a later run read the settings from there
-    directory.write_experiment(config.model_dump(mode="json"))
+    with directory.claim():
+        table = run_semantics(config, directory, connect)
+        # the report and a later run read the settings from there
+        directory.write_experiment(config.model_dump(mode="json"))
     _show(table, directory, as_json=as_json, show_all=show_all)
 
 

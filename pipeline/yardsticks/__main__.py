@@ -38,10 +38,11 @@ def command(
 
     directory = RunDirectory(run)
     config = with_yardsticks(stored_experiment(directory), settings)
-    run_yardsticks(config, directory, connect)
-    # the report and a later run read the settings from there
-    directory.write_experiment(config.model_dump(mode="json"))
-    show_yardsticks(config, directory, as_json=as_json)
+    with directory.claim():
+        run_yardsticks(config, directory, connect)
+        # the report and a later run read the settings from there
+        directory.write_experiment(config.model_dump(mode="json"))
+        show_yardsticks(config, directory, as_json=as_json)
 
 
 def with_yardsticks(config: Experiment, changes: dict[str, Any]) -> Experiment:

@@ -176,3 +176,6 @@ def test_what_is_refused(runs: list[Path], tmp_path: Path) -> None:
         diff([runs[0], runs[0]])
     with pytest.raises(MissingInputError, match="not a run directory"):
         diff([runs[0], tmp_path / "nowhere"])
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(MissingInputError, match="not a run directory"):
+        diff([runs[0], tmp_path / "circle"])

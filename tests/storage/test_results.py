@@ -105,6 +105,12 @@ def test_only_finished_results_of_the_stage_open(tmp_path, result, manifest):
         storage.open_result(storage.partial_path(path))
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_without_a_name_is_no_result(path):
+    with pytest.raises(MissingInputError, match=r"is a folder without a zarr\.json"):
+        storage.open_result(path)
+
+
 def test_piecewise_with_a_sparse_array(tmp_path, rng, make_csr, manifest):
     path, matrix = tmp_path / "cor.zarr", make_csr(rng, 20, 30, 0.1, dtype="float64")
     matrix.data[0] = np.nan

@@ -487,6 +487,27 @@ class TestDerivedFiles:
         assert (run.root / name).read_text() == '{"precious": 1}'
         assert sorted(path.name for path in run.root.iterdir()) == sorted([name, *others])
 
+    def test_a_claim_within_a_claim_leaves_what_is_being_written(self, run):
+        with run.claim():
+            mine = files.temporary_path(run.root / "watch.json", "partial")
+            mine.touch()
+            with run.claim():
+                assert mine.exists()
+            with ThreadPoolExecutor(1) as pool, pytest.raises(BusyError):
+                pool.submit(lambda: run.claim().__enter__()).result()
+        with run.claim():
+            assert not mine.exists()
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda file: file.symlink_to("/dev/null")])
+    def test_what_is_no_file_makes_no_run_directory(self, tmp_path, make):
+        run = RunDirectory(tmp_path / "mine")
+        run.root.mkdir()
+        make(run.root / "experiment.json")
+        before = (run.root / "experiment.json").lstat()
+        with pytest.raises(InputError, match=r"experiment\.json was not written by this package"):
+            run.write_experiment(EXPERIMENT)
+        assert (run.root / "experiment.json").lstat() == before
+
 
 def test_json_of_somebody_else_is_no_lock(tmp_path):
     text = '{"host": "db1", "user": "me"}'
@@ -649,6 +670,17 @@ class TestLock:
         with self.claim(tmp_path):
             pass
 
+    def test_without_flock_a_clock_that_was_set_makes_no_holder_dead(self, tmp_path, other_process, monkeypatch):
+        """The start of a process counts from the boot, and the moment of the boot moves with the clock."""
+        monkeypatch.setattr(locks, "_flock", lambda _: None)
+        started = locks._started
+        monkeypatch.setattr(locks, "_started", lambda process: started(process) + 3600)
+        with pytest.raises(BusyError, match=f"process {other_process.pid}"):
+            self.claim(tmp_path).__enter__()
+        monkeypatch.setattr(locks, "STALE_AFTER", 0.0)
+        with self.claim(tmp_path):
+            pass
+
     def test_the_heart_beats(self, tmp_path, monkeypatch):
         monkeypatch.setattr(locks, "BEAT", 0.01)
         with self.claim(tmp_path):
@@ -729,6 +761,18 @@ class TestLeftovers:
         (mine / "thesis.txt").write_text("years")
         write_result(tmp_path / "a.zarr")
         assert (mine / "thesis.txt").read_text() == "years"
+
+    def test_what_was_begun_goes_even_where_the_disk_has_no_room_for_another_name(self, tmp_path, monkeypatch):
+        """As on a full tmpfs."""
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        for function in ("close_group", "Path.rename"):
+            monkeypatch.setattr(f"storage.targets.{function}", full)
+        with pytest.raises(OSError, match="No space"):
+            write_result(tmp_path / "a.zarr")
+        assert list(tmp_path.iterdir()) == []
 
     def test_what_dead_processes_left_is_swept(self, tmp_path):
         write_result(tmp_path / "x.zarr")

@@ -89,6 +89,8 @@ def test_nothing_is_written_of_a_submission_that_is_refused(tmp_path: Path) -> N
         submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=tmp_path / "site.yaml", dry_run=True)
     with pytest.raises(InputError, match="the run directory is"):
         submit_run(tmp_path / "e.yaml", tmp_path / "run\n#SBATCH --uid=0", dry_run=True)
+    with pytest.raises(InputError, match=r"the run directory is .*control character '\\udcff'"):
+        submit_run(tmp_path / "e.yaml", tmp_path / os.fsdecode(b"run-\xff"), dry_run=True)
     assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
 
 
