@@ -7,7 +7,7 @@
     python -m benchmarks.demo              # the pages again
 
 The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
-that both have what the stored figures say. The README has the shortest of them.
+that both have what the stored figures say. The README has the first of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import pandas as pd
 from benchmarks.table import README, RESULTS, ROOT, insert, update
 from pipeline.report.results import open_run
 from pipeline.report.statements import Tables, statements
-from pipeline.report.verdict import headline, number, r_findings
-from pipeline.report.vocabulary import NAMES, quantity_name, vocabulary_findings
+from pipeline.report.verdict import number, significance
+from pipeline.report.vocabulary import NAMES, quantity_name
 
 RESULT = RESULTS / "demo" / "demo.json"
 PAGE = ROOT / "docs" / "demo.md"
@@ -78,9 +78,9 @@ def render(page: str, result: dict[str, Any]) -> str:
 
 
 def render_readme(page: str, result: dict[str, Any]) -> str:
-    """Return the README with the sentences on likeness, vocabulary and pairs."""
+    """Return the README with the answer, and the sentence on significance."""
     tables = Tables.from_records(result["tables"])
-    findings = [headline(tables.scores), *vocabulary_findings(tables.vocabulary), next(r_findings(tables.matching))]
+    findings = [statements(tables)[0], *significance(tables.scores)]
     return insert(page, SHORT, _listed(result, findings))
 
 

@@ -15,15 +15,13 @@ from typing import Any
 
 from jobs.cluster.slurm import UNKNOWN, Job
 from jobs.cluster.submission import submitted_jobs
-from jobs.watch.recorder import read_sessions
+from jobs.watch.recorder import FINISHED, read_sessions
 from storage.errors import InputError
 
 #: Seconds between two looks.
 LOOK = 2.0
 #: A session that has written nothing for so many seconds, and has no job, was killed.
 SILENT = 60.0
-#: How a session ends that did all it was to do.
-FINISHED = "finished"
 
 
 @dataclass(frozen=True)

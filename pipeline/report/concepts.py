@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.report.explorer import PairView, feature_views, lower_r
+from pipeline.report.explorer import CONTEXTS, PairView, feature_views, lower_r, same_form, single_forms
 from pipeline.report.results import Run
 from pipeline.text.passages import gather_passages
 from storage import open_result
@@ -122,6 +122,19 @@ class Meanings:
     token_draws: int
     rule: str
 
+    def tested(self, approach: str) -> list[str]:
+        """Return the concepts that have pairs enough to be tested at any pair of sites."""
+        return [name for name in self.names if any(view.tested for view in self._row(name, approach))]
+
+    def untested(self, approach: str) -> dict[str, int]:
+        """Return the other concepts, those with most pairs first, with the most pairs that they have anywhere."""
+        most = {name: max(view.n_pairs for view in self._row(name, approach)) for name in self.names}
+        others = set(self.names) - set(self.tested(approach))
+        return {name: most[name] for name in sorted(others, key=lambda name: (-most[name], name))}
+
+    def _row(self, name: str, approach: str) -> list[SubspaceView]:
+        return [self.grid[name, approach, pair] for pair in self.site_pairs]
+
 
 def read_meanings(run: Run) -> Meanings | None:
     """Read what the semantics stage found; None where it was not asked for or has not run."""
@@ -220,10 +233,11 @@ def _clearest_at(
         feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (features, other), passages)
         for site, features, other in zip(sites, top, top[::-1], strict=True)
     ]
-    lines = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
+    one_word = same_form(*(single_forms(rows[:, :CONTEXTS], passages) for rows in top))
+    lines = zip(pairs["r"], pairs["r_heldout"], *sides, one_word.tolist(), strict=True)
     for pairs_of_view in members:
         some = enumerate(itertools.islice(lines, len(pairs_of_view)))
-        yield [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in some]
+        yield [PairView(rank + 1, float(r), float(heldout), *others) for rank, (r, heldout, *others) in some]
 
 
 def _members(result: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
