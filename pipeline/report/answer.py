@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -71,7 +72,8 @@ def geometry_answer(scores: pd.DataFrame, yardsticks: pd.DataFrame) -> str:
     # what is not shown to exceed chance counts as chance
     share = above_chance(judged).where(beats, 0.0).fillna(0.0)
     each = share.groupby([judged["site_a"], judged["site_b"]], sort=False).mean()
-    most = f", most at {' – '.join(each.idxmax())}" if len(each) > 1 else ""
+    best: Any = each.idxmax()
+    most = f", most at {best[0]} – {best[1]}" if len(each) > 1 else ""
     spans = listed(
         f"{metric_name(str(metric))} {span(100 * above_chance(rows), 0)} %"
         for metric, rows in judged.groupby("metric", sort=False)
@@ -116,11 +118,11 @@ def meanings_answer(concepts: pd.DataFrame) -> str:
     )
 
 
-def _beyond_words(passing: object) -> str:
+def _beyond_words(passing: Any) -> str:
     draws = getattr(passing, "draws", math.nan)
     if math.isnan(draws):
         return "and whether they go beyond their words was not tested"
-    beyond = int(getattr(passing, "beyond", 0))
+    beyond = int(passing.beyond)
     if beyond:
         return f"and {number(beyond, 0)} of these go{'es' if beyond == 1 else ''} beyond its words (p < {LEVEL:g})"
     return "and none is shown to go beyond its words"

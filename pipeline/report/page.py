@@ -156,7 +156,8 @@ def _legend(meanings: Meanings, page: str = "") -> Legend:
 def report_figures(run: Run) -> Iterator[tuple[str, FigureView | MapView]]:
     """Yield every figure of the report with a name for its file, from stored results alone."""
     read = Tables.of(run)
-    for figure in (strip_view(read), *map_views(run, read.scores, read.matching)):
+    overview: list[FigureView | MapView] = [strip_view(read), *map_views(run, read.scores, read.matching)]
+    for figure in overview:
         yield _file_name(figure.title), figure
     for pair in run.site_pairs:
         rows = _of(read.scores, {"site_a": pair.a.name, "site_b": pair.b.name})
