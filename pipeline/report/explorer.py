@@ -23,6 +23,8 @@ MAX_SHOWN = 600
 MAX_ONE_WORD = 10
 #: Contexts from which a feature's tokens are taken, in the explorer and in the tables.
 CONTEXTS = 8
+#: The one word that a feature fires on that fires on signs and blanks alone.
+SIGNS = "."
 #: Tokens that represent a feature in the tables.
 N_TOKENS = 5
 #: Steps of shading: 0 is inactive, LEVELS is the feature's largest activation.
@@ -156,9 +158,10 @@ class Explorer:
 def single_forms(top_rows: np.ndarray, passages: Passages) -> np.ndarray:
     """Return the one word that each feature fires on, of which inflected forms count as one; empty where it is not one.
 
-    `top_rows` are top activating rows, shape (feature, rank), −1 where none; the result is an object array of str.
+    All that has no letter and no digit counts as one word, too. `top_rows` are top activating rows, shape (feature,
+    rank), −1 where none; the result is an object array of str.
     """
-    forms = {row: base_form(passages.token(row)) for row in np.unique(top_rows).tolist() if row >= 0}
+    forms = {row: base_form(passages.token(row)) or SIGNS for row in np.unique(top_rows).tolist() if row >= 0}
     found = [{forms[row] for row in rows if row >= 0} for rows in top_rows.tolist()]
     return np.array([next(iter(some)) if len(some) == 1 else "" for some in found], dtype=object)
 

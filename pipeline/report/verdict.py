@@ -267,7 +267,8 @@ def _easy(easy: EasyPairs) -> Iterator[str]:
         are = "is a one-word pair" if easy.one_word == 1 else "are one-word pairs"
         yield (
             f"Of the {easy.pairs:,} pairs, {easy.one_word:,} {are}: all top contexts of both features are on forms of "
-            "one and the same word, so token identity alone could explain the match. They are listed last."
+            "one and the same word, or on punctuation, so token identity alone could explain the match. They are "
+            "listed last."
         )
 
 

@@ -260,6 +260,24 @@ def test_cells_of_the_maps_open_the_explorer_at_their_sites(opened, file) -> Non
         )
 
 
+def test_partners_at_other_sites_lead_there(opened, file, run) -> None:
+    table = pd.read_csv(run.pairs_table)
+    with opened(file) as page:
+        feature = int(page.locator("#x-title").inner_text().split()[1])
+        page.locator(".x-elsewhere summary").click()
+        page.wait_for_function("() => document.querySelectorAll('.x-elsewhere tbody th').length === 2")
+        cells = page.locator(".x-elsewhere tbody tr").first.locator("td").all_inner_texts()
+        of_feature = table[(table["site_a"] == "layers.6") & (table["feature_a"] == feature)].set_index("site_b")
+        partner = of_feature["feature_b"].get("encoder.layer.10")
+        assert cells[0] == "encoder.layer.10"
+        assert cells[1].split("\n")[0] == ("not matched" if partner is None else f"B {partner}")
+        link = page.locator(".x-elsewhere a").first
+        said = link.inner_text()
+        link.click()
+        page.wait_for_function("(said) => document.getElementById('x-title').textContent.includes(said)", arg=said)
+        assert page.locator(".x-elsewhere").get_attribute("open") is not None, "it stays open"
+
+
 def test_what_is_listed_can_be_exported_and_linked(browser, file, pairs, tmp_path) -> None:
     context = browser.new_context(accept_downloads=True, permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()

@@ -449,7 +449,45 @@
     const title = el("h3", { id: "x-title", tabindex: "-1" }, `${set.sites.a.label(features.a)} and ${set.sites.b.label(features.b)}`);
     detail.replaceChildren(title,
       el("dl", { class: "x-facts" }, ...facts.map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", { class: "num" }, fact)))),
-      el("div", { class: "x-sides" }, sideView("a", pair), sideView("b", pair)));
+      el("div", { class: "x-sides" }, sideView("a", pair), sideView("b", pair)), elsewhere(pair) ?? "");
+  }
+
+  // The partners of both features at the other sites; looked up when asked for, since each pair of sites is a pack.
+  function elsewhere(pair) {
+    const { set } = state;
+    const others = index.site_pairs.filter((entry) => entry !== set.entry && sharedSide(entry, set.entry));
+    if (!others.length) return null;
+    const body = el("tbody");
+    const heads = ["Feature", "At", "Partner", "r", "held out"].map((name, i) => el("th", { scope: "col", class: i > 2 ? "num" : null }, name));
+    const table = el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body);
+    const shown = el("details", { class: "more x-elsewhere", open: state.elsewhere }, el("summary", {}, "Partners at other sites"),
+      el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Partners at other sites" }, table));
+    const fill = async () => {
+      state.elsewhere = shown.open;
+      if (!shown.open || body.children.length) return;
+      body.append(el("tr", {}, el("td", { colspan: 5 }, "Looking …")));
+      const rows = [];
+      for (const entry of others) rows.push(partnerAt(entry, set, pair, await openPairSet(entry)));
+      body.replaceChildren(...rows);
+    };
+    shown.addEventListener("toggle", fill);
+    return shown;
+  }
+
+  const sharedSide = (one, other) => ["a", "b"].find((side) => one.sites[side] === other.sites[side]);
+
+  function partnerAt(entry, set, pair, there) {
+    const side = sharedSide(entry, set.entry);
+    const other = side === "a" ? "b" : "a";
+    const id = set.sites[side].feature[set[side][pair]];
+    const at = there.partners[side].get(there.sites[side].feature.indexOf(id));
+    const cells = [el("th", { scope: "row", class: `side-${side}` }, el("span", { class: "id num" }, `${side.toUpperCase()} ${id}`)), el("td", { class: "name" }, entry.sites[other])];
+    if (at === undefined) return el("tr", {}, ...cells, el("td", { colspan: 3 }, "not matched"));
+    const partner = there.sites[other].feature[there[other][at]];
+    const ids = side === "a" ? [id, partner] : [partner, id];
+    const link = el("a", { href: `#${new URLSearchParams({ ...entry.sites, ...(there.one_word[at] ? { words: "1" } : {}), pair: ids.join("-") })}` }, `${other.toUpperCase()} ${partner}`);
+    return el("tr", {}, ...cells, el("td", {}, link, words(there.sites[other].tokens(there[other][at]))),
+      el("td", { class: "num" }, number(there.r[at])), el("td", { class: "num" }, number(there.heldout[at])));
   }
 
   function sideView(side, pair) {

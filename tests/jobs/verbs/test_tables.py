@@ -18,7 +18,8 @@ SITES = ("layers.11", "encoder.layer.10")
 def grid() -> xr.Dataset:
     """Return the scores of two metrics at one pair of sites."""
     of_null = {
-        name: (("null", "metric"), [[0.0123, -0.00001]]) for name in ("null_mean", "null_std", "difference", "p")
+        name: (("null", "metric"), [[0.0123, worst]])
+        for name, worst in {"null_mean": -0.00001, "null_std": 0.01, "difference": -0.00001, "p": 0.5}.items()
     }
     of_metric = {name: ("metric", [0.51, 0.42]) for name in ("score", "low", "high")}
     names = {"metric": ["svcca_pc1", "rsa"], "null": ["shuffled"]}
