@@ -25,9 +25,6 @@ from pipeline.report.yardsticks import open_yardsticks, yardsticks_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
-#: Up to so many pairs of sites are listed in the navigation at the top.
-FEW_PAIRS = 6
-
 
 @dataclass(frozen=True)
 class SitePairView:
@@ -92,7 +89,6 @@ def render_page(
         maps=list(map_views(run, judged, matching)),
         addresses=explorer_view.addresses(run.site_pairs),
         site_pairs=views,
-        few=len(views) <= FEW_PAIRS,
         text_facts=tables.text_facts(run) | _made(provenance),
         provenance=provenance,
         usage=usage,

@@ -74,6 +74,7 @@ _IRREGULAR = {
         "be": "am is are was were been being",
         "have": "has had having",
         "do": "does did done doing",
+        "a": "an",
         "this": "these",
         "that": "those",
         "can": "could",

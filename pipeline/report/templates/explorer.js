@@ -444,7 +444,7 @@
     const features = set.features(pair);
     const facts = [["r (selection half)", number(set.r[pair], 3)], [set.entry.heldout_in_choice ? "r (held-out half, used in the selection)" : "r (held-out half)", number(set.heldout[pair], 3)]];
     const concepts = set.conceptsOf(pair);
-    if (concepts.length) facts.push(["concepts", concepts.join(", ")]);
+    if (concepts.length) facts.push(["concepts", concepts.join(", ").replaceAll("_", " ")]);
     if (set.one_word[pair]) facts.push(["one-word pair", "yes"]);
     const title = el("h3", { id: "x-title", tabindex: "-1" }, `${set.sites.a.label(features.a)} and ${set.sites.b.label(features.b)}`);
     detail.replaceChildren(title,
