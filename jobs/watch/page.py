@@ -34,10 +34,10 @@ figure {{ margin: 0; max-width: 100%; }} figcaption {{ font-weight: 600; }}
 svg {{ background: var(--panel); max-width: 100%; }} text {{ font-size: 11px; fill: var(--muted); }}
 td {{ padding-right: 1.5em; vertical-align: top; }}
 .stages {{ display: flex; flex-wrap: wrap; gap: 3px; list-style: none; padding: 0; margin: 1em 0; }}
-.stages li {{ flex: 1 1 8em; padding: .3em .7em; color: var(--muted); border-radius: 3px;
+.stages li {{ flex: 1 1 6em; padding: .3em .7em; border-radius: 3px;
   --full: color-mix(in srgb, var(--first) 35%, var(--panel));
   background: linear-gradient(90deg, var(--full) var(--done), var(--panel) var(--done)); }}
-.stages b {{ display: block; color: var(--ink); }}
+.stages b {{ display: block; }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{state}</p>

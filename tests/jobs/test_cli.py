@@ -46,6 +46,14 @@ def test_a_verb_has_help_examples_and_json(name: tuple[str, ...]) -> None:
         assert option.help or option.param_type_name == "argument", option.name
 
 
+@pytest.mark.parametrize("verb", ["diff", "verify", "sweep"])
+def test_no_help_shows_a_type_of_python(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "-h"], env={"COLUMNS": "80"}).stdout
+    assert "list[" not in shown
+    assert "<path>" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("name", VERBS, ids=" ".join)
 def test_every_example_would_be_accepted(name: tuple[str, ...]) -> None:
     for line in examples(VERBS[name]):

@@ -142,7 +142,7 @@ def test_on_paper_nothing_is_dark_shut_or_cut_off(browser, file) -> None:
         for one in folded.all()[:3]:
             contexts = one.locator(".contexts").first.locator("li")
             assert [contexts.nth(i).is_visible() for i in range(min(4, contexts.count()))] == [True] * 3 + [False]
-        assert page.locator("details.more > :not(summary)").first.is_visible()
+        assert page.locator("article details.more > :not(summary)").first.is_visible()
         assert not page.locator("nav").first.is_visible()
         assert not page.locator("#x-app").is_visible(), "what cannot be used on paper is left out"
         assert "pairs.csv" in page.locator("#explorer").inner_text()
