@@ -121,8 +121,12 @@ def test_every_concept_and_site_pair_is_there(meanings: Meanings, page: str) -> 
 def test_the_clearest_pairs_stand_side_by_side(meanings: Meanings) -> None:
     for view in meanings.concepts:
         assert 0 < len(view.pairs) <= CLEAREST
-        lower = [min(pair.r, pair.r_heldout) for pair in view.pairs if pair.r_heldout == pair.r_heldout]
-        assert lower == sorted(lower, reverse=True)
+        rank = [
+            (pair.one_word, -min(pair.r, pair.r_heldout)) for pair in view.pairs if pair.r_heldout == pair.r_heldout
+        ]
+        assert rank == sorted(rank), "one-word pairs come last"
+    tested = [view.shown.tested for view in meanings.concepts]
+    assert tested == sorted(tested, reverse=True), "what could not be tested comes last"
     assert all(len(view.pairs) <= CLEAREST_OF_CLUSTER for view in meanings.clusters)
     weather = next(view for view in meanings.concepts if view.shown.name == "weather")
     words = {token.lower() for pair in weather.pairs for token in (*pair.a.tokens, *pair.b.tokens)}
