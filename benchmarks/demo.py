@@ -3,31 +3,42 @@
 ::
 
     subspace demo --run-dir demo-run
-    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, and all pages from it
+    python -m benchmarks.demo demo-run     # benchmarks/results/demo/demo.json, all pages from it, and the picture
     python -m benchmarks.demo              # the pages again
 
 The sentences are those of the report (:func:`pipeline.report.statements.statements`); none is typed, and a test checks
-that both have what the stored figures say. The README has the shortest of them.
+that both have what the stored figures say. The README has the first of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
+from PIL import Image
 
+from benchmarks.explorer import launched, open_report
 from benchmarks.table import README, RESULTS, ROOT, insert, update
 from pipeline.report.results import open_run
 from pipeline.report.statements import Tables, statements
-from pipeline.report.verdict import headline, number, r_findings
-from pipeline.report.vocabulary import NAMES, quantity_name, vocabulary_findings
+from pipeline.report.verdict import number, significance
+from pipeline.report.vocabulary import NAMES, quantity_name
 
 RESULT = RESULTS / "demo" / "demo.json"
+PICTURE, WIDTH, HEIGHT = ROOT / "docs" / "images" / "demo-report.png", 1280, 1560
+#: Leaves the answer on the page, and below it the explorer.
+SHOWN = """() => {
+  const left_out = "main > section:not(#verdict, #explorer), #verdict .short, .licences";
+  for (const one of document.querySelectorAll(left_out)) one.style.display = "none";
+  scrollTo(0, 0);
+}"""
 PAGE = ROOT / "docs" / "demo.md"
 STATISTICS, VOCABULARY = ROOT / "docs" / "statistics.md", "demo-vocabulary"
 SENTENCES, SHORT, PAIRS = "demo", "demo-short", "demo-pairs"
@@ -55,6 +66,18 @@ def figures(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def take_picture(report: Path, sites: list[str]) -> None:
+    """Write the picture of the report for the README; needs Chromium and playwright."""
+    address = f"#{urlencode({'a': sites[0], 'b': sites[1], 'q': 'est'})}"
+    with launched() as browser:
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
+        open_report(page, report, address)
+        page.evaluate(SHOWN)
+        taken = page.screenshot()
+    with Image.open(io.BytesIO(taken)) as image:
+        image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(PICTURE, optimize=True)
+
+
 def _words(tokens: list[str]) -> list[str]:
     """Return the words among tokens, each once whatever its case.
 
@@ -78,9 +101,9 @@ def render(page: str, result: dict[str, Any]) -> str:
 
 
 def render_readme(page: str, result: dict[str, Any]) -> str:
-    """Return the README with the sentences on likeness, vocabulary and pairs."""
+    """Return the README with the answer, and the sentence on significance."""
     tables = Tables.from_records(result["tables"])
-    findings = [headline(tables.scores), *vocabulary_findings(tables.vocabulary), next(r_findings(tables.matching))]
+    findings = [statements(tables)[0], *significance(tables.scores)]
     return insert(page, SHORT, _listed(result, findings))
 
 
@@ -119,7 +142,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.run is not None:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(figures(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        result = figures(given.run)
+        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        take_picture(given.run / "report.html", result["sites"])
     update(PAGE, RESULT, render)
     update(README, RESULT, render_readme)
     update(STATISTICS, RESULT, render_vocabulary)

@@ -202,10 +202,10 @@ def launched() -> Iterator[Browser]:
             browser.close()
 
 
-def open_report(page: Page, file: Path) -> tuple[float, float]:
+def open_report(page: Page, file: Path, address: str = "") -> tuple[float, float]:
     """Open a report; return milliseconds until its pairs are listed, and until all of their words are indexed."""
     start = time.perf_counter()
-    page.goto(file.resolve().as_uri())
+    page.goto(file.resolve().as_uri() + address)
     page.wait_for_selector("#x-app[data-ready]", timeout=60_000)
     listed = time.perf_counter()
     page.wait_for_selector("#x-app[data-indexed]", timeout=60_000)

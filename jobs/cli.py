@@ -28,12 +28,20 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def named_values(parameters: list[Any]) -> list[Any]:
-    """Name the values of options that say nothing of theirs: `N`, not `<list[int]>`."""
-    for option in parameters:
-        if option.param_type_name == "option" and option.metavar is None:
-            kind = option.bare_type().removeprefix("list[").removesuffix("]")
-            option.metavar = VALUES.get(kind)
+    """Name the values of options that say nothing of theirs, and those of many arguments: `N`, not `<list[int]>`."""
+    for parameter in parameters:
+        named = parameter.bare_type()
+        kind = named.removeprefix("list[").removesuffix("]")
+        if parameter.param_type_name == "option" and parameter.metavar is None:
+            parameter.metavar = VALUES.get(kind)
+        elif parameter.param_type_name == "argument" and kind != named:
+            parameter.display_type = functools.partial(_plural, kind.lower())
     return parameters
+
+
+def _plural(kind: str, _: Any) -> str:
+    """Return how the help writes that any number of values of a kind may be given."""
+    return f"<{kind}>…"
 
 
 class LazyCommand(TyperCommand):

@@ -85,7 +85,7 @@ scores runs/pythia-70m-vs-160m
 scores runs/pythia-70m-vs-160m --latex > scores.tex
 scores runs/pythia-70m-vs-160m --csv
 reproduce --list
-reproduce pythia --cluster slurm-cuda --run-dir runs/pythia
+reproduce pythia --cluster slurm-gpu --run-dir runs/pythia
 reproduce pythia --show > mine.yaml
 reproduce pythia --experiment mine.yaml --run-dir runs/mine
 reproduce pythia --table --run-dir runs/pythia --json

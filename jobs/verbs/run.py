@@ -61,7 +61,7 @@ def run_command(
     # the tasks of an array run at once: each has a record of its own
     record = folder if part is None else folder / "watch" / f"{until}-{part}"
     alone = directory.claim() if part is None or part.begins else contextlib.nullcontext()
-    with connect(folder / "logs") as client, alone, recorded(client, record):
+    with connect(folder / "logs") as client, alone, recorded(client, record, config.name):
         result = run(config, run_dir=folder, until=until, share=part, client=client)
     _show_run(result, until, as_json=as_json)
 
@@ -85,9 +85,9 @@ def demo_command(
         from jobs.demo.yardsticks import demo_yardsticks  # noqa: PLC0415 - as above
 
         given = demo_yardsticks()
-    experiment = prepare(run_dir / "input", given)
-    with connect(run_dir / "logs") as client, recorded(client, run_dir):
-        result = run(experiment, run_dir=run_dir, client=client)
+    config = read_experiment(prepare(run_dir / "input", given))
+    with connect(run_dir / "logs") as client, recorded(client, run_dir, config.name):
+        result = run(config, run_dir=run_dir, client=client)
     _show_run(result, "report", as_json=as_json)
     if yardsticks and not as_json:
         show_yardsticks(result.experiment, result.directory, as_json=False)

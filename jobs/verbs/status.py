@@ -98,6 +98,25 @@ def _open(what: Path, run_dir: Path | None) -> tuple[Experiment, RunDirectory]:
 
 
 def table_of(items: list[Item]) -> Table:
-    """Return a table with a line for each result."""
-    rows = [(item.stage, item.what, Text(item.state, STYLES[item.state]), item.why) for item in items]
-    return text_table(("stage", "what", "state", "why"), rows, title="what is done, and what a run would do")
+    """Return a table with a line for each stage and state of its results, with what is first to say of them."""
+    groups: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.stage, item.state), []).append(item)
+    rows = [
+        (stage, f"{len(some)} of {sum(one.stage == stage for one in items)}", Text(state, STYLES[state]), _why(some))
+        for (stage, state), some in groups.items()
+    ]
+    return text_table(("stage", "results", "state", "why"), rows, title="what is done, and what a run would do")
+
+
+def _why(items: list[Item]) -> str:
+    """Return what is said of some results: the first reason, with the result it is of if there are others."""
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(item.why, item)
+    why, item = next(iter(first.items()))
+    others = len(first) - 1
+    name = f"{item.what}: " if others and item.what else ""
+    return f"{name}{why}" + (
+        f" (and {others} other reason{'s' if others > 1 else ''}; --json lists all)" if others else ""
+    )

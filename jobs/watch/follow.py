@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.cluster.slurm import NOT_ASKED, UNKNOWN, Job
 from jobs.cluster.submission import RECORD, submitted_jobs
-from jobs.watch.recorder import read_sessions
+from jobs.watch.recorder import FINISHED, read_sessions
 from storage.errors import InputError, SubspaceError
 
 #: Seconds between two looks.
@@ -24,8 +24,6 @@ LOOK = 2.0
 SILENT = 60.0
 #: Seconds after which a run is followed no more if it does not get on and Slurm does not answer either.
 PATIENCE = 600.0
-#: How a session ends that did all it was to do.
-FINISHED = "finished"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import contextlib
 import datetime as dt
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -31,9 +32,9 @@ from dask.utils import key_split
 from distributed import Client
 
 from jobs.cluster.keeper import keeper_of
-from jobs.watch.page import Sample, watch_page
+from jobs.watch.page import Sample, StageView, watch_page
 from pipeline.work.script import with_prefix
-from pipeline.work.workers import Advanced, Planned, listening
+from pipeline.work.workers import Advanced, Event, Planned, Staged, listening
 from storage.errors import InputError
 from storage.files import write_text
 from storage.json_files import read_json_object
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two samples, on few workers; each hundred workers add as much.
 SAMPLE_SECONDS = 2.0
+#: How a session ends that did all it was to do.
+FINISHED = "finished"
 #: Samples that are kept; beyond, every other one is dropped and they are taken half as often.
 MOST_SAMPLES = 1200
 #: Seconds between two versions of the page.
@@ -89,6 +92,32 @@ class Record:
 
 
 @dataclass
+class Begun:
+    """A stage of the session: when it began, by the session's clock, and the tasks that it is at, with their clock."""
+
+    name: str
+    seconds: float
+    label: str = ""
+    label_seconds: float = 0.0
+    done: int = 0
+    total: int = 0
+
+    def advance(self, event: Advanced, now: float) -> None:
+        """Take in how far the stage is; tasks of another label are counted anew."""
+        if event.label != self.label:
+            self.label, self.label_seconds = event.label, now
+        self.done, self.total = event.done, event.total
+
+    def note(self, now: float) -> str:
+        """Return how far its tasks are, and about how long they will take."""
+        if not self.total:
+            return "at work"
+        spent = now - self.label_seconds
+        left = f", about {spent / self.done * (self.total - self.done):.0f} s left" if spent and self.done else ""
+        return f"{self.label}: {self.done} of {self.total}{left if self.done < self.total else ''}"
+
+
+@dataclass
 class Recorder:
     """Takes the samples of one session and writes what is known of it."""
 
@@ -98,7 +127,10 @@ class Recorder:
     earlier: list[dict[str, Any]]
     samples: list[Sample] = field(default_factory=list)
     planned: Planned | None = None
-    limit: float = 0.0
+    limit: float = math.nan
+    title: str = ""
+    stages: list[Begun] = field(default_factory=list)
+    stages_of_run: tuple[str, ...] = ()
     start: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.time)
     every: float = SAMPLE_SECONDS
@@ -114,9 +146,14 @@ class Recorder:
         """The session's folder."""
         return self.folder / "watch" / str(self.number)
 
-    def on_event(self, event: Planned | Advanced) -> None:
-        """Take in what a stage says."""
-        if isinstance(event, Planned):
+    def on_event(self, event: Event) -> None:
+        """Take in what a run and its stages say."""
+        now = time.monotonic() - self.start
+        if isinstance(event, Staged):
+            self.stages.append(Begun(event.name, now))
+            self.stages_of_run = event.names
+            self.planned, self.limit = None, math.nan  # its plan, if it makes one, comes later
+        elif isinstance(event, Planned):
             self.planned = event
             self.limit = event.limit(self.samples[-1].memory if self.samples else 0.0)
             self.record.planned_memory = max(self.record.planned_memory, self.limit)
@@ -124,6 +161,8 @@ class Recorder:
             self.record.tasks += 1
             self.record.rows += event.rows
             self.record.state = f"{event.label}: {event.done} of {event.total}"
+            if self.stages:
+                self.stages[-1].advance(event, now)
 
     def watch(self) -> None:
         """Sample until told to stop; runs in a thread of its own."""
@@ -182,13 +221,32 @@ class Recorder:
         """Write the page as it is now."""
         going_on = self.record.ended is None
         page = watch_page(
-            self.folder.name,
-            self.record.state if going_on else f"{self.record.ended} after {self.record.seconds:.0f} s",
+            self.title or self.folder.name,
+            self._state() if going_on else f"{self.record.ended} after {self.record.seconds:.0f} s",
             self.samples,
             self._figures(),
+            stages=list(self._stage_views()),
             refresh=int(PAGE_SECONDS) if going_on else 0,
         )
         write_text(self.folder / "watch.html", page)
+
+    def _state(self) -> str:
+        """Return how far the run is."""
+        if not self.stages:
+            return self.record.state
+        return f"Stage {len(self.stages)} of {len(self.stages_of_run)}; {self.record.seconds:.0f} s so far"
+
+    def _stage_views(self) -> Iterator[StageView]:
+        """Yield all stages of the run: those done with their time, the one at work, and those to come."""
+        ends = [*(stage.seconds for stage in self.stages[1:]), self.record.seconds][: len(self.stages)]
+        last = len(self.stages) - 1
+        for i, (stage, end) in enumerate(zip(self.stages, ends, strict=True)):
+            if i < last or self.record.ended == FINISHED:
+                yield StageView(stage.name, 1.0, f"{end - stage.seconds:.0f} s")
+            else:
+                yield StageView(stage.name, stage.done / max(stage.total, 1), stage.note(end))
+        for name in self.stages_of_run[len(self.stages) :]:
+            yield StageView(name, 0.0)
 
     def _figures(self) -> dict[str, str]:
         record = self.record
@@ -299,7 +357,7 @@ def _begin(folder: Path) -> tuple[Record, list[dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def recorded(client: Client, folder: str | Path) -> Iterator[Recorder]:
+def recorded(client: Client, folder: str | Path, title: str = "") -> Iterator[Recorder]:
     """Record what `client`'s workers do in the block, below a run directory; see the module for the files.
 
     Parameters
@@ -308,6 +366,8 @@ def recorded(client: Client, folder: str | Path) -> Iterator[Recorder]:
         Its scheduler is asked, every two seconds or more seldom.
     folder
         The run directory.
+    title
+        Heading of the page, such as the name of the experiment; the folder's name by default.
 
     Yields
     ------
@@ -321,10 +381,10 @@ def recorded(client: Client, folder: str | Path) -> Iterator[Recorder]:
     client.get_task_stream(start=0, stop=0)  # from now on the scheduler remembers
     last_count = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.monitor.count)
     record, earlier = _begin(Path(folder))
-    recorder = Recorder(client, Path(folder).absolute(), record, earlier)
+    recorder = Recorder(client, Path(folder).absolute(), record, earlier, title=title)
     thread = threading.Thread(target=recorder.watch, name="run-watcher", daemon=True)
     thread.start()
-    ended = "finished"
+    ended = FINISHED
     try:
         with listening(recorder.on_event):
             yield recorder

@@ -14,7 +14,7 @@ from pipeline.settings.experiment import Experiment, load_experiment
 from pipeline.work.share import Share
 from pipeline.work.task import Assessment, Task
 from pipeline.work.usage import UsageLog
-from pipeline.work.workers import ClientSource, ensure_client
+from pipeline.work.workers import ClientSource, Staged, ensure_client, tell
 from storage.errors import InputError
 from storage.results import open_result
 from storage.rundir import RunDirectory
@@ -115,6 +115,7 @@ def _run(
         usage = UsageLog(directory.usage, used)
         for number, stage in enumerate(wanted, start=1):
             logger.info("[%d/%d] %s", number, len(stages), stage.name)
+            tell(Staged(stage.name, tuple(other.name for other in wanted)))
             with usage.stage(stage.name), stage.around(used):
                 assessment.finish(by_stage[stage.name], used)
         if share is not None:

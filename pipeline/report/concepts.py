@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline.report.explorer import PairView, feature_views, lower_r
-from pipeline.report.results import Run
+from pipeline.report.explorer import CONTEXTS, PairView, feature_views, reading_order, same_form, single_forms
+from pipeline.report.results import Run, Site
 from pipeline.text.passages import gather_passages
 from storage import open_result
 from storage.rundir import SIDES
@@ -122,6 +122,19 @@ class Meanings:
     token_draws: int
     rule: str
 
+    def tested(self, approach: str) -> list[str]:
+        """Return the concepts that have pairs enough to be tested at any pair of sites."""
+        return [name for name in self.names if any(view.tested for view in self._row(name, approach))]
+
+    def untested(self, approach: str) -> dict[str, int]:
+        """Return the other concepts, those with most pairs first, with the most pairs that they have anywhere."""
+        most = {name: max(view.n_pairs for view in self._row(name, approach)) for name in self.names}
+        others = set(self.names) - set(self.tested(approach))
+        return {name: most[name] for name in sorted(others, key=lambda name: (-most[name], name))}
+
+    def _row(self, name: str, approach: str) -> list[SubspaceView]:
+        return [self.grid[name, approach, pair] for pair in self.site_pairs]
+
 
 def read_meanings(run: Run) -> Meanings | None:
     """Read what the semantics stage found; None where it was not asked for or has not run."""
@@ -189,6 +202,8 @@ def _views(run: Run, rows: list[SubspaceView], kind: str) -> Iterator[ConceptVie
     most = sorted(shown, key=lambda named: -named[1].n_pairs)[:limit]
     keep = {id(best) for _, best in most}
     views = [named for named in shown if id(named[1]) in keep]
+    if kind == "concept":  # those that pass come first, and those that could not be tested last
+        views.sort(key=lambda named: (not named[1].passes, not named[1].tested))
     clearest = _clearest(run, [best for _, best in views], n_pairs)
     for i, (same_name, best) in enumerate(views):
         yield ConceptView(f"{kind}-{i + 1}", best, same_name, clearest[best.row])
@@ -209,28 +224,38 @@ def _clearest(run: Run, views: list[SubspaceView], n_pairs: int) -> dict[int, li
 def _clearest_at(
     run: Run, site_pair: tuple[str, str], views: list[SubspaceView], n_pairs: int
 ) -> Iterator[list[PairView]]:
-    """Yield the pairs of each subspace with the highest r on both halves of the text, with their contexts."""
-    with open_result(run.directory.semantics(*site_pair), "semantics") as result:
-        members = [_members(result, view).head(n_pairs) for view in views]
-    pairs = pd.concat(members)
+    """Yield the first pairs of each subspace in :func:`reading_order`, with their contexts."""
     sites = [run.site(side, name) for side, name in zip(SIDES, site_pair, strict=True)]
+    with open_result(run.directory.semantics(*site_pair), "semantics") as result:
+        all_members = pd.concat([_members(result, view) for view in views], keys=range(len(views)))
+    one_word = _one_word(run, sites, all_members)
+    order = reading_order(all_members["r"].to_numpy(), all_members["r_heldout"].to_numpy(), one_word)
+    ordered = all_members.assign(one_word=one_word).iloc[order]
+    of_view = ordered.index.get_level_values(0)
+    members = [ordered[of_view == i].head(n_pairs) for i in range(len(views))]
+    pairs = pd.concat(members)
     top = [site.contexts["row"].values[pairs[f"feature_{site.side}"]] for site in sites]
     passages = gather_passages(run.corpus, run.rows, np.concatenate(top))
     sides = [
         feature_views(site, pairs[f"feature_{site.side}"].to_numpy(), (features, other), passages)
         for site, features, other in zip(sites, top, top[::-1], strict=True)
     ]
-    lines = zip(pairs["r"], pairs["r_heldout"], *sides, strict=True)
+    lines = zip(pairs["r"], pairs["r_heldout"], *sides, pairs["one_word"].tolist(), strict=True)
     for pairs_of_view in members:
         some = enumerate(itertools.islice(lines, len(pairs_of_view)))
-        yield [PairView(rank + 1, float(r), float(heldout), a, b) for rank, (r, heldout, a, b) in some]
+        yield [PairView(rank + 1, float(r), float(heldout), *others) for rank, (r, heldout, *others) in some]
+
+
+def _one_word(run: Run, sites: list[Site], pairs: pd.DataFrame) -> np.ndarray:
+    """Return which pairs of features of two sites are one-word pairs."""
+    top = [site.contexts["row"].values[pairs[f"feature_{site.side}"], :CONTEXTS] for site in sites]
+    passages = gather_passages(run.corpus, run.rows, np.concatenate(top))
+    return same_form(*(single_forms(rows, passages) for rows in top))
 
 
 def _members(result: xr.Dataset, view: SubspaceView) -> pd.DataFrame:
-    """Return the pairs of a subspace, the clearest first."""
+    """Return the pairs of a subspace."""
     names, approaches = result["name"].values, result["approach"].values
     (place,) = np.flatnonzero((names == view.name) & (approaches == view.approach))
     at = np.flatnonzero(result["subspace_of"].values == place)
-    columns = ("feature_a", "feature_b", "r", "r_heldout")
-    pairs = pd.DataFrame({name: result[name].values[at] for name in columns})
-    return pairs.iloc[np.argsort(-lower_r(pairs["r"].to_numpy(), pairs["r_heldout"].to_numpy()), kind="stable")]
+    return pd.DataFrame({name: result[name].values[at] for name in ("feature_a", "feature_b", "r", "r_heldout")})

@@ -14,11 +14,18 @@ from pipeline.report.results import Run, Site, SitePair
 from pipeline.text.feature_contexts import read_activity, read_labels
 from pipeline.text.passages import Passage, Passages, gather_passages
 from pipeline.text.spans import readable
+from pipeline.text.words import base_form
 from storage.rundir import SIDES, RunDirectory, Side
 
 #: Pairs shown over the whole grid, so that a large sweep still opens; the tables hold all of them.
 MAX_SHOWN = 600
-#: Tokens that stand for a feature in the list of pairs, and in the tables.
+#: One-word pairs of each pair of sites whose contexts are shown, folded.
+MAX_ONE_WORD = 10
+#: Contexts from which a feature's tokens are taken, in the explorer and in the tables.
+CONTEXTS = 8
+#: The one word that a feature fires on that fires on signs and blanks alone.
+SIGNS = "."
+#: Tokens that represent a feature in the tables.
 N_TOKENS = 5
 #: Steps of shading: 0 is inactive, LEVELS is the feature's largest activation.
 LEVELS = 5
@@ -63,23 +70,18 @@ class PairView:
     r_heldout: float
     a: FeatureView
     b: FeatureView
+    one_word: bool = False
 
     @property
     def n_shared(self) -> int:
         """How many of A's top contexts are also among B's."""
         return sum(context.shared for context in self.a.contexts)
 
-    @property
-    def one_token(self) -> bool:
-        """Whether all top contexts of both features are on one and the same word: the easy kind of pair."""
-        tokens = {token.casefold() for feature in (self.a, self.b) for token in feature.tokens}
-        return len(tokens) == 1
-
 
 class Explorer:
     """Looks up the text of a run's features, all of it at once.
 
-    The passages of all matched features stay in memory, each stretch of text once.
+    The passages of the features shown stay in memory, each stretch of text once.
     """
 
     def __init__(self, run: Run) -> None:
@@ -87,12 +89,15 @@ class Explorer:
         self._shown = min(run.experiment.report.pairs, max(1, MAX_SHOWN // len(run.site_pairs)))
         self._matched = {(site.side, site.name): _matched(run, site) for side in SIDES for site in run.sites[side]}
         self._rows = {key: run.site(*key).contexts["row"].values[ids] for key, ids in self._matched.items()}
+        first = {key: rows[:, :CONTEXTS] for key, rows in self._rows.items()}
+        passages = gather_passages(run.corpus, run.rows, np.unique(np.concatenate([*map(np.ravel, first.values())])))
+        self._texts = {key: feature_texts(self._matched[key], rows, passages) for key, rows in first.items()}
+        self._forms = {key: single_forms(rows, passages) for key, rows in first.items()}
         self._passages = gather_passages(run.corpus, run.rows, self._wanted())
 
     def _wanted(self) -> np.ndarray:
-        """Return every row that is looked up: all top rows of features shown, the first few of the others."""
-        rows = [rows[:, :N_TOKENS].ravel() for rows in self._rows.values()]
-        rows += [
+        """Return all top rows of the features that are shown."""
+        rows = [
             self._rows_of(pair.site(side), self.shown(pair, side)).ravel()
             for pair in self.run.site_pairs
             for side in SIDES
@@ -105,31 +110,41 @@ class Explorer:
         return features
 
     def _order(self, pair: SitePair) -> np.ndarray:
-        """Return the positions of the pairs that are shown: those that do best on both halves come first."""
-        lower = lower_r(pair.pairs["r"].values, pair.pairs["r_heldout"].values)
-        return np.argsort(-lower, kind="stable")[: self._shown]
+        """Return the positions of the pairs that are shown, in :func:`reading_order`; few of them one-word pairs."""
+        one_word = self.one_word(pair)
+        order = reading_order(pair.pairs["r"].values, pair.pairs["r_heldout"].values, one_word)
+        n_varied = int((~one_word).sum())
+        return np.concatenate([order[: min(self._shown, n_varied)], order[n_varied:][:MAX_ONE_WORD]])
+
+    def one_word(self, pair: SitePair) -> np.ndarray:
+        """Return which pairs are one-word pairs, bool: all top contexts of both features are on forms of one word."""
+        a, b = (self._of(self._forms, pair.site(side), pair.pairs[f"feature_{side}"].values) for side in SIDES)
+        return same_form(a, b)
 
     def _rows_of(self, site: Site, features: np.ndarray) -> np.ndarray:
+        return self._of(self._rows, site, features)
+
+    def _of(self, known: dict[tuple[Side, str], np.ndarray], site: Site, features: np.ndarray) -> np.ndarray:
+        """Return what is known of some matched features of a site."""
         key = (site.side, site.name)
-        rows: np.ndarray = self._rows[key][np.searchsorted(self._matched[key], features)]
-        return rows
+        values: np.ndarray = known[key][np.searchsorted(self._matched[key], features)]
+        return values
 
     def texts(self) -> dict[tuple[Side, str], pd.DataFrame]:
         """Return, by side and site, what every matched feature fires on, as :func:`feature_texts` says it."""
-        return {
-            key: feature_texts(features, self._rows[key][:, :N_TOKENS], self._passages)
-            for key, features in self._matched.items()
-        }
+        return self._texts
 
     def pairs(self, pair: SitePair) -> list[PairView]:
-        """Return the pairs of one pair of sites with the highest :func:`lower_r`, with their contexts.
+        """Return the first pairs of one pair of sites in :func:`reading_order`, with their contexts.
 
-        As many as the experiment asks for; fewer where the grid is large (:data:`MAX_SHOWN` over all of it).
+        As many as the experiment asks for; fewer where the grid is large (:data:`MAX_SHOWN` over all of it). After them
+        :data:`MAX_ONE_WORD` one-word pairs.
         """
-        sides = {side: self._features(pair, side) for side in SIDES}
-        r, heldout = (pair.pairs[name].values[self._order(pair)].tolist() for name in ("r", "r_heldout"))
+        sides, order = {side: self._features(pair, side) for side in SIDES}, self._order(pair)
+        r, heldout = (pair.pairs[name].values[order].tolist() for name in ("r", "r_heldout"))
+        one_word = self.one_word(pair)[order].tolist()
         return [
-            PairView(rank + 1, r[rank], heldout[rank], a, b)
+            PairView(rank + 1, r[rank], heldout[rank], a, b, one_word[rank])
             for rank, (a, b) in enumerate(zip(sides["a"], sides["b"], strict=True))
         ]
 
@@ -140,12 +155,41 @@ class Explorer:
         return feature_views(site, features, (rows, partners), self._passages)
 
 
+def single_forms(top_rows: np.ndarray, passages: Passages) -> np.ndarray:
+    """Return the one word that each feature fires on, of which inflected forms count as one; empty where it is not one.
+
+    All that has no letter and no digit counts as one word, too. `top_rows` are top activating rows, shape (feature,
+    rank), −1 where none; the result is an object array of str.
+    """
+    forms = {row: base_form(passages.token(row)) or SIGNS for row in np.unique(top_rows).tolist() if row >= 0}
+    found = [{forms[row] for row in rows if row >= 0} for rows in top_rows.tolist()]
+    return np.array([next(iter(some)) if len(some) == 1 else "" for some in found], dtype=object)
+
+
+def same_form(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return which pairs of features fire on one and the same word, from the :func:`single_forms` of both sides.
+
+    >>> same_form(np.array(["you", "the", ""], object), np.array(["you", "a", ""], object)).tolist()
+    [True, False, False]
+    """
+    return np.asarray((a == b) & (a != ""), dtype=bool)
+
+
+def reading_order(r: np.ndarray, heldout: np.ndarray, one_word: np.ndarray) -> np.ndarray:
+    """Return the order in which pairs are worth reading: by :func:`lower_r` downwards, one-word pairs last.
+
+    >>> reading_order(np.array([0.9, 0.8, 0.7]), np.array([0.3, 0.6, 0.7]), np.array([False, False, True])).tolist()
+    [1, 0, 2]
+    """
+    return np.lexsort((-lower_r(r, heldout), one_word))
+
+
 def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages) -> pd.DataFrame:
     """Return short strings that say what features fire on, for tables, indexed by feature.
 
-    `top_rows` are their top activating rows, shape (feature, rank), −1 where none. ``tokens`` are the distinct top
-    tokens as a JSON list; ``context`` is the first passage in quotation marks with its token in ⟦brackets⟧. Neither
-    begins with a character that a spreadsheet would take for a formula.
+    `top_rows` are their top activating rows, shape (feature, rank), −1 where none. ``tokens`` are the first
+    :data:`N_TOKENS` distinct top tokens as a JSON list; ``context`` is the first passage in quotation marks with its
+    token in ⟦brackets⟧. Neither begins with a character that a spreadsheet would take for a formula.
     """
     # many features fire on the same rows: each is cut once
     tokens = {row: passages.token(row) for row in np.unique(top_rows).tolist() if row >= 0}
@@ -153,7 +197,9 @@ def feature_texts(features: np.ndarray, top_rows: np.ndarray, passages: Passages
     listed = [[row for row in rows if row >= 0] for rows in top_rows.tolist()]
     return pd.DataFrame(
         {
-            "tokens": [json.dumps(distinct(tokens[row] for row in rows), ensure_ascii=False) for rows in listed],
+            "tokens": [
+                json.dumps(distinct(tokens[row] for row in rows)[:N_TOKENS], ensure_ascii=False) for rows in listed
+            ],
             "context": [quoted[rows[0]] if rows else "" for rows in listed],
         },
         index=pd.Index(features, name="feature"),

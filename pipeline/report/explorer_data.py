@@ -3,7 +3,7 @@
 ==================  ================================================================================================
 ``text``            the text of all contexts, every row of it once, and the words that their tokens are part of
 ``site-SIDE-I``     one for each site: its features with their top contexts, shading and activation histogram
-``pair-I``          one for each pair of sites: the pairs, both r, the neighbours, the map, the concepts
+``pair-I``          one for each pair of sites: the pairs, both r, the neighbours, the map, concepts, one-word flags
 ==================  ================================================================================================
 
 A browser takes a pack apart when it is first looked at, so that a page opens quickly whatever is in it.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.explorer import LEVELS, shade_levels
+from pipeline.report.explorer import CONTEXTS, LEVELS, same_form, shade_levels, single_forms
 from pipeline.report.maps import map_pairs
 from pipeline.report.neuronpedia import feature_page
 from pipeline.report.pack import fixed_point, pack, short_floats
@@ -32,8 +32,6 @@ from storage.rundir import SIDES, Side
 
 #: Neighbours kept for each feature: the partners it could have had, best first.
 NEIGHBOURS = 6
-#: Contexts kept for each feature.
-CONTEXTS = 8
 #: Flags of a row of text: the document begins with it, ends with it.
 STARTS, ENDS = 1, 2
 
@@ -76,6 +74,7 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     wanted = np.concatenate([view.rows.ravel() for view in views.values()])
     passages = gather_passages(run.corpus, run.rows, wanted)
     packs = {"text": _pack_text(run, passages, passages.places(np.unique(wanted[wanted >= 0])))}
+    forms = {key: single_forms(view.rows, passages) for key, view in views.items()}
     names: dict[tuple[Side, str], str] = {}
     for i, (key, view) in enumerate(views.items()):
         names[key] = f"site-{key[0]}-{i}"
@@ -83,7 +82,11 @@ def explorer_data(run: Run, site_pairs: Sequence[SitePair]) -> ExplorerData:
     entries = []
     for i, pair in enumerate(site_pairs):
         sides = views["a", pair.a.name], views["b", pair.b.name]
-        packs[f"pair-{i}"] = _pack_pair(pair, *sides, read_concepts(run, pair))
+        a, b = (
+            forms[side, pair.site(side).name][view.index(pair.pairs[f"feature_{side}"].values)]
+            for side, view in zip(SIDES, sides, strict=True)
+        )
+        packs[f"pair-{i}"] = _pack_pair(pair, *sides, read_concepts(run, pair), same_form(a, b))
         entries.append(_entry(pair, f"pair-{i}", names))
     return ExplorerData(_index(run, entries), packs)
 
@@ -225,8 +228,9 @@ def read_concepts(run: Run, pair: SitePair) -> PairConcepts:
     )
 
 
-def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView, concepts: PairConcepts) -> str:
+def _pack_pair(pair: SitePair, a: _SiteView, b: _SiteView, concepts: PairConcepts, one_word: np.ndarray) -> str:
     arrays = {
+        "one_word": one_word.astype(np.uint8),
         "concept_id": concepts.ids,
         "concept_start": concepts.start,
         "a": a.index(pair.pairs["feature_a"].values),

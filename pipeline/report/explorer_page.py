@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from pipeline.report.explorer_data import ExplorerData, explorer_data
 from pipeline.report.results import Run, SitePair
@@ -31,6 +33,15 @@ class ExplorerView:
 
     data: ExplorerData | None
     links: list[ExplorerLink]
+
+    def addresses(self, site_pairs: Sequence[SitePair], page: str = "") -> dict[tuple[str, str], str]:
+        """Return where the explorer shows each pair of sites, for a link in the report, or in a page beside `page`."""
+        pages = [link.href for link in self.links] or [page] * len(site_pairs)
+        sites = [(pair.a.name, pair.b.name) for pair in site_pairs]
+        return {
+            (a, b): f"{one}#{urlencode({'a': a, 'b': b}, quote_via=quote)}"
+            for (a, b), one in zip(sites, pages, strict=True)
+        }
 
 
 def write_explorer(run: Run) -> ExplorerView:

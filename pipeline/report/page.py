@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,43 +11,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import yaml
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from pipeline.report import plots, tables, verdict
 from pipeline.report.concepts import FEWEST_SHOWN, Meanings
 from pipeline.report.explorer import Explorer, PairView
 from pipeline.report.explorer_page import ExplorerView
-from pipeline.report.plots import Cell
+from pipeline.report.overview import FigureView, MapView, map_views, strip_view
 from pipeline.report.results import Run, SitePair, result_paths
-from pipeline.report.statements import Tables, concept_findings, read_concepts_table, statements
+from pipeline.report.statements import Tables, answer, concept_findings, read_concepts_table, statements
 from pipeline.report.templating import content_policy, environment, explorer_scripts
 from pipeline.report.verdict import metric_name, number, p_number
 from pipeline.report.yardsticks import open_yardsticks, yardsticks_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
-
-#: Heights above chance below this never get the full shade of a heat map.
-FULL_SHADE = 0.1
-#: Up to so many pairs of sites are listed in the navigation at the top.
-FEW_PAIRS = 6
-
-
-@dataclass(frozen=True)
-class FigureView:
-    """A figure with its title and caption, the sites that it is of, and the figures that stand in its cells."""
-
-    figure: Figure
-    title: str
-    caption: str
-    sites: str = ""
-    cells: str = ""
-
-    @property
-    def svg(self) -> Markup:
-        """The figure as it stands in the page, with what it shows in words."""
-        spoken = f"{self.title}. {self.cells}" if self.cells else f"{self.title}, {self.sites}. {self.caption}"
-        return plots.to_svg(self.figure, spoken)
 
 
 @dataclass(frozen=True)
@@ -60,17 +36,14 @@ class SitePairView:
     matching: Any
     fates: pd.DataFrame
     figures: list[FigureView]
-    pairs: list[PairView]
-
-    @property
-    def n_one_token(self) -> int:
-        """How many of the pairs shown fire on one word only."""
-        return sum(pair.one_token for pair in self.pairs)
+    varied: list[PairView]
+    one_word: list[PairView]
+    n_one_word: int
 
     @property
     def n_sharing(self) -> int:
-        """How many of the pairs shown have a top context in common."""
-        return sum(pair.n_shared > 0 for pair in self.pairs)
+        """How many of the varied pairs shown have a top context in common."""
+        return sum(pair.n_shared > 0 for pair in self.varied)
 
 
 def render_page(
@@ -83,9 +56,9 @@ def render_page(
     """
     sites, read = tables.sites_table(run), Tables.of(run)
     judged, matching = read.scores, read.matching
-    first, *findings = statements(read)
+    _, *findings = statements(read)
     views = list(_site_pair_views(run, explorer, judged, matching))
-    easy = verdict.EasyPairs(sum(len(view.pairs) for view in views), sum(view.n_one_token for view in views))
+    easy = verdict.EasyPairs(int(matching["n_pairs"].sum()), sum(view.n_one_word for view in views))
     scripts = explorer_scripts() if explorer_view.data else ()
     provenance, usage = list(_provenance(run)), tables.usage_table(run)
     asked = run.experiment.site_pairs if run.experiment.yardsticks is not None else []
@@ -98,7 +71,8 @@ def render_page(
         scripts=scripts,
         policy=content_policy(scripts),
         experiment=yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        headline=first,
+        answer=answer(read),
+        strip=strip_view(read),
         findings=findings,
         limits=[
             *verdict.limits(judged, matching, sites, easy, run.unfinished),
@@ -112,10 +86,9 @@ def render_page(
         scores=scores.assign(beats=verdict.beats_chance(scores)),
         matching=matching,
         sites=sites,
-        overview=list(_overview(run, judged, matching)),
+        maps=list(map_views(run, judged, matching)),
+        addresses=explorer_view.addresses(run.site_pairs),
         site_pairs=views,
-        few=len(views) <= FEW_PAIRS,
-        heat_width=_heat_width(run),
         text_facts=tables.text_facts(run) | _made(provenance),
         provenance=provenance,
         usage=usage,
@@ -123,7 +96,7 @@ def render_page(
     )
 
 
-def render_concepts(run: Run, meanings: Meanings) -> str:
+def render_concepts(run: Run, meanings: Meanings, explorer_view: ExplorerView) -> str:
     """Return the page of concepts as one HTML document that needs nothing else: no scripts, every text escaped."""
     views = list(meanings.grid.values())
     clusters = [row for view in meanings.clusters for row in view.rows]
@@ -135,6 +108,7 @@ def render_concepts(run: Run, meanings: Meanings) -> str:
         findings=list(concept_findings(read_concepts_table(run))),
         tested=[view for view in views if view.tested] or views or clusters,
         legend=_legend(meanings),
+        addresses=explorer_view.addresses(run.site_pairs, run.directory.report.name),
         corrections=verdict.CORRECTIONS,
         fewest=FEWEST_SHOWN,
     )
@@ -175,19 +149,14 @@ def _legend(meanings: Meanings, page: str = "") -> Legend:
     )
 
 
-def _heat_width(run: Run) -> int:
-    """Return how wide the heat maps are drawn, in CSS pixels, so that the page gives them as much room."""
-    figure = plots.heat_map({}, run.experiment.a.sites, run.experiment.b.sites)
-    return round(figure.get_figwidth() * plots.CSS_PIXELS)
-
-
-def report_figures(run: Run) -> Iterator[tuple[str, FigureView]]:
+def report_figures(run: Run) -> Iterator[tuple[str, FigureView | MapView]]:
     """Yield every figure of the report with a name for its file, from stored results alone."""
-    scores, matching = tables.scores_table(run), tables.matching_table(run)
-    for figure in _overview(run, verdict.judged_null(scores), matching):
+    read = Tables.of(run)
+    overview: list[FigureView | MapView] = [strip_view(read), *map_views(run, read.scores, read.matching)]
+    for figure in overview:
         yield _file_name(figure.title), figure
     for pair in run.site_pairs:
-        rows = _of(verdict.judged_null(scores), {"site_a": pair.a.name, "site_b": pair.b.name})
+        rows = _of(read.scores, {"site_a": pair.a.name, "site_b": pair.b.name})
         for figure in _site_pair_figures(pair, rows):
             yield _file_name(f"{pair.a.name} {pair.b.name} {figure.title}"), figure
 
@@ -201,68 +170,6 @@ def _file_name(title: str) -> str:
     return re.sub(r"[^\w.]+", "-", title.lower()).strip("-.")
 
 
-def _overview(run: Run, scores: pd.DataFrame, matching: pd.DataFrame) -> Iterator[FigureView]:
-    for metric in dict.fromkeys(scores["metric"]):
-        yield _metric_map(run, metric, scores)
-    yield _r_map(run, matching)
-    yield _count_map(run, matching)
-
-
-def _metric_map(run: Run, metric: str, scores: pd.DataFrame) -> FigureView:
-    column, beats = verdict.criterion(scores), verdict.beats_chance(scores)
-    rows = scores[scores["metric"] == metric]
-    above = (rows["score"] - rows["null_mean"]).clip(lower=0)
-    strength = above / max(above.max(), FULL_SHADE)
-
-    def cell(row: Any) -> Cell:
-        p = f"p {p_number(getattr(row, column))}{' ✓' if beats[row.Index] else ''}"
-        return Cell(strength[row.Index], number(row.score, 3), (f"chance {number(row.null_mean, 3)}", p))
-
-    caption = (
-        f"Chance: mean over {verdict.null_name(rows['null'].iloc[0])}. p: {verdict.CORRECTIONS[column]}-corrected over "
-        f"the grid; ✓ below {verdict.LEVEL:g}. Shade: height above chance."
-    )
-    return _map(run, rows, cell, metric_name(metric), caption)
-
-
-def _r_map(run: Run, matching: pd.DataFrame) -> FigureView:
-    heldout = matching["r_heldout_mean"].notna().all()
-    column = "r_heldout_mean" if heldout else "r_mean"
-    strength = (matching[column] - matching["r_random"]).clip(lower=0)
-
-    def cell(row: Any) -> Cell:
-        lines = f"selected {number(row.r_mean)}", f"random {number(row.r_random)}"
-        return Cell(strength[row.Index], number(getattr(row, column)), lines)
-
-    title = "Mean r of matched pairs, held out" if heldout else "Mean r of matched pairs"
-    caption = "Random: mean r of all pairs of features, the expected r of a random pair. Selected: on the " + (
-        "selection half." if heldout else "same rows, all of which selected the pairs."
-    )
-    caption += " Shade: height above random."
-    return _map(run, matching, cell, title, f"{caption} {run.heldout_note}".strip())
-
-
-def _count_map(run: Run, matching: pd.DataFrame) -> FigureView:
-    def cell(row: Any) -> Cell:
-        share = row.n_pairs / max(1, row.possible)
-        return Cell(share, f"{row.n_pairs:,}", (f"of {row.possible:,}", "possible"))
-
-    minimum = run.experiment.match.min_correlation
-    caption = (
-        f"Matched at r ≥ {minimum:g} by the method “{run.experiment.match.method}”. Possible: features that ever vary, "
-        "on the side with fewer. Shade: share of that number."
-    )
-    return _map(run, matching, cell, "Number of matched pairs", caption)
-
-
-def _map(run: Run, table: pd.DataFrame, cell: Callable[[Any], Cell], title: str, caption: str) -> FigureView:
-    """Return the grid of sites, with a cell for each row of a table."""
-    cells = {(row.site_a, row.site_b): cell(row) for row in tables.observations(table)}
-    figure = plots.heat_map(cells, run.experiment.a.sites, run.experiment.b.sites)
-    spoken = "; ".join(f"{a} and {b}: {drawn.figure} ({', '.join(drawn.lines)})" for (a, b), drawn in cells.items())
-    return FigureView(figure, title, caption, cells=spoken)
-
-
 def _site_pair_views(
     run: Run, explorer: Explorer, scores: pd.DataFrame, matching: pd.DataFrame
 ) -> Iterator[SitePairView]:
@@ -270,6 +177,7 @@ def _site_pair_views(
     for i, pair in enumerate(run.site_pairs):
         sites = {"site_a": pair.a.name, "site_b": pair.b.name}
         rows = _of(scores, sites).assign(beats=verdict.beats_chance(scores))
+        shown = explorer.pairs(pair)
         yield SitePairView(
             anchor=f"pair-{i + 1}",
             pair=pair,
@@ -277,7 +185,9 @@ def _site_pair_views(
             matching=next(tables.observations(_of(matching, sites))),
             fates=_of(fates, sites).pivot_table(index="fate", columns="side", values="features", sort=False),
             figures=list(_site_pair_figures(pair, rows)),
-            pairs=explorer.pairs(pair),
+            varied=[one for one in shown if not one.one_word],
+            one_word=[one for one in shown if one.one_word],
+            n_one_word=int(explorer.one_word(pair).sum()),
         )
 
 

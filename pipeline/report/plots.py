@@ -62,7 +62,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8,
 }
 
-#: Opacity of the palest and the strongest cell of a heat map: text stays readable on both, light and dark.
+#: Opacity of the palest and the strongest cell of a map: text stays readable on both, light and dark.
 CELL_OPACITY = (0.04, 0.55)
 BINS = 50
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -70,15 +70,42 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CELL_INCHES = (1.3, 0.82)
 NARROW_CELL_INCHES, MANY_COLUMNS = (1.0, 0.82), 6
 CSS_PIXELS = 96
+#: Width of what stands right of a map: the bar of its shades.
+BAR_INCHES = 0.75
+#: Width of the strip plot, and height of a strip, in inches.
+STRIP_INCHES = (7.6, 0.42)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a heat map: how strongly it is filled (0 to 1), its figure, and the small lines below that."""
+    """One cell of a map: the share of the way from chance to 1, its figure, and the small lines below that.
 
-    strength: float
+    What is no evidence is drawn in grey.
+    """
+
+    share: float
     figure: str
     lines: tuple[str, ...] = ()
+    evidence: bool = True
+
+    @property
+    def opacity(self) -> float:
+        """How strongly it is filled: the same for the same share, in every map."""
+        weakest, strongest = CELL_OPACITY
+        return weakest + (strongest - weakest) * float(np.clip(np.nan_to_num(self.share), 0, 1))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A score on its strip, with its chance level (mean, and where 5 and 95 % of it lie), floor and ceiling.
+
+    What is not known is NaN.
+    """
+
+    score: float
+    chance: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    floor: float = math.nan
+    ceiling: float = math.nan
 
 
 def to_svg(figure: Figure, label: str) -> Markup:
@@ -113,11 +140,11 @@ def _compact(svg: str) -> str:
 
 @mpl.rc_context(STYLE)
 def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b: Sequence[str]) -> Figure:
-    """Draw the grid of sites, A downwards and B across; a pair that is missing among the cells is left empty."""
+    """Draw the grid of sites, A downwards and B across, with a bar of the shades; a missing pair is left empty."""
     cell_width, cell_height = CELL_INCHES if len(sites_b) < MANY_COLUMNS else NARROW_CELL_INCHES
     left, bottom = 0.35 + 0.075 * max(map(len, sites_a)), 0.48
     grid_width, grid_height = cell_width * len(sites_b), cell_height * len(sites_a)
-    width, height = left + grid_width + 0.05, bottom + grid_height + 0.02
+    width, height = left + grid_width + BAR_INCHES, bottom + grid_height + 0.02
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left / width, bottom / height, grid_width / width, grid_height / height))
     for (site_a, site_b), cell in cells.items():
@@ -129,7 +156,21 @@ def heat_map(cells: dict[tuple[str, str], Cell], sites_a: Sequence[str], sites_b
     axes.set_yticks(np.arange(len(sites_a)) + 0.5, sites_a)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    _shade_bar(figure.add_axes((1 - 0.5 / width, bottom / height, 0.12 / width, grid_height / height)))
     return figure
+
+
+def _shade_bar(axes: Axes) -> None:
+    """Draw what the shades of a map mean."""
+    steps = np.linspace(0, 1, 51)
+    for low, high in itertools.pairwise(steps):
+        opacity = Cell((low + high) / 2, "").opacity
+        axes.add_patch(Rectangle((0, low), 1, high - low, facecolor=ACCENT, alpha=opacity, linewidth=0))
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.yaxis.tick_right()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def common_prefix(sites: Sequence[str]) -> str:
@@ -143,13 +184,72 @@ def common_prefix(sites: Sequence[str]) -> str:
 
 
 def _draw_cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
-    weakest, strongest = CELL_OPACITY
-    alpha = weakest + (strongest - weakest) * float(np.clip(np.nan_to_num(cell.strength), 0, 1))
-    axes.add_patch(Rectangle((x + 0.015, y + 0.02), 0.97, 0.96, facecolor=ACCENT, alpha=alpha, linewidth=0))
+    colour = ACCENT if cell.evidence else NULL
+    axes.add_patch(Rectangle((x + 0.015, y + 0.02), 0.97, 0.96, facecolor=colour, alpha=cell.opacity, linewidth=0))
     top = 0.5 - 0.1 * len(cell.lines)
     axes.text(x + 0.5, y + top, cell.figure, ha="center", va="center", fontsize=13, fontweight="bold")
     for i, line in enumerate(cell.lines):
         axes.text(x + 0.5, y + top + 0.25 + 0.19 * i, line, ha="center", va="center", fontsize=8.5)
+
+
+@mpl.rc_context(STYLE)
+def strip_plot(strips: dict[str, list[Mark]]) -> Figure:
+    """Draw strips of scores against their chance levels, floors and ceilings, all on one axis that ends at 1.
+
+    Parameters
+    ----------
+    strips
+        Marks by the name of what they measure, one for each pair of sites, in one order.
+    """
+    width, row = STRIP_INCHES
+    top, bottom, left = 0.3, 0.28, 0.35 + 0.075 * max(map(len, strips))
+    height = top + bottom + row * len(strips)
+    figure = Figure(figsize=(width, height))
+    box = (left / width, bottom / height, (width - left - 0.15) / width, row * len(strips) / height)
+    axes = figure.add_axes(box)
+    for i, marks in enumerate(strips.values()):
+        for mark, y in zip(marks, i + 0.5 + 0.7 * _spread(len(marks)), strict=True):
+            _draw_mark(axes, mark, y, 0.7 / len(marks))
+    values = [value for marks in strips.values() for mark in marks for value in (mark.score, *mark.chance, mark.floor)]
+    lowest = min([0.0, *(value for value in values if math.isfinite(value))])
+    axes.set(xlim=(lowest - 0.01, 1.01), ylim=(len(strips), 0), yticks=np.arange(len(strips)) + 0.5)
+    axes.set_yticklabels(list(strips), fontsize=9, color=INK)
+    axes.hlines(np.arange(1, len(strips)), *axes.get_xlim(), color=RULE, linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97), "ncols": 5}
+    first = dict(zip(reversed(names), reversed(handles), strict=True))
+    order = [name for name in ("score", "chance, 5 to 95 %", "floor", "ceiling") if name in first]
+    axes.legend([first[name] for name in order], order, **place, fontsize=8.5, handlelength=1.2, columnspacing=1.4)
+    return figure
+
+
+def _spread(n: int) -> np.ndarray:
+    """Return places around 0 for n marks of a strip, the first at the top.
+
+    >>> _spread(2).tolist()
+    [-0.25, 0.25]
+    """
+    return (np.arange(n) + 0.5) / n - 0.5
+
+
+def _draw_mark(axes: Axes, mark: Mark, y: float, height: float) -> None:
+    """Draw one score of a strip; a long bar is the way from chance to the score."""
+    mean, low, high = mark.chance
+    size = float(np.clip(72 * STRIP_INCHES[1] * height, 2.5, 6))
+    if math.isfinite(mean):
+        axes.plot([mean, mark.score], [y, y], color=ACCENT, linewidth=size / 4, alpha=0.5)
+        low, high = (low, high) if math.isfinite(low) else (mean, mean)
+        # a null that is narrower than a point can still be seen
+        axes.barh(
+            y, max(high - low, 0.005), height * 0.9, left=min(low, mean - 0.0025), color=NULL, label="chance, 5 to 95 %"
+        )
+    dots: dict[str, Any] = {"markersize": size, "linestyle": "none", "markeredgewidth": 0}
+    axes.plot(mark.score, y, "o", color=ACCENT, label="score", **dots)
+    for name, value, shape in (("floor", mark.floor, ">"), ("ceiling", mark.ceiling, "<")):
+        if math.isfinite(value):
+            axes.plot(value, y, shape, color=MUTED, label=name, **dots)
 
 
 @mpl.rc_context(STYLE)

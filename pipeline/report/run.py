@@ -66,12 +66,13 @@ def _write(run: Run, render_page: Callable[..., str], render_concepts: Callable[
         scores = scores_table(save_scores(run.directory, run.experiment.site_pairs, run.inputs))
     if run.experiment.yardsticks is not None:
         save_yardsticks(run.directory, open_yardsticks(run.directory, run.experiment.site_pairs, run.inputs))
-    pairs = tables.pairs_table(run, explorer.texts())
+    pairs = tables.pairs_table(run, explorer)
     write_derived(run.directory.pairs_table, pairs.to_csv(index=False))
     meanings = read_meanings(run)
+    explorer_view = write_explorer(run)
     if meanings is not None:
-        write_derived(run.directory.concepts_page, render_concepts(run, meanings), is_page)
-    write_derived(run.directory.report, render_page(run, explorer, scores, write_explorer(run), meanings), is_page)
+        write_derived(run.directory.concepts_page, render_concepts(run, meanings, explorer_view), is_page)
+    write_derived(run.directory.report, render_page(run, explorer, scores, explorer_view, meanings), is_page)
     manifest = report_manifest(run.experiment, run.directory)
     write_derived(run.directory.report_manifest, json.dumps(manifest.to_attrs(), indent=2) + "\n")
     logger.info("%d pairs of features at %d pairs of sites: %s", len(pairs), len(run.site_pairs), run.directory.report)

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pipeline.report.answer import features_answer, geometry_answer, meanings_answer
 from pipeline.report.results import Run
 from pipeline.report.tables import matching_table, median, observations, scores_table
 from pipeline.report.verdict import (
     APPROACHES,
     CORRECTIONS,
     LEVEL,
-    headline,
     judged_null,
     listed,
     metric_name,
@@ -29,6 +29,7 @@ from pipeline.report.verdict import (
     number,
     r_findings,
     score_findings,
+    significance,
 )
 from pipeline.report.vocabulary import growth_findings, growth_table, vocabulary_findings, vocabulary_table
 from pipeline.report.yardsticks import normalised_table, open_yardsticks, yardsticks_findings
@@ -185,8 +186,17 @@ def _height(table: xr.Dataset, metric: str, judged: Mapping[str, Sequence[str]])
     return height
 
 
+def answer(tables: Tables) -> tuple[str, str, str]:
+    """Return how alike features, geometry and meanings are, by the size of the effect: three parts of a sentence."""
+    return (
+        features_answer(tables.matching, tables.vocabulary),
+        geometry_answer(tables.scores, tables.yardsticks),
+        meanings_answer(tables.concepts),
+    )
+
+
 def statements(tables: Tables) -> list[str]:
-    """Return what a run found, the conclusion first.
+    """Return what a run found, in sentences: the :func:`answer` first.
 
     Parameters
     ----------
@@ -194,8 +204,9 @@ def statements(tables: Tables) -> list[str]:
         Of the run, or stored.
     """
     return [
-        headline(tables.scores),
+        f"{'; '.join(answer(tables))}.",
         *vocabulary_findings(tables.vocabulary),
+        *significance(tables.scores),
         *score_findings(tables.scores),
         *r_findings(tables.matching),
         *growth_findings(tables.growth),

@@ -17,6 +17,7 @@ import xarray as xr
 
 from pipeline.compare.score_grid import SCORE_COLUMNS, score_grid
 from pipeline.compare.score_grid import scores_table as table_of_grid
+from pipeline.report.explorer import Explorer, reading_order
 from pipeline.report.results import Run, Site, SitePair
 from pipeline.work.usage import StageUsage, read_usage, worth_showing
 from storage.rundir import SIDES, Side
@@ -212,21 +213,28 @@ def text_facts(run: Run) -> dict[str, str]:
     return {**facts, "Left out": ", ".join(counts)} if counts else facts
 
 
-def pairs_table(run: Run, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
-    """Return every matched pair of features with the words that both fire on.
+def pairs_table(run: Run, explorer: Explorer) -> pd.DataFrame:
+    """Return every matched pair of features with what both fire on, those worth quoting first.
 
-    `texts` holds, for each (side, site), a frame indexed by feature with columns ``tokens`` and ``context``, as
-    :meth:`pipeline.report.explorer.Explorer.texts` makes them.
+    Sorted by the lower of the two r, one-word pairs last. ``n_active_a`` and ``n_active_b`` are the rows on which each
+    feature is active.
     """
-    frames = [_pairs_frame(pair, texts) for pair in run.site_pairs]
-    return pd.concat(frames, ignore_index=True)
+    texts = explorer.texts()
+    table = pd.concat(
+        [_pairs_frame(pair, texts, explorer.one_word(pair)) for pair in run.site_pairs], ignore_index=True
+    )
+    order = reading_order(table["r"].to_numpy(), table["r_heldout"].to_numpy(), table["one_word"].to_numpy())
+    return table.iloc[order]
 
 
-def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame]) -> pd.DataFrame:
+def _pairs_frame(pair: SitePair, texts: dict[tuple[Side, str], pd.DataFrame], one_word: np.ndarray) -> pd.DataFrame:
     names = [name for name in ("feature_a", "feature_b", "r", "r_heldout", "r_check") if name in pair.pairs]
     frame = pd.DataFrame({name: pair.pairs[name].values for name in names})
     frame.insert(0, "site_a", pair.a.name)
     frame.insert(1, "site_b", pair.b.name)
+    for side in SIDES:
+        frame[f"n_active_{side}"] = pair.site(side).store["n_active"].values[frame[f"feature_{side}"]]
+    frame["one_word"] = one_word
     for column in ("tokens", "context"):
         for side in SIDES:
             text = texts[side, pair.site(side).name][column]

@@ -58,10 +58,10 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class EasyPairs:
-    """Of how many pairs shown, how many fire on one word only."""
+    """Of how many pairs, how many are one-word pairs."""
 
-    shown: int
-    one_token: int
+    pairs: int
+    one_word: int
 
 
 def metric_name(metric: str) -> str:
@@ -86,15 +86,15 @@ def judged_null(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Return a figure for people: a true minus sign, a dash where it is undefined.
+    """Return a figure for people: a true minus sign, thousands separated, a dash where it is undefined.
 
-    >>> number(-0.123), number(float("nan"))
-    ('−0.12', '–')
+    >>> number(-0.123), number(float("nan")), number(1203, 0), number(-0.0001)
+    ('−0.12', '–', '1,203', '0.00')
     """
     if not math.isfinite(value):
         return "–"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", MINUS) if text.strip("-0.") else text.removeprefix("-")
 
 
 def p_number(value: float) -> str:
@@ -133,6 +133,11 @@ def beats_chance(scores: pd.DataFrame) -> pd.Series:
     return (scores[criterion(scores)] < LEVEL) & (scores["score"] > scores["null_mean"])
 
 
+def above_chance(scores: pd.DataFrame) -> pd.Series:
+    """Return for every row of the scores which share of the way from chance, the mean of its null, to 1 it goes."""
+    return (scores["score"] - scores["null_mean"]) / (1 - scores["null_mean"])
+
+
 def judged_metrics(scores: pd.DataFrame) -> list[str]:
     """Return the metrics that enter the verdict: those defined anywhere, without those kept for comparison."""
     metrics = list(dict.fromkeys(scores.loc[scores["p"].notna(), "metric"])) or list(dict.fromkeys(scores["metric"]))
@@ -146,10 +151,13 @@ def limits(
     return [*_missing(matching, unfinished), *_easy(easy), *_resolution(scores), *_notes(scores), *_poor(sites)]
 
 
-def headline(scores: pd.DataFrame) -> str:
-    """Return the conclusion: where which metrics are above their null, by how much, and by which corrected p."""
-    if scores.empty:
-        return "Features were matched, and the arrangement of the matched features was not compared."
+def significance(scores: pd.DataFrame) -> Iterator[str]:
+    """Yield where which metrics are above their null, by how much, and by which corrected p; nothing without scores."""
+    if len(scores):
+        yield _significance(scores)
+
+
+def _significance(scores: pd.DataFrame) -> str:
     metrics = judged_metrics(scores)
     judged = scores[scores["metric"].isin(metrics)]
     beats = beats_chance(judged)
@@ -190,7 +198,7 @@ def score_findings(scores: pd.DataFrame) -> Iterator[str]:
             yield f"{metric_name(metric)} is undefined at every pair of sites."
             continue
         (best,) = observations(rows[rows.index == above.idxmax()])
-        wins, share = int(beats_chance(scores)[rows.index].sum()), (best.score - best.null_mean) / (1 - best.null_mean)
+        wins, share = int(beats_chance(scores)[rows.index].sum()), above_chance(rows)[above.idxmax()]
         yield (
             f"{_outcome(metric_name(metric), null_name(best.null), (wins, len(rows)), share)} Largest effect: "
             f"{best.site_a} – {best.site_b}, {number(best.score, 3)} against {number(best.null_mean, 3)} on average "
@@ -255,11 +263,12 @@ def _missing(matching: pd.DataFrame, unfinished: Sequence[str]) -> Iterator[str]
 
 
 def _easy(easy: EasyPairs) -> Iterator[str]:
-    if easy.one_token:
+    if easy.one_word:
+        are = "is a one-word pair" if easy.one_word == 1 else "are one-word pairs"
         yield (
-            f"Of the {easy.shown:,} best pairs listed below, {easy.one_token:,} "
-            f"{'is a one-word pair' if easy.one_token == 1 else 'are one-word pairs'}: all top contexts of both "
-            "features are on one and the same word, so token identity alone could explain the match."
+            f"Of the {easy.pairs:,} pairs, {easy.one_word:,} {are}: all top contexts of both features are on forms of "
+            "one and the same word, or on punctuation, so token identity alone could explain the match. They are "
+            "listed last."
         )
 
 

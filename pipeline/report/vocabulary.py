@@ -17,6 +17,11 @@ TOKEN, DOCUMENT = "token", "document"
 NAMES = {"pairs": "pairs", "r": "r", "r_heldout": "held-out r", "decoder_cosine": "cosine of decoders"}
 #: A share from which on most of the likeness is more than a vocabulary.
 MOST = 0.5
+#: The conclusions.
+NOT_SHOWN = "The similarity is not shown to go beyond a shared vocabulary"
+MOSTLY_MORE = "Most of the similarity goes beyond a shared vocabulary"
+MOSTLY_WORDS = "Most of the similarity is a shared vocabulary"
+DEPENDS = "How much of the similarity is a shared vocabulary depends on the sites"
 COLUMNS = (
     *("site_a", "site_b", "quantity", "digits", "real", "token", "token_low", "token_high", "document"),
     *("beyond", "beyond_low", "beyond_high", "p", "draws", "n_rows", "n_left_out"),
@@ -107,10 +112,8 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
     """
     if table.empty:
         return []
-    heldout = table[(table["quantity"] == "r_heldout") & table["real"].notna()]
-    main = table[table["quantity"] == "r"] if heldout.empty else heldout
-    defined = main[main["beyond"].notna()]
-    name = quantity_name(str(main["quantity"].iloc[0]))
+    main, defined = _main(table)
+    name = quantity_name(main)
     if defined.empty:
         return [
             f"Whether the models share more than a vocabulary cannot be said: the {name} of the pairs is not above 0."
@@ -123,7 +126,7 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
         f"{span(100 * rows['beyond'], 0)} % of {quantity_name(str(quantity))}"
         f"{'' if quantity in NAMES else ' above shuffled pairings'}"
         for quantity, rows in table.groupby("quantity", sort=False)
-        if quantity not in (main["quantity"].iloc[0], "r") and rows["beyond"].notna().any()
+        if quantity not in (main, "r") and rows["beyond"].notna().any()
     ]
     return [
         f"{_lead(defined)}. If B’s rows are permuted among rows of the same text, and everything is correlated and "
@@ -135,13 +138,32 @@ def vocabulary_findings(table: pd.DataFrame) -> list[str]:
     ]
 
 
+def shares_more_than_words(table: pd.DataFrame) -> str:
+    """Return in a clause what part of the match goes beyond a shared vocabulary; empty where that is not known."""
+    rows = _main(table)[1] if len(table) else table
+    clauses = {
+        NOT_SHOWN: "not shown to go beyond a shared vocabulary",
+        MOSTLY_MORE: "mostly beyond a shared vocabulary",
+        MOSTLY_WORDS: "mostly through a shared vocabulary",
+        DEPENDS: "through a shared vocabulary to an extent that depends on the sites",
+    }
+    return clauses[_lead(rows)] if len(rows) else ""
+
+
+def _main(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return held-out r, or r where no rows were held out, and the rows on it for which the share is defined."""
+    heldout = table[(table["quantity"] == "r_heldout") & table["real"].notna()]
+    main = table[table["quantity"] == "r"] if heldout.empty else heldout
+    return str(main["quantity"].iloc[0]), main[main["beyond"].notna()]
+
+
 def _lead(defined: pd.DataFrame) -> str:
     """Return the conclusion: where nothing is beyond the null, most of it, or a part of it."""
     clear = defined["beyond_low"] > 0
     if not clear.any():
-        return "The similarity is not shown to go beyond a shared vocabulary"
+        return NOT_SHOWN
     if (clear & (defined["beyond"] >= MOST)).all():
-        return "Most of the similarity goes beyond a shared vocabulary"
+        return MOSTLY_MORE
     if (defined["beyond"] < MOST).all():
-        return "Most of the similarity is a shared vocabulary"
-    return "How much of the similarity is a shared vocabulary depends on the sites"
+        return MOSTLY_WORDS
+    return DEPENDS

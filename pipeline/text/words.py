@@ -58,3 +58,70 @@ def word_around(text: str, start: int, end: int) -> str | None:
         if match.start() < end and match.end() > start:
             return match.group()
     return None
+
+
+#: Forms of the commonest English words that no ending explains.
+_IRREGULAR = {
+    form: base
+    for base, forms in {
+        "i": "me my mine myself",
+        "you": "your yours yourself yourselves",
+        "he": "him his himself",
+        "she": "her hers herself",
+        "it": "its itself",
+        "we": "us our ours ourselves",
+        "they": "them their theirs themselves",
+        "be": "am is are was were been being",
+        "have": "has had having",
+        "do": "does did done doing",
+        "a": "an",
+        "this": "these",
+        "that": "those",
+        "can": "could",
+        "will": "would",
+        "say": "said",
+        "make": "made",
+        "take": "took taken",
+        "go": "goes went gone",
+        "get": "got gotten",
+        "see": "saw seen",
+        "come": "came",
+        "find": "found",
+        "know": "knew known",
+        "give": "gave given",
+        "think": "thought",
+        "tell": "told",
+        "become": "became",
+        "leave": "left",
+        "feel": "felt",
+        "keep": "kept",
+        "begin": "began begun",
+        "write": "wrote written",
+    }.items()
+    for form in (base, *forms.split())
+}
+_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed)$|(?<=\w{2}(?:ch|sh|ss)|\w{3}[xz])es$|(?<=\w{2}[^\Wsui])s$")
+
+
+@cache
+def base_form(word: str) -> str:
+    """Return what the inflected forms of an English word have in common, in small letters.
+
+    Regular endings and punctuation around it are cut off, and the commonest irregular forms are known. Unlike a
+    stemmer's, the result keeps "universe" and "university" apart. It is for comparison and need not be a word; of what
+    has no letter and no digit it is empty.
+
+    Examples
+    --------
+    >>> [base_form(word) for word in ("you", "Your", "stop", "Stopped", "city's", "cities", "took", "taking", "…")]
+    ['you', 'you', 'stop', 'stop', 'city', 'city', 'tak', 'tak', '']
+    >>> base_form("universe"), base_form("university"), base_form("this"), base_form("class")
+    ('univers', 'university', 'this', 'class')
+    """
+    folded = re.sub(r"^[\W_]+|[\W_]+$", "", word.casefold())
+    folded = re.sub(r"(?<=\w)['’]s$", "", folded)
+    folded = _IRREGULAR.get(folded, folded)
+    stem = re.sub(r"(?<=\w{2})(?:ies|ied)$", "y", folded)
+    stem = _ENDING.sub("", stem)
+    stem = re.sub(r"([bdgmnprt])\1$", r"\1", stem)
+    return re.sub(r"(?<=\w{3})e$", "", stem)

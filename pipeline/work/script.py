@@ -15,6 +15,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -236,6 +237,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     else:  # a log file: whole lines, each with its date
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+        # bars of libraries would fill the file with carriage returns; tqdm reads this when it is first imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     for name in ("pipeline", "storage", "jobs"):
         logging.getLogger(name).setLevel(level)
     # closing a local cluster while its last results are dropped is not news; Dask sets the level of its own loggers

@@ -28,7 +28,7 @@ import dask
 import psutil
 from distributed import Client
 
-from pipeline.work.workers import Advanced, Planned, listening
+from pipeline.work.workers import Event, Planned, listening
 from storage.errors import InputError
 from storage.files import write_text
 from storage.json_files import read_json_object
@@ -135,7 +135,7 @@ class UsageLog:
         before = self._look(reset=True)
         _measure(reset=True)  # this process is none of the workers' where those are processes
 
-        def on_event(event: Planned | Advanced) -> None:
+        def on_event(event: Event) -> None:
             if isinstance(event, Planned):
                 memory = self._look(reset=False).values()
                 if not limits:  # what a stage takes before it plans is no matter of its plan

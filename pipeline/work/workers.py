@@ -83,7 +83,16 @@ class Advanced:
     rows: float
 
 
-Listener = Callable[[Planned | Advanced], None]
+@dataclass(frozen=True)
+class Staged:
+    """Which stage of a run has begun, and the names of all that the run will pass, in their order."""
+
+    name: str
+    names: tuple[str, ...]
+
+
+Event = Planned | Advanced | Staged
+Listener = Callable[[Event], None]
 #: :meth:`ItemProgress.advance`.
 Advance = Callable[..., None]
 _listeners: list[Listener] = []
@@ -102,7 +111,7 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(event: Planned | Advanced) -> None:
+def tell(event: Event) -> None:
     """Tell whoever listens."""
     for listener in _listeners:
         listener(event)

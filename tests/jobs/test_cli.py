@@ -6,15 +6,18 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import jobs
 from jobs.cli import app
+from jobs.verbs.index import EXAMPLES, Verb
 from jobs.verbs.index import VERBS as TABLE
-from jobs.verbs.index import Verb
 
 
 def verbs(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -43,12 +46,32 @@ def test_a_verb_has_help_examples_and_json(name: tuple[str, ...]) -> None:
         assert option.help or option.param_type_name == "argument", option.name
 
 
+@pytest.mark.parametrize("verb", ["diff", "verify", "sweep"])
+def test_no_help_shows_a_type_of_python(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "-h"], env={"COLUMNS": "80"}).stdout
+    assert "list[" not in shown
+    assert "<path>" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("name", VERBS, ids=" ".join)
 def test_every_example_would_be_accepted(name: tuple[str, ...]) -> None:
     for line in examples(VERBS[name]):
         words = shlex.split(line)
         verb = next(verb for verb in VERBS if tuple(words[: len(verb)]) == verb)
         VERBS[verb].make_context(" ".join(verb), words[len(verb) :])
+
+
+def test_every_profile_in_an_example_exists() -> None:
+    """In the help, in files of experiments and in the documentation; so does a cluster that an example starts."""
+    root = Path(jobs.__file__).parent.parent
+    real = {*yaml.safe_load((root / "cluster.yaml").read_text())["subspace"]["profiles"]}
+    texts = [path.read_text() for path in (*root.glob("jobs/experiments/*.yaml"), *root.glob("docs/*.md"))]
+    commands = re.findall(r"subspace .*|^[a-z-]+ .*", "\n".join([*texts, EXAMPLES]), flags=re.MULTILINE)
+    real |= {name for command in commands for name in re.findall(r"cluster up (\w+)", command)}
+    named = [name for command in commands for name in re.findall(r"--(?:cluster|profile) ([a-z][\w-]*)", command)]
+    assert len(named) > 15
+    assert {*named} - real == set()
 
 
 @pytest.mark.parametrize("verb", TABLE, ids=lambda verb: verb.name)

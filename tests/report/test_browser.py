@@ -6,6 +6,8 @@ Chromium is Debian's ``chromium``; without it these tests are skipped, unless ``
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import os
 import re
 import statistics
@@ -13,7 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import storage
@@ -49,7 +54,9 @@ def opened(browser) -> Callable[..., Any]:
     """Return a context: a page that fails the test on any console message, dialog, or request but its own."""
 
     @contextmanager
-    def open_page(file: Path, size: tuple[int, int] = WIDTHS["desk"], colours: str = "light") -> Iterator[Any]:
+    def open_page(
+        file: Path, size: tuple[int, int] = WIDTHS["desk"], colours: str = "light", address: str = ""
+    ) -> Iterator[Any]:
         width, height = size
         page = browser.new_page(
             viewport={"width": width, "height": height}, color_scheme=colours, reduced_motion="reduce"
@@ -60,9 +67,9 @@ def opened(browser) -> Callable[..., Any]:
         page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: seen.append(f"request: {request.url}"))
         try:
-            open_report(page, file)
+            open_report(page, file, address)
             yield page
-            assert seen == [f"request: {file.resolve().as_uri()}"]
+            assert [one.split("#")[0] for one in seen] == [f"request: {file.resolve().as_uri()}"]
         finally:
             page.close()
 
@@ -82,6 +89,17 @@ def file(run) -> Path:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
     return report(write_large_run(tmp_path_factory.mktemp("large") / "run", N_PAIRS).root)
+
+
+@pytest.fixture(scope="module")
+def pairs(run, file) -> pd.DataFrame:
+    """The pairs of the first sites, in the order in which they are worth reading."""
+    table = pd.read_csv(run.pairs_table)
+    return table[(table["site_a"] == "layers.6") & (table["site_b"] == "encoder.layer.2")]
+
+
+def labels(pairs: pd.DataFrame) -> list[str]:
+    return [f"A {a} B {b}" for a, b in zip(pairs["feature_a"], pairs["feature_b"], strict=True)]
 
 
 def shown(page: Any) -> list[str]:
@@ -124,33 +142,205 @@ def test_on_paper_nothing_is_dark_shut_or_cut_off(browser, file) -> None:
         for one in folded.all()[:3]:
             contexts = one.locator(".contexts").first.locator("li")
             assert [contexts.nth(i).is_visible() for i in range(min(4, contexts.count()))] == [True] * 3 + [False]
-        assert page.locator("details.more > :not(summary)").first.is_visible()
+        assert page.locator("article details.more > :not(summary)").first.is_visible()
         assert not page.locator("nav").first.is_visible()
         assert not page.locator("#x-app").is_visible(), "what cannot be used on paper is left out"
         assert "pairs.csv" in page.locator("#explorer").inner_text()
-        for part in ("#verdict .headline", "#grid svg", "#scores table", "article svg", "#provenance table"):
+        for part in (
+            "#verdict .headline",
+            "#verdict svg",
+            "#grid table",
+            "#scores table",
+            "article svg",
+            "#provenance table",
+        ):
             assert page.locator(part).first.is_visible(), part
         assert page.pdf(format="A4").startswith(b"%PDF")
     finally:
         page.close()
 
 
-def test_the_list_is_the_stored_pairs_best_first(opened, file, run) -> None:
-    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2")).load()
-    order = pairs["r"].where(pairs["r"] < pairs["r_heldout"], pairs["r_heldout"]).fillna(-1).values.argsort()[::-1]
-    best = [f"A {int(pairs['feature_a'][i])} B {int(pairs['feature_b'][i])}" for i in order]
+def test_the_list_is_worth_reading_first_and_one_word_pairs_are_folded(opened, file, pairs) -> None:
+    varied, one_word = (pairs[pairs["one_word"] == folded] for folded in (False, True))
     with opened(file) as page:
         rows = shown(page)
         assert len(rows) >= 5
-        assert rows == best[: len(rows)]
-        assert page.locator("#x-count").inner_text() == f"{len(best)} of {len(best)} pairs"
+        assert rows == labels(varied)[: len(rows)]
+        assert page.locator("#x-count").inner_text() == f"{len(varied)} of {len(pairs)} pairs"
+        assert page.locator("label[for=x-easy]").inner_text() == f"Show {len(one_word)} one-word pairs"
+        page.check("#x-easy")
+        page.wait_for_function(
+            "(n) => document.getElementById('x-count').textContent.startsWith(n)", arg=f"{len(pairs)} of"
+        )
+        assert "words=1" in page.url
+        best = pairs.assign(lower=pairs[["r", "r_heldout"]].min(axis=1, skipna=False).fillna(-1))
+        assert shown(page)[0] == labels(best.sort_values("lower", ascending=False, kind="stable"))[0]
+        page.locator("details.more", has_text="one-word pair").first.locator("> summary").click()
+        folded = page.locator("article").first.locator("details.more ol.pairs > li")
+        assert folded.count() == min(10, len(one_word))
+        assert folded.first.is_visible()
 
 
-def test_search_finds_words_and_ids(opened, file, run) -> None:
-    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2")).load()
-    feature = int(pairs["feature_b"][0])
+STATE = """() => {
+  const value = (id) => document.getElementById(id).value, text = (id) => document.getElementById(id).textContent;
+  return {q: value("x-search"), sort: value("x-sort"), min: value("x-min"), sites: value("x-sites"),
+    words: document.getElementById("x-easy").checked, title: text("x-title"), count: text("x-count")};
+}"""
+
+
+def test_the_address_holds_what_is_shown_and_back_returns(opened, file, run) -> None:
     with opened(file) as page:
-        assert search(page, f"B {feature}").startswith(f"{int((pairs['feature_b'] == feature).sum())} of ")
+        assert "#" not in page.url, "nothing was done yet"
+        first = page.evaluate(STATE)
+        for act, noted in (
+            (lambda: page.select_option("#x-sites", index=3), "b=encoder.layer.10"),
+            (lambda: page.select_option("#x-sort", "heldout"), "sort=heldout"),
+            (lambda: page.check("#x-easy"), "words=1"),
+            (lambda: page.fill("#x-min", "0.3"), "min=0.3"),
+            (lambda: page.fill("#x-search", "c"), "q=c&"),
+            (lambda: page.fill("#x-search", "co"), "q=co&"),
+        ):
+            act()
+            page.wait_for_function("(noted) => location.hash.includes(noted)", arg=noted)
+        page.locator(".x-row").nth(2).click()
+        page.wait_for_function("() => document.querySelector('[aria-selected=true]').id === 'x-row-2'")
+        address, state = page.evaluate("location.hash"), page.evaluate(STATE)
+        page.go_back()
+        page.wait_for_function("() => document.querySelector('[aria-selected=true]').id === 'x-row-0'")
+        assert page.evaluate(STATE)["q"] == "co"
+        page.go_back()
+        page.wait_for_function("() => document.getElementById('x-search').value === ''")
+        assert page.evaluate(STATE)["min"] == "0.3", "a word takes one step back, however long it is"
+        for _ in range(4):
+            page.go_back()
+        page.wait_for_function("() => location.hash === '' && document.getElementById('x-sites').value === '0'")
+        assert page.evaluate(STATE) == first
+    assert dict(parse_qsl(address[1:])).keys() == {"a", "b", "q", "sort", "min", "words", "pair"}
+    with opened(file, address=address) as page:
+        page.wait_for_function(
+            "(title) => document.getElementById('x-title')?.textContent === title", arg=state["title"]
+        )
+        assert page.evaluate(STATE) == state
+        assert page.evaluate("document.getElementById('x-detail').getBoundingClientRect().top < innerHeight")
+        page.evaluate("location.hash = '#scores'")
+        assert page.evaluate(STATE) == state, "an anchor is none of the explorer's addresses"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("#a=nowhere&b=<img src=x onerror=alert(1)>", "no pair of sites nowhere – <img src=x onerror=alert(1)>"),
+        ("#a=layers.6&b=encoder.layer.2&pair=99999-1", "no pair 99999-1"),
+        ("#a=layers.6&b=encoder.layer.2&sort=__proto__&min=x&concept=none", ""),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_so(opened, file, address, said) -> None:
+    uri = file.resolve().as_uri()
+    with opened(file) as page:
+        page.evaluate("(hash) => { location.hash = hash }", address)
+        page.wait_for_function("(said) => document.getElementById('x-wait').textContent.includes(said)", arg=said)
+        assert page.url.startswith(f"{uri}#a=")
+        assert page.evaluate(STATE)["sort"] == "both"
+        assert page.locator(".x-row").count() > 0
+
+
+def test_cells_of_the_maps_open_the_explorer_at_their_sites(opened, file) -> None:
+    with opened(file) as page:
+        page.locator("table.map").nth(1).locator("tbody tr").nth(1).locator("a").nth(0).click()
+        page.wait_for_function("() => document.querySelector('#x-map-title-a').textContent.startsWith('layers.12')")
+        assert page.locator("#x-map-title-b").inner_text().startswith("encoder.layer.2")
+        page.wait_for_function("document.getElementById('x-list').getBoundingClientRect().top < innerHeight")
+        assert page.evaluate("document.activeElement.id") == "x-list"
+        address = page.locator("article ol.pairs a").first.get_attribute("href")
+        page.evaluate("(hash) => { location.hash = hash }", address)
+        page.wait_for_function("(ids) => location.hash.endsWith(ids)", arg=address.split("pair=")[1])
+        a, b = address.split("pair=")[1].split("-")
+        page.wait_for_function(
+            "(title) => document.getElementById('x-title').textContent === title", arg=f"A {a} and B {b}"
+        )
+
+
+def test_partners_at_other_sites_lead_there(opened, file, run) -> None:
+    table = pd.read_csv(run.pairs_table)
+    with opened(file) as page:
+        feature = int(page.locator("#x-title").inner_text().split()[1])
+        page.locator(".x-elsewhere summary").click()
+        page.wait_for_function("() => document.querySelectorAll('.x-elsewhere tbody th').length === 2")
+        cells = page.locator(".x-elsewhere tbody tr").first.locator("td").all_inner_texts()
+        of_feature = table[(table["site_a"] == "layers.6") & (table["feature_a"] == feature)].set_index("site_b")
+        partner = of_feature["feature_b"].get("encoder.layer.10")
+        assert cells[0] == "encoder.layer.10"
+        assert cells[1].split("\n")[0] == ("not matched" if partner is None else f"B {partner}")
+        link = page.locator(".x-elsewhere a").first
+        said = link.inner_text()
+        link.click()
+        page.wait_for_function("(said) => document.getElementById('x-title').textContent.includes(said)", arg=said)
+        assert page.locator(".x-elsewhere").get_attribute("open") is not None, "it stays open"
+
+
+def test_what_is_listed_can_be_exported_and_linked(browser, file, pairs, tmp_path) -> None:
+    context = browser.new_context(accept_downloads=True, permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    try:
+        open_report(page, file)
+        search(page, "co")
+        with page.expect_download() as event:
+            page.click("#x-csv")
+        assert event.value.suggested_filename == "pairs-layers.6-encoder.layer.2.csv"
+        event.value.save_as(tmp_path / "exported.csv")
+        exported = pd.read_csv(tmp_path / "exported.csv")
+        assert 0 < len(exported) < len(pairs)
+        stored = pairs.set_index(["feature_a", "feature_b"]).loc[
+            list(zip(exported.feature_a, exported.feature_b, strict=True))
+        ]
+        for name in ("r", "r_heldout", "n_active_a", "n_active_b"):
+            np.testing.assert_allclose(exported[name], stored[name], rtol=1e-6)
+        for name in ("site_a", "site_b", "one_word"):
+            assert exported[name].tolist() == stored[name].tolist()
+        assert (
+            exported["tokens_a"].map(json.loads).map(lambda tokens: tokens[:5]).tolist()
+            == stored["tokens_a"].map(json.loads).tolist()
+        )
+        page.click("#x-link")
+        page.wait_for_function("() => document.getElementById('x-done').textContent.startsWith('Copied')")
+        assert page.evaluate("navigator.clipboard.readText()") == page.url
+        assert "q=co" in page.url
+    finally:
+        context.close()
+
+
+CONTROLS = (
+    *("link", "button", "searchbox", "combobox", "checkbox", "listbox", "region", "spinbutton", "image", "canvas"),
+    *("DisclosureTriangle", "textbox"),
+)
+
+
+def test_the_accessibility_tree_names_everything(browser, file) -> None:
+    page = browser.new_page()
+    try:
+        open_report(page, file)
+        nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    finally:
+        page.close()
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored")
+    ]
+    controls = [(role, name) for role, name in named if role in CONTROLS]
+    assert len(controls) > 50
+    assert [role for role, name in controls if not name.strip()] == []
+    cells = [name for role, name in named if role == "link" and "chance" in name]
+    assert len(cells) == 4 * 4
+    headings = [int(prop["value"]["value"]) for node in nodes if node.get("role", {}).get("value") == "heading"
+                for prop in node.get("properties", []) if prop["name"] == "level"]  # fmt: skip
+    assert headings[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
+
+
+def test_search_finds_words_and_ids(opened, file, pairs) -> None:
+    feature = pairs["feature_b"].iloc[0]
+    with opened(file) as page:
+        page.check("#x-easy")
+        assert search(page, f"B {feature}").startswith(f"{(pairs['feature_b'] == feature).sum()} of ")
         assert any(f"B {feature}" in row for row in shown(page))
         listed = " ".join(page.locator(".x-row *").all_inner_texts()).lower()
         words = sorted(set(re.findall(r"[a-z]{5,}", listed)))
@@ -160,7 +350,7 @@ def test_search_finds_words_and_ids(opened, file, run) -> None:
         assert more >= few
         assert search(page, "no such word at all").startswith("0 of")
         assert page.locator(".x-none").inner_text() == "No pairs match these filters."
-        assert search(page, "").split()[0] == str(pairs.sizes["pair"])
+        assert search(page, "").split()[0] == str(len(pairs))
 
 
 def test_both_sides_of_a_pair_are_shown_with_what_was_measured(opened, file, run) -> None:
@@ -216,6 +406,7 @@ def test_keyboard_alone(opened, file) -> None:
 
 def test_filters_sites_and_sorting(opened, file) -> None:
     with opened(file) as page:
+        page.check("#x-easy")
         page.fill("#x-min", "0.9")
         page.wait_for_function(NARROWED)
         figures = [float(text.split("\n")[-1]) for text in page.locator(".x-row").all_inner_texts()]
@@ -261,6 +452,7 @@ def test_the_maps_open_the_pair_that_is_clicked(opened, file) -> None:
 
 def test_markup_in_the_corpus_is_text_and_runs_nothing(opened, file) -> None:
     with opened(file) as page:
+        page.check("#x-easy")
         search(page, "onerror")
         search(page, "alert")
         page.wait_for_function("() => document.querySelectorAll('.x-row').length > 0")

@@ -97,15 +97,21 @@ def test_links_lead_somewhere(page: str) -> None:
     tags = Tags()
     tags.feed(page)
     assert len(set(tags.ids)) == len(tags.ids)
-    for link in tags.links:
-        assert link == "report.html" or link.removeprefix("#") in tags.ids, link
+    cells = [link for link in tags.links if link.startswith("report.html#a=layers.6&b=encoder.layer.")]
+    assert any(link.endswith("&concept=weather") for link in cells)
+    files = {"report.html", "semantics.csv", "semantics.tex"}
+    for link in set(tags.links) - set(cells):
+        assert link in files or link.removeprefix("#") in tags.ids, link
 
 
 def test_every_concept_and_site_pair_is_there(meanings: Meanings, page: str) -> None:
     assert meanings.names == ["weather", "court", HOSTILE_NAME, "nothing"]
     assert len(meanings.grid) == 4 * 2 * 2
     for name in ("weather", "court", "nothing"):
-        assert re.search(rf'<th scope="row">(<a[^>]*>)?{name}', page)
+        assert name == "nothing" or re.search(rf'<th scope="row">(<a[^>]*>)?{name}', page)
+    assert re.search(
+        r"<summary>1 concept with too few pairs at every pair of sites</summary>\s*<p[^>]*>.*: nothing 0", page
+    )
     shown = {view.shown.name for view in meanings.concepts}
     assert {"weather", HOSTILE_NAME} <= shown
     assert "nothing" not in shown, "a concept without pairs is in the table only"
@@ -115,8 +121,12 @@ def test_every_concept_and_site_pair_is_there(meanings: Meanings, page: str) -> 
 def test_the_clearest_pairs_stand_side_by_side(meanings: Meanings) -> None:
     for view in meanings.concepts:
         assert 0 < len(view.pairs) <= CLEAREST
-        lower = [min(pair.r, pair.r_heldout) for pair in view.pairs if pair.r_heldout == pair.r_heldout]
-        assert lower == sorted(lower, reverse=True)
+        rank = [
+            (pair.one_word, -min(pair.r, pair.r_heldout)) for pair in view.pairs if pair.r_heldout == pair.r_heldout
+        ]
+        assert rank == sorted(rank), "one-word pairs come last"
+    tested = [view.shown.tested for view in meanings.concepts]
+    assert tested == sorted(tested, reverse=True), "what could not be tested comes last"
     assert all(len(view.pairs) <= CLEAREST_OF_CLUSTER for view in meanings.clusters)
     weather = next(view for view in meanings.concepts if view.shown.name == "weather")
     words = {token.lower() for pair in weather.pairs for token in (*pair.a.tokens, *pair.b.tokens)}
@@ -134,7 +144,9 @@ def test_the_report_holds_the_table_itself(run: RunDirectory, page: str) -> None
     html = run.report.read_text(encoding="utf-8")
     of_report, of_page = (re.findall(r'<table class="meanings">.*?</table>', text, re.DOTALL) for text in (html, page))
     assert len(of_report) == 2
-    assert [text.replace('href="concepts.html#', 'href="#') for text in of_report] == of_page
+    assert [text.replace('href="concepts.html#', 'href="#') for text in of_report] == [
+        text.replace('href="report.html#', 'href="#') for text in of_page
+    ]
     assert HOSTILE_NAME not in html
     for anchor in re.findall(r'href="concepts.html#([^"]+)"', html):
         assert f'id="{anchor}"' in page

@@ -19,8 +19,8 @@ from sklearn.decomposition import PCA
 
 import storage
 from pipeline.report import neuronpedia
-from pipeline.report.explorer import LEVELS
-from pipeline.report.explorer_data import CONTEXTS, ENDS, NEIGHBOURS, STARTS, explorer_data
+from pipeline.report.explorer import CONTEXTS, LEVELS
+from pipeline.report.explorer_data import ENDS, NEIGHBOURS, STARTS, explorer_data
 from pipeline.report.maps import map_pairs
 from pipeline.report.pack import UNDEFINED, fixed_point, pack
 from pipeline.report.results import open_run

@@ -28,7 +28,7 @@ def test_every_figure_in_every_format(run, tmp_path) -> None:
     made = sorted((tmp_path / "paper").iterdir())
     assert json.loads(done.stdout.splitlines()[-1])["files"] == len(made)
     figures = {path.stem for path in made if path.suffix == ".png"}
-    assert len(figures) == 5 + 3 + 3
+    assert len(figures) == 6 + 3 + 3
     assert {path.stem for path in made if path.suffix == ".pdf"} == figures
     for path in made:
         if path.suffix == ".png":

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.report import plots
-from pipeline.report.plots import Cell
+from pipeline.report.plots import Cell, Mark
 
 NAN = float("nan")
 
@@ -68,6 +68,10 @@ def test_observed_value_is_marked() -> None:
         lambda: plots.all_r_histogram(np.arange(201), np.linspace(-1, 0.99, 201), np.linspace(-0.99, 1, 201), 0.1),
         lambda: plots.heat_map({}, ["a"], ["b"]),
         lambda: plots.heat_map({("a", "b"): Cell(NAN, "–")}, ["a"], ["b"]),
+        lambda: plots.strip_plot({"mean r": []}),
+        lambda: plots.strip_plot(
+            {"SVCCA": [Mark(NAN), Mark(0.5, (0.2, NAN, NAN)), Mark(0.3, floor=-0.1, ceiling=0.9)]}
+        ),
     ],
 )
 def test_undefined_and_empty_values(figure) -> None:

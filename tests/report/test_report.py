@@ -27,6 +27,7 @@ from pipeline.report.explorer_data import explorer_data
 from pipeline.report.export import export_figures
 from pipeline.report.results import open_run
 from pipeline.report.run import report
+from pipeline.text.words import base_form
 from pipeline.work.usage import StageUsage
 from storage.errors import FormatError, MissingInputError
 from storage.rundir import RunDirectory
@@ -140,7 +141,7 @@ def test_every_pair_of_sites_has_a_section(page) -> None:
 
 def test_figures_are_described(page) -> None:
     figures = [figure for figure in page.all("figure") if figure.all("svg")]
-    assert len(figures) == 5 + 4 * (3 + 3)
+    assert len(figures) == 1 + 4 * (3 + 3)
     for figure in figures:
         (svg,) = figure.all("svg")
         assert svg.attrs["role"] == "img"
@@ -149,17 +150,35 @@ def test_figures_are_described(page) -> None:
         assert svg.all("text")
 
 
-def test_heat_maps_print_chance_in_every_cell(page) -> None:
-    svcca = page.all("svg", class_="plot")[0]
-    texts = [e.text for e in svcca.all("text")]
-    assert sum(text.startswith("chance ") for text in texts) == 4
-    assert sum(text.startswith("p ") for text in texts) == 4
+def test_maps_share_one_scale_and_their_cells_lead_to_the_explorer(page) -> None:
+    svcca, rsa, first_component, r, n_pairs = page.all("table", class_="map")
+    for table in (svcca, rsa):
+        cells = [cell.text for cell in table.all("td")]
+        assert len(cells) == 4
+        assert all("chance " in text and "p 0.0" in text and "✓" in text for text in cells)
+    assert all("✓" not in cell.text and "p 0" not in cell.text for cell in first_component.all("td")), "no evidence"
+    assert {cell.attrs["class"] for cell in first_component.all("td")} == {"grey"}
+    shades = {
+        name: [float(cell.attrs["style"][4:-1]) for cell in table.all("td")]
+        for name, table in {"s": svcca, "r": r}.items()
+    }
+    share = [[float(text) for text in re.findall("[0-9.]{4,}", cell.text)[:2]] for cell in svcca.all("td")]
+    for shade, (score, chance) in zip(shades["s"], share, strict=True):
+        assert shade == pytest.approx(4 + 51 * (score - chance) / (1 - chance), abs=0.5)
+    assert min(shades["r"]) > max(shades["s"]), "r goes more of the way from chance to 1"
+    links = [link.attrs["href"] for link in n_pairs.all("a")]
+    assert links[1] == "#a=layers.6&b=encoder.layer.10"
+    assert len(set(links)) == 4
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page) -> None:
     ids = [e.attrs["id"] for e in page.walk() if "id" in e.attrs]
     assert len(ids) == len(set(ids))
     wanted = [e.attrs[name] for e in page.walk() for name in ("href", "aria-labelledby") if name in e.attrs]
+    files, states = {name for name in wanted if name.endswith(".csv")}, {name for name in wanted if "=" in name}
+    assert files == {"pairs.csv", "scores.csv"}
+    assert states
+    wanted = [name for name in wanted if name not in files | states]
     clips = [
         result for e in page.walk() for value in e.attrs.values() for result in re.findall(r"url\(#(.*?)\)", value)
     ]
@@ -175,7 +194,7 @@ def test_nothing_is_loaded_and_only_the_explorer_runs(html, page) -> None:
         for name, value in element.attrs.items():
             assert not name.startswith("on"), name
             if name in {"href", "src", "xlink:href", "action", "data", "srcset"}:
-                assert value.startswith("#")
+                assert value.startswith("#") or value in {"pairs.csv", "scores.csv"}
             if name == "style":
                 assert "url(" not in value.replace("url(#", "")
     css = page.all("style")[0].text
@@ -216,21 +235,23 @@ def test_markup_in_names_shows_as_text(write_run, tmp_path) -> None:
     assert "em" not in {e.tag for e in page.walk()}
     assert {e.attrs.get("type") for e in page.all("script")} == {None, "application/json", "application/octet-stream"}
     assert '<em>$x_1$&amp; – "><script>2' in [e.text for e in page.all("h3")]
-    assert "<em>$x_1$&amp;" in [e.text for e in page.all("svg")[0].all("text")]
+    assert "<em>$x_1$&amp;" in [e.text for e in page.all("table", class_="map")[0].all("th")]
 
 
 def test_contexts_stand_side_by_side_with_the_token_marked(run, page) -> None:
     article = page.all("article")[0]
-    pairs = storage.open_result(run.pairs("layers.6", "encoder.layer.2"))
-    items = article.all("ol", class_="pairs")[0].all("details")
-    assert len(items) == min(100, pairs.sizes["pair"])
-    best = int(np.argmax(np.minimum(pairs["r"].values, np.nan_to_num(pairs["r_heldout"].values, nan=-1))))
-    first = items[0]
-    assert [e.text for e in first.all("span", class_="id num")] == [
-        f"A {int(pairs['feature_a'][best])}",
-        f"B {int(pairs['feature_b'][best])}",
-    ]
-    contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=int(pairs["feature_a"][best]))
+    table = pd.read_csv(run.root / "pairs.csv")
+    pairs = table[(table["site_a"] == "layers.6") & (table["site_b"] == "encoder.layer.2")]
+    varied, one_word = (listed.all("details") for listed in article.all("ol", class_="pairs"))
+    assert len(varied) == (~pairs["one_word"]).sum()
+    assert (
+        f"{pairs['one_word'].sum()} one-word pairs" in article.all("details", class_="more")[0].all("summary")[0].text
+    )
+    assert len(one_word) == 10, "of those that are folded, the best are enough"
+    best, first = pairs.iloc[0], varied[0]
+    assert [e.text for e in first.all("span", class_="id num")] == [f"A {best.feature_a}", f"B {best.feature_b}"]
+    assert first.all("a")[0].attrs["href"].endswith(f"&pair={best.feature_a}-{best.feature_b}")
+    contexts = storage.open_result(run.contexts("a", "layers.6")).sel(feature=best.feature_a)
     rows = storage.open_activations(run.activations("a", "layers.6"))
     listed = first.all("ol", class_="contexts")[0].all("li")
     assert len(listed) == int((contexts["row"] >= 0).sum())
@@ -245,14 +266,27 @@ def test_contexts_stand_side_by_side_with_the_token_marked(run, page) -> None:
 def test_pairs_csv_holds_every_pair(run, html) -> None:
     table = pd.read_csv(run.root / "pairs.csv")
     assert list(table) == [
-        "site_a", "site_b", "feature_a", "feature_b", "r", "r_heldout",
+        "site_a", "site_b", "feature_a", "feature_b", "r", "r_heldout", "n_active_a", "n_active_b", "one_word",
         "tokens_a", "tokens_b", "context_a", "context_b",
     ]  # fmt: skip
     for (site_a, site_b), rows in table.groupby(["site_a", "site_b"]):
         stored = storage.open_result(run.pairs(site_a, site_b))
+        both = [rows, stored[list(rows)[2:6]].to_dataframe()]
+        both = [part.sort_values(["feature_a", "feature_b"]) for part in both]
         for name in ("feature_a", "feature_b", "r", "r_heldout"):
-            np.testing.assert_allclose(rows[name], stored[name])
+            np.testing.assert_allclose(both[0][name], both[1][name])
+        active = storage.open_activations(run.activations("a", site_a))["n_active"].values
+        np.testing.assert_array_equal(rows["n_active_a"], active[rows["feature_a"]])
     assert len(table.groupby(["site_a", "site_b"])) == 4
+    assert table["one_word"].is_monotonic_increasing, "one-word pairs come last"
+    lower = table[["r", "r_heldout"]].min(axis=1, skipna=False).fillna(-1)
+    assert all(lower[table["one_word"] == last].is_monotonic_decreasing for last in (False, True))
+    last = table[table["one_word"]]
+    words = [
+        {base_form(word) for text in pair for word in json.loads(text)}
+        for pair in zip(last.tokens_a, last.tokens_b, strict=True)
+    ]
+    assert {len(forms) for forms in words} == {1}
     texts = table[["tokens_a", "tokens_b", "context_a", "context_b"]].stack()
     assert set(texts.str[0]) == {"[", "“"}, "a spreadsheet must not take text for a formula"
     assert table["tokens_a"].map(json.loads).map(len).between(1, 5).all()
@@ -364,7 +398,7 @@ def test_the_licences_of_the_libraries_come_along(page) -> None:
 def test_real_scores(write_run, tmp_path) -> None:
     run = write_run(tmp_path / "run", score=None, null_runs=40, sites=ONE_PAIR, n_documents=20)
     page = Page(report(run.root).read_text(encoding="utf-8")).root
-    assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 5 + 3 + 3
+    assert len([figure for figure in page.all("figure") if figure.all("svg")]) == 1 + 3 + 3
     assert "SVCCA" in page.all("section", id="verdict")[0].text
     scores = storage.open_result(run.scores(ONE_PAIR["a"][0], ONE_PAIR["b"][0]))
     assert 3 < scores.n_effective.item() < scores.n_pairs.item()
@@ -403,10 +437,9 @@ def test_large_grids_show_fewer_pairs_and_link_from_the_section(write_run, tmp_p
     sites = {"a": ["x.1"], "b": [f"y.{i}" for i in range(7)]}
     run = write_run(tmp_path / "run", sites=sites, n_documents=8, null_runs=20)
     page = Page(report(run.root).read_text(encoding="utf-8")).root
-    assert {len(e.all("details")) for e in page.all("ol", class_="pairs")} == {2}
+    assert {len(article.all("ol", class_="pairs")[0].all("details")) for article in page.all("article")} == {2}
     assert len(page.all("nav")) == 2
-    assert "Benjamini–Hochberg" in page.all("p", class_="headline")[0].text
-    assert "site of B: y.…" in [e.text for e in page.all("svg")[0].all("text")]
+    assert "Benjamini–Hochberg" in page.all("ul", class_="verdict")[0].text
     assert MAX_SHOWN > 100
 
 
@@ -455,7 +488,10 @@ def test_r_on_other_text_has_a_column_in_the_page_and_the_table(write_run, tmp_p
     )
     html = report(run.root).read_text(encoding="utf-8")
     table = pd.read_csv(run.pairs_table)
-    np.testing.assert_allclose(table["r_check"], pairs["r_check"])
+    stored = pairs["r_check"].to_dataframe().set_index([pairs["feature_a"].values, pairs["feature_b"].values])
+    np.testing.assert_allclose(
+        table["r_check"], stored.loc[[*zip(table.feature_a, table.feature_b, strict=True)], "r_check"]
+    )
     assert f"their mean r is {np.nanmean(pairs['r_check']):.2f}." in html
     assert '<th scope="col" class="num">Other text</th>' in html
     assert f'<td class="num">{pairs.attrs["n_rows_check"]:,}</td>' in html

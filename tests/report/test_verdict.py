@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
 
 from pipeline.compare.statistics import benjamini_hochberg, holm
-from pipeline.report.statements import Tables, concept_findings, statements
+from pipeline.report.statements import Tables, answer, concept_findings, statements
 from pipeline.report.verdict import EasyPairs, concept_limits, criterion, limits, r_findings
 
 NO_EASY = EasyPairs(10, 0)
@@ -41,7 +41,7 @@ def matching(**columns: float) -> pd.DataFrame:
 
 @dataclass
 class Verdict:
-    """What the report says of some tables."""
+    """What the report says of some tables: on significance, and further."""
 
     headline: str
     findings: list[str]
@@ -49,7 +49,7 @@ class Verdict:
 
 
 def judge(table: pd.DataFrame, matched: pd.DataFrame, sites: pd.DataFrame, easy: EasyPairs, left: list[str]) -> Verdict:
-    headline, *findings = statements(Tables(table, matched, *[pd.DataFrame()] * 3))
+    _, headline, *findings = statements(Tables(table, matched, *[pd.DataFrame()] * 3))
     return Verdict(headline, findings, limits(table, matched, sites, easy, left))
 
 
@@ -176,7 +176,7 @@ def test_neither_a_large_effect_nor_a_small_p_is_enough_alone(score, p, sentence
 
 def test_r_on_other_text_follows_r_where_pairs_were_chosen() -> None:
     said = " ".join(r_findings(matching(r_check_mean=0.31, rows_check=12_000)))
-    assert "12000 rows that were not used to select pairs (match.check_on), their mean r is 0.31." in said
+    assert "12,000 rows that were not used to select pairs (match.check_on), their mean r is 0.31." in said
     assert "other text" not in " ".join(r_findings(matching()))
     assert "other text" not in " ".join(r_findings(matching(r_check_mean=float("nan"), rows_check=12_000)))
 
@@ -257,3 +257,46 @@ def test_stored_tables_make_the_same_sentences() -> None:
     tables = Tables(table, matching(r_random=float("nan")), pd.DataFrame(), concepts, pd.DataFrame())
     stored = json.loads(json.dumps(tables.to_records(), allow_nan=False))
     assert statements(Tables.from_records(stored)) == statements(tables)
+
+
+@pytest.mark.parametrize(
+    ("score", "p", "r", "part"),
+    [
+        (0.9, LOW, 0.6, ("strongly (mean r 0.60", "strongly similar (SVCCA 87 %")),
+        (0.52, LOW, 0.35, ("moderately", "moderately similar")),
+        (0.25, LOW, 0.15, ("weakly", "hardly similar (SVCCA 6 % of the way from chance to 1)")),
+        (
+            0.9,
+            HIGH,
+            0.05,
+            ("hardly", "geometry is not shown to be similar (by SVCCA, nowhere above shuffled pairings)"),
+        ),
+    ],
+)
+def test_the_answer_names_effects_and_no_p(score, p, r, part) -> None:
+    tables = Tables(scores({("b1", "svcca"): p}, score=score), matching(r_heldout_mean=r), *[pd.DataFrame()] * 3)
+    features, geometry, meanings = answer(tables)
+    assert features.startswith(f"Matched features correspond {part[0]}")
+    assert features.endswith("not tested against a shared vocabulary")
+    assert part[1] in geometry
+    assert meanings == "meanings were not tested"
+    assert "p <" not in (said := statements(tables)[0])
+    assert said == f"{features}; {geometry}; {meanings}."
+
+
+def test_the_answer_says_where_most_and_what_meanings_go_beyond_their_words() -> None:
+    table = scores({("b1", "svcca"): LOW, ("b2", "svcca"): LOW})
+    table.loc[1, "score"] = 0.8
+    passing = outcome("global", "passes_both", 1, "time, food_drink") | {"draws": 2000, "draws_needed": 9, "beyond": 1}
+    judged = [passing, outcome("global", "neither", 9), outcome("global", "too_few_pairs", 50)]
+    tables = Tables(table, matching(), pd.DataFrame(), pd.DataFrame(judged), pd.DataFrame())
+    _, geometry, meanings = answer(tables)
+    assert geometry.endswith("(SVCCA 37 to 75 % of the way from chance to 1), most at a1 – b2")
+    assert meanings == (
+        "few of the meanings tested are shared (1 of 10 subspaces of concepts exceed chance: time, food drink), and 1 "
+        "of these goes beyond its words (p < 0.05)"
+    )
+    between = {"quantity": ["svcca"], "normalised": [0.6], "score": [0.7], "floor_name": ["f"], "ceiling_name": ["c"]}
+    assert "; SVCCA 60 % from floor to ceiling)" in answer(replace(tables, yardsticks=pd.DataFrame(between)))[1]
+    none = replace(tables, concepts=pd.DataFrame([outcome("global", "neither", 9)]))
+    assert answer(none)[2] == "no meaning is shown to be shared (none of 9 subspaces of concepts exceeds chance)"

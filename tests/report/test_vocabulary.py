@@ -87,7 +87,7 @@ def test_the_report_shows_the_table_and_the_sentence_first(write_run, tmp_path, 
     experiment = run.read_experiment()
     run.write_experiment({**experiment, "rematch": {"draws": 3}})
     html = report(run.root).read_text(encoding="utf-8")
-    first = re.search(r"<ul>\s*<li>(.*?)</li>", html[html.index('class="headline"') :], re.DOTALL)[1]
+    first = re.search(r"<ul class=.verdict.>\s*<li>(.*?)</li>", html[html.index('class="headline"') :], re.DOTALL)[1]
     assert "shared vocabulary" in first
     section = html[html.index('<section id="vocabulary"') :]
     assert section.count("<tr>") >= 5

@@ -48,6 +48,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_bars_of_libraries_do_not_fill_a_log_file() -> None:
+    """In a process of its own: tqdm looks at the environment when it is imported."""
+    code = "from pipeline.work.script import set_up_logging as up; up(); from tqdm.auto import tqdm; list(tqdm([1, 2]))"
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_what_dask_logs_is_not_shown(results: Path, tmp_path: Path) -> None:
     """In a process of its own: Dask sets the level of its loggers when it is imported."""
     command = [sys.executable, "-m", "jobs", "correlate", str(results / "a.zarr"), str(results / "b.zarr"), "--out"]

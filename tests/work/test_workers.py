@@ -22,6 +22,7 @@ from distributed import Client, LocalCluster
 from pipeline.work import workers
 from pipeline.work.workers import (
     Advanced,
+    Event,
     Planned,
     closing,
     dashboard_url,
@@ -167,7 +168,7 @@ def test_a_task_that_kills_its_workers_is_named() -> None:
 
 
 def test_who_listens_is_told_how_far_tasks_are(client: Client) -> None:
-    heard: list[Planned | Advanced] = []
+    heard: list[Event] = []
     with listening(heard.append):
         tell(Planned("x", 5))
         list(run_tasks(client, counted, range(3), name="test-listen", label="Listen", rows=lambda item: 10.0 * item))

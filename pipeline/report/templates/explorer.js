@@ -114,21 +114,11 @@
       this.partners = { a: partners(pack.a), b: partners(pack.b) };
       this.search = null;
       this.orders = {};
+      this.n_one_word = this.one_word.reduce((sum, one) => sum + one, 0);
     }
 
     features(pair) {
       return { a: this.a[pair], b: this.b[pair] };
-    }
-
-    // All top contexts of both features are on one and the same word.
-    isEasy(pair) {
-      const tokens = [...this.sites.a.tokens(this.a[pair]), ...this.sites.b.tokens(this.b[pair])];
-      return new Set(tokens.map((token) => token.toLowerCase())).size === 1;
-    }
-
-    get easy() {
-      this.easyFlags ??= Uint8Array.from(this.a, (_, pair) => this.isEasy(pair));
-      return this.easyFlags;
     }
 
     conceptsOf(pair) {
@@ -194,6 +184,11 @@
       return found;
     }
 
+    // The pair of two features by their ids; -1 where they were not matched.
+    withIds(a, b) {
+      return this.a.findIndex((feature, pair) => this.sites.a.feature[feature] === a && this.sites.b.feature[this.b[pair]] === b);
+    }
+
     // All pairs in the order of one of the SORTS; what has no figure comes last.
     order(name) {
       const [, values, direction] = SORTS[name];
@@ -246,6 +241,7 @@
 
   // ---- the list ---------------------------------------------------------------------------------------------------
 
+  const DEFAULT_SORT = "both";
   const SORTS = {
     both: ["Lower of the two r", (set) => set.both, -1],
     r: ["r (selection half)", (set) => set.r, -1],
@@ -306,11 +302,11 @@
     const found = await set.find(byId("x-search").value);
     if (turn !== state.turn) return;
     const least = byId("x-min").value === "" ? -Infinity : Number(byId("x-min").value);
-    const easy = byId("x-easy").checked ? set.easy : null;
+    const one_word = byId("x-easy").checked ? null : set.one_word;
     const concept = byId("x-concept").value;
     const kept = [];
     for (const pair of set.order(byId("x-sort").value)) {
-      if ((!found || found[pair]) && !(set.both[pair] < least) && !(easy && easy[pair]) &&
+      if ((!found || found[pair]) && !(set.both[pair] < least) && !(one_word && one_word[pair]) &&
           (!concept || set.conceptsOf(pair).includes(concept))) kept.push(pair);
     }
     state.shown = kept;
@@ -336,10 +332,106 @@
   async function goTo(pair) {
     if (!state.shown.includes(pair)) {
       for (const id of ["x-search", "x-min", "x-concept"]) byId(id).value = "";
-      byId("x-easy").checked = false;
+      byId("x-easy").checked ||= Boolean(state.set.one_word[pair]);
       await refresh();
     }
     choose(state.shown.indexOf(pair));
+  }
+
+  // ---- the address ------------------------------------------------------------------------------------------------
+
+  // What is shown is in the address, after "#": a link shows it again, and "back" returns to what was shown before.
+  const FIELDS = { q: "x-search", sort: "x-sort", min: "x-min", concept: "x-concept" };
+  const isState = (hash) => hash === "" || hash.includes("=");
+
+  function address() {
+    const { set } = state;
+    const parts = new URLSearchParams(set.entry.sites);
+    for (const [name, id] of Object.entries(FIELDS)) {
+      if (byId(id).value && byId(id).value !== DEFAULT_SORT) parts.set(name, byId(id).value);
+    }
+    if (byId("x-easy").checked) parts.set("words", "1");
+    if (state.selected >= 0) parts.set("pair", ["a", "b"].map((side) => set.sites[side].feature[set[side][state.selected]]).join("-"));
+    return `#${parts}`;
+  }
+
+  // Typing, or going through the list, is one step back, however many keys it takes.
+  function note(step) {
+    const again = step !== "step" && step === state.step;
+    state.step = step;
+    if (address() !== location.hash) history[again ? "replaceState" : "pushState"](null, "", address());
+  }
+
+  // Show what an address says; what it says nothing of is as it is when the page opens.
+  async function follow(hash) {
+    const parts = new URLSearchParams(hash.slice(1));
+    const at = index.site_pairs.findIndex(({ sites }) => sites.a === parts.get("a") && sites.b === parts.get("b"));
+    if (at < 0 && parts.has("a")) throw new Error(`This report has no pair of sites ${parts.get("a")} – ${parts.get("b")}`);
+    byId("x-sites").value = Math.max(at, 0);
+    await openSites(parts);
+    if (parts.has("pair")) {
+      const pair = state.set.withIds(...parts.get("pair").split("-").map(Number));
+      if (pair < 0) throw new Error(`These sites have no pair ${parts.get("pair")}`);
+      await goTo(pair);
+    }
+  }
+
+  function fill(parts) {
+    if (!Number.isFinite(Number(parts.get("min")))) parts.delete("min");
+    for (const [name, id] of Object.entries(FIELDS)) byId(id).value = parts.get(name) ?? (name === "sort" ? DEFAULT_SORT : "");
+    if (byId("x-sort").selectedIndex < 0) byId("x-sort").value = DEFAULT_SORT;
+    if (byId("x-concept").selectedIndex < 0) byId("x-concept").value = "";
+    byId("x-easy").checked = parts.has("words");
+  }
+
+  async function changed() {
+    const { hash } = location;
+    if (!isState(hash) || (state.set && hash === address())) return;
+    state.step = null;
+    await follow(hash).then(() => { byId("x-wait").textContent = ""; }, (error) => { byId("x-wait").textContent = error.message; });
+    const { top, bottom } = byId("x-app").getBoundingClientRect();
+    if (hash && (bottom < 0 || top > innerHeight / 2)) {
+      byId("explorer").scrollIntoView({ block: "start" });
+      list.focus({ preventScroll: true });
+    }
+  }
+
+  async function copyLink() {
+    note("step");
+    const done = byId("x-done");
+    const after = location.protocol === "file:" ? "Copied. Send the file as well: the link finds the pair in it." : "Copied.";
+    try {
+      await navigator.clipboard.writeText(location.href);
+      done.textContent = after;
+    } catch {
+      done.replaceChildren(el("input", { readonly: true, value: location.href, "aria-label": "Link to copy" }));
+      done.firstChild.select();
+    }
+  }
+
+  // The pairs in the list, in its order, with the columns of pairs.csv.
+  function table() {
+    const { set } = state;
+    const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+    const sides = ["a", "b"];
+    const both = (of) => sides.map((side) => of(set.sites[side], side));
+    const lines = state.shown.map((pair) => [
+      ...both((site) => quoted(site.name)), ...both((site, side) => site.feature[set[side][pair]]),
+      ...[set.r[pair], set.heldout[pair]].map((r) => (Number.isNaN(r) ? "" : Number(r.toPrecision(7)))),
+      ...both((site, side) => site.n_active[set[side][pair]]), set.one_word[pair] ? "True" : "False",
+      ...both((site, side) => quoted(JSON.stringify(site.tokens(set[side][pair])))),
+    ].join(","));
+    const columns = ["site", "feature", "n_active", "tokens"].map((name) => sides.map((side) => `${name}_${side}`));
+    const head = [...columns[0], ...columns[1], "r", "r_heldout", ...columns[2], "one_word", ...columns[3]];
+    return `${[head.join(","), ...lines].join("\n")}\n`;
+  }
+
+  function exportPairs() {
+    const url = URL.createObjectURL(new Blob([table()], { type: "text/csv" }));
+    const { sites } = state.set.entry;
+    el("a", { href: url, download: `pairs-${sites.a}-${sites.b}.csv`.replace(/[^\w.-]+/g, "-") }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+    byId("x-done").textContent = `${count(state.shown.length)} pairs in the file`;
   }
 
   // ---- one pair ---------------------------------------------------------------------------------------------------
@@ -352,12 +444,50 @@
     const features = set.features(pair);
     const facts = [["r (selection half)", number(set.r[pair], 3)], [set.entry.heldout_in_choice ? "r (held-out half, used in the selection)" : "r (held-out half)", number(set.heldout[pair], 3)]];
     const concepts = set.conceptsOf(pair);
-    if (concepts.length) facts.push(["concepts", concepts.join(", ")]);
-    if (set.isEasy(pair)) facts.push(["one-word pair", "yes"]);
+    if (concepts.length) facts.push(["concepts", concepts.join(", ").replaceAll("_", " ")]);
+    if (set.one_word[pair]) facts.push(["one-word pair", "yes"]);
     const title = el("h3", { id: "x-title", tabindex: "-1" }, `${set.sites.a.label(features.a)} and ${set.sites.b.label(features.b)}`);
     detail.replaceChildren(title,
       el("dl", { class: "x-facts" }, ...facts.map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", { class: "num" }, fact)))),
-      el("div", { class: "x-sides" }, sideView("a", pair), sideView("b", pair)));
+      el("div", { class: "x-sides" }, sideView("a", pair), sideView("b", pair)), elsewhere(pair) ?? "");
+  }
+
+  // The partners of both features at the other sites; looked up when asked for, since each pair of sites is a pack.
+  function elsewhere(pair) {
+    const { set } = state;
+    const others = index.site_pairs.filter((entry) => entry !== set.entry && sharedSide(entry, set.entry));
+    if (!others.length) return null;
+    const body = el("tbody");
+    const heads = ["Feature", "At", "Partner", "r", "held out"].map((name, i) => el("th", { scope: "col", class: i > 2 ? "num" : null }, name));
+    const table = el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body);
+    const shown = el("details", { class: "more x-elsewhere", open: state.elsewhere }, el("summary", {}, "Partners at other sites"),
+      el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Partners at other sites" }, table));
+    const fill = async () => {
+      state.elsewhere = shown.open;
+      if (!shown.open || body.children.length) return;
+      body.append(el("tr", {}, el("td", { colspan: 5 }, "Looking …")));
+      const rows = [];
+      for (const entry of others) rows.push(partnerAt(entry, set, pair, await openPairSet(entry)));
+      body.replaceChildren(...rows);
+    };
+    shown.addEventListener("toggle", fill);
+    return shown;
+  }
+
+  const sharedSide = (one, other) => ["a", "b"].find((side) => one.sites[side] === other.sites[side]);
+
+  function partnerAt(entry, set, pair, there) {
+    const side = sharedSide(entry, set.entry);
+    const other = side === "a" ? "b" : "a";
+    const id = set.sites[side].feature[set[side][pair]];
+    const at = there.partners[side].get(there.sites[side].feature.indexOf(id));
+    const cells = [el("th", { scope: "row", class: `side-${side}` }, el("span", { class: "id num" }, `${side.toUpperCase()} ${id}`)), el("td", { class: "name" }, entry.sites[other])];
+    if (at === undefined) return el("tr", {}, ...cells, el("td", { colspan: 3 }, "not matched"));
+    const partner = there.sites[other].feature[there[other][at]];
+    const ids = side === "a" ? [id, partner] : [partner, id];
+    const link = el("a", { href: `#${new URLSearchParams({ ...entry.sites, ...(there.one_word[at] ? { words: "1" } : {}), pair: ids.join("-") })}` }, `${other.toUpperCase()} ${partner}`);
+    return el("tr", {}, ...cells, el("td", {}, link, words(there.sites[other].tokens(there[other][at]))),
+      el("td", { class: "num" }, number(there.r[at])), el("td", { class: "num" }, number(there.heldout[at])));
   }
 
   function sideView(side, pair) {
@@ -433,7 +563,7 @@
     else if (partner !== undefined) {
       const label = `${set.sites[other].label(set[other][partner])}, r ${number(set.r[partner])}`;
       fate = el("button", { type: "button", class: "x-jump" }, `paired with ${label}`);
-      fate.addEventListener("click", () => goTo(partner).then(() => byId("x-title").focus()));
+      fate.addEventListener("click", () => goTo(partner).then(() => { note("step"); byId("x-title").focus(); }));
     }
     return el("tr", { class: chosen ? "x-chosen" : null }, el("th", { scope: "row", class: "num" }, site.label(feature)),
       el("td", { class: "num" }, number(r)), el("td", { class: "num" }, number(heldout)),
@@ -560,7 +690,7 @@
       canvas.addEventListener("pointerleave", () => hover(-1));
       canvas.addEventListener("click", (event) => {
         const pair = nearest(side, event);
-        if (pair >= 0) goTo(pair);
+        if (pair >= 0) goTo(pair).then(() => note("step"));
       });
     }
     const steps = { "x-in": (map) => zooming.scaleBy(map, 1.6), "x-out": (map) => zooming.scaleBy(map, 1 / 1.6), "x-reset": (map) => zooming.transform(map, zoomIdentity) };
@@ -585,6 +715,7 @@
       if (to !== undefined) {
         event.preventDefault();
         choose(Math.min(Math.max(to, 0), state.shown.length - 1));
+        note("list");
       } else if (event.key === "Enter") {
         event.preventDefault();
         byId("x-title")?.focus();
@@ -594,6 +725,7 @@
       const row = event.target.closest(".x-row");
       if (!row) return;
       choose(Number(row.dataset.at), { scroll: false });
+      note("step");
       if (matchMedia("(max-width: 60rem)").matches) byId("x-detail").scrollIntoView({ block: "start" });
     });
     byId("x-detail").addEventListener("keydown", (event) => { if (event.key === "Escape") list.focus(); });
@@ -608,23 +740,36 @@
       event.preventDefault();
       byId("x-search").focus();
     });
-    for (const id of ["x-search", "x-min"]) byId(id).addEventListener("input", refresh);
-    for (const id of ["x-sort", "x-easy", "x-concept"]) byId(id).addEventListener("change", refresh);
-    byId("x-sites").addEventListener("change", openSites);
+    for (const id of ["x-search", "x-min"]) byId(id).addEventListener("input", () => refresh().then(() => note(id)));
+    for (const id of ["x-sort", "x-easy", "x-concept"]) byId(id).addEventListener("change", () => refresh().then(() => note("step")));
+    byId("x-sites").addEventListener("change", () => openSites().then(() => note("step")));
+    byId("x-link").addEventListener("click", copyLink);
+    byId("x-csv").addEventListener("click", exportPairs);
+    addEventListener("hashchange", changed);
   }
 
   // ---- start ------------------------------------------------------------------------------------------------------
 
-  async function openSites() {
-    state.set = await openPairSet(index.site_pairs[Number(byId("x-sites").value)]);
-    state.selected = -1;
-    const { concepts } = state.set;
-    byId("x-concept").replaceChildren(el("option", { value: "" }, "any"), ...concepts.map((name) => el("option", { value: name }, name)));
-    byId("x-concept").parentElement.hidden = !concepts.length;
-    openMaps();
+  // Show the chosen pair of sites, with the fields as an address says, or as they are.
+  async function openSites(parts) {
+    const entry = index.site_pairs[Number(byId("x-sites").value)];
+    if (state.set?.entry !== entry) {
+      const set = await openPairSet(entry);
+      if (entry !== index.site_pairs[Number(byId("x-sites").value)]) return; // another was chosen meanwhile
+      state.set = set;
+      state.selected = -1;
+      byId("x-concept").replaceChildren(el("option", { value: "" }, "any"), ...set.concepts.map((name) => el("option", { value: name }, name.replaceAll("_", " "))));
+      byId("x-concept").parentElement.hidden = !set.concepts.length;
+      byId("x-easy").parentElement.hidden = !set.n_one_word;
+      byId("x-easy-text").textContent = `Show ${count(set.n_one_word)} one-word pair${set.n_one_word === 1 ? "" : "s"}`;
+      openMaps();
+    }
+    if (parts) {
+      fill(parts);
+      state.selected = -1;
+    }
     await refresh();
-    await state.set.index();
-    byId("x-app").dataset.indexed = "true";
+    state.set.index().then(() => { byId("x-app").dataset.indexed = "true"; });
   }
 
   async function start() {
@@ -637,6 +782,7 @@
     listenToMaps();
     await openSites();
     byId("x-wait").textContent = "";
+    await changed();
   }
 
   start().catch((error) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from distributed import Client
 
 from jobs.watch import recorder as watching
 from jobs.watch.page import Sample, watch_page
-from jobs.watch.recorder import Recorder, _begin, read_sessions, recorded
-from pipeline.work.workers import Planned, run_tasks, tell
+from jobs.watch.recorder import FINISHED, Record, Recorder, _begin, read_sessions, recorded
+from pipeline.work.workers import Advanced, Planned, Staged, run_tasks, tell
 
 
 def same(item: int) -> int:
@@ -109,6 +110,36 @@ def test_the_plan_is_on_top_of_what_a_process_held_before() -> None:
     assert Planned("x", 900, reserved=400).limit(before=0) == 900
     assert Planned("x", 900, reserved=400).limit(before=700) == 1200
     assert Planned("x", 900).limit(before=700) == 1600
+
+
+def test_the_page_shows_stages_gaps_and_no_plan_that_is_unknown(client: Client, tmp_path: Path) -> None:
+    recorder = Recorder(client, tmp_path, Record("2026-01-01T00:00:00+00:00"), [], title="pythia & co")
+    names = ("harvest", "correlate", "report")
+    recorder.on_event(Staged("harvest", names))
+    recorder.on_event(Planned("harvest A", 5_000_000_000))
+    recorder.stages[0].seconds, recorder.start = 0.0, recorder.start - 60
+    recorder.on_event(Staged("correlate", names))
+    recorder.on_event(Advanced("Tiles", 0, 8, 0.0))
+    recorder.start -= 20
+    recorder.on_event(Advanced("Tiles", 2, 8, 0.0))
+    recorder.record.seconds = 80.0
+    plans = [5e9, 5e9, float("nan"), float("nan"), 2e9]
+    recorder.samples = [Sample(t, t, 1, 1.0, 1e9, plan, 2) for t, plan in zip((0, 1, 2, 3, 60), plans, strict=True)]
+    recorder.write_page()
+    page = (tmp_path / "watch.html").read_text()
+    assert "<h1>pythia &amp; co</h1>" in page
+    assert "Stage 2 of 3; 80 s so far" in page
+    stages = re.findall(r'--done: (\d+)%"><b>(\w+)</b>([^<]*)<', page)
+    assert stages[::2] == [("100", "harvest", "60 s"), ("0", "report", "")]
+    assert stages[1][:2] == ("25", "correlate")
+    assert stages[1][2] == "Tiles: 2 of 8, about 60 s left"
+    *_, memory = re.findall(r"<svg.*?</svg>", page)
+    assert memory.count('stroke="var(--first)"') == 2, "nothing was seen between 3 and 60 s"
+    assert memory.count('stroke="var(--second)"') == 2, "the plan was not known between 1 and 60 s"
+    assert "prefers-color-scheme: dark" in page
+    recorder.record.ended = FINISHED
+    recorder.write_page()
+    assert "about 60 s left" not in (tmp_path / "watch.html").read_text()
 
 
 def test_the_page_is_escaped_and_refreshes() -> None:
