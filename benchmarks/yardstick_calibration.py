@@ -82,7 +82,7 @@ def judge(n: int, experiments: int) -> list[dict[str, Any]]:
             "covered": ((defined["low"] <= TRUTH) & (defined["high"] >= TRUTH)).mean(),
         }
         rounded = {name: round(float(value), 4) for name, value in figures.items()}
-        lines.append({"quantity": quantity, "pairs": n, "experiments": experiments, **rounded})
+        rounded = {name: round(float(np.asarray(value)), 4) for name, value in figures.items()}
     return lines
 
 
