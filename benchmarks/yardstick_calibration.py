@@ -81,8 +81,8 @@ def judge(n: int, experiments: int) -> list[dict[str, Any]]:
             "given": defined.sizes["experiment"] / experiments,
             "covered": ((defined["low"] <= TRUTH) & (defined["high"] >= TRUTH)).mean(),
         }
-        rounded = {name: round(float(value), 4) for name, value in figures.items()}
         rounded = {name: round(float(np.asarray(value)), 4) for name, value in figures.items()}
+        lines.append({"quantity": quantity, "pairs": n, "experiments": experiments, **rounded})
     return lines
 
 
