@@ -75,11 +75,12 @@ def test_the_driver_as_a_job(
     (driver,) = said["jobs"]
     workers = set(slurmctl.jobs()) - {driver}
     slurmctl.requeue(driver)
-    while workers & set(slurmctl.jobs()):
+    while workers & set(slurmctl.jobs()) or slurmctl.jobs()[driver][0] != "PENDING":
         assert time.monotonic() < end, slurmctl.jobs()
         time.sleep(0.2)
+    # Slurm would have it wait for two minutes
     slurm_output("scontrol", "update", f"jobid={driver}", "starttime=now")
-    wait_for_jobs(said["jobs"], folder / "logs")
+    wait_for_jobs(said["jobs"], folder / "logs", 400)
     assert digest(folder) == local_run
     assert (folder / "report.html").is_file()
 

@@ -136,7 +136,7 @@ def test_where_every_sbatch_fails_the_start_is_given_up(
         connect("slurm-cpu", cluster_file(tmp_path, {}), tmp_path / "logs"),
     ):
         pass
-    assert time.monotonic() - start < SOON
+    assert time.monotonic() - start < 60, "not after `wait`; how soon: tests/slurm/test_messages.py"
     assert "Traceback" not in caplog.text
 
 
