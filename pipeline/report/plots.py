@@ -72,8 +72,8 @@ NARROW_CELL_INCHES, MANY_COLUMNS = (1.0, 0.82), 6
 CSS_PIXELS = 96
 #: Width of what stands right of a map: the bar of its shades.
 BAR_INCHES = 0.75
-#: Width of the strip plot, and height of a strip, in inches.
-STRIP_INCHES = (7.6, 0.42)
+#: Width of the strip plot, and height of a strip with few marks and at most, in inches.
+STRIP_INCHES = (7.6, 0.42, 1.2)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def strip_plot(strips: dict[str, list[Mark]]) -> Figure:
     strips
         Marks by the name of what they measure, one for each pair of sites, in one order.
     """
-    width, row = STRIP_INCHES
+    width, least, most = STRIP_INCHES
+    row = float(np.clip(0.05 * max(map(len, strips.values())), least, most))
     top, bottom, left = 0.3, 0.28, 0.35 + 0.075 * max(map(len, strips))
     height = top + bottom + row * len(strips)
     figure = Figure(figsize=(width, height))
@@ -209,7 +210,7 @@ def strip_plot(strips: dict[str, list[Mark]]) -> Figure:
     axes = figure.add_axes(box)
     for i, marks in enumerate(strips.values()):
         for mark, y in zip(marks, i + 0.5 + 0.7 * _spread(len(marks)), strict=True):
-            _draw_mark(axes, mark, y, 0.7 / len(marks))
+            _draw_mark(axes, mark, y, 0.7 / len(marks), row)
     values = [value for marks in strips.values() for mark in marks for value in (mark.score, *mark.chance, mark.floor)]
     lowest = min([0.0, *(value for value in values if math.isfinite(value))])
     axes.set(xlim=(lowest - 0.01, 1.01), ylim=(len(strips), 0), yticks=np.arange(len(strips)) + 0.5)
@@ -234,10 +235,10 @@ def _spread(n: int) -> np.ndarray:
     return (np.arange(n) + 0.5) / n - 0.5
 
 
-def _draw_mark(axes: Axes, mark: Mark, y: float, height: float) -> None:
-    """Draw one score of a strip; a long bar is the way from chance to the score."""
+def _draw_mark(axes: Axes, mark: Mark, y: float, height: float, row: float) -> None:
+    """Draw one score of a strip that is `row` inches high; a long bar is the way from chance to the score."""
     mean, low, high = mark.chance
-    size = float(np.clip(72 * STRIP_INCHES[1] * height, 2.5, 6))
+    size = float(np.clip(72 * row * height, 2.5, 6))
     if math.isfinite(mean):
         axes.plot([mean, mark.score], [y, y], color=ACCENT, linewidth=size / 4, alpha=0.5)
         low, high = (low, high) if math.isfinite(low) else (mean, mean)
