@@ -283,20 +283,27 @@ def _label(axes: Axes, x: float, text: str, *, to_the_right: bool) -> None:
 
 
 @mpl.rc_context(STYLE)
-def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> Figure:
-    """Draw the best r of every A feature on the rows that chose it, and on held-out documents, beside random pairs."""
-    figure, axes = _small_figure("r of an A feature’s best match", "features of A")
-    lowest = np.nanmin(np.concatenate([chosen, heldout, [0.0]]))
-    edges = np.linspace(lowest, 1, BINS + 1)
-    for values, label, colour, fill in ((chosen, "selected", NULL, True), (heldout, "held out", ACCENT, False)):
-        defined = values[np.isfinite(values)]
-        if len(defined):
-            axes.stairs(np.histogram(defined, edges)[0], edges, fill=fill, color=colour, label=label, linewidth=1.5)
-    if np.isfinite(random):
-        axes.axvline(random, color=MUTED, linewidth=1, linestyle=":", label="random pair")
-    if axes.get_legend_handles_labels()[0]:
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 3}
-        axes.legend(**place, fontsize=8, handlelength=1.4, columnspacing=1.2)
+def pairs_above_r(curves: dict[str, tuple[np.ndarray, int]]) -> Figure:
+    """Draw how many pairs have at least each r.
+
+    Parameters
+    ----------
+    curves
+        By name: r of pairs, and from how many matchings they come, over which the number is averaged. NaN counts as
+        less than any r.
+    """
+    figure, axes = _small_figure("r", "pairs with at least this r")
+    styles = ((MUTED, "-"), (ACCENT, "-"), (INK, "--"), (INK, ":"))
+    lowest = min([0.0, *(float(np.nanmin(r)) for r, _ in curves.values() if np.isfinite(r).any())])
+    at_least = np.linspace(lowest, 1, 4 * BINS + 1)
+    for (name, (r, matchings)), (colour, line) in zip(curves.items(), styles, strict=False):
+        ascending = np.sort(r[np.isfinite(r)])
+        counts = (len(ascending) - np.searchsorted(ascending, at_least)) / matchings
+        axes.plot(at_least, counts, color=colour, linestyle=line, linewidth=1.4, label=name)
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(bottom=0)
+    if curves:
+        axes.legend(loc="upper right", fontsize=8, handlelength=1.6)
     return figure
 
 
