@@ -236,8 +236,7 @@ def test_the_address_holds_what_is_shown_and_back_returns(opened, file, run) -> 
 )
 def test_an_address_that_leads_nowhere_says_so(opened, file, address, said) -> None:
     uri = file.resolve().as_uri()
-    with opened(file) as page:
-        page.evaluate("(hash) => { location.hash = hash }", address)
+    with opened(file, address=address) as page:
         page.wait_for_function("(said) => document.getElementById('x-wait').textContent.includes(said)", arg=said)
         assert page.url.startswith(f"{uri}#a=")
         assert page.evaluate(STATE)["sort"] == "both"
