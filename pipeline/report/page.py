@@ -25,6 +25,9 @@ from pipeline.report.yardsticks import open_yardsticks, yardsticks_table
 from pipeline.settings.correlate import MEASURE_NAMES
 from storage import read_manifest
 
+#: What permuted rows of B are called in figures.
+PERMUTED = {"token": "same text permuted", "document": "documents permuted"}
+
 
 @dataclass(frozen=True)
 class SitePairView:
@@ -207,20 +210,26 @@ def _site_pair_figures(pair: SitePair, scores: pd.DataFrame) -> Iterator[FigureV
             f"p = {p_number(row.p)}."
         )
         yield FigureView(figure, f"{metric_name(row.metric)} against chance", caption, where)
-    yield _best_r_figure(pair, where)
+    yield _pairs_figure(pair, where)
     yield _all_r_figure(pair, where)
     yield _uses_figure(pair, where)
 
 
-def _best_r_figure(pair: SitePair, where: str) -> FigureView:
-    chosen, heldout = tables.best_r(pair)
-    random = tables.mean_of_all(pair.correlation)
-    title = "Best match of every A feature"
-    caption = f"Median r {number(tables.median(chosen))} on the selection half"
-    if np.isfinite(heldout).any():
-        caption += f", {number(tables.median(heldout))} on the held-out half"
-    caption += f". A random pair: {number(random, 3)}.{_measure(pair)}"
-    return FigureView(plots.best_r_histogram(chosen, heldout, random), title, caption, where)
+def _pairs_figure(pair: SitePair, where: str) -> FigureView:
+    r, heldout = (pair.pairs[name].values for name in ("r", "r_heldout"))
+    has_heldout = bool(np.isfinite(heldout).any())
+    curves = {"selection half" if has_heldout else "matched pairs": (r, 1)}
+    caption = f"{len(r):,} pairs at r ≥ {pair.pairs.attrs['min_correlation']:g}"
+    if has_heldout:
+        curves["held-out half"] = (heldout, 1)
+        caption += f"; median r {number(tables.median(r))}, held out {number(tables.median(heldout))}"
+    if pair.rematched is not None:
+        permuted, draws = pair.rematched, int(pair.rematched.attrs["n_draws"])
+        for i, null in enumerate(permuted["null"].values.tolist()):
+            drawn = (permuted["matched_null"].values == i) & (permuted["matched_in"].values >= 0)
+            curves[PERMUTED[null]] = (permuted["matched_r"].values[drawn], draws)
+        caption += f". Permuted: on the selection half, mean of {draws} draws"
+    return FigureView(plots.pairs_above_r(curves), "Pairs by r", f"{caption}.{_measure(pair)}", where)
 
 
 def _measure(pair: SitePair) -> str:

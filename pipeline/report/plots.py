@@ -72,8 +72,8 @@ NARROW_CELL_INCHES, MANY_COLUMNS = (1.0, 0.82), 6
 CSS_PIXELS = 96
 #: Width of what stands right of a map: the bar of its shades.
 BAR_INCHES = 0.75
-#: Width of the strip plot, and height of a strip, in inches.
-STRIP_INCHES = (7.6, 0.42)
+#: Width of the strip plot, and height of a strip with few marks and at most, in inches.
+STRIP_INCHES = (7.6, 0.42, 1.2)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def strip_plot(strips: dict[str, list[Mark]]) -> Figure:
     strips
         Marks by the name of what they measure, one for each pair of sites, in one order.
     """
-    width, row = STRIP_INCHES
+    width, least, most = STRIP_INCHES
+    row = float(np.clip(0.05 * max(map(len, strips.values())), least, most))
     top, bottom, left = 0.3, 0.28, 0.35 + 0.075 * max(map(len, strips))
     height = top + bottom + row * len(strips)
     figure = Figure(figsize=(width, height))
@@ -209,7 +210,7 @@ def strip_plot(strips: dict[str, list[Mark]]) -> Figure:
     axes = figure.add_axes(box)
     for i, marks in enumerate(strips.values()):
         for mark, y in zip(marks, i + 0.5 + 0.7 * _spread(len(marks)), strict=True):
-            _draw_mark(axes, mark, y, 0.7 / len(marks))
+            _draw_mark(axes, mark, y, 0.7 / len(marks), row)
     values = [value for marks in strips.values() for mark in marks for value in (mark.score, *mark.chance, mark.floor)]
     lowest = min([0.0, *(value for value in values if math.isfinite(value))])
     axes.set(xlim=(lowest - 0.01, 1.01), ylim=(len(strips), 0), yticks=np.arange(len(strips)) + 0.5)
@@ -234,10 +235,10 @@ def _spread(n: int) -> np.ndarray:
     return (np.arange(n) + 0.5) / n - 0.5
 
 
-def _draw_mark(axes: Axes, mark: Mark, y: float, height: float) -> None:
-    """Draw one score of a strip; a long bar is the way from chance to the score."""
+def _draw_mark(axes: Axes, mark: Mark, y: float, height: float, row: float) -> None:
+    """Draw one score of a strip that is `row` inches high; a long bar is the way from chance to the score."""
     mean, low, high = mark.chance
-    size = float(np.clip(72 * STRIP_INCHES[1] * height, 2.5, 6))
+    size = float(np.clip(72 * row * height, 2.5, 6))
     if math.isfinite(mean):
         axes.plot([mean, mark.score], [y, y], color=ACCENT, linewidth=size / 4, alpha=0.5)
         low, high = (low, high) if math.isfinite(low) else (mean, mean)
@@ -282,20 +283,27 @@ def _label(axes: Axes, x: float, text: str, *, to_the_right: bool) -> None:
 
 
 @mpl.rc_context(STYLE)
-def best_r_histogram(chosen: np.ndarray, heldout: np.ndarray, random: float) -> Figure:
-    """Draw the best r of every A feature on the rows that chose it, and on held-out documents, beside random pairs."""
-    figure, axes = _small_figure("r of an A feature’s best match", "features of A")
-    lowest = np.nanmin(np.concatenate([chosen, heldout, [0.0]]))
-    edges = np.linspace(lowest, 1, BINS + 1)
-    for values, label, colour, fill in ((chosen, "selected", NULL, True), (heldout, "held out", ACCENT, False)):
-        defined = values[np.isfinite(values)]
-        if len(defined):
-            axes.stairs(np.histogram(defined, edges)[0], edges, fill=fill, color=colour, label=label, linewidth=1.5)
-    if np.isfinite(random):
-        axes.axvline(random, color=MUTED, linewidth=1, linestyle=":", label="random pair")
-    if axes.get_legend_handles_labels()[0]:
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 3}
-        axes.legend(**place, fontsize=8, handlelength=1.4, columnspacing=1.2)
+def pairs_above_r(curves: dict[str, tuple[np.ndarray, int]]) -> Figure:
+    """Draw how many pairs have at least each r.
+
+    Parameters
+    ----------
+    curves
+        By name: r of pairs, and from how many matchings they come, over which the number is averaged. NaN counts as
+        less than any r.
+    """
+    figure, axes = _small_figure("r", "pairs with at least this r")
+    styles = ((MUTED, "-"), (ACCENT, "-"), (INK, "--"), (INK, ":"))
+    lowest = min([0.0, *(float(np.nanmin(r)) for r, _ in curves.values() if np.isfinite(r).any())])
+    at_least = np.linspace(lowest, 1, 4 * BINS + 1)
+    for (name, (r, matchings)), (colour, line) in zip(curves.items(), styles, strict=False):
+        ascending = np.sort(r[np.isfinite(r)])
+        counts = (len(ascending) - np.searchsorted(ascending, at_least)) / matchings
+        axes.plot(at_least, counts, color=colour, linestyle=line, linewidth=1.4, label=name)
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(bottom=0)
+    if curves:
+        axes.legend(loc="upper right", fontsize=8, handlelength=1.6)
     return figure
 
 

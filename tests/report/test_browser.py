@@ -236,8 +236,7 @@ def test_the_address_holds_what_is_shown_and_back_returns(opened, file, run) -> 
 )
 def test_an_address_that_leads_nowhere_says_so(opened, file, address, said) -> None:
     uri = file.resolve().as_uri()
-    with opened(file) as page:
-        page.evaluate("(hash) => { location.hash = hash }", address)
+    with opened(file, address=address) as page:
         page.wait_for_function("(said) => document.getElementById('x-wait').textContent.includes(said)", arg=said)
         assert page.url.startswith(f"{uri}#a=")
         assert page.evaluate(STATE)["sort"] == "both"
@@ -470,6 +469,7 @@ def test_the_list_is_no_taller_than_its_pairs(opened, large) -> None:
         height = "document.getElementById('x-list').clientHeight"
         tall = page.evaluate(height)
         assert tall > 300
+        page.check("#x-easy")
         assert search(page, "A 1234").startswith("1 of")
         page.wait_for_function(f"{height} === 44")
         search(page, "")
@@ -478,7 +478,8 @@ def test_the_list_is_no_taller_than_its_pairs(opened, large) -> None:
 
 def test_thirty_thousand_pairs(opened, large) -> None:
     with opened(large) as page:
-        assert page.locator("#x-count").inner_text() == "30,000 of 30,000 pairs"
+        page.check("#x-easy")
+        page.wait_for_function("document.getElementById('x-count').textContent === '30,000 of 30,000 pairs'")
         assert page.locator(".x-row").count() < 60, "only what can be seen is in the page"
         page.locator("#x-list").focus()
         page.keyboard.press("End")

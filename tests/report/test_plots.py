@@ -53,6 +53,13 @@ def test_drawing_is_reproducible_and_leaves_settings_alone() -> None:
     assert dict(mpl.rcParams) == before
 
 
+def test_pairs_are_counted_from_the_highest_r_down() -> None:
+    figure = plots.pairs_above_r({"real": (np.array([0.2, 0.5, 0.9, NAN]), 1), "drawn": (np.array([0.5, 0.5]), 2)})
+    real, drawn = (dict(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines)
+    assert [real[r] for r in (0.0, 0.5, 0.75, 1.0)] == [3, 2, 1, 0]
+    assert [drawn[r] for r in (0.25, 0.75)] == [1, 0]
+
+
 def test_observed_value_is_marked() -> None:
     assert "observed 2.346" in texts(plots.to_svg(draw_null(), "null"))
 
@@ -62,8 +69,8 @@ def test_observed_value_is_marked() -> None:
     [
         lambda: plots.null_histogram(np.full(5, NAN), NAN, "RSA", "shuffled pairings"),
         lambda: plots.null_histogram(np.zeros(5), 0.0, "RSA", "shuffled pairings"),
-        lambda: plots.best_r_histogram(np.full(3, NAN), np.full(3, NAN), NAN),
-        lambda: plots.best_r_histogram(np.array([-0.5, 1.0]), np.array([NAN, 0.2]), 0.0),
+        lambda: plots.pairs_above_r({}),
+        lambda: plots.pairs_above_r({"a": (np.full(3, NAN), 1), "b": (np.array([NAN, -0.5, 1.0]), 3)}),
         lambda: plots.all_r_histogram(np.zeros(4, int), np.linspace(-1, 0.5, 4), np.linspace(-0.5, 1, 4), 0.1),
         lambda: plots.all_r_histogram(np.arange(201), np.linspace(-1, 0.99, 201), np.linspace(-0.99, 1, 201), 0.1),
         lambda: plots.heat_map({}, ["a"], ["b"]),

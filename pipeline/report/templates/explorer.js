@@ -359,6 +359,7 @@
   function note(step) {
     const again = step !== "step" && step === state.step;
     state.step = step;
+    byId("x-wait").textContent = "";
     if (address() !== location.hash) history[again ? "replaceState" : "pushState"](null, "", address());
   }
 
@@ -780,9 +781,10 @@
     virtualizer._didMount();
     listen();
     listenToMaps();
-    await openSites();
-    byId("x-wait").textContent = "";
-    await changed();
+    const linked = location.hash.includes("=");
+    if (linked) await changed();
+    if (!state.set) await openSites(); // no link, or one that leads nowhere, which is said
+    if (!linked) byId("x-wait").textContent = "";
   }
 
   start().catch((error) => {
