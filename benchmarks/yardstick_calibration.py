@@ -75,7 +75,7 @@ def judge(n: int, experiments: int) -> list[dict[str, Any]]:
     for quantity in made["quantity"].values.tolist()[1:]:
         of = made.sel(quantity=quantity)
         defined = of.isel(experiment=np.isfinite(of["low"].values))
-        figures = {
+        figures: dict[str, Any] = {
             "mean": of["normalised"].mean(),
             "width": (defined["high"] - defined["low"]).mean(),
             "given": defined.sizes["experiment"] / experiments,

@@ -42,7 +42,6 @@ def figures(run_dir: Path) -> dict[str, Any]:
     tables = {"normalised": normalised_table(results), "beside": yardsticks_table(results)}
     return {
         "command": "python -m benchmarks.yardsticks demo-run",
-        "drawn": "random",
         "min_correlation": config.match.min_correlation,
         "seconds": sum(usage.seconds for usage in read_usage(run.usage) if usage.stage == "yardsticks"),
         **{name: table.astype(object).where(table.notna(), None).to_dict("records") for name, table in tables.items()},
@@ -55,12 +54,7 @@ def render(page: str, result: dict[str, Any]) -> str:
     for name in ("normalised", "low", "high"):
         normalised[name] = normalised[name].astype(float)
     made = [*yardsticks_findings(normalised), f"Pairs have r of at least {result['min_correlation']:g}."]
-    if result.get("drawn") != "random":
-        made.append(
-            "These tables are of an earlier version, which compared the pairs of highest r and took the score of all "
-            "rows beside the floor: they are to be made again, and their intervals are too narrow."
-        )
-    if result["seconds"]:  # 0 where no one session made all of it
+    if result["seconds"]:  # 0 where no one session made all of it, or other work shared the cores
         made.append(f"Making all floors and ceilings took {result['seconds'] / 60:.0f} minutes.")
     page = insert(page, "yardsticks-made", " ".join(made))
     page = insert(page, "yardsticks-normalised", _normalised(normalised))

@@ -122,7 +122,7 @@ def yardsticks_findings(table: pd.DataFrame) -> list[str]:
     defined = scores[scores["normalised"].notna()]
     where = f"between a floor ({floor}) and a ceiling ({ceiling}) at the same number of pairs"
     if defined.empty:
-        return [f"Where the scores lie {where} cannot be said: {scores['note'].iloc[0]}."]
+        return [f"Where the scores lie {where} cannot be said: {scores['note'].iloc[0].removeprefix('undefined: ')}."]
     shares = [
         f"{quantity_name(str(quantity))} {span(100 * rows['normalised'], 0)} %"
         for quantity, rows in defined.groupby("quantity", sort=False)

@@ -99,9 +99,9 @@ def normalise(score: Floats, floor: Floats, ceiling: Floats, *, overlap: float =
     --------
     >>> groups = np.array([0, -0.01, 0.01, 0, 0])
     >>> normalise(0.5 + groups, np.array([0.2 + groups, 0.22 + groups]), np.array([0.8 + groups]))
-    Normalised(value=0.49..., low=0.4..., high=0.5..., note='')
+    Normalised(value=0.49..., low=0.38..., high=0.60..., note='')
     >>> normalise(0.5 + groups, np.array([0.7 + groups]), np.array([0.6 + groups])).note
-    'undefined: the floor, 0.700, and the ceiling, 0.600, overlap'
+    'undefined: floor and ceiling overlap'
     """
     low, high = floor.mean(axis=0), ceiling.mean(axis=0)
     if not np.isfinite([score[0], low[0], high[0]]).all():
@@ -111,7 +111,7 @@ def normalise(score: Floats, floor: Floats, ceiling: Floats, *, overlap: float =
     freedom = len(floor) - 1
     reach = _reach(gap, drawn, freedom)
     if gap[0] <= 0 or not np.isfinite(gap).all() or gap[0] - np.nan_to_num(reach) <= 0:
-        return _undefined(f"the floor, {low[0]:.3f}, and the ceiling, {high[0]:.3f}, overlap")
+        return _undefined("floor and ceiling overlap")
     values = (score - low) / gap
     value = float(values[0])
     notes = _outside(value)
