@@ -85,24 +85,29 @@ def replace_pages(folder: Path, new: Path | None) -> None:
     InputError
         If something there stays.
     """
-    run, record = folder.parent, _read_record(folder.parent)
+    run, record, prefix = folder.parent, _read_record(folder.parent), f"{folder.name}/"
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise InputError(f"{folder} is not a folder, and pages of the report go there: move it")
     old = _pages(folder)
     for name, checksum in old.items():
-        recorded = record.get(f"{folder.name}/{name}")
+        recorded = record.get(prefix + name)
         if not (_PAGE.fullmatch(name) and (is_page(folder / name) if recorded is None else checksum in recorded)):
             raise InputError(
                 f"{folder} holds {name}, which no report wrote or which was edited since, and the report's pages go "
                 "there: move it"
             )
     pages = _pages(new) if new is not None else {}
-    both = {name: [page[name] for page in (old, pages) if name in page] for name in old | pages}
-    _note(run, {f"{folder.name}/{name}": list(dict.fromkeys(checksums)) for name, checksums in both.items()})
+    # of those that are recorded, some are gone where a process died here
+    names = {*old, *pages, *(name.removeprefix(prefix) for name in record if name.startswith(prefix))}
+
+    def note(*there: dict[str, int]) -> None:
+        _note(run, {prefix + name: [*dict.fromkeys(page[name] for page in there if name in page)] for name in names})
+
+    note(old, pages)
     remove_folder(folder)
     if new is not None:
         new.rename(folder)
-    _note(run, {f"{folder.name}/{name}": [pages[name]] if name in pages else [] for name in both})
+    note(pages)
 
 
 _PAGE = re.compile(r"[0-9]+\.html")

@@ -32,8 +32,9 @@ from jobs.cluster.scripts import Script, fill, log_pattern, overlaid, read_scrip
 from jobs.cluster.site import submit_explained
 from jobs.cluster.slurm import NOT_ASKED, UNKNOWN, Job, jobs_numbered, slurm_output
 from storage.errors import CorruptError, InputError, SubspaceError
-from storage.files import write_atomically
+from storage.files import remove_stray_files, write_atomically
 from storage.json_files import read_json
+from storage.locks import lock
 from storage.rundir import RunDirectory
 
 #: In ``RUN/jobs``: what was submitted last.
@@ -114,19 +115,22 @@ def submit_run(
         "driver": (chosen.driver,),
         "share": (chosen.driver, chosen.share),
     }
-    scripts = {
-        name: _write_script(name, folder, overlaid(workers, *sections[name]), run_dir)
-        for name in {step.script for step in steps}
-    }
-    submitted: list[Submitted] = []
-    try:
-        for job in _submit(steps, scripts, dry_run=dry_run):
-            submitted.append(job)
-            if not dry_run:  # after each, so that none is unknown to `subspace status` if this process dies
-                write_atomically(folder / RECORD, [json.dumps([vars(job) for job in submitted], indent=1).encode()])
-    except SubspaceError as error:
-        raise SubspaceError(f"{error}{_take_back(submitted)}") from error
-    return submitted
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):  # nobody submits the same run twice at once
+        remove_stray_files(folder)
+        scripts = {
+            name: _write_script(name, folder, overlaid(workers, *sections[name]), run_dir)
+            for name in {step.script for step in steps}
+        }
+        submitted: list[Submitted] = []
+        try:
+            for job in _submit(steps, scripts, dry_run=dry_run):
+                submitted.append(job)
+                if not dry_run:  # after each, so that none is unknown to `subspace status` if this process dies
+                    write_atomically(folder / RECORD, [json.dumps([vars(job) for job in submitted], indent=1).encode()])
+        except SubspaceError as error:
+            raise SubspaceError(f"{error}{_take_back(submitted)}") from error
+        return submitted
 
 
 def _take_back(submitted: Sequence[Submitted]) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jobs.watch.page import watch_page
-from storage import derived, locks
+from storage import derived, files, locks
 from storage.derived import edited_files, foreign_files, replace_pages, write_derived
 from storage.errors import BusyError, InputError
 from storage.rundir import RunDirectory
@@ -115,6 +115,37 @@ def test_pages_replace_pages_and_leave_no_record(run):
     replace_pages(run / "explorer", None)
     assert not (run / "explorer").exists()
     assert json.loads((run / "written.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("texts", [["three", "four"], None])
+@pytest.mark.parametrize("dies_at", ["_note", "remove_folder", "Path.rename", "second _note"])
+def test_a_death_while_pages_are_replaced_is_made_good(run, monkeypatch, dies_at, texts):
+    replace_pages(run / "explorer", pages(run, "one", "two", "five"))
+    (run / "experiment.json").write_text('{"a": {}, "b": {}}')
+    new, name = files.temporary_path(run / "explorer", "new"), dies_at.removeprefix("second ")
+    pages(run, "three", "four").rename(new)
+    function, calls = (derived.Path.rename if "." in name else getattr(derived, name)), []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) > dies_at.startswith("second") and arguments[0] in (
+            new,
+            run,
+            *[run / "explorer"] * (name != "Path.rename"),
+        ):
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    monkeypatch.setattr(f"storage.derived.{name}", dies)
+    with pytest.raises(KeyboardInterrupt):
+        replace_pages(run / "explorer", new)
+    monkeypatch.undo()
+    with RunDirectory(run).claim():
+        replace_pages(run / "explorer", None if texts is None else pages(run, *texts))
+    known = {f"explorer/{i + 1}.html": [zlib.crc32((PAGE + text).encode())] for i, text in enumerate(texts or [])}
+    assert json.loads((run / "written.json").read_text()) == known
+    left = {"experiment.json", "written.json"} | ({"explorer"} if texts else set())
+    assert {path.name for path in run.iterdir()} == left
 
 
 @pytest.mark.parametrize("make", ["edit", "file", "folder", "the folder a file", "the folder a link"])

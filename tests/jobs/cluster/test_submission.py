@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import yaml
 
 from jobs.cluster.scripts import read_script
 from jobs.cluster.submission import submit_run, submitted_jobs
-from storage.errors import InputError, SubspaceError
+from storage.errors import BusyError, InputError, SubspaceError
+from storage.files import temporary_path
+from storage.locks import lock
 
 
 @pytest.fixture
@@ -58,6 +61,17 @@ def test_arrays(site: Path, tmp_path: Path) -> None:
     four = submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, array="4%2", dry_run=True)
     assert "--array=0-3%2" in four[1].command
     assert "begin/4" in four[0].command
+
+
+def test_one_submission_at_a_time_which_sweeps_what_a_dead_one_left(site: Path, tmp_path: Path) -> None:
+    jobs = tmp_path / "run" / "jobs"
+    jobs.mkdir(parents=True)
+    temporary_path(jobs / "driver.sbatch", "partial").touch()
+    with lock(jobs), ThreadPoolExecutor(1) as pool, pytest.raises(BusyError, match="jobs is being written by"):
+        pool.submit(submit_run, tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, dry_run=True).result()
+    submit_run(tmp_path / "e.yaml", tmp_path / "run", cluster_file=site, dry_run=True)
+    assert [path.name for path in jobs.iterdir()] == ["driver.sbatch"]
+    assert sorted(path.name for path in jobs.parent.iterdir()) == ["jobs", "logs"]
 
 
 def test_jobs_that_slurm_has_forgotten_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
