@@ -32,11 +32,12 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Tests run side by side, so each computes with one thread; three, since many wait for processes that they start.
+# Tests run side by side, so each computes with one thread; three, since many wait for processes that they start. Files in
+# the order of their names: by number of tests, as xdist has them, the longest come last, and two of three have no work.
 unit slurm: export OMP_NUM_THREADS := 1
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist loadfile -m "not slurm and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not gpu" $(PYTEST_ARGS)
 
 # Private Slurms of two nodes each on this host; the tests start and stop them. They mostly wait, so four run at once.
 slurm: $(VENV)/.dev
