@@ -42,8 +42,8 @@ MOST_ASSIGNED = 8192
 LEVEL = 0.95
 
 
-class Held(NamedTuple):
-    """What is held against each other.
+class Comparison(NamedTuple):
+    """Pairs of the run, and those of a yardstick that they are compared with.
 
     Attributes
     ----------
@@ -170,7 +170,7 @@ def _score(job: _Job, groups: Sequence[Family]) -> Floats:
 
 
 def measure(
-    held: Mapping[str, Held],
+    comparisons: Mapping[str, Comparison],
     named: tuple[str | None, str | None],
     *,
     metrics: Sequence[str],
@@ -181,7 +181,7 @@ def measure(
 
     Parameters
     ----------
-    held
+    comparisons
         The pairs of the run and the matchings of each yardstick, by its name.
     named
         The floor and the ceiling of normalised scores, if there are both.
@@ -204,11 +204,15 @@ def measure(
     ordered = families(map(parse_metric, metrics))
     texts = {parse_metric(text): text for text in metrics}
     names = [texts[metric] for family in ordered for metric in family.metrics]
-    both = [held[name] for name in named if name is not None] if None not in named else []
+    both = [comparisons[name] for name in named if name is not None] if None not in named else []
     n_compared = min(map(len, both), default=0)
-    at = [min(n_compared, len(each)) if both else len(each) for each in held.values()]
+    at = [min(n_compared, len(each)) if both else len(each) for each in comparisons.values()]
     left_out = groups if n_compared >= FEWEST_PAIRS else 0
-    needed = {(id(each), n): _Job(each, 0) for one, n in zip(held.values(), at, strict=True) for each in _all(one)}
+    needed = {
+        (id(each), n): _Job(each, 0)
+        for comparison, n in zip(comparisons.values(), at, strict=True)
+        for each in _all(comparison)
+    }
     if both:
         compared = [both[0].real, *both[0].made, *both[1].made]
         needed |= {(id(each), n_compared): _Job(each, left_out) for each in compared}
@@ -220,8 +224,10 @@ def measure(
         """Return the values of matchings, (matching, quantity, 1 + group)."""
         return np.array([_values(each, jobs[id(each), n], scored[id(each), n]) for each in made])
 
-    raw = np.array([table([one.real], n)[0, :, 0] for one, n in zip(held.values(), at, strict=True)])
-    tables = [table(one.made, n)[..., 0] for one, n in zip(held.values(), at, strict=True)]
+    raw = np.array(
+        [table([comparison.real], n)[0, :, 0] for comparison, n in zip(comparisons.values(), at, strict=True)]
+    )
+    tables = [table(comparison.made, n)[..., 0] for comparison, n in zip(comparisons.values(), at, strict=True)]
     columns: dict[str, Callable[..., Floats]] = {"value": np.mean, "least": np.min, "most": np.max}
     summary = {name: np.array([of(each, axis=0) for each in tables]) for name, of in columns.items()}
     variables: dict[str, Any] = {
@@ -229,19 +235,19 @@ def measure(
     }
     variables |= {
         "n_pairs": ("yardstick", np.array(at, np.int64)),
-        "matchings": ("yardstick", np.array([len(each.made) for each in held.values()], np.int64)),
+        "matchings": ("yardstick", np.array([len(each.made) for each in comparisons.values()], np.int64)),
     }
     variables |= _between(quantities, both, n_compared, functools.partial(table, n=n_compared))
-    coords = {"yardstick": np.array(list(held), object), "quantity": np.array(quantities, object)}
+    coords = {"yardstick": np.array(list(comparisons), object), "quantity": np.array(quantities, object)}
     return xr.Dataset(variables, coords).assign(n_compared=np.int64(n_compared))
 
 
-def _all(held: Held) -> list[Matching]:
-    return [held.real, *held.made]
+def _all(comparison: Comparison) -> list[Matching]:
+    return [comparison.real, *comparison.made]
 
 
 def _between(
-    quantities: Sequence[str], both: Sequence[Held], n: int, table: Callable[[Sequence[Matching]], Floats]
+    quantities: Sequence[str], both: Sequence[Comparison], n: int, table: Callable[[Sequence[Matching]], Floats]
 ) -> dict[str, Any]:
     """Return the score of each quantity between floor and ceiling, if there are both, as variables."""
     if both:
@@ -260,7 +266,7 @@ def _between(
     }
 
 
-def _few(floor: Held, ceiling: Held, n: int) -> str:
+def _few(floor: Comparison, ceiling: Comparison, n: int) -> str:
     """Return why n pairs are too few for any score, empty where they are not."""
     if n:
         return f"{n} pairs, at least {FEWEST} are needed" if n < FEWEST else ""

@@ -12,7 +12,7 @@ from distributed import Client
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.yardsticks import YardsticksSettings
 from pipeline.yardsticks.base import Sites
-from pipeline.yardsticks.measure import Held, decoder_cosine, measure
+from pipeline.yardsticks.measure import Comparison, decoder_cosine, measure
 from storage import Manifest, fingerprint, make_result, new_manifest, open_activations
 from storage.rundir import RunDirectory
 
@@ -57,20 +57,20 @@ def measure_sites(
 
     def make() -> xr.Dataset:
         stores = run.activations("a", sites[0]), run.activations("b", sites[1])
-        held = {
-            item.name: Held(item.real(run, sites), item.matchings(config, run, sites), item.overlap(run, sites))
+        comparisons = {
+            item.name: Comparison(item.real(run, sites), item.matchings(config, run, sites), item.overlap(run, sites))
             for item in settings.use
         }
         comparable = all("decoder" in open_activations(path) for path in stores)
         result = measure(
-            held,
+            comparisons,
             (settings.named("floor"), settings.named("ceiling")),
             metrics=config.compare.metrics if config.compare is not None and comparable else [],
             groups=settings.groups,
             client=client,
         )
         cosines = [
-            np.mean([decoder_cosine(matching.stores) for matching in held[item.name].made])
+            np.mean([decoder_cosine(matching.stores) for matching in comparisons[item.name].made])
             if item.same_space
             else np.nan
             for item in settings.use

@@ -13,7 +13,7 @@ from distributed import Client
 import storage
 from pipeline.compare.metrics.rsa import Rsa
 from pipeline.yardsticks.base import Matching
-from pipeline.yardsticks.measure import Held, decoder_cosine, measure, normalise
+from pipeline.yardsticks.measure import Comparison, decoder_cosine, measure, normalise
 
 N, WIDTH, D = 200, 80, 12
 
@@ -44,9 +44,9 @@ def measured(stores: dict[str, Path], client: Client, ceiling: Matching, **optio
     real = matching(stores, "a", "b", 75, 0.6)
     sizes = options.pop("sizes", (70, 68))
     floor = [matching(stores, "a", "other", n, 0.3) for n in sizes]
-    held = {"token": Held(options.pop("moved", real), floor, 0.1), "seeds": Held(real, [ceiling])}
+    comparisons = {"token": Comparison(options.pop("moved", real), floor, 0.1), "seeds": Comparison(real, [ceiling])}
     given = {"named": ("token", "seeds"), "metrics": ["rsa", "svcca"], "groups": 10, **options}
-    return measure(held, client=client, **given).load()
+    return measure(comparisons, client=client, **given).load()
 
 
 def test_all_are_compared_at_the_same_number_of_pairs(stores: dict[str, Path], client: Client) -> None:
@@ -88,8 +88,8 @@ def r_alone(rng: np.random.Generator, n: int, mean: float, common: np.ndarray | 
 
 def between(real: Matching, floor: Matching | list[Matching], ceiling: Matching, *, overlap: float) -> xr.Dataset:
     draws = floor if isinstance(floor, list) else [floor]
-    held = {"token": Held(real, draws, overlap), "seeds": Held(real, [ceiling])}
-    return measure(held, ("token", "seeds"), metrics=[], groups=10, client=None)
+    comparisons = {"token": Comparison(real, draws, overlap), "seeds": Comparison(real, [ceiling])}
+    return measure(comparisons, ("token", "seeds"), metrics=[], groups=10, client=None)
 
 
 def test_intervals_of_normalised_means_hold_the_truth() -> None:
