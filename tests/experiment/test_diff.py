@@ -130,7 +130,7 @@ def test_stale_results_are_left_out_by_name(copied: list[Path]) -> None:
     beside = diff(copied)
     assert beside.score.sel(run="two", site_b="m0").isnull().all()
     assert beside.attrs["notes"] == [
-        "two: left out: scores/l0--m0.zarr was made from other inputs than are there now (pairs/l0--m0.zarr)"
+        "two: left out: scores/l0--m0.zarr was made from other inputs than the present ones (pairs/l0--m0.zarr)"
     ]
 
 
