@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.table import RESULTS, ROOT, insert, update
 from pipeline.report.vocabulary import quantity_name
 from pipeline.yardsticks.base import Matching
-from pipeline.yardsticks.measure import Held, measure
+from pipeline.yardsticks.measure import Comparison, measure
 
 RESULT, PAGE, MARK = RESULTS / "compare" / "normalised.json", ROOT / "docs" / "yardsticks.md", "normalised-calibration"
 SIZES, EXPERIMENTS, DRAWS, GROUPS = (60, 200, 1000), 500, 3, 10
@@ -52,7 +52,10 @@ def experiment(seed: int, n: int) -> xr.Dataset:
 
     real = matching("run", RUN, common)
     draws = [matching("floor", size, moved) for size, moved in zip(FLOOR, _moved(rng, common), strict=True)]
-    held = {"floor": Held(real, draws, ALIKE), "ceiling": Held(real, [matching("ceiling", CEILING, common)])}
+    held = {
+        "floor": Comparison(real, draws, ALIKE),
+        "ceiling": Comparison(real, [matching("ceiling", CEILING, common)]),
+    }
     return measure(held, ("floor", "ceiling"), metrics=[], groups=GROUPS, client=None)
 
 
