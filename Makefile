@@ -44,7 +44,7 @@ slurm: $(VENV)/.dev
 	$(BIN)/pytest -n 4 --dist loadscope -m slurm tests/slurm $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(PYTEST_ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/*.ipynb $(PYTEST_ARGS)
 
 # docs/_build/index.html: pages, command line, API from docstrings; a warning is an error.
 docs: $(VENV)/.dev
