@@ -32,7 +32,7 @@ MATCHING = ("n_pairs", "share_paired", "mean_r", "mean_r_heldout")
 
 
 def neurons_experiment(run: RunDirectory) -> Experiment:
-    """Return the experiment of a run with raw units in place of dictionaries.
+    """Return the experiment of a run with raw units in place of dictionaries, and without clusters of pairs.
 
     Raises
     ------
@@ -53,10 +53,14 @@ def neurons_experiment(run: RunDirectory) -> Experiment:
         for side, model in experiment.models.items()
     }
     changes: dict[str, Any] = {"report": {"contexts": math.ceil(experiment.report.contexts * more)}}
-    if experiment.semantics is not None and hasattr(experiment.semantics.rule, "of"):
-        rule = experiment.semantics.rule
-        scaled = rule.model_copy(update={"of": math.ceil(rule.of * more)})
-        changes["semantics"] = {"rule": scaled}
+    if (semantics := experiment.semantics) is not None and semantics.approaches:
+        # clusters are not compared, and units have too few pairs for as many of them
+        changes["semantics"] = {"clusters": 0}
+        if hasattr(semantics.rule, "of"):
+            scaled = semantics.rule.model_copy(update={"of": math.ceil(semantics.rule.of * more)})
+            changes["semantics"]["rule"] = scaled
+    else:
+        sides["semantics"] = None
     sections = {name: getattr(experiment, name).model_copy(update=update) for name, update in changes.items()}
     return experiment.model_copy(update={**sides, **sections, "name": f"{experiment.name}-neurons"})
 

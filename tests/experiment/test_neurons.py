@@ -12,6 +12,7 @@ import pytest
 
 import storage
 from benchmarks import neurons
+from pipeline.experiment import neurons as module
 from pipeline.experiment.neurons import (
     KINDS,
     check_finished,
@@ -40,6 +41,19 @@ def test_units_take_the_place_of_features_and_get_as_many_times_the_contexts(tin
     assert Experiment.model_validate(after.model_dump(mode="json")) == after
     unchanged = {"correlate", "match", "compare", "corpus", "align", "contexts", "store"}
     assert after.model_dump(include=unchanged) == before.model_dump(include=unchanged)
+
+
+def test_clusters_are_not_compared_and_units_have_too_few_pairs_for_as_many(
+    tiny_run: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    semantics = tiny_run.experiment.semantics.model_copy(update={"clusters": 20})
+    for approaches in (semantics.approaches, []):
+        changed = semantics.model_copy(update={"approaches": approaches})
+        stored = tiny_run.experiment.model_copy(update={"semantics": changed})
+        monkeypatch.setattr(module, "stored_experiment", lambda _, stored=stored: stored)
+        after = neurons_experiment(tiny_run.directory)
+        assert Experiment.model_validate(after.model_dump(mode="json")) == after
+        assert after.semantics.clusters == 0 if approaches else after.semantics is None
 
 
 def test_a_run_beside_itself_is_no_better_than_itself(tiny_run: RunResult, tmp_path: Path) -> None:
