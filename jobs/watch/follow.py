@@ -15,7 +15,8 @@ from typing import Any
 
 from jobs.cluster.slurm import NOT_ASKED, UNKNOWN, Job
 from jobs.cluster.submission import RECORD, submitted_jobs
-from jobs.watch.recorder import FINISHED, read_sessions
+from jobs.watch.recorder import read_sessions
+from pipeline.work.usage import FINISHED
 from storage.errors import InputError, SubspaceError
 
 #: Seconds between two looks.

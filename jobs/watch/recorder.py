@@ -34,6 +34,7 @@ from distributed import Client
 from jobs.cluster.keeper import keeper_of
 from jobs.watch.page import Sample, StageView, watch_page
 from pipeline.work.script import with_prefix
+from pipeline.work.usage import FINISHED
 from pipeline.work.workers import Advanced, Event, Planned, Staged, listening
 from storage.errors import InputError
 from storage.files import write_text
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two samples, on few workers; each hundred workers add as much.
 SAMPLE_SECONDS = 2.0
-#: How a session ends that did all it was to do.
-FINISHED = "finished"
 #: Samples that are kept; beyond, every other one is dropped and they are taken half as often.
 MOST_SAMPLES = 1200
 #: Seconds between two versions of the page.

@@ -35,6 +35,9 @@ from storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
+#: How a stage or a session ends that did all it was to do.
+FINISHED = "finished"
+
 #: Under this key, Dask's configuration holds the name of the cluster profile, where there is one.
 CLUSTER_KEY = "subspace.cluster"
 #: Seconds below which a stage is taken to have found its work done, if another session worked longer on it.
@@ -75,7 +78,7 @@ class StageUsage:
     begun: str
     seconds: float
     cluster: str
-    ended: str = "finished"
+    ended: str = FINISHED
     processes: int = 0
     threads: int = 0
     gone: int = 0
@@ -130,7 +133,7 @@ class UsageLog:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure what is done in the block, and write it down at its end, also where it fails."""
-        begun, start, ended = dt.datetime.now(dt.UTC), time.monotonic(), "finished"
+        begun, start, ended = dt.datetime.now(dt.UTC), time.monotonic(), FINISHED
         limits: list[float] = []
         before = self._look(reset=True)
         _measure(reset=True)  # this process is none of the workers' where those are processes
